@@ -1,0 +1,134 @@
+"""LoRA and its family. Each class states what peft's own configuration needs, with defaults that worked on SAM2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from adapters.peft_adapter import Part, PeftAdapter
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+class Lora(PeftAdapter):
+    """Low-rank updates of weights; with `dora`, of their direction, their length being learned apart.
+
+    Args:
+        rank: Of the update.
+        alpha: The update is scaled by alpha / rank.
+        dora: Decompose weights into length and direction (DoRA).
+        parts: See `PeftAdapter`.
+        stages: See `PeftAdapter`.
+        propagation: See `PeftAdapter`.
+
+    Source: Hu et al., LoRA, arXiv 2106.09685; Liu et al., DoRA, arXiv 2402.09353.
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: int = 16,
+        dora: bool = False,
+        parts: Sequence[Part] = ("trunk", "memory_attention", "decoder"),
+        stages: Sequence[int] = (3, 4),
+        propagation: Literal["full", "frozen"] = "full",
+    ) -> None:
+        super().__init__(parts, stages, propagation)
+        if rank < 1:
+            raise ValueError(f"adapter.rank={rank} must be at least 1.")
+        self.rank, self.alpha, self.dora = rank, alpha, dora
+
+    def config(self, targets: list[str]) -> PeftConfig:
+        """See `PeftAdapter.config`."""
+        from peft import LoraConfig
+
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha, use_dora=self.dora, target_modules=targets)
+
+
+class LoHa(PeftAdapter):
+    """Updates that are the element-wise product of two low-rank ones: a higher rank for as many parameters.
+
+    Args:
+        rank: Of each factor.
+        alpha: The update is scaled by alpha / rank.
+        parts: See `PeftAdapter`.
+        stages: See `PeftAdapter`.
+        propagation: See `PeftAdapter`.
+
+    Source: Hyeon-Woo et al., FedPara, arXiv 2108.06098.
+    """
+
+    def __init__(
+        self,
+        rank: int = 4,
+        alpha: int = 8,
+        parts: Sequence[Part] = ("trunk", "memory_attention", "decoder"),
+        stages: Sequence[int] = (3, 4),
+        propagation: Literal["full", "frozen"] = "full",
+    ) -> None:
+        super().__init__(parts, stages, propagation)
+        self.rank, self.alpha = rank, alpha
+
+    def config(self, targets: list[str]) -> PeftConfig:
+        """See `PeftAdapter.config`."""
+        from peft import LoHaConfig
+
+        return LoHaConfig(r=self.rank, alpha=self.alpha, target_modules=targets)
+
+
+class LoKr(PeftAdapter):
+    """Updates that are Kronecker products of small matrices: the fewest parameters for a full rank.
+
+    Args:
+        rank: Of the larger factor.
+        alpha: The update is scaled by alpha / rank.
+        parts: See `PeftAdapter`.
+        stages: See `PeftAdapter`.
+        propagation: See `PeftAdapter`.
+
+    Source: Yeh et al., LyCORIS, arXiv 2309.14859.
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: int = 16,
+        parts: Sequence[Part] = ("trunk", "memory_attention", "decoder"),
+        stages: Sequence[int] = (3, 4),
+        propagation: Literal["full", "frozen"] = "full",
+    ) -> None:
+        super().__init__(parts, stages, propagation)
+        self.rank, self.alpha = rank, alpha
+
+    def config(self, targets: list[str]) -> PeftConfig:
+        """See `PeftAdapter.config`."""
+        from peft import LoKrConfig
+
+        return LoKrConfig(r=self.rank, alpha=self.alpha, target_modules=targets)
+
+
+class IA3(PeftAdapter):
+    """One learned scale per output channel: the smallest adapter.
+
+    Args:
+        parts: See `PeftAdapter`.
+        stages: See `PeftAdapter`.
+        propagation: See `PeftAdapter`.
+
+    Source: Liu et al., Few-shot parameter-efficient fine-tuning, arXiv 2205.05638.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part] = ("trunk", "memory_attention", "decoder"),
+        stages: Sequence[int] = (3, 4),
+        propagation: Literal["full", "frozen"] = "full",
+    ) -> None:
+        super().__init__(parts, stages, propagation)
+
+    def config(self, targets: list[str]) -> PeftConfig:
+        """See `PeftAdapter.config`."""
+        from peft import IA3Config
+
+        return IA3Config(target_modules=targets, feedforward_modules=[])

@@ -1,0 +1,82 @@
+"""Adapters without peft: nothing of the backbone is trained, or all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mois.interfaces import Adapter, Backbone, Propagation
+
+# Tensors of SAM2 that no training step reaches: unused in SAM 2.1's own settings, or only with prompts never simulated.
+UNREACHED = (
+    "sam.no_mem_pos_enc",
+    "sam.mask_downsample",
+    "sam.sam_prompt_encoder.point_embeddings.2",
+    "sam.sam_prompt_encoder.point_embeddings.3",
+)
+
+
+class Frozen(Adapter):
+    """Trains the propagation only; the backbone stays as it is, to the byte."""
+
+    def attach(self, backbone: Backbone, propagation: Propagation) -> None:
+        """See `Adapter.attach`."""
+        backbone.requires_grad_(False)
+        propagation.requires_grad_(True)
+
+    def save(self, folder: Path) -> None:
+        """Write an empty file: nothing of the backbone was trained."""
+        _write({}, folder)
+
+    def load(self, folder: Path) -> None:
+        """See `Adapter.load`."""
+        left = _read(folder)
+        if left:
+            raise ValueError(f"{folder} holds {len(left)} tensors, but a frozen adapter has none; choose the adapter that wrote it.")
+
+
+class Full(Adapter):
+    """Trains every tensor of the backbone that a training step reaches: pretraining, and the costly comparison.
+
+    Args:
+        propagation: Whether the propagation is trained (`full`) or not (`frozen`).
+    """
+
+    def __init__(self, propagation: Literal["full", "frozen"] = "full") -> None:
+        self.propagation = propagation
+
+    def attach(self, backbone: Backbone, propagation: Propagation) -> None:
+        """See `Adapter.attach`."""
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(not name.startswith(UNREACHED))
+        propagation.requires_grad_(self.propagation == "full")
+        self.backbone = backbone
+
+    def save(self, folder: Path) -> None:
+        """See `Adapter.save`."""
+        _write(self._trained(), folder)
+
+    def load(self, folder: Path) -> None:
+        """See `Adapter.load`."""
+        state, wanted = _read(folder), self._trained()
+        if state.keys() != wanted.keys():
+            missing, unknown = sorted(wanted.keys() - state.keys())[:5], sorted(state.keys() - wanted.keys())[:5]
+            raise ValueError(f"{folder} is not of this adapter: missing {missing}, unknown {unknown}.")
+        self.backbone.load_state_dict(state, strict=False)
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.backbone.named_parameters() if value.requires_grad}
+
+
+def _write(tensors: dict[str, Tensor], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "adapter_model.safetensors.part"
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part)
+    part.rename(folder / "adapter_model.safetensors")
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "adapter_model.safetensors")

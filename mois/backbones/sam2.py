@@ -1,0 +1,385 @@
+"""SAM 2.1 behind the `Backbone` interface. The only file that imports sam2."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from sam2.modeling.backbones.hieradet import Hiera
+from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
+from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
+from sam2.modeling.position_encoding import PositionEmbeddingSine, apply_rotary_enc
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam2_utils import LayerNorm2d, get_1d_sine_pe
+from sam2.modeling.sam.mask_decoder import MaskDecoder
+from sam2.modeling.sam.prompt_encoder import PromptEncoder
+from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from mois.backbones.weights import load_weights
+from mois.interfaces import Backbone, Features, MaskPrediction, Memory, Prompts
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers that tell one SAM 2.1 from another; the defaults are those all official models share."""
+
+    embed_dim: int
+    num_heads: int
+    stages: tuple[int, ...]
+    global_att_blocks: tuple[int, ...]
+    background_size: tuple[int, int]
+    window_spec: tuple[int, ...] = (8, 4, 14, 7)
+    width: int = 256
+    memory_width: int = 64
+    attention_layers: int = 4
+    attention_hidden: int = 2048
+    decoder_hidden: int = 2048
+    decoder_heads: int = 8
+    quality_hidden: int = 256
+    neck_norm: bool = False
+    dropout: float = 0.1
+    patch_px: int = 1024
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+
+
+SIZES = {
+    "nano": Sizes(
+        24, 1, (1, 1, 2, 1), (3,), (7, 7), (8, 4, 8, 4), width=64, memory_width=32, attention_layers=1,
+        attention_hidden=128, decoder_hidden=128, decoder_heads=4, quality_hidden=64, neck_norm=True, dropout=0.0,
+        patch_px=128, statistics=((0.3,) * 3, (0.3,) * 3),
+    ),
+    "tiny": Sizes(96, 1, (1, 2, 7, 2), (5, 7, 9), (7, 7)),
+    "small": Sizes(96, 1, (1, 2, 11, 2), (7, 10, 13), (7, 7)),
+    "base_plus": Sizes(112, 2, (2, 3, 16, 3), (12, 16, 20), (14, 14)),
+    "large": Sizes(144, 2, (2, 6, 36, 4), (23, 33, 43), (7, 7), (8, 4, 16, 8)),
+}  # fmt: skip
+
+
+class SAM2(Backbone):
+    """A frozen SAM 2.1.
+
+    Args:
+        size: Which model; `nano` (1.1 M parameters) ships with this package, the others are Meta's.
+        weights: `bundled` (nano only), `random`, a path to an official checkpoint (.pt) or .safetensors, or a hub id
+            such as `facebook/sam2.1-hiera-tiny`.
+        patch_px: Edge of the square input, a multiple of 32; by default what the model was trained at.
+        checkpoint_trunk: Recompute the trunk's activations in the backward pass instead of keeping them: about a third
+            more time, a fraction of the memory.
+        seed: Of the weights where they are `random`.
+
+    Raises:
+        ValueError: If the patch is no multiple of 32, or the weights do not match the model tensor for tensor.
+
+    Source: Ravi et al., SAM 2: Segment Anything in Images and Videos, arXiv 2408.00714.
+    """
+
+    def __init__(
+        self,
+        size: Literal["nano", "tiny", "small", "base_plus", "large"] = "nano",
+        weights: str = "bundled",
+        patch_px: int | None = None,
+        checkpoint_trunk: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = SIZES[size]
+        self.patch_px = sizes.patch_px if patch_px is None else patch_px
+        if self.patch_px % 32:
+            raise ValueError(f"backbone.patch_px={self.patch_px} is no multiple of 32; choose {self.patch_px // 32 * 32}.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.sam = _Sam(sizes, self.patch_px)
+        self.identity = load_weights(self.sam, size, weights)
+        self.strides = (4, 8, 16)
+        self.channels = (sizes.width // 8, sizes.width // 4, sizes.width)
+        self.width = sizes.width
+        self.memory_width = sizes.memory_width
+        mean, std = sizes.statistics
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+        if checkpoint_trunk:
+            for block in self.sam.image_encoder.trunk.blocks:
+                block.forward = _recompute(block.forward)
+
+    def train(self, mode: bool = True) -> SAM2:
+        """Stay in evaluation mode: SAM2 has only dropout to switch, and a frozen model is not to be noisy."""
+        del mode
+        return super().train(False)
+
+    def encode(self, images: Tensor) -> Features:
+        """See `Backbone.encode`."""
+        image = images.unsqueeze(1)
+        out = self.sam.forward_image((image - self.pixel_mean) / self.pixel_std)
+        return Features(tuple(out["backbone_fpn"]), out["vision_pos_enc"][-1], image)
+
+    def decode(self, features: Features, prompts: Prompts | None, dense: Tensor | None = None) -> MaskPrediction:
+        """See `Backbone.decode`; the best of three candidates is taken where SAM2 gives three."""
+        fine, middle, coarse = features.levels
+        batch, patch_px = coarse.shape[0], features.image.shape[-1]
+        if not features.conditioned:
+            coarse = coarse + self.sam.no_mem_embed.view(1, -1, 1, 1)
+        sparse, dense_prompt = self._embed_prompts(prompts, batch, patch_px)
+        if dense is not None:
+            dense_prompt = dense_prompt + dense
+        multimask = features.conditioned or (prompts is not None and prompts.points.shape[1] <= 1)
+        candidates, iou, tokens, presence = self.sam.sam_mask_decoder(
+            image_embeddings=coarse,
+            image_pe=self._grid_code(patch_px),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense_prompt,
+            multimask_output=multimask,
+            repeat_image=False,
+            high_res_features=[fine, middle],
+        )
+        row = torch.arange(batch, device=coarse.device)
+        best = iou.argmax(dim=1)
+        token = tokens[row, best] if tokens.shape[1] > 1 else tokens[:, 0]
+        seen = (presence > 0).to(token.dtype)
+        pointer = seen * self.sam.obj_ptr_proj(token) + (1 - seen) * self.sam.no_obj_ptr
+        return MaskPrediction(candidates[row, best], candidates, iou, pointer, presence.squeeze(1))
+
+    def remember(self, features: Features, logits: Tensor, pointer: Tensor) -> Memory:
+        """See `Backbone.remember`."""
+        patch_px = features.image.shape[-1]
+        large = functional.interpolate(logits.unsqueeze(1).float(), (patch_px, patch_px), mode="bilinear")
+        mask = large.sigmoid() * self.sam.sigmoid_scale_for_mem_enc + self.sam.sigmoid_bias_for_mem_enc
+        out = self.sam.memory_encoder(features.levels[-1], mask.to(features.levels[-1].dtype), skip_mask_sigmoid=True)
+        absent = (logits.flatten(1).amax(1) <= 0).to(out["vision_features"].dtype).view(-1, 1, 1, 1)
+        maps = out["vision_features"] + absent * self.sam.no_obj_embed_spatial.view(1, -1, 1, 1)
+        return Memory(maps.unsqueeze(1), out["vision_pos_enc"][0].unsqueeze(1), pointer.unsqueeze(1))
+
+    def attend(self, features: Features, memory: Memory) -> Features:
+        """See `Backbone.attend`."""
+        coarse = features.levels[-1]
+        batch, slices, width = memory.pointers.shape
+        last = self.sam.num_maskmem - 1
+        order = [last if hit else min(abs(step), last) - 1 for step, hit in zip(memory.distance, memory.clicked, strict=True)]
+        when = self.sam.maskmem_tpos_enc[order].view(1, slices, 1, self.memory_width)
+        position = memory.position.flatten(3).transpose(2, 3) + when  # (N, T, h * w, M)
+        steps = torch.tensor(memory.distance, device=coarse.device, dtype=torch.float32)
+        code = get_1d_sine_pe(steps / (self.sam.max_obj_ptrs_in_encoder - 1), dim=width).to(coarse.dtype)
+        split = width // self.memory_width
+        pointer_code = self.sam.obj_ptr_tpos_proj(code).repeat_interleave(split, 0).expand(batch, -1, -1)
+        pointers = memory.pointers.reshape(batch, slices * split, self.memory_width)
+        conditioned = self.sam.memory_attention(
+            curr=coarse.flatten(2).permute(2, 0, 1),
+            curr_pos=features.position.flatten(2).permute(2, 0, 1),
+            memory=torch.cat([memory.maps.flatten(3).transpose(2, 3).flatten(1, 2), pointers], 1).transpose(0, 1),
+            memory_pos=torch.cat([position.flatten(1, 2), pointer_code], 1).transpose(0, 1),
+            num_obj_ptr_tokens=slices * split,
+        )
+        levels = (*features.levels[:-1], conditioned.permute(1, 2, 0).reshape(coarse.shape))
+        return features._replace(levels=levels, conditioned=True)
+
+    def attention_stack(self, *, rotary_keys: bool = True) -> nn.Module:
+        """See `Backbone.attention_stack`."""
+        return _AttentionStack(copy.deepcopy(self.sam.memory_attention), rotary_keys)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """See `Backbone.parts`."""
+        return {
+            "trunk": self.sam.image_encoder.trunk,
+            "neck": self.sam.image_encoder.neck,
+            "memory_attention": self.sam.memory_attention,
+            "memory_encoder": self.sam.memory_encoder,
+            "decoder": self.sam.sam_mask_decoder,
+            "prompt_encoder": self.sam.sam_prompt_encoder,
+        }
+
+    def _embed_prompts(self, prompts: Prompts | None, batch: int, patch_px: int) -> tuple[Tensor, Tensor]:
+        encoder = self.sam.sam_prompt_encoder
+        encoder.input_image_size = (patch_px, patch_px)  # sam2 fixes these when it is built; any size works
+        encoder.image_embedding_size = (patch_px // 16, patch_px // 16)
+        if prompts is None:
+            device = encoder.no_mask_embed.weight.device
+            points = torch.zeros(batch, 1, 2, device=device)
+            prompts = Prompts(points, torch.full((batch, 1), -1, dtype=torch.int32, device=device))
+        sparse, dense = encoder(points=(prompts.points, prompts.labels), boxes=None, masks=prompts.mask_logits)
+        return sparse, dense
+
+    def _grid_code(self, patch_px: int) -> Tensor:
+        code: Tensor = self.sam.sam_prompt_encoder.pe_layer((patch_px // 16, patch_px // 16)).unsqueeze(0)
+        return code
+
+
+class _Sam(SAM2Base):  # type: ignore[misc]
+    """sam2's model with head sizes that it does not let one choose. Same names of tensors as in official checkpoints."""
+
+    def __init__(self, sizes: Sizes, patch_px: int) -> None:
+        self._sizes = sizes
+        trunk = Hiera(
+            embed_dim=sizes.embed_dim,
+            num_heads=sizes.num_heads,
+            stages=sizes.stages,
+            global_att_blocks=sizes.global_att_blocks,
+            window_pos_embed_bkg_spatial_size=sizes.background_size,
+            window_spec=sizes.window_spec,
+        )
+        neck = FpnNeck(
+            position_encoding=_sine(sizes.width),
+            d_model=sizes.width,
+            backbone_channel_list=trunk.channel_list,
+            fpn_top_down_levels=[2, 3],
+            fpn_interp_model="nearest",
+        )
+        if sizes.neck_norm:  # without it, a neck trained from scratch drifts to a std of 11 (position codes: 1)
+            for conv in neck.convs:
+                conv.add_module("norm", LayerNorm2d(sizes.width))
+        super().__init__(
+            image_encoder=ImageEncoder(trunk, neck, scalp=1),
+            memory_attention=_memory_attention(sizes),
+            memory_encoder=_memory_encoder(sizes),
+            image_size=patch_px,
+            sigmoid_scale_for_mem_enc=20.0,
+            sigmoid_bias_for_mem_enc=-10.0,
+            use_mask_input_as_output_without_sam=True,
+            directly_add_no_mem_embed=True,
+            no_obj_embed_spatial=True,
+            use_high_res_features_in_sam=True,
+            multimask_output_in_sam=True,
+            iou_prediction_use_sigmoid=True,
+            use_obj_ptrs_in_encoder=True,
+            add_tpos_enc_to_obj_ptrs=True,
+            proj_tpos_enc_in_obj_ptrs=True,
+            use_signed_tpos_enc_to_obj_ptrs=True,
+            only_obj_ptrs_in_the_past_for_eval=True,
+            pred_obj_scores=True,
+            pred_obj_scores_mlp=True,
+            fixed_no_obj_ptr=True,
+            multimask_output_for_tracking=True,
+            use_multimask_token_for_obj_ptr=True,
+            multimask_min_pt_num=0,
+            multimask_max_pt_num=1,
+            use_mlp_for_obj_ptr_proj=True,
+        )
+
+    def _build_sam_heads(self) -> None:
+        super()._build_sam_heads()
+        sizes = self._sizes
+        if sizes.width == 256:
+            return
+        cells = self.image_size // self.backbone_stride
+        self.sam_prompt_encoder = PromptEncoder(
+            embed_dim=sizes.width,
+            image_embedding_size=(cells, cells),
+            input_image_size=(self.image_size, self.image_size),
+            mask_in_chans=16,
+        )
+        self.sam_mask_decoder = MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=sizes.width, mlp_dim=sizes.decoder_hidden, num_heads=sizes.decoder_heads
+            ),
+            transformer_dim=sizes.width,
+            iou_head_depth=3,
+            iou_head_hidden_dim=sizes.quality_hidden,
+            use_high_res_features=True,
+            iou_prediction_use_sigmoid=True,
+            pred_obj_scores=True,
+            pred_obj_scores_mlp=True,
+            use_multimask_token_for_obj_ptr=True,
+        )
+        for name, layer in self.sam_mask_decoder.transformer.named_modules():
+            # from scratch, clicks begin to work only once queries and keys of the cross-attentions agree
+            if name.endswith(("token_to_image", "image_to_token")):
+                with torch.no_grad():
+                    layer.q_proj.weight.mul_(3)
+                    layer.k_proj.weight.copy_(layer.q_proj.weight)
+
+
+class _AttentionStack(nn.Module):
+    """A memory attention with batch first, a key mask, and with or without the position on the grid."""
+
+    def __init__(self, attention: nn.Module, rotary_keys: bool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.requires_grad_(True)
+        self.rotary_keys = rotary_keys
+
+    def forward(
+        self,
+        query: Tensor,
+        query_position: Tensor,
+        memory: Tensor,
+        memory_position: Tensor,
+        pointer_tokens: int,
+        key_mask: Tensor,
+    ) -> Tensor:
+        """See `Backbone.attention_stack`."""
+        out = query + 0.1 * query_position
+        for layer in self.attention.layers:
+            out = layer._forward_sa(out, query_position)
+            out = out + self._cross(layer, layer.norm2(out), memory + memory_position, memory, pointer_tokens, key_mask)
+            out = out + layer.linear2(layer.activation(layer.linear1(layer.norm3(out))))
+        normed: Tensor = self.attention.norm(out)
+        return normed
+
+    def _cross(
+        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, pointer_tokens: int, key_mask: Tensor
+    ) -> Tensor:
+        cross = layer.cross_attn_image
+        query, key, value = (
+            projection(tokens).unsqueeze(1)
+            for projection, tokens in ((cross.q_proj, query), (cross.k_proj, key), (cross.v_proj, value))
+        )
+        if self.rotary_keys:
+            edge = round(query.shape[2] ** 0.5)
+            angles = cross.compute_cis(end_x=edge, end_y=edge).to(query.device)
+            on_grid = key.shape[2] - pointer_tokens
+            query, turned = apply_rotary_enc(query, key[:, :, :on_grid], freqs_cis=angles, repeat_freqs_k=True)
+            key = torch.cat([turned, key[:, :, on_grid:]], dim=2)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=key_mask[:, None, None, :])
+        out: Tensor = cross.out_proj(mixed.squeeze(1))
+        return out
+
+
+def _sine(width: int) -> PositionEmbeddingSine:
+    return PositionEmbeddingSine(num_pos_feats=width, normalize=True, scale=None, temperature=10000, warmup_cache=False)
+
+
+def _memory_attention(sizes: Sizes) -> MemoryAttention:
+    def attention(**widths: object) -> RoPEAttention:
+        return RoPEAttention(
+            embedding_dim=sizes.width, num_heads=1, downsample_rate=1, dropout=sizes.dropout, rope_theta=10000.0,
+            feat_sizes=(64, 64), **widths,
+        )  # fmt: skip
+
+    layer = MemoryAttentionLayer(
+        activation="relu",
+        cross_attention=attention(rope_k_repeat=True, kv_in_dim=sizes.memory_width),
+        d_model=sizes.width,
+        dim_feedforward=sizes.attention_hidden,
+        dropout=sizes.dropout,
+        pos_enc_at_attn=False,
+        pos_enc_at_cross_attn_keys=True,
+        pos_enc_at_cross_attn_queries=False,
+        self_attention=attention(),
+    )
+    return MemoryAttention(d_model=sizes.width, pos_enc_at_input=True, layer=layer, num_layers=sizes.attention_layers)
+
+
+def _memory_encoder(sizes: Sizes) -> MemoryEncoder:
+    block = CXBlock(dim=sizes.width, kernel_size=7, padding=3, layer_scale_init_value=1e-6, use_dwconv=True)
+    return MemoryEncoder(
+        out_dim=sizes.memory_width,
+        mask_downsampler=MaskDownSampler(embed_dim=sizes.width, kernel_size=3, stride=2, padding=1),
+        fuser=Fuser(block, num_layers=2),
+        position_encoding=_sine(sizes.memory_width),
+        in_dim=sizes.width,
+    )
+
+
+def _recompute(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return partial(checkpoint, forward, use_reentrant=False)  # type: ignore[return-value]

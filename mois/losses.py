@@ -1,0 +1,68 @@
+"""Losses on logits. All return one value per picture, so that a caller weighs, masks and averages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Return the mean focal loss of each picture.
+
+    Args:
+        logits: (..., H, W).
+        target: (..., H, W) float, 0 to 1.
+        alpha: Weight of the positive class; the negative one weighs 1 - alpha.
+        gamma: How much well-classified pixels are discounted.
+
+    Returns:
+        (...,).
+
+    Source: Lin et al., Focal loss for dense object detection, arXiv 1708.02002, equation 5.
+    """
+    logits = logits.float()
+    cross = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    probability = logits.sigmoid()
+    miss = probability * (1 - target) + (1 - probability) * target
+    weight = alpha * target + (1 - alpha) * (1 - target)
+    return (weight * miss**gamma * cross).mean((-2, -1))
+
+
+def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """Return 1 - soft Dice of each picture; `smooth` pixels keep an empty picture with an empty answer at 0.
+
+    Args:
+        logits: (..., H, W).
+        target: (..., H, W) float, 0 to 1.
+        smooth: Added above and below the fraction bar.
+
+    Returns:
+        (...,).
+    """
+    probability = logits.float().sigmoid()
+    overlap = (probability * target).sum((-2, -1))
+    total = probability.sum((-2, -1)) + target.sum((-2, -1))
+    return 1 - (2 * overlap + smooth) / (total + smooth)
+
+
+def mask_loss(logits: Tensor, target: Tensor, focal_weight: float = 20.0) -> Tensor:
+    """Return focal_weight x focal + dice of each picture, as SAM2 weighs them; shapes as in `focal_loss`."""
+    return focal_weight * focal_loss(logits, target) + dice_loss(logits, target)
+
+
+def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the intersection over union of thresholded logits and a binary target, per picture; 1 where both are empty."""
+    found, there = logits > 0, target > 0.5
+    union = (found | there).sum((-2, -1))
+    overlap = (found & there).sum((-2, -1))
+    return torch.where(union == 0, 1.0, overlap / union.clamp(min=1))
+
+
+def masked_average(values: Tensor, keep: Tensor) -> Tensor:
+    """Return the mean of values, those not to keep counted as 0.
+
+    The divisor is the number of values, not of those kept: then the mean over the ranks of a job is the mean over its
+    whole batch, and several processes train exactly as one.
+    """
+    return (values * keep.to(values.dtype)).mean()

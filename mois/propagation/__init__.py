@@ -1,0 +1,8 @@
+"""From exemplars to all lesions that look like them, one module per idea."""
+
+from mois.propagation.attention import Attention
+from mois.propagation.prototype import Prototype
+from mois.propagation.sam2_only import Sam2Only
+from mois.propagation.similarity import Similarity
+
+__all__ = ["Attention", "Prototype", "Sam2Only", "Similarity"]

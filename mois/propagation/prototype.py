@@ -1,0 +1,74 @@
+"""Training-free propagation: cosine similarity to the exemplars' mean features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mois.interfaces import Backbone, Exemplars, Features, Propagation, SemanticPrediction
+from mois.propagation.pooling import is_present, masked_mean, zones
+from mois.propagation.sam2_only import NOTHING
+
+
+class Prototype(Propagation):
+    """A pixel is found where it is more like an exemplar's lesion than like that lesion's surroundings.
+
+    Each feature level is normalised per channel over the picture, and compared by cosine with the lesion's and with the
+    surroundings' mean vector; the differences are averaged over levels, and the most alike exemplar counts.
+
+    Args:
+        margin: By how much the cosine to the lesion has to exceed that to the surroundings.
+        sharpness: Logits per unit of that difference.
+
+    Source: Wang et al., PANet: Few-shot image semantic segmentation with prototype alignment, arXiv 1908.06391 (the
+        prototypes; without its training).
+    """
+
+    def __init__(self, margin: float = 0.3, sharpness: float = 10.0) -> None:
+        super().__init__()
+        self.margin = margin
+        self.sharpness = sharpness
+
+    def build(self, backbone: Backbone) -> None:
+        """Need no layers, only sizes."""
+        self.bytes_per_exemplar = 8 * sum(backbone.channels)
+
+    def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
+        """Keep the mean features of a lesion and of its surroundings, per level."""
+        tokens = {}
+        for index, (level, stride) in enumerate(zip(features.levels, backbone.strides, strict=True)):
+            zone = zones(masks, stride)
+            flat = _standardise(level)
+            tokens[f"lesion_{index}"] = masked_mean(flat, zone.core + zone.rim).unsqueeze(1)
+            tokens[f"outside_{index}"] = masked_mean(flat, zone.outside).unsqueeze(1)
+        present = is_present(masks)
+        return Exemplars(tokens, present, torch.zeros_like(present))
+
+    def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
+        """Find what is like the most alike exemplar, and more so than like any negative one."""
+        features = features.repeat(exemplars.valid.shape[0] // features.image.shape[0])
+        patch_px = features.image.shape[-1]
+        batch, count = exemplars.valid.shape
+        if count == 0:
+            logits = features.image.new_full((batch, patch_px, patch_px), NOTHING)
+            return SemanticPrediction(logits, logits.amax((1, 2)))
+        total = features.image.new_zeros(batch, count, patch_px, patch_px)
+        for index, level in enumerate(features.levels):
+            flat = functional.normalize(_standardise(level), dim=1)
+            lesion, outside = (functional.normalize(exemplars.tokens[f"{zone}_{index}"], dim=2) for zone in ("lesion", "outside"))
+            likeness = torch.einsum("bchw,bkc->bkhw", flat, lesion - outside)
+            total = total + functional.interpolate(likeness, (patch_px, patch_px), mode="bilinear")
+        total = total / len(features.levels)
+        positive = (exemplars.valid & ~exemplars.negative)[:, :, None, None]
+        negative = (exemplars.valid & exemplars.negative)[:, :, None, None]
+        alike = total.masked_fill(~positive, -2.0).amax(1)
+        unlike = total.masked_fill(~negative, -2.0).amax(1)
+        score = torch.where(unlike > alike, alike - unlike, alike) - self.margin
+        logits = (self.sharpness * score).clamp(min=NOTHING)
+        return SemanticPrediction(logits, logits.amax((1, 2)))
+
+
+def _standardise(level: Tensor) -> Tensor:
+    centre = level.mean((2, 3), keepdim=True)
+    return (level - centre) / level.std((2, 3), keepdim=True).clamp(min=1e-4)

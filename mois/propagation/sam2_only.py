@@ -1,0 +1,30 @@
+"""SAM2 as it is: prompted lesions and their tracking, nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mois.interfaces import Backbone, Exemplars, Features, Propagation, SemanticPrediction
+from mois.propagation.pooling import is_present
+
+NOTHING = -10.0  # a logit, 4.5e-5 as a probability
+
+
+class Sam2Only(Propagation):
+    """Finds nothing beyond what was prompted; the baseline that every other propagation has to beat."""
+
+    bytes_per_exemplar = 0
+
+    def build(self, backbone: Backbone) -> None:
+        """Need no layers."""
+
+    def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
+        """Keep nothing of a lesion but that it is there."""
+        present = is_present(masks)
+        return Exemplars({}, present, torch.zeros_like(present))
+
+    def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
+        """Find nothing."""
+        image, rows = features.image, exemplars.valid.shape[0]
+        return SemanticPrediction(image.new_full((rows, *image.shape[2:]), NOTHING), image.new_full((rows,), NOTHING))

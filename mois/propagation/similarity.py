@@ -1,0 +1,195 @@
+"""Our default propagation: explicit similarity to compact exemplars, refined by a small network and SAM2's decoder."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mois.interfaces import Backbone, Exemplars, Features, Propagation, SemanticPrediction
+from mois.propagation.pooling import is_present, masked_mean, zones
+from mois.propagation.weights import load_propagation
+
+ZONES = ("core", "rim", "outside")
+POOLS = 2  # the mean over exemplars, and the most alike one
+NEGLIGIBLE = -1e4  # a logit that no softmax notices, also in half precision
+
+
+class Similarity(Propagation):
+    """Compares every pixel with every exemplar, and lets the comparison decide.
+
+    A pixel's embedding joins SAM2's feature levels with a shallow view of the image itself, since lesion types differ in
+    fine texture and rim that a stride of 16 has lost. An exemplar is three mean embeddings (core, rim, surroundings) and
+    its size: under 1 KiB. Cosines between pixels and exemplars are pooled over exemplars (mean and soft maximum, positive
+    and negative apart), so neither order nor number matters. They enter a network that the exemplars also modulate
+    (scale and shift of channels), SAM2's decoder as a dense prompt, and the final layer at half resolution.
+
+    Args:
+        width: Channels of the embedding.
+        blocks: Residual blocks of the network.
+        temperature: Of the soft maximum over exemplars.
+        weights: `random`, `bundled` (pretrained with the bundled nano) or a path.
+
+    Source: the similarity prior of FINDINGS in this project's design notes; modulation: Perez et al., FiLM, arXiv 1709.07871;
+        in-context training: Butoi et al., UniverSeg, arXiv 2304.06131.
+    """
+
+    def __init__(self, width: int = 48, blocks: int = 3, temperature: float = 0.1, weights: str = "random") -> None:
+        super().__init__()
+        self.width = width
+        self.depth = blocks
+        self.temperature = temperature
+        self.weights = weights
+
+    def build(self, backbone: Backbone) -> None:
+        """Make the layers."""
+        width = self.width
+        self.bytes_per_exemplar = 4 * (len(ZONES) * width + 1)
+        self.stem = _Stem(width)
+        self.levels = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in backbone.channels)
+        self.fuse = nn.Sequential(_norm(width), nn.GELU(), *_separable(width, 3), _norm(width))
+        self.compare = nn.ModuleDict({zone: nn.Conv2d(width, width, 1) for zone in ZONES})
+        self.summary = nn.Sequential(nn.Linear(len(ZONES) * width + 1, width), nn.GELU(), nn.Linear(width, width))
+        self.no_exemplar = nn.Parameter(0.02 * torch.randn(width))
+        maps = 2 * POOLS * len(ZONES)  # positive and negative
+        self.enter = nn.Conv2d(width + maps, width, 1)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(self.depth))
+        self.to_prompt = nn.Conv2d(width, backbone.width, 1)
+        self.to_fine = nn.Conv2d(width + maps + 1, self.stem.fine_width, 1)
+        self.final = nn.Sequential(
+            nn.Conv2d(2 * self.stem.fine_width, self.stem.fine_width, 3, padding=1), nn.GELU(),
+            nn.Conv2d(self.stem.fine_width, 1, 1),
+        )  # fmt: skip
+        self.presence = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+        nn.init.constant_(self.final[-1].bias, -2.0)  # lesions are rare
+        load_propagation(self, self.weights, backbone)
+
+    def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
+        """Keep a lesion's mean embeddings (core, rim, surroundings) and its size."""
+        embedding = self._embed(features).coarse
+        zone = zones(masks, 4)
+        means = torch.stack([masked_mean(embedding, weights) for weights in zone], dim=1)
+        pixels = masks.flatten(1).sum(1, keepdim=True)
+        present = is_present(masks)
+        tokens = {"means": means.unsqueeze(1), "log_area": (0.2 * pixels.clamp(min=1).log() - 1).unsqueeze(1)}
+        return Exemplars(tokens, present, torch.zeros_like(present))
+
+    def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
+        """Find what is like the positive exemplars and unlike the negative ones."""
+        times = exemplars.valid.shape[0] // features.image.shape[0]
+        embedding = self._embed(features).repeat(times)
+        likeness = self._likeness(embedding.coarse, exemplars)
+        modulation = self._summarise(exemplars, embedding.coarse)
+        hidden = self.enter(torch.cat([embedding.coarse, likeness], dim=1))
+        for block in self.blocks:
+            hidden = block(hidden, modulation)
+        answer = backbone.decode(features.repeat(times), None, dense=self.to_prompt(functional.avg_pool2d(hidden, 4))).logits.unsqueeze(1)
+        fine = self.to_fine(torch.cat([hidden, likeness, answer], dim=1))
+        fine = functional.interpolate(fine, scale_factor=2, mode="bilinear")
+        logits = self.final(torch.cat([fine, embedding.fine], dim=1))
+        patch_px = features.image.shape[-1]
+        logits = functional.interpolate(logits, (patch_px, patch_px), mode="bilinear").squeeze(1)
+        pooled = torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], dim=1)
+        return SemanticPrediction(logits, self.presence(pooled).squeeze(1))
+
+    def _embed(self, features: Features) -> _Embedding:
+        stem = self.stem(features.image)
+        total = stem.coarse
+        for level, project in zip(features.levels, self.levels, strict=True):
+            projected = project(level)
+            if projected.shape[-1] != total.shape[-1]:
+                projected = functional.interpolate(projected, total.shape[-2:], mode="bilinear")
+            total = total + projected
+        return _Embedding(self.fuse(total), stem.fine)
+
+    def _likeness(self, pixels: Tensor, exemplars: Exemplars) -> Tensor:
+        """Cosines of pixels (B, C, h, w) to exemplars, pooled over these: (B, 2 signs * 3 zones * 2 pools, h, w)."""
+        batch, _, height, width = pixels.shape
+        pools = []
+        if exemplars.count == 0:
+            return pixels.new_zeros(batch, 2 * POOLS * len(ZONES), height, width)
+        means = exemplars.tokens["means"]  # (B, K, 3, C)
+        cosines = torch.stack(
+            [
+                torch.einsum(
+                    "bchw,bkc->bkhw",
+                    functional.normalize(compare(pixels), dim=1),
+                    functional.normalize(functional.linear(means[:, :, index], compare.weight[:, :, 0, 0], compare.bias), dim=2),
+                )
+                for index, compare in enumerate(self.compare[zone] for zone in ZONES)
+            ],
+            dim=2,
+        )  # (B, K, 3, h, w)
+        for sign in (False, True):
+            keep = (exemplars.valid & (exemplars.negative == sign))[:, :, None, None, None]
+            some = keep.any(1).to(pixels.dtype)
+            mean = (cosines * keep).sum(1) / keep.sum(1).clamp(min=1)
+            soft = (cosines / self.temperature).masked_fill(~keep, NEGLIGIBLE).softmax(1)
+            pools += [mean * some, (soft * cosines).sum(1) * some]
+        return torch.cat(pools, dim=1)
+
+    def _summarise(self, exemplars: Exemplars, like: Tensor) -> Tensor:
+        """One vector for what to look for (B, C): the mean over positive exemplars, or a learned one without any."""
+        nothing = self.no_exemplar.to(like.dtype).expand(like.shape[0], -1)
+        if exemplars.count == 0:
+            return nothing
+        tokens = torch.cat([exemplars.tokens["means"].flatten(2), exemplars.tokens["log_area"]], dim=2)
+        keep = (exemplars.valid & ~exemplars.negative).unsqueeze(2)
+        mean = (self.summary(tokens) * keep).sum(1) / keep.sum(1).clamp(min=1)
+        return torch.where(keep.any(1), mean, nothing)
+
+
+class _Embedding(NamedTuple):
+    """Pixels' embeddings at a quarter (N, C, P / 4, P / 4) and at half (N, F, P / 2, P / 2) of the resolution."""
+
+    coarse: Tensor
+    fine: Tensor
+
+    def repeat(self, times: int) -> _Embedding:
+        return _Embedding(self.coarse.repeat_interleave(times, 0), self.fine.repeat_interleave(times, 0))
+
+
+class _Stem(nn.Module):
+    """A shallow view of the image (N, 1, P, P)."""
+
+    fine_width = 16
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.to_half = nn.Sequential(
+            nn.Conv2d(1, self.fine_width, 5, stride=2, padding=2), _norm(self.fine_width), nn.GELU(),
+            nn.Conv2d(self.fine_width, self.fine_width, 3, padding=1), nn.GELU(),
+        )  # fmt: skip
+        self.to_quarter = nn.Sequential(
+            nn.Conv2d(self.fine_width, width, 3, stride=2, padding=1), nn.GELU(), *_separable(width, 3)
+        )
+
+    def forward(self, image: Tensor) -> _Embedding:
+        fine = self.to_half(image)
+        return _Embedding(self.to_quarter(fine), fine)
+
+
+class _Block(nn.Module):
+    """A residual block whose channels the exemplars scale and shift."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.norm = _norm(width)
+        self.modulate = nn.Linear(width, 2 * width)
+        self.mix = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
+
+    def forward(self, hidden: Tensor, modulation: Tensor) -> Tensor:
+        scale, shift = self.modulate(modulation)[:, :, None, None].chunk(2, dim=1)
+        out: Tensor = hidden + self.mix(self.norm(self.spread(hidden)) * (1 + scale) + shift)
+        return out
+
+
+def _separable(width: int, edge: int) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(width, width, edge, padding=edge // 2, groups=width), nn.Conv2d(width, width, 1)
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(1, width)

@@ -1,0 +1,51 @@
+"""Weights of a propagation as files that say which backbone they belong to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from mois.backbones.weights import bundled_file, load_exactly, read_tensors
+from mois.interfaces import Backbone, Propagation, WeightsIdentity
+
+
+def load_propagation(propagation: Propagation, weights: str, backbone: Backbone) -> None:
+    """Fill a built propagation with weights, every tensor or none.
+
+    Args:
+        propagation: To be filled.
+        weights: `random` (leave it as it was made), `bundled` (pretrained with the bundled backbone) or a path.
+        backbone: Whose features it will see.
+
+    Raises:
+        ValueError: If there is no such file, it was trained with another backbone, or it does not fit.
+    """
+    if weights == "random":
+        return
+    name = type(propagation).__name__.lower()
+    path = bundled_file(f"{backbone.identity.name}_{name}.safetensors") if weights == "bundled" else Path(weights)
+    if not path.is_file():
+        raise ValueError(
+            f"propagation.weights={weights}: there is no {path.name}; bundled weights exist for the nano backbone with "
+            "similarity and attention; otherwise give a path to a .safetensors file, or random."
+        )
+    with safe_open(path, "pt") as file:
+        theirs = (file.metadata() or {}).get("backbone_sha256", "unknown")
+    if theirs != backbone.identity.sha256:
+        raise ValueError(
+            f"propagation.weights={weights} were trained with backbone sha256 {theirs[:12]}, this one is "
+            f"{backbone.identity.name} ({backbone.identity.source}, sha256 {backbone.identity.sha256[:12]}); use its own weights, or random."
+        )
+    load_exactly(propagation, read_tensors(path), f"propagation.weights={weights}")
+
+
+def save_propagation(propagation: nn.Module, path: Path, backbone: WeightsIdentity, dtype: torch.dtype = torch.float32) -> None:
+    """Write a propagation's weights with the identity of the backbone that they belong to."""
+    part = path.with_name(path.name + ".part")
+    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in propagation.state_dict().items()}
+    save_file(tensors, part, {"backbone": backbone.name, "backbone_sha256": backbone.sha256})
+    part.rename(path)

@@ -1,0 +1,199 @@
+"""The contracts of what can be swapped, as checks for our plug-ins and anybody's.
+
+Call one from a test: `check_propagation(MyPropagation())`. Each raises `ContractError` with the clause that does not hold.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+
+from mois.backbones.sam2 import SAM2
+from mois.interfaces import Adapter, Backbone, Episode, Exemplars, Features, Prompts, Propagation, Volume
+
+TOLERANCE = 1e-4
+
+
+class ContractError(AssertionError):
+    """A clause of a contract does not hold."""
+
+
+def nano_backbone(seed: int = 0) -> SAM2:
+    """Return the smallest real SAM2, with random weights."""
+    return SAM2("nano", "random", seed=seed)
+
+
+def example_patches(count: int, patch_px: int = 128, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return noise images (count, P, P) with a bright disc each, and the discs' masks (count, P, P) as float."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, patch_px, patch_px, generator=generator)
+    centres = (0.3 + 0.4 * torch.rand(count, 2, generator=generator)) * patch_px
+    line = torch.arange(patch_px, dtype=torch.float32)
+    distance = (line[None, :, None] - centres[:, :1, None]) ** 2 + (line[None, None, :] - centres[:, 1:, None]) ** 2
+    masks = (distance < (patch_px / 10) ** 2).float()
+    return images + masks, masks
+
+
+def example_episode(batch: int = 2, exemplars: int = 3, clip: int = 3, patch_px: int = 128, seed: int = 0) -> Episode:
+    """Return a batch of episodes of noise and discs, with all parts filled."""
+    generator = torch.Generator().manual_seed(seed)
+    support, masks = example_patches(batch * 2 * exemplars, patch_px, seed)
+    query, target = example_patches(batch, patch_px, seed + 1)
+    track, track_masks = example_patches(batch * clip, patch_px, seed + 2)
+    targets = torch.stack([target > 0.5, (target > 0.5).roll(patch_px // 3, 1)], dim=1)
+    shape = (batch, 2, exemplars)
+    return Episode(
+        support.view(*shape, patch_px, patch_px),
+        masks.view(*shape, patch_px, patch_px) > 0.5,
+        torch.ones(shape, dtype=torch.bool),
+        query,
+        targets,
+        targets.any(1),
+        torch.ones(batch, 2, dtype=torch.bool),
+        track.view(batch, clip, patch_px, patch_px),
+        track_masks.view(batch, clip, patch_px, patch_px) > 0.5,
+        torch.rand(batch, 64, generator=generator),
+    )
+
+
+def check_backbone(backbone: Backbone) -> None:
+    """Check sizes, that images of a batch do not see each other, that other input sizes work, and that it is frozen."""
+    images, _ = example_patches(2, backbone.patch_px)
+    with torch.no_grad():
+        features = backbone.encode(images)
+        for level, stride, channels in zip(features.levels, backbone.strides, backbone.channels, strict=True):
+            wanted = (2, channels, backbone.patch_px // stride, backbone.patch_px // stride)
+            _require(tuple(level.shape) == wanted, f"a feature level has shape {tuple(level.shape)}, declared is {wanted}")
+        clicks = Prompts(torch.full((2, 1, 2), backbone.patch_px / 2), torch.ones(2, 1, dtype=torch.int32))
+        both = backbone.decode(features, clicks)
+        one = backbone.decode(backbone.encode(images[:1]), Prompts(clicks.points[:1], clicks.labels[:1]))
+        _require(_close(both.logits[:1], one.logits), "an image's mask depends on the other images of its batch")
+        memory = backbone.remember(features, both.logits, both.pointer)
+        _require(memory.maps.shape[2] == backbone.memory_width, "a memory map is not memory_width wide")
+        followed = backbone.decode(backbone.attend(features, memory), None)
+        _require(followed.logits.shape == both.logits.shape, "tracking answers in another shape than clicking")
+        other = backbone.encode(example_patches(1, backbone.patch_px // 2 // 32 * 32 or 32)[0])
+        _require(bool(backbone.decode(other, None).logits.isfinite().all()), "another input size gives no finite mask")
+    _require(not any(p.requires_grad for p in backbone.parameters()), "a backbone is not frozen when it is made")
+    _require(not backbone.train().training, "train() switches a frozen backbone out of evaluation mode")
+
+
+def check_propagation(propagation: Propagation, backbone: Backbone | None = None) -> None:
+    """Check a propagation that was not built yet: zero exemplars, order, independence, other sizes, bytes, gradient."""
+    backbone = backbone or nano_backbone()
+    propagation.build(backbone)
+    images, masks = example_patches(6, backbone.patch_px)
+    query = backbone.encode(example_patches(2, backbone.patch_px, seed=1)[0])
+    exemplars = propagation.describe(backbone.encode(images), masks, backbone).reshape(2, 3)
+    size = exemplars.bytes_per_exemplar()
+    _require(size <= propagation.bytes_per_exemplar, f"an exemplar takes {size} bytes, declared are {propagation.bytes_per_exemplar}")
+
+    with torch.no_grad():
+        base = propagation(query, exemplars, backbone).logits
+        _require(base.shape == (2, backbone.patch_px, backbone.patch_px), f"logits have shape {tuple(base.shape)}")
+        turned = propagation(query, exemplars.pick(torch.tensor([2, 0, 1])), backbone).logits
+        _require(_close(base, turned), "the order of exemplars matters")
+        single = propagation(query.select(slice(0, 1)), _rows(exemplars, slice(0, 1)), backbone).logits
+        _require(_close(base[:1], single), "a query sees its neighbour in the batch, or its exemplars")
+        none = propagation(query, exemplars.pick(slice(0, 0)), backbone).logits
+        _require(bool(none.isfinite().all()), "no exemplars give no finite answer")
+        padded = propagation(query, exemplars.map(valid=torch.zeros_like(exemplars.valid)), backbone).logits
+        _require(_close(none, padded), "exemplars that are all padding differ from no exemplars")
+        first = exemplars.valid.clone()
+        first[:, 1:] = False
+        alone = propagation(query, exemplars.pick(slice(0, 1)), backbone).logits
+        _require(_close(alone, propagation(query, exemplars.map(valid=first), backbone).logits), "padding is looked at")
+        many = propagation(query.select(slice(0, 1)), exemplars, backbone).logits
+        repeated = propagation(query.select(torch.tensor([0, 0])), exemplars, backbone).logits
+        _require(_close(many, repeated), "several questions about one image differ from the same asked one by one")
+        unlike = propagation(query, exemplars.map(negative=torch.ones_like(exemplars.negative)), backbone).logits
+        _require(bool(unlike.isfinite().all()), "negative exemplars alone give no finite answer")
+        other_px = backbone.patch_px // 2 // 32 * 32 or 32
+        small = example_patches(1, other_px, seed=2)
+        small_features = backbone.encode(small[0])
+        answer = propagation(small_features, propagation.describe(small_features, small[1], backbone), backbone)
+        _require(answer.logits.shape[-1] == other_px, "another input size gives no answer of its size")
+        empty = propagation.describe(query, torch.zeros_like(masks[:2]), backbone)
+        _require(not bool(empty.valid.any()), "an empty mask makes a valid exemplar")
+
+    _check_gradients(propagation, backbone, query, exemplars)
+
+
+def check_adapter(adapter: Adapter, backbone: Backbone | None = None, propagation: Propagation | None = None) -> None:
+    """Check an adapter that was not attached yet: only trained tensors change, and save and load are a round trip."""
+    from mois.propagation import Similarity
+
+    backbone = backbone or nano_backbone()
+    propagation = propagation or Similarity()
+    propagation.build(backbone)
+    images, _ = example_patches(1, backbone.patch_px)
+    before = backbone.encode(images)
+    adapter.attach(backbone, propagation)
+    _require(_close(before.levels[-1], backbone.encode(images).levels[-1]), "attaching alone changes what the backbone sees")
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    frozen = {name: p.detach().clone() for name, p in backbone.named_parameters() if not p.requires_grad}
+    with tempfile.TemporaryDirectory() as folder:
+        adapter.save(Path(folder))
+        with torch.no_grad():
+            kept = [p.detach().clone() for p in trained]
+            for parameter in trained:
+                parameter.add_(0.1)
+        adapter.load(Path(folder))
+        _require(all(torch.equal(a, b) for a, b in zip(kept, trained, strict=True)), "load does not give back what save wrote")
+    for name, parameter in backbone.named_parameters():
+        _require(name not in frozen or torch.equal(frozen[name], parameter), f"{name} is frozen, and changed")
+
+
+def check_datamodule(datamodule: LightningDataModule) -> None:
+    """Check that a datamodule yields episodes to train on and whole volumes to validate on."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    episodes: Iterable[object] = datamodule.train_dataloader()
+    episode = next(iter(episodes))
+    _require(isinstance(episode, Episode), f"train_dataloader yields {type(episode).__name__}, not Episode")
+    for name, value in zip(Episode._fields, episode, strict=True):  # type: ignore[call-overload]
+        wanted = torch.bool if name.endswith(("masks", "valid", "targets", "lesions", "is_lesion")) else torch.float32
+        _require(value.dtype == wanted, f"Episode.{name} is {value.dtype}, not {wanted}")
+    for volume in islice(datamodule.val_dataloader(), 1):
+        _require(isinstance(volume, Volume), f"val_dataloader yields {type(volume).__name__}, not Volume")
+
+
+def _check_gradients(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:
+    trainable = [(name, p) for name, p in propagation.named_parameters() if p.requires_grad]
+    if not trainable:
+        return
+    mixed = exemplars.negative.clone()
+    mixed[:, -1] = True
+    valid = exemplars.valid.clone()
+    total = torch.zeros(())
+    for flags in (valid, torch.zeros_like(valid)):
+        answer = propagation(query, exemplars.map(valid=flags, negative=mixed), backbone)
+        total = total + answer.logits.square().mean() + answer.presence.square().mean()
+    gradients = torch.autograd.grad(total, [p for _, p in trainable], allow_unused=True)
+    without = [name for (name, _), gradient in zip(trainable, gradients, strict=True) if gradient is None]
+    _require(not without, f"{len(without)} trainable tensors get no gradient: {', '.join(without[:5])}")
+
+
+def _rows(exemplars: Exemplars, rows: slice) -> Exemplars:
+    tokens = {name: token[rows] for name, token in exemplars.tokens.items()}
+    return Exemplars(tokens, exemplars.valid[rows], exemplars.negative[rows])
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.allclose(one, other, atol=TOLERANCE, rtol=1e-3))
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ContractError(otherwise)
+
+
+def untouched(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a module's frozen tensors, to compare after training."""
+    return {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}

@@ -1,0 +1,75 @@
+"""Every plug-in of ours passes the checks that anybody's has to pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adapters import IA3, Frozen, Full, LoHa, LoKr, Lora
+from mois.backbones import SAM2
+from mois.interfaces import Adapter, Propagation
+from mois.propagation import Attention, Prototype, Sam2Only, Similarity
+from mois.testing import check_adapter, check_backbone, check_propagation, example_patches, nano_backbone
+
+PROPAGATIONS = [
+    Sam2Only(),
+    Prototype(),
+    Similarity(),
+    Attention(),
+    Attention(rotary_keys=False, tokens="foreground", initial="random"),
+]
+ADAPTERS = [
+    Frozen(),
+    Full(),
+    Lora(),
+    Lora(dora=True, parts=["trunk"], stages=[4]),
+    Lora(parts=["neck", "memory_encoder", "decoder"]),
+    LoHa(),
+    LoKr(),
+    IA3(),
+]
+
+
+@pytest.mark.parametrize("propagation", PROPAGATIONS, ids=lambda p: type(p).__name__)
+def test_propagations_keep_the_contract(propagation: Propagation) -> None:
+    check_propagation(propagation)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: type(a).__name__)
+def test_adapters_keep_the_contract(adapter: Adapter) -> None:
+    check_adapter(adapter)
+
+
+def test_the_nano_backbone_keeps_the_contract() -> None:
+    check_backbone(nano_backbone())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["tiny", "small", "base_plus", "large"])
+def test_official_sizes_keep_the_contract(size: str) -> None:
+    check_backbone(SAM2(size, "random", patch_px=64))  # type: ignore[arg-type]
+
+
+def test_a_disabled_adapter_gives_the_base_back_exactly() -> None:
+    backbone, adapter, propagation = nano_backbone(), Lora(), Similarity()
+    images, _ = example_patches(1)
+    base = backbone.encode(images).levels[-1]
+    propagation.build(backbone)
+    adapter.attach(backbone, propagation)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    assert not torch.equal(backbone.encode(images).levels[-1], base)
+    with adapter.disabled():
+        assert torch.equal(backbone.encode(images).levels[-1], base)
+
+
+def test_an_unknown_part_is_met_with_what_there_is() -> None:
+    with pytest.raises(ValueError, match="adapter.parts holds 'brain'; allowed are decoder, memory_attention"):
+        Lora(parts=["brain"]).attach(nano_backbone(), Sam2Only())  # type: ignore[list-item]
+
+
+def test_a_stage_that_does_not_exist_matches_nothing() -> None:
+    with pytest.raises(ValueError, match="matches no layer; there are blocks.0.attn.qkv"):
+        Lora(parts=["trunk"], stages=[7]).attach(nano_backbone(), Sam2Only())
