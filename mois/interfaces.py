@@ -199,7 +199,9 @@ class Exemplars:
     def pick(self, index: Tensor | slice) -> Exemplars:
         """Return the exemplars at `index` of the K axis."""
         return Exemplars(
-            {name: token[:, index] for name, token in self.tokens.items()}, self.valid[:, index], self.negative[:, index]
+            {name: token[:, index] for name, token in self.tokens.items()},
+            self.valid[:, index],
+            self.negative[:, index],
         )
 
     def expand(self, batch: int) -> Exemplars:
@@ -236,10 +238,12 @@ class SemanticPrediction(NamedTuple):
     Attributes:
         logits: (B, P, P), patch resolution.
         presence: (B,), logit that there is anything like the exemplars on the query.
+        drafts: (B, P, P), logits of an earlier stage to be supervised as well, or None.
     """
 
     logits: Tensor
     presence: Tensor
+    drafts: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,11 @@ def mask_loss(logits: Tensor, target: Tensor, focal_weight: float = 20.0) -> Ten
 
 
 def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the intersection over union of thresholded logits and a binary target, per picture; 1 where both are empty."""
-    found, there = logits > 0, target > 0.5
-    union = (found | there).sum((-2, -1))
-    overlap = (found & there).sum((-2, -1))
-    return torch.where(union == 0, 1.0, overlap / union.clamp(min=1))
+    """Return the intersection over union of thresholded logits with a target of 0 to 1, per picture; 1 where both are empty."""
+    found = (logits > 0).to(target.dtype)
+    overlap = (found * target).sum((-2, -1))
+    union = (found + target).sum((-2, -1)) - overlap
+    return torch.where(union == 0, 1.0, overlap / union.clamp(min=1e-6))
 
 
 def masked_average(values: Tensor, keep: Tensor) -> Tensor:

@@ -69,7 +69,9 @@ def check_backbone(backbone: Backbone) -> None:
         features = backbone.encode(images)
         for level, stride, channels in zip(features.levels, backbone.strides, backbone.channels, strict=True):
             wanted = (2, channels, backbone.patch_px // stride, backbone.patch_px // stride)
-            _require(tuple(level.shape) == wanted, f"a feature level has shape {tuple(level.shape)}, declared is {wanted}")
+            _require(
+                tuple(level.shape) == wanted, f"a feature level has shape {tuple(level.shape)}, declared is {wanted}"
+            )
         clicks = Prompts(torch.full((2, 1, 2), backbone.patch_px / 2), torch.ones(2, 1, dtype=torch.int32))
         both = backbone.decode(features, clicks)
         one = backbone.decode(backbone.encode(images[:1]), Prompts(clicks.points[:1], clicks.labels[:1]))
@@ -92,7 +94,10 @@ def check_propagation(propagation: Propagation, backbone: Backbone | None = None
     query = backbone.encode(example_patches(2, backbone.patch_px, seed=1)[0])
     exemplars = propagation.describe(backbone.encode(images), masks, backbone).reshape(2, 3)
     size = exemplars.bytes_per_exemplar()
-    _require(size <= propagation.bytes_per_exemplar, f"an exemplar takes {size} bytes, declared are {propagation.bytes_per_exemplar}")
+    _require(
+        size <= propagation.bytes_per_exemplar,
+        f"an exemplar takes {size} bytes, declared are {propagation.bytes_per_exemplar}",
+    )
 
     with torch.no_grad():
         base = propagation(query, exemplars, backbone).logits
@@ -135,7 +140,9 @@ def check_adapter(adapter: Adapter, backbone: Backbone | None = None, propagatio
     images, _ = example_patches(1, backbone.patch_px)
     before = backbone.encode(images)
     adapter.attach(backbone, propagation)
-    _require(_close(before.levels[-1], backbone.encode(images).levels[-1]), "attaching alone changes what the backbone sees")
+    _require(
+        _close(before.levels[-1], backbone.encode(images).levels[-1]), "attaching alone changes what the backbone sees"
+    )
     trained = [p for p in backbone.parameters() if p.requires_grad]
     frozen = {name: p.detach().clone() for name, p in backbone.named_parameters() if not p.requires_grad}
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +152,10 @@ def check_adapter(adapter: Adapter, backbone: Backbone | None = None, propagatio
             for parameter in trained:
                 parameter.add_(0.1)
         adapter.load(Path(folder))
-        _require(all(torch.equal(a, b) for a, b in zip(kept, trained, strict=True)), "load does not give back what save wrote")
+        _require(
+            all(torch.equal(a, b) for a, b in zip(kept, trained, strict=True)),
+            "load does not give back what save wrote",
+        )
     for name, parameter in backbone.named_parameters():
         _require(name not in frozen or torch.equal(frozen[name], parameter), f"{name} is frozen, and changed")
 

@@ -14,11 +14,11 @@ from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
 from sam2.modeling.position_encoding import PositionEmbeddingSine, apply_rotary_enc
-from sam2.modeling.sam2_base import SAM2Base
-from sam2.modeling.sam2_utils import LayerNorm2d, get_1d_sine_pe
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.prompt_encoder import PromptEncoder
 from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -95,7 +95,9 @@ class SAM2(Backbone):
         sizes = SIZES[size]
         self.patch_px = sizes.patch_px if patch_px is None else patch_px
         if self.patch_px % 32:
-            raise ValueError(f"backbone.patch_px={self.patch_px} is no multiple of 32; choose {self.patch_px // 32 * 32}.")
+            raise ValueError(
+                f"backbone.patch_px={self.patch_px} is no multiple of 32; choose {self.patch_px // 32 * 32}."
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.sam = _Sam(sizes, self.patch_px)
@@ -165,7 +167,9 @@ class SAM2(Backbone):
         coarse = features.levels[-1]
         batch, slices, width = memory.pointers.shape
         last = self.sam.num_maskmem - 1
-        order = [last if hit else min(abs(step), last) - 1 for step, hit in zip(memory.distance, memory.clicked, strict=True)]
+        order = [
+            last if hit else min(abs(step), last) - 1 for step, hit in zip(memory.distance, memory.clicked, strict=True)
+        ]
         when = self.sam.maskmem_tpos_enc[order].view(1, slices, 1, self.memory_width)
         position = memory.position.flatten(3).transpose(2, 3) + when  # (N, T, h * w, M)
         steps = torch.tensor(memory.distance, device=coarse.device, dtype=torch.float32)
@@ -236,7 +240,7 @@ class _Sam(SAM2Base):  # type: ignore[misc]
         )
         if sizes.neck_norm:  # without it, a neck trained from scratch drifts to a std of 11 (position codes: 1)
             for conv in neck.convs:
-                conv.add_module("norm", LayerNorm2d(sizes.width))
+                conv.add_module("norm", _ChannelNorm(sizes.width))
         super().__init__(
             image_encoder=ImageEncoder(trunk, neck, scalp=1),
             memory_attention=_memory_attention(sizes),
@@ -343,6 +347,13 @@ class _AttentionStack(nn.Module):
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=key_mask[:, None, None, :])
         out: Tensor = cross.out_proj(mixed.squeeze(1))
         return out
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (N, C, h, w); sam2's LayerNorm2d in twice the speed on a CPU."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _sine(width: int) -> PositionEmbeddingSine:

@@ -130,4 +130,6 @@ def _download(hub_id: str) -> Path:
         return Path(hf_hub_download(hub_id, HUB_FILES[hub_id]))
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"backbone.weights={hub_id} cannot be downloaded ({reason}); give a path to the file.") from error
+        raise ValueError(
+            f"backbone.weights={hub_id} cannot be downloaded ({reason}); give a path to the file."
+        ) from error

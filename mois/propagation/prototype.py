@@ -56,7 +56,9 @@ class Prototype(Propagation):
         total = features.image.new_zeros(batch, count, patch_px, patch_px)
         for index, level in enumerate(features.levels):
             flat = functional.normalize(_standardise(level), dim=1)
-            lesion, outside = (functional.normalize(exemplars.tokens[f"{zone}_{index}"], dim=2) for zone in ("lesion", "outside"))
+            lesion, outside = (
+                functional.normalize(exemplars.tokens[f"{zone}_{index}"], dim=2) for zone in ("lesion", "outside")
+            )
             likeness = torch.einsum("bchw,bkc->bkhw", flat, lesion - outside)
             total = total + functional.interpolate(likeness, (patch_px, patch_px), mode="bilinear")
         total = total / len(features.levels)

@@ -54,6 +54,7 @@ class Similarity(Propagation):
         self.summary = nn.Sequential(nn.Linear(len(ZONES) * width + 1, width), nn.GELU(), nn.Linear(width, width))
         self.no_exemplar = nn.Parameter(0.02 * torch.randn(width))
         maps = 2 * POOLS * len(ZONES)  # positive and negative
+        self.verdict = nn.Conv2d(maps, 1, 1)
         self.enter = nn.Conv2d(width + maps, width, 1)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(self.depth))
         self.to_prompt = nn.Conv2d(width, backbone.width, 1)
@@ -63,7 +64,7 @@ class Similarity(Propagation):
             nn.Conv2d(self.stem.fine_width, 1, 1),
         )  # fmt: skip
         self.presence = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
-        nn.init.constant_(self.final[-1].bias, -2.0)  # lesions are rare
+        self._start_from_cosines()
         load_propagation(self, self.weights, backbone)
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
@@ -85,14 +86,26 @@ class Similarity(Propagation):
         hidden = self.enter(torch.cat([embedding.coarse, likeness], dim=1))
         for block in self.blocks:
             hidden = block(hidden, modulation)
-        answer = backbone.decode(features.repeat(times), None, dense=self.to_prompt(functional.avg_pool2d(hidden, 4))).logits.unsqueeze(1)
+        answer = backbone.decode(
+            features.repeat(times), None, dense=self.to_prompt(functional.avg_pool2d(hidden, 4))
+        ).logits.unsqueeze(1)
         fine = self.to_fine(torch.cat([hidden, likeness, answer], dim=1))
         fine = functional.interpolate(fine, scale_factor=2, mode="bilinear")
-        logits = self.final(torch.cat([fine, embedding.fine], dim=1))
-        patch_px = features.image.shape[-1]
-        logits = functional.interpolate(logits, (patch_px, patch_px), mode="bilinear").squeeze(1)
+        patch = features.image.shape[-2:]
+        draft = functional.interpolate(self.verdict(likeness), patch, mode="bilinear")
+        logits = functional.interpolate(self.final(torch.cat([fine, embedding.fine], dim=1)), patch, mode="bilinear")
         pooled = torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], dim=1)
-        return SemanticPrediction(logits, self.presence(pooled).squeeze(1))
+        return SemanticPrediction((logits + draft).squeeze(1), self.presence(pooled).squeeze(1), draft.squeeze(1))
+
+    def _start_from_cosines(self) -> None:
+        """Let the verdict begin as: like an exemplar's core and rim, unlike its surroundings, and the reverse for negatives."""
+        with torch.no_grad():
+            self.verdict.weight.zero_()
+            weights = self.verdict.weight.view(2, POOLS, len(ZONES))  # sign, pool, zone
+            weights[0, 1] = torch.tensor([4.0, 4.0, -4.0])
+            weights[1, 1] = torch.tensor([-2.0, -2.0, 2.0])
+            self.verdict.bias.fill_(-4.0)
+            nn.init.zeros_(self.final[-1].bias)
 
     def _embed(self, features: Features) -> _Embedding:
         stem = self.stem(features.image)
@@ -116,7 +129,9 @@ class Similarity(Propagation):
                 torch.einsum(
                     "bchw,bkc->bkhw",
                     functional.normalize(compare(pixels), dim=1),
-                    functional.normalize(functional.linear(means[:, :, index], compare.weight[:, :, 0, 0], compare.bias), dim=2),
+                    functional.normalize(
+                        functional.linear(means[:, :, index], compare.weight[:, :, 0, 0], compare.bias), dim=2
+                    ),
                 )
                 for index, compare in enumerate(self.compare[zone] for zone in ZONES)
             ],

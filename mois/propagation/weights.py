@@ -43,7 +43,9 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
     load_exactly(propagation, read_tensors(path), f"propagation.weights={weights}")
 
 
-def save_propagation(propagation: nn.Module, path: Path, backbone: WeightsIdentity, dtype: torch.dtype = torch.float32) -> None:
+def save_propagation(
+    propagation: nn.Module, path: Path, backbone: WeightsIdentity, dtype: torch.dtype = torch.float32
+) -> None:
     """Write a propagation's weights with the identity of the backbone that they belong to."""
     part = path.with_name(path.name + ".part")
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in propagation.state_dict().items()}

@@ -1,0 +1,305 @@
+"""What a model learns from one batch of episodes: clicks, tracking, and finding what is like the exemplars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mois.interfaces import (
+    Backbone,
+    Episode,
+    Exemplars,
+    Features,
+    MaskPrediction,
+    Memory,
+    Propagation,
+    SemanticPrediction,
+)
+from mois.losses import mask_loss, masked_average, soft_iou
+from mois.prompts import correct, first_click
+
+# columns of Episode.chance
+NEGATIVES, COUNT, CLICKS = 0, 1, 8
+
+# Masks are compared at half the patch's resolution: at a quarter, where SAM2 answers, a lesion of a few pixels covers less
+# than half a cell, and to answer nothing would be right.
+HALF = 2
+
+
+@dataclass(frozen=True)
+class EpisodeLearning:
+    """How an episode becomes a loss.
+
+    Attributes:
+        corrections: Most correction clicks after the first; training steps cycle through 1 to this number.
+        true_masks: Share of exemplars described from their true masks instead of the predicted ones.
+        negatives: Share of queries that get the other group's exemplars as negative ones.
+        click_weight: Of the loss of clicked masks, averaged over clicks.
+        track_weight: Of the loss of tracked masks.
+        semantic_weight: Of the loss of what is found by exemplars.
+        draft_weight: Of the loss of a propagation's first draft, where it makes one, relative to that of its result.
+        no_exemplar_weight: Of the loss of what is found without, relative to that with exemplars.
+        presence_weight: Of the presence score of each of the above.
+    """
+
+    corrections: int = 3
+    true_masks: float = 0.3
+    negatives: float = 0.2
+    click_weight: float = 1.0
+    track_weight: float = 0.5
+    semantic_weight: float = 1.0
+    draft_weight: float = 0.4
+    no_exemplar_weight: float = 0.3
+    presence_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse shares outside 0 to 1 and a first click that could never be corrected."""
+        for name in ("true_masks", "negatives"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.learning.{name}={getattr(self, name)} is a share; choose 0 to 1.")
+        if not 1 <= self.corrections <= 7:
+            raise ValueError(f"model.learning.corrections={self.corrections}; choose 1 to 7.")
+
+
+class Outcome(NamedTuple):
+    """Losses to sum, and figures to log (NaN where a batch says nothing about one)."""
+
+    losses: dict[str, Tensor]
+    figures: dict[str, Tensor]
+
+
+def learn(
+    backbone: Backbone, propagations: dict[str, Propagation], episode: Episode, settings: EpisodeLearning, step: int
+) -> Outcome:
+    """Run a batch of episodes.
+
+    Args:
+        backbone: The backbone.
+        propagations: By the prefix of their figures; the first has none ("").
+        episode: The batch.
+        settings: Weights and shares.
+        step: Number of the training step; it sets the number of clicks, alike on all ranks.
+    """
+    batch, groups, count = episode.support_valid.shape
+    supports, clip = batch * groups * count, episode.track_images.shape[1]
+    images = [episode.support_images.flatten(0, 2), episode.query_images, episode.track_images.flatten(0, 1)]
+    features = backbone.encode(torch.cat(images))
+    support = features.select(slice(0, supports))
+    query = features.select(slice(supports, supports + batch))
+    track = features.select(slice(supports + batch, None))
+
+    masks = episode.support_masks.flatten(0, 2)
+    clicks = 1 + step % settings.corrections
+    click = _click(
+        backbone, support, masks, episode.support_valid.flatten(), _spread(episode.chance, groups * count), clicks
+    )
+    losses = {
+        "click": settings.click_weight * click.loss,
+        "click_presence": settings.presence_weight * click.presence_loss,
+    }
+    figures = {"click_first_dice": click.first_dice, "click_last_dice": click.last_dice}
+    if clip > 1:
+        tracked = _track(backbone, track, episode, clip)
+        losses |= {
+            "track": settings.track_weight * tracked.loss,
+            "track_presence": settings.presence_weight * tracked.presence_loss,
+        }
+        figures["track_dice"] = tracked.last_dice
+
+    predicted = (
+        functional.interpolate(click.logits.unsqueeze(1).float(), masks.shape[-2:], mode="bilinear")
+        .squeeze(1)
+        .sigmoid()
+    )
+    use_truth = _spread(episode.chance, groups * count)[:, -1] < settings.true_masks
+    shown = torch.where(use_truth[:, None, None], masks.to(predicted.dtype), predicted)
+    for prefix, propagation in propagations.items():
+        found = find(backbone, propagation, episode, query, support, shown, settings)
+        losses |= {prefix + name: value for name, value in found.losses.items()}
+        figures |= {prefix + name: value for name, value in found.figures.items()}
+    return Outcome(losses, figures)
+
+
+def find(
+    backbone: Backbone,
+    propagation: Propagation,
+    episode: Episode,
+    query: Features,
+    support: Features,
+    shown: Tensor,
+    settings: EpisodeLearning,
+) -> Outcome:
+    """Find what is like each group's exemplars, and what is a lesion at all without any.
+
+    Args:
+        backbone: The backbone.
+        propagation: The propagation to train.
+        episode: The batch.
+        query: Features of the B queries.
+        support: Features of the B x G x K supports.
+        shown: (B x G x K, P, P) float, the masks that the exemplars are described by.
+        settings: Weights and shares.
+    """
+    batch, groups, count = episode.support_valid.shape
+    exemplars = propagation.describe(support, shown, backbone).reshape(batch * groups, count)
+    exemplars = exemplars.map(valid=exemplars.valid & _shown_count(episode))
+    prediction = propagation(query, _with_negatives(exemplars, episode, settings), backbone)
+    logits = prediction.logits.unflatten(0, (batch, groups))
+    target = episode.query_targets.to(logits.dtype)
+    asked = episode.support_valid.any(2)  # (B, G): a group without exemplars asks nothing
+    alone = propagation(query, exemplars.pick(slice(0, 0)).map(valid=exemplars.valid[::groups, :0]), backbone)
+    lesions = episode.query_lesions.to(logits.dtype)
+    losses = {
+        "semantic": settings.semantic_weight * masked_average(mask_loss(logits, target), asked),
+        "semantic_presence": settings.presence_weight
+        * masked_average(_presence_loss(prediction, target.flatten(0, 1)), asked.flatten()),
+        "alone": settings.semantic_weight * settings.no_exemplar_weight * mask_loss(alone.logits, lesions).mean(),
+        "alone_presence": settings.presence_weight
+        * settings.no_exemplar_weight
+        * _presence_loss(alone, lesions).mean(),
+    }
+    if prediction.drafts is not None:
+        drafts = mask_loss(prediction.drafts.unflatten(0, (batch, groups)), target)
+        losses["draft"] = settings.semantic_weight * settings.draft_weight * masked_average(drafts, asked)
+    with torch.no_grad():
+        one, other = logits[:, 0] > 0, logits[:, 1] > 0
+        first, second = episode.query_targets[:, 0], episode.query_targets[:, 1]
+        lesion_pair = episode.group_is_lesion[:, 0] & episode.group_is_lesion[:, 1]
+        figures = {
+            "right": _pooled_dice(one, first, asked[:, 0]),
+            "wrong": _pooled_dice(other, first, asked[:, 1]),
+            "swapped": _pooled_dice(other, second, lesion_pair),
+            "no_exemplars": _pooled_dice(alone.logits > 0, first, asked[:, 0]),
+        }
+    return Outcome(losses, figures)
+
+
+class _Answers(NamedTuple):
+    loss: Tensor
+    presence_loss: Tensor
+    first_dice: Tensor
+    last_dice: Tensor
+    logits: Tensor
+
+
+def _click(
+    backbone: Backbone, features: Features, masks: Tensor, keep: Tensor, chance: Tensor, corrections: int
+) -> _Answers:
+    """Click and correct; every answer is supervised, not only the first."""
+    target = _halve(masks)
+    prompts = first_click(masks, chance[:, 0])
+    losses, presence, answers = [], [], []
+    for step in range(corrections + 1):
+        answer = backbone.decode(features, prompts)
+        losses.append(masked_average(_best_candidate_loss(answer, target), keep))
+        presence.append(masked_average(_presence_loss(answer, masks), keep))
+        answers.append(_enlarge(answer.logits.unsqueeze(1)).squeeze(1) > 0)
+        if step < corrections:
+            prompts = correct(prompts, answer.logits, masks, chance[:, step + 1])
+    whole = target > 0.5
+    return _Answers(
+        torch.stack(losses).mean(),
+        torch.stack(presence).mean(),
+        _pooled_dice(answers[0], whole, keep),
+        _pooled_dice(answers[-1], whole, keep),
+        answer.logits,
+    )
+
+
+def _track(backbone: Backbone, features: Features, episode: Episode, clip: int) -> _Answers:
+    """Click the middle slice of each clip and follow the lesion both ways, in step."""
+    batch, middle = episode.track_images.shape[0], clip // 2
+    masks = episode.track_masks
+    slices = torch.arange(batch * clip, device=masks.device).view(batch, clip)
+    start = features.select(slices[:, middle])
+    first = backbone.decode(start, first_click(masks[:, middle], episode.chance[:, -1]))
+    clicked = backbone.remember(start, first.logits, first.pointer)
+    clicked = Memory(*(tensor.repeat_interleave(2, 0) for tensor in clicked[:3]))
+    target, present = _halve(masks.flatten(0, 1)), masks.flatten(0, 1).flatten(1).any(1)
+    losses = [masked_average(_best_candidate_loss(first, target[slices[:, middle]]), present[slices[:, middle]])]
+    presence, found, truth, previous = [], [], [], []
+    for step in range(1, middle + 1):
+        here = torch.stack([slices[:, middle - step], slices[:, middle + step]], dim=1).flatten()
+        memory = Memory.cat([clicked.at(step, clicked=True), *previous])
+        pictures = features.select(here)
+        answer = backbone.decode(backbone.attend(pictures, memory), None)
+        # masks and their quality are learned where the lesion is; that it is gone is for the presence score to say
+        losses.append(masked_average(_best_candidate_loss(answer, target[here]), present[here]))
+        presence.append(_presence_loss(answer, masks.flatten(0, 1)[here]).mean())
+        found.append(_enlarge(answer.logits.unsqueeze(1)).squeeze(1) > 0)
+        truth.append(target[here] > 0.5)
+        previous = [backbone.remember(pictures, answer.logits, answer.pointer).at(1, clicked=False)]
+    figure = _pooled_dice(torch.cat(found), torch.cat(truth), torch.ones_like(torch.cat(truth)[:, 0, 0]))
+    return _Answers(torch.stack(losses).mean(), torch.stack(presence).mean(), figure, figure, first.logits)
+
+
+def _best_candidate_loss(answer: MaskPrediction, target: Tensor) -> Tensor:
+    """The mask loss of the best candidate, and the error of the predicted quality of all, (N,)."""
+    candidates = _enlarge(answer.candidates)
+    wanted = target.unsqueeze(1).expand_as(candidates)
+    masks = mask_loss(candidates, wanted)
+    quality = (answer.iou.float() - soft_iou(candidates.detach(), wanted)).abs()
+    return masks.amin(1) + quality.mean(1)
+
+
+def _halve(masks: Tensor) -> Tensor:
+    """Cover of each cell of half the resolution, (N, P / 2, P / 2) float, of masks (N, P, P) bool."""
+    return functional.avg_pool2d(masks.unsqueeze(1).float(), HALF).squeeze(1)
+
+
+def _enlarge(logits: Tensor) -> Tensor:
+    """SAM2's answers (N, M, P / 4, P / 4) at half the patch's resolution."""
+    return functional.interpolate(logits.float(), scale_factor=4 / HALF, mode="bilinear")
+
+
+def _presence_loss(answer: MaskPrediction | SemanticPrediction, masks: Tensor) -> Tensor:
+    there = (masks.flatten(1) > 0.5).any(1).float()
+    return functional.binary_cross_entropy_with_logits(answer.presence.float(), there, reduction="none")
+
+
+def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLearning) -> Exemplars:
+    """Show some queries the other group's exemplars too, as what is not to be found."""
+    batch, groups, _ = episode.support_valid.shape
+    order = torch.arange(batch * groups, device=exemplars.valid.device).view(batch, groups).flip(1).flatten()
+    others = Exemplars(
+        {name: token[order] for name, token in exemplars.tokens.items()}, exemplars.valid[order], exemplars.negative
+    )
+    chosen = (episode.chance[:, NEGATIVES] < settings.negatives).repeat_interleave(groups).unsqueeze(1)
+    return Exemplars.cat(
+        [exemplars, others.map(valid=others.valid & chosen, negative=torch.ones_like(others.negative))]
+    )
+
+
+def _shown_count(episode: Episode) -> Tensor:
+    """(B x G, K) bool: between one and all of a group's exemplars are shown."""
+    batch, groups, count = episode.support_valid.shape
+    most = 1 + (episode.chance[:, COUNT] * count).floor()
+    keep = torch.arange(count, device=most.device) < most.unsqueeze(1)
+    return keep.repeat_interleave(groups, 0)
+
+
+def _spread(chance: Tensor, items: int) -> Tensor:
+    """Give each of an episode's items its own random numbers, (B x items, 9), from the episode's (golden-ratio steps)."""
+    shift = 0.6180339887 * torch.arange(1, items + 1, device=chance.device, dtype=chance.dtype)
+    return ((chance[:, None, CLICKS : CLICKS + 9] + shift[None, :, None]) % 1.0).flatten(0, 1)
+
+
+def _pooled_dice(found: Tensor, truth: Tensor, keep: Tensor) -> Tensor:
+    """Dice over all pictures to keep at once; NaN where these hold no truth."""
+    keep = keep.view(-1, *([1] * (found.ndim - 1)))
+    overlap = (found & truth & keep).sum()
+    there = (truth & keep).sum()
+    dice = 2 * overlap / ((found & keep).sum() + there).clamp(min=1)
+    return torch.where(there > 0, dice, torch.nan)
+
+
+def names(propagations: Sequence[Propagation]) -> dict[str, Propagation]:
+    """Name the figures of several propagations: none for the first, the class's name for the others."""
+    return {
+        "" if index == 0 else f"{type(module).__name__.lower()}/": module for index, module in enumerate(propagations)
+    }

@@ -1,0 +1,228 @@
+"""The LightningModule: a frozen backbone, an adapter, a propagation, and what they learn from episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from mois.evaluation.protocol import ProtocolSettings, evaluate_volume
+from mois.evaluation.reports import SubjectReport
+from mois.evaluation.statistics import means
+from mois.evaluation.tables import write_results
+from mois.inference import InferenceSettings, VolumeSegmenter
+from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
+from mois.tracking import Tracker
+from mois.training.episode_step import EpisodeLearning, learn, names
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW with a linear warm-up and a cosine to a hundredth.
+
+    Attributes:
+        learning_rate: At the end of the warm-up.
+        weight_decay: Of matrices and kernels; biases, norms and tokens have none.
+        warm_up: Share of all steps.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warm_up: float = 0.05
+
+
+class ExemplarSegmenter(LightningModule):
+    """Learns from episodes, and is validated on whole volumes.
+
+    Args:
+        backbone: SAM2 behind `Backbone`.
+        adapter: What of it becomes trainable.
+        propagation: From exemplars to all lesions like them.
+        companions: Further propagations that learn from the same features of the same episodes, for a comparison at
+            equal budget; their figures carry their class's name.
+        learning: How an episode becomes a loss.
+        optimisation: Optimiser and schedule.
+        inference: How whole volumes are cut, blended and tracked.
+        protocol: How whole volumes are scored.
+
+    Raises:
+        ValueError: If nothing at all is trainable.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Adapter,
+        propagation: Propagation,
+        companions: Sequence[Propagation] = (),
+        learning: EpisodeLearning = EpisodeLearning(),  # noqa: B008 (frozen)
+        optimisation: Optimisation = Optimisation(),
+        inference: InferenceSettings = InferenceSettings(),  # noqa: B008
+        protocol: ProtocolSettings = ProtocolSettings(),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.adapter = adapter
+        self.propagation = propagation
+        self.companions = nn.ModuleList(companions)
+        for module in self.propagations.values():
+            module.build(backbone)
+        adapter.attach(backbone, propagation)
+        self.learning = learning
+        self.optimisation = optimisation
+        self.inference = inference
+        self.protocol = protocol
+        self.reports: list[SubjectReport] = []
+        self.provenance: dict[str, Any] = {}  # filled in by the command line, written with every result
+        self.strict_loading = (
+            False  # a checkpoint holds what was trained; on_load_checkpoint checks that it is all there
+        )
+
+    @property
+    def propagations(self) -> dict[str, Propagation]:
+        """All propagations by the prefix of their figures, the model's own first ("")."""
+        return names([self.propagation, *self.companions])  # type: ignore[list-item]
+
+    @property
+    def trainable_fraction(self) -> float:
+        """Trainable parameters over all parameters of backbone, adapter and propagation."""
+        parameters = [*self.backbone.parameters(), *self.propagation.parameters()]
+        return sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
+
+    def segmenter(self, propagation: Propagation | None = None) -> VolumeSegmenter:
+        """Return what turns a volume and exemplars into lesions, by this model as it stands."""
+        return VolumeSegmenter(self.backbone, propagation or self.propagation, self.inference)
+
+    def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
+        """Learn from a batch of episodes."""
+        outcome = learn(self.backbone, self.propagations, episode, self.learning, self.global_step)
+        total = torch.stack(list(outcome.losses.values())).sum()
+        batch_size = episode.query_images.shape[0]
+        self.log("train/loss", total, prog_bar=True, batch_size=batch_size)
+        self.log_dict({f"train/loss_{name}": loss for name, loss in outcome.losses.items()}, batch_size=batch_size)
+        self.log_dict({f"train/{name}": value for name, value in outcome.figures.items()}, batch_size=batch_size)
+        return total
+
+    def validation_step(self, volume: Volume, batch_idx: int) -> None:
+        """Score a whole volume; the first one of each round leaves an overlay in the log."""
+        out = self.results_folder("validation") if batch_idx == 0 and self.global_rank == 0 else None
+        self.reports.append(evaluate_volume(self.segmenter(), volume, self.protocol, out))
+        if out is not None:
+            for target_class in self.reports[-1].classes:
+                overlay = out / "overlays" / f"{volume.subject}_class{target_class.target_class}.png"
+                Tracker.of(self.trainer).picture(
+                    f"val/overlay_class{target_class.target_class}", overlay, self.global_step
+                )
+
+    def test_step(self, volume: Volume, batch_idx: int) -> None:
+        """Score a whole volume, and write what was found."""
+        self.reports.append(evaluate_volume(self.segmenter(), volume, self.protocol, self.results_folder("test")))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the volumes of the last round."""
+        self.reports = []
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the volumes of the last round."""
+        self.reports = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over all volumes of all ranks, each counted once; warn where exemplars are ignored."""
+        figures = self._log_figures("val")
+        right, wrong = figures.get("right"), figures.get("wrong")
+        if right is not None and wrong is not None and right > 0.1 and wrong > 0.8 * right:
+            rank_zero_warn(
+                f"val/right={right:.2f} and val/wrong={wrong:.2f} are close: the propagation ignores its exemplars. Give "
+                "the episodes more of another class (data.init_args.mix), or train longer."
+            )
+
+    def on_test_epoch_end(self) -> None:
+        """Log as validation does, and write metrics.json and its tables."""
+        self._log_figures("test")
+        if self.trainer.is_global_zero:
+            write_results(self.results_folder("test"), self.reports, self.provenance)
+
+    def results_folder(self, name: str) -> Path:
+        """Return where whole-volume results are written."""
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir) / name
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW with warm-up and cosine.
+
+        Raises:
+            ValueError: If nothing is trainable.
+        """
+        decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        if not decayed and not plain:
+            raise ValueError(
+                f"nothing to train: {type(self.adapter).__name__} trains nothing of the backbone and "
+                f"{type(self.propagation).__name__} has no weights; choose another model.adapter or model.propagation."
+            )
+        groups = [
+            {"params": decayed, "weight_decay": self.optimisation.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        optimiser = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=self.optimisation.learning_rate
+        )
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        warm_up = max(1, round(self.optimisation.warm_up * steps))
+
+        def factor(step: int) -> float:
+            if step < warm_up:
+                return (step + 1) / warm_up
+            along = min(1.0, (step - warm_up) / max(1, steps - warm_up))
+            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained, and say which backbone it belongs to."""
+        checkpoint["state_dict"] = {key: checkpoint["state_dict"][key] for key in self._trained()}
+        identity = self.backbone.identity
+        checkpoint["backbone"] = {"name": identity.name, "source": identity.source, "sha256": identity.sha256}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that is not of this model.
+
+        Raises:
+            ValueError: If trained tensors are missing or unknown, or the backbone is another one.
+        """
+        wanted, given = set(self._trained()), set(checkpoint["state_dict"])
+        if wanted != given:
+            missing, unknown = sorted(wanted - given), sorted(given - wanted)
+            raise ValueError(
+                f"the checkpoint does not fit the model: {len(missing)} of {len(wanted)} trained tensors are missing "
+                f"({', '.join(missing[:3])}), {len(unknown)} are unknown ({', '.join(unknown[:3])}); use the config it was "
+                "trained with."
+            )
+        theirs, ours = checkpoint["backbone"], self.backbone.identity
+        if theirs["sha256"] != ours.sha256:
+            raise ValueError(
+                f"the checkpoint belongs to backbone {theirs['name']} ({theirs['source']}, sha256 {theirs['sha256'][:12]}), "
+                f"this one is {ours.name} ({ours.source}, sha256 {ours.sha256[:12]}); set model.backbone.weights accordingly."
+            )
+
+    def _trained(self) -> list[str]:
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def _log_figures(self, split: Literal["val", "test"]) -> dict[str, float]:
+        reports = self.reports
+        if self.trainer.world_size > 1:
+            gathered: list[list[SubjectReport]] = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(gathered, self.reports)
+            reports = [report for part in gathered for report in part]
+        self.reports = sorted(reports, key=lambda report: report.subject)
+        figures = {name: value for name, value in means(self.reports).items() if value is not None}
+        self.log_dict({f"{split}/{name}": value for name, value in figures.items()})
+        return figures

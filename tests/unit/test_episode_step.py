@@ -1,0 +1,98 @@
+"""What one batch of episodes teaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from adapters import Frozen, Full, Lora
+from mois.backbones import SAM2
+from mois.interfaces import Adapter, MaskPrediction
+from mois.propagation import Attention, Similarity
+from mois.testing import example_episode, nano_backbone, untouched
+from mois.training.episode_step import EpisodeLearning, _pooled_dice, _shown_count, learn, names
+
+
+def _run(adapter: Adapter, step: int = 0, **settings: Any):
+    backbone, propagations = nano_backbone(), [Similarity(), Attention()]
+    for propagation in propagations:
+        propagation.build(backbone)
+    adapter.attach(backbone, propagations[0])
+    outcome = learn(backbone, names(propagations), example_episode(), EpisodeLearning(**settings), step)
+    return backbone, propagations, outcome
+
+
+@pytest.mark.parametrize(
+    "adapter", [Frozen(), Full(), Lora(parts=["trunk", "neck", "memory_attention", "memory_encoder", "decoder"])]
+)
+def test_every_trainable_tensor_gets_gradient(adapter: Adapter) -> None:
+    backbone, propagations, outcome = _run(adapter)
+    torch.stack(list(outcome.losses.values())).sum().backward()
+    for module in (backbone, *propagations):
+        without = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+        assert without == []
+
+
+@pytest.mark.parametrize(("step", "clicks"), [(0, 2), (6, 8)])
+def test_every_click_is_supervised(monkeypatch: pytest.MonkeyPatch, step: int, clicks: int) -> None:
+    answers: list[MaskPrediction] = []
+    decode = SAM2.decode
+
+    def listening(self: SAM2, features: Any, prompts: Any, dense: Any = None) -> MaskPrediction:
+        answer = decode(self, features, prompts, dense)
+        if prompts is not None and len(features.image) == 12:  # the supports: 2 episodes, 2 groups, 3 exemplars
+            answer.candidates.retain_grad()
+            answers.append(answer)
+        return answer
+
+    monkeypatch.setattr(SAM2, "decode", listening)
+    backbone = nano_backbone()
+    propagation = Similarity()
+    propagation.build(backbone)
+    Full().attach(backbone, propagation)
+    outcome = learn(backbone, names([propagation]), example_episode(), EpisodeLearning(corrections=7), step)
+    outcome.losses["click"].backward()
+    assert len(answers) == clicks  # a first click, and 1 to 7 corrections
+    for answer in answers:
+        assert answer.candidates.grad is not None
+        assert bool((answer.candidates.grad != 0).any())
+
+
+def test_frozen_tensors_stay_as_they_are_to_the_byte() -> None:
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    Lora().attach(backbone, propagation)
+    before = untouched(backbone)
+    parameters = [p for module in (backbone, propagation) for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
+    for step in range(2):
+        outcome = learn(backbone, names([propagation]), example_episode(seed=step), EpisodeLearning(), step)
+        optimiser.zero_grad()
+        torch.stack(list(outcome.losses.values())).sum().backward()
+        optimiser.step()
+    assert not backbone.training
+    for name, parameter in backbone.named_parameters():
+        assert name not in before or torch.equal(before[name], parameter)
+
+
+def test_between_one_and_all_exemplars_are_shown() -> None:
+    episode = example_episode(batch=2, exemplars=3)
+    chance = episode.chance.clone()
+    chance[0, 1], chance[1, 1] = 0.0, 0.99
+    shown = _shown_count(episode._replace(chance=chance))
+    assert shown.sum(1).tolist() == [1, 1, 3, 3]  # two groups of each episode
+
+
+def test_dice_is_pooled_over_pictures_and_nan_without_truth() -> None:
+    found = torch.tensor([[[True, True]], [[True, False]]])
+    truth = torch.tensor([[[True, False]], [[True, False]]])
+    assert _pooled_dice(found, truth, torch.tensor([True, True])).item() == pytest.approx(4 / 5)
+    assert _pooled_dice(found, truth, torch.tensor([False, True])).item() == 1
+    assert _pooled_dice(found, truth & False, torch.tensor([True, True])).isnan()
+
+
+def test_shares_outside_zero_to_one_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model.learning.true_masks=1.5 is a share"):
+        EpisodeLearning(true_masks=1.5)
