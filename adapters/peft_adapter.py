@@ -118,7 +118,9 @@ class PeftAdapter(Adapter):
         """See `Adapter.load`."""
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        state = {key.removeprefix(PREFIX): value for key, value in load_file(folder / "adapter_model.safetensors").items()}
+        state = {
+            key.removeprefix(PREFIX): value for key, value in load_file(folder / "adapter_model.safetensors").items()
+        }
         wanted = get_peft_model_state_dict(self.backbone).keys()
         if state.keys() != wanted:
             missing, unknown = sorted(wanted - state.keys())[:5], sorted(state.keys() - wanted)[:5]

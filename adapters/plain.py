@@ -35,7 +35,9 @@ class Frozen(Adapter):
         """See `Adapter.load`."""
         left = _read(folder)
         if left:
-            raise ValueError(f"{folder} holds {len(left)} tensors, but a frozen adapter has none; choose the adapter that wrote it.")
+            raise ValueError(
+                f"{folder} holds {len(left)} tensors, but a frozen adapter has none; choose the adapter that wrote it."
+            )
 
 
 class Full(Adapter):

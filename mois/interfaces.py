@@ -315,6 +315,10 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """Return all tensors by the names that they have in a weights file; of a backbone without injected adapter."""
+
+    @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
         """Return the named parts that an adapter may touch: trunk, neck, memory_attention, memory_encoder, decoder."""
 

@@ -47,6 +47,7 @@ class Sizes:
     decoder_heads: int = 8
     quality_hidden: int = 256
     neck_norm: bool = False
+    layer_scale: float = 1e-6
     dropout: float = 0.1
     patch_px: int = 1024
     statistics: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
@@ -55,7 +56,7 @@ class Sizes:
 SIZES = {
     "nano": Sizes(
         24, 1, (1, 1, 2, 1), (3,), (7, 7), (8, 4, 8, 4), width=64, memory_width=32, attention_layers=1,
-        attention_hidden=128, decoder_hidden=128, decoder_heads=4, quality_hidden=64, neck_norm=True, dropout=0.0,
+        attention_hidden=128, decoder_hidden=128, decoder_heads=4, quality_hidden=64, neck_norm=True, layer_scale=0.1, dropout=0.0,
         patch_px=128, statistics=((0.3,) * 3, (0.3,) * 3),
     ),
     "tiny": Sizes(96, 1, (1, 2, 7, 2), (5, 7, 9), (7, 7)),
@@ -190,6 +191,11 @@ class SAM2(Backbone):
     def attention_stack(self, *, rotary_keys: bool = True) -> nn.Module:
         """See `Backbone.attention_stack`."""
         return _AttentionStack(copy.deepcopy(self.sam.memory_attention), rotary_keys)
+
+    def weights(self) -> dict[str, Tensor]:
+        """See `Backbone.weights`."""
+        tensors: dict[str, Tensor] = self.sam.state_dict()
+        return tensors
 
     def parts(self) -> dict[str, nn.Module]:
         """See `Backbone.parts`."""
@@ -382,7 +388,7 @@ def _memory_attention(sizes: Sizes) -> MemoryAttention:
 
 
 def _memory_encoder(sizes: Sizes) -> MemoryEncoder:
-    block = CXBlock(dim=sizes.width, kernel_size=7, padding=3, layer_scale_init_value=1e-6, use_dwconv=True)
+    block = CXBlock(dim=sizes.width, kernel_size=7, padding=3, layer_scale_init_value=sizes.layer_scale, use_dwconv=True)
     return MemoryEncoder(
         out_dim=sizes.memory_width,
         mask_downsampler=MaskDownSampler(embed_dim=sizes.width, kernel_size=3, stride=2, padding=1),

@@ -45,7 +45,7 @@ def load_weights(model: nn.Module, name: str, weights: str) -> WeightsIdentity:
         return WeightsIdentity(name, "random", tensors_sha256(model.state_dict()))
     path, source = _locate(name, weights)
     load_exactly(model, read_tensors(path), f"backbone.weights={source}")
-    return WeightsIdentity(name, source, hashlib.sha256(path.read_bytes()).hexdigest())
+    return WeightsIdentity(name, source, file_sha256(path))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -92,6 +92,11 @@ def load_exactly(model: nn.Module, tensors: dict[str, Tensor], what: str) -> Non
     if faults:
         raise ValueError(f"{what} does not fit the model ({len(wanted)} tensors): {'; '.join(faults)}.")
     model.load_state_dict(tensors)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:

@@ -22,7 +22,7 @@ class Attention(Propagation):
 
     Args:
         rotary_keys: Turn queries and keys by their place on the grid, as the paper does. It draws the attention to the
-            same place in the exemplar's slice, which says nothing about likeness.
+            same place in the exemplar's slice, which says nothing about likeness; hence off by default.
         tokens: `dense`, every token of a memory map, as in the paper; or `foreground`, those on the lesion and around it.
         initial: Start from the backbone's own memory attention, as the paper does, or at random.
         weights: `random` (only the attention may start from the backbone's, see above), `bundled` (pretrained with the
@@ -33,7 +33,7 @@ class Attention(Propagation):
 
     def __init__(
         self,
-        rotary_keys: bool = True,
+        rotary_keys: bool = False,
         tokens: Literal["dense", "foreground"] = "dense",
         initial: Literal["memory_attention", "random"] = "memory_attention",
         weights: str = "random",

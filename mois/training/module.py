@@ -106,7 +106,7 @@ class ExemplarSegmenter(LightningModule):
         outcome = learn(self.backbone, self.propagations, episode, self.learning, self.global_step)
         total = torch.stack(list(outcome.losses.values())).sum()
         batch_size = episode.query_images.shape[0]
-        self.log("train/loss", total, prog_bar=True, batch_size=batch_size)
+        self.log("train/loss", total, prog_bar=True, batch_size=batch_size, sync_dist=True)
         self.log_dict({f"train/loss_{name}": loss for name, loss in outcome.losses.items()}, batch_size=batch_size)
         self.log_dict({f"train/{name}": value for name, value in outcome.figures.items()}, batch_size=batch_size)
         return total
@@ -151,8 +151,8 @@ class ExemplarSegmenter(LightningModule):
             write_results(self.results_folder("test"), self.reports, self.provenance)
 
     def results_folder(self, name: str) -> Path:
-        """Return where whole-volume results are written."""
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir) / name
+        """Return where whole-volume results are written; not `trainer.log_dir`, which waits for all ranks."""
+        return Path(self.trainer.default_root_dir) / name
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW with warm-up and cosine.
@@ -224,5 +224,5 @@ class ExemplarSegmenter(LightningModule):
             reports = [report for part in gathered for report in part]
         self.reports = sorted(reports, key=lambda report: report.subject)
         figures = {name: value for name, value in means(self.reports).items() if value is not None}
-        self.log_dict({f"{split}/{name}": value for name, value in figures.items()})
+        self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, sync_dist=True)
         return figures

@@ -16,7 +16,7 @@ PROPAGATIONS = [
     Prototype(),
     Similarity(),
     Attention(),
-    Attention(rotary_keys=False, tokens="foreground", initial="random"),
+    Attention(rotary_keys=True, tokens="foreground", initial="random"),
 ]
 ADAPTERS = [
     Frozen(),

@@ -1,0 +1,60 @@
+# setup, demo, test, check and bench: each first brings .venv up to date, which takes minutes once and nothing after.
+# Another interpreter: make setup PYTHON=python3.12. pip's own settings (index, find-links, constraint, proxy) are kept.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+SETTINGS := pyproject.toml constraints.txt requirements-sam2.txt Makefile
+STAMP := $(VENV)/setup-$(firstword $(shell cat $(SETTINGS) | sha256sum))
+SOURCES := train.py mois adapters datamodules tests
+export OMP_NUM_THREADS ?= 1
+export MOIS_REAL_DATA ?= $(wildcard ../shared/data)
+
+.PHONY: setup demo test check bench format constraints clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+# The stamp's name holds the hash of what was installed: it is missing exactly where something changed.
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "error: $(PYTHON) is missing or \
+	older than 3.11; install Python 3.11 or newer, or name one: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; \
+	install its venv module (Debian: apt install python3-venv) and run make again" >&2; exit 2; }
+	@$(PY) -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install -q -c constraints.txt setuptools wheel
+	$(PIP) install -c constraints.txt torch torchvision
+	SAM2_BUILD_CUDA=0 $(PIP) install -q --no-deps --no-build-isolation --require-hashes -r requirements-sam2.txt
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@rm -f $(VENV)/setup-* && touch $@
+
+demo: setup
+	$(PY) -m mois.cli demo --out runs/demo
+
+# Two workers of one thread each: more threads make the small tensors of the tests slower.
+test: setup
+	$(PY) -m pytest -n 2 $(ARGS)
+
+check: setup
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+bench: setup
+	$(PY) -m pytest -m bench tests/bench -s $(ARGS)
+
+format: setup
+	$(VENV)/bin/ruff check --fix $(SOURCES)
+	$(VENV)/bin/ruff format $(SOURCES)
+
+# After a change of versions: pin what is installed now.
+constraints:
+	@sed -n '/^#/p' constraints.txt > constraints.new
+	@$(PIP) freeze --all --exclude-editable | grep -vE '^(pip|sam2|triton|nvidia-|cuda-)' >> constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

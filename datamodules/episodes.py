@@ -1,0 +1,366 @@
+"""Episodes drawn from prepared scans, addressed by (seed, epoch, index): the same whoever asks for them.
+
+Group 0 of an episode is a lesion class of the subject. Group 1 is something else (`EpisodeMix`); a source that the
+subject cannot offer falls back to the next of: another class, a transplant, normal anatomy, nothing (all padding).
+No exemplar lies on the query's slice, and none is a lesion that is seen in the query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.foreign import Painter, anatomy, cut_from, paint_random_types, plant, window_on_body
+from datamodules.subjects import Patch, PreparedSubject, Window
+from datamodules.transforms import Augmentation, augment
+from mois.interfaces import Episode
+
+SOURCES = ("other_class", "transplant", "anatomy")
+_TRIES = 8
+_CHANCES = 64
+
+
+@dataclass(frozen=True)
+class EpisodeMix:
+    """Of what episodes are made.
+
+    Attributes:
+        other_class: Weight of another class of the subject as the second group.
+        transplant: Weight of a foreign lesion, painted, or cut from another scan where that has other classes.
+        anatomy: Weight of normal anatomy.
+        planted: Share of transplant episodes whose query holds foreign lesions too.
+        lesion_free: Share of queries without any lesion.
+        background: Share of queries centred on any tissue.
+        together: Share of the other queries in which both groups are looked for.
+    """
+
+    other_class: float = 0.4
+    transplant: float = 0.35
+    anatomy: float = 0.25
+    planted: float = 0.7
+    lesion_free: float = 0.1
+    background: float = 0.15
+    together: float = 0.6
+
+    def __post_init__(self) -> None:
+        """Refuse shares outside 0 to 1 and weights that are all zero."""
+        for name in ("planted", "lesion_free", "background", "together"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.init_args.mix.{name}={getattr(self, name)} is a share; choose 0 to 1.")
+        if self.lesion_free + self.background > 1:
+            raise ValueError("data.init_args.mix: lesion_free and background are shares of one whole; lower them.")
+        weights = [getattr(self, name) for name in SOURCES]
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(f"data.init_args.mix: {', '.join(SOURCES)} are weights; set one above 0 and none below.")
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """How episodes are drawn.
+
+    Attributes:
+        patch_px: P, edge of a patch, a multiple of 32.
+        exemplars: K, exemplars of a group.
+        clip: T, slices to track a lesion over, odd.
+        mix: Of what episodes are made.
+        augmentation: How patches are varied.
+    """
+
+    patch_px: int = 128
+    exemplars: int = 3
+    clip: int = 3
+    mix: EpisodeMix = field(default_factory=EpisodeMix)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no backbone or clip can have."""
+        if self.patch_px < 32 or self.patch_px % 32:
+            raise ValueError(f"data.init_args.patch_px={self.patch_px} must be a multiple of 32, such as 128.")
+        if self.exemplars < 1:
+            raise ValueError(f"data.init_args.exemplars={self.exemplars} must be 1 or more.")
+        if self.clip < 1 or self.clip % 2 == 0:
+            raise ValueError(f"data.init_args.clip={self.clip} slices have no middle one; choose 1, 3 or 5.")
+
+
+class _Exemplar(NamedTuple):
+    patch: Patch
+    mask: Tensor
+
+
+class _Query(NamedTuple):
+    """A query and who may be an exemplar for it: rows of the subject's table that are on other slices and not in it."""
+
+    window: Window
+    patch: Patch
+    allowed: NDArray[np.bool_]
+
+
+class _Group(NamedTuple):
+    """What one group shows, and where that is in the query (P, P) bool."""
+
+    exemplars: list[_Exemplar]
+    target: Tensor
+    is_lesion: bool
+
+
+class EpisodeDataset(Dataset[Episode]):
+    """Episodes of prepared scans; item (epoch, index) is always the same one, without the batch axis.
+
+    Attributes:
+        subjects: The scans to draw from; those without lesions are left out.
+        settings: How to draw.
+        seed: Whose episodes these are.
+        painter: Draws a kind of foreign lesion, or None for no painted transplants.
+    """
+
+    def __init__(
+        self,
+        subjects: Sequence[PreparedSubject],
+        settings: EpisodeSettings,
+        seed: int = 0,
+        painter: Painter | None = paint_random_types,
+    ) -> None:
+        self.subjects = [subject for subject in subjects if len(subject.table.lesion)]
+        self.settings = settings
+        self.seed = seed
+        self.painter = painter
+
+    def subject_of(self, epoch: int, index: int) -> int:
+        """Return which subject an episode is of: in every epoch another order, in which all have their turn."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.subjects))
+        return int(order[index % len(order)])
+
+    def __getitem__(self, key: tuple[int, int]) -> Episode:
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        subject = self.subjects[self.subject_of(epoch, index)]
+        with torch.random.fork_rng(devices=[]):  # TorchIO draws from torch's global generator
+            torch.manual_seed(int(rng.integers(2**62)))
+            return draw_episode(subject, self.settings, rng, self.painter, self.subjects)
+
+
+def collate(episodes: Sequence[Episode]) -> Episode:
+    """Return a batch of episodes, every tensor with the batch axis B in front."""
+    return Episode(*(torch.stack(parts) for parts in zip(*episodes, strict=True)))
+
+
+def draw_episode(
+    subject: PreparedSubject,
+    settings: EpisodeSettings,
+    rng: np.random.Generator,
+    painter: Painter | None = paint_random_types,
+    donors: Sequence[PreparedSubject] = (),
+) -> Episode:
+    """Draw an episode, without the batch axis, with this generator and torch's.
+
+    Args:
+        subject: With at least one lesion.
+        settings: How to draw.
+        rng: Draws everything that TorchIO does not.
+        painter: Draws a kind of foreign lesion, or None.
+        donors: Scans to cut foreign lesions from; only classes that the subject has not are foreign to it.
+    """
+    chance = torch.from_numpy(rng.random(_CHANCES, np.float32))
+    source = SOURCES[_choice(rng, [getattr(settings.mix, name) for name in SOURCES])]
+    first = _draw_kind(subject, rng)
+    others = [kind for kind in subject.kinds if kind != first]
+    second = others[rng.integers(len(others))] if source == "other_class" and others else None
+    query = _draw_query(subject, settings, first, second, rng)
+    kinds = _kinds(subject, query.patch.lesions)
+    lesions = query.patch.lesions > 0
+    group = _exemplars(subject, query.allowed & (subject.table.kind == first), settings, rng)
+    other = _Group([], torch.zeros_like(lesions), is_lesion=False)
+    if second is not None:
+        rows = query.allowed & (subject.table.kind == second)
+        other = _Group(_exemplars(subject, rows, settings, rng), kinds == second, is_lesion=True)
+    if not other.exemplars and source != "anatomy":
+        other = _transplants(subject, painter, donors, query, settings, rng)
+    if not other.exemplars:
+        other = _normal(subject, query, settings, rng)
+    clip = _draw_clip(subject, settings, rng)
+    query_masks = torch.stack([kinds == first, other.target, lesions])
+    is_lesion = torch.tensor([bool(group), other.is_lesion])
+    drawn = _assemble([group, other.exemplars], query.patch.image, query_masks, clip, settings)
+    return drawn._replace(group_is_lesion=is_lesion, chance=chance)
+
+
+def _draw_kind(subject: PreparedSubject, rng: np.random.Generator) -> int:
+    """Draw a class, a quarter as often if it has only one lesion: that cannot be exemplar and target at once."""
+    table = subject.table
+    several = [len(np.unique(table.lesion[table.kind == kind])) > 1 for kind in subject.kinds]
+    return subject.kinds[_choice(rng, [1.0 if yes else 0.25 for yes in several])]
+
+
+def _kinds(subject: PreparedSubject, lesions: Tensor) -> Tensor:
+    """Return the class of every pixel, as `lesions` (P, P) has the id."""
+    table = torch.zeros(int(subject.table.lesion.max()) + 1, dtype=torch.int64)
+    table[torch.from_numpy(subject.table.lesion)] = torch.from_numpy(subject.table.kind)
+    return table[lesions.long()]
+
+
+def _choice(rng: np.random.Generator, weights: Sequence[float]) -> int:
+    total = np.cumsum(weights)
+    return int(np.searchsorted(total, rng.random() * total[-1], side="right"))
+
+
+def _draw_query(
+    subject: PreparedSubject, settings: EpisodeSettings, first: int, second: int | None, rng: np.random.Generator
+) -> _Query:
+    """Draw a window that leaves exemplars of both classes elsewhere; of as many as can be had, if that fails."""
+    mix, size, table = settings.mix, settings.patch_px, subject.table
+    draw = rng.random()
+    lesion_free, background = draw < mix.lesion_free, draw < mix.lesion_free + mix.background
+    together = second is not None and not background and rng.random() < mix.together
+    wanted = [first] if second is None else [first, second]
+    centre = wanted[rng.integers(len(wanted))]
+    best, best_score = None, -1
+    for attempt in range(_TRIES):
+        row = subject.sampler.draw(table.kind == centre)
+        if attempt >= _TRIES - 2:  # keep this lesion for an exemplar, as it may be the only one
+            window = window_on_body(subject, size, rng, table.slice[table.lesion == table.lesion[row]])
+        elif background:
+            window = window_on_body(subject, size, rng)
+        else:
+            window = _window_at(subject, row, size // 3, size, rng)
+        patch = subject.cut(window)
+        seen = np.unique(patch.lesions.numpy())
+        allowed = (table.slice != window.slice) & ~np.isin(table.lesion, seen)
+        score = 4 * bool((allowed & (table.kind == first)).any())
+        score += 2 * (second is not None and bool((allowed & (table.kind == second)).any()))
+        here = set(np.unique(table.kind[np.isin(table.lesion, seen)]).tolist())
+        score += not here if lesion_free else not together or {first, second} <= here
+        if score > best_score:
+            best, best_score = _Query(window, patch, allowed), score
+        if score >= (7 if second is not None else 5):
+            break
+    if best is None:
+        raise RuntimeError(f"no query window was drawn for {subject.name}")
+    return best
+
+
+def _window_at(subject: PreparedSubject, row: int, jitter_px: int, size: int, rng: np.random.Generator) -> Window:
+    """Return a window around some pixel of a row of the table."""
+    table = subject.table
+    at = table.pixels[rng.integers(table.first[row], table.first[row + 1])]
+    shift = rng.integers(-jitter_px, jitter_px + 1, size=2)
+    return subject.window(int(table.slice[row]), int(at[0]) + int(shift[0]), int(at[1]) + int(shift[1]), size)
+
+
+def _exemplars(
+    subject: PreparedSubject, allowed: NDArray[np.bool_], settings: EpisodeSettings, rng: np.random.Generator
+) -> list[_Exemplar]:
+    """Draw exemplars: different lesions first, then other slices of the same ones, as many as there are."""
+    found: list[_Exemplar] = []
+    unused, fresh = allowed.copy(), allowed.copy()
+    while len(found) < settings.exemplars and unused.any():
+        row = subject.sampler.draw(fresh if fresh.any() else unused)
+        unused[row] = False
+        fresh &= subject.table.lesion != subject.table.lesion[row]
+        patch = subject.cut(_window_at(subject, row, settings.patch_px // 4, settings.patch_px, rng))
+        found.append(_Exemplar(patch, patch.lesions == int(subject.table.lesion[row])))
+    return found
+
+
+def _transplants(
+    subject: PreparedSubject,
+    painter: Painter | None,
+    donors: Sequence[PreparedSubject],
+    query: _Query,
+    settings: EpisodeSettings,
+    rng: np.random.Generator,
+) -> _Group:
+    """Draw a kind of foreign lesion, one of it on each of K other slices, and maybe some into the query, in place."""
+    strange = [(donor, kind) for donor in donors for kind in donor.kinds if kind not in subject.kinds]
+    exemplars: list[_Exemplar] = []
+    target = torch.zeros(query.patch.image.shape, dtype=torch.bool)
+    if strange and (painter is None or rng.random() < 0.5):
+        foreign = cut_from(*strange[rng.integers(len(strange))])
+    elif painter is not None:
+        foreign = painter(rng)
+    else:
+        return _Group(exemplars, target, is_lesion=False)
+    for _ in range(settings.exemplars):
+        patch = subject.cut(window_on_body(subject, settings.patch_px, rng, [query.window.slice]))
+        mask = plant(patch, foreign, _area_mm2(subject, rng), subject, rng)
+        if bool(mask.any()):
+            exemplars.append(_Exemplar(patch, mask))
+    if exemplars and rng.random() < settings.mix.planted:
+        for _ in range(rng.integers(1, 4)):
+            busy = Patch(query.patch.image, query.patch.lesions + target.int())
+            target |= plant(busy, foreign, _area_mm2(subject, rng), subject, rng)
+    return _Group(exemplars, target, is_lesion=bool(exemplars))
+
+
+def _normal(subject: PreparedSubject, query: _Query, settings: EpisodeSettings, rng: np.random.Generator) -> _Group:
+    """Draw pieces of normal anatomy; nothing like them is to be found."""
+    area_px = _area_mm2(subject, rng) / subject.pixel_mm**2
+    pieces = anatomy(subject, settings.exemplars, area_px, query.window.slice, settings.patch_px, rng)
+    target = torch.zeros(query.patch.image.shape, dtype=torch.bool)
+    return _Group([_Exemplar(patch, mask) for patch, mask in pieces], target, is_lesion=False)
+
+
+def _area_mm2(subject: PreparedSubject, rng: np.random.Generator) -> float:
+    """Draw the size of a foreign lesion: about that of one of the subject's own, so that size gives nothing away."""
+    row = subject.sampler.draw(np.ones(len(subject.table.lesion), bool))
+    return float(subject.table.area_px[row]) * subject.pixel_mm**2 * float(np.exp(rng.normal(0, 0.4)))
+
+
+def _draw_clip(subject: PreparedSubject, settings: EpisodeSettings, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Return T slices around a lesion of any class and its mask on them, (T, P, P) each."""
+    row = subject.sampler.draw(np.ones(len(subject.table.lesion), bool))
+    window = _window_at(subject, row, settings.patch_px // 4, settings.patch_px, rng)
+    middle = settings.clip // 2
+    patches = [subject.cut(window._replace(slice=window.slice + step)) for step in range(-middle, middle + 1)]
+    lesions = torch.stack([patch.lesions for patch in patches])
+    return torch.stack([patch.image for patch in patches]), lesions == int(subject.table.lesion[row])
+
+
+def _assemble(
+    groups: Sequence[Sequence[_Exemplar]],
+    query: Tensor,
+    query_masks: Tensor,
+    clip: tuple[Tensor, Tensor],
+    settings: EpisodeSettings,
+) -> Episode:
+    """Augment all patches of an episode together; flags and chance are left to the caller.
+
+    Args:
+        groups: Exemplars of both groups, K or fewer each.
+        query: (P, P).
+        query_masks: (3, P, P), the targets of both groups and all lesions.
+        clip: Images and masks of the T slices to track over.
+        settings: How to augment.
+    """
+    count, size = settings.exemplars, settings.patch_px
+    supports, steps = len(groups) * count, len(clip[0])
+    images = torch.zeros(supports + 1 + steps, size, size)
+    masks = torch.zeros(supports + 1 + steps, 3, size, size, dtype=torch.bool)
+    valid = torch.zeros(len(groups), count, dtype=torch.bool)
+    for g, group in enumerate(groups):
+        for k, exemplar in enumerate(group):
+            images[g * count + k], masks[g * count + k, 0] = exemplar.patch.image, exemplar.mask
+            valid[g, k] = True
+    images[supports], masks[supports] = query, query_masks
+    images[supports + 1 :], masks[supports + 1 :, 0] = clip
+    moved_alike = torch.arange(len(images)).clamp(max=supports + 1)
+    images, masks = augment(images, masks, moved_alike, settings.augmentation)
+    shape = (*valid.shape, size, size)
+    return Episode(
+        support_images=images[:supports].view(shape),
+        support_masks=masks[:supports, 0].reshape(shape),
+        support_valid=valid,
+        query_images=images[supports],
+        query_targets=masks[supports, :2],
+        query_lesions=masks[supports, 2],
+        group_is_lesion=torch.zeros(len(groups), dtype=torch.bool),
+        track_images=images[supports + 1 :],
+        track_masks=masks[supports + 1 :, 0],
+        chance=torch.zeros(_CHANCES),
+    )

@@ -1,0 +1,185 @@
+"""What else may look like a lesion: lesions painted or cut from other scans, and pieces of normal anatomy.
+
+An episode's second group of exemplars is made of it, so that the exemplars decide also where the data has one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from datamodules.lesion_types import draw_lesion_type
+from datamodules.painting import paint_lesion
+from datamodules.subjects import BODY, Patch, PreparedSubject, Window
+
+_TRIES = 4
+_SMALLEST_PX = 4
+
+
+class ForeignLesion(Protocol):
+    """One kind of foreign lesion; every call draws another one of that kind."""
+
+    def __call__(
+        self,
+        image: NDArray[np.float32],
+        centre: tuple[float, float, float],
+        volume_ml: float,
+        spacing_mm: tuple[float, float, float],
+        rng: np.random.Generator,
+    ) -> NDArray[np.bool_]:
+        """Draw one lesion into `image` (S, H, W), in place, off its zeros. Returns its mask, maybe empty."""
+        ...
+
+
+Painter = Callable[[np.random.Generator], ForeignLesion]
+
+
+def paint_random_types(rng: np.random.Generator) -> ForeignLesion:
+    """Draw a type from the phantoms' family, never a held-back one, and return what paints its lesions."""
+    kind = draw_lesion_type(rng)
+
+    def paint(
+        image: NDArray[np.float32],
+        centre: tuple[float, float, float],
+        volume_ml: float,
+        spacing_mm: tuple[float, float, float],
+        rng: np.random.Generator,
+    ) -> NDArray[np.bool_]:
+        return paint_lesion(image, centre, kind, volume_ml, spacing_mm, rng)
+
+    return paint
+
+
+def cut_from(donor: PreparedSubject, kind: int) -> ForeignLesion:
+    """Return what transplants another scan's lesions of one class, slice by slice, brightness against tissue kept."""
+    rows = np.flatnonzero(donor.table.kind == kind)
+
+    def transplant(
+        image: NDArray[np.float32],
+        centre: tuple[float, float, float],
+        volume_ml: float,
+        spacing_mm: tuple[float, float, float],  # noqa: ARG001 - lesions are cut at this pixel already
+        rng: np.random.Generator,
+    ) -> NDArray[np.bool_]:
+        size, mask = image.shape[-1], np.zeros(image.shape, bool)
+        nearest = np.abs(np.log(donor.table.volume_ml[rows] / max(volume_ml, 1e-6)))
+        row = int(rows[rng.choice(np.argsort(nearest)[:5])])
+        pixels = donor.table.pixels[donor.table.first[row] : donor.table.first[row + 1]]
+        middle = pixels.mean(0)
+        patch = donor.cut(donor.window(int(donor.table.slice[row]), float(middle[0]), float(middle[1]), size))
+        lesion = patch.lesions.numpy() == donor.table.lesion[row]
+        shift = [round(centre[1 + axis] - float(np.argwhere(lesion).mean(0)[axis])) for axis in (0, 1)]
+        moved = _shift(lesion, shift) & (image[0] > 0)
+        if not moved.any():
+            return mask
+        near = ndimage.binary_dilation(lesion, iterations=3)
+        ring = near & (patch.lesions.numpy() == 0)
+        level = float(patch.image.numpy()[ring].mean()) if ring.any() else 0.0
+        around = image[0][ndimage.binary_dilation(moved, iterations=3) & ~moved & (image[0] > 0)]
+        here = float(around.mean()) if around.size else level
+        alpha = _shift(ndimage.gaussian_filter(lesion.astype(np.float32), 0.7), shift) * (image[0] > 0)
+        look = _shift(patch.image.numpy(), shift) - level + here
+        image[0] += alpha * (np.maximum(look, 0.02) - image[0])
+        mask[0] = moved
+        return mask
+
+    return transplant
+
+
+def _shift(picture: NDArray, by: Sequence[int]) -> NDArray:  # type: ignore[type-arg]
+    """Move a picture (H, W) by whole pixels; zeros come in."""
+    moved = np.zeros_like(picture)
+    to = tuple(slice(max(0, n), picture.shape[axis] + min(0, n)) for axis, n in enumerate(by))
+    out = tuple(slice(max(0, -n), picture.shape[axis] + min(0, -n)) for axis, n in enumerate(by))
+    moved[to] = picture[out]
+    return moved
+
+
+def plant(
+    patch: Patch, lesion: ForeignLesion, area_mm2: float, subject: PreparedSubject, rng: np.random.Generator
+) -> Tensor:
+    """Draw a foreign lesion into a patch, in place, anywhere on tissue that is in no lesion.
+
+    Returns:
+        Its mask (P, P) bool, all False where there was no room.
+    """
+    image = patch.image.numpy()
+    free = (image > BODY) & (patch.lesions.numpy() == 0)
+    places = np.argwhere(free)
+    spacing_mm = (subject.gap_mm, subject.pixel_mm, subject.pixel_mm)
+    for attempt in range(_TRIES if len(places) else 0):
+        row, column = places[rng.integers(len(places))]
+        work = np.where(free, image, np.float32(0))[None].astype(np.float32)
+        volume_ml = area_mm2 * 0.7**attempt * subject.gap_mm / 1000
+        mask = lesion(work, (0.0, float(row), float(column)), volume_ml, spacing_mm, rng)[0] & free
+        if mask.sum() >= _SMALLEST_PX:
+            image[free] = work[0][free]
+            return torch.from_numpy(mask)
+    return torch.zeros(patch.image.shape, dtype=torch.bool)
+
+
+def anatomy(
+    subject: PreparedSubject, count: int, area_px: float, avoid_slice: int, patch_px: int, rng: np.random.Generator
+) -> list[tuple[Patch, Tensor]]:
+    """Return patches with a piece of normal tissue each, all of about the same brightness.
+
+    A piece is what is connected to a random pixel of tissue, about as bright as it and near it.
+    """
+    away = subject.body[subject.body[:, 0] != avoid_slice]
+    found: list[tuple[Patch, Tensor]] = []
+    wanted: float | None = None
+    for _ in range(_TRIES * count if len(away) else 0):
+        at = away[rng.integers(len(away), size=8)]
+        levels = subject.brightness(at)
+        pick = int(np.abs(levels - wanted).argmin()) if wanted is not None else int(rng.integers(8))
+        slice_, row, column = (int(i) for i in at[pick])
+        reach = patch_px // 4
+        shift = rng.integers(-reach, reach + 1, size=2)
+        window = subject.window(slice_, row + shift[0], column + shift[1], patch_px)
+        patch = subject.cut(window)
+        seed = (row - window.row, column - window.column)
+        if not (0 <= seed[0] < patch_px and 0 <= seed[1] < patch_px):
+            continue
+        mask = _piece(patch, seed, area_px)
+        if mask.sum() >= _SMALLEST_PX:
+            wanted = float(levels[pick]) if wanted is None else wanted
+            found.append((patch, torch.from_numpy(mask)))
+        if len(found) == count:
+            break
+    return found
+
+
+def _piece(patch: Patch, seed: tuple[int, int], area_px: float) -> NDArray[np.bool_]:
+    image = patch.image.numpy()
+    reach = max(2, round(1.3 * float(np.sqrt(area_px / np.pi))))
+    low = [max(0, at - reach) for at in seed]
+    box = tuple(slice(start, at + reach + 1) for start, at in zip(low, seed, strict=True))
+    smooth = ndimage.uniform_filter(image[box], 3)
+    middle = (seed[0] - low[0], seed[1] - low[1])
+    rows, columns = np.ogrid[: smooth.shape[0], : smooth.shape[1]]
+    near = (rows - middle[0]) ** 2 + (columns - middle[1]) ** 2 <= reach**2
+    alike = near & (np.abs(smooth - smooth[middle]) < 0.12) & (patch.lesions.numpy()[box] == 0)
+    parts, _ = ndimage.label(alike)
+    mask = np.zeros(image.shape, bool)
+    if parts[middle]:
+        mask[box] = parts == parts[middle]
+    return mask
+
+
+def window_on_body(
+    subject: PreparedSubject,
+    patch_px: int,
+    rng: np.random.Generator,
+    avoid_slices: Sequence[int] | NDArray[np.int64] = (),
+) -> Window:
+    """Return a window centred on some tissue, on other slices than `avoid_slices` where there are any."""
+    body = subject.body[~np.isin(subject.body[:, 0], avoid_slices)] if len(avoid_slices) else subject.body
+    body = body if len(body) else subject.body
+    slice_, row, column = (int(i) for i in body[rng.integers(len(body))])
+    return subject.window(slice_, row, column, patch_px)

@@ -1,0 +1,130 @@
+"""Loaders that can be resumed and that ranks share: episodes to train on, whole volumes to measure on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.episodes import collate
+from mois.interfaces import Episode, Volume
+
+
+class EpisodeBatches(Sampler[list[tuple[int, int]]]):
+    """The (epoch, index) of the episodes of this rank's batches, one training epoch from batch `start` on.
+
+    The episodes of an epoch are dealt to the ranks in turn, so that the batches of all ranks at one step hold what one
+    process with a batch as large as all of theirs would see. Whoever goes on past the end of an epoch gets the next.
+
+    Attributes:
+        start: Number of the first batch, counted from the first epoch on.
+        batches: In an epoch, on every rank.
+    """
+
+    def __init__(self, episodes_per_epoch: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"data.init_args.batch_size={batch_size} must be 1 or more.")
+        self.batches = episodes_per_epoch // (batch_size * world)
+        if self.batches < 1:
+            raise ValueError(
+                f"data.init_args.episodes_per_epoch={episodes_per_epoch} is less than a batch of {batch_size} on "
+                f"each of {world} processes; set it to {batch_size * world} or more."
+            )
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        at_once = self.batch_size * self.world
+        for number in range(self.start, self.start + self.batches):
+            epoch, batch = divmod(number, self.batches)
+            yield [(epoch, batch * at_once + j * self.world + self.rank) for j in range(self.batch_size)]
+
+
+class EpisodeLoader(DataLoader[Episode]):
+    """Loads batches of episodes, and goes on where it was after `load_state_dict`, also in the middle of an epoch.
+
+    Attributes:
+        consumed: Number of batches handed out, counted from the first epoch on.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Episode],
+        *,
+        batch_size: int,
+        episodes_per_epoch: int,
+        rank: int = 0,
+        world: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.consumed = 0
+        self.order = EpisodeBatches(episodes_per_epoch, batch_size, rank, world)
+        super().__init__(
+            dataset,
+            batch_sampler=self.order,
+            collate_fn=collate,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_one_thread,
+        )
+
+    def __iter__(self) -> Iterator[Episode]:  # type: ignore[override]
+        self.order.start = self.consumed
+        for batch in super().__iter__():
+            self.consumed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what Lightning saves in a checkpoint."""
+        return {"consumed": self.consumed, "batch": self.order.batch_size * self.order.world}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batches that were consumed when the state was saved.
+
+        Raises:
+            ValueError: If a step would hold another number of episodes than before, so that it could not be exact.
+        """
+        now = self.order.batch_size * self.order.world
+        if state["batch"] != now:
+            raise ValueError(
+                f"the checkpoint was trained with {state['batch']} episodes a step, this run has {now}; set "
+                "data.init_args.batch_size so that batch_size x processes stays the same."
+            )
+        self.consumed = state["consumed"]
+
+
+class Volumes(Dataset[Volume]):
+    """Whole scans, read when they are asked for.
+
+    Attributes:
+        readers: One function for each scan.
+    """
+
+    def __init__(self, readers: Sequence[Callable[[], Volume]]) -> None:
+        self.readers = readers
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+    def __getitem__(self, index: int) -> Volume:
+        return self.readers[index]()
+
+
+def volume_loader(readers: Sequence[Callable[[], Volume]], rank: int = 0, world: int = 1) -> DataLoader[Volume]:
+    """Return a loader of this rank's scans, one at a time; every scan is on one rank only, and none twice."""
+    return DataLoader(Volumes(readers[rank::world]), batch_size=None, collate_fn=_as_it_is)
+
+
+def _as_it_is(volume: Any) -> Any:
+    return volume
+
+
+def _one_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader passes it
+    torch.set_num_threads(1)

@@ -1,0 +1,284 @@
+"""Scans in nnU-Net's raw layout: episodes to train on, whole volumes to validate, test and predict."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
+from datamodules.loading import EpisodeLoader, volume_loader
+from datamodules.slabs import cut_slab, slab_slices, usable_slices
+from datamodules.splits import check_leak, patient_folds, pick, read_splits
+from datamodules.subjects import PreparedSubject, prepare_volume
+from datamodules.transforms import Augmentation
+from mois.geometry import SliceAxis
+from mois.interfaces import Volume
+from mois.io import DataError, SubjectFiles, read_dataset
+
+_MANY = 10
+log = logging.getLogger(__name__)
+
+
+class Splits(NamedTuple):
+    """The scans of each split; nobody's scans stand in two of them."""
+
+    train: list[SubjectFiles]
+    val: list[SubjectFiles]
+    test: list[SubjectFiles]
+
+
+class NiftiDataModule(LightningDataModule):
+    """Any dataset in nnU-Net's raw layout.
+
+    Every file that a run needs is read and checked before it starts. Which scans train is said by `train_subjects`, or
+    by `fold`, or else all of imagesTr train that do nothing else.
+
+    Args:
+        root: Folder with dataset.json, imagesTr, labelsTr; maybe instancesTr, imagesTs, labelsTs, subjects.csv.
+        channel: The image to use, the number in its file's name.
+        fold: Which fold of splits_final.json to use; without that file, of five folds of patients.
+        splits: Another place of splits_final.json than in `root`.
+        train_subjects: Names of the scans to train on.
+        val_subjects: Names of the scans to validate on.
+        test_subjects: Names of the scans to test and predict on; all of imagesTs if None.
+        val_slab: Share of every training scan's slices that is kept from training and validated on; 0 for none.
+        instances: Take lesions from the maps of lesion ids in instancesTr, where there are any.
+        slice_axis: What slices are taken across.
+        pixel_mm: Edge of the pixels to train at.
+        patch_px: Edge of the patches to train on, a multiple of 32.
+        exemplars: Exemplars of a group.
+        clip: Slices to track a lesion over, odd.
+        batch_size: Episodes in a batch, on each process.
+        episodes_per_epoch: On all processes together.
+        num_workers: Processes that draw episodes, for each training process; 0 draws in the training process.
+        seed: Of the episodes and the folds.
+        mix: Of what episodes are made.
+        augmentation: How training patches are varied.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        channel: int = 0,
+        fold: int | None = None,
+        splits: Path | None = None,
+        train_subjects: list[str] | None = None,
+        val_subjects: list[str] | None = None,
+        test_subjects: list[str] | None = None,
+        val_slab: float = 0.0,
+        instances: bool = True,
+        slice_axis: SliceAxis = "auto",
+        pixel_mm: float = 1.5,
+        patch_px: int = 128,
+        exemplars: int = 3,
+        clip: int = 3,
+        batch_size: int = 4,
+        episodes_per_epoch: int = 400,
+        num_workers: int = 0,
+        seed: int = 0,
+        mix: EpisodeMix = EpisodeMix(),  # noqa: B008 (frozen)
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank without volumes waits for the others
+        if not 0 <= val_slab < 1:
+            raise ValueError(f"data.init_args.val_slab={val_slab} is a share of the slices; choose 0 to below 1.")
+        if val_slab and (fold is not None or val_subjects):
+            raise ValueError("data.init_args.val_slab validates on training scans; leave out fold and val_subjects.")
+        if fold is not None and (train_subjects or val_subjects):
+            raise ValueError("data.init_args.fold says who trains; leave out train_subjects and val_subjects.")
+        if not pixel_mm > 0:
+            raise ValueError(f"data.init_args.pixel_mm={pixel_mm} must be above 0.")
+        self.root = Path(root)
+        self.channel = channel
+        self.fold = fold
+        self.splits_file = splits
+        self.train_subjects = train_subjects
+        self.val_subjects = val_subjects
+        self.test_subjects = test_subjects
+        self.val_slab = val_slab
+        self.instances = instances
+        self.slice_axis = slice_axis
+        self.pixel_mm = pixel_mm
+        self.batch_size = batch_size
+        self.episodes_per_epoch = episodes_per_epoch
+        self.num_workers = num_workers
+        self.seed = seed
+        self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
+        self._splits: Splits | None = None
+        self._prepared: list[PreparedSubject] = []
+        self._slabs: list[range] = []
+        self._checked: set[str] = set()
+
+    @property
+    def splits(self) -> Splits:
+        """The scans of each split.
+
+        Raises:
+            DataError: If the dataset is none, or a patient stands in two splits.
+        """
+        if self._splits is None:
+            self._splits = self._divide(read_dataset(self.root))
+            check_leak(self._splits._asdict())
+        return self._splits
+
+    def setup(self, stage: str) -> None:
+        """Read and check all files that this stage needs; make the training scans ready.
+
+        Raises:
+            DataError: One line on the first file that cannot be used, and the cure.
+        """
+        if stage == "fit" and not self._prepared:
+            self._prepare_training()
+        if stage in ("fit", "validate"):
+            self._check(self.splits.val, "validate on")
+            if self.val_slab and not self._slabs:
+                self._slabs = [self._slab(self._read(subject)) for subject in self.splits.train]
+        if stage in ("test", "predict"):
+            if not self.splits.test:
+                raise DataError(
+                    f"{self.root}: nothing to {stage} on; set data.init_args.test_subjects, or add imagesTs."
+                )
+            self._check(self.splits.test, "test on" if stage == "test" else "")
+
+    def train_dataloader(self) -> EpisodeLoader:
+        """Return this process's share of the episodes, in batches."""
+        rank, world = self._place()
+        if world > 1 and getattr(
+            getattr(self.trainer, "_accelerator_connector", None), "use_distributed_sampler", False
+        ):
+            raise ValueError(
+                "trainer.use_distributed_sampler=true would share the episodes out twice; set it to false."
+            )
+        return EpisodeLoader(
+            EpisodeDataset(self._prepared, self.settings, self.seed),
+            batch_size=self.batch_size,
+            episodes_per_epoch=self.episodes_per_epoch,
+            rank=rank,
+            world=world,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Volume]:
+        """Return this process's scans or slabs to validate on, one at a time."""
+        if self.val_slab:
+            pairs = zip(self.splits.train, self._slabs, strict=True)
+            return volume_loader([partial(self._read_slab, subject, slab) for subject, slab in pairs], *self._place())
+        return self._volumes(self.splits.val)
+
+    def test_dataloader(self) -> DataLoader[Volume]:
+        """Return this process's scans to test on, one at a time."""
+        return self._volumes(self.splits.test)
+
+    def predict_dataloader(self) -> DataLoader[Volume]:
+        """Return this process's scans to predict, one at a time."""
+        return self._volumes(self.splits.test)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move episodes; whole volumes stay where they are, and go to the device tile by tile."""
+        return batch if isinstance(batch, Volume) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the names, splits and contents of all files in use."""
+        total = hashlib.sha256()
+        for split, subjects in self.splits._asdict().items():
+            for subject in subjects:
+                files = [subject.images.get(self.channel), subject.label, subject.instances if self.instances else None]
+                for file in files:
+                    if file is not None:
+                        total.update(f"{split} {file.relative_to(self.root)} {_sha256(file)}\n".encode())
+        return total.hexdigest()
+
+    def _divide(self, subjects: list[SubjectFiles]) -> Splits:
+        test = (
+            [subject for subject in subjects if subject.held_out]
+            if self.test_subjects is None
+            else pick(subjects, self.test_subjects, "data.init_args.test_subjects")
+        )
+        val = pick(subjects, self.val_subjects or [], "data.init_args.val_subjects")
+        rest = [subject for subject in subjects if not subject.held_out and subject not in test and subject not in val]
+        if self.fold is not None:
+            file = self.splits_file or self.root / "splits_final.json"
+            folds = read_splits(file) if self.splits_file or file.exists() else patient_folds(rest, seed=self.seed)
+            if not 0 <= self.fold < len(folds):
+                raise DataError(
+                    f"data.init_args.fold={self.fold}: there are {len(folds)} folds; choose 0 to {len(folds) - 1}."
+                )
+            chosen = folds[self.fold]
+            return Splits(pick(subjects, chosen.train, str(file)), pick(subjects, chosen.val, str(file)), test)
+        if self.train_subjects is not None:
+            rest = pick(subjects, self.train_subjects, "data.init_args.train_subjects")
+        return Splits(rest, val, test)
+
+    def _prepare_training(self) -> None:
+        subjects = self.splits.train
+        if not subjects:
+            raise DataError(f"{self.root}: no scan is left to train on; name some in data.init_args.train_subjects.")
+        self._prepared, self._slabs = [], []
+        for subject in _progress(subjects, "reading training scans"):
+            volume = self._read(subject, "train on")
+            usable = None
+            if self.val_slab:
+                self._slabs.append(self._slab(volume))
+                usable = usable_slices(volume, self._slabs[-1], self.slice_axis)
+            prepared = prepare_volume(
+                volume,
+                pixel_mm=self.pixel_mm,
+                patch_px=self.settings.patch_px,
+                slice_axis=self.slice_axis,
+                usable=usable,
+            )
+            self._prepared.append(prepared)
+        empty = [prepared.name for prepared in self._prepared if not len(prepared.table.lesion)]
+        if len(empty) == len(self._prepared):
+            raise DataError(
+                f"{subjects[0].label}: none of the {len(subjects)} training scans has a lesion (voxels above 0); "
+                "annotate some, or choose other data.init_args.train_subjects."
+            )
+        if empty:
+            log.info("%d training scans have no lesion and give no episodes: %s", len(empty), ", ".join(empty))
+
+    def _check(self, subjects: Sequence[SubjectFiles], to: str) -> None:
+        fresh = [subject for subject in subjects if subject.subject not in self._checked]
+        for subject in _progress(fresh, "checking scans"):
+            self._read(subject, to)
+            self._checked.add(subject.subject)
+
+    def _read(self, subject: SubjectFiles, to: str = "") -> Volume:
+        if to and subject.label is None and (subject.instances is None or not self.instances):
+            raise DataError(
+                f"{self.root}: scan {subject.subject} has no label map to {to}; add it, or leave the scan out."
+            )
+        return subject.read(self.channel, instances=self.instances)
+
+    def _slab(self, volume: Volume) -> range:
+        return slab_slices(volume, self.val_slab, self.slice_axis)
+
+    def _read_slab(self, subject: SubjectFiles, slab: range) -> Volume:
+        return cut_slab(self._read(subject), slab, self.slice_axis)
+
+    def _volumes(self, subjects: Sequence[SubjectFiles]) -> DataLoader[Volume]:
+        return volume_loader([partial(self._read, subject) for subject in subjects], *self._place())
+
+    def _place(self) -> tuple[int, int]:
+        """Return the rank of this process and the number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+def _progress(subjects: Sequence[SubjectFiles], what: str) -> Any:
+    return track(subjects, what, disable=len(subjects) <= _MANY)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,157 @@
+"""Episodes of lesion types that were never seen before and never will be again: what the bundled nano learns from."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_episode
+from datamodules.lesion_types import draw_lesion_types
+from datamodules.loading import EpisodeLoader, volume_loader
+from datamodules.phantom import Phantom, make_phantom, make_slab
+from datamodules.subjects import prepare_stack
+from datamodules.transforms import Augmentation
+from mois.interfaces import Episode, Volume
+
+GAP_MM = 7.8
+BRIGHT = 0.62  # times the gain: the 99.5th percentile of a whole phantom, which `mois.io.normalise` sets to 1
+_TRIES = 20
+
+
+class NewTypeEpisodes(Dataset[Episode]):
+    """Episodes of small pieces of phantom, each with two new lesion types; item (epoch, index) is always the same.
+
+    To know lesion types by heart does not help with these; to look at the exemplars does.
+
+    Args:
+        settings: How to draw from a piece.
+        seed: Whose episodes these are.
+        held_back: Draw the types from the combinations that pretraining never sees, to measure on.
+        slices: Of a piece.
+        piece_px: Edge of a piece's slices.
+        pixel_mm: Edge of a pixel.
+        lesions_per_type: Fewest and most lesions of each type in a piece.
+
+    Source: Butoi et al., UniverSeg, arXiv 2304.06131 (in-context segmentation from a diversity of synthetic tasks).
+    """
+
+    def __init__(
+        self,
+        settings: EpisodeSettings,
+        seed: int = 0,
+        held_back: bool = False,
+        slices: int = 7,
+        piece_px: int = 224,
+        pixel_mm: float = 1.5,
+        lesions_per_type: tuple[int, int] = (4, 9),
+    ) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.held_back = held_back
+        self.slices = slices
+        self.piece_px = piece_px
+        self.pixel_mm = pixel_mm
+        self.lesions_per_type = lesions_per_type
+
+    def __getitem__(self, key: tuple[int, int]) -> Episode:
+        epoch, index = key
+        for attempt in range(_TRIES):
+            rng = np.random.default_rng([self.seed, int(self.held_back), epoch, index, attempt])
+            types = draw_lesion_types(rng, 2, held_back=self.held_back)
+            piece = make_slab(
+                rng,
+                types,
+                slices=self.slices,
+                height_px=self.piece_px,
+                width_px=self.piece_px,
+                pixel_mm=self.pixel_mm,
+                gap_mm=GAP_MM,
+                lesions_per_type=self.lesions_per_type,
+            )
+            if set(piece.classes.values()) != {1, 2}:
+                continue  # a piece at the body's edge may have no room for both
+            image = torch.from_numpy(piece.image) / (BRIGHT * piece.gain * float(rng.uniform(0.85, 1.2)))
+            image, lesions = image.clamp(0, 2), torch.from_numpy(piece.instances)
+            names = (f"piece {epoch}/{index}", f"piece {epoch}/{index}")
+            spacing_mm = (self.pixel_mm, GAP_MM)
+            subject = prepare_stack(image, lesions, piece.classes, None, names, spacing_mm, self.settings.patch_px)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(rng.integers(2**62)))
+                return draw_episode(subject, self.settings, rng, painter=None)
+        raise RuntimeError(f"{_TRIES} pieces of body had no room for two lesion types (seed {self.seed}, {key})")
+
+
+class PretrainDataModule(LightningDataModule):
+    """Episodes of new lesion types to train on; whole phantoms of held-back types to validate on.
+
+    Args:
+        episodes_per_epoch: How many, over all processes.
+        batch_size: Episodes of a step, on each process.
+        num_workers: Processes that draw episodes, on each training process.
+        val_subjects: Whole phantoms to validate on.
+        patch_px: Edge of a patch, a multiple of 32.
+        exemplars: K, exemplars of a group.
+        clip: T, slices to track a lesion over, odd.
+        mix: Of what episodes are made.
+        augmentation: How patches are varied.
+        seed: Of everything.
+    """
+
+    def __init__(
+        self,
+        episodes_per_epoch: int = 2000,
+        batch_size: int = 4,
+        num_workers: int = 1,
+        val_subjects: int = 4,
+        patch_px: int = 128,
+        exemplars: int = 3,
+        clip: int = 3,
+        mix: EpisodeMix = EpisodeMix(1.0, 0.0, 0.15, lesion_free=0.05, background=0.1, together=0.8),  # noqa: B008
+        augmentation: Augmentation = Augmentation(bias=0, noise=0.1, ghosting=0, motion=0, affine=0.3),  # noqa: B008
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.episodes_per_epoch = episodes_per_epoch
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.val_subjects = val_subjects
+        self.seed = seed
+        self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
+
+    def train_dataloader(self) -> DataLoader[Episode]:
+        """Return this rank's batches."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return EpisodeLoader(
+            NewTypeEpisodes(self.settings, self.seed),
+            batch_size=self.batch_size,
+            episodes_per_epoch=self.episodes_per_epoch,
+            rank=rank,
+            world=world,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader[Volume]:
+        """Return this rank's whole phantoms, each of two held-back types."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        readers = [partial(held_back_volume, self.seed, number) for number in range(self.val_subjects)]
+        return volume_loader(readers, rank, world)
+
+
+def held_back_volume(seed: int, number: int) -> Volume:
+    """Return a whole phantom of two held-back lesion types; (seed, number) says which."""
+    rng = np.random.default_rng([seed, 1, number])
+    return as_volume(make_phantom(rng, draw_lesion_types(rng, 2, held_back=True)), f"held_back_{number:02d}")
+
+
+def as_volume(phantom: Phantom, name: str) -> Volume:
+    """Return a phantom as a scan in memory: slices run to the back, rows to the feet, columns to the patient's left."""
+    gap_mm, row_mm, column_mm = phantom.spacing_mm
+    affine = torch.tensor(
+        [[0, 0, -column_mm, 0], [-gap_mm, 0, 0, 0], [0, -row_mm, 0, 0], [0, 0, 0, 1]], dtype=torch.float64
+    )
+    lesions = torch.from_numpy(phantom.instances.astype(np.int32))
+    return Volume(name, name, torch.from_numpy(phantom.image), affine, lesions, dict(phantom.classes))

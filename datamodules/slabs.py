@@ -1,0 +1,58 @@
+"""Slabs: consecutive slices of a scan that are kept from training, to validate on where there are few scans."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mois.geometry import SliceAxis, SliceGrid
+from mois.interfaces import Volume
+
+
+def slab_slices(volume: Volume, fraction: float, slice_axis: SliceAxis = "auto") -> range:
+    """Return the slices to keep from training: so many of them, with about that share of the lesions.
+
+    Args:
+        volume: The scan.
+        fraction: Of its slices, above 0 and below 1.
+        slice_axis: What slices are taken across.
+    """
+    stack = _grid(volume, slice_axis).to_stack(volume.lesions).numpy()
+    slices = len(stack)
+    count = min(max(1, round(fraction * slices)), slices - 1)
+    voxels = np.bincount(stack.ravel()).astype(float)
+    where = np.zeros_like(voxels)
+    for number, picture in enumerate(stack):
+        here = np.bincount(picture.ravel(), minlength=len(voxels))
+        where += number * here
+    lesions = np.flatnonzero(voxels[1:]) + 1
+    middle = np.rint(where[lesions] / voxels[lesions]).astype(int)
+    held = [int(((middle >= start) & (middle < start + count)).sum()) for start in range(slices - count + 1)]
+    start = int(np.abs(np.array(held) - fraction * len(lesions)).argmin())
+    return range(start, start + count)
+
+
+def usable_slices(volume: Volume, slab: range, slice_axis: SliceAxis = "auto") -> Tensor:
+    """Return which slices may be trained on, (S,) bool."""
+    usable = torch.ones(_grid(volume, slice_axis).stack_shape[0], dtype=torch.bool)
+    usable[slab.start : slab.stop] = False
+    return usable
+
+
+def cut_slab(volume: Volume, slab: range, slice_axis: SliceAxis = "auto") -> Volume:
+    """Return these slices of a scan as a scan of its own, in the place where they were."""
+    grid = _grid(volume, slice_axis)
+    axis = grid.order[0]
+    start = grid.stack_shape[0] - slab.stop if grid.flipped[0] else slab.start
+    image, lesions = (array.narrow(axis, start, len(slab)).contiguous() for array in (volume.image, volume.lesions))
+    affine = volume.affine.clone()
+    affine[:3, 3] += start * affine[:3, axis]
+    left = set(torch.unique(lesions).tolist())
+    classes = {lesion: kind for lesion, kind in volume.classes.items() if lesion in left}
+    return volume._replace(image=image, lesions=lesions, affine=affine, classes=classes)
+
+
+def _grid(volume: Volume, slice_axis: SliceAxis) -> SliceGrid:
+    shape = volume.image.shape
+    return SliceGrid.of((shape[0], shape[1], shape[2]), volume.affine, slice_axis)

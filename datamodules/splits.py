@@ -1,0 +1,106 @@
+"""Which scans train, validate and test: folds grouped by patient, nnU-Net's splits_final.json, and the leak check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mois.io import DataError, SubjectFiles
+
+
+class Fold(NamedTuple):
+    """Names of the scans that train and of those that validate."""
+
+    train: list[str]
+    val: list[str]
+
+
+def patient_folds(subjects: Sequence[SubjectFiles], folds: int = 5, seed: int = 0) -> list[Fold]:
+    """Deal patients, with all of their scans, into folds that validate each once.
+
+    Args:
+        subjects: The scans to split.
+        folds: Their number, lowered to the number of patients.
+        seed: Of the shuffling of patients.
+
+    Raises:
+        DataError: If there are fewer than two patients.
+    """
+    patients = sorted({subject.patient for subject in subjects})
+    if len(patients) < 2:
+        raise DataError(
+            f"{len(patients)} patient cannot be split into folds; set data.init_args.val_slab to validate on "
+            "slices that are kept from training."
+        )
+    if folds < 2:
+        raise DataError(f"folds={folds}: a fold needs something to train on; choose 2 or more.")
+    order = np.random.default_rng(seed).permutation(len(patients))
+    fold_of = {patients[at]: number % min(folds, len(patients)) for number, at in enumerate(order)}
+    return [
+        Fold(
+            [subject.subject for subject in subjects if fold_of[subject.patient] != fold],
+            [subject.subject for subject in subjects if fold_of[subject.patient] == fold],
+        )
+        for fold in range(min(folds, len(patients)))
+    ]
+
+
+def read_splits(path: Path) -> list[Fold]:
+    """Read nnU-Net's splits_final.json.
+
+    Raises:
+        DataError: If it is no list of {"train": [...], "val": [...]}.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [Fold([str(name) for name in fold["train"]], [str(name) for name in fold["val"]]) for fold in content]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{path}: must be a list of {{"train": [...], "val": [...]}}, as nnU-Net writes it.') from error
+
+
+def write_splits(folds: Sequence[Fold], path: Path) -> None:
+    """Write folds as nnU-Net's splits_final.json."""
+    text = json.dumps([{"train": fold.train, "val": fold.val} for fold in folds], indent=4)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def pick(subjects: Sequence[SubjectFiles], names: Sequence[str], key: str) -> list[SubjectFiles]:
+    """Return the scans of these names, in their order.
+
+    Args:
+        subjects: All scans.
+        names: The wanted ones.
+        key: Config key or file that the names come from, for the message.
+
+    Raises:
+        DataError: If a scan does not exist.
+    """
+    by_name = {subject.subject: subject for subject in subjects}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise DataError(f"{key}: no scan is called {missing[0]!r}; choose from {', '.join(sorted(by_name))}.")
+    return [by_name[name] for name in names]
+
+
+def check_leak(splits: Mapping[str, Sequence[SubjectFiles]]) -> None:
+    """Check that no patient stands in two splits.
+
+    Args:
+        splits: Name of each split and its scans.
+
+    Raises:
+        DataError: Naming the patient and both splits.
+    """
+    split_of: dict[str, tuple[str, str]] = {}
+    for split, subjects in splits.items():
+        for subject in subjects:
+            other, name = split_of.setdefault(subject.patient, (split, subject.subject))
+            if other != split:
+                raise DataError(
+                    f"patient {subject.patient} stands in {other} ({name}) and in {split} ({subject.subject}); move "
+                    "all scans of a patient into one split, or correct subjects.csv."
+                )

@@ -1,0 +1,255 @@
+"""Scans made ready for drawing episodes: a stack of pictures at the training pixel, and a table of its lesions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torchio as tio
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from mois.geometry import SliceAxis, SliceGrid, resample_stack
+from mois.image_files import DataError
+from mois.interfaces import Volume
+from mois.io import normalise
+
+BODY = 0.1  # normalised intensity above which a pixel counts as tissue
+_BODY_PIXELS = 20_000
+_LARGEST_PATCH = 4.0  # times the scan's larger edge in a slice
+
+
+class LesionSlices(NamedTuple):
+    """Every slice of every lesion; row r of the table, pixels `first[r]:first[r + 1]`.
+
+    Attributes:
+        lesion: (R,) int64, lesion id.
+        kind: (R,) int64, its class.
+        slice: (R,) int64.
+        area_px: (R,) int64, of the lesion on that slice.
+        volume_ml: (R,) float64, of the whole lesion.
+        first: (R + 1,) int64, where the row's pixels start in `pixels`.
+        pixels: (N, 2) int16, row and column.
+    """
+
+    lesion: NDArray[np.int64]
+    kind: NDArray[np.int64]
+    slice: NDArray[np.int64]
+    area_px: NDArray[np.int64]
+    volume_ml: NDArray[np.float64]
+    first: NDArray[np.int64]
+    pixels: NDArray[np.int16]
+
+
+class Window(NamedTuple):
+    """Where a patch lies: slice, and row and column of its top left pixel."""
+
+    slice: int
+    row: int
+    column: int
+
+
+class Patch(NamedTuple):
+    """What a window shows: image (P, P) float32 and lesion ids (P, P) int32."""
+
+    image: Tensor
+    lesions: Tensor
+
+
+class LesionSampler(tio.WeightedSampler):  # type: ignore[misc]
+    """Draws patches around lesions, small ones as often as large ones.
+
+    It is TorchIO's sampler over a probability map that holds, in every lesion, its weight shared out evenly among its
+    pixels; the weight is 1 / number of the subject's lesions of about that volume (a factor of 4). As most of the map
+    is zero, it is kept as one value per slice of each lesion and worked out once per subject.
+
+    Attributes:
+        rows: (R,) float64, probability of each row of the table.
+    """
+
+    def __init__(self, table: LesionSlices, patch_px: int) -> None:
+        super().__init__((patch_px, patch_px, 1), None)
+        lesions, start = np.unique(table.lesion, return_index=True)
+        size = np.floor(np.log(np.maximum(table.volume_ml[start], 1e-6)) / np.log(4.0))
+        crowd = (size[:, None] == size[None, :]).sum(1)
+        place = np.searchsorted(lesions, table.lesion)
+        area = np.bincount(place, table.area_px, len(lesions))
+        self.rows: NDArray[np.float64] = (table.area_px / area[place]) / crowd[place] if len(lesions) else np.zeros(0)
+
+    def draw(self, allowed: NDArray[np.bool_]) -> int:
+        """Draw a row of the table among the allowed ones (at least one), with torch's generator."""
+        chances = np.where(allowed, self.rows, 0.0)
+        return int(self.sample_probability_map(chances, np.cumsum(chances))[0])
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedSubject:
+    """A scan as episodes see it.
+
+    Attributes:
+        name: Of the scan.
+        patient: Whom it was taken of.
+        scan: The stack as a TorchIO subject: `image` and `lesions`, (1, W, H, S), at least a patch wide and high.
+        table: Its lesions, slice by slice.
+        sampler: Draws from the table.
+        body: (N, 3) int32, slice, row, column of some of the pixels of tissue that are in no lesion.
+        pixel_mm: Edge of a pixel.
+        gap_mm: Between slices.
+    """
+
+    name: str
+    patient: str
+    scan: tio.Subject
+    table: LesionSlices
+    sampler: LesionSampler
+    body: NDArray[np.int32]
+    pixel_mm: float
+    gap_mm: float
+
+    @property
+    def stack_shape(self) -> tuple[int, int, int]:
+        """(S, H, W), padding included."""
+        width, height, slices = self.scan.spatial_shape
+        return int(slices), int(height), int(width)
+
+    @property
+    def kinds(self) -> list[int]:
+        """The classes that it has lesions of."""
+        return [int(kind) for kind in np.unique(self.table.kind)]
+
+    def window(self, slice_: int, row: float, column: float, patch_px: int) -> Window:
+        """Return the window centred here, moved to lie within the picture."""
+        _, height, width = self.stack_shape
+        top, left = round(row) - patch_px // 2, round(column) - patch_px // 2
+        return Window(slice_, min(max(top, 0), height - patch_px), min(max(left, 0), width - patch_px))
+
+    def cut(self, window: Window) -> Patch:
+        """Return a copy of what a window shows; zeros past the first and the last slice."""
+        width, height, _ = (int(edge) for edge in self.sampler.patch_size)
+        if not 0 <= window.slice < self.stack_shape[0]:
+            return Patch(torch.zeros(height, width), torch.zeros(height, width, dtype=torch.int32))
+        patch: Any = self.sampler.extract_patch(self.scan, (window.column, window.row, window.slice))
+        image, lesions = patch["image"].data[0, :, :, 0].T, patch["lesions"].data[0, :, :, 0].T
+        return Patch(
+            image.clone(memory_format=torch.contiguous_format), lesions.clone(memory_format=torch.contiguous_format)
+        )
+
+    def brightness(self, at: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return the intensities (N,) at slice, row, column (N, 3)."""
+        image: Any = self.scan["image"]
+        values: NDArray[np.float32] = image.data[0, at[:, 2], at[:, 1], at[:, 0]].numpy()
+        return values
+
+
+def prepare_volume(
+    volume: Volume,
+    *,
+    pixel_mm: float,
+    patch_px: int,
+    slice_axis: SliceAxis = "auto",
+    usable: Tensor | None = None,
+) -> PreparedSubject:
+    """Make a scan ready.
+
+    Args:
+        volume: The scan, raw intensities.
+        pixel_mm: Edge of the pixels to train at.
+        patch_px: Edge of the patches to draw.
+        slice_axis: What slices are taken across.
+        usable: (S,) bool; all other slices are blanked, image and lesions, so that nothing of them can be learned.
+
+    Raises:
+        DataError: If the patch is more than 4 times as large as the scan's slices.
+    """
+    grid = SliceGrid.of(
+        (volume.image.shape[0], volume.image.shape[1], volume.image.shape[2]), volume.affine, slice_axis
+    )
+    _, height, width = grid.stack_shape
+    extent_mm = max(height * grid.row_mm, width * grid.column_mm)
+    if patch_px * pixel_mm > _LARGEST_PATCH * extent_mm:
+        raise DataError(
+            f"data.init_args.patch_px={patch_px} at pixel_mm={pixel_mm} is {patch_px * pixel_mm:.0f} mm, more than 4 "
+            f"times subject {volume.subject} ({extent_mm:.0f} mm); choose a smaller patch_px or pixel_mm."
+        )
+    image = resample_stack(grid.to_stack(normalise(volume.image)), grid, pixel_mm)
+    lesions = resample_stack(grid.to_stack(volume.lesions), grid, pixel_mm, nearest=True)
+    if usable is not None:
+        image[~usable], lesions[~usable] = 0, 0
+    ids, counts = torch.unique(volume.lesions, return_counts=True)
+    voxel_ml = float(torch.linalg.det(volume.affine[:3, :3]).abs()) / 1000
+    volumes_ml = {int(i): int(n) * voxel_ml for i, n in zip(ids, counts, strict=True) if i}
+    names = (volume.subject, volume.patient)
+    return prepare_stack(image, lesions, volume.classes, volumes_ml, names, (pixel_mm, grid.gap_mm), patch_px)
+
+
+def prepare_stack(
+    image: Tensor,
+    lesions: Tensor,
+    classes: dict[int, int],
+    volumes_ml: dict[int, float] | None,
+    names: tuple[str, str],
+    spacing_mm: tuple[float, float],
+    patch_px: int,
+) -> PreparedSubject:
+    """Make a stack that has square pixels already ready.
+
+    Args:
+        image: (S, H, W) float32, normalised.
+        lesions: (S, H, W) int32, lesion ids.
+        classes: Lesion id to class.
+        volumes_ml: Lesion id to volume; None counts the stack's own voxels.
+        names: Of the scan and of the patient.
+        spacing_mm: Edge of a pixel, distance between slices.
+        patch_px: Edge of the patches to draw.
+    """
+    pixel_mm, gap_mm = spacing_mm
+    below, right = max(0, patch_px - image.shape[1]), max(0, patch_px - image.shape[2])
+    if below or right:
+        image, lesions = (functional.pad(array, (0, right, 0, below)) for array in (image, lesions))
+    table = _table(lesions.numpy(), classes, volumes_ml, pixel_mm**2 * gap_mm / 1000)
+    affine = np.diag([pixel_mm, pixel_mm, gap_mm, 1.0])
+    scan = tio.Subject(
+        image=tio.ScalarImage(tensor=image.permute(2, 1, 0).unsqueeze(0), affine=affine),
+        lesions=tio.LabelMap(tensor=lesions.permute(2, 1, 0).unsqueeze(0), affine=affine),
+    )
+    return PreparedSubject(*names, scan, table, LesionSampler(table, patch_px), _body(image, lesions), pixel_mm, gap_mm)
+
+
+def _table(
+    lesions: NDArray[np.int32], classes: dict[int, int], volumes_ml: dict[int, float] | None, voxel_ml: float
+) -> LesionSlices:
+    at = np.stack(np.nonzero(lesions), axis=1)
+    ids = lesions[tuple(at.T)].astype(np.int64)
+    order = np.lexsort((at[:, 0], ids))
+    at, ids = at[order], ids[order]
+    starts = (
+        np.flatnonzero(np.r_[True, (np.diff(ids) != 0) | (np.diff(at[:, 0]) != 0)]) if len(ids) else np.zeros(0, int)
+    )
+    first = np.r_[starts, len(ids)].astype(np.int64)
+    lesion = ids[starts]
+    volume = (
+        {int(i): int(n) * voxel_ml for i, n in zip(*np.unique(ids, return_counts=True), strict=True)}
+        if volumes_ml is None
+        else volumes_ml
+    )
+    return LesionSlices(
+        lesion,
+        np.array([classes[int(i)] for i in lesion], np.int64),
+        at[starts, 0].astype(np.int64),
+        np.diff(first),
+        np.array([volume[int(i)] for i in lesion], np.float64),
+        first,
+        at[:, 1:].astype(np.int16),
+    )
+
+
+def _body(image: Tensor, lesions: Tensor) -> NDArray[np.int32]:
+    """Return evenly spread pixels of tissue; of anything, where there is no tissue."""
+    tissue = torch.nonzero(((image > BODY) & (lesions == 0)).flatten()).flatten().numpy()
+    if not len(tissue):
+        tissue = np.arange(image.numel())
+    chosen = tissue[:: max(1, len(tissue) // _BODY_PIXELS)]
+    return np.stack(np.unravel_index(chosen, tuple(image.shape)), axis=1).astype(np.int32)

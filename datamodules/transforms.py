@@ -1,0 +1,132 @@
+"""Augmentation of an episode's patches: what a scanner may do to all of them, and where each one lies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torchio as tio
+from torch import Tensor
+from torch.nn import functional
+
+_BIAS_PX = 16  # a bias field is smooth: it is worked out on this grid and stretched
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training patches are varied. The first seven are probabilities.
+
+    Attributes:
+        bias: Of a bias field, one for the episode.
+        gamma: Of another gamma, one for the episode.
+        noise: Of added noise, in the whole episode.
+        ghosting: Of ghosts along one axis, in the whole episode.
+        motion: Of motion artefacts, in the whole episode, another one in each patch.
+        flip: Of mirroring, per patch and axis.
+        affine: Of a rotation and a zoom, per patch.
+        degrees: Most rotation.
+        zoom: Most zoom, as a share of the size.
+    """
+
+    bias: float = 0.3
+    gamma: float = 0.3
+    noise: float = 0.3
+    ghosting: float = 0.05
+    motion: float = 0.05
+    flip: float = 0.5
+    affine: float = 0.5
+    degrees: float = 20.0
+    zoom: float = 0.15
+
+    def __post_init__(self) -> None:
+        """Refuse what is no probability, and a zoom that leaves nothing."""
+        for name in [field.name for field in fields(self)][:7]:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.init_args.augmentation.{name}={getattr(self, name)} is a share; choose 0 to 1.")
+        if not 0 <= self.zoom < 1 or not 0 <= self.degrees <= 180:
+            raise ValueError(
+                f"data.init_args.augmentation: zoom={self.zoom}, degrees={self.degrees}; choose a zoom from 0 "
+                "to below 1, and 0 to 180 degrees."
+            )
+
+    @staticmethod
+    def none() -> Augmentation:
+        """Return the augmentation that changes nothing."""
+        return Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def augment(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation) -> tuple[Tensor, Tensor]:
+    """Vary the patches of one episode, with torch's generator.
+
+    Args:
+        images: (N, P, P) float32, normalised; exact zeros are outside of what was scanned and stay so.
+        masks: (N, M, P, P) bool, M masks of each patch.
+        clips: (N,) int64; patches of equal number are moved alike.
+        settings: What to do, and how often.
+
+    Returns:
+        Images and masks of the same shapes; zeros where a patch was moved out of its frame. A patch that would lose one
+        of its masks altogether stays where it is.
+    """
+    return _move(vary_intensities(images, settings), masks, clips, settings)
+
+
+def vary_intensities(images: Tensor, settings: Augmentation) -> Tensor:
+    """Apply TorchIO's intensity transforms to patches (N, P, P), stacked in depth so that they change alike."""
+    draws = torch.rand(5).tolist()
+    chances = (settings.bias, settings.gamma, settings.ghosting, settings.motion, settings.noise)
+    wanted = [draw < chance for draw, chance in zip(draws, chances, strict=True)]
+    if not any(wanted):
+        return images
+    bias, gamma, ghosting, motion, noise = wanted
+    outside = images == 0
+    if bias:
+        images = images * _bias_field(images)
+    if gamma:
+        images = _apply(tio.RandomGamma(log_gamma=0.3), images)
+    if ghosting:
+        images = _apply(tio.RandomGhosting(num_ghosts=(2, 5), axes=(0, 1), intensity=(0.2, 0.6)), images)
+    if motion:
+        shake = tio.RandomMotion(degrees=4, translation=4, num_transforms=1)
+        images = torch.cat([_apply(shake, image.unsqueeze(0)) for image in images])
+    if noise:
+        images = _apply(tio.RandomNoise(std=(0, 0.06)), images)
+    return images.clamp(0, 2).masked_fill(outside, 0)
+
+
+def _apply(transform: tio.Transform, images: Tensor) -> Tensor:
+    """Apply a transform to (N, P, P) as a scan of depth N."""
+    changed = transform(images.permute(1, 2, 0).unsqueeze(0))  # (1, P, P, N)
+    if not isinstance(changed, Tensor):
+        raise TypeError(f"{type(transform).__name__} turned a tensor into {type(changed).__name__}")
+    return changed.squeeze(0).permute(2, 0, 1).to(torch.float32)
+
+
+def _bias_field(images: Tensor) -> Tensor:
+    flat = torch.ones(1, _BIAS_PX, _BIAS_PX, len(images))
+    field = tio.RandomBiasField(coefficients=0.25, order=3)(flat).squeeze(0).permute(2, 0, 1)
+    return functional.interpolate(field.unsqueeze(1).to(torch.float32), images.shape[-2:], mode="bilinear").squeeze(1)
+
+
+def _move(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation) -> tuple[Tensor, Tensor]:
+    """Mirror, rotate and zoom about the patch's middle."""
+    count = int(clips.max()) + 1
+    mirror = 1 - 2 * (torch.rand(count, 2) < settings.flip).float()
+    turned = (torch.rand(count) < settings.affine).float()
+    angle = turned * (2 * torch.rand(count) - 1) * math.radians(settings.degrees)
+    zoom = 1 + turned * (2 * torch.rand(count) - 1) * settings.zoom
+    if settings.flip == 0 and settings.affine == 0:
+        return images, masks
+    cos, sin, none = zoom * angle.cos(), zoom * angle.sin(), torch.zeros(count)
+    across, down = mirror.unbind(1)
+    turn = torch.stack([cos * across, -sin * down, none, sin * across, cos * down, none], dim=1).view(count, 2, 3)
+    grid = functional.affine_grid(turn[clips].contiguous(), [len(images), 1, *images.shape[-2:]], align_corners=False)
+    moved = functional.grid_sample(images.unsqueeze(1), grid, mode="bilinear", align_corners=False).squeeze(1)
+    shifted = functional.grid_sample(masks.float(), grid, mode="nearest", align_corners=False) > 0.5
+    lost = (masks.flatten(2).any(2) & ~shifted.flatten(2).any(2)).any(1)
+    lost = torch.isin(clips, clips[lost])
+    return (
+        torch.where(lost.view(-1, 1, 1), images, moved),
+        torch.where(lost.view(-1, 1, 1, 1), masks, shifted),
+    )

@@ -1,0 +1,121 @@
+"""The demonstration: adapt the bundled nano to a lesion type that it has never seen, and show what that changed.
+
+Three commands in a row, each of which a user can give alone: `test` before, `fit`, `test` after. Each is skipped where its
+result is there already, and the training goes on from its last checkpoint, so that an interrupted demo resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mois.training.cli import MoisCLI
+
+WORDS = ("right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion_f1")
+Fit = Callable[[Sequence[str]], MoisCLI]
+
+
+def run_demo(config: Path, out: Path, seed: int) -> dict[str, Any]:
+    """Evaluate, adapt, evaluate.
+
+    Args:
+        config: Such as configs/demo.yaml.
+        out: Folder of the demo; `before`, `fit`, `after` and `data` in it, and summary.json.
+        seed: Of the phantoms, the training and the simulated reader.
+
+    Returns:
+        What stands in summary.json.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    common = ["--config", str(config), "--seed_everything", str(seed), "--data.init_args.root", str(out / "data")]
+    minutes = _Minutes(out / "minutes.json")
+
+    def step(name: str, arguments: list[str]) -> None:
+        done = out / name / ("done" if name == "fit" else "test/metrics.json")
+        if done.is_file():
+            console.print(f"[dim]{name}: done already ({done})[/dim]")
+            return
+        console.rule(f"{name}: train.py {' '.join(arguments)}")
+        with minutes.of(name):
+            MoisCLI([*arguments, *common, "--trainer.default_root_dir", str(out / name)])
+        if name == "fit":
+            done.touch()
+
+    step("before", ["test"])
+    step("fit", ["fit", "--ckpt_path", "last"])
+    step("after", ["test", "--ckpt_path", str(out / "fit" / "checkpoints" / "best.ckpt")])
+    before, after = (json.loads((out / name / "test" / "metrics.json").read_text()) for name in ("before", "after"))
+    summary = {
+        "before": _words(before),
+        "after": _words(after),
+        "gain_unprompted_dice": _gain(before, after),
+        "trainable_fraction": after["provenance"].get("trainable_fraction"),
+        "minutes": minutes.total(),
+        "seed": seed,
+    }
+    unfinished = out / "summary.json.part"
+    unfinished.write_text(json.dumps(summary, indent=2) + "\n")
+    unfinished.replace(out / "summary.json")
+    _show(console, summary, out)
+    return summary
+
+
+class _Minutes:
+    """Wall minutes of each step, kept on disk so that an interrupted step counts as well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spent: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        self.name, self.start = "", 0.0
+
+    def of(self, name: str) -> _Minutes:
+        self.name = name
+        return self
+
+    def __enter__(self) -> None:
+        self.start = time.monotonic()
+
+    def __exit__(self, *failure: object) -> None:
+        self.spent[self.name] = self.spent.get(self.name, 0.0) + (time.monotonic() - self.start) / 60
+        self.path.write_text(json.dumps(self.spent))
+
+    def total(self) -> float:
+        return round(sum(self.spent.values()), 2)
+
+
+def _words(metrics: dict[str, Any]) -> dict[str, float | None]:
+    return {name: metrics["figures"][name]["mean"] for name in WORDS}
+
+
+def _gain(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    from mois.evaluation.statistics import paired_gain
+
+    first, second = ({row["subject"]: row for row in metrics["per_subject"]} for metrics in (before, after))
+    return paired_gain(
+        [(first[name]["patient"], first[name]["unprompted_dice"], second[name]["unprompted_dice"]) for name in first]
+    )
+
+
+def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
+    table = Table(title="A lesion type that the backbone has never seen, on scans that the training has never seen")
+    table.add_column("")
+    for column in ("before", "after"):
+        table.add_column(column, justify="right")
+    for word in WORDS:
+        cells = [summary[column][word] for column in ("before", "after")]
+        table.add_row(word, *("-" if cell is None else f"{cell:.2f}" for cell in cells))
+    console.print(table)
+    gain = summary["gain_unprompted_dice"]
+    low, high = gain["ci95"] or (float("nan"), float("nan"))
+    console.print(
+        f"unprompted Dice rose by {gain['mean']:.2f} (95 % interval {low:.2f} to {high:.2f}, {gain['n']} scans); "
+        f"{100 * summary['trainable_fraction']:.1f} % of the parameters were trained; {summary['minutes']:.1f} minutes"
+    )
+    console.print(f"figures: {out / 'summary.json'}\npictures: {out / 'before/test/overlays'} and {out / 'after/test/overlays'}")

@@ -1,0 +1,128 @@
+"""Whether this machine can train: packages, accelerator, disk, W&B. One finding each, with a cure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+
+from mois.wandb_server import SERVER_TIMEOUT_S, wandb_server, why_unreachable
+
+DISK_NEEDED_GB = 5.0
+MEMORY_NEEDED_GB = 4.0
+
+
+class Finding(NamedTuple):
+    """What was looked at.
+
+    Attributes:
+        topic: One word.
+        good: Whether a training can go on with it.
+        text: What was found and, where it is not good, what to do.
+    """
+
+    topic: str
+    good: bool
+    text: str
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Yield one finding after the other; none of them changes anything.
+
+    Args:
+        folder: Where runs would be written.
+    """
+    yield packages()
+    yield from devices()
+    yield disk(folder)
+    yield tracking()
+
+
+def packages() -> Finding:
+    """Compare what is installed with what this package asks for."""
+    faults = []
+    try:
+        wanted = [Requirement(line) for line in requires("mois") or []]
+    except PackageNotFoundError:
+        return Finding("packages", False, "mois itself is not installed; run `make setup`, or `pip install -e .`")
+    for requirement in wanted:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            faults.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            faults.append(f"{requirement.name} {installed} is not {requirement.specifier}")
+    if faults:
+        return Finding("packages", False, f"{'; '.join(faults)}; run `make setup`")
+    return Finding("packages", True, f"{len(wanted)} as asked for, torch {version('torch')}, sam2 {version('sam2')}")
+
+
+def devices() -> Iterator[Finding]:
+    """Look for accelerators; a processor alone will do, slowly."""
+    import torch
+
+    if not torch.cuda.is_available():
+        kind = "mps" if torch.backends.mps.is_available() else f"{os.cpu_count()} processor cores"
+        cure = "no CUDA device: the demo and small adaptations run, large backbones are slow"
+        yield Finding("device", True, f"{kind}, precision 32-true; {cure}")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory_gb = device.total_memory / 1e9
+        bf16 = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        text = f"{device.name}, {memory_gb:.0f} GB, precision {bf16}"
+        if memory_gb < MEMORY_NEEDED_GB:
+            text += "; its memory is small, choose a nano or tiny backbone (model.backbone.init_args.size)"
+        yield Finding("device", memory_gb >= MEMORY_NEEDED_GB, text)
+
+
+def disk(folder: Path) -> Finding:
+    """Look for room for runs."""
+    there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    free_gb = shutil.disk_usage(there).free / 1e9
+    if free_gb < DISK_NEEDED_GB:
+        cure = f"make room, or set trainer.default_root_dir to another disk ({DISK_NEEDED_GB:g} GB will do)"
+        return Finding("disk", False, f"{free_gb:.1f} GB free in {folder}; {cure}")
+    return Finding("disk", True, f"{free_gb:.0f} GB free in {folder}")
+
+
+def tracking() -> Finding:
+    """Say whether W&B would record online or offline."""
+    key = os.environ.get("WANDB_API_KEY")
+    if not key:
+        return Finding("tracking", True, "W&B offline, in the run's folder; set WANDB_API_KEY to record online")
+    reason = why_unreachable(wandb_server(), key, SERVER_TIMEOUT_S)
+    if reason is None:
+        return Finding("tracking", True, f"W&B online at {wandb_server()}")
+    return Finding("tracking", False, f"W&B offline, because {reason}; mend it, or unset WANDB_API_KEY")
+
+
+def dataset(root: Path) -> Iterator[Finding]:
+    """Read every scan of an nnU-Net raw dataset; yield what is wrong, file by file, and at the end what is there."""
+    from mois.io import DataError, read_dataset
+
+    try:
+        scans = read_dataset(root)
+    except DataError as error:
+        yield Finding("data", False, str(error))
+        return
+    lesions = faults = 0
+    for scan in scans:
+        for channel in scan.images:
+            try:
+                found = len(scan.read(channel).classes)
+            except DataError as error:
+                faults += 1
+                yield Finding("data", False, str(error))
+            else:
+                lesions += found if channel == min(scan.images) else 0
+    train = sum(not scan.held_out for scan in scans)
+    text = f"{train} scans to train on, {len(scans) - train} held out, {lesions} lesions, {faults} files to mend"
+    yield Finding("data", faults == 0 and lesions > 0, text + ("" if lesions else "; annotate some lesions"))

@@ -1,0 +1,94 @@
+"""A mistake of the user's ends in one line on stderr and exit code 2; a mistake of ours keeps its traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+OURS = ("mois", "adapters", "datamodules")
+_LIBRARIES = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what `explain` can explain into `error: ...` on stderr and exit code 2.
+
+    With MOIS_TRACEBACK=1 in the environment nothing is caught, so that the place can be seen.
+    """
+    try:
+        yield
+    except Exception as error:
+        line = explain(error)
+        if line is None or os.environ.get("MOIS_TRACEBACK") == "1":
+            raise
+        sys.stderr.write(f"error: {line}\n")
+        raise SystemExit(2) from None
+
+
+def explain(error: Exception) -> str | None:
+    """Return one line on what the user has to change, or None where the error is a fault of the program.
+
+    Explained are a ValueError raised by our code or by a plug-in (one raised by a library means that we called it
+    wrongly), a file that is missing or may not be touched, Lightning's complaints, and a full accelerator.
+    """
+    kind = type(error).__name__
+    if kind == "OutOfMemoryError":
+        return "the accelerator's memory is full; lower data.init_args.batch_size, or train fewer parts"
+    if kind == "MisconfigurationException":
+        return one_line(str(error))
+    if type(error).__module__ == "omegaconf.errors":
+        return _explain_interpolation(str(error))
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return f"{error.filename}: {error.strerror}" if error.filename else one_line(str(error))
+    if isinstance(error, ValueError):
+        return _explain_value_error(error)
+    return None
+
+
+def one_line(text: str) -> str:
+    """Return the text without line breaks and without runs of blanks."""
+    return " ".join(text.split())
+
+
+def _explain_value_error(error: ValueError) -> str | None:
+    text = str(error)
+    if "Original Traceback" in text:  # a worker of a DataLoader raised it; its traceback came over as text
+        files = re.findall(r'File "([^"]+)", line \d+', text)
+        named = re.findall(r"^(?:[\w.]+(?:Error|Exception)): (.*)", text, flags=re.MULTILINE | re.DOTALL)
+        return one_line(named[-1]) if files and named and not _is_library(files[-1], None) else None
+    place = _last_frame(error.__traceback__)
+    if place is not None and _is_library(*place):
+        return None
+    return one_line(text)
+
+
+def _last_frame(trace: TracebackType | None) -> tuple[str, str | None] | None:
+    if trace is None:
+        return None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_filename, trace.tb_frame.f_globals.get("__name__")
+
+
+def _is_library(file: str, module: str | None) -> bool:
+    if module is not None and module.partition(".")[0] in OURS:
+        return False
+    path = str(Path(file).resolve())
+    return path.startswith(_LIBRARIES) and not any(f"{os.sep}{name}{os.sep}" in path for name in OURS)
+
+
+def _explain_interpolation(text: str) -> str:
+    variable = re.search(r"Environment variable '([^']+)' not found", text)
+    key = re.search(r"full_key: (\S+)", text)
+    place = f"{key.group(1)}: " if key else ""
+    if variable:
+        return f"{place}environment variable {variable.group(1)} is not set; set it, or give a default: " + (
+            f"${{oc.env:{variable.group(1)},DEFAULT}}"
+        )
+    return place + one_line(text.partition("\n")[0])

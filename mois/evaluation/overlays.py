@@ -1,0 +1,129 @@
+"""Pictures of a result: outlines of prompted, found, missed and false lesions on the slices that show most of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mois.evaluation.reports import ClassReport
+from mois.metrics import InstanceMap, Mask, match_lesions
+
+# Okabe and Ito's palette, told apart by readers of any colour vision; what the model drew is broken as well.
+STYLES: dict[str, tuple[str, Literal["solid", "dashed", "dotted"]]] = {
+    "prompted": ("#56B4E9", "solid"),
+    "found": ("#009E73", "solid"),
+    "missed": ("#E69F00", "solid"),
+    "false": ("#CC79A7", "dashed"),
+    "model's outline": ("#FFFFFF", "dotted"),
+}
+PANELS = 4
+
+
+def lesion_kinds(truth: InstanceMap, result: InstanceMap, report: ClassReport) -> dict[str, Mask]:
+    """Return what is outlined in which style, each (S, H, W) bool.
+
+    Args:
+        truth: Instance map (S, H, W) int32 of the class.
+        result: Instance map of what the reader ends up with.
+        report: What became of each true lesion.
+    """
+    kinds = {
+        row.lesion: "prompted" if row.role == "prompted" else "found" if row.found else "missed"
+        for row in report.lesions
+    }
+    false = match_lesions(result, truth).false
+    masks = {kind: np.isin(truth, [lesion for lesion, of in kinds.items() if of == kind]) for kind in list(STYLES)[:3]}
+    masks["false"] = np.isin(result, false)
+    masks["model's outline"] = (result > 0) & ~masks["false"]
+    return masks
+
+
+def telling_slices(truth: InstanceMap, result: InstanceMap, count: int = PANELS) -> list[int]:
+    """Return up to `count` slices that together show the most lesions, true or found, in order; none is empty."""
+    seen: set[int] = set()
+    shown = [
+        set(np.unique(t).tolist()) | {-lesion for lesion in np.unique(r).tolist()}
+        for t, r in zip(truth, result, strict=True)
+    ]
+    chosen: list[int] = []
+    while len(chosen) < count:
+        best = max(range(len(shown)), key=lambda index: len(shown[index] - seen - {0}))
+        if not shown[best] - seen - {0}:
+            break
+        seen |= shown[best]
+        chosen.append(best)
+    return sorted(chosen)
+
+
+def draw_overlay(
+    image: npt.NDArray[np.float32], truth: InstanceMap, result: InstanceMap, report: ClassReport, pixel_aspect: float
+) -> Figure:
+    """Draw a result.
+
+    Args:
+        image: (S, H, W) raw intensities.
+        truth: Instance map (S, H, W) int32 of the class.
+        result: Instance map of what the reader ends up with.
+        report: On this class.
+        pixel_aspect: Height of a pixel over its width.
+    """
+    masks = lesion_kinds(truth, result, report)
+    slices = telling_slices(truth, result) or [len(image) // 2]
+    panel_inches = 5.0
+    width = panel_inches * image.shape[2] / (image.shape[1] * pixel_aspect)
+    figure = Figure(figsize=(max(6.0, width * len(slices)), panel_inches + 1.0), facecolor="black")
+    FigureCanvasAgg(figure)
+    # The 99.5th percentile as white, as the model sees it.
+    white = float(np.percentile(image[image != 0], 99.5)) if image.any() else 1.0
+    for axes, index in zip(figure.subplots(1, len(slices), squeeze=False)[0], slices, strict=True):
+        axes.imshow(image[index], cmap="gray", vmin=0, vmax=white, aspect=pixel_aspect, interpolation="nearest")
+        for kind, mask in masks.items():
+            _outline(axes, mask[index], *STYLES[kind])
+        axes.set_title(f"slice {index + 1} of {len(image)}", color="white", fontsize=8)
+        axes.set_axis_off()
+    handles = [Line2D([], [], color=colour, linestyle=style, label=kind) for kind, (colour, style) in STYLES.items()]
+    figure.legend(
+        handles=handles, loc="lower center", ncols=len(handles), labelcolor="white", frameon=False, fontsize=8
+    )
+    figures = report.figures
+    figure.suptitle(
+        f"class {report.target_class}   right {_text(figures.right)}   wrong {_text(figures.wrong)}   "
+        f"no exemplars {_text(figures.no_exemplars)}   scan Dice {_text(figures.scan_dice)}",
+        color="white",
+        fontsize=9,
+    )
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.08, top=0.87, wspace=0.02)
+    return figure
+
+
+def save_overlay(
+    path: Path,
+    image: npt.NDArray[np.float32],
+    truth: InstanceMap,
+    result: InstanceMap,
+    report: ClassReport,
+    pixel_aspect: float,
+) -> None:
+    """Write `draw_overlay` as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    draw_overlay(image, truth, result, report, pixel_aspect).savefig(unfinished, format="png", dpi=120)
+    unfinished.replace(path)
+
+
+def _outline(axes: Axes, mask: Mask, colour: str, style: Literal["solid", "dashed", "dotted"]) -> None:
+    if mask.any():
+        padded = np.pad(mask, 1).astype(np.float32)  # so that an outline closes at the picture's border
+        rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
+        axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=0.8)
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,68 @@
+"""Results as files that other programs read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mois.evaluation.reports import SubjectReport
+from mois.evaluation.statistics import summarise
+
+
+def write_results(
+    out: Path, reports: Sequence[SubjectReport], provenance: Mapping[str, Any] | None = None, *, seed: int = 0
+) -> dict[str, Any]:
+    """Write `metrics.json`, `subjects.csv`, `lesions.csv` and `curve.csv`, each whole or not at all.
+
+    Args:
+        out: Folder; made where it is missing.
+        reports: One per scan.
+        provenance: What made the result, written into metrics.json.
+        seed: Of the bootstrap.
+
+    Returns:
+        What stands in metrics.json.
+    """
+    summary = {**summarise(reports, seed=seed), "provenance": dict(provenance or {})}
+    _write(out / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    _write(out / "subjects.csv", _table([report.row() for report in reports]))
+    whose = [(report.subject, one) for report in reports for one in report.classes]
+    _write(
+        out / "lesions.csv",
+        _table(
+            [{"subject": s, "target_class": one.target_class, **asdict(row)} for s, one in whose for row in one.lesions]
+        ),
+    )
+    _write(
+        out / "curve.csv",
+        _table(
+            [
+                {"subject": s, "target_class": one.target_class, **asdict(point)}
+                for s, one in whose
+                for point in one.curve
+            ]
+        ),
+    )
+    return summary
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV; an empty cell is what was not measured. Columns are those of all rows, in order of coming."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)

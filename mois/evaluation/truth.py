@@ -1,0 +1,120 @@
+"""The true lesions of a scan, and the reader's plan for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mois.geometry import SliceGrid
+from mois.interfaces import Volume
+from mois.metrics import InstanceMap, lesion_volumes_ml
+from mois.prompts import Reader
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a simulated reader does with the lesions of one class.
+
+    Attributes:
+        promptable: Ids that may be prompted.
+        never: Ids that never are, whatever the number of prompts.
+        order: Ids in the order in which they are prompted.
+    """
+
+    promptable: tuple[int, ...]
+    never: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, volumes_ml: dict[int, float], reader: Reader, count: int) -> Plan:
+        """Plan the prompts of a class for up to `count` lesions; its volumes by id, in millilitres."""
+        promptable, never = reader.hold_out(volumes_ml)
+        order = reader.choose_lesions({lesion: volumes_ml[lesion] for lesion in promptable}, count)
+        return cls(tuple(promptable), tuple(never), tuple(order))
+
+    @property
+    def lesions(self) -> tuple[int, ...]:
+        """All of the class."""
+        return tuple(sorted(self.promptable + self.never))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true lesions on the scan's own pixels.
+
+    Attributes:
+        ids: (L,) int32, ids in the volume's instance map, ascending.
+        index: (S, H, W) int32, 0 background, else position in `ids` + 1.
+        classes: Id to class.
+        volumes_ml: Id to volume.
+        voxel_ml: Volume of one voxel.
+        slice_voxels: (S, L) int64, voxels of each lesion on each slice.
+    """
+
+    ids: npt.NDArray[np.int32]
+    index: InstanceMap
+    classes: dict[int, int]
+    volumes_ml: dict[int, float]
+    voxel_ml: float
+    slice_voxels: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, volume: Volume, grid: SliceGrid) -> Truth:
+        """Read the lesions of a volume.
+
+        Raises:
+            ValueError: If a lesion has no class.
+        """
+        lesions = grid.to_stack(volume.lesions.cpu()).contiguous().numpy()
+        where = np.flatnonzero(lesions)
+        ids, order = np.unique(lesions.reshape(-1)[where], return_inverse=True)
+        unnamed = [int(lesion) for lesion in ids if int(lesion) not in volume.classes]
+        if unnamed:
+            raise ValueError(
+                f"{volume.subject}: lesions {unnamed[:5]} have no class; give Volume.classes an entry for each."
+            )
+        index = np.zeros(lesions.shape, dtype=np.int32)
+        index.reshape(-1)[where] = order + 1
+        slices = where // (lesions.shape[1] * lesions.shape[2])
+        per_slice = np.bincount(slices * len(ids) + order, minlength=len(lesions) * len(ids))
+        voxel_ml = abs(float(torch.linalg.det(volume.affine[:3, :3].double()))) / 1000
+        return cls(
+            ids=ids.astype(np.int32),
+            index=index,
+            classes={int(lesion): volume.classes[int(lesion)] for lesion in ids},
+            volumes_ml=lesion_volumes_ml(lesions.reshape(-1)[where], voxel_ml),
+            voxel_ml=voxel_ml,
+            slice_voxels=per_slice.reshape(len(lesions), len(ids)),
+        )
+
+    def of_class(self, target_class: int) -> dict[int, float]:
+        """Return the lesions of a class: id to volume in millilitres."""
+        return {lesion: ml for lesion, ml in self.volumes_ml.items() if self.classes[lesion] == target_class}
+
+    def only(self, lesions: Iterable[int]) -> InstanceMap:
+        """Return the instance map (S, H, W) of some lesions, with their own ids."""
+        table = np.zeros(len(self.ids) + 1, dtype=np.int32)
+        kept = np.isin(self.ids, np.fromiter(lesions, dtype=np.int32))
+        table[1:][kept] = self.ids[kept]
+        return table[self.index]
+
+    def largest_slice(self, lesion: int) -> int:
+        """Return the slice on which a lesion is largest: where a reader clicks it."""
+        return int(self.slice_voxels[:, np.searchsorted(self.ids, lesion)].argmax())
+
+    def outline(self, lesion: int, slice_index: int, grid: SliceGrid, pixel_mm: float) -> Tensor:
+        """Return a lesion on a slice at the model's pixel size, (h, w) bool, never empty.
+
+        A lesion so small that resampling loses it is its brightest resampled pixel.
+        """
+        position = int(np.searchsorted(self.ids, lesion)) + 1
+        mask = torch.from_numpy(self.index[slice_index : slice_index + 1] == position).float()
+        size = grid.picture_shape(pixel_mm)
+        soft = functional.interpolate(mask.unsqueeze(0), size, mode="bilinear", antialias=True)[0, 0]
+        return soft >= soft.amax().clamp(max=0.5)

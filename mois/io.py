@@ -1,0 +1,300 @@
+"""Scans and label maps from files and to files, with the checks that keep a broken file from being trained on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cc3d
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mois.image_files import DataError, read_image, write_volume
+from mois.interfaces import Volume
+
+__all__ = ["DataError", "SubjectFiles", "normalise", "read_dataset", "read_image", "read_volume", "write_volume"]
+
+TOLERANCE_MM = 1e-2
+PERCENTILES = (0.5, 99.5)
+FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+
+
+def read_volume(
+    image: Path,
+    label: Path | None,
+    *,
+    subject: str,
+    patient: str,
+    classes: dict[int, str],
+    instances: bool = False,
+    semantic: Path | None = None,
+) -> Volume:
+    """Read a scan and its lesions.
+
+    Args:
+        image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series.
+        label: Label map on the same grid, or None where nothing was annotated. Semantic: values are classes, and
+            lesions are the 26-connected components of each class.
+        subject: Name of the scan.
+        patient: Whom it was taken of.
+        classes: Declared label values and their names; 0 is background, declared or not.
+        instances: Whether the values of `label` are lesion ids instead of classes.
+        semantic: With `instances`, the label map that says which class each lesion is of; may be left out where only
+            one class is declared.
+
+    Raises:
+        DataError: If a file is missing, cut off or not finite, if the grids of image and label differ by more than
+            0.01 mm, or if a label value is not declared.
+    """
+    raw, affine = read_image(image)
+    voxels = np.ascontiguousarray(raw, np.float32)
+    broken = int(voxels.size - np.isfinite(voxels).sum())
+    if broken:
+        raise DataError(
+            f"{image}: {broken} voxels are NaN or infinite; replace them (numpy.nan_to_num) and save it again."
+        )
+    declared = {value for value in classes if value}
+    if label is None:
+        lesions, kinds = np.zeros(voxels.shape, np.int32), {}
+    else:
+        values = _read_labels(label, image, voxels.shape, affine)
+        if instances:
+            kinds = _classes_of_instances(values, label, semantic, image, affine, declared)
+            lesions = values
+        else:
+            _check_declared(values, declared, label)
+            lesions, kinds = _components(values)
+    return Volume(
+        subject,
+        patient,
+        torch.from_numpy(voxels),
+        torch.from_numpy(affine),
+        torch.from_numpy(lesions),
+        kinds,
+        str(image),
+    )
+
+
+def normalise(image: Tensor) -> Tensor:
+    """Return intensities on a common scale.
+
+    Args:
+        image: Raw intensities, any shape; 0 is outside the body.
+
+    Returns:
+        Float32: 0 at the 0.5th percentile of the non-zero voxels, 1 at the 99.5th, linear, cut to 0..2; zeros stay 0.
+    """
+    image = image.to(torch.float32)
+    inside = image != 0
+    if not bool(inside.any()):
+        return torch.zeros_like(image)
+    low, high = np.percentile(image[inside].cpu().numpy(), PERCENTILES)
+    width = float(high - low) or 1.0
+    return ((image - float(low)) / width).clamp_(0, 2).mul_(inside)
+
+
+@dataclass(frozen=True)
+class SubjectFiles:
+    """The files of one scan of a dataset.
+
+    Attributes:
+        subject: Name of the scan.
+        patient: Whom it was taken of; the subject where nobody says.
+        images: Channel number to file.
+        label: Semantic label map, or None.
+        instances: Map of lesion ids, or None.
+        classes: Declared label values above 0 and their names.
+        held_out: Whether it lies in imagesTs instead of imagesTr.
+        session: When it was taken, in the words of subjects.csv.
+        site: Where it was taken, in the words of subjects.csv.
+    """
+
+    subject: str
+    patient: str
+    images: dict[int, Path]
+    label: Path | None
+    instances: Path | None
+    classes: dict[int, str] = field(default_factory=dict)
+    held_out: bool = False
+    session: str = ""
+    site: str = ""
+
+    def read(self, channel: int = 0, *, instances: bool = True) -> Volume:
+        """Read the scan, with its lesion ids where it has some and they are wanted.
+
+        Raises:
+            DataError: If the channel is missing or a file is broken.
+        """
+        if channel not in self.images:
+            raise DataError(
+                f"{self.subject} has no image of channel {channel} (file *_{channel:04d}.*), only of "
+                f"{sorted(self.images)}; set data.init_args.channel."
+            )
+        ids = self.instances if instances else None
+        return read_volume(
+            self.images[channel],
+            ids or self.label,
+            subject=self.subject,
+            patient=self.patient,
+            classes=self.classes,
+            instances=ids is not None,
+            semantic=self.label,
+        )
+
+
+def read_dataset(root: Path) -> list[SubjectFiles]:
+    """List the scans of a dataset in nnU-Net's raw layout, those of imagesTr first, each in order of name.
+
+    Besides dataset.json, imagesTr, labelsTr, imagesTs and labelsTs: instancesTr and instancesTs (lesion ids) and
+    subjects.csv (subject, patient, session, site) where they exist.
+
+    Raises:
+        DataError: If it is no such dataset, or subjects.csv leaves a scan out.
+    """
+    classes, ending = _read_description(root / "dataset.json")
+    people = _read_people(root / "subjects.csv")
+    found: list[SubjectFiles] = []
+    for part in ("Tr", "Ts"):
+        images: dict[str, dict[int, Path]] = {}
+        for path in sorted((root / f"images{part}").glob(f"*{ending}")):
+            name, _, channel = path.name.removesuffix(ending).rpartition("_")
+            if not (name and channel.isdigit() and len(channel) == 4):
+                raise DataError(f"{path}: images are called SUBJECT_0000{ending} (0000 is the channel); rename it.")
+            images.setdefault(name, {})[int(channel)] = path
+        for subject, files in images.items():
+            if people and subject not in people:
+                raise DataError(f"{root / 'subjects.csv'}: subject {subject} is missing; add a line for it.")
+            person = people.get(subject, {})
+            found.append(
+                SubjectFiles(
+                    subject,
+                    person.get("patient") or subject,
+                    files,
+                    _if_exists(root / f"labels{part}" / f"{subject}{ending}"),
+                    _if_exists(root / f"instances{part}" / f"{subject}{ending}"),
+                    classes,
+                    part == "Ts",
+                    person.get("session") or "",
+                    person.get("site") or "",
+                )
+            )
+    if not found:
+        raise DataError(
+            f"{root / 'imagesTr'}: no images (SUBJECT_0000{ending}); set data.init_args.root to the dataset's folder."
+        )
+    return found
+
+
+def _read_labels(path: Path, image: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.int32]:
+    values, found = read_image(path)
+    if values.shape != shape:
+        raise DataError(
+            f"{path}: shape {values.shape} differs from {shape} of {image.name}; resample the label onto the image."
+        )
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    shift_mm = float(np.abs((corners @ (found - affine).T)[:, :3]).max())
+    if shift_mm > TOLERANCE_MM:
+        raise DataError(
+            f"{path}: its affine differs from that of {image.name} by {shift_mm:.3g} mm ({TOLERANCE_MM} mm allowed); "
+            "resample the label onto the image's grid, or copy the image's affine if only the header is wrong."
+        )
+    if values.dtype.kind == "f" and (not np.isfinite(values).all() or (values != np.rint(values)).any()):
+        raise DataError(f"{path}: label values must be whole numbers; round them and save it again.")
+    if values.size and (values.min() < 0 or values.max() > np.iinfo(np.int32).max):
+        raise DataError(
+            f"{path}: label values must lie between 0 and 2147483647, got {values.min()} to {values.max()}."
+        )
+    return np.ascontiguousarray(values, np.int32)
+
+
+def _check_declared(values: NDArray[np.int32], declared: set[int], path: Path) -> None:
+    strange = sorted(set(np.unique(values).tolist()) - declared - {0})
+    if strange:
+        raise DataError(
+            f"{path}: holds label {strange[0]}, dataset.json declares {sorted(declared)}; add it to labels there, "
+            "or set its voxels to 0."
+        )
+
+
+def _components(values: NDArray[np.int32]) -> tuple[NDArray[np.int32], dict[int, int]]:
+    """Return lesion ids 1.. of 26-connected components of equal values, and the value of each."""
+    lesions = cc3d.connected_components(values, connectivity=26, out_dtype=np.uint32).astype(np.int32)
+    return lesions, _majority(lesions, values)
+
+
+def _majority(lesions: NDArray[np.int32], values: NDArray[np.int32]) -> dict[int, int]:
+    """Return one value of each lesion; the same one everywhere in it, as `_classes_of_instances` checks."""
+    places = np.flatnonzero(lesions)
+    ids, first = np.unique(lesions.flat[places], return_index=True)
+    return dict(zip(ids.tolist(), values.flat[places[first]].tolist(), strict=True))
+
+
+def _classes_of_instances(
+    lesions: NDArray[np.int32],
+    path: Path,
+    semantic: Path | None,
+    image: Path,
+    affine: NDArray[np.float64],
+    declared: set[int],
+) -> dict[int, int]:
+    if semantic is None:
+        if len(declared) != 1:
+            raise DataError(f"{path}: lesion ids without a label map do not say their class; add labelsTr/{path.name}.")
+        only = next(iter(declared))
+        return {int(lesion): only for lesion in np.unique(lesions) if lesion}
+    values = _read_labels(semantic, image, lesions.shape, affine)
+    _check_declared(values, declared, semantic)
+    kinds = _majority(lesions, values)
+    table = np.zeros(int(lesions.max()) + 1, np.int32) if len(kinds) else np.zeros(1, np.int32)
+    table[list(kinds)] = list(kinds.values())
+    if (table[lesions] != values).any() or not all(kinds.values()):
+        where = np.argwhere((table[lesions] != values) | ((lesions > 0) & (values == 0)))[0]
+        raise DataError(
+            f"{path}: lesion id {lesions[tuple(where)]} meets class {values[tuple(where)]} of {semantic.parent.name} "
+            f"at voxel {where.tolist()}; every lesion has one class, and both maps cover the same voxels."
+        )
+    return kinds
+
+
+def _read_description(path: Path) -> tuple[dict[int, str], str]:
+    """Return the lesion classes and the file ending that dataset.json declares."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file; set data.init_args.root to the folder of an nnU-Net raw dataset.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        labels, ending = dict(content["labels"]), str(content["file_ending"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not valid; it needs labels and file_ending, as nnU-Net describes ({error})."
+        ) from error
+    if ending not in FILE_ENDINGS:
+        raise DataError(f"{path}: file_ending {ending!r} cannot be read; use one of {', '.join(FILE_ENDINGS)}.")
+    classes: dict[int, str] = {}
+    for name, value in labels.items():
+        if not isinstance(value, int) or name == "ignore":
+            raise DataError(
+                f"{path}: label {name!r} must be one whole number; regions and ignored voxels are not supported."
+            )
+        if value:
+            classes[value] = str(name)
+    return classes, ending
+
+
+def _read_people(path: Path) -> dict[str, dict[str, str]]:
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    if lines and not {"subject", "patient"} <= set(lines[0]):
+        raise DataError(
+            f"{path}: columns {list(lines[0])}; it needs subject and patient (session and site if you like)."
+        )
+    return {line["subject"]: line for line in lines}
+
+
+def _if_exists(path: Path) -> Path | None:
+    return path if path.exists() else None

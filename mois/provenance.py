@@ -1,0 +1,102 @@
+"""Which code, data, weights, packages, settings and seed made a result."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mois
+from mois.interfaces import WeightsIdentity
+
+PACKAGES = ("torch", "torchvision", "lightning", "sam2", "peft", "torchio", "SimpleITK", "nibabel", "numpy", "wandb")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What has to be known to make a result again.
+
+    Attributes:
+        code: Version of this package; in a git repository also the commit, and "changed" where files differ.
+        data: Fingerprint that the datamodule gives of its files, "unknown" where it gives none.
+        backbone: Which weights were adapted, None where there was no backbone.
+        packages: Name to version, Python included.
+        config: Every setting of the run.
+        seed: Of every random draw, None where the run was not seeded.
+        trainable_fraction: Trained parameters over all parameters, None where the model does not say.
+    """
+
+    code: str
+    data: str
+    backbone: WeightsIdentity | None
+    packages: dict[str, str]
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    trainable_fraction: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists, strings and numbers, as JSON and safe checkpoints hold them."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return plain
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+
+
+def collect_provenance(module: object, datamodule: object, config: dict[str, Any], seed: int | None) -> Provenance:
+    """Return the record of a run.
+
+    Args:
+        module: Its `backbone.identity` and `trainable_fraction` are asked for, where it has them.
+        datamodule: Its `fingerprint()` is asked for, where it has one.
+        config: Every setting of the run.
+        seed: Of the run.
+    """
+    identity = getattr(getattr(module, "backbone", None), "identity", None)
+    fingerprint = getattr(datamodule, "fingerprint", None)
+    return Provenance(
+        code=code_version(),
+        data=str(fingerprint()) if callable(fingerprint) else "unknown",
+        backbone=identity if isinstance(identity, WeightsIdentity) else None,
+        packages=package_versions(),
+        config=config,
+        seed=seed,
+        trainable_fraction=getattr(module, "trainable_fraction", None),
+    )
+
+
+def code_version() -> str:
+    """Return our version, with the git commit where the package lies in a repository of its own."""
+    root = Path(mois.__file__).resolve().parent.parent
+    if _git(root, "rev-parse", "--show-toplevel") != str(root):
+        return mois.__version__
+    commit = _git(root, "rev-parse", "--short=12", "HEAD")
+    changed = " changed" if _git(root, "status", "--porcelain") else ""
+    return f"{mois.__version__} git {commit}{changed}" if commit else mois.__version__
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on; "missing" where one is not installed."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "missing"
+    return versions
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout.strip()

@@ -1,0 +1,326 @@
+"""Where a run's figures, tables, pictures and files go: its own folder first, then W&B or any other Lightning logger.
+
+Tracking never makes a run fail, wait or ask. W&B writes offline unless a key is set and its server accepts that key
+within seconds; a W&B error in the middle of a run stops the tracking, not the run.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from PIL import Image
+from torch import Tensor
+
+from mois.wandb_server import SERVER_TIMEOUT_S, first_line, wandb_server, why_unreachable
+
+FINISH_TIMEOUT_S = 30.0
+
+
+@dataclass
+class TrackingSettings:
+    """What to record beside the run's own folder.
+
+    Attributes:
+        wandb: "auto": online where WANDB_API_KEY is set and the server accepts it, else offline; "offline"; "disabled".
+        project: W&B project; WANDB_PROJECT overrides it.
+        name: W&B display name, by default the name of the run's folder.
+        tags: W&B tags.
+        artifact: Whether the best checkpoint is recorded as W&B artifact when a training ends.
+    """
+
+    wandb: Literal["auto", "offline", "disabled"] = "auto"
+    project: str = "mois"
+    name: str | None = None
+    tags: list[str] = field(default_factory=list)
+    artifact: bool = True
+
+
+def make_loggers(
+    folder: Path, settings: TrackingSettings, *, run_id: str | None = None, resume_step: int | None = None
+) -> list[Logger]:
+    """Return the loggers of a run: always `metrics.csv`, and W&B unless it is disabled.
+
+    Args:
+        folder: The run's folder.
+        settings: What to record.
+        run_id: W&B id of the run that is continued, as its checkpoint holds it; None starts a new one.
+        resume_step: Step that training goes on from; rows of metrics.csv from there on are dropped. None keeps all.
+    """
+    loggers: list[Logger] = [CsvLogger(folder, resume_step)]
+    if settings.wandb != "disabled" and os.environ.get("WANDB_MODE") != "disabled":
+        loggers.append(CarefulWandbLogger(folder, settings, run_id))
+    return loggers
+
+
+class CsvLogger(Logger):
+    """Scalars as rows of `metrics.csv` in the run's folder; a resumed run goes on in the same file."""
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        super().__init__()
+        self._folder = folder
+        self._resume_step = resume_step
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """Empty: the run's folder is used as it is."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: the run's folder is used as it is."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._folder)
+
+    @property
+    def path(self) -> Path:
+        """The file that is written."""
+        return self._folder / "metrics.csv"
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row."""
+        row: dict[str, Any] = {"step": step or 0, **{name: float(value) for name, value in metrics.items()}}
+        if self._columns is None:
+            self._columns = self._rewrite(self._old_rows(), ["step"])
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns = self._rewrite(_read_rows(self.path), self._columns + sorted(new))
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: the run's folder holds its config and provenance."""
+
+    def _old_rows(self) -> list[dict[str, str]]:
+        rows = _read_rows(self.path)
+        return rows if self._resume_step is None else [row for row in rows if int(row["step"]) < self._resume_step]
+
+    def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> list[str]:
+        columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(self.path)
+        return columns
+
+
+class CarefulWandbLogger(WandbLogger):
+    """Lightning's W&B logger, made so that it never raises, waits or asks.
+
+    Attributes:
+        run_id: Stored in checkpoints, so that a resumed run goes on as the same W&B run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: TrackingSettings,
+        run_id: str | None = None,
+        server_timeout_s: float = SERVER_TIMEOUT_S,
+    ) -> None:
+        self.run_id = run_id or secrets.token_hex(4)
+        self._mode = "offline" if os.environ.get("WANDB_MODE") in ("offline", "dryrun") else settings.wandb
+        self._server_timeout_s = server_timeout_s
+        super().__init__(
+            name=settings.name or folder.resolve().name,
+            save_dir=str(folder),
+            id=self.run_id,
+            project=os.environ.get("WANDB_PROJECT", settings.project),
+            tags=settings.tags,
+        )
+        del self._wandb_init["anonymous"]  # W&B warns of it at every start
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started at first use and on rank 0 only."""
+        if self._experiment is None:
+            self._experiment = self._start()
+            self._guard(lambda run: run.define_metric("trainer/global_step"))
+            self._guard(lambda run: run.define_metric("*", step_metric="trainer/global_step", step_sync=True))
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars, pictures or tables at a step of the training."""
+        values = dict(metrics) if step is None else {**metrics, "trainer/global_step": step}
+        self._guard(lambda run: run.log(values))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Record settings; whatever JSON has no word for becomes a string."""
+        settings = json.loads(json.dumps(dict(params) if isinstance(params, Mapping) else vars(params), default=str))
+        self._guard(lambda run: run.config.update(settings, allow_val_change=True))
+
+    @rank_zero_only
+    def log_table(self, *args: Any, **kwargs: Any) -> None:
+        """Record a table; a column of mixed types, which W&B refuses, does not stop the run."""
+        self._guard(lambda _: super(CarefulWandbLogger, self).log_table(*args, **kwargs))
+
+    @rank_zero_only
+    def log_file(self, name: str, path: Path, kind: str) -> None:
+        """Record a file as a versioned artifact."""
+        import wandb
+
+        def record(run: Any) -> None:
+            artifact = wandb.Artifact(name, type=kind)
+            artifact.add_file(str(path))
+            run.log_artifact(artifact)
+
+        self._guard(record)
+
+    @rank_zero_only
+    def finish(self) -> None:
+        """End the run; waits for uploads, but not for long."""
+        if self._experiment is not None:
+            self._guard(lambda run: run.finish())
+            self._experiment = None
+
+    def _guard(self, action: Callable[[Any], object]) -> None:
+        try:
+            action(self.experiment)
+        except Exception as error:  # whatever it is, the run is worth more than its record at W&B
+            import wandb
+
+            rank_zero_warn(f"W&B stopped recording ({first_line(error)}); the run goes on, its folder holds everything")
+            self._experiment = wandb.init(mode="disabled")
+
+    def _start(self) -> Any:
+        import wandb
+
+        server = wandb_server()
+        settings = wandb.Settings(
+            base_url=server,
+            console="off",
+            disable_git=True,  # the commit is in the run's provenance
+            silent=True,
+            init_timeout=self._server_timeout_s,
+            login_timeout=self._server_timeout_s,
+            finish_timeout=FINISH_TIMEOUT_S,
+            reinit="finish_previous",
+        )
+        key = os.environ.get("WANDB_API_KEY")
+        if self._mode == "auto" and key:
+            reason = why_unreachable(server, key, self._server_timeout_s)
+            try:
+                if reason is None:
+                    run = wandb.init(**self._wandb_init, mode="online", settings=settings)
+                    rank_zero_info(f"W&B: {run.url}")
+                    return run
+            except Exception as error:  # refused or cut off after all
+                reason = first_line(error)
+                self.run_id = secrets.token_hex(4)  # W&B keeps the id of a failed start to itself
+            rank_zero_warn(f"W&B is recorded offline, because {reason}; upload it later with `wandb sync`")
+        try:
+            run = wandb.init(
+                **{**self._wandb_init, "id": self.run_id, "resume": None}, mode="offline", settings=settings
+            )
+        except Exception as error:  # such as a folder that W&B cannot write to
+            rank_zero_warn(f"W&B records nothing ({first_line(error)}); the run goes on, its folder holds everything")
+            return wandb.init(mode="disabled")
+        rank_zero_info(f"W&B: recorded offline; upload with: wandb sync {Path(run.dir).parent}")
+        return run
+
+
+class Tracker:
+    """Records what is more than a scalar: written to the run's folder, and handed to the loggers that can take it."""
+
+    def __init__(self, folder: Path, loggers: Sequence[Logger] = ()) -> None:
+        self.folder = folder
+        self.loggers = loggers
+
+    @staticmethod
+    def of(trainer: Trainer) -> Tracker:
+        """Return the tracker of a Lightning run."""
+        return Tracker(Path(trainer.default_root_dir), trainer.loggers)
+
+    @rank_zero_only
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Record figures by name."""
+        for logger in self.loggers:
+            logger.log_metrics(dict(values), step)
+
+    @rank_zero_only
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """Record settings and provenance."""
+        for logger in self.loggers:
+            logger.log_hyperparams(dict(values))
+
+    @rank_zero_only
+    def picture(self, name: str, picture: Path | Tensor, step: int, caption: str = "") -> None:
+        """Record a picture as `pictures/NAME_STEP.png`.
+
+        Args:
+            name: Such as "val/overlay"; folders stay folders.
+            picture: A PNG file, or (H, W, 3) uint8.
+            step: Of the training.
+            caption: Shown below the picture.
+        """
+        path = self.folder / "pictures" / f"{name}_{step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(picture, Tensor):
+            if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise ValueError(f"picture {name} is {picture.dtype} {tuple(picture.shape)}; give uint8 (H, W, 3)")
+            Image.fromarray(picture.cpu().numpy()).save(path)
+        else:
+            path.write_bytes(picture.read_bytes())
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(name, [str(path)], step, caption=[caption])
+            elif isinstance(logger, TensorBoardLogger):
+                pixels = torch.frombuffer(bytearray(Image.open(path).convert("RGB").tobytes()), dtype=torch.uint8)
+                height, width = Image.open(path).size[::-1]
+                logger.experiment.add_image(name, pixels.reshape(height, width, 3), step, dataformats="HWC")
+
+    @rank_zero_only
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Record a table as `tables/NAME_STEP.csv`."""
+        path = self.folder / "tables" / f"{name}_{step:06d}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table(name, columns=list(columns), data=[list(row) for row in rows], step=step)
+
+    @rank_zero_only
+    def file(self, name: str, path: Path, kind: str = "result") -> None:
+        """Record a file of the run's folder as an artifact called `name`, where a logger keeps artifacts."""
+        for logger in self.loggers:
+            if isinstance(logger, CarefulWandbLogger):
+                logger.log_file(name, path, kind)
+
+    @rank_zero_only
+    def finish(self) -> None:
+        """End what has to be ended before the process does."""
+        for logger in self.loggers:
+            if isinstance(logger, CarefulWandbLogger):
+                logger.finish()
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,146 @@
+"""Checkpoints: who made them, written whole or not at all, and read without running code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from mois.provenance import collect_provenance
+from mois.tracking import CarefulWandbLogger, Tracker
+
+RECORD = "mois"
+"""Key of a checkpoint under which provenance and the W&B run id stand."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a training checkpoint, without running any code that it may carry.
+
+    Raises:
+        ValueError: If there is no such file, it is cut short, or it holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise ValueError(f"ckpt_path={path}: there is no such file")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        reason = "holds more than tensors and plain values, and loading it could run foreign code"
+        raise ValueError(f"ckpt_path={path}: it {reason}; give a checkpoint that train.py wrote") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"ckpt_path={path}: it is cut short or no checkpoint; give another one") from error
+    return content
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary name in the same folder and renames; reads with `weights_only=True`, whatever is asked."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; killed at any moment, the file at `path` is the old one or the new one."""
+        del storage_options  # Lightning passes None
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Return a checkpoint (`read_checkpoint`), on the CPU."""
+        del map_location, weights_only
+        return read_checkpoint(Path(path))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`, the checkpoint with the best validation figure so far."""
+
+    def __init__(self, folder: Path, monitor: str, mode: str = "max") -> None:
+        super().__init__(
+            dirpath=str(folder),
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        """The same for all settings: there is one of it."""
+        return type(self).__name__
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lay down where to save; without validation there is no best, and `last.ckpt` is what remains."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and not trainer.enable_validation:
+            self.save_top_k = 0
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self.monitor not in monitor_candidates:
+            there = ", ".join(sorted(name for name in monitor_candidates if name.startswith("val/"))) or "nothing"
+            raise ValueError(f"checkpoints.monitor={self.monitor} is no figure of the validation; it logged {there}")
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps `last.ckpt`, to go on from after an interruption: every so many steps, and at the end."""
+
+    def __init__(self, folder: Path, every_n_steps: int) -> None:
+        super().__init__(
+            dirpath=str(folder),
+            filename=self.CHECKPOINT_NAME_LAST,
+            every_n_train_steps=every_n_steps,
+            save_top_k=1,
+            enable_version_counter=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        """The same for all settings: there is one of it."""
+        return type(self).__name__
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the training, unless the last step was saved already."""
+        del pl_module
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class RunRecord(Callback):
+    """Writes down who makes this run's results: beside them, in every checkpoint, and at the loggers."""
+
+    def __init__(self, config: dict[str, Any], seed: int | None) -> None:
+        self.config = config
+        self.seed = seed
+        self.record: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Collect the provenance, once the datamodule knows its files."""
+        del stage
+        datamodule = getattr(trainer, "datamodule", None)
+        provenance = collect_provenance(pl_module, datamodule, self.config, self.seed)
+        self.record = provenance.as_dict()
+        model: Any = pl_module
+        model.provenance = self.record
+        tracker = Tracker.of(trainer)
+        tracker.settings(self.record)
+        if trainer.is_global_zero:
+            provenance.write(tracker.folder / "provenance.json")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add provenance, and the W&B run that a resumed training has to go on in."""
+        del pl_module
+        run_ids = [logger.run_id for logger in trainer.loggers if isinstance(logger, CarefulWandbLogger)]
+        checkpoint[RECORD] = {"provenance": self.record, "run_id": run_ids[0] if run_ids else None}

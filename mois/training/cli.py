@@ -1,0 +1,243 @@
+"""`python train.py fit | validate | test | predict`: LightningCLI with our defaults, loggers and one-line errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from mois.arguments import OneLineParser, command_line, read_settings
+from mois.tracking import Tracker, TrackingSettings, make_loggers
+from mois.training.callbacks import CostTable, SeedEachStep, StopAtNaN
+from mois.training.checkpoints import (
+    RECORD,
+    BestCheckpoint,
+    LastCheckpoint,
+    RunRecord,
+    SafeCheckpointIO,
+    read_checkpoint,
+)
+from mois.training.module import ExemplarSegmenter
+
+TRAINER_DEFAULTS = {
+    "gradient_clip_val": 1.0,
+    "use_distributed_sampler": False,  # the datamodules split by rank themselves; Lightning would halve the data again
+    "num_sanity_val_steps": 0,  # a whole volume would be scored before the first step
+    "enable_model_summary": False,  # CostTable shows more
+    "log_every_n_steps": 10,
+}
+
+
+@dataclass
+class CheckpointSettings:
+    """Which checkpoints a training keeps, in `checkpoints/` of its folder.
+
+    Attributes:
+        monitor: Validation figure that decides which one is `best.ckpt`.
+        mode: Whether more or less of it is better.
+        every_n_steps: How often `last.ckpt` is written, from which `--ckpt_path last` goes on.
+    """
+
+    monitor: str = "val/right"
+    mode: Literal["max", "min"] = "max"
+    every_n_steps: int = 100
+
+
+class TrainParser(OneLineParser, LightningArgumentParser):
+    """Lightning's parser with errors of one line."""
+
+
+class NamedConfig(SaveConfigCallback):
+    """Saves the whole config as `config.yaml` of the run's folder; other commands than fit as `config_COMMAND.yaml`."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Name the file after the command."""
+        if stage != "fit":
+            self.config_filename = f"config_{getattr(stage, 'value', stage)}.yaml"  # Lightning's enum prints its name
+        super().setup(trainer, pl_module, stage)
+
+
+class MoisCLI(LightningCLI):
+    """The one command line for everything that Lightning runs.
+
+    Args:
+        arguments: Without the program's name.
+        model_class: Stands in for our module in tests.
+    """
+
+    def __init__(self, arguments: Sequence[str], model_class: type[LightningModule] = ExemplarSegmenter) -> None:
+        self.arguments = list(arguments)
+        self.resumed: dict[str, Any] = {}
+        self.ckpt_path: str | None = None
+        super().__init__(
+            model_class,
+            LightningDataModule,
+            save_config_callback=NamedConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=0,
+            parser_class=TrainParser,
+            parser_kwargs={"parser_mode": "omegaconf"},
+            subclass_mode_data=True,
+            args=self.arguments,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # nothing of ours builds classes that a checkpoint names
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without `weights_only`: checkpoints are always read that way."""
+        return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is ours to the settings, and let one seed serve all."""
+        parser.add_argument("--tracking", type=TrackingSettings, default=TrackingSettings())
+        parser.add_argument("--checkpoints", type=CheckpointSettings, default=CheckpointSettings())
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse (Lightning's own way warns where a program gives the arguments, as the demo does)."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets a checkpoint overrule the config here; with us the config is what is written in it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle what the config leaves open: folder, precision, checkpoint.
+
+        Raises:
+            ValueError: If the checkpoint cannot be read, or a new training would overwrite an old one.
+        """
+        self._refuse_a_second_seed()
+        trainer = self.settings["trainer"]
+        if trainer["default_root_dir"] is None:
+            trainer["default_root_dir"] = str(Path("runs") / self._name())
+        if trainer["precision"] is None:
+            trainer["precision"] = choose_precision(trainer["accelerator"])
+        given = self.settings["ckpt_path"]
+        path = self.checkpoints / f"{given}.ckpt" if given in ("best", "last") else Path(given) if given else None
+        if given == "last" and self.subcommand == "fit" and path is not None and not path.exists():
+            rank_zero_info(f"there is no {path} yet: the training starts anew")
+            path = None
+        self.ckpt_path = None if path is None else str(path)
+        if self.subcommand == "fit":
+            self.settings["ckpt_path"] = None  # config.yaml makes the whole run again, not its second half
+        if path is not None:
+            checkpoint = read_checkpoint(path)
+            self.resumed = {"step": checkpoint.get("global_step"), **checkpoint.get(RECORD, {})}
+        elif self.subcommand == "fit" and given is None and os.environ.get("LOCAL_RANK", "0") == "0":
+            self._refuse_to_overwrite()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add our loggers, callbacks and checkpoint files to what the config asks for."""
+        trainer = self._get(self.config_init, "trainer")
+        plugins = trainer["plugins"] or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()]
+        kwargs["logger"] = self._loggers(trainer["logger"])
+        self.trainer_defaults["callbacks"] = self._callbacks(trainer["enable_checkpointing"] is not False)
+        return super().instantiate_trainer(**kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.ckpt_path}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        super()._run_subcommand(subcommand)
+        Tracker.of(self.trainer).finish()
+
+    def after_fit(self) -> None:
+        """Record the best checkpoint where a logger keeps artifacts."""
+        tracker = Tracker.of(self.trainer)
+        best = self.checkpoints / "best.ckpt"
+        if best.is_file() and self.settings["tracking"]["artifact"]:
+            tracker.file(f"{self.folder.name}-best", best, kind="model")
+
+    @property
+    def settings(self) -> Any:
+        """The parsed settings of the subcommand."""
+        return self.config[self.subcommand]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.settings["trainer"]["default_root_dir"])
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.folder / "checkpoints"
+
+    def _name(self) -> str:
+        files = [Path(file.absolute).stem for file in self.settings["config"] or []]
+        return files[0] if files else "run"
+
+    def _loggers(self, given: Logger | list[Logger] | bool | None) -> list[Logger] | bool:
+        if given is False:
+            return False
+        resume_step = self.resumed.get("step") if self.subcommand == "fit" else None
+        tracking = TrackingSettings(**self.settings["tracking"].as_dict())
+        if given not in (None, True):  # the user's own ones, beside metrics.csv
+            tracking.wandb = "disabled"
+        own = make_loggers(self.folder, tracking, run_id=self.resumed.get("run_id"), resume_step=resume_step)
+        return own + (given if isinstance(given, list) else [given] if isinstance(given, Logger) else [])
+
+    def _callbacks(self, checkpointing: bool) -> list[Callback]:
+        seed = self.settings["seed_everything"]
+        # as plain values, without the command that was given
+        config = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_unset=False))
+        callbacks: list[Callback] = [RunRecord(config, seed), CostTable(), StopAtNaN(), SeedEachStep(int(seed))]
+        if checkpointing:
+            kept = self.settings["checkpoints"]
+            callbacks.append(BestCheckpoint(self.checkpoints, kept["monitor"], kept["mode"]))
+            callbacks.append(LastCheckpoint(self.checkpoints, kept["every_n_steps"]))
+        return callbacks
+
+    def _refuse_a_second_seed(self) -> None:
+        seed = self.settings["seed_everything"]
+        for setting in read_settings(self.arguments):
+            if setting.key == "data.init_args.seed" and setting.value != seed:
+                raise ValueError(
+                    f"{setting.key}={setting.value}{setting.place} is not taken: seed_everything={seed} serves all; "
+                    "leave it out"
+                )
+
+    def _refuse_to_overwrite(self) -> None:
+        if (self.checkpoints / "last.ckpt").exists():
+            raise ValueError(
+                f"trainer.default_root_dir={self.folder} holds a training already; go on with it (--ckpt_path last), "
+                "or choose another folder"
+            )
+
+
+def choose_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
+    """Return bf16-mixed where a CUDA device will be used that has bfloat16 in hardware, 32-true everywhere else."""
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def quieten() -> None:
+    """Leave out what Lightning says at every start and nobody has to act upon."""
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts are, on purpose
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; mistakes in it or in the data end in one line (MOIS_TRACEBACK=1 shows where)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    quieten()
+    with command_line(arguments):
+        MoisCLI(arguments)

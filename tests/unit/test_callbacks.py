@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from stand_in import Data, Layer, Model
+from torch import nn
+
+from mois.training.callbacks import SeedEachStep, StopAtNaN, count_parameters
+from mois.training.checkpoints import LastCheckpoint, SafeCheckpointIO, read_checkpoint
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Callable[..., Trainer]:
+    def run(model: Model, *callbacks: object, steps: int = 4) -> Trainer:
+        trainer = Trainer(
+            default_root_dir=tmp_path,
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            callbacks=list(callbacks),  # type: ignore[arg-type]
+            enable_checkpointing=any(isinstance(callback, LastCheckpoint) for callback in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[SafeCheckpointIO()],
+        )
+        trainer.fit(model, datamodule=Data())
+        return trainer
+
+    return run
+
+
+def test_parameters_are_counted_once_and_by_part() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(2, 3)  # 2 * 3 + 3
+            self.second = nn.Sequential(self.first, nn.Linear(3, 1))  # the same again, and 3 + 1 frozen ones
+            self.second[1].requires_grad_(False)
+
+    assert count_parameters(Shared()) == [("first", 9, 9), ("second", 4, 0), ("all", 13, 9)]
+
+
+def test_the_first_loss_that_is_not_finite_stops_the_training_before_the_weights_are_lost(
+    fit: Callable[..., Trainer],
+) -> None:
+    model = Model(Layer(), nan_at=2)
+    with pytest.raises(ValueError, match=r"^train/loss_prior is not finite at step 2; lower model.optimisation"):
+        fit(model, StopAtNaN())
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_weights_that_are_not_finite_are_named(fit: Callable[..., Trainer]) -> None:
+    model = Model(Layer())
+    model.layer.trained.bias.data.fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"train/loss_fit is not finite at step 0; weights .*: layer.trained.bias; "):
+        fit(model, StopAtNaN())
+
+
+def test_a_step_draws_the_same_whatever_was_drawn_before_it(fit: Callable[..., Trainer]) -> None:
+    ends = []
+    for before in (1, 2):
+        torch.manual_seed(0)
+        model = Model(Layer())
+        torch.manual_seed(before)
+        fit(model, SeedEachStep(5))
+        ends.append(model.layer.trained.weight.detach().clone())
+    assert torch.equal(*ends)
+
+
+def test_last_is_saved_every_so_many_steps_and_at_the_end(fit: Callable[..., Trainer], tmp_path: Path) -> None:
+    last = LastCheckpoint(tmp_path / "kept", every_n_steps=3)
+    saved: list[int] = []
+    io = SafeCheckpointIO.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            SafeCheckpointIO,
+            "save_checkpoint",
+            lambda self, checkpoint, path, storage_options=None: (
+                saved.append(checkpoint["global_step"]),
+                io(self, checkpoint, path),
+            ),
+        )
+        fit(Model(Layer()), last, steps=7)
+    assert saved == [3, 6, 7]
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_that_could_not_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "deep" / "last.ckpt"
+    SafeCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def disk_full(content: object, file: object) -> None:
+        file.write(b"half of it")  # type: ignore[attr-defined]
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        SafeCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert read_checkpoint(path) == {"step": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_nothing_can_ask_for_an_unsafe_load(tmp_path: Path) -> None:
+    torch.save({"model": nn.Linear(1, 1)}, tmp_path / "whole_module.ckpt")
+    with pytest.raises(ValueError, match="could run foreign code"):
+        SafeCheckpointIO().load_checkpoint(tmp_path / "whole_module.ckpt", weights_only=False)
