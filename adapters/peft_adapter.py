@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Part = Literal["trunk", "neck", "memory_attention", "memory_encoder", "decoder"]
 PREFIX = "base_model.model."  # what peft itself puts before every name in its files
 
-# Layers of a part that every training step reaches. Others (quality heads, the prompt encoder's boxes) would stay without
-# gradient, and DDP would wait for them for ever.
+# Layers of a part that every training step reaches. Others (quality heads, the prompt encoder's boxes) would stay
+# without gradient, and DDP would wait for them for ever.
 REACHED = {
     "trunk": r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.layers\.\d+|proj)",
     "neck": r"convs\.\d+\.conv",
@@ -37,8 +37,8 @@ class PeftAdapter(Adapter):
 
     Args:
         parts: Which parts get adapters.
-        stages: Which stages of the trunk do, 1 (finest) to 4. Late ones alone (3 and 4) spare the backward pass, and the
-            memory, of the early ones.
+        stages: Which stages of the trunk do, 1 (finest) to 4. Late ones alone (3 and 4) spare the backward pass, and
+            the memory, of the early ones.
         propagation: Whether the propagation is trained (`full`) or not (`frozen`).
     """
 
@@ -79,7 +79,8 @@ class PeftAdapter(Adapter):
             if not matched:
                 layers = [name for name, layer in available[part].named_modules() if isinstance(layer, nn.Linear)]
                 raise ValueError(
-                    f"adapter.parts={part!r} with adapter.stages={self.stages} matches no layer; there are {', '.join(layers)}."
+                    f"adapter.parts={part!r} with adapter.stages={self.stages} matches no layer; there are "
+                    f"{', '.join(layers)}."
                 )
             found += matched
         return found
@@ -100,7 +101,8 @@ class PeftAdapter(Adapter):
 
         folder.mkdir(parents=True, exist_ok=True)
         state = get_peft_model_state_dict(self.backbone)
-        config = self.backbone.peft_config["default"].to_dict()
+        injected: Any = self.backbone
+        config = injected.peft_config["default"].to_dict()
         plain = {
             key: sorted(value) if isinstance(value, set) else value
             for key, value in config.items()

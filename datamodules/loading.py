@@ -117,9 +117,19 @@ class Volumes(Dataset[Volume]):
         return self.readers[index]()
 
 
-def volume_loader(readers: Sequence[Callable[[], Volume]], rank: int = 0, world: int = 1) -> DataLoader[Volume]:
-    """Return a loader of this rank's scans, one at a time; every scan is on one rank only, and none twice."""
-    return DataLoader(Volumes(readers[rank::world]), batch_size=None, collate_fn=_as_it_is)
+class VolumeLoader(DataLoader[Volume]):
+    """Loads this rank's scans, one at a time; every scan is on one rank only, and none twice.
+
+    A rank without scans says that it has one and yields none: Lightning does not even start validation on a rank whose
+    length is 0, and the others would wait for it forever.
+    """
+
+    def __init__(self, readers: Sequence[Callable[[], Volume]], rank: int = 0, world: int = 1) -> None:
+        self.shortest = min(1, len(readers))
+        super().__init__(Volumes(readers[rank::world]), batch_size=None, collate_fn=_as_it_is)
+
+    def __len__(self) -> int:
+        return max(self.shortest, super().__len__())
 
 
 def _as_it_is(volume: Any) -> Any:

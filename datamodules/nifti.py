@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningDataModule
 from rich.progress import track
-from torch.utils.data import DataLoader
 
 from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
-from datamodules.loading import EpisodeLoader, volume_loader
+from datamodules.loading import EpisodeLoader, VolumeLoader
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from datamodules.splits import check_leak, patient_folds, pick, read_splits
 from datamodules.subjects import PreparedSubject, prepare_volume
@@ -89,7 +88,6 @@ class NiftiDataModule(LightningDataModule):
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank without volumes waits for the others
         if not 0 <= val_slab < 1:
             raise ValueError(f"data.init_args.val_slab={val_slab} is a share of the slices; choose 0 to below 1.")
         if val_slab and (fold is not None or val_subjects):
@@ -169,18 +167,18 @@ class NiftiDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def val_dataloader(self) -> DataLoader[Volume]:
+    def val_dataloader(self) -> VolumeLoader:
         """Return this process's scans or slabs to validate on, one at a time."""
         if self.val_slab:
             pairs = zip(self.splits.train, self._slabs, strict=True)
-            return volume_loader([partial(self._read_slab, subject, slab) for subject, slab in pairs], *self._place())
+            return VolumeLoader([partial(self._read_slab, subject, slab) for subject, slab in pairs], *self._place())
         return self._volumes(self.splits.val)
 
-    def test_dataloader(self) -> DataLoader[Volume]:
+    def test_dataloader(self) -> VolumeLoader:
         """Return this process's scans to test on, one at a time."""
         return self._volumes(self.splits.test)
 
-    def predict_dataloader(self) -> DataLoader[Volume]:
+    def predict_dataloader(self) -> VolumeLoader:
         """Return this process's scans to predict, one at a time."""
         return self._volumes(self.splits.test)
 
@@ -267,8 +265,8 @@ class NiftiDataModule(LightningDataModule):
     def _read_slab(self, subject: SubjectFiles, slab: range) -> Volume:
         return cut_slab(self._read(subject), slab, self.slice_axis)
 
-    def _volumes(self, subjects: Sequence[SubjectFiles]) -> DataLoader[Volume]:
-        return volume_loader([partial(self._read, subject) for subject in subjects], *self._place())
+    def _volumes(self, subjects: Sequence[SubjectFiles]) -> VolumeLoader:
+        return VolumeLoader([partial(self._read, subject) for subject in subjects], *self._place())
 
     def _place(self) -> tuple[int, int]:
         """Return the rank of this process and the number of processes."""

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_episode
 from datamodules.lesion_types import draw_lesion_types
-from datamodules.loading import EpisodeLoader, volume_loader
+from datamodules.loading import EpisodeLoader, VolumeLoader
 from datamodules.phantom import Phantom, make_phantom, make_slab
 from datamodules.subjects import prepare_stack
 from datamodules.transforms import Augmentation
@@ -138,7 +138,7 @@ class PretrainDataModule(LightningDataModule):
         """Return this rank's whole phantoms, each of two held-back types."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         readers = [partial(held_back_volume, self.seed, number) for number in range(self.val_subjects)]
-        return volume_loader(readers, rank, world)
+        return VolumeLoader(readers, rank, world)
 
 
 def held_back_volume(seed: int, number: int) -> Volume:

@@ -75,9 +75,16 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, config: Path = Path("conf
         seed: Of phantoms, training and the simulated reader.
         config: What to train, and on what.
     """
+    import numpy as np
+
+    from datamodules.lesion_types import draw_lesion_types
+    from datamodules.phantom import write_dataset
     from mois.demo import run_demo
 
-    run_demo(config, out, seed)
+    if not (out / "data" / "dataset.json").is_file():
+        types = draw_lesion_types(np.random.default_rng(seed), 2, held_back=True)
+        write_dataset(out / "data", subjects=12, test_subjects=12, seed=seed, types=types, lesions=(20, 60))
+    run_demo(out, seed, config)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,62 +1,68 @@
 """The demonstration: adapt the bundled nano to a lesion type that it has never seen, and show what that changed.
 
-Three commands in a row, each of which a user can give alone: `test` before, `fit`, `test` after. Each is skipped where its
-result is there already, and the training goes on from its last checkpoint, so that an interrupted demo resumes.
+Three commands in a row, each of which a user can give alone: `test` before, `fit`, `test` after. Each is skipped where
+its result is there already, and the training goes on from its last checkpoint, so that an interrupted demo resumes.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from mois.training.cli import MoisCLI
+from mois.evaluation.statistics import paired_gain
 
+ROOT = Path(__file__).parents[1]
 WORDS = ("right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion_f1")
-Fit = Callable[[Sequence[str]], MoisCLI]
 
 
-def run_demo(config: Path, out: Path, seed: int) -> dict[str, Any]:
+def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
     """Evaluate, adapt, evaluate.
 
     Args:
-        config: Such as configs/demo.yaml.
-        out: Folder of the demo; `before`, `fit`, `after` and `data` in it, and summary.json.
-        seed: Of the phantoms, the training and the simulated reader.
+        out: Folder of the demo, with the scans in `data`; gets `before`, `fit`, `after` and summary.json.
+        seed: Of the training and the simulated reader.
+        config: What to adapt, and how.
 
     Returns:
         What stands in summary.json.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    common = ["--config", str(config), "--seed_everything", str(seed), "--data.init_args.root", str(out / "data")]
-    minutes = _Minutes(out / "minutes.json")
 
-    def step(name: str, arguments: list[str]) -> None:
-        done = out / name / ("done" if name == "fit" else "test/metrics.json")
+    Raises:
+        SystemExit: With the exit code of a command that failed; it has said why.
+    """
+    console = Console()
+    minutes = _Minutes(out / "minutes.json")
+    common = ["--config", str(config), "--seed_everything", str(seed), "--data.init_args.root", str(out / "data")]
+
+    def step(name: str, arguments: list[str], result: str) -> None:
+        done = out / name / result
         if done.is_file():
-            console.print(f"[dim]{name}: done already ({done})[/dim]")
+            console.print(f"[dim]{name}: done already, {done}[/dim]")
             return
-        console.rule(f"{name}: train.py {' '.join(arguments)}")
+        command = [*arguments, *common, "--trainer.default_root_dir", str(out / name)]
+        console.rule(f"{name}: python train.py {' '.join(command)}")
         with minutes.of(name):
-            MoisCLI([*arguments, *common, "--trainer.default_root_dir", str(out / name)])
+            failed = subprocess.run([sys.executable, str(ROOT / "train.py"), *command], check=False).returncode
+        if failed:
+            raise SystemExit(failed)
         if name == "fit":
             done.touch()
 
-    step("before", ["test"])
-    step("fit", ["fit", "--ckpt_path", "last"])
-    step("after", ["test", "--ckpt_path", str(out / "fit" / "checkpoints" / "best.ckpt")])
+    step("before", ["test"], "test/metrics.json")
+    step("fit", ["fit", "--ckpt_path", "last"], "done")
+    step("after", ["test", "--ckpt_path", str(out / "fit" / "checkpoints" / "best.ckpt")], "test/metrics.json")
     before, after = (json.loads((out / name / "test" / "metrics.json").read_text()) for name in ("before", "after"))
     summary = {
         "before": _words(before),
         "after": _words(after),
         "gain_unprompted_dice": _gain(before, after),
-        "trainable_fraction": after["provenance"].get("trainable_fraction"),
+        "trainable_fraction": after["provenance"]["trainable_fraction"],
         "minutes": minutes.total(),
         "seed": seed,
     }
@@ -95,8 +101,6 @@ def _words(metrics: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _gain(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    from mois.evaluation.statistics import paired_gain
-
     first, second = ({row["subject"]: row for row in metrics["per_subject"]} for metrics in (before, after))
     return paired_gain(
         [(first[name]["patient"], first[name]["unprompted_dice"], second[name]["unprompted_dice"]) for name in first]
@@ -118,4 +122,6 @@ def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
         f"unprompted Dice rose by {gain['mean']:.2f} (95 % interval {low:.2f} to {high:.2f}, {gain['n']} scans); "
         f"{100 * summary['trainable_fraction']:.1f} % of the parameters were trained; {summary['minutes']:.1f} minutes"
     )
-    console.print(f"figures: {out / 'summary.json'}\npictures: {out / 'before/test/overlays'} and {out / 'after/test/overlays'}")
+    console.print(
+        f"figures: {out / 'summary.json'}\npictures: {out / 'before/test/overlays'} and {out / 'after/test/overlays'}"
+    )

@@ -44,7 +44,8 @@ class Episode(NamedTuple):
     """A batch of B tasks: exemplars to look at, and a query to find their like in.
 
     Every task has G = 2 groups of exemplars that share the query. Group 0 is a lesion class of the subject; group 1 is
-    something else: another class, a transplanted lesion, normal anatomy. What group 1 shows may be absent from the query.
+    something else: another class, a transplanted lesion, normal anatomy. What group 1 shows may be absent from the
+    query.
 
     Attributes:
         support_images: (B, G, K, P, P) float32, one patch around one exemplar each.
@@ -152,6 +153,16 @@ class Memory(NamedTuple):
     pointers: Tensor
     distance: tuple[int, ...] = (1,)
     clicked: tuple[bool, ...] = (True,)
+
+    def repeat(self, times: int) -> Memory:
+        """Return every object's memory `times` times in a row, (N * times, ...)."""
+        return Memory(
+            self.maps.repeat_interleave(times, 0),
+            self.position.repeat_interleave(times, 0),
+            self.pointers.repeat_interleave(times, 0),
+            self.distance,
+            self.clicked,
+        )
 
     def at(self, distance: int, *, clicked: bool) -> Memory:
         """Return this memory of one slice (T = 1), seen from `distance` slices away."""
@@ -282,7 +293,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Features:
-        """Encode images (N, P, P), normalised intensities; P may differ from `patch_px` where it is a multiple of 32."""
+        """Encode images (N, P, P), normalised intensities; P may differ from `patch_px`, in multiples of 32."""
 
     @abstractmethod
     def decode(self, features: Features, prompts: Prompts | None, dense: Tensor | None = None) -> MaskPrediction:
@@ -307,8 +318,8 @@ class Backbone(nn.Module, ABC):
         """Return a copy of this backbone's memory attention, weights included, for a propagation to train.
 
         Call it as `stack(query, query_position, memory, memory_position, pointer_tokens, key_mask)` with query
-        (N, h * w, D), memory (N, L, M) and its position, of which the last `pointer_tokens` have no place on the grid, and
-        key_mask (N, L) bool, True where a token may be attended to (at least one of each row).
+        (N, h * w, D), memory (N, L, M) and its position, of which the last `pointer_tokens` have no place on the grid,
+        and key_mask (N, L) bool, True where a token may be attended to (at least one of each row).
 
         Args:
             rotary_keys: Whether the position on the grid turns queries and keys, as in SAM2's own.
@@ -327,8 +338,8 @@ class Propagation(nn.Module, ABC):
     """From exemplars to all that is like them.
 
     Contract (`mois.testing.check_propagation`): K = 0 works; the order of exemplars does not matter; the queries of a
-    batch do not see each other's exemplars; any input size works; every trainable tensor gets gradient; an exemplar takes
-    at most `bytes_per_exemplar` bytes.
+    batch do not see each other's exemplars; any input size works; every trainable tensor gets gradient; an exemplar
+    takes at most `bytes_per_exemplar` bytes.
     """
 
     bytes_per_exemplar: int

@@ -52,7 +52,7 @@ def mask_loss(logits: Tensor, target: Tensor, focal_weight: float = 20.0) -> Ten
 
 
 def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the intersection over union of thresholded logits with a target of 0 to 1, per picture; 1 where both are empty."""
+    """Return the intersection over union of thresholded logits with a soft target, per picture; 1 if both are empty."""
     found = (logits > 0).to(target.dtype)
     overlap = (found * target).sum((-2, -1))
     union = (found + target).sum((-2, -1)) - overlap

@@ -1,6 +1,7 @@
 """The contracts of what can be swapped, as checks for our plug-ins and anybody's.
 
-Call one from a test: `check_propagation(MyPropagation())`. Each raises `ContractError` with the clause that does not hold.
+Call one from a test: `check_propagation(MyPropagation())`. Each raises `ContractError` with the clause
+that does not hold.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from sam2.modeling.backbones.hieradet import Hiera
@@ -56,8 +56,8 @@ class Sizes:
 SIZES = {
     "nano": Sizes(
         24, 1, (1, 1, 2, 1), (3,), (7, 7), (8, 4, 8, 4), width=64, memory_width=32, attention_layers=1,
-        attention_hidden=128, decoder_hidden=128, decoder_heads=4, quality_hidden=64, neck_norm=True, layer_scale=0.1, dropout=0.0,
-        patch_px=128, statistics=((0.3,) * 3, (0.3,) * 3),
+        attention_hidden=128, decoder_hidden=128, decoder_heads=4, quality_hidden=64, neck_norm=True, layer_scale=0.1,
+        dropout=0.0, patch_px=128, statistics=((0.3,) * 3, (0.3,) * 3),
     ),
     "tiny": Sizes(96, 1, (1, 2, 7, 2), (5, 7, 9), (7, 7)),
     "small": Sizes(96, 1, (1, 2, 11, 2), (7, 10, 13), (7, 7)),
@@ -83,6 +83,9 @@ class SAM2(Backbone):
 
     Source: Ravi et al., SAM 2: Segment Anything in Images and Videos, arXiv 2408.00714.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
@@ -225,7 +228,7 @@ class SAM2(Backbone):
 
 
 class _Sam(SAM2Base):  # type: ignore[misc]
-    """sam2's model with head sizes that it does not let one choose. Same names of tensors as in official checkpoints."""
+    """sam2's model with head sizes that it does not let one choose; tensors are named as in official checkpoints."""
 
     def __init__(self, sizes: Sizes, patch_px: int) -> None:
         self._sizes = sizes
@@ -312,6 +315,8 @@ class _Sam(SAM2Base):  # type: ignore[misc]
 class _AttentionStack(nn.Module):
     """A memory attention with batch first, a key mask, and with or without the position on the grid."""
 
+    attention: Any  # sam2's classes carry no types
+
     def __init__(self, attention: nn.Module, rotary_keys: bool) -> None:
         super().__init__()
         self.attention = attention
@@ -337,7 +342,7 @@ class _AttentionStack(nn.Module):
         return normed
 
     def _cross(
-        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, pointer_tokens: int, key_mask: Tensor
+        self, layer: Any, query: Tensor, key: Tensor, value: Tensor, pointer_tokens: int, key_mask: Tensor
     ) -> Tensor:
         cross = layer.cross_attn_image
         query, key, value = (
@@ -388,7 +393,9 @@ def _memory_attention(sizes: Sizes) -> MemoryAttention:
 
 
 def _memory_encoder(sizes: Sizes) -> MemoryEncoder:
-    block = CXBlock(dim=sizes.width, kernel_size=7, padding=3, layer_scale_init_value=sizes.layer_scale, use_dwconv=True)
+    block = CXBlock(
+        dim=sizes.width, kernel_size=7, padding=3, layer_scale_init_value=sizes.layer_scale, use_dwconv=True
+    )
     return MemoryEncoder(
         out_dim=sizes.memory_width,
         mask_downsampler=MaskDownSampler(embed_dim=sizes.width, kernel_size=3, stride=2, padding=1),

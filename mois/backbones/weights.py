@@ -124,7 +124,8 @@ def _locate(name: str, weights: str) -> tuple[Path, str]:
     if weights in HUB_FILES:
         return _download(weights), weights
     raise ValueError(
-        f"backbone.weights={weights} is no file, nor bundled, random or a hub id ({', '.join(HUB_FILES)}); check the path."
+        f"backbone.weights={weights} is no file, nor bundled, random or a hub id ({', '.join(HUB_FILES)}); "
+        "check the path."
     )
 
 

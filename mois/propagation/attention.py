@@ -16,14 +16,15 @@ from mois.propagation.weights import load_propagation
 class Attention(Propagation):
     """Every query token attends to SAM2 memory maps and object pointers of all exemplars; SAM2's decoder answers.
 
-    An exemplar is a whole memory map, as in the paper. Unlike the reference code, exemplars keep their gradient, a batch
-    holds different exemplars per query, any size of input works, the empty bank has an embedding of its own that does not
-    depend on size, presence is supervised instead of gating the mask, and distance between slices plays no part.
+    An exemplar is a whole memory map, as in the paper. Unlike the reference code, exemplars keep their gradient, a
+    batch holds different exemplars per query, any size of input works, the empty bank has an embedding of its own that
+    does not depend on size, presence is supervised instead of gating the mask, and distance between slices plays
+    no part.
 
     Args:
         rotary_keys: Turn queries and keys by their place on the grid, as the paper does. It draws the attention to the
             same place in the exemplar's slice, which says nothing about likeness; hence off by default.
-        tokens: `dense`, every token of a memory map, as in the paper; or `foreground`, those on the lesion and around it.
+        tokens: `dense`, every token of a memory map, as in the paper; or `foreground`, those on and around the lesion.
         initial: Start from the backbone's own memory attention, as the paper does, or at random.
         weights: `random` (only the attention may start from the backbone's, see above), `bundled` (pretrained with the
             bundled nano) or a path.

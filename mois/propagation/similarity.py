@@ -20,11 +20,11 @@ NEGLIGIBLE = -1e4  # a logit that no softmax notices, also in half precision
 class Similarity(Propagation):
     """Compares every pixel with every exemplar, and lets the comparison decide.
 
-    A pixel's embedding joins SAM2's feature levels with a shallow view of the image itself, since lesion types differ in
-    fine texture and rim that a stride of 16 has lost. An exemplar is three mean embeddings (core, rim, surroundings) and
-    its size: under 1 KiB. Cosines between pixels and exemplars are pooled over exemplars (mean and soft maximum, positive
-    and negative apart), so neither order nor number matters. They enter a network that the exemplars also modulate
-    (scale and shift of channels), SAM2's decoder as a dense prompt, and the final layer at half resolution.
+    A pixel's embedding joins SAM2's feature levels with a shallow view of the image itself, since lesion types differ
+    in fine texture and rim that a stride of 16 has lost. An exemplar is three mean embeddings (core, rim, surroundings)
+    and its size: under 1 KiB. Cosines between pixels and exemplars are pooled over exemplars (mean and soft maximum,
+    positive and negative apart), so neither order nor number matters. They enter a network that the exemplars also
+    modulate (scale and shift of channels), SAM2's decoder as a dense prompt, and the final layer at half resolution.
 
     Args:
         width: Channels of the embedding.
@@ -32,8 +32,8 @@ class Similarity(Propagation):
         temperature: Of the soft maximum over exemplars.
         weights: `random`, `bundled` (pretrained with the bundled nano) or a path.
 
-    Source: the similarity prior of FINDINGS in this project's design notes; modulation: Perez et al., FiLM, arXiv 1709.07871;
-        in-context training: Butoi et al., UniverSeg, arXiv 2304.06131.
+    Source: modulation by exemplars: Perez et al., FiLM, arXiv 1709.07871; in-context training: Butoi et
+        al., UniverSeg, arXiv 2304.06131.
     """
 
     def __init__(self, width: int = 48, blocks: int = 3, temperature: float = 0.1, weights: str = "random") -> None:
@@ -80,8 +80,9 @@ class Similarity(Propagation):
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
         """Find what is like the positive exemplars and unlike the negative ones."""
         times = exemplars.valid.shape[0] // features.image.shape[0]
-        embedding = self._embed(features).repeat(times)
-        likeness = self._likeness(embedding.coarse, exemplars)
+        seen = self._embed(features)
+        likeness = self._likeness(seen.coarse, exemplars)
+        embedding = seen.repeat(times)
         modulation = self._summarise(exemplars, embedding.coarse)
         hidden = self.enter(torch.cat([embedding.coarse, likeness], dim=1))
         for block in self.blocks:
@@ -98,14 +99,14 @@ class Similarity(Propagation):
         return SemanticPrediction((logits + draft).squeeze(1), self.presence(pooled).squeeze(1), draft.squeeze(1))
 
     def _start_from_cosines(self) -> None:
-        """Let the verdict begin as: like an exemplar's core and rim, unlike its surroundings, and the reverse for negatives."""
+        """Let the verdict begin as: like an exemplar's core and rim, unlike what is around it; negatives the reverse."""
         with torch.no_grad():
             self.verdict.weight.zero_()
             weights = self.verdict.weight.view(2, POOLS, len(ZONES))  # sign, pool, zone
             weights[0, 1] = torch.tensor([4.0, 4.0, -4.0])
             weights[1, 1] = torch.tensor([-2.0, -2.0, 2.0])
-            self.verdict.bias.fill_(-4.0)
-            nn.init.zeros_(self.final[-1].bias)
+            nn.init.constant_(self.verdict.get_parameter("bias"), -4.0)
+            nn.init.zeros_(self.final.get_parameter("2.bias"))
 
     def _embed(self, features: Features) -> _Embedding:
         stem = self.stem(features.image)
@@ -118,28 +119,31 @@ class Similarity(Propagation):
         return _Embedding(self.fuse(total), stem.fine)
 
     def _likeness(self, pixels: Tensor, exemplars: Exemplars) -> Tensor:
-        """Cosines of pixels (B, C, h, w) to exemplars, pooled over these: (B, 2 signs * 3 zones * 2 pools, h, w)."""
-        batch, _, height, width = pixels.shape
+        """Cosines of pixels to exemplars, pooled over these.
+
+        Args:
+            pixels: (N, C, h, w), embeddings of N images.
+            exemplars: Of B = N x R questions.
+
+        Returns:
+            (B, 12, h, w): 2 signs x (mean, soft maximum) x (core, rim, surroundings).
+        """
+        images, _, height, width = pixels.shape
+        rows, count = exemplars.valid.shape
+        if count == 0:
+            return pixels.new_zeros(rows, 2 * POOLS * len(ZONES), height, width)
+        means = exemplars.tokens["means"].flatten(0, 1)[..., None, None]  # (B * K, 3, C, 1, 1)
+        found = []
+        for index, zone in enumerate(ZONES):
+            compare = self.compare[zone]
+            each = functional.normalize(compare(pixels), dim=1)
+            wanted = functional.normalize(compare(means[:, index]), dim=1).view(images, -1, count, self.width)
+            found.append(torch.einsum("nchw,nrkc->nrkhw", each, wanted).flatten(0, 1))
+        cosines = torch.stack(found, dim=2)  # (B, K, 3, h, w)
         pools = []
-        if exemplars.count == 0:
-            return pixels.new_zeros(batch, 2 * POOLS * len(ZONES), height, width)
-        means = exemplars.tokens["means"]  # (B, K, 3, C)
-        cosines = torch.stack(
-            [
-                torch.einsum(
-                    "bchw,bkc->bkhw",
-                    functional.normalize(compare(pixels), dim=1),
-                    functional.normalize(
-                        functional.linear(means[:, :, index], compare.weight[:, :, 0, 0], compare.bias), dim=2
-                    ),
-                )
-                for index, compare in enumerate(self.compare[zone] for zone in ZONES)
-            ],
-            dim=2,
-        )  # (B, K, 3, h, w)
         for sign in (False, True):
             keep = (exemplars.valid & (exemplars.negative == sign))[:, :, None, None, None]
-            some = keep.any(1).to(pixels.dtype)
+            some = keep.any(1).to(cosines.dtype)
             mean = (cosines * keep).sum(1) / keep.sum(1).clamp(min=1)
             soft = (cosines / self.temperature).masked_fill(~keep, NEGLIGIBLE).softmax(1)
             pools += [mean * some, (soft * cosines).sum(1) * some]

@@ -38,7 +38,8 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
     if theirs != backbone.identity.sha256:
         raise ValueError(
             f"propagation.weights={weights} were trained with backbone sha256 {theirs[:12]}, this one is "
-            f"{backbone.identity.name} ({backbone.identity.source}, sha256 {backbone.identity.sha256[:12]}); use its own weights, or random."
+            f"{backbone.identity.name} ({backbone.identity.source}, sha256 {backbone.identity.sha256[:12]}); use "
+            "its own weights, or random."
         )
     load_exactly(propagation, read_tensors(path), f"propagation.weights={weights}")
 

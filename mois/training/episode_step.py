@@ -26,8 +26,8 @@ from mois.prompts import correct, first_click
 # columns of Episode.chance
 NEGATIVES, COUNT, CLICKS = 0, 1, 8
 
-# Masks are compared at half the patch's resolution: at a quarter, where SAM2 answers, a lesion of a few pixels covers less
-# than half a cell, and to answer nothing would be right.
+# Masks are compared at half the patch's resolution: at a quarter, where SAM2 answers, a lesion of a few pixels covers
+# less than half a cell, and to answer nothing would be right.
 HALF = 2
 
 
@@ -219,10 +219,11 @@ def _track(backbone: Backbone, features: Features, episode: Episode, clip: int) 
     start = features.select(slices[:, middle])
     first = backbone.decode(start, first_click(masks[:, middle], episode.chance[:, -1]))
     clicked = backbone.remember(start, first.logits, first.pointer)
-    clicked = Memory(*(tensor.repeat_interleave(2, 0) for tensor in clicked[:3]))
+    clicked = clicked.repeat(2)
     target, present = _halve(masks.flatten(0, 1)), masks.flatten(0, 1).flatten(1).any(1)
     losses = [masked_average(_best_candidate_loss(first, target[slices[:, middle]]), present[slices[:, middle]])]
-    presence, found, truth, previous = [], [], [], []
+    presence, found, truth = [], [], []
+    previous: list[Memory] = []
     for step in range(1, middle + 1):
         here = torch.stack([slices[:, middle - step], slices[:, middle + step]], dim=1).flatten()
         memory = Memory.cat([clicked.at(step, clicked=True), *previous])
@@ -277,14 +278,14 @@ def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLea
 
 def _shown_count(episode: Episode) -> Tensor:
     """(B x G, K) bool: between one and all of a group's exemplars are shown."""
-    batch, groups, count = episode.support_valid.shape
+    _, groups, count = episode.support_valid.shape
     most = 1 + (episode.chance[:, COUNT] * count).floor()
     keep = torch.arange(count, device=most.device) < most.unsqueeze(1)
     return keep.repeat_interleave(groups, 0)
 
 
 def _spread(chance: Tensor, items: int) -> Tensor:
-    """Give each of an episode's items its own random numbers, (B x items, 9), from the episode's (golden-ratio steps)."""
+    """Give each of an episode's items its own random numbers, (B x items, 9), in golden-ratio steps."""
     shift = 0.6180339887 * torch.arange(1, items + 1, device=chance.device, dtype=chance.dtype)
     return ((chance[:, None, CLICKS : CLICKS + 9] + shift[None, :, None]) % 1.0).flatten(0, 1)
 

@@ -27,7 +27,9 @@ class ExportWeights(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files, on one rank."""
         if not isinstance(pl_module, ExemplarSegmenter):
-            raise ValueError(f"ExportWeights writes the weights of an ExemplarSegmenter, not of {type(pl_module).__name__}")
+            raise ValueError(
+                f"ExportWeights writes the weights of an ExemplarSegmenter, not of {type(pl_module).__name__}"
+            )
         if trainer.is_global_zero:
             export_weights(pl_module, Path(self.folder or Path(trainer.default_root_dir) / "weights"))
 

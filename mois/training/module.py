@@ -140,15 +140,19 @@ class ExemplarSegmenter(LightningModule):
         right, wrong = figures.get("right"), figures.get("wrong")
         if right is not None and wrong is not None and right > 0.1 and wrong > 0.8 * right:
             rank_zero_warn(
-                f"val/right={right:.2f} and val/wrong={wrong:.2f} are close: the propagation ignores its exemplars. Give "
-                "the episodes more of another class (data.init_args.mix), or train longer."
+                f"val/right={right:.2f} and val/wrong={wrong:.2f} are close: the propagation ignores its exemplars. "
+                "Give the episodes more of another class (data.init_args.mix), or train longer."
             )
 
     def on_test_epoch_end(self) -> None:
         """Log as validation does, and write metrics.json and its tables."""
         self._log_figures("test")
         if self.trainer.is_global_zero:
-            write_results(self.results_folder("test"), self.reports, self.provenance)
+            write_results(self.results_folder("test"), self.reports, self.record())
+
+    def record(self) -> dict[str, Any]:
+        """Return what made a result: the run's provenance, and how much was trained."""
+        return {**self.provenance, "trainable_fraction": round(self.trainable_fraction, 4)}
 
     def results_folder(self, name: str) -> Path:
         """Return where whole-volume results are written; not `trainer.log_dir`, which waits for all ranks."""
@@ -203,14 +207,15 @@ class ExemplarSegmenter(LightningModule):
             missing, unknown = sorted(wanted - given), sorted(given - wanted)
             raise ValueError(
                 f"the checkpoint does not fit the model: {len(missing)} of {len(wanted)} trained tensors are missing "
-                f"({', '.join(missing[:3])}), {len(unknown)} are unknown ({', '.join(unknown[:3])}); use the config it was "
-                "trained with."
+                f"({', '.join(missing[:3])}), {len(unknown)} are unknown ({', '.join(unknown[:3])}); use the config it "
+                "was trained with."
             )
         theirs, ours = checkpoint["backbone"], self.backbone.identity
         if theirs["sha256"] != ours.sha256:
             raise ValueError(
-                f"the checkpoint belongs to backbone {theirs['name']} ({theirs['source']}, sha256 {theirs['sha256'][:12]}), "
-                f"this one is {ours.name} ({ours.source}, sha256 {ours.sha256[:12]}); set model.backbone.weights accordingly."
+                f"the checkpoint belongs to backbone {theirs['name']} ({theirs['source']}, sha256 "
+                f"{theirs['sha256'][:12]}), this one is {ours.name} ({ours.source}, sha256 {ours.sha256[:12]}); set "
+                "model.backbone.weights accordingly."
             )
 
     def _trained(self) -> list[str]:

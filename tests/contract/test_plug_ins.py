@@ -66,10 +66,10 @@ def test_a_disabled_adapter_gives_the_base_back_exactly() -> None:
 
 
 def test_an_unknown_part_is_met_with_what_there_is() -> None:
-    with pytest.raises(ValueError, match="adapter.parts holds 'brain'; allowed are decoder, memory_attention"):
+    with pytest.raises(ValueError, match=r"adapter.parts holds 'brain'; allowed are decoder, memory_attention"):
         Lora(parts=["brain"]).attach(nano_backbone(), Sam2Only())  # type: ignore[list-item]
 
 
 def test_a_stage_that_does_not_exist_matches_nothing() -> None:
-    with pytest.raises(ValueError, match="matches no layer; there are blocks.0.attn.qkv"):
+    with pytest.raises(ValueError, match=r"matches no layer; there are blocks.0.attn.qkv"):
         Lora(parts=["trunk"], stages=[7]).attach(nano_backbone(), Sam2Only())

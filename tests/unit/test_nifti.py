@@ -9,6 +9,7 @@ from conftest import save_nifti, scan_with_lesions
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from datamodules.loading import VolumeLoader
 from datamodules.nifti import NiftiDataModule
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from mois.geometry import SliceGrid
@@ -69,6 +70,14 @@ def test_whole_volumes_are_shared_out_unpadded(make_dataset):
         seen.append([volume.subject for volume in volumes])
     assert seen == [["p1", "p3", "p5"], ["p2", "p4"]]
     assert data.transfer_batch_to_device(volumes[0], torch.device("meta"), 0) is volumes[0]
+
+
+def test_a_rank_without_volumes_takes_part():
+    # a loader of length 0 would not even start to validate, and the other ranks would wait for it
+    loaders = [VolumeLoader([lambda: "p0"], rank, 2) for rank in (0, 1)]
+    assert [len(loader) for loader in loaders] == [1, 1]
+    assert [list(loader) for loader in loaders] == [["p0"], []]
+    assert len(VolumeLoader([])) == 0
 
 
 def test_lesion_ids_are_used_where_there_are_any(make_dataset):

@@ -1,0 +1,69 @@
+"""However a training is cut up, in processes or in time, it is the same training."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_nifti, scan_with_lesions
+from small_runs import LORA, SCANS, config, data, finish, folder, last, losses, train, train_apart, validations
+from small_runs import wait_for_step
+
+STEPS = 12
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(
+    make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_dataset(subjects=4)
+    for number, lesions in ((1, 6), (2, 9)):  # scans that score differently: one that counts twice moves the mean
+        save_nifti(root / "labelsTr" / f"p{number}.nii.gz", scan_with_lesions(number, lesions)[1])
+    demo = [config("demo.yaml"), *SCANS, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
+    demo += ["--model.inference.threshold=0.05", *data(root, val_subjects="[p1,p2,p3]", episodes_per_epoch=20)]
+    with train_apart("fit", *demo, *data(root, batch_size=2), folder(tmp_path / "two")) as process:
+        monkeypatch.setattr("mois.training.callbacks.step_seed", lambda *numbers: 7)  # an episode brings its own chance
+        one = ["--trainer.devices=1", "--trainer.strategy=auto", *data(root, batch_size=4)]
+        train("fit", *demo, *one, folder(tmp_path / "one"))
+        finish(process)
+
+    assert list(losses(tmp_path / "one")) == [0, 1, 2, 3, 4]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-4)
+    ours, theirs = (last(tmp_path / name)["state_dict"] for name in ("one", "two"))
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+    (scored,), (shared,) = validations(tmp_path / "one"), validations(tmp_path / "two")
+    assert scored["val/scan_dice"] > 0
+    assert shared == pytest.approx(scored, rel=0, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(
+    make_dataset: Callable[..., Path], tmp_path: Path, num_workers: int
+) -> None:
+    root = make_dataset(subjects=3)
+    run = ["fit", *LORA, f"--trainer.max_steps={STEPS}", "--checkpoints.every_n_steps=3"]
+    run += data(root, val_subjects="[p2]", episodes_per_epoch=4)  # epochs end at 4, 8 and 12, checkpoints at 3, 6, ...
+    killed = [*run, *data(root, num_workers=num_workers), folder(tmp_path / "killed")]
+    with train_apart(*killed) as process:
+        train(*run, folder(tmp_path / "whole"))
+        wait_for_step(process, tmp_path / "killed", 6)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(timeout=10) == -signal.SIGKILL
+    done = last(tmp_path / "killed")["global_step"]
+    assert 6 <= done < STEPS
+    before = losses(tmp_path / "killed")
+    train(*killed, "--ckpt_path=last")
+
+    whole, resumed = losses(tmp_path / "whole"), losses(tmp_path / "killed")
+    assert list(resumed) == list(range(STEPS))
+    assert resumed == pytest.approx(whole, rel=0, abs=1e-6)
+    assert {step: before[step] for step in range(done)} == {step: resumed[step] for step in range(done)}
+    assert validations(tmp_path / "killed") == validations(tmp_path / "whole")
+    ours, theirs = (last(tmp_path / name)["state_dict"] for name in ("whole", "killed"))
+    assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
