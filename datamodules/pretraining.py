@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_episode
-from datamodules.lesion_types import draw_lesion_types
+from datamodules.lesion_types import HELD_BACK, draw_lesion_types
 from datamodules.loading import EpisodeLoader, VolumeLoader
 from datamodules.phantom import Phantom, make_phantom, make_slab
 from datamodules.subjects import prepare_stack
@@ -93,6 +94,7 @@ class PretrainDataModule(LightningDataModule):
         batch_size: Episodes of a step, on each process.
         num_workers: Processes that draw episodes, on each training process.
         val_subjects: Whole phantoms to validate on.
+        test_subjects: Whole phantoms to test on, others than those.
         patch_px: Edge of a patch, a multiple of 32.
         exemplars: K, exemplars of a group.
         clip: T, slices to track a lesion over, odd.
@@ -107,6 +109,7 @@ class PretrainDataModule(LightningDataModule):
         batch_size: int = 4,
         num_workers: int = 1,
         val_subjects: int = 4,
+        test_subjects: int = 12,
         patch_px: int = 128,
         exemplars: int = 3,
         clip: int = 3,
@@ -119,6 +122,7 @@ class PretrainDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.val_subjects = val_subjects
+        self.test_subjects = test_subjects
         self.seed = seed
         self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
 
@@ -136,15 +140,27 @@ class PretrainDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Volume]:
         """Return this rank's whole phantoms, each of two held-back types."""
+        return self._held_back(range(self.val_subjects))
+
+    def test_dataloader(self) -> DataLoader[Volume]:
+        """Return this rank's whole phantoms, each of two held-back types."""
+        return self._held_back(range(self.val_subjects, self.val_subjects + self.test_subjects))
+
+    def fingerprint(self) -> str:
+        """Return what stands for the data in a result: a digest of the settings and of what is held back."""
+        said = f"{self.seed} {self.settings} {sorted(HELD_BACK)}"
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def _held_back(self, numbers: range) -> DataLoader[Volume]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        readers = [partial(held_back_volume, self.seed, number) for number in range(self.val_subjects)]
-        return VolumeLoader(readers, rank, world)
+        return VolumeLoader([partial(held_back_volume, self.seed, number) for number in numbers], rank, world)
 
 
 def held_back_volume(seed: int, number: int) -> Volume:
     """Return a whole phantom of two held-back lesion types; (seed, number) says which."""
     rng = np.random.default_rng([seed, 1, number])
-    return as_volume(make_phantom(rng, draw_lesion_types(rng, 2, held_back=True)), f"held_back_{number:02d}")
+    phantom = make_phantom(rng, draw_lesion_types(rng, 2, held_back=True), lesions=(20, 60))
+    return as_volume(phantom, f"held_back_{number:02d}")
 
 
 def as_volume(phantom: Phantom, name: str) -> Volume:

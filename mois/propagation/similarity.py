@@ -99,7 +99,7 @@ class Similarity(Propagation):
         return SemanticPrediction((logits + draft).squeeze(1), self.presence(pooled).squeeze(1), draft.squeeze(1))
 
     def _start_from_cosines(self) -> None:
-        """Let the verdict begin as: like an exemplar's core and rim, unlike what is around it; negatives the reverse."""
+        """Let the verdict begin as: like an exemplar's core and rim, unlike its surroundings."""
         with torch.no_grad():
             self.verdict.weight.zero_()
             weights = self.verdict.weight.view(2, POOLS, len(ZONES))  # sign, pool, zone

@@ -20,8 +20,8 @@ RECORD = "mois"
 """Key of a checkpoint under which provenance and the W&B run id stand."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a training checkpoint, without running any code that it may carry.
+def read_checkpoint(path: Path) -> Any:
+    """Return what a checkpoint holds, without running any code that it may carry.
 
     Raises:
         ValueError: If there is no such file, it is cut short, or it holds more than tensors and plain values.
@@ -29,12 +29,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"ckpt_path={path}: there is no such file")
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         reason = "holds more than tensors and plain values, and loading it could run foreign code"
         raise ValueError(f"ckpt_path={path}: it {reason}; give a checkpoint that train.py wrote") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"ckpt_path={path}: it is cut short or no checkpoint; give another one") from error
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """Return the checkpoint of a training; raises as `read_checkpoint` does, and for what is none.
+
+    Raises:
+        ValueError: If it is of no training.
+    """
+    content = read_checkpoint(path)
+    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
+        raise ValueError(
+            f"ckpt_path={path}: it is no checkpoint of a training; give one that train.py wrote (backbone weights go "
+            "to model.backbone.init_args.weights)"
+        )
     return content
 
 

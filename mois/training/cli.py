@@ -27,7 +27,7 @@ from mois.training.checkpoints import (
     LastCheckpoint,
     RunRecord,
     SafeCheckpointIO,
-    read_checkpoint,
+    read_training,
 )
 from mois.training.module import ExemplarSegmenter
 
@@ -135,7 +135,7 @@ class MoisCLI(LightningCLI):
         if self.subcommand == "fit":
             self.settings["ckpt_path"] = None  # config.yaml makes the whole run again, not its second half
         if path is not None:
-            checkpoint = read_checkpoint(path)
+            checkpoint = read_training(path)
             self.resumed = {"step": checkpoint.get("global_step"), **checkpoint.get(RECORD, {})}
         elif self.subcommand == "fit" and given is None and os.environ.get("LOCAL_RANK", "0") == "0":
             self._refuse_to_overwrite()

@@ -300,7 +300,10 @@ def _pooled_dice(found: Tensor, truth: Tensor, keep: Tensor) -> Tensor:
 
 
 def names(propagations: Sequence[Propagation]) -> dict[str, Propagation]:
-    """Name the figures of several propagations: none for the first, the class's name for the others."""
-    return {
-        "" if index == 0 else f"{type(module).__name__.lower()}/": module for index, module in enumerate(propagations)
-    }
+    """Give each propagation the prefix of its figures: none for the first, the class's name (numbered) for others."""
+    named: dict[str, Propagation] = {}
+    for index, module in enumerate(propagations):
+        name = type(module).__name__.lower()
+        twice = sum(type(other) is type(module) for other in propagations[1:index])
+        named[f"{name}{twice + 1 if twice else ''}/" if index else ""] = module
+    return named

@@ -20,6 +20,7 @@ from mois.evaluation.statistics import means
 from mois.evaluation.tables import write_results
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
+from mois.io import write_volume
 from mois.tracking import Tracker
 from mois.training.episode_step import EpisodeLearning, learn, names
 
@@ -80,7 +81,7 @@ class ExemplarSegmenter(LightningModule):
         self.optimisation = optimisation
         self.inference = inference
         self.protocol = protocol
-        self.reports: list[SubjectReport] = []
+        self.reports: dict[str, list[SubjectReport]] = {}  # by the prefix of a propagation
         self.provenance: dict[str, Any] = {}  # filled in by the command line, written with every result
         self.strict_loading = (
             False  # a checkpoint holds what was trained; on_load_checkpoint checks that it is all there
@@ -114,41 +115,57 @@ class ExemplarSegmenter(LightningModule):
     def validation_step(self, volume: Volume, batch_idx: int) -> None:
         """Score a whole volume; the first one of each round leaves an overlay in the log."""
         out = self.results_folder("validation") if batch_idx == 0 and self.global_rank == 0 else None
-        self.reports.append(evaluate_volume(self.segmenter(), volume, self.protocol, out))
+        self._score(volume, out)
         if out is not None:
-            for target_class in self.reports[-1].classes:
-                overlay = out / "overlays" / f"{volume.subject}_class{target_class.target_class}.png"
-                Tracker.of(self.trainer).picture(
-                    f"val/overlay_class{target_class.target_class}", overlay, self.global_step
-                )
+            for report in self.reports[""][-1].classes:
+                overlay = out / "overlays" / f"{volume.subject}_class{report.target_class}.png"
+                Tracker.of(self.trainer).picture(f"val/overlay_class{report.target_class}", overlay, self.global_step)
 
     def test_step(self, volume: Volume, batch_idx: int) -> None:
         """Score a whole volume, and write what was found."""
-        self.reports.append(evaluate_volume(self.segmenter(), volume, self.protocol, self.results_folder("test")))
+        self._score(volume, self.results_folder("test"))
+
+    def predict_step(self, volume: Volume, batch_idx: int) -> None:
+        """Write what is found in a scan as `predict/predictions/*.nii.gz`, on the scanner's grid.
+
+        Annotated lesions of the scan are prompted as in a test; a scan without any is searched without exemplars.
+        """
+        out = self.results_folder("predict")
+        if bool(volume.lesions.any()):
+            evaluate_volume(self.segmenter(), volume, self.protocol, out)
+            return
+        segmenter = self.segmenter()
+        encoded = segmenter.encode(volume)
+        grid = encoded.grid
+        found = segmenter.lesions(segmenter.propagate(encoded), grid.gap_mm * grid.row_mm * grid.column_mm / 1000)
+        path = out / "predictions" / f"{volume.subject}.nii.gz"
+        write_volume(grid.to_volume(torch.from_numpy(found)), volume.affine, path)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the volumes of the last round."""
-        self.reports = []
+        self.reports = {prefix: [] for prefix in self.propagations}
 
     def on_test_epoch_start(self) -> None:
         """Forget the volumes of the last round."""
-        self.reports = []
+        self.reports = {prefix: [] for prefix in self.propagations}
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all volumes of all ranks, each counted once; warn where exemplars are ignored."""
         figures = self._log_figures("val")
-        right, wrong = figures.get("right"), figures.get("wrong")
-        if right is not None and wrong is not None and right > 0.1 and wrong > 0.8 * right:
-            rank_zero_warn(
-                f"val/right={right:.2f} and val/wrong={wrong:.2f} are close: the propagation ignores its exemplars. "
-                "Give the episodes more of another class (data.init_args.mix), or train longer."
-            )
+        for prefix in self.propagations:
+            right, wrong = figures.get(f"{prefix}right"), figures.get(f"{prefix}wrong")
+            if right is not None and wrong is not None and right > 0.1 and wrong > 0.8 * right:
+                rank_zero_warn(
+                    f"val/{prefix}right={right:.2f} and val/{prefix}wrong={wrong:.2f} are close: the propagation "
+                    "ignores its exemplars. Give the episodes more of another class (data.init_args.mix), or train longer."
+                )
 
     def on_test_epoch_end(self) -> None:
-        """Log as validation does, and write metrics.json and its tables."""
+        """Log as validation does, and write metrics.json and its tables; a companion's into a folder of its name."""
         self._log_figures("test")
         if self.trainer.is_global_zero:
-            write_results(self.results_folder("test"), self.reports, self.record())
+            for prefix, reports in self.reports.items():
+                write_results(self.results_folder("test") / prefix, reports, self.record())
 
     def record(self) -> dict[str, Any]:
         """Return what made a result: the run's provenance, and how much was trained."""
@@ -192,7 +209,7 @@ class ExemplarSegmenter(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, and say which backbone it belongs to."""
-        checkpoint["state_dict"] = {key: checkpoint["state_dict"][key] for key in self._trained()}
+        checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in self._trained()}
         identity = self.backbone.identity
         checkpoint["backbone"] = {"name": identity.name, "source": identity.source, "sha256": identity.sha256}
 
@@ -200,16 +217,24 @@ class ExemplarSegmenter(LightningModule):
         """Refuse a checkpoint that is not of this model.
 
         Raises:
-            ValueError: If trained tensors are missing or unknown, or the backbone is another one.
+            ValueError: If trained tensors are missing, unknown or of another shape, or the backbone is another one.
         """
-        wanted, given = set(self._trained()), set(checkpoint["state_dict"])
-        if wanted != given:
-            missing, unknown = sorted(wanted - given), sorted(given - wanted)
+        given, trained = checkpoint["state_dict"], self._trained()
+        if given.keys() != trained.keys():
+            missing, unknown = sorted(trained.keys() - given.keys()), sorted(given.keys() - trained.keys())
             raise ValueError(
-                f"the checkpoint does not fit the model: {len(missing)} of {len(wanted)} trained tensors are missing "
+                f"the checkpoint does not fit the model: {len(missing)} of {len(trained)} trained tensors are missing "
                 f"({', '.join(missing[:3])}), {len(unknown)} are unknown ({', '.join(unknown[:3])}); use the config it "
                 "was trained with."
             )
+        for name, tensor in trained.items():
+            if given[name].shape != tensor.shape:
+                raise ValueError(
+                    f"the checkpoint does not fit the model: {name} has shape {tuple(given[name].shape)} there and "
+                    f"{tuple(tensor.shape)} here; use the config it was trained with."
+                )
+        if "backbone" not in checkpoint:
+            raise ValueError("the checkpoint does not say which backbone it belongs to; give one that train.py wrote.")
         theirs, ours = checkpoint["backbone"], self.backbone.identity
         if theirs["sha256"] != ours.sha256:
             raise ValueError(
@@ -218,16 +243,28 @@ class ExemplarSegmenter(LightningModule):
                 "model.backbone.weights accordingly."
             )
 
-    def _trained(self) -> list[str]:
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def _score(self, volume: Volume, out: Path | None) -> None:
+        for prefix, propagation in self.propagations.items():
+            folder = None if out is None else out / prefix
+            self.reports[prefix].append(evaluate_volume(self.segmenter(propagation), volume, self.protocol, folder))
 
     def _log_figures(self, split: Literal["val", "test"]) -> dict[str, float]:
-        reports = self.reports
+        parts = [self.reports]
         if self.trainer.world_size > 1:
-            gathered: list[list[SubjectReport]] = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self.reports)
-            reports = [report for part in gathered for report in part]
-        self.reports = sorted(reports, key=lambda report: report.subject)
-        figures = {name: value for name, value in means(self.reports).items() if value is not None}
+            parts = [{} for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(parts, self.reports)
+        self.reports = {
+            prefix: sorted((report for part in parts for report in part[prefix]), key=lambda report: report.subject)
+            for prefix in self.propagations
+        }
+        figures = {
+            prefix + name: value
+            for prefix, reports in self.reports.items()
+            for name, value in means(reports).items()
+            if value is not None
+        }
         self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, sync_dist=True)
         return figures

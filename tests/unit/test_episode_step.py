@@ -96,3 +96,8 @@ def test_dice_is_pooled_over_pictures_and_nan_without_truth() -> None:
 def test_shares_outside_zero_to_one_are_refused() -> None:
     with pytest.raises(ValueError, match=r"model.learning.true_masks=1.5 is a share"):
         EpisodeLearning(true_masks=1.5)
+
+
+def test_propagations_are_told_apart_by_name() -> None:
+    prefixes = list(names([Similarity(), Attention(), Attention(), Similarity()]))
+    assert prefixes == ["", "attention/", "attention2/", "similarity/"]

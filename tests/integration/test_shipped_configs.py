@@ -1,0 +1,193 @@
+"""Every YAML that we ship trains, and so does the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import save_nifti
+from small_runs import ROOT, SCANS, SMALL, config, data, finish, folder, losses, train, train_apart, validations
+
+from mois.cli import main as mois_main
+from mois.training.cli import main
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
+ONE_PROCESS = ["--trainer.devices=1", "--trainer.strategy=auto"]
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Lightning tells its child processes who they are through the environment."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def write_brains(root: Path) -> None:
+    """Write two brain-like scans as the real dataset has them: two channels, one class, 1 mm, int16, zero outside."""
+    rng = np.random.default_rng(0)
+    shape = (40, 48, 24)
+    where = np.moveaxis(np.indices(shape), 0, -1) + 0.5
+    brain = (((where / shape - 0.5) * 2.1) ** 2).sum(-1) < 1
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0])
+    for patient, lesions in (("patient07", 6), ("patient19", 16)):
+        label = np.zeros(shape, np.uint8)
+        for x, y, z in rng.permutation(np.argwhere(brain[3:-3, 3:-3, 3:-3]))[:lesions] + 3:
+            label[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = 1
+        for channel in (0, 1):
+            image = brain * (rng.normal(1000, 60, shape) + 700 * label)
+            save_nifti(root / "imagesTr" / f"{patient}_{channel:04d}.nii.gz", image.astype(np.int16), affine)
+        save_nifti(root / "labelsTr" / f"{patient}.nii.gz", label, affine)
+    description = {"channel_names": {"0": "FLAIR", "1": "T2"}, "labels": {"background": 0, "lesion": 1}}
+    (root / "dataset.json").write_text(json.dumps({**description, "numTraining": 2, "file_ending": ".nii.gz"}))
+
+
+def test_every_config_is_short_and_says_how_to_run_it() -> None:
+    assert {file.stem for file in CONFIGS} == {"demo", "ms_lesions", "pretrain_nano"}  # a new one needs a test below
+    for file in (*CONFIGS, *TRAINERS):
+        lines = file.read_text().splitlines()
+        assert len(lines) <= 30
+        assert lines[0].startswith("# ")
+        assert "train.py" in lines[0]
+        assert yaml.safe_load(file.read_text())
+
+
+def test_demo_trains(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    scans = data(make_dataset(subjects=2), val_subjects="[p1]", batch_size=1)
+    train("fit", config("demo.yaml"), *SCANS, *ONE_PROCESS, *scans, "--trainer.max_steps=2", folder(tmp_path / "run"))
+    assert list(losses(tmp_path / "run")) == [0, 1]
+
+
+def test_ms_lesions_trains_on_one_patient_and_tests_on_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_brains(tmp_path / "Dataset501_MSLesions")
+    monkeypatch.setenv("MOIS_REAL_DATA", str(tmp_path))
+    run = [config("ms_lesions.yaml"), *SMALL, "--trainer.accelerator=auto", folder(tmp_path / "run")]
+    run += [f"--data.init_args.{name}" for name in ("batch_size=1", "episodes_per_epoch=2")]
+    train("fit", *run, "--trainer.max_epochs=2")
+    assert list(losses(tmp_path / "run")) == [0, 1, 2, 3]
+    (slab,) = validations(tmp_path / "run")
+    assert slab["val/right"] >= 0
+    train("test", *run, "--ckpt_path=best")
+    result = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
+    assert [row["subject"] for row in result["per_subject"]] == ["patient07"]
+    # one class: nothing else's exemplars to be wrong with
+    assert [result["figures"][name]["n"] for name in ("right", "no_exemplars", "wrong", "swapped")] == [1, 1, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_ms_lesions_trains_on_the_real_scans(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOIS_REAL_DATA", str(real_data))
+    run = [config("ms_lesions.yaml"), *SMALL, "--data.init_args.batch_size=1", "--trainer.limit_val_batches=0"]
+    train("fit", *run, "--trainer.max_steps=2", folder(tmp_path / "run"))
+    assert list(losses(tmp_path / "run")) == [0, 1]
+
+
+@pytest.mark.slow
+def test_pretrain_nano_trains_on_two_processes_of_which_one_validates(tmp_path: Path) -> None:
+    run = [config("pretrain_nano.yaml"), *SMALL, "--model.inference.pixel_mm=6", "--trainer.max_epochs=1"]
+    run += [f"--data.init_args.{name}" for name in ("batch_size=1", "episodes_per_epoch=4", "val_subjects=1")]
+    with train_apart("fit", *run, "--trainer.check_val_every_n_epoch=1", folder(tmp_path / "run")) as process:
+        finish(process)
+    assert list(losses(tmp_path / "run")) == [0, 1]
+    (scored,) = validations(tmp_path / "run")
+    assert scored["val/no_exemplars"] >= 0
+    names = {"nano", "nano_similarity", "nano_attention"}
+    assert {file.stem for file in (tmp_path / "run" / "weights").glob("*.safetensors")} == names
+    assert len(json.loads((tmp_path / "run" / "provenance.json").read_text())["data"]) == 64
+
+    # what it exports is what the configs of an adaptation load
+    backbone, propagation = (
+        tmp_path / "run" / "weights" / f"{name}.safetensors" for name in ("nano", "nano_attention")
+    )
+    monitored = ["--trainer.limit_val_batches=0", "--trainer.max_steps=1", *ONE_PROCESS]
+    weights = [f"--model.backbone.init_args.weights={backbone}", "--model.propagation=mois.propagation.Attention"]
+    weights += [f"--model.propagation.init_args.weights={propagation}", "--model.companions=[]"]
+    train("fit", *run, *monitored, *weights, folder(tmp_path / "next"))
+    assert list(losses(tmp_path / "next")) == [0]
+
+
+@pytest.mark.parametrize("part", TRAINERS, ids=lambda file: file.stem)
+def test_every_trainer_part_trains(
+    make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: Path
+) -> None:
+    job = {"JOB_ID": 7, "JOB_NAME": "mois", "NNODES": 1, "NTASKS": 1, "NTASKS_PER_NODE": 1, "PROCID": 0, "LOCALID": 0}
+    for name, value in {**job, "NODEID": 0, "NODELIST": "localhost"}.items() if "slurm" in part.stem else ():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    here = [] if part.stem == "cpu" else ["--trainer.accelerator=cpu", "--trainer.devices=1"]
+    scans = data(make_dataset(subjects=1), val_subjects="[]", batch_size=1)
+    run = [config("demo.yaml"), *SCANS, *scans, f"--trainer={part}", *here, "--trainer.max_steps=1"]
+    main(["fit", *run, folder(tmp_path / "run")])
+    assert list(losses(tmp_path / "run")) == [0]
+
+
+def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
+    make_dataset: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "demo"
+    out.mkdir()
+    make_dataset(subjects=2, held_out=2).rename(out / "data")
+    small = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    small["trainer"] |= {"devices": 1, "strategy": "auto", "max_steps": 2, "enable_progress_bar": False}
+    small["data"]["init_args"] |= {"val_subjects": ["p1"], "patch_px": 64, "batch_size": 1, "episodes_per_epoch": 2}
+    small["data"]["init_args"] |= {"pixel_mm": 2, "num_workers": 0}
+    small["model"]["inference"] = {"pixel_mm": 2, "tile_px": 64}
+    small["tracking"] = {"wandb": "disabled"}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    commands: list[str] = []
+    killed_at = "fit"
+
+    def here(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        commands.append(command[2])
+        if command[2] == killed_at:
+            return subprocess.CompletedProcess(command, 1)
+        main(command[2:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("mois.demo.subprocess.run", here)
+    demo = ["demo", f"--out={out}", f"--config={tmp_path / 'small.yaml'}"]
+    with pytest.raises(SystemExit, match="1"):
+        mois_main(demo)
+    killed_at = ""
+    mois_main(demo)
+    assert commands == ["test", "fit", "fit", "test"]
+    summary = json.loads((out / "summary.json").read_text())
+    words = {"right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion_f1"}
+    assert summary["before"].keys() == summary["after"].keys() == words
+    assert 0 < summary["trainable_fraction"] < 0.15
+    assert summary["seed"] == 0
+    assert summary["minutes"] > 0
+    assert "before/test: already" not in capsys.readouterr().out
+
+
+def test_phantoms_from_the_command_line_can_be_examined_and_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "phantoms"
+    mois_main(["phantom", f"--out={root}", "--subjects=1", "--test_subjects=1", "--types=[ring,dark]"])
+    assert nib.load(root / "imagesTr" / "phantom_0000_0000.nii.gz").shape == (160, 256, 28)
+    with pytest.raises(SystemExit, match="0|1"):  # 1 where this machine lacks something, whatever it is
+        mois_main(["doctor", f"--root={root}", f"--runs={tmp_path}"])
+        raise SystemExit(0)
+    assert "phantom_0000" not in [line for line in capsys.readouterr().out.splitlines() if line.startswith("FIX")]
+    scans = data(root, batch_size=1, val_subjects="[]", pixel_mm=3)
+    run = [config("demo.yaml"), *SMALL, *ONE_PROCESS, *scans, "--trainer.max_steps=1", folder(tmp_path / "run")]
+    train("fit", *run)
+    assert list(losses(tmp_path / "run")) == [0]
