@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -100,40 +99,23 @@ class EpisodeLoader(DataLoader[Episode]):
         self.consumed = state["consumed"]
 
 
-class Volumes(Dataset[Volume]):
-    """Whole scans, read when they are asked for.
+class VolumeLoader:
+    """This rank's scans, one at a time, read when their turn comes; every scan is on one rank only, and none twice.
 
-    Attributes:
-        readers: One function for each scan.
-    """
-
-    def __init__(self, readers: Sequence[Callable[[], Volume]]) -> None:
-        self.readers = readers
-
-    def __len__(self) -> int:
-        return len(self.readers)
-
-    def __getitem__(self, index: int) -> Volume:
-        return self.readers[index]()
-
-
-class VolumeLoader(DataLoader[Volume]):
-    """Loads this rank's scans, one at a time; every scan is on one rank only, and none twice.
-
-    A rank without scans says that it has one and yields none: Lightning does not even start validation on a rank whose
-    length is 0, and the others would wait for it forever.
+    No DataLoader, since Lightning builds those anew for `predict`, with arguments of its own. A rank without scans says
+    that it has one and yields none: Lightning does not even start validation on a rank whose length is 0, and the
+    others would wait for it forever.
     """
 
     def __init__(self, readers: Sequence[Callable[[], Volume]], rank: int = 0, world: int = 1) -> None:
         self.shortest = min(1, len(readers))
-        super().__init__(Volumes(readers[rank::world]), batch_size=None, collate_fn=_as_it_is)
+        self.readers = readers[rank::world]
 
     def __len__(self) -> int:
-        return max(self.shortest, super().__len__())
+        return max(self.shortest, len(self.readers))
 
-
-def _as_it_is(volume: Any) -> Any:
-    return volume
+    def __iter__(self) -> Iterator[Volume]:
+        return (read() for read in self.readers)
 
 
 def _one_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader passes it

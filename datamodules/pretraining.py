@@ -138,11 +138,11 @@ class PretrainDataModule(LightningDataModule):
             num_workers=self.num_workers,
         )
 
-    def val_dataloader(self) -> DataLoader[Volume]:
+    def val_dataloader(self) -> VolumeLoader:
         """Return this rank's whole phantoms, each of two held-back types."""
         return self._held_back(range(self.val_subjects))
 
-    def test_dataloader(self) -> DataLoader[Volume]:
+    def test_dataloader(self) -> VolumeLoader:
         """Return this rank's whole phantoms, each of two held-back types."""
         return self._held_back(range(self.val_subjects, self.val_subjects + self.test_subjects))
 
@@ -151,7 +151,7 @@ class PretrainDataModule(LightningDataModule):
         said = f"{self.seed} {self.settings} {sorted(HELD_BACK)}"
         return hashlib.sha256(said.encode()).hexdigest()
 
-    def _held_back(self, numbers: range) -> DataLoader[Volume]:
+    def _held_back(self, numbers: range) -> VolumeLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return VolumeLoader([partial(held_back_volume, self.seed, number) for number in numbers], rank, world)
 

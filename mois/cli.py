@@ -67,13 +67,13 @@ def doctor(root: Path | None = None, runs: Path = Path("runs")) -> None:
         raise SystemExit(1)
 
 
-def demo(out: Path = Path("runs/demo"), seed: int = 0, config: Path = Path("configs/demo.yaml")) -> None:
+def demo(out: Path = Path("runs/demo"), seed: int = 0, training: Path = Path("configs/demo.yaml")) -> None:
     """Adapt the bundled nano backbone to a lesion type that it has never seen, and evaluate before and after.
 
     Args:
         out: Folder of the run; an interrupted demo goes on where it was.
         seed: Of phantoms, training and the simulated reader.
-        config: What to train, and on what.
+        training: Config of the training (`config` is a name that jsonargparse keeps to itself).
     """
     import numpy as np
 
@@ -84,7 +84,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, config: Path = Path("conf
     if not (out / "data" / "dataset.json").is_file():
         types = draw_lesion_types(np.random.default_rng(seed), 2, held_back=True)
         write_dataset(out / "data", subjects=12, test_subjects=12, seed=seed, types=types, lesions=(20, 60))
-    run_demo(out, seed, config)
+    run_demo(out, seed, training)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

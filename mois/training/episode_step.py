@@ -147,12 +147,12 @@ def find(
     """
     batch, groups, count = episode.support_valid.shape
     exemplars = propagation.describe(support, shown, backbone).reshape(batch * groups, count)
-    exemplars = exemplars.map(valid=exemplars.valid & _shown_count(episode))
+    exemplars = exemplars.map(valid=exemplars.valid & _shown_count(episode) & episode.support_valid.flatten(0, 1))
     prediction = propagation(query, _with_negatives(exemplars, episode, settings), backbone)
     logits = prediction.logits.unflatten(0, (batch, groups))
     target = episode.query_targets.to(logits.dtype)
     asked = episode.support_valid.any(2)  # (B, G): a group without exemplars asks nothing
-    alone = propagation(query, exemplars.pick(slice(0, 0)).map(valid=exemplars.valid[::groups, :0]), backbone)
+    alone = propagation(query, _no_exemplars(exemplars, groups), backbone)
     lesions = episode.query_lesions.to(logits.dtype)
     losses = {
         "semantic": settings.semantic_weight * masked_average(mask_loss(logits, target), asked),
@@ -273,6 +273,15 @@ def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLea
     chosen = (episode.chance[:, NEGATIVES] < settings.negatives).repeat_interleave(groups).unsqueeze(1)
     return Exemplars.cat(
         [exemplars, others.map(valid=others.valid & chosen, negative=torch.ones_like(others.negative))]
+    )
+
+
+def _no_exemplars(exemplars: Exemplars, groups: int) -> Exemplars:
+    """K = 0 exemplars for each of the B queries."""
+    return Exemplars(
+        {name: token[::groups, :0] for name, token in exemplars.tokens.items()},
+        exemplars.valid[::groups, :0],
+        exemplars.negative[::groups, :0],
     )
 
 

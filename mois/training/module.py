@@ -86,6 +86,9 @@ class ExemplarSegmenter(LightningModule):
         self.strict_loading = (
             False  # a checkpoint holds what was trained; on_load_checkpoint checks that it is all there
         )
+        # DDP would broadcast the buffers, all of them constants, before every forward pass of a validation too: a rank
+        # with more volumes than others would wait forever (test_pretrain_nano_validates_on_one_of_two_processes)
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     @property
     def propagations(self) -> dict[str, Propagation]:
@@ -157,7 +160,7 @@ class ExemplarSegmenter(LightningModule):
             if right is not None and wrong is not None and right > 0.1 and wrong > 0.8 * right:
                 rank_zero_warn(
                     f"val/{prefix}right={right:.2f} and val/{prefix}wrong={wrong:.2f} are close: the propagation "
-                    "ignores its exemplars. Give the episodes more of another class (data.init_args.mix), or train longer."
+                    "ignores its exemplars. Give the episodes more of another class (data.init_args.mix), or train on."
                 )
 
     def on_test_epoch_end(self) -> None:

@@ -10,8 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_nifti, scan_with_lesions
-from small_runs import LORA, SCANS, config, data, finish, folder, last, losses, train, train_apart, validations
-from small_runs import wait_for_step
+from small_runs import (
+    LORA,
+    SCANS,
+    config,
+    data,
+    finish,
+    folder,
+    last,
+    losses,
+    train,
+    train_apart,
+    validations,
+    wait_for_step,
+)
 
 STEPS = 12
 

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -47,7 +49,7 @@ def write_brains(root: Path) -> None:
         for x, y, z in rng.permutation(np.argwhere(brain[3:-3, 3:-3, 3:-3]))[:lesions] + 3:
             label[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = 1
         for channel in (0, 1):
-            image = brain * (rng.normal(1000, 60, shape) + 700 * label)
+            image = brain * (rng.normal(1000, 60, shape) + 700.0 * label)
             save_nifti(root / "imagesTr" / f"{patient}_{channel:04d}.nii.gz", image.astype(np.int16), affine)
         save_nifti(root / "labelsTr" / f"{patient}.nii.gz", label, affine)
     description = {"channel_names": {"0": "FLAIR", "1": "T2"}, "labels": {"background": 0, "lesion": 1}}
@@ -98,7 +100,7 @@ def test_ms_lesions_trains_on_the_real_scans(real_data: Path, tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_pretrain_nano_trains_on_two_processes_of_which_one_validates(tmp_path: Path) -> None:
+def test_pretrain_nano_validates_on_one_of_two_processes(tmp_path: Path) -> None:
     run = [config("pretrain_nano.yaml"), *SMALL, "--model.inference.pixel_mm=6", "--trainer.max_epochs=1"]
     run += [f"--data.init_args.{name}" for name in ("batch_size=1", "episodes_per_epoch=4", "val_subjects=1")]
     with train_apart("fit", *run, "--trainer.check_val_every_n_epoch=1", folder(tmp_path / "run")) as process:
@@ -145,7 +147,8 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
     out.mkdir()
     make_dataset(subjects=2, held_out=2).rename(out / "data")
     small = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
-    small["trainer"] |= {"devices": 1, "strategy": "auto", "max_steps": 2, "enable_progress_bar": False}
+    small["trainer"] |= {"devices": 1, "strategy": "auto", "max_epochs": 1, "enable_progress_bar": False}
+    small["trainer"] |= {"check_val_every_n_epoch": 1}
     small["data"]["init_args"] |= {"val_subjects": ["p1"], "patch_px": 64, "batch_size": 1, "episodes_per_epoch": 2}
     small["data"]["init_args"] |= {"pixel_mm": 2, "num_workers": 0}
     small["model"]["inference"] = {"pixel_mm": 2, "tile_px": 64}
@@ -161,8 +164,8 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
         main(command[2:])
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr("mois.demo.subprocess.run", here)
-    demo = ["demo", f"--out={out}", f"--config={tmp_path / 'small.yaml'}"]
+    monkeypatch.setattr("mois.demo.subprocess", SimpleNamespace(run=here))
+    demo = ["demo", f"--out={out}", f"--training={tmp_path / 'small.yaml'}"]
     with pytest.raises(SystemExit, match="1"):
         mois_main(demo)
     killed_at = ""
@@ -174,7 +177,7 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
     assert 0 < summary["trainable_fraction"] < 0.15
     assert summary["seed"] == 0
     assert summary["minutes"] > 0
-    assert "before/test: already" not in capsys.readouterr().out
+    assert "before: done already" in capsys.readouterr().out
 
 
 def test_phantoms_from_the_command_line_can_be_examined_and_trained_on(
@@ -183,10 +186,10 @@ def test_phantoms_from_the_command_line_can_be_examined_and_trained_on(
     root = tmp_path / "phantoms"
     mois_main(["phantom", f"--out={root}", "--subjects=1", "--test_subjects=1", "--types=[ring,dark]"])
     assert nib.load(root / "imagesTr" / "phantom_0000_0000.nii.gz").shape == (160, 256, 28)
-    with pytest.raises(SystemExit, match="0|1"):  # 1 where this machine lacks something, whatever it is
+    with suppress(SystemExit):  # with 1 where this machine lacks something, whatever it is
         mois_main(["doctor", f"--root={root}", f"--runs={tmp_path}"])
-        raise SystemExit(0)
-    assert "phantom_0000" not in [line for line in capsys.readouterr().out.splitlines() if line.startswith("FIX")]
+    (about_scans,) = [line for line in capsys.readouterr().out.splitlines() if "dataset" in line]
+    assert about_scans.startswith("ok")
     scans = data(root, batch_size=1, val_subjects="[]", pixel_mm=3)
     run = [config("demo.yaml"), *SMALL, *ONE_PROCESS, *scans, "--trainer.max_steps=1", folder(tmp_path / "run")]
     train("fit", *run)

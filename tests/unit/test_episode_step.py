@@ -85,6 +85,31 @@ def test_between_one_and_all_exemplars_are_shown() -> None:
     assert shown.sum(1).tolist() == [1, 1, 3, 3]  # two groups of each episode
 
 
+def test_padding_is_no_exemplar_whatever_is_predicted_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    episode = example_episode(batch=1, exemplars=3)
+    valid = torch.tensor([[[True, False, False], [True, True, False]]])
+    chance = torch.full_like(episode.chance, 0.99)  # all exemplars are shown, none of them as negative
+    seen: list[torch.Tensor] = []
+    forward = Similarity.forward
+
+    def listening(self: Similarity, features: Any, exemplars: Any, backbone: Any) -> Any:
+        seen.append(exemplars.valid)
+        assert (
+            {len(token) for token in exemplars.tokens.values()} == {len(exemplars.valid)} == {len(exemplars.negative)}
+        )
+        return forward(self, features, exemplars, backbone)
+
+    monkeypatch.setattr(Similarity, "forward", listening)
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    padded = episode._replace(support_valid=valid, chance=chance)
+    learn(backbone, names([propagation]), padded, EpisodeLearning(true_masks=0), 0)
+    with_exemplars, without = seen
+    assert with_exemplars[:, :3].tolist() == valid[0].tolist()
+    assert not with_exemplars[:, 3:].any()
+    assert without.shape == (1, 0)
+
+
 def test_dice_is_pooled_over_pictures_and_nan_without_truth() -> None:
     found = torch.tensor([[[True, True]], [[True, False]]])
     truth = torch.tensor([[[True, False]], [[True, False]]])
