@@ -109,7 +109,10 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, to go on from after an interruption: every so many steps, and at the end."""
+    """Keeps `last.ckpt`, to go on from after an interruption: every so many steps, and at the end.
+
+    At the end of an epoch it is saved after the validation: who goes on from one saved before would never validate.
+    """
 
     def __init__(self, folder: Path, every_n_steps: int) -> None:
         super().__init__(
@@ -124,6 +127,18 @@ class LastCheckpoint(ModelCheckpoint):
     def state_key(self) -> str:
         """The same for all settings: there is one of it."""
         return type(self).__name__
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save every so many steps within an epoch."""
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of an epoch, if it is its turn."""
+        if trainer.global_step % self._every_n_train_steps == 0:
+            self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the training, unless the last step was saved already."""

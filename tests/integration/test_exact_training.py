@@ -24,8 +24,10 @@ from small_runs import (
     validations,
     wait_for_step,
 )
+from mois.interfaces import Volume
+from mois.training.module import ExemplarSegmenter
 
-STEPS = 12
+STEPS, EPOCHS = 12, 3
 
 
 @pytest.mark.slow
@@ -59,7 +61,7 @@ def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(
     make_dataset: Callable[..., Path], tmp_path: Path, num_workers: int
 ) -> None:
     root = make_dataset(subjects=3)
-    run = ["fit", *LORA, f"--trainer.max_steps={STEPS}", "--checkpoints.every_n_steps=3"]
+    run = ["fit", *LORA, f"--trainer.max_epochs={EPOCHS}", "--checkpoints.every_n_steps=3"]
     run += data(root, val_subjects="[p2]", episodes_per_epoch=4)  # epochs end at 4, 8 and 12, checkpoints at 3, 6, ...
     killed = [*run, *data(root, num_workers=num_workers), folder(tmp_path / "killed")]
     with train_apart(*killed) as process:
@@ -79,3 +81,25 @@ def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(
     assert validations(tmp_path / "killed") == validations(tmp_path / "whole")
     ours, theirs = (last(tmp_path / name)["state_dict"] for name in ("whole", "killed"))
     assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
+
+
+def test_a_training_that_dies_while_it_validates_validates_when_it_goes_on(
+    make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["fit", *LORA, "--trainer.max_epochs=2", "--checkpoints.every_n_steps=2"]  # steps 2 and 4 end an epoch
+    run += data(make_dataset(subjects=2), val_subjects="[p1]", episodes_per_epoch=2)
+    train(*run, folder(tmp_path / "whole"))
+    validate = ExemplarSegmenter.validation_step
+
+    def dying(self: ExemplarSegmenter, volume: Volume, batch_idx: int) -> None:
+        if self.global_step == 4:
+            raise RuntimeError("power cut")
+        validate(self, volume, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(ExemplarSegmenter, "validation_step", dying)
+        train(*run, folder(tmp_path / "cut"))
+    train(*run, folder(tmp_path / "cut"), "--ckpt_path=last")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert len(validations(tmp_path / "whole")) == 2
+    assert validations(tmp_path / "cut") == validations(tmp_path / "whole")

@@ -188,7 +188,7 @@ def test_phantoms_from_the_command_line_can_be_examined_and_trained_on(
     assert nib.load(root / "imagesTr" / "phantom_0000_0000.nii.gz").shape == (160, 256, 28)
     with suppress(SystemExit):  # with 1 where this machine lacks something, whatever it is
         mois_main(["doctor", f"--root={root}", f"--runs={tmp_path}"])
-    (about_scans,) = [line for line in capsys.readouterr().out.splitlines() if "dataset" in line]
+    (about_scans,) = [line for line in capsys.readouterr().out.splitlines() if " data: " in line]
     assert about_scans.startswith("ok")
     scans = data(root, batch_size=1, val_subjects="[]", pixel_mm=3)
     run = [config("demo.yaml"), *SMALL, *ONE_PROCESS, *scans, "--trainer.max_steps=1", folder(tmp_path / "run")]
