@@ -20,6 +20,8 @@ class EpisodeBatches(Sampler[list[tuple[int, int]]]):
     Attributes:
         start: Number of the first batch, counted from the first epoch on.
         batches: In an epoch, on every rank.
+        epoch: The one that Lightning is in.
+        sampler: Itself, since Lightning looks here for `set_epoch`.
     """
 
     def __init__(self, episodes_per_epoch: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
@@ -32,7 +34,12 @@ class EpisodeBatches(Sampler[list[tuple[int, int]]]):
                 f"each of {world} processes; set it to {batch_size * world} or more."
             )
         self.batch_size, self.rank, self.world = batch_size, rank, world
-        self.start = 0
+        self.start = self.epoch = 0
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Note the epoch; Lightning says it before each, but gives a loader its state back only within one."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.batches
@@ -75,6 +82,8 @@ class EpisodeLoader(DataLoader[Episode]):
         )
 
     def __iter__(self) -> Iterator[Episode]:  # type: ignore[override]
+        if not self.consumed:  # at the very start, or going on from the end of an epoch
+            self.consumed = self.order.epoch * self.order.batches
         self.order.start = self.consumed
         for batch in super().__iter__():
             self.consumed += 1

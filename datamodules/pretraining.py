@@ -114,7 +114,7 @@ class PretrainDataModule(LightningDataModule):
         exemplars: int = 3,
         clip: int = 3,
         mix: EpisodeMix = EpisodeMix(1.0, 0.0, 0.15, lesion_free=0.05, background=0.1, together=0.8),  # noqa: B008
-        augmentation: Augmentation = Augmentation(bias=0, noise=0.1, ghosting=0, motion=0, affine=0.3),  # noqa: B008
+        augmentation: Augmentation = Augmentation(bias=0.0, noise=0.1, ghosting=0.0, motion=0.0, affine=0.3),  # noqa: B008
         seed: int = 0,
     ) -> None:
         super().__init__()

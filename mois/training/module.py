@@ -39,6 +39,14 @@ class Optimisation:
     weight_decay: float = 0.01
     warm_up: float = 0.05
 
+    def factor(self, step: int, steps: int) -> float:
+        """Return what the learning rate is multiplied by at a step of so many."""
+        warm_up = max(1, round(self.warm_up * steps))
+        if step < warm_up:
+            return (step + 1) / warm_up
+        along = min(1.0, (step - warm_up) / max(1, steps - warm_up))
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along))
+
 
 class ExemplarSegmenter(LightningModule):
     """Learns from episodes, and is validated on whole volumes.
@@ -82,12 +90,13 @@ class ExemplarSegmenter(LightningModule):
         self.inference = inference
         self.protocol = protocol
         self.reports: dict[str, list[SubjectReport]] = {}  # by the prefix of a propagation
+        self._steps = 1  # of the training, as soon as it starts
         self.provenance: dict[str, Any] = {}  # filled in by the command line, written with every result
         self.strict_loading = (
             False  # a checkpoint holds what was trained; on_load_checkpoint checks that it is all there
         )
         # DDP would broadcast the buffers, all of them constants, before every forward pass of a validation too: a rank
-        # with more volumes than others would wait forever (test_pretrain_nano_validates_on_one_of_two_processes)
+        # with more volumes than others would wait forever (test_every_trainer_part_trains)
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     @property
@@ -198,17 +207,28 @@ class ExemplarSegmenter(LightningModule):
         optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=self.optimisation.learning_rate
         )
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        warm_up = max(1, round(self.optimisation.warm_up * steps))
-
-        def factor(step: int) -> float:
-            if step < warm_up:
-                return (step + 1) / warm_up
-            along = min(1.0, (step - warm_up) / max(1, steps - warm_up))
-            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * along))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: self.optimisation.factor(step, self._steps)
+        )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Ask for the number of steps that the learning rate follows.
+
+        In `configure_optimizers` that would make the loader before a checkpoint says where in the data to go on, and
+        Lightning would forget what it says (test_a_training_that_is_killed_goes_on_as_if_it_had_not_been).
+
+        Raises:
+            ValueError: If the training has no end.
+        """
+        if self.trainer.estimated_stepping_batches == math.inf:
+            raise ValueError(
+                "trainer.max_epochs=-1 without trainer.max_steps has no end, which the learning rate needs; set one."
+            )
+        self._steps = int(self.trainer.estimated_stepping_batches)
+        for schedule in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+                group["lr"] = rate * self.optimisation.factor(schedule.last_epoch, self._steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, and say which backbone it belongs to."""

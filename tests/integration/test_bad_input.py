@@ -120,6 +120,12 @@ LABEL = scan_with_lesions(1)[1]
             "nothing to train: Frozen trains nothing of the backbone and Prototype has no weights; choose another",
             id="nothing to train",
         ),
+        pytest.param(
+            nothing,
+            ["--trainer.max_epochs=-1"],
+            "trainer.max_epochs=-1 without trainer.max_steps has no end, which the learning rate needs; set one.",
+            id="no end",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_line(
