@@ -80,6 +80,7 @@ def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(
     assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_training_that_dies_while_it_validates_validates_when_it_goes_on(
     make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def phantoms(**options: int) -> list[str]:
     return [*SMALL, *ONE_PROCESS, "--model.inference.pixel_mm=9", *(f"{INIT}{key}={given[key]}" for key in given)]
 
 
+@pytest.mark.slow
 def test_pretrain_nano_trains_and_exports_what_an_adaptation_loads(tmp_path: Path) -> None:
     small = phantoms(episodes_per_epoch=2, val_subjects=1)
     run = [config("pretrain_nano.yaml"), *small, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
@@ -130,6 +131,7 @@ def test_pretrain_nano_trains_and_exports_what_an_adaptation_loads(tmp_path: Pat
     assert again["val/no_exemplars"] == pytest.approx(scored["val/attention/no_exemplars"], abs=0.05)  # half precision
 
 
+@pytest.mark.slow
 def test_compare_propagations_trains_all_three(tmp_path: Path) -> None:
     small = phantoms(episodes_per_epoch=1, val_subjects=1)
     train("fit", config("compare_propagations.yaml"), *small, "--trainer.max_epochs=1", folder(tmp_path / "run"))
@@ -140,6 +142,7 @@ def test_compare_propagations_trains_all_three(tmp_path: Path) -> None:
     assert {"val/no_exemplars", "val/attention/no_exemplars", "val/attention2/no_exemplars"} <= scored.keys()
 
 
+@pytest.mark.slow
 def test_zero_shot_tests_all_three_for_every_number_of_exemplars(tmp_path: Path) -> None:
     small = [argument for argument in phantoms(test_subjects=1) if "prompted" not in argument]
     train("test", config("zero_shot.yaml"), *small, folder(tmp_path / "run"))
@@ -169,6 +172,7 @@ def test_every_trainer_part_trains(
     assert len(validations(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
     make_dataset: Callable[..., Path],
     tmp_path: Path,
