@@ -29,6 +29,7 @@ from mois.training.checkpoints import (
     SafeCheckpointIO,
     read_training,
 )
+from mois.training.export import export_adapter
 from mois.training.module import ExemplarSegmenter
 
 TRAINER_DEFAULTS = {
@@ -157,9 +158,13 @@ class MoisCLI(LightningCLI):
         Tracker.of(self.trainer).finish()
 
     def after_fit(self) -> None:
-        """Record the best checkpoint where a logger keeps artifacts."""
+        """Write what was trained as files to share, and record the best checkpoint where a logger keeps artifacts."""
         tracker = Tracker.of(self.trainer)
         best = self.checkpoints / "best.ckpt"
+        if isinstance(self.model, ExemplarSegmenter) and self.trainer.is_global_zero:
+            if best.is_file():
+                self.model.load_state_dict(read_training(best)["state_dict"], strict=False)
+            export_adapter(self.model, self.folder / "adapter")
         if best.is_file() and self.settings["tracking"]["artifact"]:
             tracker.file(f"{self.folder.name}-best", best, kind="model")
 

@@ -34,6 +34,12 @@ class ExportWeights(Callback):
             export_weights(pl_module, Path(self.folder or Path(trainer.default_root_dir) / "weights"))
 
 
+def export_adapter(module: ExemplarSegmenter, folder: Path) -> None:
+    """Write what was trained: the adapter, in PEFT's format where it is of peft, and the propagation."""
+    module.adapter.save(folder)
+    save_propagation(module.propagation, folder / "propagation.safetensors", module.backbone.identity)
+
+
 def export_weights(module: ExemplarSegmenter, folder: Path) -> None:
     """Write a module's backbone and propagations as half-precision safetensors that belong together."""
     folder.mkdir(parents=True, exist_ok=True)

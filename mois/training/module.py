@@ -61,9 +61,6 @@ class ExemplarSegmenter(LightningModule):
         optimisation: Optimiser and schedule.
         inference: How whole volumes are cut, blended and tracked.
         protocol: How whole volumes are scored.
-
-    Raises:
-        ValueError: If nothing at all is trainable.
     """
 
     def __init__(

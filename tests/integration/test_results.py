@@ -134,13 +134,14 @@ def test_frozen_weights_stay_those_of_the_file_and_the_adapter_is_a_file_of_peft
     assert ups
     assert all(bool(tensor.any()) for tensor in ups)
 
-    cli.model.adapter.save(tmp_path / "adapter")
     fresh = SAM2("nano", "bundled")
     images, _ = example_patches(2, 64)
     plain = fresh.encode(images)
-    loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "run" / "adapter")
     with torch.no_grad():
         ours, theirs = cli.model.backbone.encode(images), loaded.encode(images)
     assert not torch.equal(plain.levels[-1], ours.levels[-1])
     for level, same in zip(ours.levels, theirs.levels, strict=True):
         assert torch.equal(level, same)
+    shared = load_file(tmp_path / "run" / "adapter" / "propagation.safetensors")
+    assert all(torch.equal(shared[name], tensor) for name, tensor in cli.model.propagation.state_dict().items())
