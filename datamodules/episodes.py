@@ -7,7 +7,8 @@ No exemplar lies on the query's slice, and none is a lesion that is seen in the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -141,9 +142,16 @@ class EpisodeDataset(Dataset[Episode]):
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         subject = self.subjects[self.subject_of(epoch, index)]
-        with torch.random.fork_rng(devices=[]):  # TorchIO draws from torch's global generator
-            torch.manual_seed(int(rng.integers(2**62)))
+        with torch_seeded_by(rng):
             return draw_episode(subject, self.settings, rng, self.painter, self.subjects)
+
+
+@contextmanager
+def torch_seeded_by(rng: np.random.Generator) -> Iterator[None]:
+    """Let torch's global generator, which TorchIO draws from, follow `rng` for as long as the context lasts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**62)))
+        yield
 
 
 def collate(episodes: Sequence[Episode]) -> Episode:

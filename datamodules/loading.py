@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.episodes import collate
@@ -125,6 +126,11 @@ class VolumeLoader:
 
     def __iter__(self) -> Iterator[Volume]:
         return (read() for read in self.readers)
+
+
+def place(trainer: Trainer | None) -> tuple[int, int]:
+    """Return the rank of this process and the number of processes."""
+    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 def _one_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader passes it

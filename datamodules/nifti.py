@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from rich.progress import track
 
 from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
-from datamodules.loading import EpisodeLoader, VolumeLoader
+from datamodules.loading import EpisodeLoader, VolumeLoader, place
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from datamodules.splits import check_leak, patient_folds, pick, read_splits
 from datamodules.subjects import PreparedSubject, prepare_volume
@@ -150,7 +150,7 @@ class NiftiDataModule(LightningDataModule):
 
     def train_dataloader(self) -> EpisodeLoader:
         """Return this process's share of the episodes, in batches."""
-        rank, world = self._place()
+        rank, world = place(self.trainer)
         if world > 1 and getattr(
             getattr(self.trainer, "_accelerator_connector", None), "use_distributed_sampler", False
         ):
@@ -171,7 +171,9 @@ class NiftiDataModule(LightningDataModule):
         """Return this process's scans or slabs to validate on, one at a time."""
         if self.val_slab:
             pairs = zip(self.splits.train, self._slabs, strict=True)
-            return VolumeLoader([partial(self._read_slab, subject, slab) for subject, slab in pairs], *self._place())
+            return VolumeLoader(
+                [partial(self._read_slab, subject, slab) for subject, slab in pairs], *place(self.trainer)
+            )
         return self._volumes(self.splits.val)
 
     def test_dataloader(self) -> VolumeLoader:
@@ -266,11 +268,7 @@ class NiftiDataModule(LightningDataModule):
         return cut_slab(self._read(subject), slab, self.slice_axis)
 
     def _volumes(self, subjects: Sequence[SubjectFiles]) -> VolumeLoader:
-        return VolumeLoader([partial(self._read, subject) for subject in subjects], *self._place())
-
-    def _place(self) -> tuple[int, int]:
-        """Return the rank of this process and the number of processes."""
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return VolumeLoader([partial(self._read, subject) for subject in subjects], *place(self.trainer))
 
 
 def _progress(subjects: Sequence[SubjectFiles], what: str) -> Any:

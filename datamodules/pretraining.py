@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_episode
+from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_episode, torch_seeded_by
 from datamodules.lesion_types import HELD_BACK, draw_lesion_types
-from datamodules.loading import EpisodeLoader, VolumeLoader
+from datamodules.loading import EpisodeLoader, VolumeLoader, place
 from datamodules.phantom import Phantom, make_phantom, make_slab
 from datamodules.subjects import prepare_stack
 from datamodules.transforms import Augmentation
@@ -80,8 +80,7 @@ class NewTypeEpisodes(Dataset[Episode]):
             names = (f"piece {epoch}/{index}", f"piece {epoch}/{index}")
             spacing_mm = (self.pixel_mm, GAP_MM)
             subject = prepare_stack(image, lesions, piece.classes, None, names, spacing_mm, self.settings.patch_px)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(rng.integers(2**62)))
+            with torch_seeded_by(rng):
                 return draw_episode(subject, self.settings, rng, painter=None)
         raise RuntimeError(f"{_TRIES} pieces of body had no room for two lesion types (seed {self.seed}, {key})")
 
@@ -128,7 +127,7 @@ class PretrainDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Return this rank's batches."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = place(self.trainer)
         return EpisodeLoader(
             NewTypeEpisodes(self.settings, self.seed),
             batch_size=self.batch_size,
@@ -152,8 +151,8 @@ class PretrainDataModule(LightningDataModule):
         return hashlib.sha256(said.encode()).hexdigest()
 
     def _held_back(self, numbers: range) -> VolumeLoader:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return VolumeLoader([partial(held_back_volume, self.seed, number) for number in numbers], rank, world)
+        readers = [partial(held_back_volume, self.seed, number) for number in numbers]
+        return VolumeLoader(readers, *place(self.trainer))
 
 
 def held_back_volume(seed: int, number: int) -> Volume:

@@ -95,9 +95,8 @@ def learn(
 
     masks = episode.support_masks.flatten(0, 2)
     clicks = 1 + step % settings.corrections
-    click = _click(
-        backbone, support, masks, episode.support_valid.flatten(), _spread(episode.chance, groups * count), clicks
-    )
+    chance = _spread(episode.chance, groups * count)
+    click = _click(backbone, support, masks, episode.support_valid.flatten(), chance, clicks)
     losses = {
         "click": settings.click_weight * click.loss,
         "click_presence": settings.presence_weight * click.presence_loss,
@@ -116,7 +115,7 @@ def learn(
         .squeeze(1)
         .sigmoid()
     )
-    use_truth = _spread(episode.chance, groups * count)[:, -1] < settings.true_masks
+    use_truth = chance[:, -1] < settings.true_masks
     shown = torch.where(use_truth[:, None, None], masks.to(predicted.dtype), predicted)
     for prefix, propagation in propagations.items():
         found = find(backbone, propagation, episode, query, support, shown, settings)
@@ -235,7 +234,8 @@ def _track(backbone: Backbone, features: Features, episode: Episode, clip: int) 
         found.append(_enlarge(answer.logits.unsqueeze(1)).squeeze(1) > 0)
         truth.append(target[here] > 0.5)
         previous = [backbone.remember(pictures, answer.logits, answer.pointer).at(1, clicked=False)]
-    figure = _pooled_dice(torch.cat(found), torch.cat(truth), torch.ones_like(torch.cat(truth)[:, 0, 0]))
+    there = torch.cat(truth)
+    figure = _pooled_dice(torch.cat(found), there, torch.ones_like(there[:, 0, 0]))
     return _Answers(torch.stack(losses).mean(), torch.stack(presence).mean(), figure, figure, first.logits)
 
 
