@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mois.components import Candidates, find_candidates
 from mois.encoded import EncodedVolume, Tracked, mask_centre, paste
 from mois.geometry import SliceGrid, TileGrid, resample_stack, restore_stack
 from mois.interfaces import Backbone, Exemplars, Features, MaskPrediction, Memory, Prompts, Propagation, Volume
@@ -34,7 +34,8 @@ class InferenceSettings:
         tile_px: Edge of a tile, a multiple of 32; None takes what the backbone was trained at.
         overlap: Share of a tile's edge that neighbouring tiles have in common.
         batch_size: Tiles that go through the model at once.
-        threshold: Probability from which a voxel is lesion.
+        threshold: Probability from which a voxel belongs to a lesion.
+        peak_threshold: Probability that a lesion reaches at its surest voxel, or else it is dropped.
         min_lesion_voxels: Found lesions of fewer voxels are dropped.
         min_lesion_ml: Found lesions of less volume are dropped.
         track_mm: How far from the clicked slice a lesion is followed, either way.
@@ -50,7 +51,8 @@ class InferenceSettings:
     tile_px: int | None = None
     overlap: float = 0.5
     batch_size: int = 32
-    threshold: float = 0.5
+    threshold: float = 0.35
+    peak_threshold: float = 0.75
     min_lesion_voxels: int = 4
     min_lesion_ml: float = 0.0
     track_mm: float = 60.0
@@ -73,6 +75,8 @@ class InferenceSettings:
             raise ValueError(f"inference.batch_size={self.batch_size} must be at least 1.")
         if not 0 < self.threshold < 1:
             raise ValueError(f"inference.threshold={self.threshold} must lie between 0 and 1.")
+        if not 0 <= self.peak_threshold < 1:
+            raise ValueError(f"inference.peak_threshold={self.peak_threshold} must be at least 0 and below 1.")
         if self.track_growth <= 1:
             raise ValueError(f"inference.track_growth={self.track_growth} must be above 1.")
         if self.track_memory < 0:
@@ -349,27 +353,26 @@ class VolumeSegmenter:
             probability = probability * prediction.presence.float().sigmoid()[:, None, None]
         return probability.view(tiles, -1, *probability.shape[1:]).cpu()
 
-    def lesions(self, probability: Tensor, voxel_ml: float) -> InstanceMap:
-        """Return the lesions of a probability map.
+    def candidates(self, probability: Tensor, voxel_ml: float) -> Candidates:
+        """Return what might be a lesion in a probability map.
 
         Args:
             probability: (S, H, W) float, on the scan's own pixels.
             voxel_ml: Volume of a voxel in millilitres.
 
         Returns:
-            Instance map (S, H, W) int32: 26-connected components of what reaches the threshold, without those that are
-            too small, ids 1..K.
+            The 26-connected components of what reaches the threshold, without those that are too small.
         """
         least = max(self.settings.min_lesion_voxels, ceil(self.settings.min_lesion_ml / voxel_ml), 1)
-        return components((probability >= self.settings.threshold).numpy(), least)
+        return find_candidates(probability.numpy(), self.settings.threshold, least)
 
+    def lesions(self, probability: Tensor, voxel_ml: float) -> InstanceMap:
+        """Return the lesions of a probability map: those of the candidates that are sure enough somewhere.
 
-def components(mask: npt.NDArray[np.bool_], min_voxels: int = 1) -> InstanceMap:
-    """Return the 26-connected components of at least `min_voxels` voxels, int32, ids 1..K."""
-    labels = np.asarray(cc3d.connected_components(mask, connectivity=26))
-    large = np.bincount(labels.reshape(-1)) >= min_voxels
-    large[0] = False
-    return (np.cumsum(large) * large).astype(np.int32)[labels]
+        Returns:
+            Instance map (S, H, W) int32, ids 1..K.
+        """
+        return self.candidates(probability, voxel_ml).sure(self.settings.peak_threshold).lesions
 
 
 def side_by_side(questions: Sequence[Exemplars]) -> Exemplars:

@@ -37,7 +37,11 @@ def test_two_processes_train_as_one(
     for number, lesions in ((1, 6), (2, 9)):  # scans that score differently: one that counts twice moves the mean
         save_nifti(root / "labelsTr" / f"p{number}.nii.gz", scan_with_lesions(number, lesions)[1])
     demo = [config("demo.yaml"), *SCANS, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
-    demo += ["--model.inference.threshold=0.05", *data(root, val_subjects="[p1,p2,p3]", episodes_per_epoch=20)]
+    demo += [
+        "--model.inference.threshold=0.05",
+        "--model.inference.peak_threshold=0",
+        *data(root, val_subjects="[p1,p2,p3]", episodes_per_epoch=20),
+    ]
     with train_apart("fit", *demo, *data(root, batch_size=2), folder(tmp_path / "two")) as process:
         monkeypatch.setattr("mois.training.callbacks.step_seed", lambda *numbers: 7)  # an episode brings its own chance
         one = ["--trainer.devices=1", "--trainer.strategy=auto", *data(root, batch_size=4)]

@@ -25,7 +25,8 @@ from mois.testing import example_patches
 OBLIQUE = np.array(  # slices across the first axis, turned by 20 degrees, the second axis from left to right
     [[0, 1.879, -0.684, 40], [6, 0, 0, -20], [0, 0.684, 1.879, -50], [0, 0, 0, 1]]
 )
-EASY = ["--model.inference.threshold=0.02", "--model.inference.min_lesion_voxels=1"]  # an untrained model is shy
+# an untrained model is shy
+EASY = [f"--model.inference.{key}" for key in ("threshold=0.02", "peak_threshold=0", "min_lesion_voxels=1")]
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -296,13 +296,14 @@ def test_wrong_mois_commands_end_in_one_line(
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
-def test_help_answers_within_two_seconds() -> None:
-    start = time.monotonic()
-    text = subprocess.run(
-        [sys.executable, "-m", "mois.cli", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+def test_help_waits_for_no_heavy_package() -> None:
+    code = (
+        "import sys\nfrom mois.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'lightning', 'sam2', 'peft', 'torchio') if name in sys.modules])"
     )
-    assert time.monotonic() - start < 2
-    assert "phantom" in text.stdout
+    text = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "phantom" in text
+    assert text.splitlines()[-1] == "[]"
 
 
 def test_doctor_says_one_line_for_each_thing(

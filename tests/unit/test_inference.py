@@ -7,8 +7,9 @@ import pytest
 import torch
 from fake_model import TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, make_scan
 
+from mois.components import components
 from mois.encoded import EncodedVolume, Tracked, paste
-from mois.inference import InferenceSettings, VolumeSegmenter, components, side_by_side
+from mois.inference import InferenceSettings, VolumeSegmenter, side_by_side
 from mois.interfaces import Prompts, Volume
 
 SETTINGS = InferenceSettings(pixel_mm=1.5, tile_px=32, batch_size=5, track_mm=100.0)
@@ -229,6 +230,16 @@ def test_small_lesions_are_dropped_by_voxels_and_by_millilitres() -> None:
     assert make_segmenter(min_lesion_ml=0.091).lesions(probability, 0.01).max() == 0
 
 
+def test_a_lesion_is_as_large_as_its_likely_voxels_but_needs_a_sure_one() -> None:
+    probability = torch.zeros(1, 3, 9)
+    probability[0, 1] = torch.tensor([0.4, 0.8, 0.4, 0.0, 0.6, 0.6, 0.0, 0.2, 0.2])
+    segmenter = make_segmenter(threshold=0.35, peak_threshold=0.7, min_lesion_voxels=1)
+    found = segmenter.candidates(probability, 0.01)
+    assert found.lesions[0, 1].tolist() == [1, 1, 1, 0, 2, 2, 0, 0, 0]
+    assert found.peaks.tolist() == pytest.approx([0.8, 0.6])
+    assert segmenter.lesions(probability, 0.01)[0, 1].tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
+
+
 def test_a_scan_of_nothing_but_air_has_no_lesions(scan: Volume) -> None:
     segmenter = make_segmenter()
     encoded = segmenter.encode(scan._replace(image=torch.zeros_like(scan.image)))
@@ -252,6 +263,7 @@ def test_a_scan_smaller_than_a_tile_works() -> None:
         ("overlap", 1.0),
         ("batch_size", 0),
         ("threshold", 0.0),
+        ("peak_threshold", 1.0),
         ("track_growth", 1.0),
     ],
 )

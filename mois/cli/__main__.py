@@ -1,0 +1,5 @@
+"""`python -m mois.cli`."""
+
+from mois.cli import main
+
+main()

@@ -1,0 +1,25 @@
+"""`mois demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def demo(out: Path = Path("runs/demo"), seed: int = 0, training: Path = Path("configs/demo.yaml")) -> None:
+    """Adapt the bundled nano backbone to a lesion type that it has never seen, and evaluate before and after.
+
+    Args:
+        out: Folder of the run; an interrupted demo goes on where it was.
+        seed: Of phantoms, training and the simulated reader.
+        training: Config of the training (`config` is a name that jsonargparse keeps to itself).
+    """
+    import numpy as np
+
+    from datamodules.lesion_types import draw_lesion_types
+    from datamodules.phantom import write_dataset
+    from mois.demo import run_demo
+
+    if not (out / "data" / "dataset.json").is_file():
+        types = draw_lesion_types(np.random.default_rng(seed), 2, held_back=True)
+        write_dataset(out / "data", subjects=12, test_subjects=12, seed=seed, types=types, lesions=(20, 60))
+    run_demo(out, seed, training)

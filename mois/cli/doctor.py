@@ -1,0 +1,29 @@
+"""`mois doctor`."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+from mois.cli.say import say
+
+
+def doctor(root: Path | None = None, runs: Path = Path("runs")) -> None:
+    """Check packages, accelerator, disk, W&B and, if you name it, a dataset; one line each, with a cure.
+
+    Args:
+        root: nnU-Net raw dataset to check, file by file.
+        runs: Where runs would be written.
+
+    Raises:
+        SystemExit: With 1 if anything needs a cure.
+    """
+    from mois.doctor import dataset, examine
+
+    findings = chain(examine(runs), [] if root is None else dataset(root))
+    good = True
+    for finding in findings:
+        say(f"{'ok ' if finding.good else 'FIX'}  {finding.topic}: {finding.text}")
+        good = good and finding.good
+    if not good:
+        raise SystemExit(1)

@@ -1,0 +1,38 @@
+"""`mois phantom`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mois.cli.say import say
+
+
+def phantom(
+    out: Path,
+    subjects: int = 8,
+    seed: int = 0,
+    test_subjects: int = 0,
+    sessions: int = 1,
+    types: list[str] | None = None,
+) -> None:
+    """Write synthetic whole-body MRI with lesions as an nnU-Net raw dataset.
+
+    Args:
+        out: Folder to write; made if it is missing.
+        subjects: Number of training scans.
+        seed: Same seed, same bytes.
+        test_subjects: Number of test scans.
+        sessions: Scans of each patient over time.
+        types: Named lesion types, one class each, such as [ring, dark]; all four by default.
+
+    Raises:
+        ValueError: If a lesion type is unknown.
+    """
+    from datamodules.phantom import NAMED_TYPES, write_dataset
+
+    unknown = [name for name in types or [] if name not in NAMED_TYPES]
+    if unknown:
+        raise ValueError(f"types={', '.join(unknown)}: no such lesion type; there is {', '.join(NAMED_TYPES)}")
+    chosen = None if types is None else [NAMED_TYPES[name] for name in types]
+    write_dataset(out, subjects=subjects, seed=seed, types=chosen, test_subjects=test_subjects, sessions=sessions)
+    say(f"{subjects + test_subjects} scans in {out}")

@@ -1,0 +1,47 @@
+"""From a probability map to single lesions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from mois.metrics import InstanceMap
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What might be lesions.
+
+    Attributes:
+        lesions: Instance map (S, H, W) int32, ids 1..K.
+        peaks: (K,) float32, the highest probability within each.
+    """
+
+    lesions: InstanceMap
+    peaks: npt.NDArray[np.float32]
+
+    def sure(self, peak_threshold: float) -> Candidates:
+        """Return those that reach this probability, renumbered."""
+        keep = self.peaks >= peak_threshold
+        table = np.concatenate([[False], keep])
+        return Candidates((np.cumsum(table) * table).astype(np.int32)[self.lesions], self.peaks[keep])
+
+
+def find_candidates(probability: npt.NDArray[np.float32], threshold: float, min_voxels: int = 1) -> Candidates:
+    """Return the 26-connected components of at least `min_voxels` voxels that reach a threshold."""
+    lesions = components(probability >= threshold, min_voxels)
+    ids = np.arange(1, int(lesions.max(initial=0)) + 1)
+    peaks: npt.ArrayLike = ndimage.maximum(probability, lesions, ids) if len(ids) else []
+    return Candidates(lesions, np.asarray(peaks, dtype=np.float32))
+
+
+def components(mask: npt.NDArray[np.bool_], min_voxels: int = 1) -> InstanceMap:
+    """Return the 26-connected components of at least `min_voxels` voxels, int32, ids 1..K."""
+    labels = np.asarray(cc3d.connected_components(mask, connectivity=26))
+    large = np.bincount(labels.reshape(-1)) >= min_voxels
+    large[0] = False
+    return (np.cumsum(large) * large).astype(np.int32)[labels]
