@@ -25,7 +25,7 @@ from mois.training.cli import main
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
-TESTED = {"demo", "ms_lesions", "pretrain_nano", "compare_propagations", "zero_shot"}
+TESTED = {"demo", "ms_lesions", "neurofibroma", "pretrain_nano", "compare_propagations", "zero_shot"}
 INIT = "--data.init_args."
 ONE_PROCESS = ["--trainer.devices=1", "--trainer.strategy=auto"]
 
@@ -92,6 +92,13 @@ def test_ms_lesions_trains_on_one_patient_and_tests_on_the_other(
     assert [row["subject"] for row in result["per_subject"]] == ["patient07"]
     # one class: nothing else's exemplars to be wrong with
     assert [result["figures"][name]["n"] for name in ("right", "no_exemplars", "wrong", "swapped")] == [1, 1, 0, 0]
+
+
+def test_neurofibroma_trains_with_another_backbone(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    backbone = [f"--model.backbone.init_args.{name}" for name in ("size=nano", "weights=random", "patch_px=64")]
+    small = [*SCANS, *data(make_dataset(subjects=2), fold=0, batch_size=1, episodes_per_epoch=2, num_workers=0)]
+    train("fit", config("neurofibroma.yaml"), *backbone, *small, "--trainer.max_epochs=1", folder(tmp_path / "run"))
+    assert list(losses(tmp_path / "run")) == [0, 1]
 
 
 @pytest.mark.slow
