@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from jsonargparse import auto_cli
 
 from mois.arguments import OneLineParser, command_line
+from mois.cli.curves import curves
 from mois.cli.demo import demo
 from mois.cli.doctor import doctor
 from mois.cli.phantom import phantom
 
-COMMANDS: list[Callable[..., None] | type] = [phantom, doctor, demo]
+COMMANDS: list[Callable[..., None] | type] = [phantom, doctor, demo, curves]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
