@@ -1,0 +1,258 @@
+"""`python -m mois.baselines.nnunet`: train a reduced nnU-Net for a fixed time, predict the test scans."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+
+from mois.arguments import OneLineParser, command_line
+from mois.baselines import reduced
+from mois.baselines.reduced import Size, Tell
+from mois.image_files import DataError
+from mois.provenance import code_version
+
+PLANNED, TRAINED = "plans.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a run, apart from the data.
+
+    Attributes:
+        minutes: Of training: CPU minutes of all threads on a CPU, wall minutes on an accelerator.
+        patch: Edges of a patch, coarsest axis first; None: 16 x 64 x 64 for thick slices, else 48 x 64 x 64.
+        features: Channels of each stage; None: 8, 16, 32, 64 for thick slices, else 12, 24, 48, 96.
+        fold: Of splits_final.json; None is the first one, or all scans where there is no such file.
+        seed: Of initial weights and draws. The number of steps in the budget still depends on the machine.
+        mirroring: Average predictions over mirrored versions, as nnU-Net does; eight times the work.
+        device: cpu or cuda.
+    """
+
+    minutes: float
+    patch: tuple[int, int, int] | None = None
+    features: tuple[int, ...] | None = None
+    fold: int | None = None
+    seed: int = 0
+    mirroring: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if not self.minutes > 0:
+            raise ValueError(f"minutes={self.minutes} must be above 0.")
+        if (self.patch is None) != (self.features is None):
+            raise ValueError("patch and features belong together; set both or neither.")
+
+    @property
+    def size(self) -> Size | None:
+        """Of patch and network, None where the spacing decides."""
+        return None if self.patch is None or self.features is None else Size(self.patch, self.features)
+
+
+def nnunet(
+    raw: Path,
+    out: Path,
+    minutes: float,
+    patch: tuple[int, int, int] | None = None,
+    features: tuple[int, ...] | None = None,
+    fold: int | None = None,
+    seed: int = 0,
+    mirroring: bool = False,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> None:
+    """Train a reduced nnU-Net on an exported dataset and predict its test scans into OUT/predictions.
+
+    An interrupted run goes on: a finished training is not repeated, a prediction that is there is not made again. A
+    training that was cut off starts anew, so that the budget means the same in every run.
+
+    Args:
+        raw: Folder of the dataset, as `mois export_nnunet` wrote it.
+        out: Folder of the run.
+        minutes: Of training: CPU minutes of all threads on a CPU, wall minutes on an accelerator.
+        patch: Edges of a patch, coarsest axis first; 16 x 64 x 64 for thick slices, else 48 x 64 x 64, if None.
+        features: Channels of each stage; 8, 16, 32, 64 for thick slices, else 12, 24, 48, 96, if None.
+        fold: Of splits_final.json; the first one if None, or all scans where there is no such file.
+        seed: Of initial weights and draws.
+        mirroring: Average predictions over mirrored versions, as nnU-Net does; eight times the work.
+        device: cpu or cuda.
+
+    Raises:
+        ValueError: If nnunetv2 is missing, `raw` was not exported, or `out` holds another run.
+    """
+    settings = Settings(minutes, patch, features, fold, seed, mirroring, device)
+    run(raw, out, settings, _teller(sys.stdout))
+
+
+def run(raw: Path, out: Path, settings: Settings, tell: Tell) -> None:
+    """Plan, train, predict; each step once."""
+    raw = raw.resolve()
+    if importlib.util.find_spec("nnunetv2") is None:
+        raise ValueError("nnunetv2 is not installed; install the extra: pip install 'mois[nnunet]'.")
+    about, folds = _read_raw(raw)
+    chosen = _choose_fold(settings.fold, folds)
+    _claim(out, {"settings": asdict(settings), "data_sha256": about["mois"]["sha256"]})
+    _set_environment(raw, out)
+    with (out / "nnunet.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
+        plans = _once(out / PLANNED, lambda: _plan(raw, out, settings, tell))
+        if settings.device == "cpu":  # no workers: their CPU time would not be counted in time
+            os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112
+        _seed(settings.seed)
+        trainer = reduced.make_trainer(plans["plans"], about, chosen, settings.device)
+        figures = _train_or_load(trainer, out, settings, tell)
+        seconds = _predict_all(trainer, raw, out, about["mois"]["values"], settings.mirroring, tell)
+    record = {
+        "system": "reduced nnU-Net",
+        "nnunetv2": version("nnunetv2"),
+        "code": code_version(),
+        "settings": asdict(settings),
+        "fold": chosen,
+        "data_sha256": about["mois"]["sha256"],
+        "configuration": plans["plans"]["configurations"][reduced.CONFIGURATION],
+        "parameters": sum(tensor.numel() for tensor in trainer.network.parameters()),
+        "planning_cpu_seconds": plans["cpu_seconds"],
+        "training": figures,
+        "prediction_cpu_seconds_now": seconds,
+    }
+    _write_json(out / "run.json", record)
+    tell(f"predictions in {out / 'predictions'}; score them: mois evaluate --predictions {out / 'predictions'}")
+
+
+def _plan(raw: Path, out: Path, settings: Settings, tell: Tell) -> dict[str, Any]:
+    tell("planning and preprocessing")
+    start = cpu_seconds()
+    number = int(raw.name[len("Dataset") :][:3])
+    plans = reduced.plan_and_preprocess(number, raw, out / "preprocessed" / raw.name, settings.size)
+    return {"cpu_seconds": round(cpu_seconds() - start, 1), "plans": plans}
+
+
+def _train_or_load(trainer: Any, out: Path, settings: Settings, tell: Tell) -> dict[str, Any]:
+    """Bring trained weights into the trainer; return what the training did."""
+    from safetensors.torch import load_model, save_model
+
+    if (out / TRAINED).exists():
+        tell("the training is finished; its weights are read")
+        trainer.initialize()
+        load_model(trainer.network, out / TRAINED)
+    else:
+        clock = cpu_seconds if settings.device == "cpu" else time.perf_counter
+        log = reduced.train(trainer, 60 * settings.minutes, clock, tell)
+        _write_json(out / "training.json", log._asdict() | {"budget_seconds": 60 * settings.minutes})
+        part = out / f".{TRAINED}.{os.getpid()}.part"
+        save_model(trainer.network, str(part))
+        part.replace(out / TRAINED)
+    figures: dict[str, Any] = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    return figures
+
+
+def _predict_all(trainer: Any, raw: Path, out: Path, values: Sequence[int], mirroring: bool, tell: Tell) -> float:
+    """Predict every scan of imagesTs that is not there yet; return the CPU seconds."""
+    start = cpu_seconds()
+    cases: dict[str, list[Path]] = {}
+    for image in sorted((raw / "imagesTs").glob("*.nii.gz")):
+        cases.setdefault(image.name[: -len("_0000.nii.gz")], []).append(image)
+    for number, (case, images) in enumerate(cases.items()):
+        target = out / "predictions" / f"{case}.nii.gz"
+        if not target.exists():
+            reduced.predict(trainer, images, values, target, mirroring)
+            tell(f"predicted {case} ({number + 1} of {len(cases)})")
+    return round(cpu_seconds() - start, 1)
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds of this process, of all its threads, and of its finished children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _read_raw(raw: Path) -> tuple[dict[str, Any], list[dict[str, list[str]]]]:
+    """Return dataset.json and the folds of an exported dataset."""
+    path = raw / "dataset.json"
+    about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "mois" not in about:
+        raise DataError(f"raw={raw}: no dataset that `mois export_nnunet` wrote; export one, and name its folder.")
+    splits = raw / "splits_final.json"
+    return about, json.loads(splits.read_text(encoding="utf-8")) if splits.exists() else []
+
+
+def _choose_fold(fold: int | None, folds: Sequence[dict[str, list[str]]]) -> int | Literal["all"]:
+    if not folds and fold is None:
+        return "all"
+    if not 0 <= (fold or 0) < len(folds):
+        raise ValueError(f"fold={fold}: splits_final.json holds {len(folds)} folds, counted from 0; leave it out.")
+    return fold or 0
+
+
+def _claim(out: Path, what: dict[str, Any]) -> None:
+    """Note what this run is, or make sure that the folder holds this very run."""
+    note = out / "settings.json"
+    wanted = json.loads(json.dumps(what))
+    if not note.exists():
+        _write_json(note, wanted)
+    elif json.loads(note.read_text(encoding="utf-8")) != wanted:
+        raise ValueError(f"out={out} holds a run with other settings or data ({note}); choose another folder.")
+
+
+def _set_environment(raw: Path, out: Path) -> None:
+    """Tell nnU-Net its folders, and to work in this process, where its CPU time is counted."""
+    os.environ["nnUNet_raw"] = str(raw.parent)  # noqa: SIM112 - nnU-Net's spelling
+    os.environ["nnUNet_preprocessed"] = str((out / "preprocessed").resolve())  # noqa: SIM112
+    os.environ["nnUNet_results"] = str((out / "results").resolve())  # noqa: SIM112
+    os.environ["nnUNet_def_n_proc"] = "1"  # noqa: SIM112
+    os.environ["nnUNet_wandb_enabled"] = "0"  # noqa: SIM112
+    os.environ.setdefault("nnUNet_compile", "f")
+    os.environ["nnUNet_n_proc_DA"] = "1"  # noqa: SIM112 - the planner cannot do with 0
+
+
+def _seed(seed: int) -> None:
+    """Seed the global states, which nnU-Net draws from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a JSON file holds; make it first where it is missing."""
+    if not path.exists():
+        _write_json(path, make())
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _teller(stream: Any) -> Tell:
+    def tell(line: str) -> None:
+        stream.write(line + "\n")
+        stream.flush()
+
+    return tell
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with command_line(given):
+        auto_cli(nnunet, args=given, as_positional=False, parser_class=OneLineParser, prog="mois.baselines.nnunet")
+
+
+if __name__ == "__main__":
+    main()
