@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from mois.metrics import InstanceMap
+from mois.splitting import split_touching
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,26 @@ class Candidates:
         return Candidates((np.cumsum(table) * table).astype(np.int32)[self.lesions], self.peaks[keep])
 
 
-def find_candidates(probability: npt.NDArray[np.float32], threshold: float, min_voxels: int = 1) -> Candidates:
-    """Return the 26-connected components of at least `min_voxels` voxels that reach a threshold."""
+@dataclass(frozen=True)
+class Split:
+    """How touching lesions are parted (`mois.splitting.split_touching`).
+
+    Attributes:
+        spacing_mm: Between slices, rows, columns.
+        prominence_mm: From which on two parts are two lesions.
+    """
+
+    spacing_mm: tuple[float, float, float]
+    prominence_mm: float
+
+
+def find_candidates(
+    probability: npt.NDArray[np.float32], threshold: float, min_voxels: int = 1, split: Split | None = None
+) -> Candidates:
+    """Return the 26-connected components of at least `min_voxels` voxels that reach a threshold, parted if wanted."""
     lesions = components(probability >= threshold, min_voxels)
+    if split is not None:
+        lesions = split_touching(lesions, split.spacing_mm, split.prominence_mm, min_voxels)
     ids = np.arange(1, int(lesions.max(initial=0)) + 1)
     peaks: npt.ArrayLike = ndimage.maximum(probability, lesions, ids) if len(ids) else []
     return Candidates(lesions, np.asarray(peaks, dtype=np.float32))

@@ -16,6 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mois.bundle import copy_bundle
+from mois.evaluation.reports import KEYS
 from mois.evaluation.statistics import paired_gain
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +28,7 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
     """Evaluate, adapt, evaluate.
 
     Args:
-        out: Folder of the demo, with the scans in `data`; gets `before`, `fit`, `after` and summary.json.
+        out: Folder of the demo, with the scans in `data`; gets `before`, `fit`, `after`, `bundle` and summary.json.
         seed: Of the training and the simulated reader.
         config: What to adapt, and how.
 
@@ -57,6 +59,7 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
     step("before", ["test"], "test/metrics.json")
     step("fit", ["fit", "--ckpt_path", "last"], "done")
     step("after", ["test", "--ckpt_path", str(out / "fit" / "checkpoints" / "best.ckpt")], "test/metrics.json")
+    copy_bundle(out / "fit" / "bundle", out / "bundle")
     before, after = (json.loads((out / name / "test" / "metrics.json").read_text()) for name in ("before", "after"))
     summary = {
         "before": _words(before),
@@ -97,14 +100,21 @@ class _Minutes:
 
 
 def _words(metrics: dict[str, Any]) -> dict[str, float | None]:
-    return {name: metrics["figures"][name]["mean"] for name in WORDS}
+    return {name: _at(metrics["summary"], name)["mean"] for name in WORDS}
 
 
 def _gain(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    first, second = ({row["subject"]: row for row in metrics["per_subject"]} for metrics in (before, after))
+    first, second = ({row["subject"]: row for row in metrics["subjects"]} for metrics in (before, after))
     return paired_gain(
-        [(first[name]["patient"], first[name]["unprompted_dice"], second[name]["unprompted_dice"]) for name in first]
+        [(first[name]["patient"], *(_at(rows[name], "unprompted_dice") for rows in (first, second))) for name in first]
     )
+
+
+def _at(tree: dict[str, Any], name: str) -> Any:
+    """Return a figure of `Figures`, a leaf in a summary and a number in a subject."""
+    for part in KEYS[name]:
+        tree = tree[part]
+    return tree
 
 
 def _show(console: Console, summary: dict[str, Any], out: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mois.feature_store import FeatureStore
 from mois.geometry import SliceGrid, TileGrid
 from mois.interfaces import Features
 
@@ -20,37 +21,51 @@ OUTSIDE = -20.0
 
 @dataclass
 class EncodedVolume:
-    """A scan as N encoded tiles; a row is one of them.
+    """A scan as tiles with their features; a row is one of them.
 
     Attributes:
         grid: The scan's pictures on its own pixels.
         tiles: How a picture is cut.
         pictures: (S, h, w) float32, normalised intensities at the model's pixel size, on the CPU.
-        features: Of N tiles, position code of one (it depends on the place within a tile only).
+        store: The features, by row.
         row_of: (S, T) int64, row of each tile, -1 where it is air and has not been asked for.
         places: (N, 2) int64, slice and tile of each row.
+        shown: Rows below this number show some of the body; the others are air that was asked for all the same.
     """
 
     grid: SliceGrid
     tiles: TileGrid
     pictures: Tensor
-    features: Features
+    store: FeatureStore
     row_of: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64]
+    shown: int
 
     @property
     def tile_px(self) -> int:
         """P, edge of a tile."""
-        return int(self.features.image.shape[-1])
+        return self.tiles.tile_px
 
     def select(self, rows: npt.NDArray[np.int64]) -> Features:
-        """Return the features of some rows, float32."""
-        index = torch.from_numpy(rows).to(self.features.image.device)
-        return Features(
-            tuple(level[index].float() for level in self.features.levels),
-            self.features.position.float().expand(len(rows), -1, -1, -1),
-            self.features.image[index].float(),
-        )
+        """Return the features of some rows, float32; what is not encoded yet is encoded now."""
+        return self.store.select(rows, self.images(rows))
+
+    def images(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Return some rows' tiles (N, P, P) float32, zero beyond a picture's border."""
+        return torch.stack([self.crop(self.pictures[index], tile) for index, tile in self.places[rows].tolist()])
+
+    def row(self, slice_index: int, tile: int) -> int:
+        """Return the row of a tile; one that was taken for air gets a row of its own."""
+        row = int(self.row_of[slice_index, tile])
+        if row < 0:
+            row = len(self.places)
+            self.row_of[slice_index, tile] = row
+            self.places = np.append(self.places, [[slice_index, tile]], axis=0)
+        return row
+
+    def shown_rows(self) -> npt.NDArray[np.int64]:
+        """Return (S, T) int64: rows of the tiles that show some of the body, -1 for air, whatever was asked for."""
+        return np.where(self.row_of < self.shown, self.row_of, -1)
 
     def corner(self, tile: int) -> tuple[int, int]:
         """Return the row and column of a tile's first pixel in its picture."""
@@ -64,15 +79,16 @@ class EncodedVolume:
         return functional.pad(part, (0, self.tile_px - part.shape[1], 0, self.tile_px - part.shape[0]))
 
     def groups(self, batch_size: int) -> Iterator[tuple[range, npt.NDArray[np.int64]]]:
-        """Yield slices with all their rows: as many whole slices as fit a batch, at least one."""
-        count = len(self.row_of)
-        per_slice = (self.row_of >= 0).sum(1)
+        """Yield slices with all their rows but air: as many whole slices as fit a batch, at least one."""
+        row_of = self.shown_rows()
+        count = len(row_of)
+        per_slice = (row_of >= 0).sum(1)
         start = 0
         while start < count:
             stop = start + 1
             while stop < count and per_slice[start : stop + 1].sum() <= batch_size:
                 stop += 1
-            rows = self.row_of[start:stop]
+            rows = row_of[start:stop]
             yield range(start, stop), rows[rows >= 0]
             start = stop
 

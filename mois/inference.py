@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.components import Candidates, find_candidates
+from mois.components import Candidates, Split, find_candidates
 from mois.encoded import EncodedVolume, Tracked, mask_centre, paste
+from mois.feature_store import FeatureStore
+from mois.follow import Limits, Seeds, follow_all
 from mois.geometry import SliceGrid, TileGrid, resample_stack, restore_stack
-from mois.interfaces import Backbone, Exemplars, Features, MaskPrediction, Memory, Prompts, Propagation, Volume
+from mois.interfaces import Backbone, Exemplars, MaskPrediction, Prompts, Propagation, Volume
 from mois.io import normalise
 from mois.metrics import InstanceMap
 
@@ -45,6 +47,9 @@ class InferenceSettings:
         slice_axis: Direction across the slices; `auto` is the coarsest one.
         weigh_by_presence: Multiply a tile's probabilities by the probability that there is anything on it.
         half_features: Keep features as float16: half the memory, nearly the same answers.
+        memory_gib: How much of a scan's features is kept in memory; the rest goes to a file in the temporary folder.
+        split_prominence_mm: Touching lesions are parted where the waist between them is thinner than the thinner of the
+            two by this much, as a radius; 0 parts none.
     """
 
     pixel_mm: float = 1.5
@@ -62,6 +67,8 @@ class InferenceSettings:
     slice_axis: Literal["auto", "left-right", "anterior-posterior", "superior-inferior"] = "auto"
     weigh_by_presence: bool = False
     half_features: bool = False
+    memory_gib: float = 4.0
+    split_prominence_mm: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -81,6 +88,10 @@ class InferenceSettings:
             raise ValueError(f"inference.track_growth={self.track_growth} must be above 1.")
         if self.track_memory < 0:
             raise ValueError(f"inference.track_memory={self.track_memory} must be at least 0.")
+        if self.memory_gib < 0:
+            raise ValueError(f"inference.memory_gib={self.memory_gib} must be at least 0.")
+        if self.split_prominence_mm < 0:
+            raise ValueError(f"inference.split_prominence_mm={self.split_prominence_mm} must be at least 0.")
 
 
 class VolumeSegmenter:
@@ -101,52 +112,40 @@ class VolumeSegmenter:
         return next(self.backbone.parameters()).device
 
     @torch.inference_mode()
-    def encode(self, volume: Volume) -> EncodedVolume:
-        """Cut a scan into tiles and encode each that is not air, once."""
+    def encode(self, volume: Volume, *, lazy: bool = False) -> EncodedVolume:
+        """Cut a scan into tiles, and encode each that is not air, once.
+
+        Args:
+            volume: The scan.
+            lazy: Encode a tile when it is first asked for. Features are then kept as float16, and what comes out does
+                not depend on the order in which tiles were asked for.
+        """
         settings = self.settings
         shape = (volume.image.shape[0], volume.image.shape[1], volume.image.shape[2])
         grid = SliceGrid.of(shape, volume.affine, settings.slice_axis)
         pictures = resample_stack(normalise(grid.to_stack(volume.image.float().cpu())), grid, settings.pixel_mm)
         edge = settings.tile_px or self.backbone.patch_px
         tiles = TileGrid.of(pictures.shape[1], pictures.shape[2], edge, settings.overlap)
-        row_of = np.full((len(pictures), len(tiles.corners)), -1, dtype=np.int64)
-        kept: list[Tensor] = []
-        places: list[tuple[int, int]] = []
+        shows = torch.zeros(len(pictures), len(tiles.corners), dtype=torch.bool)
         for index, picture in enumerate(pictures):
             cut = tiles.cut(picture)  # (T, P, P)
-            brightest = functional.avg_pool2d(cut.unsqueeze(1), 8).amax((1, 2, 3))
-            shown = torch.nonzero(brightest > settings.air_level).flatten()
-            row_of[index, shown.numpy()] = np.arange(len(places), len(places) + len(shown))
-            places += [(index, tile) for tile in shown.tolist()]
-            kept.append(cut[shown])
-        if not places:  # nothing but air: one tile, so that there is something to decode
-            kept, places = [tiles.cut(pictures[0])[:1]], [(0, 0)]
-            row_of[0, 0] = 0
-        features = self._encode_tiles(torch.cat(kept))
-        return EncodedVolume(grid, tiles, pictures, features, row_of, np.array(places, dtype=np.int64))
+            shows[index] = functional.avg_pool2d(cut.unsqueeze(1), 8).amax((1, 2, 3)) > settings.air_level
+        shows[0, 0] |= not bool(shows.any())  # nothing but air: one tile, so that there is something to decode
+        places = torch.nonzero(shows).numpy()
+        row_of = np.full(tuple(shows.shape), -1, dtype=np.int64)
+        row_of[tuple(places.T)] = np.arange(len(places))
+        stored = torch.float16 if lazy or settings.half_features else torch.float32
+        store = FeatureStore(self.backbone.encode, self.device, stored, settings.memory_gib)
+        encoded = EncodedVolume(grid, tiles, pictures, store, row_of, places, len(places))
+        if not lazy:
+            for start in range(0, len(places), settings.batch_size):
+                rows = np.arange(start, min(start + settings.batch_size, len(places)))
+                store.put(rows, encoded.images(rows))
+        return encoded
 
-    def _encode_tiles(self, images: Tensor) -> Features:
-        """Encode (N, P, P) in batches; keep one position code."""
-        stored = torch.float16 if self.settings.half_features else torch.float32
-        step = self.settings.batch_size
-        batches = [self.backbone.encode(images[at : at + step].to(self.device)) for at in range(0, len(images), step)]
-        levels = tuple(torch.cat(level).to(stored) for level in zip(*(batch.levels for batch in batches), strict=True))
-        return Features(levels, batches[0].position[:1].to(stored), torch.cat([b.image for b in batches]).to(stored))
-
-    @torch.inference_mode()
     def row(self, encoded: EncodedVolume, slice_index: int, tile: int) -> int:
-        """Return the row of a tile; one that was taken for air is encoded now, and kept."""
-        row = int(encoded.row_of[slice_index, tile])
-        if row >= 0:
-            return row
-        new = self._encode_tiles(encoded.crop(encoded.pictures[slice_index], tile).unsqueeze(0))
-        old = encoded.features
-        levels = tuple(torch.cat(pair) for pair in zip(old.levels, new.levels, strict=True))
-        encoded.features = Features(levels, old.position, torch.cat([old.image, new.image]))
-        row = len(encoded.places)
-        encoded.row_of[slice_index, tile] = row
-        encoded.places = np.append(encoded.places, [[slice_index, tile]], axis=0)
-        return row
+        """Return the row of a tile; one that was taken for air is encoded when it is used, and kept."""
+        return encoded.row(slice_index, tile)
 
     @torch.inference_mode()
     def answer(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prompts: Prompts) -> MaskPrediction:
@@ -187,70 +186,21 @@ class VolumeSegmenter:
         tracked = Tracked(np.zeros(1, dtype=np.int64), rows, answer.logits.float().cpu())
         return paste(encoded, tracked)[0][slice_index]
 
-    @torch.inference_mode()
     def track(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], answer: MaskPrediction) -> Tracked:
         """Follow N lesions from the slice on which they were clicked, both ways.
-
-        A lesion ends where the model sees none (presence below 0, or an empty mask), where it grows by more than
-        `track_growth` from one slice to the next, at the end of the scan, and after `track_mm`.
 
         Args:
             encoded: The scan.
             rows: (N,) where each lesion was clicked.
             answer: What the clicks gave there.
         """
-        clicked = Tracked(np.arange(len(rows)), rows, answer.logits.float().cpu())
-        parts = [clicked]
-        chunk = max(1, self.settings.batch_size // 2)
-        for start in range(0, len(rows), chunk):
-            part = slice(start, start + chunk)
-            parts += self._track_chunk(encoded, rows[part], answer.logits[part], answer.pointer[part], start)
-        return Tracked(
-            np.concatenate([part.lesion for part in parts]),
-            np.concatenate([part.rows for part in parts]),
-            torch.cat([part.logits for part in parts]),
-        )
+        seeds = Seeds(rows, answer.logits, answer.pointer)
+        return follow_all(self.backbone, encoded, seeds, self.limits, self.settings.batch_size)
 
-    def _track_chunk(
-        self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], logits: Tensor, pointer: Tensor, first: int
-    ) -> list[Tracked]:
-        """Follow some lesions; both directions are objects of one batch."""
-        clicked = self.backbone.remember(encoded.select(rows), logits, pointer)
-        clicked = _pick(clicked, np.tile(np.arange(len(rows)), 2))
-        recent: list[Memory] = []  # the latest slices, the last one first
-        lesion = np.tile(np.arange(len(rows)), 2)
-        direction = np.repeat([1, -1], len(rows))
-        start, tile = encoded.places[rows][lesion].T
-        area = (logits > 0).sum((1, 2)).float().repeat(2)  # in cells of 4 x 4 pixels
-        found: list[Tracked] = []
-        for step in range(1, int(self.settings.track_mm / encoded.grid.gap_mm) + 1):
-            here = start + step * direction
-            inside = (here >= 0) & (here < len(encoded.row_of))
-            at_row = np.where(inside, encoded.row_of[here.clip(0, len(encoded.row_of) - 1), tile], -1)
-            going = np.flatnonzero(at_row >= 0)
-            if not len(going):
-                break
-            features = encoded.select(at_row[going])
-            remembered = [clicked.at(step, clicked=True)]
-            remembered += [part.at(distance, clicked=False) for distance, part in enumerate(recent, start=1)]
-            memory = Memory.cat([_pick(part, going) for part in remembered])
-            answer = self.backbone.decode(self.backbone.attend(features, memory), None)
-            new_area = (answer.logits > 0).sum((1, 2)).float()
-            # + 4: a lesion of one or two cells may double without having been lost.
-            alive = (answer.presence >= 0) & (new_area > 0)
-            alive &= new_area <= self.settings.track_growth * (_at(area, going) + 4)
-            kept = torch.nonzero(alive).flatten().cpu().numpy()  # the only sync of a step
-            if not len(kept):
-                break
-            index = going[kept]
-            kept_logits = _at(answer.logits, kept)
-            found.append(Tracked(lesion[index] + first, at_row[index], kept_logits.float().cpu()))
-            latest = self.backbone.remember(encoded.select(at_row[index]), kept_logits, _at(answer.pointer, kept))
-            recent = [latest, *(_pick(part, index) for part in recent)][: self.settings.track_memory]
-            clicked = _pick(clicked, index)
-            lesion, direction, start, tile = lesion[index], direction[index], start[index], tile[index]
-            area = _at(new_area, kept)
-        return found
+    @property
+    def limits(self) -> Limits:
+        """Where the tracking of a lesion ends."""
+        return Limits(self.settings.track_mm, self.settings.track_growth, self.settings.track_memory)
 
     def tracked_lesions(self, encoded: EncodedVolume, tracked: Tracked) -> InstanceMap:
         """Return tracked lesions on the scan's own pixels.
@@ -331,48 +281,64 @@ class VolumeSegmenter:
             if not len(rows):
                 continue
             parts = np.array_split(rows, ceil(len(rows) / most))
-            probability = torch.cat([self._ask(encoded, part, asked) for part in parts])  # (rows, R, P, P)
+            probability = torch.cat([self.ask(encoded, part, asked) for part in parts])  # (rows, R, P, P)
             places = torch.from_numpy(encoded.places[rows])
             for slice_index in slices:
                 here = torch.nonzero(places[:, 0] == slice_index).flatten()
                 blended[:, slice_index] = encoded.tiles.blend(probability[here], places[here, 1])
         return torch.stack([restore_stack(stack, encoded.grid) for stack in blended])
 
-    def _ask(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], asked: Exemplars) -> Tensor:
+    def ask(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], asked: Exemplars) -> Tensor:
         """Return the probability (rows, R, P, P), on the CPU."""
         tiles = len(rows)
         # (R, K) -> (tiles * R, K), a view where R = 1
-        exemplars = Exemplars(
-            {name: token.expand(tiles, *token.shape).flatten(0, 1) for name, token in asked.tokens.items()},
-            asked.valid.expand(tiles, *asked.valid.shape).flatten(0, 1),
-            asked.negative.expand(tiles, *asked.negative.shape).flatten(0, 1),
-        )
+        exemplars = asked.each(lambda tensor: tensor.expand(tiles, *tensor.shape).flatten(0, 1))
         prediction = self.propagation(encoded.select(rows), exemplars, self.backbone)
         probability: Tensor = prediction.logits.float().sigmoid()
         if self.settings.weigh_by_presence:
             probability = probability * prediction.presence.float().sigmoid()[:, None, None]
         return probability.view(tiles, -1, *probability.shape[1:]).cpu()
 
-    def candidates(self, probability: Tensor, voxel_ml: float) -> Candidates:
+    def candidates(
+        self, probability: Tensor, voxel_ml: float, spacing_mm: tuple[float, float, float] | None = None
+    ) -> Candidates:
         """Return what might be a lesion in a probability map.
 
         Args:
             probability: (S, H, W) float, on the scan's own pixels.
             voxel_ml: Volume of a voxel in millilitres.
+            spacing_mm: Between slices, rows, columns; needed where touching lesions are parted.
 
         Returns:
-            The 26-connected components of what reaches the threshold, without those that are too small.
-        """
-        least = max(self.settings.min_lesion_voxels, ceil(self.settings.min_lesion_ml / voxel_ml), 1)
-        return find_candidates(probability.numpy(), self.settings.threshold, least)
+            The 26-connected components of what reaches the threshold, without those that are too small, and parted
+            where `split_prominence_mm` says so.
 
-    def lesions(self, probability: Tensor, voxel_ml: float) -> InstanceMap:
+        Raises:
+            ValueError: If touching lesions are to be parted and the spacing is not given.
+        """
+        least, split = self.least_voxels(voxel_ml), None
+        if self.settings.split_prominence_mm:
+            if spacing_mm is None:
+                raise ValueError(
+                    f"inference.split_prominence_mm={self.settings.split_prominence_mm} needs the spacing in mm; "
+                    "pass spacing_mm, or set it to 0."
+                )
+            split = Split(spacing_mm, self.settings.split_prominence_mm)
+        return find_candidates(probability.numpy(), self.settings.threshold, least, split)
+
+    def least_voxels(self, voxel_ml: float) -> int:
+        """Return the size of the smallest lesion, in voxels of this volume in millilitres."""
+        return max(self.settings.min_lesion_voxels, ceil(self.settings.min_lesion_ml / voxel_ml), 1)
+
+    def lesions(
+        self, probability: Tensor, voxel_ml: float, spacing_mm: tuple[float, float, float] | None = None
+    ) -> InstanceMap:
         """Return the lesions of a probability map: those of the candidates that are sure enough somewhere.
 
         Returns:
             Instance map (S, H, W) int32, ids 1..K.
         """
-        return self.candidates(probability, voxel_ml).sure(self.settings.peak_threshold).lesions
+        return self.candidates(probability, voxel_ml, spacing_mm).sure(self.settings.peak_threshold).lesions
 
 
 def side_by_side(questions: Sequence[Exemplars]) -> Exemplars:
@@ -389,15 +355,5 @@ def side_by_side(questions: Sequence[Exemplars]) -> Exemplars:
         {name: fill([question.tokens[name] for question in questions]) for name in questions[0].tokens},
         fill([question.valid for question in questions]),
         fill([question.negative for question in questions]),
+        fill([question.weight for question in questions]),
     )
-
-
-def _at(tensor: Tensor, index: npt.NDArray[np.int64]) -> Tensor:
-    """Return some rows of a tensor on any device."""
-    return tensor[torch.from_numpy(index).to(tensor.device)]
-
-
-def _pick(memory: Memory, index: npt.NDArray[np.int64]) -> Memory:
-    """Return the memory of some objects."""
-    maps, position, pointers = (_at(part, index) for part in (memory.maps, memory.position, memory.pointers))
-    return memory._replace(maps=maps, position=position, pointers=pointers)

@@ -9,7 +9,7 @@ pixel statistics on top.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -156,13 +156,8 @@ class Memory(NamedTuple):
 
     def repeat(self, times: int) -> Memory:
         """Return every object's memory `times` times in a row, (N * times, ...)."""
-        return Memory(
-            self.maps.repeat_interleave(times, 0),
-            self.position.repeat_interleave(times, 0),
-            self.pointers.repeat_interleave(times, 0),
-            self.distance,
-            self.clicked,
-        )
+        maps, position, pointers = (part.repeat_interleave(times, 0) for part in self[:3])
+        return self._replace(maps=maps, position=position, pointers=pointers)
 
     def at(self, distance: int, *, clicked: bool) -> Memory:
         """Return this memory of one slice (T = 1), seen from `distance` slices away."""
@@ -188,16 +183,27 @@ class Exemplars:
         tokens: Name to (B, K, ...) float; the names and shapes belong to the propagation.
         valid: (B, K) bool, False is padding. A row without any True has no exemplars.
         negative: (B, K) bool, True for what is not to be found ("not like this").
+        weight: (B, K) float32: one of weight 2 counts as if it were there twice, 0 as if it were not; 1 if not given.
     """
 
     tokens: dict[str, Tensor]
     valid: Tensor
     negative: Tensor
+    weight: Tensor = None  # type: ignore[assignment]  # made from `valid` below
+
+    def __post_init__(self) -> None:
+        if self.weight is None:
+            object.__setattr__(self, "weight", torch.ones_like(self.valid, dtype=torch.float32))
 
     @property
     def count(self) -> int:
         """K, padding included."""
         return self.valid.shape[1]
+
+    @property
+    def present(self) -> Tensor:
+        """(B, K) bool: which exemplars count, those that are valid and have any weight."""
+        return self.valid & (self.weight > 0)
 
     def bytes_per_exemplar(self) -> int:
         """Return the size of one exemplar's tokens in memory."""
@@ -207,40 +213,31 @@ class Exemplars:
         """Return a copy with other tokens or flags."""
         return replace(self, **({"tokens": change} if change is not None else {}), **fields)  # type: ignore[arg-type]
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Exemplars:
+        """Return what a change of the axes B and K makes of every tensor, (B, K, ...) or (B, K), alike."""
+        tokens = {name: change(token) for name, token in self.tokens.items()}
+        return Exemplars(tokens, change(self.valid), change(self.negative), change(self.weight))
+
     def pick(self, index: Tensor | slice) -> Exemplars:
         """Return the exemplars at `index` of the K axis."""
-        return Exemplars(
-            {name: token[:, index] for name, token in self.tokens.items()},
-            self.valid[:, index],
-            self.negative[:, index],
-        )
+        return self.each(lambda tensor: tensor[:, index])
 
     def expand(self, batch: int) -> Exemplars:
         """Return one query's exemplars (B = 1) for `batch` queries, without copying."""
         if self.valid.shape[0] != 1:
             raise ValueError(f"expand needs the exemplars of one query, got those of {self.valid.shape[0]}")
-        return Exemplars(
-            {name: token.expand(batch, *token.shape[1:]) for name, token in self.tokens.items()},
-            self.valid.expand(batch, -1),
-            self.negative.expand(batch, -1),
-        )
+        return self.each(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
     def reshape(self, batch: int, count: int) -> Exemplars:
         """Return the same exemplars, (B, K) regrouped as (batch, count)."""
-        return Exemplars(
-            {name: token.reshape(batch, count, *token.shape[2:]) for name, token in self.tokens.items()},
-            self.valid.reshape(batch, count),
-            self.negative.reshape(batch, count),
-        )
+        return self.each(lambda tensor: tensor.reshape(batch, count, *tensor.shape[2:]))
 
     @staticmethod
     def cat(parts: Sequence[Exemplars]) -> Exemplars:
         """Join exemplars of the same queries along K."""
-        return Exemplars(
-            {name: torch.cat([part.tokens[name] for part in parts], dim=1) for name in parts[0].tokens},
-            torch.cat([part.valid for part in parts], dim=1),
-            torch.cat([part.negative for part in parts], dim=1),
-        )
+        tokens = {name: torch.cat([part.tokens[name] for part in parts], dim=1) for name in parts[0].tokens}
+        flags = zip(*((part.valid, part.negative, part.weight) for part in parts), strict=True)
+        return Exemplars(tokens, *(torch.cat(flag, dim=1) for flag in flags))
 
 
 class SemanticPrediction(NamedTuple):
@@ -319,7 +316,7 @@ class Backbone(nn.Module, ABC):
 
         Call it as `stack(query, query_position, memory, memory_position, pointer_tokens, key_mask)` with query
         (N, h * w, D), memory (N, L, M) and its position, of which the last `pointer_tokens` have no place on the grid,
-        and key_mask (N, L) bool, True where a token may be attended to (at least one of each row).
+        and key_mask (N, L): bool, True where a token may be attended to (at least one of each row), or float, added.
 
         Args:
             rotary_keys: Whether the position on the grid turns queries and keys, as in SAM2's own.
@@ -337,9 +334,9 @@ class Backbone(nn.Module, ABC):
 class Propagation(nn.Module, ABC):
     """From exemplars to all that is like them.
 
-    Contract (`mois.testing.check_propagation`): K = 0 works; the order of exemplars does not matter; the queries of a
-    batch do not see each other's exemplars; any input size works; every trainable tensor gets gradient; an exemplar
-    takes at most `bytes_per_exemplar` bytes.
+    Contract (`mois.testing.check_propagation`): K = 0 works; the order of exemplars does not matter, their weight does
+    (`Exemplars.present`); the queries of a batch do not see each other's exemplars; any input size works; every
+    trainable tensor gets gradient; an exemplar takes at most `bytes_per_exemplar` bytes.
     """
 
     bytes_per_exemplar: int

@@ -14,11 +14,14 @@ from math import nan
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial import KDTree
 
 Mask = npt.NDArray[np.bool_]
 InstanceMap = npt.NDArray[np.int32]
 
 MATCH_IOU = 0.1
+PANOPTIC_IOU = 0.5
+SURFACE_MM = 2.0
 
 
 def dice(found: Mask, truth: Mask, ignore: Mask | None = None) -> float:
@@ -171,6 +174,34 @@ class Overlap:
         size = int(self.true_voxels.sum())
         return 2.0 * int(self.shared.sum()) / (size + int(self.found_voxels.sum())) if size else nan
 
+    def panoptic_quality(self, min_iou: float = PANOPTIC_IOU) -> float:
+        """Return the IoU of the matched pairs, over the pairs and half of what is false or missed.
+
+        Returns:
+            0 to 1; NaN where there is neither a true nor a found lesion.
+
+        Source: Kirillov et al., Panoptic Segmentation, CVPR 2019, equation 1.
+        """
+        matches = self.match(min_iou)
+        total = len(matches.pairs) + (len(matches.false) + len(matches.missed)) / 2
+        if not total:
+            return nan
+        pairs = [
+            (np.searchsorted(self.found_ids, found), np.searchsorted(self.true_ids, true))
+            for true, found in matches.pairs.items()
+        ]
+        iou = self.iou()
+        return float(sum(iou[pair] for pair in pairs)) / total
+
+    def volume_error_ml(self, voxel_ml: float) -> float:
+        """Return the found volume minus the true one, in millilitres."""
+        return (int(self.found_voxels.sum()) - int(self.true_voxels.sum())) * voxel_ml
+
+    def volume_error_percent(self) -> float:
+        """Return the found volume minus the true one, in percent of the true one; NaN where nothing is true."""
+        size = int(self.true_voxels.sum())
+        return 100 * (int(self.found_voxels.sum()) - size) / size if size else nan
+
     def iou(self) -> npt.NDArray[np.float64]:
         """Return the intersection over union of every pair, (F, L)."""
         union = self.found_voxels[:, None] + self.true_voxels[None] - self.shared
@@ -213,6 +244,78 @@ def match_lesions(
 def lesion_f1(found: InstanceMap, truth: InstanceMap, ignore: Mask | None = None, min_iou: float = MATCH_IOU) -> float:
     """Return the lesion F1 of two instance maps; see `Matches.f1`."""
     return match_lesions(found, truth, ignore, min_iou).f1
+
+
+def any_overlap(found: InstanceMap, truth: InstanceMap) -> Matches:
+    """Return matches by the paper's rule: a true lesion of which any voxel is found counts, whatever else is found.
+
+    One blob over everything has an F1 of 1. For comparison with the paper's table only.
+
+    Returns:
+        Matches in which `pairs` gives each true lesion one found lesion that touches it, several may share one.
+    """
+    overlap = Overlap.of(found, truth)
+    touch = overlap.shared > 0
+    pairs = {
+        int(lesion): int(overlap.found_ids[column.argmax()])
+        for lesion, column in zip(overlap.true_ids, touch.T, strict=True)
+        if column.any()
+    }
+    return Matches(
+        pairs=pairs,
+        missed=tuple(int(lesion) for lesion in overlap.true_ids if int(lesion) not in pairs),
+        false=tuple(overlap.found_ids[~touch.any(1)].tolist()),
+        ignored=(),
+    )
+
+
+def surface_dice(
+    found: Mask, truth: Mask, spacing_mm: tuple[float, float, float], tolerance_mm: float = SURFACE_MM
+) -> float:
+    """Return the share of both surfaces that lies within a tolerance of the other one.
+
+    A surface is the voxels with an outer face, each weighted by the area of these; distances are between centres.
+
+    Args:
+        found: (S, H, W) bool.
+        truth: (S, H, W) bool.
+        spacing_mm: Edges of a voxel along S, H and W.
+        tolerance_mm: Distance up to which surfaces agree.
+
+    Returns:
+        0 to 1; NaN where the truth is empty.
+
+    Source: Nikolov et al., J Med Internet Res 23(7), 2021, e26151.
+    """
+    if not truth.any():
+        return nan
+    found_mm, found_area = _surface(found, spacing_mm)
+    true_mm, true_area = _surface(truth, spacing_mm)
+    if not len(found_mm):
+        return 0.0
+    near = 0.0
+    for points, area, others in ((found_mm, found_area, true_mm), (true_mm, true_area, found_mm)):
+        # the bound is exclusive, and distances are rounded
+        distance, _ = KDTree(others).query(points, distance_upper_bound=tolerance_mm * (1 + 1e-6) + 1e-9)
+        near += float(area[np.isfinite(distance)].sum())
+    return near / float(found_area.sum() + true_area.sum())
+
+
+def _surface(
+    mask: Mask, spacing_mm: tuple[float, float, float]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return where the voxels with an outer face lie, (N, 3) in mm, and the area of these faces, (N,) in mm2."""
+    voxels = np.argwhere(mask)
+    area = np.zeros(len(voxels))
+    padded = np.pad(mask, 1)
+    for axis in range(3):
+        face = float(np.prod(spacing_mm) / spacing_mm[axis])
+        for step in (-1, 1):
+            neighbours = voxels + 1
+            neighbours[:, axis] += step
+            area += face * ~padded[tuple(neighbours.T)]
+    outer = area > 0
+    return voxels[outer].astype(np.float64) * np.asarray(spacing_mm), area[outer]
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

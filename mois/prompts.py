@@ -115,15 +115,40 @@ class Reader:
     Attributes:
         strategy: `random`; `largest` first; `spread`: evenly over the lesions' sizes, the middle one first.
         seed: Of every choice; the same seed and lesions give the same choice.
+        noise_mm: How far clicks fall from where they were meant, in plane: standard deviation along rows and along
+            columns. 0 is a perfect hand.
+        miss: Share of the lesions that may be prompted that this reader overlooks; at least one is seen.
     """
 
     strategy: Strategy = "random"
     seed: int = 0
+    noise_mm: float = 0.0
+    miss: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a strategy that does not exist."""
+        """Refuse what cannot be."""
         if self.strategy not in ("random", "largest", "spread"):
             raise ValueError(f"reader.strategy={self.strategy!r} is unknown; choose random, largest or spread.")
+        if not self.noise_mm >= 0:
+            raise ValueError(f"reader.noise_mm={self.noise_mm} must be 0 or more.")
+        if not 0 <= self.miss < 1:
+            raise ValueError(f"reader.miss={self.miss} must be at least 0 and below 1.")
+
+    def shake(self, prompts: Prompts, pixel_mm: float, patch_px: int, generator: torch.Generator) -> Prompts:
+        """Return the prompts with the last click of each image as far off as this reader's hand is.
+
+        Args:
+            prompts: Q clicks on each of N images, in pixels.
+            pixel_mm: Edge of a pixel.
+            patch_px: Edge of the patch; no click leaves it.
+            generator: Where the noise comes from; untouched by a perfect hand.
+        """
+        if self.noise_mm == 0:
+            return prompts
+        off = torch.randn(len(prompts.points), 2, generator=generator) * (self.noise_mm / pixel_mm)
+        points = prompts.points.clone()
+        points[:, -1] = (points[:, -1] + off.to(points.device)).round().clamp(0, patch_px - 1)
+        return prompts._replace(points=points)
 
     def hold_out(self, volumes_ml: Mapping[int, float]) -> tuple[list[int], list[int]]:
         """Split the lesions of a class into those that may be prompted and those that never are.
@@ -158,8 +183,9 @@ class Reader:
 
         Args:
             volumes_ml: Lesion id to volume in millilitres, of the lesions that may be prompted.
-            count: How many; all of them where there are fewer.
+            count: How many; all of those that the reader sees where there are fewer.
         """
+        volumes_ml = self._seen(volumes_ml)
         by_size = sorted(volumes_ml, key=lambda lesion: (-volumes_ml[lesion], lesion))
         match self.strategy:
             case "largest":
@@ -169,6 +195,14 @@ class Reader:
             case "random":
                 order = [sorted(by_size)[i] for i in np.random.default_rng([self.seed, 2]).permutation(len(by_size))]
         return order[:count]
+
+    def _seen(self, volumes_ml: Mapping[int, float]) -> Mapping[int, float]:
+        """Return the lesions that the reader does not overlook."""
+        overlooked = min(round(self.miss * len(volumes_ml)), len(volumes_ml) - 1)
+        if overlooked <= 0:
+            return volumes_ml
+        order = np.random.default_rng([self.seed, 3]).permutation(sorted(volumes_ml))
+        return {int(lesion): volumes_ml[int(lesion)] for lesion in order[overlooked:]}
 
 
 def _middle_first(count: int) -> list[int]:

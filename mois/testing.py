@@ -88,7 +88,7 @@ def check_backbone(backbone: Backbone) -> None:
 
 
 def check_propagation(propagation: Propagation, backbone: Backbone | None = None) -> None:
-    """Check a propagation that was not built yet: zero exemplars, order, independence, other sizes, bytes, gradient."""
+    """Check one that was not built yet: zero exemplars, order, weights, independence, sizes, bytes, gradient."""
     backbone = backbone or nano_backbone()
     propagation.build(backbone)
     images, masks = example_patches(6, backbone.patch_px)
@@ -115,6 +115,17 @@ def check_propagation(propagation: Propagation, backbone: Backbone | None = None
         first[:, 1:] = False
         alone = propagation(query, exemplars.pick(slice(0, 1)), backbone).logits
         _require(_close(alone, propagation(query, exemplars.map(valid=first), backbone).logits), "padding is looked at")
+        weight = torch.ones_like(exemplars.weight)
+        weight[:, 1:] = 0
+        light = propagation(query, exemplars.map(weight=weight), backbone).logits
+        _require(_close(alone, light), "exemplars of weight 0 differ from absent ones")
+        light = propagation(query, exemplars.map(weight=torch.zeros_like(weight)), backbone).logits
+        _require(_close(none, light), "exemplars that are all of weight 0 differ from no exemplars")
+        twice = propagation(query, exemplars.pick(torch.tensor([0, 0, 1, 2])), backbone).logits
+        weight = torch.ones_like(exemplars.weight)
+        weight[:, 0] = 2
+        heavy = propagation(query, exemplars.map(weight=weight), backbone).logits
+        _require(_close(twice, heavy), "an exemplar of weight 2 differs from one that is given twice")
         many = propagation(query.select(slice(0, 1)), exemplars, backbone).logits
         repeated = propagation(query.select(torch.tensor([0, 0])), exemplars, backbone).logits
         _require(_close(many, repeated), "several questions about one image differ from the same asked one by one")
@@ -192,8 +203,7 @@ def _check_gradients(propagation: Propagation, backbone: Backbone, query: Featur
 
 
 def _rows(exemplars: Exemplars, rows: slice) -> Exemplars:
-    tokens = {name: token[rows] for name, token in exemplars.tokens.items()}
-    return Exemplars(tokens, exemplars.valid[rows], exemplars.negative[rows])
+    return exemplars.each(lambda tensor: tensor[rows])
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -316,7 +316,8 @@ class _AttentionStack(nn.Module):
             on_grid = key.shape[2] - pointer_tokens
             query, turned = apply_rotary_enc(query, key[:, :, :on_grid], freqs_cis=angles, repeat_freqs_k=True)
             key = torch.cat([turned, key[:, :, on_grid:]], dim=2)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=key_mask[:, None, None, :])
+        mask = key_mask if key_mask.dtype == torch.bool else key_mask.to(query.dtype)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
         out: Tensor = cross.out_proj(mixed.squeeze(1))
         return out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import isnan
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mois.metrics import mean_of
 
 Role = Literal["prompted", "promptable", "never"]
+Third = Literal["lower", "middle", "upper"]
 
 
 def measured(value: float) -> float | None:
@@ -26,24 +27,40 @@ class Figures:
     each: the same voxels for all four, so that an answer that ignores its exemplars scores right = wrong exactly, and
     as large a share of the other classes' lesions as of the scored class's, so that neither is favoured.
 
+    The figures from `unprompted_dice` to `unprompted_volume_absolute_error_percent` are of what is propagated, on every
+    lesion of this class that was not prompted this time, the prompted ones being taken out; lesions of other classes
+    that were found count against them. Lesions are matched one to one, IoU >= 0.1. The figures whose names begin with
+    `scan` are of all that the reader ends up with (prompted and tracked, and propagated) on all lesions of the class.
+
     Attributes:
         right: With exemplars of this class.
         wrong: On the same lesions, with exemplars of another class (mean over the other classes).
         swapped: On the never-prompted lesions of the other classes, with their own exemplars (mean over them): an empty
             answer to the wrong exemplars is no way out.
         no_exemplars: On the lesions of `right`, with K = 0.
-        unprompted_dice: Voxel Dice of what is propagated on every lesion of this class that was not prompted this time,
-            the prompted ones being taken out; lesions of other classes that were found count against it.
-        lesion_f1: Of the same lesions and answer as `unprompted_dice`, one to one, IoU >= 0.1.
-        lesion_precision: Likewise.
-        lesion_recall: Likewise.
-        false_lesions: How many of the lesions found there are none.
+        unprompted_dice: Voxel Dice.
+        lesion_f1: Of lesions.
+        lesion_precision: Share of the lesions found that are true.
+        lesion_recall: Share of the true lesions that were found.
+        false_lesions: How many of the lesions found are not true.
+        unprompted_panoptic_quality: Sum of IoU over pairs of IoU >= 0.5, over the mean number of true and found ones.
+        unprompted_surface_dice: Share of the surfaces that lies within 2 mm of the other one.
+        unprompted_volume_error_ml: Found minus true volume.
+        unprompted_volume_error_percent: The same, of the true volume.
+        unprompted_volume_absolute_error_percent: The same without its sign.
         prompted_dice: Mean over the prompted lesions of each one's own Dice in 3-D, clicked on one slice and tracked.
-        scan_dice: Voxel Dice of all that the reader ends up with (prompted and tracked, and propagated) on all lesions
-            of the class.
-        scan_lesion_f1: Of the same, one to one, IoU >= 0.1.
+        prompted_lesions: How many were prompted.
+        prompted_clicks: Clicks that this took; a correction where nothing is wrong is none.
+        scan_dice: Voxel Dice.
+        scan_lesion_f1: Of lesions.
         scan_lesion_precision: Likewise.
         scan_lesion_recall: Likewise.
+        scan_false_lesions: Likewise.
+        scan_panoptic_quality: Likewise.
+        scan_surface_dice: Likewise.
+        scan_volume_error_ml: Likewise.
+        scan_volume_error_percent: Likewise.
+        scan_volume_absolute_error_percent: Likewise.
     """
 
     right: float | None = None
@@ -55,11 +72,24 @@ class Figures:
     lesion_precision: float | None = None
     lesion_recall: float | None = None
     false_lesions: float | None = None
+    unprompted_panoptic_quality: float | None = None
+    unprompted_surface_dice: float | None = None
+    unprompted_volume_error_ml: float | None = None
+    unprompted_volume_error_percent: float | None = None
+    unprompted_volume_absolute_error_percent: float | None = None
     prompted_dice: float | None = None
+    prompted_lesions: float | None = None
+    prompted_clicks: float | None = None
     scan_dice: float | None = None
     scan_lesion_f1: float | None = None
     scan_lesion_precision: float | None = None
     scan_lesion_recall: float | None = None
+    scan_false_lesions: float | None = None
+    scan_panoptic_quality: float | None = None
+    scan_surface_dice: float | None = None
+    scan_volume_error_ml: float | None = None
+    scan_volume_error_percent: float | None = None
+    scan_volume_absolute_error_percent: float | None = None
 
     @classmethod
     def mean(cls, parts: Sequence[Figures]) -> Figures:
@@ -69,18 +99,81 @@ class Figures:
 
 FIGURES: tuple[str, ...] = tuple(field.name for field in fields(Figures))
 
+_LESION_WORDS = {"precision": "lesion_precision", "recall": "lesion_recall", "f1": "lesion_f1"}
+_FURTHER = ("panoptic_quality", "volume_error_ml", "volume_error_percent", "volume_absolute_error_percent")
+KEYS: dict[str, tuple[str, ...]] = {
+    "scan_dice": ("scan_dice",),
+    **{name: ("conditioning", name) for name in ("right", "wrong", "swapped", "no_exemplars")},
+    "unprompted_dice": ("unprompted", "dice"),
+    **{name: ("unprompted", word) for word, name in _LESION_WORDS.items()},
+    "false_lesions": ("unprompted", "fp_per_scan"),
+    "unprompted_surface_dice": ("unprompted", "surface_dice_2mm"),
+    **{f"unprompted_{word}": ("unprompted", word) for word in _FURTHER},
+    **{f"prompted_{word}": ("prompted", word) for word in ("dice", "lesions", "clicks")},
+    **{f"scan_{name}": ("scan", word) for word, name in _LESION_WORDS.items()},
+    "scan_false_lesions": ("scan", "fp_per_scan"),
+    "scan_surface_dice": ("scan", "surface_dice_2mm"),
+    **{f"scan_{word}": ("scan", word) for word in _FURTHER},
+}
+"""The keys that lead to each of `Figures` in metrics.json: below `summary`, and below each of `subjects`."""
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures by name as metrics.json has them; see `KEYS`."""
+    tree: dict[str, Any] = {}
+    for name, place in KEYS.items():
+        branch = tree
+        for part in place[:-1]:
+            branch = branch.setdefault(part, {})
+        branch[place[-1]] = values[name]
+    return tree
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """The same class of the same scan by the rules of arXiv 2509.19277, for comparison with its table.
+
+    The 20 largest lesions are prompted with 3 clicks each; components under 2 ml are dropped from truth and result;
+    a lesion counts as found where any voxel is; two empty masks agree.
+
+    Attributes:
+        scan_dice: Voxel Dice of what is left.
+        f1: By any overlap.
+        precision: Likewise.
+        recall: Likewise.
+        gated_scan_dice: As `scan_dice`, with nothing propagated where the truth has fewer than 20 components: what the
+            paper's evaluation did, which takes knowledge of the truth.
+        gated_f1: As `f1`, likewise.
+    """
+
+    scan_dice: float | None = None
+    f1: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    gated_scan_dice: float | None = None
+    gated_f1: float | None = None
+
+    @classmethod
+    def mean(cls, parts: Sequence[PaperFigures]) -> PaperFigures:
+        """Return the mean of each figure over the parts in which it was measured."""
+        return cls(**{field.name: mean_of([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+
 
 @dataclass(frozen=True)
 class CountPoint:
     """One point of the curves over the number of exemplars, on the never-prompted lesions of `Figures.right`.
 
     Attributes:
-        count: Exemplars asked for.
+        count: Exemplars asked for; 0 is `Figures.no_exemplars`.
         used: Exemplars there were: fewer where the class has too few lesions that may be prompted.
         right: As in `Figures`.
         wrong: As in `Figures`.
         swapped: As in `Figures`.
-        lesion_f1: Lesion F1 on the never-prompted lesions, with exemplars of this class.
+        lesion_f1: On the never-prompted lesions, with exemplars of this class.
+        clicks: Clicks on each prompted lesion.
+        lesion_precision: As `lesion_f1`.
+        lesion_recall: As `lesion_f1`.
+        false_lesions: As `lesion_f1`.
     """
 
     count: int
@@ -89,19 +182,29 @@ class CountPoint:
     wrong: float | None
     swapped: float | None
     lesion_f1: float | None
+    clicks: int = 1
+    lesion_precision: float | None = None
+    lesion_recall: float | None = None
+    false_lesions: float | None = None
 
 
 @dataclass(frozen=True)
 class LesionRow:
-    """What became of one true lesion in the reader's final result.
+    """What became of one true lesion.
 
     Attributes:
         lesion: Its id in the instance map.
         volume_ml: Its true volume.
         role: `prompted`; `promptable` but not prompted this time; `never` prompted.
-        found: Whether a found lesion matches it, one to one, IoU >= 0.1.
+        found: Whether a found lesion matches it, one to one, IoU >= 0.1: among all that the reader ends up with if it
+            was prompted, among what was propagated (as in `Figures.lesion_recall`) if not.
         iou: With that lesion; 0 where there is none.
         dice: With that lesion; of a prompted lesion: with what its own click gave.
+        x_mm: Its centre of mass, LPS.
+        y_mm: Likewise.
+        z_mm: Likewise.
+        third: Of the scan's extent from feet to head, where its centre lies.
+        contrast: Mean normalised intensity inside minus that of a ring around it; None where other lesions fill it.
     """
 
     lesion: int
@@ -110,16 +213,47 @@ class LesionRow:
     found: bool
     iou: float
     dice: float
+    x_mm: float = 0.0
+    y_mm: float = 0.0
+    z_mm: float = 0.0
+    third: Third = "middle"
+    contrast: float | None = None
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """What might have been a lesion, before `InferenceSettings.peak_threshold`: what a calibration is fitted on.
+
+    Attributes:
+        peak: The highest probability within it.
+        hit: Whether it matches a true lesion of the class, one to one among all candidates, IoU >= 0.1.
+        volume_ml: Its volume.
+    """
+
+    peak: float
+    hit: bool
+    volume_ml: float
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """One class of one scan."""
+    """One class of one scan.
+
+    Attributes:
+        target_class: Which.
+        figures: What was measured.
+        curve: Over numbers of exemplars, for each number of clicks.
+        lesions: One row per true lesion.
+        false_volumes_ml: Of the false ones among what was propagated.
+        paper: By the paper's rules, where these were asked for.
+    """
 
     target_class: int
     figures: Figures
     curve: tuple[CountPoint, ...]
     lesions: tuple[LesionRow, ...]
+    false_volumes_ml: tuple[float, ...] = ()
+    paper: PaperFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +266,7 @@ class SubjectReport:
         classes: Of the target class, or of every class that the scan has lesions of; empty where it has none.
         false_without_exemplars: Lesions found with K = 0 that touch no true lesion of any class.
         seconds: Wall seconds by step.
+        candidates: Of every class scored, outside of the prompted lesions; none of a scan that has no lesions.
     """
 
     subject: str
@@ -139,16 +274,30 @@ class SubjectReport:
     classes: tuple[ClassReport, ...]
     false_without_exemplars: int
     seconds: dict[str, float]
+    candidates: tuple[CandidateRow, ...] = ()
 
     @property
     def figures(self) -> Figures:
         """Mean over the classes."""
         return Figures.mean([report.figures for report in self.classes])
 
+    @property
+    def paper(self) -> PaperFigures | None:
+        """Mean over the classes; None where the paper's rules were not asked for."""
+        parts = [report.paper for report in self.classes if report.paper is not None]
+        return PaperFigures.mean(parts) if parts else None
+
+    @property
+    def lesions(self) -> tuple[LesionRow, ...]:
+        """Rows of every class."""
+        return tuple(row for report in self.classes for row in report.lesions)
+
     def curve(self) -> tuple[CountPoint, ...]:
         """Return the points of the curve, each the mean over the classes."""
-        counts = dict.fromkeys(point.count for report in self.classes for point in report.curve)
-        return tuple(_mean_point([p for r in self.classes for p in r.curve if p.count == count]) for count in counts)
+        keys = dict.fromkeys((point.clicks, point.count) for report in self.classes for point in report.curve)
+        return tuple(
+            _mean_point([p for r in self.classes for p in r.curve if (p.clicks, p.count) == key]) for key in keys
+        )
 
     def row(self) -> dict[str, Any]:
         """Return the scan as one flat row of a table."""
@@ -156,19 +305,62 @@ class SubjectReport:
             "subject": self.subject,
             "patient": self.patient,
             "classes": " ".join(str(report.target_class) for report in self.classes),
-            "lesions": sum(len(report.lesions) for report in self.classes),
-            **asdict(self.figures),
+            "lesions": len(self.lesions),
+            **{"_".join(place): getattr(self.figures, name) for name, place in KEYS.items()},
             "false_without_exemplars": self.false_without_exemplars,
+            **({f"paper_{name}": value for name, value in asdict(self.paper).items()} if self.paper else {}),
             **{f"seconds_{step}": round(spent, 3) for step, spent in self.seconds.items()},
         }
 
+    def entry(self) -> dict[str, Any]:
+        """Return the scan as it stands in `subjects` of metrics.json."""
+        return {
+            "subject": self.subject,
+            "patient": self.patient,
+            "classes": [report.target_class for report in self.classes],
+            "lesions": len(self.lesions),
+            **nested(asdict(self.figures)),
+            "false_without_exemplars": self.false_without_exemplars,
+            **({"paper": asdict(self.paper)} if self.paper else {}),
+            "seconds": {step: round(spent, 3) for step, spent in self.seconds.items()},
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of the report, ready for JSON; `from_json` gives it back unchanged."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> SubjectReport:
+        """Return the report that `to_json` stored."""
+        classes = tuple(
+            ClassReport(
+                target_class=one["target_class"],
+                figures=Figures(**one["figures"]),
+                curve=tuple(CountPoint(**point) for point in one["curve"]),
+                lesions=tuple(LesionRow(**row) for row in one["lesions"]),
+                false_volumes_ml=tuple(one["false_volumes_ml"]),
+                paper=None if one["paper"] is None else PaperFigures(**one["paper"]),
+            )
+            for one in stored["classes"]
+        )
+        candidates = tuple(CandidateRow(**row) for row in stored["candidates"])
+        plain = {name: stored[name] for name in ("subject", "patient", "false_without_exemplars")}
+        return cls(**plain, classes=classes, seconds=dict(stored["seconds"]), candidates=candidates)
+
 
 def _mean_point(points: Sequence[CountPoint]) -> CountPoint:
+    def mean(name: str) -> float | None:
+        return mean_of([getattr(point, name) for point in points])
+
     return CountPoint(
         count=points[0].count,
-        used=mean_of([point.used for point in points]) or 0.0,
-        right=mean_of([point.right for point in points]),
-        wrong=mean_of([point.wrong for point in points]),
-        swapped=mean_of([point.swapped for point in points]),
-        lesion_f1=mean_of([point.lesion_f1 for point in points]),
+        used=mean("used") or 0.0,
+        right=mean("right"),
+        wrong=mean("wrong"),
+        swapped=mean("swapped"),
+        lesion_f1=mean("lesion_f1"),
+        clicks=points[0].clicks,
+        lesion_precision=mean("lesion_precision"),
+        lesion_recall=mean("lesion_recall"),
+        false_lesions=mean("false_lesions"),
     )

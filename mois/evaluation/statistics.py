@@ -1,43 +1,101 @@
-"""From scans to one figure with its interval."""
+"""From scans to one figure with its interval, and from two results to a difference with its test."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from math import inf
 from typing import Any
 
-from mois.evaluation.reports import FIGURES, SubjectReport
+import numpy as np
+from scipy import stats
+
+from mois.evaluation.reports import FIGURES, ClassReport, CountPoint, LesionRow, PaperFigures, SubjectReport, nested
 from mois.metrics import bootstrap_interval, mean_of
 
+SCHEMA = 1
+"""Of metrics.json; docs/metrics.md describes it."""
 
-def summarise(reports: Sequence[SubjectReport], *, seed: int = 0) -> dict[str, Any]:
-    """Return what a set of scans says, ready for JSON.
+SIZES_ML: dict[str, tuple[float, float]] = {"<0.5": (0, 0.5), "0.5-2": (0.5, 2), "2-10": (2, 10), ">10": (10, inf)}
+CONTRASTS: dict[str, tuple[float, float]] = {"<0.1": (-inf, 0.1), "0.1-0.3": (0.1, 0.3), ">0.3": (0.3, inf)}
+THIRDS = ("lower", "middle", "upper")
+# figures of a point of the curve: name in metrics.json to that of `CountPoint`
+POINT = {
+    "used": "used",
+    "right": "right",
+    "wrong": "wrong",
+    "swapped": "swapped",
+    "f1": "lesion_f1",
+    "precision": "lesion_precision",
+    "recall": "lesion_recall",
+    "fp_per_scan": "false_lesions",
+}
+
+Value = tuple[str, float | None]
+"""One scan's value, None where it was not measured, after its patient."""
+
+
+def summarise(
+    reports: Sequence[SubjectReport],
+    *,
+    protocol: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return what a set of scans says, as it stands in metrics.json; docs/metrics.md describes it.
 
     Args:
         reports: One per scan.
+        protocol: How the scans were prompted and scored.
+        provenance: What made the result.
         seed: Of the bootstrap.
-
-    Returns:
-        `subjects`, `patients`: how many. `figures`: each of `Figures`, the mean over the scans in which it was measured
-        (`mean`, `n`) with the 95 % bootstrap interval over patients (`ci95`, None for fewer than two). `curve`: the
-        same for each number of exemplars. `per_subject`: one flat row per scan. What was measured nowhere is None.
     """
-    counts = sorted({point.count for report in reports for point in report.curve()})
     return {
-        "subjects": len(reports),
-        "patients": len({report.patient for report in reports}),
-        "figures": {
-            name: _summary([(report.patient, getattr(report.figures, name)) for report in reports], seed)
-            for name in FIGURES
-        },
-        "false_without_exemplars": mean_of([float(report.false_without_exemplars) for report in reports]),
-        "curve": {str(count): _curve_summary(reports, count, seed) for count in counts},
-        "per_subject": [report.row() for report in reports],
+        "schema": SCHEMA,
+        "protocol": dict(protocol or {}),
+        "summary": _summary(reports, seed),
+        "curve": {"points": _points(reports, seed), "slope": _slopes(reports, seed)},
+        "subjects": [report.entry() for report in reports],
+        "provenance": dict(provenance or {}),
     }
 
 
 def means(reports: Sequence[SubjectReport]) -> dict[str, float | None]:
     """Return the mean over the scans of each of `Figures`, None where it was measured in none."""
     return {name: mean_of([getattr(report.figures, name) for report in reports]) for name in FIGURES}
+
+
+def leaf(values: Sequence[Value], *, seed: int = 0) -> dict[str, Any]:
+    """Return the mean of one value per scan.
+
+    Args:
+        values: Patient and value of each scan, None where it was not measured.
+        seed: Of the bootstrap.
+
+    Returns:
+        `mean` (None for no scans) and `n` over the scans in which it was measured, and `ci95`, the 95 % percentile
+        interval of a bootstrap over patients, None for fewer than two.
+    """
+    kept = [(patient, value) for patient, value in values if value is not None]
+    numbers, patients = [value for _, value in kept], [patient for patient, _ in kept]
+    interval = bootstrap_interval(numbers, patients, seed=seed)
+    return {"mean": mean_of(numbers), "ci95": None if interval is None else list(interval), "n": len(kept)}
+
+
+def slope_per_doubling(points: Sequence[tuple[float, float | None]]) -> float | None:
+    """Return how much a figure rises whenever the number of exemplars doubles, by least squares.
+
+    Zero exemplars are left out: what the first exemplar brings is another question than what a further one does.
+
+    Args:
+        points: Exemplars used, and the figure there; equal numbers count once.
+    """
+    known = {used: value for used, value in points if used >= 1 and value is not None}
+    if len(known) < 2:
+        return None
+    doublings, values = np.log2(list(known)), np.array(list(known.values()))
+    away = doublings - doublings.mean()
+    return float((away * values).sum() / (away**2).sum())
 
 
 def paired_gain(pairs: Sequence[tuple[str, float | None, float | None]], *, seed: int = 0) -> dict[str, Any]:
@@ -48,24 +106,144 @@ def paired_gain(pairs: Sequence[tuple[str, float | None, float | None]], *, seed
         seed: Of the bootstrap.
 
     Returns:
-        `mean`, `n` and `ci95` (95 % bootstrap interval over patients) of the differences, over the scans in which both
-        were measured.
+        `leaf` of the differences, over the scans in which both were measured.
     """
-    rises = [(patient, None if old is None or new is None else new - old) for patient, old, new in pairs]
-    return _summary(rises, seed)
+    return leaf(_differences(pairs), seed=seed)
 
 
-def _summary(values: Sequence[tuple[str, float | None]], seed: int) -> dict[str, Any]:
-    """Summarise one value per scan, given with its patient."""
-    kept = [(patient, value) for patient, value in values if value is not None]
-    numbers, patients = [value for _, value in kept], [patient for patient, _ in kept]
-    interval = bootstrap_interval(numbers, patients, seed=seed)
-    return {"mean": mean_of(numbers), "ci95": None if interval is None else list(interval), "n": len(kept)}
+def paired_test(pairs: Sequence[tuple[str, float | None, float | None]], *, seed: int = 0) -> dict[str, Any]:
+    """Return how much a figure differs between two results on the same scans, and whether that may be chance.
+
+    Args:
+        pairs: Patient, first and second figure of each scan; None where it was not measured.
+        seed: Of the bootstrap.
+
+    Returns:
+        `leaf` of second minus first, `patients`, and `p`: two-sided Wilcoxon signed-rank test on the mean difference of
+        each patient, as scans of one patient are no independent evidence; None for fewer than two patients, 1 where
+        nothing differs. With n patients it cannot be less than 2 / 2^n.
+    """
+    differences = _differences(pairs)
+    owners = dict.fromkeys(patient for patient, difference in differences if difference is not None)
+    per_patient = [mean_of([d for patient, d in differences if patient == owner]) or 0.0 for owner in owners]
+    if len(per_patient) < 2:
+        p = None
+    elif not any(per_patient):
+        p = 1.0
+    else:
+        p = float(stats.wilcoxon(per_patient).pvalue)
+    return {**leaf(differences, seed=seed), "patients": len(per_patient), "p": p}
 
 
-def _curve_summary(reports: Sequence[SubjectReport], count: int, seed: int) -> dict[str, Any]:
-    points = [(report.patient, point) for report in reports for point in report.curve() if point.count == count]
-    return {
-        name: _summary([(patient, getattr(point, name)) for patient, point in points], seed)
-        for name in ("used", "right", "wrong", "swapped", "lesion_f1")
+def bin_of(value: float | None, bins: Mapping[str, tuple[float, float]]) -> str | None:
+    """Return the name of the bin that holds a value, its lower end included; None for None."""
+    if value is None:
+        return None
+    return next(name for name, (low, high) in bins.items() if low <= value < high)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p values corrected for how many there are, in the same order; None stays None and does not count.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
+    """
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(order):
+        highest = max(highest, min(1.0, p * (len(order) - rank)))
+        corrected[place] = highest
+    return corrected
+
+
+def _differences(pairs: Sequence[tuple[str, float | None, float | None]]) -> list[Value]:
+    return [(patient, None if old is None or new is None else new - old) for patient, old, new in pairs]
+
+
+def _summary(reports: Sequence[SubjectReport], seed: int) -> dict[str, Any]:
+    def of(value: Callable[[SubjectReport], float | None]) -> dict[str, Any]:
+        return leaf([(report.patient, value(report)) for report in reports], seed=seed)
+
+    empty = [report for report in reports if not report.classes]
+    per_subject = [(report.patient, report.figures) for report in reports]
+    steps = dict.fromkeys(step for report in reports for step in report.seconds)
+    figures = {name: leaf([(who, getattr(one, name)) for who, one in per_subject], seed=seed) for name in FIGURES}
+    summary: dict[str, Any] = {
+        "n_subjects": len(reports),
+        "n_patients": len({report.patient for report in reports}),
+        **nested(figures),
+        "false_without_exemplars": of(lambda report: float(report.false_without_exemplars)),
+        "false_in_empty_scans": leaf([(r.patient, float(r.false_without_exemplars)) for r in empty], seed=seed),
+        "by_size": _bins(reports, SIZES_ML, lambda row: bin_of(row.volume_ml, SIZES_ML), seed),
+        "by_location": _bins(reports, THIRDS, lambda row: row.third, seed),
+        "by_contrast": _bins(reports, CONTRASTS, lambda row: bin_of(row.contrast, CONTRASTS), seed),
+        "seconds": {step: of(lambda report, step=step: report.seconds.get(step)) for step in steps},  # type: ignore[misc]
     }
+    for name, entry in summary["by_size"].items():
+        entry["fp_per_scan"] = of(lambda report, name=name: _false_of_size(report, name))  # type: ignore[misc]
+    papers = [(report.patient, report.paper) for report in reports if report.paper is not None]
+    if papers:
+        summary["paper"] = {
+            field.name: leaf([(who, asdict(one)[field.name]) for who, one in papers], seed=seed)
+            for field in fields(PaperFigures)
+        }
+    return summary
+
+
+def _bins(
+    reports: Sequence[SubjectReport], names: Iterable[str], bin_of_row: Callable[[LesionRow], str | None], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return what became of the lesions that were not prompted, by bin: per scan, and then over the scans."""
+    entries = {}
+    for name in names:
+        chosen = [
+            (report.patient, [row for row in report.lesions if row.role != "prompted" and bin_of_row(row) == name])
+            for report in reports
+        ]
+        entries[name] = {
+            "lesions": sum(len(rows) for _, rows in chosen),
+            "recall": leaf([(who, mean_of([float(row.found) for row in rows])) for who, rows in chosen], seed=seed),
+            "dice": leaf([(who, mean_of([row.dice for row in rows])) for who, rows in chosen], seed=seed),
+        }
+    return entries
+
+
+def _false_of_size(report: SubjectReport, name: str) -> float | None:
+    """Return how many false lesions are of a size; the mean over the classes."""
+    return mean_of([float(sum(bin_of(ml, SIZES_ML) == name for ml in one.false_volumes_ml)) for one in report.classes])
+
+
+def _points(reports: Sequence[SubjectReport], seed: int) -> list[dict[str, Any]]:
+    points: dict[tuple[int, int], list[tuple[str, CountPoint]]] = {}
+    for report in reports:
+        for point in report.curve():
+            points.setdefault((point.clicks, point.count), []).append((report.patient, point))
+    return [
+        {
+            "clicks": clicks,
+            "count": count,
+            **{
+                name: leaf([(who, getattr(one, field)) for who, one in points[clicks, count]], seed=seed)
+                for name, field in POINT.items()
+            },
+        }
+        for clicks, count in sorted(points)
+    ]
+
+
+def _slopes(reports: Sequence[SubjectReport], seed: int) -> dict[str, Any]:
+    every = sorted({point.clicks for report in reports for one in report.classes for point in one.curve})
+    return {
+        str(clicks): {
+            name: leaf(
+                [(r.patient, mean_of([_slope(one, clicks, POINT[name]) for one in r.classes])) for r in reports],
+                seed=seed,
+            )
+            for name in ("right", "f1")
+        }
+        for clicks in every
+    }
+
+
+def _slope(report: ClassReport, clicks: int, field: str) -> float | None:
+    return slope_per_doubling([(p.used, getattr(p, field)) for p in report.curve if p.clicks == clicks])

@@ -11,25 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from mois.evaluation.reports import SubjectReport
+from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import summarise
 
 
 def write_results(
-    out: Path, reports: Sequence[SubjectReport], provenance: Mapping[str, Any] | None = None, *, seed: int = 0
+    out: Path,
+    reports: Sequence[SubjectReport],
+    provenance: Mapping[str, Any] | None = None,
+    *,
+    protocol: ProtocolSettings | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Write `metrics.json`, `subjects.csv`, `lesions.csv` and `curve.csv`, each whole or not at all.
+    """Write `metrics.json`, `subjects.csv`, `lesions.csv`, `candidates.csv` and `curve.csv`, each whole or not at all.
 
     Args:
         out: Folder; made where it is missing.
         reports: One per scan.
         provenance: What made the result, written into metrics.json.
+        protocol: How the scans were prompted and scored, written into metrics.json.
         seed: Of the bootstrap.
 
     Returns:
         What stands in metrics.json.
     """
-    summary = {**summarise(reports, seed=seed), "provenance": dict(provenance or {})}
-    _write(out / "metrics.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    settings = {} if protocol is None else asdict(protocol)
+    text = json.dumps(
+        summarise(reports, protocol=settings, provenance=provenance, seed=seed), indent=2, allow_nan=False
+    )
+    _write(out / "metrics.json", text + "\n")
     _write(out / "subjects.csv", _table([report.row() for report in reports]))
     whose = [(report.subject, one) for report in reports for one in report.classes]
     _write(
@@ -48,7 +58,12 @@ def write_results(
             ]
         ),
     )
-    return summary
+    _write(
+        out / "candidates.csv",
+        _table([{"subject": report.subject, **asdict(row)} for report in reports for row in report.candidates]),
+    )
+    result: dict[str, Any] = json.loads(text)
+    return result
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from mois.evaluation.reports import Third
 from mois.geometry import SliceGrid
 from mois.interfaces import Volume
-from mois.metrics import InstanceMap, lesion_volumes_ml
+from mois.io import normalise
+from mois.metrics import InstanceMap, dilate_in_plane, lesion_volumes_ml
 from mois.prompts import Reader
 
 
@@ -44,6 +49,16 @@ class Plan:
         return tuple(sorted(self.promptable + self.never))
 
 
+class Surroundings(NamedTuple):
+    """Where a lesion lies, and how it stands out; see `LesionRow`."""
+
+    x_mm: float
+    y_mm: float
+    z_mm: float
+    third: Third
+    contrast: float | None
+
+
 @dataclass(frozen=True)
 class Truth:
     """The true lesions on the scan's own pixels.
@@ -54,6 +69,8 @@ class Truth:
         classes: Id to class.
         volumes_ml: Id to volume.
         voxel_ml: Volume of one voxel.
+        spacing_mm: Between slices, rows, columns.
+        surroundings: Of each lesion by its id.
         slice_voxels: (S, L) int64, voxels of each lesion on each slice.
     """
 
@@ -62,6 +79,8 @@ class Truth:
     classes: dict[int, int]
     volumes_ml: dict[int, float]
     voxel_ml: float
+    spacing_mm: tuple[float, float, float]
+    surroundings: dict[int, Surroundings]
     slice_voxels: npt.NDArray[np.int64]
 
     @classmethod
@@ -90,6 +109,8 @@ class Truth:
             classes={int(lesion): volume.classes[int(lesion)] for lesion in ids},
             volumes_ml=lesion_volumes_ml(lesions.reshape(-1)[where], voxel_ml),
             voxel_ml=voxel_ml,
+            spacing_mm=grid.spacing_mm,
+            surroundings=_surroundings(volume, grid, ids, index),
             slice_voxels=per_slice.reshape(len(lesions), len(ids)),
         )
 
@@ -118,3 +139,31 @@ class Truth:
         size = grid.picture_shape(pixel_mm)
         soft = functional.interpolate(mask.unsqueeze(0), size, mode="bilinear", antialias=True)[0, 0]
         return soft >= soft.amax().clamp(max=0.5)
+
+
+RING_PX = 2
+"""Width of the ring around a lesion that its contrast is measured against."""
+
+
+def _surroundings(
+    volume: Volume, grid: SliceGrid, ids: npt.NDArray[np.int32], index: InstanceMap
+) -> dict[int, Surroundings]:
+    if not len(ids):
+        return {}
+    image = normalise(grid.to_stack(volume.image.float().cpu())).numpy()
+    ends = torch.tensor(list(product(*((-0.5, size - 0.5) for size in index.shape))), dtype=torch.float64)
+    lowest, highest = (float(end) for end in grid.to_lps_mm(ends)[:, 2].aminmax())
+    found = {}
+    for position, (lesion, box) in enumerate(zip(ids, ndimage.find_objects(index), strict=True), start=1):
+        across, rows, columns = box
+        wide = (across, *(slice(max(0, side.start - RING_PX), side.stop + RING_PX) for side in (rows, columns)))
+        here = index[wide]
+        inside = here == position
+        centre = np.argwhere(inside).mean(0) + [part.start for part in wide]
+        x_mm, y_mm, z_mm = (float(value) for value in grid.to_lps_mm(torch.from_numpy(centre[None]))[0])
+        share = (z_mm - lowest) / (highest - lowest)
+        third: Third = "lower" if share < 1 / 3 else "middle" if share < 2 / 3 else "upper"
+        ring = dilate_in_plane(inside, RING_PX) & (here == 0)
+        contrast = float(image[wide][inside].mean() - image[wide][ring].mean()) if ring.any() else None
+        found[int(lesion)] = Surroundings(x_mm, y_mm, z_mm, third, contrast)
+    return found

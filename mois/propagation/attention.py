@@ -79,8 +79,8 @@ class Attention(Propagation):
         coarse = features.levels[-1]
         conditioned = coarse + self.no_exemplar.view(1, -1, 1, 1)
         if exemplars.count:
-            any_valid = exemplars.valid.any(1).view(-1, 1, 1, 1)
-            conditioned = torch.where(any_valid, self._attend(features, exemplars), conditioned)
+            some = exemplars.present.any(1).view(-1, 1, 1, 1)
+            conditioned = torch.where(some, self._attend(features, exemplars), conditioned)
         tokens = conditioned.flatten(2)
         pooled = torch.cat([tokens.mean(2), tokens.amax(2)], dim=1)
         answer = backbone.decode(features._replace(levels=(*features.levels[:-1], conditioned)), None)
@@ -92,7 +92,7 @@ class Attention(Propagation):
         coarse = features.levels[-1]
         maps, position = exemplars.tokens["map"], exemplars.tokens["position"]
         batch, count, memory_width = maps.shape[:3]
-        keep = exemplars.valid.unsqueeze(2).expand(-1, -1, maps[0, 0, 0].numel())  # (B, K, h * w)
+        keep = exemplars.present.unsqueeze(2).expand(-1, -1, maps[0, 0, 0].numel())  # (B, K, h * w)
         if self.kept_tokens == "foreground":
             keep = keep & (exemplars.tokens["near"].flatten(2) > 0.1)
         sign = self.sign[exemplars.negative.long()].unsqueeze(2)  # (B, K, 1, M)
@@ -101,13 +101,17 @@ class Attention(Propagation):
         pointers = exemplars.tokens["pointer"].reshape(batch, count, -1, memory_width)
         split = pointers.shape[2]
         # a row without exemplars attends to padding; its result is discarded, but softmax needs something to sum
-        pointer_keep = (exemplars.valid | ~exemplars.valid.any(1, keepdim=True)).repeat_interleave(split, 1)
+        pointer_keep = (exemplars.present | ~exemplars.present.any(1, keepdim=True)).unsqueeze(2).expand(-1, -1, split)
+        # a weight counts like so many of the same exemplar, all of whose tokens are in the softmax
+        times = exemplars.weight.clamp(min=1e-4).log().unsqueeze(2)
+        never = times.new_tensor(-torch.inf)
+        key_mask = [torch.where(part, times, never).flatten(1) for part in (keep, pointer_keep)]
         out: Tensor = self.stack(
             coarse.flatten(2).transpose(1, 2),
             features.position.flatten(2).transpose(1, 2),
             torch.cat([grid.flatten(1, 2), pointers.flatten(1, 2)], dim=1),
             torch.cat([grid_position.flatten(1, 2), sign.expand(-1, -1, split, -1).flatten(1, 2)], dim=1),
             count * split,
-            torch.cat([keep.flatten(1), pointer_keep], dim=1),
+            torch.cat(key_mask, dim=1),
         )
         return out.transpose(1, 2).reshape(coarse.shape)

@@ -15,7 +15,8 @@ class Prototype(Propagation):
     """A pixel is found where it is more like an exemplar's lesion than like that lesion's surroundings.
 
     Each feature level is normalised per channel over the picture, and compared by cosine with the lesion's and with the
-    surroundings' mean vector; the differences are averaged over levels, and the most alike exemplar counts.
+    surroundings' mean vector; the differences are averaged over levels, and the most alike exemplar counts (so that its
+    weight matters only in whether it has any).
 
     Args:
         margin: By how much the cosine to the lesion has to exceed that to the surroundings.
@@ -62,8 +63,8 @@ class Prototype(Propagation):
             likeness = torch.einsum("bchw,bkc->bkhw", flat, lesion - outside)
             total = total + functional.interpolate(likeness, (patch_px, patch_px), mode="bilinear")
         total = total / len(features.levels)
-        positive = (exemplars.valid & ~exemplars.negative)[:, :, None, None]
-        negative = (exemplars.valid & exemplars.negative)[:, :, None, None]
+        positive = (exemplars.present & ~exemplars.negative)[:, :, None, None]
+        negative = (exemplars.present & exemplars.negative)[:, :, None, None]
         alike = total.masked_fill(~positive, -2.0).amax(1)
         unlike = total.masked_fill(~negative, -2.0).amax(1)
         score = torch.where(unlike > alike, alike - unlike, alike) - self.margin

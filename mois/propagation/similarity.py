@@ -15,6 +15,7 @@ from mois.propagation.weights import load_propagation
 ZONES = ("core", "rim", "outside")
 POOLS = 2  # the mean over exemplars, and the most alike one
 NEGLIGIBLE = -1e4  # a logit that no softmax notices, also in half precision
+LEAST = 1e-4  # of the weights that are divided by
 
 
 class Similarity(Propagation):
@@ -140,23 +141,27 @@ class Similarity(Propagation):
             wanted = functional.normalize(compare(means[:, index]), dim=1).view(images, -1, count, self.width)
             found.append(torch.einsum("nchw,nrkc->nrkhw", each, wanted).flatten(0, 1))
         cosines = torch.stack(found, dim=2)  # (B, K, 3, h, w)
+        # a weight counts like so many of the same exemplar: as a factor in a sum, as its logarithm in a softmax
+        times = exemplars.weight.clamp(min=LEAST).log().to(cosines.dtype)[:, :, None, None, None]
         pools = []
         for sign in (False, True):
-            keep = (exemplars.valid & (exemplars.negative == sign))[:, :, None, None, None]
+            keep = (exemplars.present & (exemplars.negative == sign))[:, :, None, None, None]
+            weight = keep * exemplars.weight.to(cosines.dtype)[:, :, None, None, None]
             some = keep.any(1).to(cosines.dtype)
-            mean = (cosines * keep).sum(1) / keep.sum(1).clamp(min=1)
-            soft = (cosines / self.temperature).masked_fill(~keep, NEGLIGIBLE).softmax(1)
+            mean = (cosines * weight).sum(1) / weight.sum(1).clamp(min=LEAST)
+            soft = (cosines / self.temperature + times).masked_fill(~keep, NEGLIGIBLE).softmax(1)
             pools += [mean * some, (soft * cosines).sum(1) * some]
         return torch.cat(pools, dim=1)
 
     def _summarise(self, exemplars: Exemplars, like: Tensor) -> Tensor:
-        """One vector for what to look for (B, C): the mean over positive exemplars, or a learned one without any."""
+        """One vector for what to look for (B, C): the mean of the positive exemplars, or a learned one without any."""
         nothing = self.no_exemplar.to(like.dtype).expand(like.shape[0], -1)
         if exemplars.count == 0:
             return nothing
         tokens = torch.cat([exemplars.tokens["means"].flatten(2), exemplars.tokens["log_area"]], dim=2)
-        keep = (exemplars.valid & ~exemplars.negative).unsqueeze(2)
-        mean = (self.summary(tokens) * keep).sum(1) / keep.sum(1).clamp(min=1)
+        keep = (exemplars.present & ~exemplars.negative).unsqueeze(2)
+        weight = keep * exemplars.weight.to(like.dtype).unsqueeze(2)
+        mean = (self.summary(tokens) * weight).sum(1) / weight.sum(1).clamp(min=LEAST)
         return torch.where(keep.any(1), mean, nothing)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,11 +15,46 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from mois.evaluation.reports import SubjectReport
 from mois.provenance import collect_provenance
 from mois.tracking import CarefulWandbLogger, Tracker
 
 RECORD = "mois"
 """Key of a checkpoint under which provenance and the W&B run id stand."""
+
+
+@dataclass(frozen=True)
+class ValidationRecord:
+    """What a validation found, kept in the checkpoint: confidences are fitted on it.
+
+    Attributes:
+        peaks: Highest probability of each candidate.
+        hits: Whether it is a lesion.
+        scans: How often a scan was searched: once for each class that is scored in it.
+        figures: Mean over the scans of what was measured.
+    """
+
+    peaks: list[float]
+    hits: list[bool]
+    scans: int
+    figures: dict[str, float]
+
+    @classmethod
+    def of(cls, reports: Sequence[SubjectReport], logged: Mapping[str, Tensor], prefix: str = "") -> ValidationRecord:
+        """Read the reports of a propagation, and its logged figures `val/PREFIX...`."""
+        rows = [row for report in reports for row in report.candidates]
+        start = f"val/{prefix}"
+        figures = {name.removeprefix(start): float(value) for name, value in logged.items() if name.startswith(start)}
+        return cls(
+            [row.peak for row in rows],
+            [bool(row.hit) for row in rows],
+            sum(max(1, len(report.classes)) for report in reports),
+            {name: value for name, value in figures.items() if "/" not in name},
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain lists and numbers, as checkpoints hold them."""
+        return asdict(self)
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -169,7 +206,14 @@ class RunRecord(Callback):
             provenance.write(tracker.folder / "provenance.json")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add provenance, and the W&B run that a resumed training has to go on in."""
-        del pl_module
+        """Add provenance, the W&B run that a resumed training has to go on in, and what the latest validation found."""
         run_ids = [logger.run_id for logger in trainer.loggers if isinstance(logger, CarefulWandbLogger)]
-        checkpoint[RECORD] = {"provenance": self.record, "run_id": run_ids[0] if run_ids else None}
+        checkpoint[RECORD] = {
+            "provenance": self.record,
+            "run_id": run_ids[0] if run_ids else None,
+            "validation": {
+                prefix: ValidationRecord.of(reports, trainer.callback_metrics, prefix).as_dict()
+                for prefix, reports in getattr(pl_module, "reports", {}).items()
+                if reports
+            },
+        }

@@ -29,7 +29,7 @@ from mois.training.checkpoints import (
     SafeCheckpointIO,
     read_training,
 )
-from mois.training.export import export_adapter
+from mois.training.export import BundleSettings, export_bundles
 from mois.training.module import ExemplarSegmenter
 
 TRAINER_DEFAULTS = {
@@ -106,6 +106,7 @@ class MoisCLI(LightningCLI):
         """Add what is ours to the settings, and let one seed serve all."""
         parser.add_argument("--tracking", type=TrackingSettings, default=TrackingSettings())
         parser.add_argument("--checkpoints", type=CheckpointSettings, default=CheckpointSettings())
+        parser.add_argument("--bundle", type=BundleSettings, default=BundleSettings())
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -158,13 +159,17 @@ class MoisCLI(LightningCLI):
         Tracker.of(self.trainer).finish()
 
     def after_fit(self) -> None:
-        """Write what was trained as files to share, and record the best checkpoint where a logger keeps artifacts."""
+        """Write the best of what was trained as a bundle; keep its checkpoint where a logger keeps artifacts."""
         tracker = Tracker.of(self.trainer)
         best = self.checkpoints / "best.ckpt"
         if isinstance(self.model, ExemplarSegmenter) and self.trainer.is_global_zero:
+            validation: dict[str, Any] = {}
             if best.is_file():
-                self.model.load_state_dict(read_training(best)["state_dict"], strict=False)
-            export_adapter(self.model, self.folder / "adapter")
+                checkpoint = read_training(best)
+                self.model.load_state_dict(checkpoint["state_dict"], strict=False)
+                validation = checkpoint.get(RECORD, {}).get("validation", {})
+            settings = BundleSettings(**self.settings["bundle"].as_dict())
+            export_bundles(self.model, self.folder, self.plain_config()["model"], validation, settings)
         if best.is_file() and self.settings["tracking"]["artifact"]:
             tracker.file(f"{self.folder.name}-best", best, kind="model")
 
@@ -183,6 +188,11 @@ class MoisCLI(LightningCLI):
         """Where the run's checkpoints are."""
         return self.folder / "checkpoints"
 
+    def plain_config(self) -> dict[str, Any]:
+        """Return the settings as plain values, without the command that was given."""
+        plain: dict[str, Any] = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_unset=False))
+        return plain
+
     def _name(self) -> str:
         files = [Path(file.absolute).stem for file in self.settings["config"] or []]
         return files[0] if files else "run"
@@ -199,9 +209,8 @@ class MoisCLI(LightningCLI):
 
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         seed = self.settings["seed_everything"]
-        # as plain values, without the command that was given
-        config = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_unset=False))
-        callbacks: list[Callback] = [RunRecord(config, seed), CostTable(), StopAtNaN(), SeedEachStep(int(seed))]
+        callbacks: list[Callback] = [RunRecord(self.plain_config(), seed), CostTable(), StopAtNaN()]
+        callbacks.append(SeedEachStep(int(seed)))
         if checkpointing:
             kept = self.settings["checkpoints"]
             callbacks.append(BestCheckpoint(self.checkpoints, kept["monitor"], kept["mode"]))

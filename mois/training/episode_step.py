@@ -267,9 +267,7 @@ def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLea
     """Show some queries the other group's exemplars too, as what is not to be found."""
     batch, groups, _ = episode.support_valid.shape
     order = torch.arange(batch * groups, device=exemplars.valid.device).view(batch, groups).flip(1).flatten()
-    others = Exemplars(
-        {name: token[order] for name, token in exemplars.tokens.items()}, exemplars.valid[order], exemplars.negative
-    )
+    others = exemplars.each(lambda tensor: tensor[order])
     chosen = (episode.chance[:, NEGATIVES] < settings.negatives).repeat_interleave(groups).unsqueeze(1)
     return Exemplars.cat(
         [exemplars, others.map(valid=others.valid & chosen, negative=torch.ones_like(others.negative))]
@@ -278,11 +276,7 @@ def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLea
 
 def _no_exemplars(exemplars: Exemplars, groups: int) -> Exemplars:
     """K = 0 exemplars for each of the B queries."""
-    return Exemplars(
-        {name: token[::groups, :0] for name, token in exemplars.tokens.items()},
-        exemplars.valid[::groups, :0],
-        exemplars.negative[::groups, :0],
-    )
+    return exemplars.each(lambda tensor: tensor[::groups, :0])
 
 
 def _shown_count(episode: Episode) -> Tensor:

@@ -1,16 +1,23 @@
-"""Writes the weights of a pretraining as the files that a backbone and its propagations load."""
+"""What a training leaves to share: its bundle, and a pretraining's weights as files that backbones load."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
 from mois.backbones.weights import file_sha256
+from mois.bundle import ClassSpec, ModelSpec, write_bundle
+from mois.calibration import Calibration
 from mois.interfaces import Backbone, WeightsIdentity
 from mois.propagation.weights import save_propagation
+from mois.training.checkpoints import ValidationRecord
 from mois.training.module import ExemplarSegmenter
 
 
@@ -34,10 +41,59 @@ class ExportWeights(Callback):
             export_weights(pl_module, Path(self.folder or Path(trainer.default_root_dir) / "weights"))
 
 
-def export_adapter(module: ExemplarSegmenter, folder: Path) -> None:
-    """Write what was trained: the adapter, in PEFT's format where it is of peft, and the propagation."""
-    module.adapter.save(folder)
-    save_propagation(module.propagation, folder / "propagation.safetensors", module.backbone.identity)
+@dataclass
+class BundleSettings:
+    """How what was trained becomes a bundle.
+
+    Attributes:
+        false_per_scan: Choose `peak_threshold` on the validation scans so that about so many false lesions per scan are
+            left; None keeps `model.inference.peak_threshold`.
+    """
+
+    false_per_scan: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if self.false_per_scan is not None and self.false_per_scan < 0:
+            raise ValueError(f"bundle.false_per_scan={self.false_per_scan} must be 0 or more, or null.")
+
+
+def export_bundles(
+    module: ExemplarSegmenter,
+    folder: Path,
+    config: Mapping[str, Any],
+    validation: Mapping[str, Any],
+    settings: BundleSettings,
+) -> None:
+    """Write `bundle` into a run's folder, and `bundle_NAME` for each companion, to compare them by.
+
+    Args:
+        module: With the weights to share.
+        folder: Of the run.
+        config: What stands under `model`.
+        validation: What the validation of these weights found, by a propagation's prefix; empty if there was none.
+        settings: How to choose what is left open.
+    """
+    specs = [config["propagation"], *(config.get("companions") or [])]
+    for (prefix, propagation), spec in zip(module.propagations.items(), specs, strict=True):
+        record = ValidationRecord(**validation[prefix]) if prefix in validation else None
+        inference, calibration = module.inference, None
+        if record is not None and record.peaks:
+            calibration = Calibration.fit(record.peaks, record.hits)
+            if settings.false_per_scan is not None:
+                peak = Calibration.peak_for_budget(record.peaks, record.hits, record.scans, settings.false_per_scan)
+                inference = replace(inference, peak_threshold=min(peak, math.nextafter(1.0, 0.0)))
+        write_bundle(
+            folder / "_".join(["bundle", prefix.strip("/")]).rstrip("_"),
+            ModelSpec(ClassSpec.of(config["backbone"]), ClassSpec.of(config["adapter"]), ClassSpec.of(spec)),
+            module.backbone,
+            module.adapter,
+            propagation,
+            inference,
+            calibration=calibration,
+            provenance=module.record(),
+            figures=record.figures if record is not None else None,
+        )
 
 
 def export_weights(module: ExemplarSegmenter, folder: Path) -> None:

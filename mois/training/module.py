@@ -146,7 +146,8 @@ class ExemplarSegmenter(LightningModule):
         segmenter = self.segmenter()
         encoded = segmenter.encode(volume)
         grid = encoded.grid
-        found = segmenter.lesions(segmenter.propagate(encoded), grid.gap_mm * grid.row_mm * grid.column_mm / 1000)
+        voxel_ml = grid.gap_mm * grid.row_mm * grid.column_mm / 1000
+        found = segmenter.lesions(segmenter.propagate(encoded), voxel_ml, grid.spacing_mm)
         path = out / "predictions" / f"{volume.subject}.nii.gz"
         write_volume(grid.to_volume(torch.from_numpy(found)), volume.affine, path)
 
@@ -174,7 +175,7 @@ class ExemplarSegmenter(LightningModule):
         self._log_figures("test")
         if self.trainer.is_global_zero:
             for prefix, reports in self.reports.items():
-                write_results(self.results_folder("test") / prefix, reports, self.record())
+                write_results(self.results_folder("test") / prefix, reports, self.record(), protocol=self.protocol)
 
     def record(self) -> dict[str, Any]:
         """Return what made a result: the run's provenance, and how much was trained."""

@@ -44,9 +44,9 @@ class MeanToken(Propagation):
     def forward(self, features, exemplars, backbone):
         times = exemplars.valid.shape[0] // features.image.shape[0]
         coarse = features.levels[-1].repeat_interleave(times, 0)
-        sign = exemplars.valid.float() - 2 * (exemplars.valid & exemplars.negative).float()
-        wanted = (exemplars.tokens["mean"] * sign.unsqueeze(2)).sum(1) / sign.abs().sum(1, keepdim=True).clamp(min=1)
-        wanted = torch.where(exemplars.valid.any(1, keepdim=True), wanted, self.nothing)
+        sign = exemplars.valid * exemplars.weight * (1 - 2 * exemplars.negative.float())
+        wanted = (exemplars.tokens["mean"] * sign.unsqueeze(2)).sum(1) / sign.abs().sum(1, keepdim=True).clamp(min=1e-6)
+        wanted = torch.where(exemplars.present.any(1, keepdim=True), wanted, self.nothing)
         score = self.gain * torch.einsum("bchw,bc->bhw", coarse, self.key(wanted))
         logits = functional.interpolate(score.unsqueeze(1), features.image.shape[-2:], mode="bilinear").squeeze(1)
         return SemanticPrediction(logits, logits.amax((1, 2)))

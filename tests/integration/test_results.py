@@ -20,12 +20,14 @@ from small_runs import LORA, SCANS, config, data, folder, train
 
 from mois.backbones import SAM2
 from mois.backbones.weights import bundled_file
+from mois.evaluation.reports import KEYS
 from mois.testing import example_patches
 
 OBLIQUE = np.array(  # slices across the first axis, turned by 20 degrees, the second axis from left to right
     [[0, 1.879, -0.684, 40], [6, 0, 0, -20], [0, 0.684, 1.879, -50], [0, 0, 0, 1]]
 )
 # an untrained model is shy
+SWEEP = [f"--model.protocol.{key}" for key in ("counts=[0,1,2]", "curve_clicks=[1,3]", "rules=paper")]
 EASY = [f"--model.inference.{key}" for key in ("threshold=0.02", "peak_threshold=0", "min_lesion_voxels=1")]
 
 
@@ -35,6 +37,12 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
     result: dict[str, Any] = json.loads(path.read_text(), parse_constant=refuse)
     return result
+
+
+def figure(summary: dict[str, Any], name: str) -> Any:
+    for part in KEYS[name]:
+        summary = summary[part]
+    return summary
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -54,14 +62,17 @@ def two_test_scans(make_dataset: Callable[..., Path]) -> Path:
 
 def test_a_test_writes_tables_maps_and_pictures(two_test_scans: Path, tmp_path: Path) -> None:
     root, out = two_test_scans, tmp_path / "run" / "test"
-    train("test", *LORA, *data(root), *EASY, "--model.protocol.counts=[1,2]", folder(tmp_path / "run"))
+    train("test", *LORA, *data(root), *EASY, *SWEEP, folder(tmp_path / "run"))
 
     metrics = read_metrics(out / "metrics.json")
-    assert (metrics["subjects"], metrics["patients"]) == (2, 2)
+    assert (metrics["summary"]["n_subjects"], metrics["summary"]["n_patients"]) == (2, 2)
     for name in ("right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion_f1", "scan_dice"):
-        assert 0 <= metrics["figures"][name]["mean"] <= 1
-        assert metrics["figures"][name]["n"] == 2
-    assert list(metrics["curve"]) == ["1", "2"]
+        assert 0 <= figure(metrics["summary"], name)["mean"] <= 1
+        assert figure(metrics["summary"], name)["n"] == 2
+    points = [(point["clicks"], point["count"]) for point in metrics["curve"]["points"]]
+    assert points == [(1, 0), (1, 1), (1, 2), (3, 0), (3, 1), (3, 2)]
+    assert metrics["protocol"]["curve_clicks"] == [1, 3]
+    assert metrics["summary"]["paper"]["f1"]["n"] == 2
     assert metrics["provenance"]["backbone"]["source"] == "random"
     assert len(metrics["provenance"]["data"]) == 64
     assert 0 < metrics["provenance"]["trainable_fraction"] < 0.15
@@ -70,13 +81,14 @@ def test_a_test_writes_tables_maps_and_pictures(two_test_scans: Path, tmp_path: 
     assert [row["subject"] for row in subjects] == ["p1", "p2"]
     assert {(row["classes"], row["lesions"]) for row in subjects} == {("1 2", "12")}
     mean = np.mean([float(row["unprompted_dice"]) for row in subjects])
-    assert mean == pytest.approx(metrics["figures"]["unprompted_dice"]["mean"])
+    assert mean == pytest.approx(metrics["summary"]["unprompted"]["dice"]["mean"])
     lesions = read_table(out / "lesions.csv")
     assert len(lesions) == 24
     assert {row["role"] for row in lesions} == {"prompted", "promptable", "never"}
     cube_ml = 3 * 2 * 3 * 24 / 1000
     assert all(float(row["volume_ml"]) == pytest.approx(cube_ml, rel=1e-3) for row in lesions)
-    assert len(read_table(out / "curve.csv")) == 8  # 2 scans, 2 classes, 2 counts
+    assert len(read_table(out / "curve.csv")) == 24  # 2 scans, 2 classes, 2 clicks, 3 counts
+    assert {row["subject"] for row in read_table(out / "candidates.csv")} == {"p1", "p2"}
 
     for subject in ("p1", "p2"):
         scan = nib.load(root / "imagesTs" / f"{subject}_0000.nii.gz")
@@ -96,12 +108,12 @@ def test_with_one_class_what_needs_another_is_null(make_dataset: Callable[..., P
         save_nifti(label, (np.asarray(nib.load(label).dataobj) > 0).astype(np.uint8))
     train("test", *LORA, *data(root), folder(tmp_path / "run"))
     out = tmp_path / "run" / "test"
-    figures = read_metrics(out / "metrics.json")["figures"]
+    figures = read_metrics(out / "metrics.json")["summary"]["conditioning"]
     for name in ("wrong", "swapped"):
         assert figures[name] == {"mean": None, "ci95": None, "n": 0}
     assert figures["right"]["n"] == figures["no_exemplars"]["n"] == 1
     (row,) = read_table(out / "subjects.csv")
-    assert row["wrong"] == row["swapped"] == ""
+    assert row["conditioning_wrong"] == row["conditioning_swapped"] == ""
     assert len(read_table(out / "lesions.csv")) == 12
 
 
@@ -138,11 +150,11 @@ def test_frozen_weights_stay_those_of_the_file_and_the_adapter_is_a_file_of_peft
     fresh = SAM2("nano", "bundled")
     images, _ = example_patches(2, 64)
     plain = fresh.encode(images)
-    loaded = PeftModel.from_pretrained(fresh, tmp_path / "run" / "adapter")
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "run" / "bundle" / "adapter")
     with torch.no_grad():
         ours, theirs = cli.model.backbone.encode(images), loaded.encode(images)
     assert not torch.equal(plain.levels[-1], ours.levels[-1])
     for level, same in zip(ours.levels, theirs.levels, strict=True):
         assert torch.equal(level, same)
-    shared = load_file(tmp_path / "run" / "adapter" / "propagation.safetensors")
+    shared = load_file(tmp_path / "run" / "bundle" / "propagation.safetensors")
     assert all(torch.equal(shared[name], tensor) for name, tensor in cli.model.propagation.state_dict().items())

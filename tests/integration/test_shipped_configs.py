@@ -89,9 +89,10 @@ def test_ms_lesions_trains_on_one_patient_and_tests_on_the_other(
     assert slab["val/right"] >= 0
     train("test", *run, "--ckpt_path=best")
     result = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
-    assert [row["subject"] for row in result["per_subject"]] == ["patient07"]
+    assert [row["subject"] for row in result["subjects"]] == ["patient07"]
     # one class: nothing else's exemplars to be wrong with
-    assert [result["figures"][name]["n"] for name in ("right", "no_exemplars", "wrong", "swapped")] == [1, 1, 0, 0]
+    words = result["summary"]["conditioning"]
+    assert [words[name]["n"] for name in ("right", "no_exemplars", "wrong", "swapped")] == [1, 1, 0, 0]
 
 
 def test_neurofibroma_trains_with_another_backbone(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_zero_shot_tests_all_three_for_every_number_of_exemplars(tmp_path: Path)
     train("test", config("zero_shot.yaml"), *small, folder(tmp_path / "run"))
     for part in ("", "attention", "prototype"):
         result = json.loads((tmp_path / "run" / "test" / part / "metrics.json").read_text())
-        assert list(result["curve"]) == ["1", "3", "5", "10"]
+        assert [point["count"] for point in result["curve"]["points"]] == [1, 3, 5, 10]
         assert result["provenance"]["backbone"]["source"] == "bundled"
 
 

@@ -11,8 +11,10 @@ import torch
 from fake_model import TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, make_scan
 
 from mois.evaluation.overlays import STYLES, lesion_kinds, telling_slices
-from mois.evaluation.protocol import ProtocolSettings, evaluate_volume, merge
-from mois.evaluation.reports import FIGURES, ClassReport, Figures, SubjectReport
+from mois.evaluation.protocol import evaluate_volume
+from mois.evaluation.reports import KEYS, ClassReport, Figures, SubjectReport
+from mois.evaluation.scoring import merge
+from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import means, paired_gain, summarise
 from mois.evaluation.tables import write_results
 from mois.inference import InferenceSettings, VolumeSegmenter
@@ -172,14 +174,19 @@ def test_results_are_files_on_the_scanners_grid(scan: Volume, tmp_path: Path) ->
     assert len(np.unique(voxels)) == 1 + 4
     assert np.allclose(affine, scan.affine.numpy())
     assert (tmp_path / "overlays" / "scan_class2.png").read_bytes().startswith(b"\x89PNG")
-    summary = write_results(tmp_path, [report], {"weights": "fake"})
+    summary = write_results(tmp_path, [report], {"weights": "fake"}, protocol=settings)
     assert json.loads((tmp_path / "metrics.json").read_text()) == summary
-    assert summary["figures"]["right"] == {"mean": 1.0, "ci95": None, "n": 1}
-    assert summary["curve"]["2"]["right"]["mean"] == 1.0
+    assert summary["schema"] == 1
+    assert summary["summary"]["conditioning"]["right"] == {"mean": 1.0, "ci95": None, "n": 1}
+    assert [(point["clicks"], point["count"]) for point in summary["curve"]["points"]] == [(1, 1), (1, 2)]
+    assert summary["curve"]["points"][1]["right"]["mean"] == 1.0
+    assert summary["curve"]["slope"]["1"]["right"]["mean"] == 0.0
+    assert summary["protocol"]["counts"] == [1, 2]
+    assert summary["subjects"][0]["unprompted"]["dice"] == 1.0
     assert summary["provenance"] == {"weights": "fake"}
     with (tmp_path / "subjects.csv").open() as file:
         subjects = list(csv.DictReader(file))
-    assert [(row["subject"], row["lesions"], row["right"]) for row in subjects] == [("scan", "8", "1.0")]
+    assert [(row["subject"], row["lesions"], row["conditioning_right"]) for row in subjects] == [("scan", "8", "1.0")]
     with (tmp_path / "lesions.csv").open() as file:
         lesions = list(csv.DictReader(file))
     assert len(lesions) == 8
@@ -192,9 +199,14 @@ def test_results_are_files_on_the_scanners_grid(scan: Volume, tmp_path: Path) ->
 def test_nothing_measured_is_null_in_every_file(tmp_path: Path) -> None:
     report = evaluate_volume(make_segmenter(), make_scan([], annotated=False), ProtocolSettings(), out=tmp_path)
     write_results(tmp_path, [report])
-    figures = json.loads((tmp_path / "metrics.json").read_text())["figures"]
-    assert set(figures) == set(FIGURES)
-    assert figures["right"] == {"mean": None, "ci95": None, "n": 0}
+    summary = json.loads((tmp_path / "metrics.json").read_text())["summary"]
+    for place in KEYS.values():
+        leaf = summary
+        for part in place:
+            leaf = leaf[part]
+        assert leaf == {"mean": None, "ci95": None, "n": 0}
+    assert summary["by_size"]["<0.5"]["recall"]["n"] == 0
+    assert summary["false_in_empty_scans"] == {"mean": 0.0, "ci95": None, "n": 1}
     assert (tmp_path / "lesions.csv").is_file()
 
 
@@ -206,11 +218,11 @@ def report_of(subject: str, dice: float | None, patient: str | None = None) -> S
 def test_summaries_are_over_scans_with_an_interval_over_patients() -> None:
     reports = [report_of("a", 0.2), report_of("b", 0.4), report_of("c", None)]
     assert means(reports)["unprompted_dice"] == pytest.approx(0.3)
-    summary = summarise(reports)["figures"]["unprompted_dice"]
+    summary = summarise(reports)["summary"]["unprompted"]["dice"]
     assert summary["n"] == 2
     assert summary["ci95"] == pytest.approx([0.2, 0.4])
     same_patient = [report_of("a", 0.2, "p"), report_of("b", 0.4, "p")]
-    assert summarise(same_patient)["figures"]["unprompted_dice"]["ci95"] is None
+    assert summarise(same_patient)["summary"]["unprompted"]["dice"]["ci95"] is None
 
 
 def test_a_gain_is_paired_and_leaves_out_what_was_not_measured() -> None:
@@ -243,9 +255,12 @@ def test_overlays_tell_prompted_found_missed_and_false_apart(scan: Volume) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompted": 0}, r"protocol.prompted=0"),
-        ({"counts": (0, 1)}, r"protocol.counts=\(0, 1\)"),
+        ({"prompted": -1}, r"protocol.prompted=-1"),
+        ({"counts": (-1, 1)}, r"protocol.counts=\(-1, 1\)"),
         ({"clicks": 0}, r"protocol.clicks=0"),
+        ({"curve_clicks": (0,)}, r"protocol.curve_clicks=\(0,\)"),
+        ({"margin_px": -1}, r"protocol.margin_px=-1"),
+        ({"rules": "theirs"}, r"protocol.rules='theirs' is unknown; choose ours or paper"),
         ({"masks": "soft"}, r"protocol.masks='soft' is unknown; choose predicted or true"),
     ],
 )

@@ -58,6 +58,8 @@ def test_every_tile_is_encoded_once_and_air_never(scan: Volume) -> None:
     assert segmenter.backbone.encoded == 6 * 4
     row = segmenter.row(encoded, 0, 2)
     assert row == 6 * 4 == segmenter.row(encoded, 0, 2)
+    for _ in range(2):
+        encoded.select(np.array([row, 0]))
     assert segmenter.backbone.encoded == 6 * 4 + 1
     assert encoded.places[row].tolist() == [0, 2]
 
@@ -122,7 +124,7 @@ def test_several_questions_at_once_are_answered_as_one_by_one(scan: Volume) -> N
 def test_half_precision_features_give_the_same_lesions(scan: Volume) -> None:
     segmenter = make_segmenter(half_features=True)
     encoded = segmenter.encode(scan)
-    assert encoded.features.image.dtype == torch.float16
+    assert encoded.store.dtype == torch.float16
     assert torch.equal(segmenter.propagate(encoded) >= 0.5, encoded.grid.to_stack(scan.lesions) > 0)
 
 

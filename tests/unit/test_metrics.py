@@ -4,9 +4,11 @@ from math import isnan
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mois.metrics import (
     Overlap,
+    any_overlap,
     bootstrap_interval,
     dice,
     dilate_in_plane,
@@ -14,6 +16,7 @@ from mois.metrics import (
     lesion_volumes_ml,
     match_lesions,
     mean_of,
+    surface_dice,
 )
 
 
@@ -143,3 +146,93 @@ def test_bootstrap_draws_the_scans_of_a_patient_together() -> None:
     assert bootstrap_interval(values, groups=["a", "a", "a", "a"]) is None
     low, high = bootstrap_interval(values, groups=["a", "a", "a", "b"]) or (0.5, 0.5)
     assert (low, high) == (0.0, 1.0)  # one in four resamples holds only patient a, one in four only b
+
+
+def test_one_blob_over_everything_is_perfect_by_the_papers_rule_alone() -> None:
+    truth, blob = instances([1, 1, 0, 2, 2, 0, 3, 3, 0, 0, 0, 0]), instances([7] * 12)
+    theirs, ours = any_overlap(blob, truth), match_lesions(blob, truth)
+    assert (theirs.precision, theirs.recall, theirs.f1) == (1.0, 1.0, 1.0)
+    assert theirs.pairs == {1: 7, 2: 7, 3: 7}
+    assert ours.f1 == pytest.approx(2 / 4)  # IoU 2 / 12 with one of three
+
+
+def test_any_overlap_counts_what_touches_nothing_as_false() -> None:
+    matches = any_overlap(instances([0, 5, 5, 6]), instances([1, 1, 0, 0]))
+    assert (matches.pairs, matches.missed, matches.false) == ({1: 5}, (), (6,))
+    assert matches.f1 == pytest.approx(2 / 3)
+    assert isnan(any_overlap(instances([0]), instances([0])).f1)
+    assert any_overlap(instances([0]), instances([3])).f1 == 0.0
+
+
+def test_panoptic_quality_is_the_iou_of_the_hits_over_hits_and_half_the_rest() -> None:
+    truth = instances([1, 1, 1, 1, 0, 2, 2, 0, 0])
+    found = instances([1, 1, 1, 0, 0, 5, 5, 0, 6])
+    assert Overlap.of(found, truth).panoptic_quality() == pytest.approx((3 / 4 + 1) / (2 + 0.5))
+    half = instances([1, 0, 0, 0, 0, 5, 5, 0, 0])  # IoU 1 / 4 is no hit: one false, one missed
+    assert Overlap.of(half, truth).panoptic_quality() == pytest.approx(1 / (1 + 0.5 + 0.5))
+    assert isnan(Overlap.of(instances([0]), instances([0])).panoptic_quality())
+
+
+def test_panoptic_quality_of_a_blob_over_touching_lesions_is_nothing() -> None:
+    truth, blob = instances([1, 1, 2, 2, 3, 3]), instances([1] * 6)
+    assert Overlap.of(blob, truth).panoptic_quality() == 0.0
+    assert Overlap.of(blob, truth).dice() == 1.0
+
+
+def test_volume_error_has_a_sign() -> None:
+    overlap = Overlap.of(instances([1, 1, 1, 0]), instances([4, 4, 0, 0]))
+    assert overlap.volume_error_ml(0.5) == 0.5
+    assert overlap.volume_error_percent() == 50.0
+    assert Overlap.of(instances([0, 0]), instances([4, 4])).volume_error_percent() == -100.0
+    nothing = Overlap.of(instances([1]), instances([0]))
+    assert nothing.volume_error_ml(0.5) == 0.5
+    assert isnan(nothing.volume_error_percent())
+
+
+def test_surface_dice_of_shifted_slabs() -> None:
+    truth = np.zeros((9, 4, 4), dtype=bool)
+    found = truth.copy()
+    truth[1:3], found[4:6] = True, True  # two slices thick; the voxels nearest to each other are two slices apart
+    # Faces of a slab, 1 x 1 x 1 mm: each slice has 16 outwards and 16 around it, 32. Within 2 mm: one slice of either.
+    assert surface_dice(found, truth, (1.0, 1.0, 1.0)) == pytest.approx(32 / 64)
+    assert surface_dice(found, truth, (1.0, 1.0, 1.0), tolerance_mm=3.0) == 1.0
+    assert surface_dice(found, truth, (1.5, 1.0, 1.0)) == 0.0
+    assert surface_dice(truth, truth, (5.0, 1.0, 1.0)) == 1.0
+
+
+def test_surface_voxels_weigh_as_much_as_their_outer_faces() -> None:
+    # One voxel of 4 x 1 x 1 mm next to a second along S: alone 2 * 1 + 4 * 4 = 18 mm2; the pair 2 * 1 + 8 * 4 = 34.
+    truth = np.zeros((4, 3, 3), dtype=bool)
+    found = truth.copy()
+    truth[1, 1, 1] = True
+    found[1:3, 1, 1] = True
+    # of the pair, the half (17 mm2) that lies where the truth is counts; the other is 4 mm away
+    assert surface_dice(found, truth, (4.0, 1.0, 1.0)) == pytest.approx((18 + 17) / (18 + 34))
+
+
+def test_surface_dice_where_there_is_nothing() -> None:
+    empty, full = np.zeros((3, 3, 3), dtype=bool), np.ones((3, 3, 3), dtype=bool)
+    assert isnan(surface_dice(empty, empty, (1, 1, 1)))
+    assert isnan(surface_dice(full, empty, (1, 1, 1)))
+    assert surface_dice(empty, full, (1, 1, 1)) == 0.0
+
+
+def test_surface_distances_are_those_of_the_exact_distance_transform() -> None:
+    rng = np.random.default_rng(0)
+    spacing = (3.0, 0.7, 1.1)
+    found, truth = (ndimage.binary_opening(rng.random((8, 20, 20)) < 0.7) for _ in range(2))
+
+    def surface(mask: np.ndarray) -> np.ndarray:
+        padded, area = np.pad(mask, 1), np.zeros(mask.shape)
+        for axis in range(3):
+            for step in (-1, 1):
+                face = np.prod(spacing) / spacing[axis]
+                area += face * (mask & ~np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1])
+        return area
+
+    near = total = 0.0
+    for one, other in ((found, truth), (truth, found)):
+        area, distance = surface(one), ndimage.distance_transform_edt(surface(other) == 0, spacing)
+        near, total = near + area[distance <= 2.0].sum(), total + area.sum()
+    assert 0 < near < total
+    assert surface_dice(found, truth, spacing) == pytest.approx(near / total)

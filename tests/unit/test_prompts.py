@@ -103,3 +103,43 @@ def test_chance_runs_through_the_pixels_of_a_mask_in_reading_order() -> None:
     mask = torch.tensor([[[False, True, False], [True, False, True], [False, False, False]]])
     picked = [sample_pixel(mask, torch.tensor([chance]))[0].tolist() for chance in (0.0, 0.34, 0.99)]
     assert picked == [[1, 0], [0, 1], [2, 1]]
+
+
+def test_a_noisy_hand_misses_by_millimetres_and_stays_on_the_patch() -> None:
+    prompts = Prompts(torch.full((4000, 2, 2), 100.0), torch.ones(4000, 2, dtype=torch.int32))
+    shaken = Reader(noise_mm=3.0).shake(prompts, 0.5, 200, torch.Generator().manual_seed(0))
+    off_mm = (shaken.points[:, 1] - 100) * 0.5
+    assert off_mm.std().item() == pytest.approx(3.0, rel=0.05)
+    assert off_mm.mean().abs() < 0.15
+    assert (shaken.points[:, 0] == 100).all()  # only the last click is new
+    assert (prompts.points == 100).all()
+    edge = Reader(noise_mm=99.0).shake(prompts, 0.5, 101, torch.Generator().manual_seed(0))
+    assert edge.points.min() == 0
+    assert edge.points.max() == 100
+
+
+def test_a_perfect_hand_changes_nothing_and_draws_nothing() -> None:
+    prompts, generator = Prompts(torch.ones(1, 1, 2), torch.ones(1, 1, dtype=torch.int32)), torch.Generator()
+    before = generator.get_state()
+    assert Reader().shake(prompts, 1.0, 9, generator) is prompts
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("strategy", ["random", "largest", "spread"])
+def test_a_reader_overlooks_a_share_whatever_the_strategy(strategy: str) -> None:
+    volumes = {lesion: float(lesion) for lesion in range(1, 11)}
+    reader = Reader(strategy, seed=5, miss=0.3)  # type: ignore[arg-type]
+    whole = reader.choose_lesions(volumes, 10)
+    assert len(whole) == len(set(whole)) == 7
+    assert reader.choose_lesions(volumes, 3) == whole[:3]
+    assert set(whole) == set(Reader("largest", seed=5, miss=0.3).choose_lesions(volumes, 10))
+    assert len(Reader(miss=0.99).choose_lesions(volumes, 10)) == 1  # one is always seen
+    assert Reader(miss=0.99).choose_lesions({}, 10) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"noise_mm": -1.0}, r"reader.noise_mm=-1.0"), ({"miss": 1.0}, r"reader.miss=1.0")]
+)
+def test_a_reader_that_cannot_be_is_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Reader(**change)  # type: ignore[arg-type]

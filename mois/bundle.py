@@ -1,0 +1,347 @@
+"""The result of a training as one folder to share: what was trained, how it is to be used, and what made it.
+
+    bundle.json               format, classes with their arguments, inference settings, calibration, provenance, figures
+    adapter/                  what was trained of the backbone, as its adapter writes it (PEFT's format if it is PEFT)
+    propagation.safetensors
+    README.md                 the same for people
+
+Nothing in it is code, and nothing is a pickle. The classes are imported from this project alone, or from modules that
+the user trusts by name; the backbone's weights are not part of it, but their sha256 is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jsonargparse import ArgumentParser
+from safetensors.torch import load_file
+
+from mois.backbones.weights import file_sha256, load_exactly
+from mois.bundle_card import write_card
+from mois.calibration import Calibration
+from mois.exemplars import ModelIdentity
+from mois.inference import InferenceSettings, VolumeSegmenter
+from mois.interfaces import Adapter, Backbone, Propagation
+from mois.propagation.weights import save_propagation
+
+FORMAT_VERSION = 1
+OURS = ("mois", "adapters")
+DESCRIPTION, ADAPTER, PROPAGATION = "bundle.json", "adapter", "propagation.safetensors"
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class ClassSpec:
+    """A class by its import path, and what it is made with; as in a config.
+
+    Attributes:
+        class_path: Such as "adapters.Lora".
+        init_args: Plain values.
+    """
+
+    class_path: str
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> ClassSpec:
+        """Read `{class_path: ..., init_args: {...}}`."""
+        return cls(str(plain["class_path"]), dict(plain.get("init_args") or {}))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The three parts of a model."""
+
+    backbone: ClassSpec
+    adapter: ClassSpec
+    propagation: ClassSpec
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> ModelSpec:
+        """Read the keys `backbone`, `adapter` and `propagation` of a config's `model`."""
+        return cls(*(ClassSpec.of(plain[name]) for name in ("backbone", "adapter", "propagation")))
+
+
+def write_bundle(
+    folder: Path,
+    spec: ModelSpec,
+    backbone: Backbone,
+    adapter: Adapter,
+    propagation: Propagation,
+    inference: InferenceSettings,
+    *,
+    calibration: Calibration | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    figures: Mapping[str, float] | None = None,
+) -> Path:
+    """Write a trained model as a bundle; an older one in its place is replaced once the new one is whole.
+
+    Args:
+        folder: Of the bundle.
+        spec: What the three parts were made from.
+        backbone: With its adapter attached.
+        adapter: Writes what was trained of the backbone.
+        propagation: As trained.
+        inference: How whole volumes are to be cut, decided and put together.
+        calibration: Confidence of found lesions, None where nothing was there to fit it on.
+        provenance: Which code, data, weights and settings made it.
+        figures: What the best validation measured.
+
+    Raises:
+        ValueError: If the spec is not of these parts.
+    """
+    for name, made in (("backbone", backbone), ("adapter", adapter), ("propagation", propagation)):
+        told = getattr(spec, name).class_path
+        if told.rpartition(".")[2] != type(made).__name__:
+            raise ValueError(f"bundle: the {name} is a {type(made).__name__}, but its class_path is {told}.")
+    folder = Path(folder)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    adapter.save(part / ADAPTER)
+    save_propagation(propagation, part / PROPAGATION, backbone.identity)
+    content = {
+        "format": FORMAT_VERSION,
+        "model": asdict(spec),
+        "identity": ModelIdentity.of(backbone, propagation).as_dict(),
+        "inference": asdict(inference),
+        "calibration": calibration.as_dict() if calibration is not None else None,
+        "figures": {name: value if value == value else None for name, value in (figures or {}).items()},
+        "provenance": dict(provenance or {}),
+        "files": {str(file.relative_to(part)): file_sha256(file) for file in _files(part)},
+    }
+    (part / DESCRIPTION).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_card(part / "README.md", content)
+    _put_in_place(part, folder)
+    return folder
+
+
+def copy_bundle(source: Path, target: Path) -> None:
+    """Copy a bundle to another place; an older one there is replaced once the copy is whole."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part)
+    _put_in_place(part, target)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model, ready to use.
+
+    Attributes:
+        path: Folder that it was read from.
+        backbone: With its adapter, in eval mode.
+        propagation: In eval mode.
+        inference: How whole volumes are cut, decided and put together.
+        calibration: Confidence of found lesions; None where nothing was there to fit it on.
+        identity: Which model this is: exemplar banks belong to one.
+        provenance: Which code, data, weights and settings made it.
+        figures: What its best validation measured, None where a figure could not be.
+    """
+
+    path: Path
+    backbone: Backbone
+    propagation: Propagation
+    inference: InferenceSettings
+    calibration: Calibration | None
+    identity: ModelIdentity
+    provenance: dict[str, Any]
+    figures: dict[str, float | None]
+
+    def segmenter(self) -> VolumeSegmenter:
+        """Return what turns a volume and exemplars into lesions."""
+        return VolumeSegmenter(self.backbone, self.propagation, self.inference)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        trust: Sequence[str] = (),
+        backbone_weights: str | Path | None = None,
+    ) -> Bundle:
+        """Make the model of a bundle.
+
+        Args:
+            path: The bundle's folder.
+            device: Where the model shall be.
+            trust: Modules or packages, besides ours, whose classes a bundle may name.
+            backbone_weights: Where the backbone's weights are on this machine, if not where they were at training.
+
+        Raises:
+            ValueError: If it is no bundle, is damaged or of another format, names classes that are not trusted, or the
+                backbone or the tensors are not those that it was made from.
+        """
+        path = Path(path)
+        content = _read(path)
+        _check_files(path, content["files"])
+        spec = ModelSpec.of(content["model"])
+        with torch.random.fork_rng(devices=[]):  # building draws numbers that loading overwrites
+            backbone = _backbone(spec.backbone, trust, path, backbone_weights)
+            wanted = ModelIdentity.from_dict(content["identity"])
+            if backbone.identity.sha256 != wanted.backbone.sha256:
+                raise ValueError(
+                    f"bundle={path} belongs to backbone {wanted.backbone.name} ({wanted.backbone.source}, sha256 "
+                    f"{wanted.backbone.sha256[:12]}), but the weights at hand are {backbone.identity.source} (sha256 "
+                    f"{backbone.identity.sha256[:12]}); give the right file with backbone_weights."
+                )
+            adapter = _make(spec.adapter, Adapter, "adapter", trust, path)  # type: ignore[type-abstract]
+            propagation = _make(_without_weights(spec.propagation), Propagation, "propagation", trust, path)  # type: ignore[type-abstract]
+            propagation.build(backbone)
+            adapter.attach(backbone, propagation)
+        try:
+            adapter.load(path / ADAPTER)
+        except RuntimeError as error:  # torch's own complaint about shapes
+            reason = " ".join(str(error).split())
+            raise ValueError(f"bundle={path}: its adapter does not fit {spec.adapter.class_path}: {reason}") from error
+        load_exactly(propagation, load_file(path / PROPAGATION), f"bundle={path}: {PROPAGATION}")
+        identity = ModelIdentity.of(backbone, propagation)
+        if different := identity.differences(wanted):
+            raise ValueError(
+                f"bundle={path} does not give the model that it was made from: {' and '.join(different)}; take the "
+                f"versions of the packages that its {DESCRIPTION} names under provenance."
+            )
+        for module in (backbone, propagation):  # what was trainable stays so: torch rounds otherwise without gradients
+            module.to(device).eval()
+        return cls(
+            path,
+            backbone,
+            propagation,
+            _inference(content["inference"], path),
+            Calibration.from_dict(content["calibration"]) if content["calibration"] else None,
+            identity,
+            content["provenance"],
+            content["figures"],
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    file = path / DESCRIPTION
+    if not file.is_file():
+        raise ValueError(f"bundle={path}: there is no {DESCRIPTION} in it; give the folder `bundle` of a training.")
+    try:
+        content = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is cut short or no JSON ({error}); give another bundle.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT_VERSION:
+        given = content.get("format") if isinstance(content, dict) else None
+        raise ValueError(f"{file} is of format {given}, this version reads {FORMAT_VERSION}; give another bundle.")
+    needed = {"model", "identity", "inference", "calibration", "figures", "provenance", "files"}
+    if missing := sorted(needed - content.keys()):
+        raise ValueError(f"{file} lacks {', '.join(missing)}; give another bundle.")
+    return content
+
+
+def _check_files(path: Path, recorded: Mapping[str, str]) -> None:
+    """Refuse a bundle of which a file is missing, changed or added.
+
+    Raises:
+        ValueError: With the first such file.
+    """
+    there = {str(file.relative_to(path)): file for file in _files(path)}
+    for name in sorted({PROPAGATION, *recorded, *there}):
+        if name not in there:
+            raise ValueError(f"bundle={path} lacks {name}; copy the whole folder again.")
+        if name not in recorded:
+            raise ValueError(f"bundle={path} holds {name}, which is not of it; copy the whole folder again.")
+        if file_sha256(there[name]) != recorded[name]:
+            raise ValueError(f"bundle={path}: {name} is damaged or was changed; copy the whole folder again.")
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files that hold tensors or say how to read them."""
+    adapter = [file for file in sorted((folder / ADAPTER).rglob("*")) if file.is_file()]
+    return [file for file in (folder / PROPAGATION, *adapter) if file.is_file()]
+
+
+def _backbone(spec: ClassSpec, trust: Sequence[str], path: Path, weights: str | Path | None) -> Backbone:
+    init_args = dict(spec.init_args)
+    if weights is not None:
+        init_args["weights"] = str(weights)
+    try:
+        return _make(ClassSpec(spec.class_path, init_args), Backbone, "backbone", trust, path)  # type: ignore[type-abstract]
+    except ValueError as error:
+        if weights is None and "backbone.weights" in str(error):
+            raise ValueError(f"{error} Or say with backbone_weights where bundle={path} finds them.") from error
+        raise
+
+
+def _without_weights(spec: ClassSpec) -> ClassSpec:
+    """Let a propagation of ours begin at random: every tensor comes from the bundle, the file may be elsewhere."""
+    ours = spec.class_path.startswith("mois.") and "weights" in spec.init_args
+    return ClassSpec(spec.class_path, {**spec.init_args, "weights": "random"}) if ours else spec
+
+
+def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], path: Path) -> Made:
+    """Make an object of a class that is ours or trusted.
+
+    Raises:
+        ValueError: If a class is not trusted, does not exist, is none of `base`, or does not take these arguments.
+    """
+    for name in _class_paths(asdict(spec)):
+        if not any(name.startswith(f"{module}.") for module in (*OURS, *trust)):
+            module = name.rpartition(".")[0]
+            raise ValueError(
+                f"bundle={path} names {name} for its {role}, which is no class of this project; only if you know who "
+                f"wrote it, trust its module: trust={module}."
+            )
+    module, _, name = spec.class_path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"bundle={path} needs {spec.class_path} for its {role}, which cannot be imported: {error}."
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise ValueError(f"bundle={path} names {spec.class_path} for its {role}, which is no {base.__name__}.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, role)
+    try:
+        parsed = parser.parse_object({role: spec.init_args})
+    except ArgumentError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"bundle={path}: {spec.class_path} does not take its arguments: {reason}") from error
+    for inner in {*_class_paths(parsed.as_dict())} - {*_class_paths(spec.init_args)}:  # given in short, or by a file
+        raise ValueError(
+            f"bundle={path} names {inner} for its {role} in a way that is not allowed; give another bundle."
+        )
+    made: Made = parser.instantiate(parsed)[role]
+    return made
+
+
+def _class_paths(plain: Any) -> Iterator[str]:
+    """Yield every class_path in a nest of dicts and lists."""
+    if isinstance(plain, Mapping):
+        if isinstance(plain.get("class_path"), str):
+            yield plain["class_path"]
+        plain = list(plain.values())
+    if isinstance(plain, list | tuple):
+        for inner in plain:
+            yield from _class_paths(inner)
+
+
+def _inference(plain: Mapping[str, Any], path: Path) -> InferenceSettings:
+    known = InferenceSettings.__dataclass_fields__
+    if unknown := sorted(plain.keys() - known.keys()):
+        raise ValueError(f"bundle={path} sets inference.{unknown[0]}, which this version lacks; update this program.")
+    return InferenceSettings(**plain)
+
+
+def _put_in_place(part: Path, folder: Path) -> None:
+    """Rename a finished folder; where there is an old one, it makes way first."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,48 @@
+"""`mois compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] | None = None, seed: int = 0) -> None:
+    """Put results on the same scans side by side: paired differences per patient, with intervals and tests.
+
+    Args:
+        runs: Folders that hold a metrics.json each, two or more; the words after `mois compare` are these.
+        out: Folder for compare.json and compare.html.
+        names: One for each; by default the parts of their paths in which they differ.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If a folder holds no results, or no scan is in all of them.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from mois.evaluation.charts import spoken
+    from mois.evaluation.compare import FIGURES, named_results, p_text, pair, signed, write_comparison
+    from mois.evaluation.results import Leaf
+
+    found = write_comparison(out, named_results(runs, names), seed=seed)
+    figures = Table(title=f"{len(found['scans'])} scans of {found['patients']} patients")
+    figures.add_column("")
+    for name in found["runs"]:
+        figures.add_column(name, justify="right", overflow="fold")
+    for figure in FIGURES:
+        means = [run[figure]["mean"] for run in found["runs"].values()]
+        figures.add_row(spoken(figure), *("-" if mean is None else f"{mean:.3f}" for mean in means))
+    tests = Table(title="differences per patient: 95 % interval; p by Wilcoxon, corrected by Holm")
+    tests.add_column("", overflow="fold")
+    tests.add_column("difference", justify="right", no_wrap=True)
+    tests.add_column("p", justify="right", no_wrap=True)
+    for figure in FIGURES:
+        tests.add_row(spoken(figure), style="bold")
+        for entry in (entry for entry in found["comparisons"] if entry["figure"] == figure):
+            tests.add_row(pair(entry), signed(Leaf.of(entry)), p_text(entry["p_holm"]))
+    console = Console()
+    console.print(figures)
+    console.print(tests)
+    for key, given in found["protocol_differences"].items():
+        console.print(f"protocols differ in {key}: {given}", soft_wrap=True, markup=False)
+    console.print(f"report: {out / 'compare.html'}", soft_wrap=True)

@@ -1,0 +1,250 @@
+"""`mois evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from mois.bundle import Bundle
+    from mois.evaluation.run import Evaluation
+    from mois.evaluation.settings import ProtocolSettings
+    from mois.io import SubjectFiles
+
+    Scans = Sequence[SubjectFiles]
+
+SPLIT_KEYS = ("fold", "splits", "train_subjects", "val_subjects", "test_subjects", "seed")
+SHOWN = {
+    "unprompted Dice": ("unprompted", "dice"),
+    "unprompted F1": ("unprompted", "f1"),
+    "false lesions per scan": ("unprompted", "fp_per_scan"),
+    "prompted Dice": ("prompted", "dice"),
+    "scan Dice": ("scan_dice",),
+    "right": ("conditioning", "right"),
+    "wrong": ("conditioning", "wrong"),
+    "no exemplars": ("conditioning", "no_exemplars"),
+}
+
+
+def evaluate(
+    data: Path,
+    out: Path,
+    bundle: Path | None = None,
+    predictions: Path | None = None,
+    split: Literal["train", "val", "test", "all"] = "test",
+    prompted: int = 5,
+    clicks: int = 1,
+    counts: tuple[int, ...] = (0, 1, 3, 5, 10, 20),
+    curve_clicks: tuple[int, ...] = (),
+    reader: Literal["random", "largest", "spread"] = "random",
+    noise_mm: float = 0.0,
+    miss: float = 0.0,
+    masks: Literal["predicted", "true"] = "predicted",
+    target_class: int | None = None,
+    protocol: Literal["ours", "paper"] = "ours",
+    robustness: bool = False,
+    prompted_masks: Path | None = None,
+    kind: Literal["semantic", "instance"] = "semantic",
+    subjects: list[str] | None = None,
+    fold: int | None = None,
+    channel: int = 0,
+    instances: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    backbone_weights: Path | None = None,
+    trust: list[str] | None = None,
+    title: str = "",
+) -> None:
+    """Score a model, or another system's predictions, on labelled scans; goes on where it was stopped.
+
+    Args:
+        data: Dataset in nnU-Net's raw layout.
+        out: Folder of the results: metrics.json, tables, predictions, overlays, report.html.
+        bundle: Folder that a training left; or give predictions.
+        predictions: Folder of maps SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on, on the scans' own grids.
+        split: Which scans; those of the training where the bundle was trained on this dataset.
+        prompted: Lesions of a class that the simulated reader prompts.
+        clicks: Clicks on each of them.
+        counts: Numbers of prompted lesions for the curves; [] for no curves.
+        curve_clicks: Numbers of clicks for the curves, such as [1,3]; clicks alone by default.
+        reader: Who chooses the lesions.
+        noise_mm: How far clicks fall from where they were meant, standard deviation.
+        miss: Share of the lesions that the reader overlooks.
+        masks: What becomes an exemplar: what the clicks gave, or the truth.
+        target_class: The class to score; all of them by default.
+        protocol: With paper, the rules of arXiv 2509.19277 beside ours.
+        robustness: Score the scans also with bias field, noise, motion, gamma, ghosting and coarser pixels.
+        prompted_masks: With predictions: folder prompted of another run, whose prompted lesions are given to them.
+        kind: With predictions: whether their numbers are classes or lesions.
+        subjects: Names of the scans, instead of a split.
+        fold: Which fold train and val are of, as in data.init_args.fold.
+        channel: The image to use, the number in its file's name.
+        instances: Take lesions from the maps of lesion ids, where there are any.
+        seed: Of reader, bootstrap and changes.
+        device: Such as cpu or cuda; auto takes an accelerator where there is one.
+        backbone_weights: Where the bundle's backbone lies, if not where it was at training.
+        trust: Modules of others whose classes the bundle may name.
+        title: Of the report.
+
+    Raises:
+        ValueError: If neither or both of bundle and predictions are given, or a scan cannot be scored.
+    """
+    if (bundle is None) == (predictions is None):
+        raise ValueError("give one of --bundle (a model) and --predictions (another system's maps).")
+    if prompted_masks is not None and predictions is None:
+        raise ValueError("--prompted_masks belongs to --predictions; a bundle prompts by itself.")
+    if robustness and predictions is not None:
+        raise ValueError("--robustness needs a model to run on changed scans; give --bundle instead of --predictions.")
+
+    from rich.console import Console
+
+    from mois.evaluation.run import evaluate_scans
+    from mois.evaluation.settings import ProtocolSettings
+    from mois.prompts import Reader
+
+    settings = ProtocolSettings(
+        prompted=prompted,
+        clicks=clicks,
+        masks=masks,
+        reader=Reader(reader, seed, noise_mm, miss),
+        counts=tuple(counts),
+        curve_clicks=tuple(curve_clicks),
+        target_class=target_class,
+        rules=protocol,
+    )
+    base = _Base(settings, channel, instances, robustness, seed, title)
+    if predictions is not None:
+        scans, _ = _choose(data, split, subjects, fold, {})
+        evaluation = _of_maps(base, predictions, prompted_masks, kind, scans)
+    else:
+        from mois.bundle import Bundle
+
+        made = Bundle.load(str(bundle), _device(device), trust or (), backbone_weights)
+        scans, trained_on = _choose(data, split, subjects, fold, made.provenance)
+        evaluation = _of_bundle(base, made, trained_on)
+    console = Console(stderr=True)
+    _show(evaluate_scans(evaluation, scans, out, console), out)
+
+
+class _Base(NamedTuple):
+    """What both ways of evaluating have in common."""
+
+    protocol: ProtocolSettings
+    channel: int
+    instances: bool
+    robustness: bool
+    seed: int
+    title: str
+
+
+def _of_bundle(base: _Base, bundle: Bundle, trained_on: list[str]) -> Evaluation:
+    from mois.evaluation.run import Evaluation
+    from mois.evaluation.scorers import score_by_model
+    from mois.provenance import code_version, package_versions
+
+    segmenter = bundle.segmenter()
+    identity = bundle.identity.as_dict()
+    provenance = {
+        "code": code_version(),
+        "bundle": str(bundle.path),
+        "backbone": identity["backbone"],
+        "trainable_fraction": bundle.provenance.get("trainable_fraction"),
+        "seed": base.seed,
+        "device": str(segmenter.device),
+        "trained_on": trained_on,
+        "packages": package_versions(),
+        "model": identity,
+        "inference": asdict(bundle.inference),
+        "training": bundle.provenance,
+    }
+    decides = {"code": code_version(), "model": identity, "inference": asdict(bundle.inference)}
+    return Evaluation(
+        score_by_model(segmenter), identity=decides, provenance=provenance, calibration=bundle.calibration,
+        **base._asdict(),
+    )  # fmt: skip
+
+
+def _of_maps(
+    base: _Base, predictions: Path, prompted: Path | None, kind: Literal["semantic", "instance"], scans: Scans
+) -> Evaluation:
+    from mois.evaluation.run import Evaluation
+    from mois.evaluation.scorers import map_files, read_maps, score_maps
+    from mois.provenance import code_version, package_versions
+
+    for folder in (predictions, prompted):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{folder}: there is no such folder; give one with a map SUBJECT.nii.gz for each scan.")
+    for scan in scans:
+        if not map_files(predictions, scan.subject):
+            read_maps(predictions, scan.read(base.channel))  # says what is missing
+    decides = {"predictions": str(predictions), "prompted_masks": str(prompted or ""), "kind": kind}
+    decides["code"] = code_version()
+    provenance = {"seed": base.seed, **decides, "packages": package_versions()}
+    return Evaluation(
+        score_maps(predictions, prompted, kind),
+        identity=decides,
+        provenance=provenance,
+        more_files=lambda subject: [
+            file for folder in (predictions, prompted) if folder is not None for file in map_files(folder, subject)
+        ],
+        **base._asdict(),
+    )
+
+
+def _choose(
+    data: Path, split: str, subjects: list[str] | None, fold: int | None, provenance: Mapping[str, Any]
+) -> tuple[Scans, list[str]]:
+    """Return the scans to score, and which of them the bundle was trained on, as far as it says."""
+    from datamodules.nifti import NiftiDataModule
+    from datamodules.splits import pick
+    from mois.io import read_dataset
+
+    given = ((provenance.get("config") or {}).get("data") or {}).get("init_args") or {}
+    same = bool(given.get("root")) and Path(given["root"]).resolve() == data.resolve()
+    options: dict[str, Any] = {name: given[name] for name in SPLIT_KEYS if same and name in given}
+    if fold is not None:
+        options |= {"fold": fold, "train_subjects": None, "val_subjects": None}
+    if options.get("splits"):
+        options["splits"] = Path(options["splits"])
+    every = read_dataset(data)
+    parts = NiftiDataModule(data, **options).splits
+    if subjects:
+        scans = pick(every, subjects, "subjects")
+    elif split == "all":
+        scans = every
+    else:
+        scans = list(getattr(parts, split))
+    if not scans:
+        raise ValueError(f"split={split}: {data} has no such scans; choose another split, give --fold or --subjects.")
+    trained = {scan.subject for scan in parts.train} if same else set()
+    return scans, sorted(trained & {scan.subject for scan in scans})
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _show(metrics: Mapping[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = metrics["summary"]
+    table = Table(title=f"{summary['n_subjects']} scans of {summary['n_patients']} patients")
+    for column in ("", "mean", "95 % interval", "scans"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, path in SHOWN.items():
+        leaf = summary
+        for part in path:
+            leaf = leaf[part]
+        mean, ends = leaf["mean"], leaf["ci95"]
+        interval = "-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+        table.add_row(name, "-" if mean is None else f"{mean:.3f}", interval, str(leaf["n"]))
+    console = Console()
+    console.print(table)
+    console.print(f"report: {out / 'report.html'}", soft_wrap=True)

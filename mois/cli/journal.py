@@ -1,0 +1,38 @@
+"""`mois journal`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mois.cli.say import say
+
+
+def journal(sessions: list[Path], out: Path | None = None, lesions: bool = True) -> None:
+    """Tell what sessions took: clicks, seconds of the reader, waited and computed, by lesion and by scan.
+
+    Args:
+        sessions: Folders of sessions, or their journals, such as [DIR, DIR].
+        out: File for the table (CSV); none by default.
+        lesions: Whether to list each lesion, too.
+
+    Raises:
+        ValueError: If there is no session, or a journal is missing or damaged.
+    """
+    import csv
+    import io
+
+    from mois.journal import motion_rows, read_journal, time_and_motion
+
+    if not sessions:
+        raise ValueError("sessions is empty; give the folders of one or more sessions.")
+    rows = motion_rows([time_and_motion(read_journal(path)) for path in sessions], lesions=lesions)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if out is not None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = out.with_name(f".{out.name}.part")
+        part.write_text(text.getvalue(), encoding="utf-8")
+        part.replace(out)

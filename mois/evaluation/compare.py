@@ -1,0 +1,266 @@
+"""Several results on the same scans side by side: paired differences per patient, with intervals and tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from mois.evaluation import charts
+from mois.evaluation.charts import spoken
+from mois.evaluation.page import Page, Part, Picture, Record, Section, Sides, Table, text_of, write_page
+from mois.evaluation.results import Leaf, Results, write_text
+from mois.evaluation.statistics import holm, leaf, paired_test
+
+FIGURES: dict[str, tuple[str, ...]] = {
+    "unprompted_dice": ("unprompted", "dice"),
+    "unprompted_f1": ("unprompted", "f1"),
+    "unprompted_fp_per_scan": ("unprompted", "fp_per_scan"),
+    "scan_dice": ("scan_dice",),
+}
+"""What is compared and tested: name to its place in an entry of `subjects`; the first is the primary one."""
+SHOWN: dict[str, tuple[str, ...]] = {
+    **FIGURES,
+    "unprompted_precision": ("unprompted", "precision"),
+    "unprompted_recall": ("unprompted", "recall"),
+    "unprompted_surface_dice_2mm": ("unprompted", "surface_dice_2mm"),
+    "prompted_dice": ("prompted", "dice"),
+    "scan_f1": ("scan", "f1"),
+    "right": ("conditioning", "right"),
+    "wrong": ("conditioning", "wrong"),
+    "swapped": ("conditioning", "swapped"),
+    "no_exemplars": ("conditioning", "no_exemplars"),
+}
+PROTOCOL = ("prompted", "clicks", "masks", "reader", "target_class", "margin_px")
+"""Settings in which compared results should agree."""
+
+
+def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
+    """Compare results, each with each, on the scans that all of them have.
+
+    Args:
+        results: Name of each and what its folder holds; two or more.
+        seed: Of the bootstrap.
+
+    Returns:
+        What stands in compare.json. `scans`: those that all have; `left_out`: others, by name of the result.
+        `truth_differs`: scans of which the results count different numbers of true lesions.
+        `protocol_differences`: setting to its value in each result, where they differ. `runs`: the figures of each, as
+        leaves over the common scans. `comparisons`: for each pair and each of `FIGURES` the leaf of second minus first,
+        `patients`, the two-sided Wilcoxon `p` over patients, and `p_holm`, corrected for all tests in the list.
+
+    Raises:
+        ValueError: If there are fewer than two results, or no scan is in all of them.
+    """
+    if len(results) < 2:
+        raise ValueError(
+            f"compare needs two or more results, got {len(results)}; give the folders of their metrics.json."
+        )
+    tables = {name: {one["subject"]: one for one in of.metrics["subjects"]} for name, of in results.items()}
+    first = next(iter(tables.values()))
+    scans = [subject for subject in first if all(subject in table for table in tables.values())]
+    if not scans:
+        raise ValueError(f"no scan is in all of {', '.join(results)}; evaluate them on the same --data and --split.")
+    patients = {subject: first[subject]["patient"] for subject in scans}
+
+    def values(name: str, place: tuple[str, ...]) -> list[tuple[str, float | None]]:
+        return [(patients[subject], _at(tables[name][subject], place)) for subject in scans]
+
+    comparisons: list[dict[str, Any]] = []
+    for figure, place in FIGURES.items():
+        for one, other in combinations(results, 2):
+            pairs = zip(values(one, place), values(other, place), strict=True)
+            test = paired_test([(patient, old, new) for (patient, old), (_, new) in pairs], seed=seed)
+            if test["n"]:
+                comparisons.append({"figure": figure, "first": one, "second": other, **test})
+    for entry, corrected in zip(comparisons, holm([entry["p"] for entry in comparisons]), strict=True):
+        entry["p_holm"] = corrected
+    return {
+        "scans": scans,
+        "patients": len(set(patients.values())),
+        "left_out": {name: sorted(set(table) - set(scans)) for name, table in tables.items()},
+        "truth_differs": [scan for scan in scans if len({table[scan]["lesions"] for table in tables.values()}) > 1],
+        "protocol_differences": _differences({name: of.metrics["protocol"] for name, of in results.items()}),
+        "runs": {
+            name: {
+                "folder": str(of.folder),
+                **{figure: leaf(values(name, place), seed=seed) for figure, place in SHOWN.items()},
+            }
+            for name, of in results.items()
+        },
+        "comparisons": comparisons,
+    }
+
+
+def named_results(folders: Sequence[Path], names: Sequence[str] | None = None) -> dict[str, Results]:
+    """Read folders of results under names.
+
+    Args:
+        folders: Each with a metrics.json.
+        names: One for each; None takes the parts of their paths in which they differ.
+
+    Raises:
+        ValueError: If there are not as many different names as folders, or a folder holds no results.
+    """
+    if names is not None and (len(names) != len(folders) or len(set(names)) != len(folders)):
+        raise ValueError(f"names={list(names)}: give a different one for each of {len(folders)} folders.")
+    if len({folder.resolve() for folder in folders}) != len(folders):
+        raise ValueError("the same folder is given twice; a result is not compared with itself.")
+    chosen = list(names) if names is not None else _names(folders)
+    return {name: Results.read(folder) for name, folder in zip(chosen, folders, strict=True)}
+
+
+def write_comparison(out: Path, results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
+    """Write compare.json and compare.html; return what stands in compare.json.
+
+    Raises:
+        ValueError: As `compare` does.
+    """
+    found = compare(results, seed=seed)
+    write_text(out / "compare.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    sections = [
+        Section("Figures", _figures(found), "Means over the scans that all have; 95 % intervals over patients."),
+        Section(
+            "Differences",
+            _comparisons(found),
+            "Second minus first, scan by scan, with the 95 % interval of a bootstrap over patients; Wilcoxon's signed-"
+            "rank test on the patients' mean differences, p corrected by Holm for all tests in the table.",
+        ),
+        Section("Prompted lesions", _curves(results), "Scored on lesions that are never prompted; 0 is no exemplars."),
+        Section("By size of lesion", _sizes(results)),
+        Section("What was compared", [Record("compare.json", json.dumps(found, indent=2))]),
+    ]
+    lead = f"{len(found['scans'])} scans of {found['patients']} patients: {', '.join(results)}."
+    page = Page("Comparison", lead, [part for part in sections if part.parts], (), _alarms(found))
+    write_page(out / "compare.html", page)
+    return found
+
+
+def _at(entry: Mapping[str, Any], place: tuple[str, ...]) -> float | None:
+    part: Any = entry
+    for name in place:
+        part = part.get(name) if isinstance(part, Mapping) else None
+    return None if part is None else float(part)
+
+
+def _differences(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {key: {name: of.get(key) for name, of in protocols.items()} for key in PROTOCOL}
+    return {
+        key: given
+        for key, given in found.items()
+        if any(value != next(iter(given.values())) for value in given.values())
+    }
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that tell them apart, without the ends that all have in common."""
+    parts = [list(folder.resolve().parts) for folder in folders]
+    while len({one[-1] for one in parts}) == 1 and min(len(one) for one in parts) > 1:
+        parts = [one[:-1] for one in parts]
+    length = 1
+    while len({tuple(one[-length:]) for one in parts}) < len(parts):
+        length += 1
+    return ["/".join(one[-length:]) for one in parts]
+
+
+def _figures(found: Mapping[str, Any]) -> list[Part]:
+    runs: Mapping[str, Mapping[str, Any]] = found["runs"]
+    kept = [name for name in SHOWN if any(run[name]["mean"] is not None for run in runs.values())]
+    rows = [[spoken(name), *(_cell(Leaf.of(run[name])) for run in runs.values())] for name in kept]
+    drawn = {
+        name: {run: Leaf.of(of[name]) for run, of in runs.items()}
+        for name in ("unprompted_dice", "unprompted_f1", "scan_dice")
+    }
+    return [Table(("", *runs), rows), Picture(charts.bars(drawn, "mean over scans"), "")]
+
+
+def _cell(given: Leaf) -> str:
+    if given.mean is None:
+        return text_of(None)
+    return f"{given.mean:.2f}" + ("" if given.low is None else f" ({given.low:.2f} to {given.high:.2f})")
+
+
+def _comparisons(found: Mapping[str, Any]) -> list[Part]:
+    entries: Sequence[Mapping[str, Any]] = found["comparisons"]
+    rows: list[list[str]] = []
+    for figure in FIGURES:
+        of = [entry for entry in entries if entry["figure"] == figure]
+        rows += [[spoken(figure)]] if of else []
+        rows += [
+            [pair(e), signed(Leaf.of(e)), str(e["n"]), str(e["patients"]), p_text(e["p"]), p_text(e["p_holm"])]
+            for e in of
+        ]
+    if not rows:
+        return []
+    patients = found["patients"]
+    note = f"With {patients} patients p cannot be below {min(1.0, 2 / 2**patients):.2g}." if patients < 10 else ""
+    table = Table(("", "difference", "scans", "patients", "p", "p, Holm"), rows, note=note)
+    primary = {pair(entry): Leaf.of(entry) for entry in entries if entry["figure"] == next(iter(FIGURES))}
+    return [Picture(charts.forest(primary, "difference of unprompted Dice"), ""), table]
+
+
+def pair(entry: Mapping[str, Any]) -> str:
+    """Return which result is taken from which."""
+    return f"{entry['second']} minus {entry['first']}"
+
+
+def signed(given: Leaf) -> str:
+    """Return a difference with its interval."""
+    if given.mean is None:
+        return text_of(None)
+    return f"{given.mean:+.3f}" + ("" if given.low is None else f" ({given.low:+.3f} to {given.high:+.3f})")
+
+
+def p_text(p: float | None) -> str:
+    """Return a p value."""
+    return text_of(None) if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _curves(results: Mapping[str, Results]) -> list[Part]:
+    pictures: list[Part] = []
+    for figure, label in (("right", "Dice"), ("f1", "F1")):
+        series: dict[str, list[tuple[float, Leaf]]] = {}
+        for name, of in results.items():
+            points = (of.metrics.get("curve") or {}).get("points") or []
+            clicks = min((point["clicks"] for point in points), default=0)
+            chosen = [(float(p["count"]), Leaf.of(p[figure])) for p in points if p["clicks"] == clicks]
+            if any(given.mean is not None for _, given in chosen):
+                series[name] = chosen
+        if series:
+            pictures.append(Picture(charts.curves(series, "prompted lesions of the class", label), ""))
+    return [Sides(pictures)] if pictures else []
+
+
+def _sizes(results: Mapping[str, Results]) -> list[Part]:
+    bins = list(dict.fromkeys(size for of in results.values() for size in of.metrics["summary"].get("by_size", {})))
+    drawn = {
+        f"{size} ml": {
+            name: Leaf.of(of.metrics["summary"]["by_size"][size]["recall"])
+            for name, of in results.items()
+            if size in of.metrics["summary"].get("by_size", {})
+        }
+        for size in bins
+    }
+    caption = "Share of the unprompted lesions of a size that were found, over all scans of each result."
+    return [Picture(charts.bars(drawn, "recall"), caption)] if drawn else []
+
+
+def _alarms(found: Mapping[str, Any]) -> list[str]:
+    alarms = []
+    if found["protocol_differences"]:
+        told = "; ".join(
+            f"{key}: " + ", ".join(f"{name} {value}" for name, value in given.items())
+            for key, given in found["protocol_differences"].items()
+        )
+        alarms.append(f"The protocols differ ({told}), so that differences are not those of the models alone.")
+    if found["truth_differs"]:
+        alarms.append(
+            f"The runs count different lesions in {', '.join(found['truth_differs'][:10])}: not the same data."
+        )
+    left = {name: scans for name, scans in found["left_out"].items() if scans}
+    if left:
+        told = ", ".join(f"{len(scans)} of {name}" for name, scans in left.items())
+        alarms.append(f"Scans that not all have are left out of figures and differences: {told}.")
+    return alarms

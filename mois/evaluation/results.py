@@ -1,0 +1,169 @@
+"""A folder of results as its readers see it: metrics.json, its tables and its pictures, whoever wrote them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mois.evaluation.statistics import SCHEMA
+
+Row = dict[str, str]
+"""A line of a CSV; an empty cell is what was not measured."""
+
+
+class Leaf(NamedTuple):
+    """One figure over scans.
+
+    Attributes:
+        mean: Over the scans in which it was measured, None where it was measured in none.
+        low: Lower end of the 95 % interval, None where there is none.
+        high: Upper end.
+        n: How many scans.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Leaf:
+        """Read what metrics.json holds for a figure."""
+        low, high = given.get("ci95") or (None, None)
+        return cls(given["mean"], low, high, int(given.get("n") or 0))
+
+
+def is_leaf(given: object) -> bool:
+    """Return whether this is a figure over scans."""
+    return isinstance(given, Mapping) and "mean" in given
+
+
+def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Leaf]]:
+    """Yield every figure of a summary with the names that lead to it, in order."""
+    for name, part in tree.items():
+        if is_leaf(part):
+            yield (*path, name), Leaf.of(part)
+        elif isinstance(part, Mapping):
+            yield from leaves(part, (*path, name))
+
+
+def number(text: str | None) -> float | None:
+    """Return a cell as a number, None where it is empty or no finite number."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation left in its folder.
+
+    Attributes:
+        folder: Where.
+        metrics: metrics.json.
+        subjects: Lines of subjects.csv.
+        lesions: Lines of lesions.csv.
+        candidates: Lines of candidates.csv, empty where there is none.
+        overlays: Pictures by scan, each with its file's name without the scan's (such as "class1").
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    subjects: list[Row]
+    lesions: list[Row]
+    candidates: list[Row]
+    overlays: dict[str, list[tuple[str, Path]]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """Read a folder that `mois evaluate` or `train.py test` wrote.
+
+        Raises:
+            ValueError: If it holds no metrics.json, or one of another layout.
+        """
+        path = folder / "metrics.json"
+        if not path.is_file():
+            raise ValueError(f"{folder}: no metrics.json in it; give a folder that mois evaluate wrote (its --out).")
+        try:
+            metrics = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: not valid JSON ({error}); evaluate again.") from error
+        if metrics.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{path}: schema {metrics.get('schema')} is not the one that is read here ({SCHEMA}); evaluate again."
+            )
+        subjects = read_rows(folder / "subjects.csv")
+        names = sorted({row["subject"] for row in subjects}, key=len, reverse=True)
+        overlays: dict[str, list[tuple[str, Path]]] = {}
+        for picture in sorted((folder / "overlays").glob("*.png")):
+            whose = next((name for name in names if picture.stem in (name, *_parts(name, picture.stem))), None)
+            if whose is not None:
+                overlays.setdefault(whose, []).append((picture.stem.removeprefix(whose).lstrip("_"), picture))
+        return cls(
+            folder,
+            metrics,
+            subjects,
+            read_rows(folder / "lesions.csv"),
+            read_rows(folder / "candidates.csv"),
+            overlays,
+        )
+
+    @property
+    def scan_count(self) -> int:
+        """Number of scans."""
+        return len(self.metrics["subjects"])
+
+    @property
+    def patient_count(self) -> int:
+        """Number of patients."""
+        return len({one["patient"] for one in self.metrics["subjects"]})
+
+    def leaf(self, *path: str) -> Leaf | None:
+        """Return a figure of the summary, such as `leaf("unprompted", "dice")`; None where it is not there."""
+        part: Any = self.metrics["summary"]
+        for name in path:
+            part = part.get(name) if isinstance(part, Mapping) else None
+        return Leaf.of(part) if is_leaf(part) else None
+
+    def optional(self, name: str) -> Any:
+        """Return another JSON file of the folder, such as robustness.json; None where there is none."""
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the lines of a CSV; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _parts(name: str, stem: str) -> tuple[str, ...]:
+    """Return the stem itself where it is a scan's name and a class."""
+    return (stem,) if stem.startswith(f"{name}_class") else ()
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write lines as CSV, whole or not at all; there is at least one."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,150 @@
+"""The same scans as other scanners might have made them: stand-ins for other field strengths, coils and protocols.
+
+What changes is the image alone: grid, truth, prompted lesions and clicks stay, so that every difference is one of the
+image. Air (exact zeros) stays air.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torchio as tio
+from torch import Tensor
+
+from mois.evaluation.reports import SubjectReport
+from mois.evaluation.settings import ProtocolSettings
+from mois.evaluation.statistics import leaf, paired_gain
+from mois.geometry import SliceGrid
+from mois.interfaces import Volume
+
+COARSER = 1.5
+WHITE = 0.995
+FIGURES = {"dice": "unprompted_dice", "f1": "lesion_f1"}
+"""Name in robustness.json to that of `Figures`."""
+
+Change = Callable[[Tensor, Volume], Tensor]
+"""From an image (I, J, K), 1 at its 99.5th percentile, to the changed one; draws from torch's generator."""
+
+
+def _by(transform: tio.Transform) -> Change:
+    def change(image: Tensor, volume: Volume) -> Tensor:
+        scan = tio.ScalarImage(tensor=image.unsqueeze(0), affine=volume.affine.numpy())
+        return torch.as_tensor(transform(scan).data)[0]
+
+    return change
+
+
+def _coarser(image: Tensor, volume: Volume) -> Tensor:
+    """Scan with pixels 1.5 times as large in plane, and bring that back onto the scan's grid."""
+    grid = SliceGrid.of(_shape(volume), volume.affine)
+    spacing_mm = torch.linalg.vector_norm(volume.affine[:3, :3], dim=0).tolist()
+    target = tuple(mm * (1 if axis == grid.order[0] else COARSER) for axis, mm in enumerate(spacing_mm))
+    scan = tio.ScalarImage(tensor=image.unsqueeze(0), affine=volume.affine.numpy())
+    coarse = tio.Resample(target, image_interpolation="linear", antialias=True)(scan)
+    back = tio.Resample(scan, image_interpolation="linear")(coarse)
+    return torch.as_tensor(back.data)[0]
+
+
+CHANGES: dict[str, Change] = {
+    "bias_field": _by(tio.RandomBiasField(coefficients=0.3, order=3)),
+    "noise": _by(tio.RandomNoise(mean=0, std=(0.06, 0.06))),
+    "motion": _by(tio.RandomMotion(degrees=0.5, translation=3, num_transforms=3)),
+    "gamma": _by(tio.RandomGamma(log_gamma=(-0.4, 0.4))),
+    "ghosting": _by(tio.RandomGhosting(num_ghosts=(4, 7), intensity=(1.0, 1.5))),
+    "coarser_pixels": _coarser,
+}
+"""How a scan is changed. Noise: share of the scan's white. Motion: degrees and millimetres, half a degree at most, as a
+whole body that turns by more no longer lies where its truth does."""
+
+
+def changed(volume: Volume, name: str, seed: int = 0) -> Volume:
+    """Return a scan as another scanner might have made it; same seed and scan, same voxels.
+
+    Args:
+        volume: The scan.
+        name: One of `CHANGES`.
+        seed: Of the random draws.
+
+    Raises:
+        ValueError: If there is no such change.
+    """
+    if name not in CHANGES:
+        raise ValueError(f"robustness change {name!r} is unknown; choose from {', '.join(CHANGES)}.")
+    image = volume.image.float().cpu()
+    outside = image == 0
+    if bool(outside.all()):
+        return volume
+    ranked = image[~outside].sort().values
+    white = float(ranked[int(WHITE * (len(ranked) - 1))]) or 1.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(f"{seed} {name} {volume.subject}".encode()))
+        new = CHANGES[name](image / white, volume).to(torch.float32) * white
+    return volume._replace(image=new.masked_fill(outside, 0))
+
+
+def plain(settings: ProtocolSettings) -> ProtocolSettings:
+    """Return the same reader without curves and further rules: what a changed scan is scored by."""
+    return replace(settings, counts=(), curve_clicks=(), rules="ours")
+
+
+@dataclass(frozen=True)
+class ChangedScan:
+    """What was measured on one scan, by change; what could not be measured is None.
+
+    Attributes:
+        subject: Name of the scan.
+        patient: Whom it was taken of.
+        figures: Change to figure (`dice`, `f1`) to value.
+    """
+
+    subject: str
+    patient: str
+    figures: dict[str, dict[str, float | None]]
+
+
+def unprompted(report: SubjectReport) -> dict[str, float | None]:
+    """Return the figures of a scan that robustness is told by."""
+    return {name: getattr(report.figures, field) for name, field in FIGURES.items()}
+
+
+def summarise_changes(
+    unchanged: Sequence[SubjectReport], scans: Sequence[ChangedScan], *, seed: int = 0
+) -> dict[str, Any]:
+    """Return what stands in robustness.json.
+
+    Args:
+        unchanged: Reports on the scans as they are.
+        scans: The same scans, changed.
+        seed: Of the bootstrap.
+
+    Returns:
+        `unchanged`: figures as leaves. `changes`: for each change the figures, and `change_dice` and `change_f1`, the
+        paired differences to the unchanged scans (below 0: worse).
+    """
+    before = {report.subject: (report.patient, unprompted(report)) for report in unchanged}
+    names = dict.fromkeys(change for scan in scans for change in scan.figures)
+
+    def of(change: str) -> Mapping[str, Any]:
+        rows = [(before[scan.subject], scan.figures.get(change, {})) for scan in scans]
+        figures = {name: leaf([(who, new.get(name)) for (who, _), new in rows], seed=seed) for name in FIGURES}
+        gains = {
+            f"change_{name}": paired_gain([(who, old[name], new.get(name)) for (who, old), new in rows], seed=seed)
+            for name in FIGURES
+        }
+        return {**figures, **gains}
+
+    return {
+        "unchanged": {
+            name: leaf([(patient, figures[name]) for patient, figures in before.values()], seed=seed)
+            for name in FIGURES
+        },
+        "changes": {change: of(change) for change in names},
+    }
+
+
+def _shape(volume: Volume) -> tuple[int, int, int]:
+    return (volume.image.shape[0], volume.image.shape[1], volume.image.shape[2])

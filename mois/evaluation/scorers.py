@@ -1,0 +1,130 @@
+"""What scores a scan for `mois evaluate`: a model that is prompted, or maps that another system wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mois.components import components
+from mois.evaluation.overlays import save_overlay
+from mois.evaluation.predictions import Prediction, score_predictions
+from mois.evaluation.protocol import evaluate_volume
+from mois.evaluation.reports import SubjectReport
+from mois.evaluation.run import Score
+from mois.evaluation.settings import ProtocolSettings
+from mois.evaluation.truth import Truth
+from mois.geometry import SliceGrid
+from mois.inference import VolumeSegmenter
+from mois.interfaces import Volume
+from mois.io import DataError, read_image, write_volume
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+TOLERANCE_MM = 1e-2
+Kind = Literal["semantic", "instance"]
+
+
+def score_by_model(segmenter: VolumeSegmenter) -> Score:
+    """Return what prompts a model, propagates and scores."""
+
+    def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
+        return evaluate_volume(segmenter, volume, settings, out)
+
+    return score
+
+
+def score_maps(predictions: Path, prompted: Path | None, kind: Kind) -> Score:
+    """Return what scores the maps in a folder.
+
+    Args:
+        predictions: Maps SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on.
+        prompted: Folder `prompted` of another run, or None for the system alone.
+        kind: Whether numbers are classes or lesions.
+    """
+
+    def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
+        found = read_maps(predictions, volume)
+        given = None if prompted is None else read_maps(prompted, volume)
+        by_class: Kind = "instance" if isinstance(found, dict) else kind
+        report = score_predictions(volume, found, settings, given, kind=by_class)
+        if out is not None:
+            _write(volume, found, report, by_class, out)
+        return report
+
+    return score
+
+
+def map_files(folder: Path, subject: str) -> list[Path]:
+    """Return the maps of a scan: SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on; none where there are none."""
+    whole = [path for ending in ENDINGS if (path := folder / f"{subject}{ending}").is_file()]
+    return whole or sorted(
+        path for ending in ENDINGS for path in folder.glob(f"{_escaped(subject)}_class*{ending}") if _class(path)
+    )
+
+
+def read_maps(folder: Path, volume: Volume) -> Prediction:
+    """Return the map of a scan (I, J, K) int32, or one for each class.
+
+    Raises:
+        DataError: If there is none, or one that is not on the scan's grid.
+    """
+    files = map_files(folder, volume.subject)
+    if not files:
+        raise DataError(
+            f"{folder}: no map of scan {volume.subject}; write {volume.subject}.nii.gz (or one file "
+            f"{volume.subject}_class1.nii.gz for each class), an empty one where nothing was found."
+        )
+    if files[0].name.removesuffix(_ending(files[0])) == volume.subject:
+        return _read(files[0], volume)
+    return {_class(path): _read(path, volume) for path in files}
+
+
+def _read(path: Path, volume: Volume) -> Tensor:
+    values, affine = read_image(path)
+    if tuple(values.shape) != tuple(volume.image.shape):
+        raise DataError(
+            f"{path}: shape {tuple(values.shape)}, the scan has {tuple(volume.image.shape)}; write the map on the "
+            "scan's grid."
+        )
+    shape = volume.image.shape
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    shift_mm = float(np.abs((corners @ (affine - volume.affine.numpy()).T)[:, :3]).max())
+    if shift_mm > TOLERANCE_MM:
+        raise DataError(f"{path}: lies {shift_mm:.2f} mm off the scan; write the map on the scan's grid.")
+    return torch.from_numpy(np.ascontiguousarray(values).astype(np.int32))
+
+
+def _write(volume: Volume, found: Prediction, report: SubjectReport, kind: Kind, out: Path) -> None:
+    """Write the lesions of each class as one map, and a picture of them."""
+    grid = SliceGrid.of((volume.image.shape[0], volume.image.shape[1], volume.image.shape[2]), volume.affine)
+    truth = Truth.of(volume, grid)
+    image = grid.to_stack(volume.image.float().cpu()).numpy()
+    alone = len(set(truth.classes.values())) == 1
+    for one in report.classes:
+        held = found.get(one.target_class) if not isinstance(found, Tensor) else found
+        held = torch.zeros_like(volume.lesions) if held is None else held
+        stack = grid.to_stack(held).numpy().astype(np.int32)
+        if kind == "semantic":
+            stack = components(stack > 0 if alone else stack == one.target_class)
+        name = f"{volume.subject}_class{one.target_class}"
+        write_volume(grid.to_volume(torch.from_numpy(stack)), volume.affine, out / "predictions" / f"{name}.nii.gz")
+        true = truth.only([row.lesion for row in one.lesions])
+        save_overlay(out / "overlays" / f"{name}.png", image, true, stack, one, grid.row_mm / grid.column_mm)
+
+
+def _ending(path: Path) -> str:
+    return next(ending for ending in ENDINGS if path.name.endswith(ending))
+
+
+def _class(path: Path) -> int:
+    """Return the class in a file's name, 0 where there is none."""
+    number = path.name.removesuffix(_ending(path)).rpartition("_class")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def _escaped(name: str) -> str:
+    """Return a name without the signs that a pattern of files would read."""
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)

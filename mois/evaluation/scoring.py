@@ -1,0 +1,192 @@
+"""From what a system found in a scan to figures, whichever system that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mois.components import Candidates
+from mois.evaluation.reports import CandidateRow, CountPoint, Figures, LesionRow, measured
+from mois.evaluation.truth import Plan, Truth
+from mois.metrics import InstanceMap, Mask, Matches, Overlap, dilate_in_plane, mean_of, surface_dice
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a system made of one class of a scan.
+
+    Attributes:
+        prompted: Ids of the lesions that were prompted, in this order; taken out where the others are scored.
+        found: Instance map (S, H, W) of what was propagated.
+        tracked: Instance map of the prompted lesions, the n-th of them with id n + 1; None for a system that was not
+            given them.
+        clicks: How many were made.
+    """
+
+    prompted: tuple[int, ...]
+    found: InstanceMap
+    tracked: InstanceMap | None
+    clicks: int = 0
+
+
+def score_answer(
+    truth: Truth, plan: Plan, answer: Answer, margin_px: int, conditioning: Figures
+) -> tuple[Figures, tuple[LesionRow, ...], tuple[float, ...], InstanceMap]:
+    """Score what a system made of one class of a scan.
+
+    Args:
+        truth: The true lesions.
+        plan: What may be prompted, of this class.
+        answer: What is scored.
+        margin_px: How many pixels around a prompted lesion, in plane, are taken out with it.
+        conditioning: Figures that are known already.
+
+    Returns:
+        All figures, a row per true lesion, the volumes of the false ones in millilitres, and all that the reader ends
+        up with as an instance map.
+    """
+    result = answer.found if answer.tracked is None else merge(answer.tracked, answer.found)
+    rest, taken_out = unprompted_truth(truth, plan, answer.prompted, margin_px)
+    unprompted, scan = Overlap.of(answer.found, rest, taken_out), Overlap.of(result, truth.only(plan.lesions))
+    matches, scan_matches = unprompted.match(), scan.match()
+    own = {} if answer.tracked is None else _own_dice(answer.tracked, truth.only(answer.prompted), answer.prompted)
+    seen: Mask = (answer.found > 0) & ~(taken_out & (rest == 0))
+    figures = replace(
+        conditioning,
+        unprompted_dice=measured(unprompted.dice()),
+        lesion_f1=measured(matches.f1),
+        lesion_precision=measured(matches.precision),
+        lesion_recall=measured(matches.recall),
+        false_lesions=len(matches.false),
+        prompted_dice=mean_of(list(own.values())),
+        prompted_lesions=len(own),
+        prompted_clicks=answer.clicks,
+        scan_dice=measured(scan.dice()),
+        scan_lesion_f1=measured(scan_matches.f1),
+        scan_lesion_precision=measured(scan_matches.precision),
+        scan_lesion_recall=measured(scan_matches.recall),
+        scan_false_lesions=len(scan_matches.false),
+        unprompted_surface_dice=measured(surface_dice(seen, rest > 0, truth.spacing_mm)),
+        scan_surface_dice=measured(surface_dice(result > 0, truth.only(plan.lesions) > 0, truth.spacing_mm)),
+        **{
+            f"{whose}_{name}": value
+            for whose, overlap in (("unprompted", unprompted), ("scan", scan))
+            for name, value in _further(overlap, truth.voxel_ml).items()
+        },
+    )
+    voxels = np.bincount(answer.found.reshape(-1)) if matches.false else np.zeros(0)
+    false_ml = tuple(float(voxels[lesion]) * truth.voxel_ml for lesion in matches.false)
+    rows = [
+        *_lesion_rows(answer.prompted, truth, plan, scan, scan_matches),
+        *_lesion_rows(set(plan.lesions).difference(answer.prompted), truth, plan, unprompted, matches),
+    ]
+    told = tuple(
+        replace(row, role="prompted", dice=own.get(row.lesion, row.dice)) if row.lesion in answer.prompted else row
+        for row in sorted(rows, key=lambda row: row.lesion)
+    )
+    return figures, told, false_ml, result
+
+
+def unprompted_truth(truth: Truth, plan: Plan, prompted: Sequence[int], margin_px: int) -> tuple[InstanceMap, Mask]:
+    """Return the lesions of a class that were not prompted, (S, H, W), and where the prompted ones are taken out."""
+    rest = truth.only([lesion for lesion in plan.lesions if lesion not in prompted])
+    return rest, dilate_in_plane(truth.only(prompted) > 0, margin_px)
+
+
+def curve_point(
+    clicks: int, count: int, used: int, right: Overlap, wrong: float | None, swapped: float | None
+) -> CountPoint:
+    """Return a point of the curve; `right` compares what was found with the never-prompted lesions."""
+    matches = right.match()
+    return CountPoint(
+        count=count,
+        used=used,
+        right=measured(right.dice()),
+        wrong=wrong,
+        swapped=swapped,
+        lesion_f1=measured(matches.f1),
+        clicks=clicks,
+        lesion_precision=measured(matches.precision),
+        lesion_recall=measured(matches.recall),
+        false_lesions=len(matches.false),
+    )
+
+
+def candidate_rows(candidates: Candidates, rest: InstanceMap, taken_out: Mask, voxel_ml: float) -> list[CandidateRow]:
+    """Return which candidates are lesions of the class, without those that are taken out with the prompted ones."""
+    matches = Overlap.of(candidates.lesions, rest, taken_out).match()
+    voxels = np.bincount(candidates.lesions.reshape(-1), minlength=1)
+    hits = set(matches.pairs.values())
+    return [
+        CandidateRow(float(candidates.peaks[one - 1]), one in hits, float(voxels[one]) * voxel_ml)
+        for one in sorted(hits.union(matches.false))
+    ]
+
+
+def merge(tracked: InstanceMap, found: InstanceMap) -> InstanceMap:
+    """Return prompted and propagated lesions as one instance map.
+
+    A found lesion of which at least half lies in tracked ones is the same lesion, and its voxels join the one that it
+    shares most with. Any other keeps what lies outside the tracked lesions, under a new id.
+
+    Args:
+        tracked: Instance map (S, H, W) int32 of the prompted lesions, which keep their ids.
+        found: Instance map of the propagated lesions.
+    """
+    overlap = Overlap.of(found, tracked)
+    if not len(overlap.found_ids):
+        return tracked.copy()
+    table = np.zeros(int(overlap.found_ids[-1]) + 1, dtype=np.int32)
+    first = int(tracked.max()) + 1
+    table[overlap.found_ids] = np.arange(first, first + len(overlap.found_ids), dtype=np.int32)
+    if len(overlap.true_ids):
+        same = 2 * overlap.shared.sum(1) >= overlap.found_voxels
+        table[overlap.found_ids[same]] = overlap.true_ids[overlap.shared[same].argmax(1)]
+    return np.where(tracked > 0, tracked, table[found])
+
+
+def _further(overlap: Overlap, voxel_ml: float) -> dict[str, float | None]:
+    percent = measured(overlap.volume_error_percent())
+    return {
+        "panoptic_quality": measured(overlap.panoptic_quality()),
+        "volume_error_ml": overlap.volume_error_ml(voxel_ml),
+        "volume_error_percent": percent,
+        "volume_absolute_error_percent": None if percent is None else abs(percent),
+    }
+
+
+def _own_dice(tracked: InstanceMap, truth: InstanceMap, prompted: Sequence[int]) -> dict[int, float]:
+    """Return the Dice of each prompted lesion with what its own click gave; 0 where that is nothing."""
+    overlap = Overlap.of(tracked, truth)
+    dice = overlap.lesion_dice()
+    rows = {int(found): row for row, found in enumerate(overlap.found_ids)}
+    columns = {int(lesion): column for column, lesion in enumerate(overlap.true_ids)}
+    return {
+        lesion: float(dice[rows[place + 1], columns[lesion]]) if place + 1 in rows else 0.0
+        for place, lesion in enumerate(prompted)
+    }
+
+
+def _lesion_rows(
+    lesions: Iterable[int], truth: Truth, plan: Plan, overlap: Overlap, matches: Matches
+) -> list[LesionRow]:
+    iou, dice = overlap.iou(), overlap.lesion_dice()
+    rows = {int(found): row for row, found in enumerate(overlap.found_ids)}
+    columns = {int(lesion): column for column, lesion in enumerate(overlap.true_ids)}
+    made = []
+    for lesion in lesions:
+        pair = (rows[matches.pairs[lesion]], columns[lesion]) if lesion in matches.pairs else None
+        made.append(
+            LesionRow(
+                lesion=lesion,
+                volume_ml=truth.volumes_ml[lesion],
+                role="never" if lesion in plan.never else "promptable",
+                found=pair is not None,
+                iou=float(iou[pair]) if pair else 0.0,
+                dice=float(dice[pair]) if pair else 0.0,
+                **truth.surroundings[lesion]._asdict(),
+            )
+        )
+    return made

@@ -1,0 +1,387 @@
+"""Exemplars that outlive a scan: what the reader has shown, as a bank that is kept in a file.
+
+A bank belongs to the model that described its exemplars (`ModelIdentity`); to any other its tokens mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from mois.backbones.weights import tensors_sha256
+from mois.interfaces import Backbone, Exemplars, Propagation, WeightsIdentity
+
+FORMAT = "mois exemplar bank"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model gave a result.
+
+    Attributes:
+        backbone: The weights that were adapted.
+        adapter_sha256: Of the backbone's tensors as they stand, with what the adapter made of them.
+        propagation: Module and name of its class.
+        propagation_sha256: Of its tensors.
+    """
+
+    backbone: WeightsIdentity
+    adapter_sha256: str
+    propagation: str
+    propagation_sha256: str
+
+    @classmethod
+    def of(cls, backbone: Backbone, propagation: Propagation) -> ModelIdentity:
+        """Return the identity of a model as it stands."""
+        kind = type(propagation)
+        return cls(
+            backbone.identity,
+            tensors_sha256(backbone.state_dict()),
+            f"{kind.__module__}.{kind.__qualname__}",
+            tensors_sha256(propagation.state_dict()),
+        )
+
+    def differences(self, other: ModelIdentity) -> list[str]:
+        """Return in words what differs from another model, this one's first; empty if they are the same."""
+        found = []
+        if self.backbone.sha256 != other.backbone.sha256:
+            found.append(f"the backbone ({_weights(self.backbone)} instead of {_weights(other.backbone)})")
+        elif self.adapter_sha256 != other.adapter_sha256:
+            found.append(f"the adapter (sha256 {self.adapter_sha256[:12]} instead of {other.adapter_sha256[:12]})")
+        if self.propagation != other.propagation:
+            found.append(f"the propagation ({self.propagation} instead of {other.propagation})")
+        elif self.propagation_sha256 != other.propagation_sha256:
+            mine, theirs = self.propagation_sha256[:12], other.propagation_sha256[:12]
+            found.append(f"the propagation's weights (sha256 {mine} instead of {theirs})")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain dicts and strings, as JSON holds them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> ModelIdentity:
+        """Return what `as_dict` was made from."""
+        return cls(**{**plain, "backbone": WeightsIdentity(**plain["backbone"])})
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """One lesion that was shown on one slice, and where it came from.
+
+    Attributes:
+        key: Its name, unique within a bank.
+        tokens: Name to tensor without the axes B and K of `Exemplars.tokens`, float32 on the CPU.
+        scan: Subject of the scan.
+        patient: Whom the scan was taken of.
+        position_lps_mm: Centre of the lesion on its slice: x to the left, y to the back, z to the head.
+        area_mm2: Of the lesion on its slice.
+        mean_intensity: Mean normalised intensity inside.
+        contrast: That mean minus the mean of a ring around the lesion.
+        negative: Whether it shows what is not to be found.
+        weight: 0 or more; one of weight 2 counts as if it were there twice.
+    """
+
+    key: str
+    tokens: dict[str, Tensor]
+    scan: str
+    patient: str
+    position_lps_mm: tuple[float, float, float]
+    area_mm2: float
+    mean_intensity: float
+    contrast: float
+    negative: bool = False
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            raise ValueError("an exemplar needs a key; give it one that is unique within the bank.")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"exemplar {self.key}: weight={self.weight} must be a number of 0 or more.")
+        tokens = {name: token.detach().float().cpu().contiguous() for name, token in self.tokens.items()}
+        object.__setattr__(self, "tokens", tokens)
+
+    @classmethod
+    def of(
+        cls,
+        key: str,
+        exemplars: Exemplars,
+        index: int,
+        *,
+        picture: Tensor,
+        mask: Tensor,
+        pixel_mm: float,
+        scan: str,
+        patient: str,
+        position_lps_mm: tuple[float, float, float],
+        negative: bool = False,
+    ) -> Exemplar:
+        """Take one of a query's exemplars out and measure its lesion.
+
+        Args:
+            key: Its name.
+            exemplars: With B = 1.
+            index: Which one, along K.
+            picture: (h, w) float, normalised intensities.
+            mask: (h, w) bool or float 0 to 1, the lesion on the picture.
+            pixel_mm: Edge of a pixel.
+            scan: Subject of the scan.
+            patient: Whom it was taken of.
+            position_lps_mm: Centre of the lesion on its slice.
+            negative: Whether it shows what is not to be found.
+        """
+        tokens = {name: token[0, index].clone() for name, token in exemplars.tokens.items()}
+        area_mm2, inside, contrast = measure_mask(picture, mask, pixel_mm)
+        return cls(key, tokens, scan, patient, position_lps_mm, area_mm2, inside, contrast, negative)
+
+
+def measure_mask(picture: Tensor, mask: Tensor, pixel_mm: float, ring_mm: float = 4.0) -> tuple[float, float, float]:
+    """Return a lesion's area in mm2, its mean intensity, and its contrast to a ring around it.
+
+    Args:
+        picture: (h, w) float, normalised intensities.
+        mask: (h, w) bool or float 0 to 1.
+        pixel_mm: Edge of a pixel.
+        ring_mm: Width of the ring.
+
+    Returns:
+        The means are 0 where the mask is empty, the contrast also where there is no ring.
+    """
+    inside = (mask >= 0.5).cpu()
+    reach = max(1, round(ring_mm / pixel_mm))
+    grown = functional.max_pool2d(inside[None, None].float(), 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0.5
+    ring, values = grown & ~inside, picture.float().cpu()
+    area_mm2 = float(inside.sum()) * pixel_mm**2
+    if not bool(inside.any()):
+        return area_mm2, 0.0, 0.0
+    mean = float(values[inside].mean())
+    return area_mm2, mean, mean - float(values[ring].mean()) if bool(ring.any()) else 0.0
+
+
+class ExemplarBank:
+    """Exemplars by key, in the order in which they came.
+
+    Attributes:
+        identity: The model that described them.
+        version: How many times the bank was changed; a loaded one counts on from where it was saved.
+    """
+
+    def __init__(self, identity: ModelIdentity) -> None:
+        self.identity = identity
+        self.version = 0
+        self._items: dict[str, Exemplar] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Exemplar]:
+        return iter(self._items.values())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._items
+
+    def __getitem__(self, key: str) -> Exemplar:
+        if key not in self._items:
+            there = ", ".join(self._items) or "none"
+            raise ValueError(f"the bank holds no exemplar {key}; there is {there}.")
+        return self._items[key]
+
+    def keys(self) -> list[str]:
+        """Return the keys in order."""
+        return list(self._items)
+
+    def copy(self) -> ExemplarBank:
+        """Return a bank that changes on its own; the exemplars themselves never change."""
+        twin = ExemplarBank(self.identity)
+        twin.version, twin._items = self.version, dict(self._items)
+        return twin
+
+    def add(self, exemplar: Exemplar) -> None:
+        """Add an exemplar at the end.
+
+        Raises:
+            ValueError: If its key is taken, or its tokens are not like those of the others.
+        """
+        if exemplar.key in self._items:
+            raise ValueError(f"the bank holds an exemplar {exemplar.key} already; replace it, or give another key.")
+        self._put(exemplar)
+
+    def replace(self, key: str, exemplar: Exemplar) -> None:
+        """Put an exemplar in the place of another, under the same key."""
+        self._require(key)
+        self._put(replace(exemplar, key=key))
+
+    def remove(self, key: str) -> None:
+        """Take an exemplar out."""
+        self._require(key)
+        del self._items[key]
+        self.version += 1
+
+    def reweigh(self, key: str, weight: float) -> None:
+        """Let an exemplar count as if it were there `weight` times."""
+        self._put(replace(self[key], weight=float(weight)))
+
+    def mark(self, key: str, negative: bool) -> None:
+        """Say whether an exemplar shows what is to be found or what is not."""
+        self._put(replace(self[key], negative=negative))
+
+    def select(self, count: int) -> list[str]:
+        """Return the keys of at most `count` exemplars that differ from each other as much as possible.
+
+        Positives and negatives share `count` by their numbers, each having one at least where there is room. Of each,
+        the one nearest to their mean comes first, then always the one that is farthest from all chosen (k-centre
+        greedy). Every token counts alike, whatever its size and scale. Exemplars of weight 0 are left out.
+
+        Returns:
+            Keys in the bank's order.
+
+        Source: Gonzalez, Clustering to minimize the maximum intercluster distance, 1985.
+        """
+        if count < 1:
+            raise ValueError(f"select: count={count} must be 1 or more.")
+        groups = [[item for item in self if item.weight > 0 and item.negative is sign] for sign in (False, True)]
+        positives, negatives = (len(group) for group in groups)
+        if positives + negatives > count:
+            share = round(count * negatives / (positives + negatives))
+            negatives = min(negatives, max(share, 1 if count > 1 and negatives else 0))
+            if positives:
+                negatives = min(negatives, count - 1)
+            positives = min(positives, count - negatives)
+            negatives = count - positives
+        shares = zip(groups, (positives, negatives), strict=True)
+        chosen = {item.key for group, most in shares for item in _k_centres(group, most)}
+        return [key for key in self._items if key in chosen]
+
+    def exemplars(self, keys: Sequence[str] | None = None, device: torch.device | str | None = None) -> Exemplars:
+        """Return some or all exemplars as a propagation takes them.
+
+        Args:
+            keys: Which ones, in this order; None stands for all.
+            device: Where to; None leaves them on the CPU.
+
+        Returns:
+            B = 1. Without any exemplar K = 0 and there are no tokens.
+        """
+        items = [self[key] for key in (self._items if keys is None else keys)]
+        names = items[0].tokens if items else {}
+        return Exemplars(
+            {name: torch.stack([item.tokens[name] for item in items]).unsqueeze(0).to(device) for name in names},
+            torch.ones(1, len(items), dtype=torch.bool, device=device),
+            torch.tensor([[item.negative for item in items]], dtype=torch.bool, device=device),
+            torch.tensor([[item.weight for item in items]], dtype=torch.float32, device=device),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the bank as safetensors, whole or not at all: a tensor (K, ...) per token, the rest as metadata."""
+        content = self.exemplars()
+        described = [
+            {field.name: getattr(item, field.name) for field in fields(item) if field.name != "tokens"} for item in self
+        ]
+        metadata = {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "version": str(self.version),
+            "identity": json.dumps(self.identity.as_dict()),
+            "exemplars": json.dumps(described),
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        save_file({name: token[0].contiguous() for name, token in content.tokens.items()}, part, metadata)
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, identity: ModelIdentity) -> ExemplarBank:
+        """Read a bank for a model.
+
+        Raises:
+            ValueError: If the file is no bank, is damaged or of a later format, or belongs to another model.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tokens = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except FileNotFoundError:
+            raise ValueError(f"{path}: there is no such bank; give the file that a session saved.") from None
+        except SafetensorError as error:
+            raise ValueError(f"{path} is cut short or no exemplar bank ({error}); give another file.") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is no exemplar bank; give the file that a session saved.")
+        if metadata["format_version"] != str(FORMAT_VERSION):
+            raise ValueError(
+                f"{path} is a bank of format {metadata['format_version']}, this version reads {FORMAT_VERSION}; "
+                "update this program."
+            )
+        try:
+            bank = cls(ModelIdentity.from_dict(json.loads(metadata["identity"])))
+            described = json.loads(metadata["exemplars"])
+            version = int(metadata["version"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is a damaged exemplar bank ({error}); give another file.") from error
+        if different := bank.identity.differences(identity):
+            raise ValueError(
+                f"{path} was made by another model: {' and '.join(different)}; use the bundle that it was made with, "
+                "or make a new bank."
+            )
+        if any(len(token) != len(described) for token in tokens.values()):
+            raise ValueError(f"{path} is a damaged exemplar bank (tokens and entries differ in number).")
+        for index, entry in enumerate(described):
+            place = tuple(entry.pop("position_lps_mm"))
+            one = {name: token[index].clone() for name, token in tokens.items()}
+            bank.add(Exemplar(**entry, position_lps_mm=place, tokens=one))  # type: ignore[arg-type]
+        bank.version = version
+        return bank
+
+    def _require(self, key: str) -> None:
+        _ = self[key]
+
+    def _put(self, exemplar: Exemplar) -> None:
+        others = next((item for item in self if item.key != exemplar.key), None)
+        if others is not None and _shapes(others) != _shapes(exemplar):
+            raise ValueError(
+                f"exemplar {exemplar.key} has tokens {_shapes(exemplar)}, those of the bank are {_shapes(others)}; all "
+                "have to be described by one model at one tile size (inference.tile_px)."
+            )
+        self._items[exemplar.key] = exemplar
+        self.version += 1
+
+
+def _shapes(exemplar: Exemplar) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(token.shape) for name, token in sorted(exemplar.tokens.items())}
+
+
+def _weights(identity: WeightsIdentity) -> str:
+    return f"{identity.name}, {identity.source}, sha256 {identity.sha256[:12]}"
+
+
+def _k_centres(items: Sequence[Exemplar], count: int) -> list[Exemplar]:
+    """Return `count` of the exemplars, the middle one first, then always the farthest from all chosen."""
+    if len(items) <= count:
+        return list(items)
+    if count < 1:
+        return []
+    parts = []
+    for name in items[0].tokens:
+        table = torch.stack([item.tokens[name].flatten() for item in items]).double()
+        table = table - table.mean(0)
+        parts.append(table / table.norm().clamp(min=1e-12))  # every token counts alike
+    place = torch.cat(parts, dim=1) if parts else torch.zeros(len(items), 1, dtype=torch.float64)
+    chosen = [int(place.norm(dim=1).argmin())]
+    nearest = (place - place[chosen[0]]).norm(dim=1)
+    while len(chosen) < count:
+        nearest[chosen] = -1.0
+        chosen.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, (place - place[chosen[-1]]).norm(dim=1))
+    return [items[index] for index in chosen]

@@ -1,0 +1,8 @@
+"""A reader and a model over one scan: prompts, propagation, corrections, and a journal of them."""
+
+from mois.session.advice import Influence, Suggestion
+from mois.session.interactive import InteractiveSession
+from mois.session.results import LesionRow
+from mois.session.state import State
+
+__all__ = ["Influence", "InteractiveSession", "LesionRow", "State", "Suggestion"]

@@ -1,0 +1,357 @@
+"""What every action makes of a session's state: functions of scan, model, state and arguments alone."""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mois.calibration import Calibration
+from mois.exemplars import Exemplar, ExemplarBank, ModelIdentity
+from mois.inference import VolumeSegmenter
+from mois.interfaces import Exemplars, Volume
+from mois.session.found import confidence, find_lesions, keep_ids, likeness, look_at, outline
+from mois.session.prompting import segment
+from mois.session.state import BoxMask, Lesion, Prompt, State
+
+Outcome = tuple[State, Any]
+
+
+class Place(NamedTuple):
+    """A point of the scan's stack: the slice, and row and column as they fell."""
+
+    slice_index: int
+    row: float
+    column: float
+
+    @property
+    def voxel(self) -> tuple[int, int, int]:
+        """Return the voxel that it lies in."""
+        return self.slice_index, round(self.row), round(self.column)
+
+
+class Workbench:
+    """A scan under a model: turns an action into the state after it.
+
+    Args:
+        segmenter: The model, in eval mode.
+        volume: The scan; its lesions are not looked at.
+        calibration: Of the confidence of found lesions, or None.
+        identity: The model; exemplars belong to it.
+        exemplars: How many exemplars a propagation takes; of more, those that differ most.
+    """
+
+    def __init__(
+        self,
+        segmenter: VolumeSegmenter,
+        volume: Volume,
+        calibration: Calibration | None,
+        identity: ModelIdentity,
+        exemplars: int,
+    ) -> None:
+        self.segmenter = segmenter
+        self.volume = volume
+        self.calibration = calibration
+        self.identity = identity
+        self.exemplars = exemplars
+        self.encoded = segmenter.encode(volume, lazy=True)
+        self.grid = self.encoded.grid
+        self.voxel_ml = abs(float(torch.linalg.det(volume.affine[:3, :3].double()))) / 1000
+        self.banks: dict[str, ExemplarBank] = {}
+        self._actions: dict[str, Callable[..., Outcome]] = {
+            "click": self._click,
+            "box": self._box,
+            "mask": self._mask,
+            "propagate": self._propagate,
+            "accept": self._accept,
+            "reject": self._reject,
+            "remove": self._remove,
+            "lock": self._lock,
+            "unlock": self._unlock,
+            "use_bank": self._use_bank,
+            "reweigh": self._reweigh,
+            "forget": self._forget,
+        }
+
+    def apply(self, name: str, state: State, arguments: Mapping[str, Any]) -> Outcome:
+        """Return the state after an action, and the action's result.
+
+        Raises:
+            ValueError: If there is no such action, or it cannot be done; nothing has changed then.
+        """
+        if name not in self._actions:
+            raise ValueError(f"action {name!r} does not exist; choose {', '.join(self._actions)}, undo or redo.")
+        return self._actions[name](state, **arguments)
+
+    def place(self, point_lps_mm: Sequence[float]) -> Place:
+        """Return where a point lies.
+
+        Raises:
+            ValueError: If it is no point, or lies outside the scan.
+        """
+        if len(point_lps_mm) != 3 or not all(math.isfinite(value) for value in point_lps_mm):
+            raise ValueError(f"point_lps_mm={list(point_lps_mm)} must be three numbers: left, back and head in mm.")
+        index = self.grid.to_stack_index(torch.tensor([list(point_lps_mm)], dtype=torch.float64))[0].tolist()
+        if not all(-0.5 <= value <= count - 0.5 for value, count in zip(index, self.grid.stack_shape, strict=True)):
+            last = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in self.grid.stack_shape]], dtype=torch.float64)
+            corners = self.grid.to_lps_mm(last)
+            low, high = corners.amin(0).tolist(), corners.amax(0).tolist()
+            span = ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
+            raise ValueError(f"point_lps_mm={list(point_lps_mm)} lies outside the scan ({span} mm); correct it.")
+        whole = [min(max(value, 0.0), count - 1.0) for value, count in zip(index, self.grid.stack_shape, strict=True)]
+        return Place(round(whole[0]), whole[1], whole[2])
+
+    def key(self, lesion: int) -> str:
+        """Return the key of a lesion's exemplar."""
+        return f"{self.volume.subject}:{lesion}"
+
+    def bank(self, state: State) -> ExemplarBank:
+        """Return a state's exemplars as a bank."""
+        bank = ExemplarBank(self.identity)
+        for exemplar in state.exemplars.values():
+            bank.add(exemplar)
+        return bank
+
+    def asked(self, state: State) -> tuple[list[str], Exemplars]:
+        """Return the keys of the exemplars that a propagation takes, and themselves (B = 1)."""
+        bank = self.bank(state)
+        keys = bank.select(self.exemplars)
+        if not keys:
+            return [], self.segmenter.no_exemplars(self.encoded)
+        return keys, bank.exemplars(keys, self.segmenter.device)
+
+    def _click(
+        self, state: State, point_lps_mm: Sequence[float], lesion: int | None = None, positive: bool = True
+    ) -> Outcome:
+        place = self.place(point_lps_mm)
+        prompt = Prompt("click", place.slice_index, ((place.row, place.column),), positive)
+        if lesion is None:
+            lesion = self._owner(state, place)
+            if lesion is None and not positive:
+                raise ValueError(f"point_lps_mm={list(point_lps_mm)}: a negative click outside every lesion; name one.")
+            if lesion is not None and positive and state.lesions[lesion].owns:
+                raise ValueError(
+                    f"point_lps_mm={list(point_lps_mm)} lies in lesion {lesion}; give lesion={lesion} to correct it, "
+                    "or take the place out of it first (positive=False)."
+                )
+        return self._prompt(state, lesion, prompt)
+
+    def _box(self, state: State, corners_lps_mm: Sequence[Sequence[float]], lesion: int | None = None) -> Outcome:
+        if len(corners_lps_mm) != 2:
+            raise ValueError(f"corners_lps_mm: {len(corners_lps_mm)} points; a box has two opposite corners.")
+        one, two = (self.place(corner) for corner in corners_lps_mm)
+        if abs(one.slice_index - two.slice_index) > 1:
+            raise ValueError(
+                f"corners_lps_mm={[list(corner) for corner in corners_lps_mm]} lie on slices {one.slice_index} and "
+                f"{two.slice_index}; a box is drawn on one slice."
+            )
+        top, bottom = sorted((one.row, two.row))
+        left, right = sorted((one.column, two.column))
+        if lesion is None:
+            lesion = self._owner(state, Place(one.slice_index, (top + bottom) / 2, (left + right) / 2))
+            lesion = None if lesion is not None and state.lesions[lesion].owns else lesion
+        return self._prompt(state, lesion, Prompt("box", one.slice_index, ((top, left), (bottom, right))))
+
+    def _mask(self, state: State, mask: Mapping[str, Any], lesion: int | None = None) -> Outcome:
+        given = unpack_mask(mask, tuple(self.volume.image.shape))
+        box = BoxMask.of(self.grid.to_stack(torch.from_numpy(given)).numpy())
+        if not box.voxels:
+            raise ValueError("mask: it is empty; give one with a voxel or more.")
+        return self._prompt(state, lesion, Prompt("mask", box.corner[0], mask=box))
+
+    def _owner(self, state: State, place: Place) -> int | None:
+        """Return the lesion that has a voxel."""
+        spot = BoxMask(place.voxel, np.ones((1, 1, 1), dtype=bool))
+        return next((number for number, lesion in state.lesions.items() if lesion.mask.overlap(spot)), None)
+
+    def _prompt(self, state: State, number: int | None, prompt: Prompt) -> Outcome:
+        """Return what another prompt for a lesion, or the first for a new one, makes of it and of its neighbours."""
+        next_id = state.next_id
+        earlier: tuple[Prompt, ...] = ()
+        if number is None:
+            number, next_id = next_id, next_id + 1
+        else:
+            old = self._lesion(state, number, changes=True)
+            earlier = old.prompts
+            if old.origin == "found" and not prompt.positive:  # what was found is what is to be corrected
+                earlier = (Prompt("mask", old.mask.corner[0], mask=old.mask),)
+        prompts = (*earlier, prompt)
+        answer = segment(self.segmenter, self.encoded, prompts)
+        mask = answer.mask.minus(state.owned(but=number))
+        if not mask.voxels and prompt.positive:
+            raise ValueError(
+                f"lesion {number}: all that it would cover belongs to locked or prompted lesions; correct those."
+            )
+        lesions = dict(state.lesions)
+        lesions[number] = Lesion(mask, "prompted", prompts, explained_by=self.key(number))
+        for other, lesion in state.lesions.items():
+            if other == number or lesion.owns or not (shared := lesion.mask.overlap(mask)):
+                continue
+            if 2 * shared >= lesion.mask.voxels:
+                del lesions[other]
+            else:
+                lesions[other] = replace(lesion, mask=lesion.mask.minus([mask]))
+        exemplars = dict(state.exemplars)
+        exemplar = self._exemplar(number, mask, prompts, None if mask is not answer.mask else answer.soft)
+        if exemplar is None:
+            exemplars.pop(self.key(number), None)
+        else:
+            exemplars[exemplar.key] = exemplar
+        return replace(state, lesions=lesions, exemplars=exemplars, next_id=next_id), number
+
+    def _exemplar(
+        self,
+        number: int,
+        mask: BoxMask,
+        prompts: Sequence[Prompt] = (),
+        soft: Mapping[int, Tensor] | None = None,
+        *,
+        negative: bool = False,
+    ) -> Exemplar | None:
+        """Return a lesion's exemplar: how it looks on that of the prompted slices on which it is largest."""
+        index = mask.largest_slice([prompt.slice_index for prompt in prompts if prompt.positive])
+        index = mask.largest_slice() if index < 0 else index
+        if index < 0:
+            return None
+        shown = outline(self.encoded, mask, index)
+        if soft is not None and index in soft and bool((soft[index] > 0.5).any()):
+            shown = soft[index] * (soft[index] >= 0.01)  # as unsure as the model is, as in its training
+        described = self.segmenter.exemplars(self.encoded, [(index, shown)])
+        if not bool(described.valid.any()):
+            described = self.segmenter.exemplars(self.encoded, [(index, outline(self.encoded, mask, index))])
+        rows, columns = np.nonzero(mask.on_slice(index, self.grid.stack_shape[1:]))
+        centre = torch.tensor([[float(index), rows.mean(), columns.mean()]], dtype=torch.float64)
+        x, y, z = self.grid.to_lps_mm(centre)[0].tolist()
+        return Exemplar.of(
+            self.key(number),
+            described,
+            0,
+            picture=self.encoded.pictures[index],
+            mask=shown,
+            pixel_mm=self.segmenter.settings.pixel_mm,
+            scan=self.volume.subject,
+            patient=self.volume.patient,
+            position_lps_mm=(x, y, z),
+            negative=negative,
+        )
+
+    def _propagate(self, state: State) -> Outcome:
+        _, asked = self.asked(state)
+        probability = self.segmenter.propagate(self.encoded, asked)
+        found, maybes = find_lesions(self.segmenter, self.encoded, state, probability, self.voxel_ml)
+        masks, peaks = [mask for mask, _ in found], [peak for _, peak in found]
+        ids = keep_ids(state.lesions, masks, self.grid.stack_shape, state.next_id)
+        look = look_at(self.segmenter, self.encoded, masks)
+        known = list(state.exemplars.values())
+        nearest, novelty = likeness(look, known)
+        sure = confidence(self.calibration, peaks)
+        lesions = {number: lesion for number, lesion in state.lesions.items() if lesion.owns}
+        for place, number in enumerate(ids):
+            lesions[number] = Lesion(
+                masks[place],
+                "found",
+                peak=peaks[place],
+                confidence=sure[place],
+                explained_by=known[nearest[place]].key if nearest[place] >= 0 else "",
+                novelty=float(novelty[place]),
+                area_mm2=look.area_mm2[place],
+                mean_intensity=look.mean_intensity[place],
+            )
+        next_id = max([state.next_id, *(number + 1 for number in ids)])
+        return replace(state, lesions=lesions, maybes=maybes, next_id=next_id, propagated=True), len(ids)
+
+    def _accept(self, state: State, lesion: int) -> Outcome:
+        old = self._lesion(state, lesion)
+        lesions, exemplars = dict(state.lesions), dict(state.exemplars)
+        key = self.key(lesion)
+        if key not in exemplars and (exemplar := self._exemplar(lesion, old.mask, old.prompts)) is not None:
+            exemplars[key] = exemplar
+        lesions[lesion] = replace(old, accepted=True, locked=True, confidence=1.0, explained_by=key)
+        return replace(state, lesions=lesions, exemplars=exemplars), None
+
+    def _reject(self, state: State, lesion: int) -> Outcome:
+        old = self._lesion(state, lesion, changes=True)
+        lesions, exemplars, rejected = dict(state.lesions), dict(state.exemplars), dict(state.rejected)
+        del lesions[lesion]
+        key = self.key(lesion)
+        exemplar = self._exemplar(lesion, old.mask, old.prompts, negative=True)
+        if exemplar is not None:
+            exemplars[key] = exemplar
+            rejected[key] = old.mask
+        return replace(state, lesions=lesions, exemplars=exemplars, rejected=rejected), None
+
+    def _remove(self, state: State, lesion: int) -> Outcome:
+        self._lesion(state, lesion, changes=True)
+        lesions = {number: each for number, each in state.lesions.items() if number != lesion}
+        exemplars = {key: each for key, each in state.exemplars.items() if key != self.key(lesion)}
+        return replace(state, lesions=lesions, exemplars=exemplars), None
+
+    def _lock(self, state: State, lesion: int) -> Outcome:
+        old = self._lesion(state, lesion)
+        return replace(state, lesions={**state.lesions, lesion: replace(old, locked=True)}), None
+
+    def _unlock(self, state: State, lesion: int) -> Outcome:
+        old = self._lesion(state, lesion)
+        return replace(state, lesions={**state.lesions, lesion: replace(old, locked=False, accepted=False)}), None
+
+    def _use_bank(self, state: State, bank: str) -> Outcome:
+        if bank not in self.banks:
+            raise ValueError(f"bank {bank} is not in the session's folder; bring it in with use_bank.")
+        brought = self.banks[bank]
+        if different := brought.identity.differences(self.identity):
+            raise ValueError(
+                f"the bank was made by another model: {' and '.join(different)}; use the bundle it was made with."
+            )
+        exemplars = dict(state.exemplars)
+        for exemplar in brought:
+            exemplars[exemplar.key] = exemplar
+        self.bank(replace(state, exemplars=exemplars))  # tokens that do not fit are refused here
+        return replace(state, exemplars=exemplars), len(brought)
+
+    def _reweigh(self, state: State, exemplar: str, weight: float) -> Outcome:
+        bank = self.bank(state)
+        bank.reweigh(exemplar, weight)
+        return replace(state, exemplars={item.key: item for item in bank}), None
+
+    def _forget(self, state: State, exemplar: str) -> Outcome:
+        bank = self.bank(state)
+        bank.remove(exemplar)
+        rejected = {key: mask for key, mask in state.rejected.items() if key != exemplar}
+        return replace(state, exemplars={item.key: item for item in bank}, rejected=rejected), None
+
+    @staticmethod
+    def _lesion(state: State, number: int, *, changes: bool = False) -> Lesion:
+        if number not in state.lesions:
+            there = ", ".join(str(known) for known in sorted(state.lesions)[:20]) or "none yet"
+            raise ValueError(f"lesion={number} does not exist; there is {there}.")
+        lesion = state.lesions[number]
+        if changes and lesion.locked:
+            raise ValueError(f"lesion={number} is locked; unlock it first.")
+        return lesion
+
+
+def pack_mask(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
+    """Return a mask on the scanner's grid (I, J, K) as JSON holds it: the box that holds it, its bits compressed."""
+    box = BoxMask.of(mask)
+    bits = zlib.compress(np.packbits(box.inside.ravel()).tobytes(), 6)
+    return {
+        "corner": list(box.corner),
+        "shape": list(box.inside.shape),
+        "bits": base64.b64encode(bits).decode("ascii"),
+    }
+
+
+def unpack_mask(packed: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return what `pack_mask` was given, in a scan of this shape."""
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(packed["bits"])), dtype=np.uint8)
+    inside = np.unpackbits(bits, count=int(np.prod(packed["shape"]))).astype(bool).reshape(packed["shape"])
+    full = np.zeros(shape, dtype=bool)
+    BoxMask(tuple(packed["corner"]), inside).paint(full, True)
+    return full

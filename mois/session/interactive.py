@@ -1,0 +1,394 @@
+"""A reader and a model over one scan."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mois.calibration import Calibration
+from mois.exemplars import ExemplarBank, ModelIdentity
+from mois.inference import VolumeSegmenter
+from mois.interfaces import Exemplars, Volume
+from mois.io import read_volume
+from mois.journal import Action, Journal, find_journal, header_line, read_journal
+from mois.metrics import InstanceMap
+from mois.session.actions import Workbench, pack_mask
+from mois.session.advice import Influence, Known, Suggestion, coverage_warnings, influences, suggestions
+from mois.session.found import outline
+from mois.session.origin import about_session, bank_name, check_origin, history
+from mois.session.results import LesionRow, lesion_rows, write_results
+from mois.session.state import State
+from mois.session.store import SessionStore, StateReader
+
+Point = Sequence[float] | Tensor
+BANKS = "banks"
+
+
+class InteractiveSession:
+    """Lesions of one scan, clicked, found and corrected; every action is on the disk before the next one begins.
+
+    Points are LPS millimetres: x to the patient's left, y to the back, z to the head. A slice tile is encoded when it
+    is first needed, and once; a click then costs decoding alone. What a session gives depends on scan, model, settings
+    and actions alone: replaying its journal gives the same voxels (on the same kind of machine with the same packages).
+
+    Args:
+        segmenter: The model, in eval mode.
+        volume: The scan; its lesions are not looked at.
+        out: Folder of the session, new or empty; None keeps it in memory until it is saved.
+        calibration: Of the confidence of found lesions; None takes their highest probability.
+        identity: Of the model, where it is known already.
+        exemplars: How many exemplars a propagation takes; of more, those that differ most.
+
+    Raises:
+        ValueError: If the folder holds a session already.
+    """
+
+    def __init__(
+        self,
+        segmenter: VolumeSegmenter,
+        volume: Volume,
+        out: Path | None = None,
+        *,
+        calibration: Calibration | None = None,
+        identity: ModelIdentity | None = None,
+        exemplars: int = 32,
+    ) -> None:
+        who = identity if identity is not None else ModelIdentity.of(segmenter.backbone, segmenter.propagation)
+        about = about_session(segmenter, volume, who, calibration, exemplars)
+        about |= {"session": uuid.uuid4().hex, "started": _now()}
+        self._start(Workbench(segmenter, volume, calibration, who, exemplars), about)
+        if out is not None:
+            self._store = SessionStore(Path(out))
+            self._store.append(header_line(about))
+
+    def _start(self, bench: Workbench, about: dict[str, Any]) -> None:
+        self._bench = bench
+        self._about = about
+        self._actions: list[Action] = []
+        self._history: list[tuple[int, State]] = [(0, State())]
+        self._at = 0
+        self._idle_since = time.perf_counter()
+
+    _store: SessionStore | None = None
+
+    # -- what the reader does -----------------------------------------------------------------------------------------
+
+    def click(self, point_lps_mm: Point, lesion: int | None = None, positive: bool = True) -> int:
+        """Point at a lesion, or at what does not belong to one.
+
+        Args:
+            point_lps_mm: Where.
+            lesion: Which lesion is corrected; None begins a new one, or takes the found one that lies there.
+            positive: Whether the place belongs to it.
+
+        Returns:
+            The lesion's id.
+        """
+        return int(self._act("click", point_lps_mm=_plain(point_lps_mm), lesion=lesion, positive=positive))
+
+    def box(self, corner_lps_mm: Point, opposite_lps_mm: Point, lesion: int | None = None) -> int:
+        """Draw a box around a lesion on a slice, given two opposite corners; returns the lesion's id."""
+        corners = [_plain(corner_lps_mm), _plain(opposite_lps_mm)]
+        return int(self._act("box", corners_lps_mm=corners, lesion=lesion))
+
+    def mask(self, mask: Tensor | np.ndarray[Any, np.dtype[Any]], lesion: int | None = None) -> int:
+        """Give a lesion's mask (I, J, K) on the scanner's grid; returns the lesion's id.
+
+        A mask on one slice is taken as it is there and followed to the other slices; one on several slices is the whole
+        lesion.
+        """
+        given = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+        if tuple(given.shape) != tuple(self.volume.image.shape):
+            raise ValueError(f"mask: shape {given.shape}, the scan has {tuple(self.volume.image.shape)}; resample it.")
+        return int(self._act("mask", mask=pack_mask(given != 0), lesion=lesion))
+
+    def propagate(self) -> int:
+        """Find all that is like the exemplars in the whole scan; returns how many lesions were found besides."""
+        return int(self._act("propagate"))
+
+    def accept(self, lesion: int) -> None:
+        """Call a lesion right: it is locked, and becomes an exemplar."""
+        self._act("accept", lesion=int(lesion))
+
+    def reject(self, lesion: int) -> None:
+        """Call a lesion wrong: it goes, is not found again, and becomes a negative exemplar."""
+        self._act("reject", lesion=int(lesion))
+
+    def remove(self, lesion: int) -> None:
+        """Take a lesion back, with its exemplar, as if it had never been prompted."""
+        self._act("remove", lesion=int(lesion))
+
+    def lock(self, lesion: int) -> None:
+        """Let nothing change a lesion."""
+        self._act("lock", lesion=int(lesion))
+
+    def unlock(self, lesion: int) -> None:
+        """Let a lesion be changed again."""
+        self._act("unlock", lesion=int(lesion))
+
+    def use_bank(self, bank: ExemplarBank | Path) -> int:
+        """Take over the exemplars of another scan, time point or reader; returns how many there are.
+
+        Raises:
+            ValueError: If the bank was made by another model.
+        """
+        brought = bank if isinstance(bank, ExemplarBank) else ExemplarBank.load(bank, self._bench.identity)
+        name = bank_name(brought)
+        self._bench.banks[name] = brought
+        if self._store is not None:
+            brought.save(self._store.folder / BANKS / f"{name}.safetensors")
+        return int(self._act("use_bank", bank=name))
+
+    def reweigh(self, exemplar: str, weight: float) -> None:
+        """Let an exemplar count `weight` times; 0 leaves it out."""
+        self._act("reweigh", exemplar=exemplar, weight=float(weight))
+
+    def forget(self, exemplar: str) -> None:
+        """Take an exemplar out of the bank; its lesion stays."""
+        self._act("forget", exemplar=exemplar)
+
+    def undo(self) -> bool:
+        """Go back to the state before the latest action; returns whether there was one."""
+        return bool(self._act("undo"))
+
+    def redo(self) -> bool:
+        """Take an undo back; returns whether there was one."""
+        return bool(self._act("redo"))
+
+    # -- what the reader sees -----------------------------------------------------------------------------------------
+
+    @property
+    def volume(self) -> Volume:
+        """The scan."""
+        return self._bench.volume
+
+    @property
+    def state(self) -> State:
+        """All that is known now; it never changes, the session takes another one."""
+        return self._history[self._at][1]
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """All that was done, as in the journal."""
+        return tuple(self._actions)
+
+    @property
+    def bank(self) -> ExemplarBank:
+        """The exemplars, as a bank to save; changing it changes nothing here."""
+        return self._bench.bank(self.state)
+
+    def label_map(self) -> Tensor:
+        """Return the lesions (I, J, K) int32 on the scanner's grid."""
+        stack: InstanceMap = self.state.label_map(self._bench.grid.stack_shape)
+        return self._bench.grid.to_volume(torch.from_numpy(stack))
+
+    def lesions(self) -> list[LesionRow]:
+        """Return the table of lesions, by id."""
+        return lesion_rows(self.state, self._bench.grid, self._bench.voxel_ml)
+
+    def suggest(self, count: int = 1) -> list[Suggestion]:
+        """Return where a click would help most, and why; after `propagate`."""
+        return suggestions(self.state, self._bench.grid, self._bench.voxel_ml, count)
+
+    def warnings(self) -> list[str]:
+        """Say where the exemplars do not represent what was found: in size, place and looks."""
+        return coverage_warnings(self.state, self._bench.grid)
+
+    def attribute(self) -> list[Influence]:
+        """Leave out one exemplar after the other: which helps, which harms; the most helpful first."""
+        bench, state = self._bench, self.state
+        keys, asked = bench.asked(state)
+        questions: dict[str, Exemplars] = {"": asked}
+        for place, key in enumerate(keys):
+            rest = torch.tensor(
+                [n for n in range(len(keys)) if n != place], dtype=torch.long, device=asked.valid.device
+            )
+            questions[key] = asked.pick(rest)
+        masks = {bench.key(n): (lesion.mask, False) for n, lesion in state.lesions.items() if lesion.owns}
+        masks |= {key: (mask, True) for key, mask in state.rejected.items()}
+        known = []
+        for key, (mask, negative) in masks.items():
+            index = mask.largest_slice()
+            if index < 0:
+                continue
+            shown = outline(bench.encoded, mask, index)
+            rows, columns = torch.nonzero(shown).float().mean(0).tolist()
+            tile = bench.encoded.tiles.best_tile(rows, columns)
+            cut = bench.encoded.crop(shown, tile)
+            known.append(Known(key, bench.encoded.row(index, tile), cut, negative))
+        return influences(bench.segmenter, bench.encoded, known, questions, state.exemplars)
+
+    # -- how it is kept -----------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path | None = None) -> Path:
+        """Write lesions.nii.gz, confidence.nii.gz, lesions.csv and bank.safetensors; into another folder, all of it.
+
+        Args:
+            folder: None takes the session's own. Another one gets the journal as well and can be loaded; the session
+                goes on in its own.
+
+        Raises:
+            ValueError: If there is no folder, or the folder holds another session.
+        """
+        own = self._store.folder if self._store is not None else None
+        if folder is None and own is None:
+            raise ValueError("save: the session is in memory alone; name a folder.")
+        target = Path(folder) if folder is not None else Path(own or "")
+        if own is None or target.resolve() != own.resolve():
+            self._copy_to(target)
+        write_results(target, self.state, self._bench.grid, self.volume.affine, self.lesions())
+        self.bank.save(target / "bank.safetensors")
+        return target
+
+    def close(self) -> None:
+        """Let another process load the session; this one takes no further action to the disk."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        segmenter: VolumeSegmenter,
+        volume: Volume | None = None,
+        *,
+        calibration: Calibration | None = None,
+        identity: ModelIdentity | None = None,
+    ) -> InteractiveSession:
+        """Go on with a session, exactly where its last whole action left it, undo and redo included.
+
+        Args:
+            folder: Of the session.
+            segmenter: The model that it was made with.
+            volume: The scan that it was made on; None reads it from where it was.
+            calibration: As at the start.
+            identity: Of the model, where it is known already.
+
+        Raises:
+            ValueError: If it is no session, is damaged, or is of another scan, model or settings.
+        """
+        folder = Path(folder)
+        journal = read_journal(folder)
+        session = cls._of(journal, segmenter, volume, calibration, identity)
+        store = SessionStore(folder, journal.size)
+        reader = StateReader(store)
+        numbers, at = history(journal.actions)
+        session._history = [(0, State()), *((number, reader.read(number)) for number in numbers[1:])]
+        session._at = at
+        session._actions = list(journal.actions)
+        session._read_banks(folder)
+        session._store = store
+        return session
+
+    @classmethod
+    def replay(
+        cls,
+        journal: Path,
+        segmenter: VolumeSegmenter,
+        volume: Volume | None = None,
+        out: Path | None = None,
+        *,
+        calibration: Calibration | None = None,
+        identity: ModelIdentity | None = None,
+    ) -> InteractiveSession:
+        """Do everything again that a journal tells; see `load` for the arguments.
+
+        Args:
+            journal: The file, or the folder of the session; what it saved besides is not looked at, but for banks.
+            segmenter: The model that it was made with.
+            volume: The scan that it was made on; None reads it from where it was.
+            out: Folder of the new session, or None.
+            calibration: As at the start.
+            identity: Of the model, where it is known already.
+        """
+        told = read_journal(Path(journal))
+        session = cls._of(told, segmenter, volume, calibration, identity)
+        session._read_banks(find_journal(Path(journal)).parent)
+        if out is not None:
+            session._store = SessionStore(Path(out))
+            session._store.append(header_line(session._about))
+            for name, bank in session._bench.banks.items():
+                bank.save(session._store.folder / BANKS / f"{name}.safetensors")
+        for action in told.actions:
+            session._act(action.name, **action.arguments)
+        return session
+
+    @classmethod
+    def _of(
+        cls,
+        journal: Journal,
+        segmenter: VolumeSegmenter,
+        volume: Volume | None,
+        calibration: Calibration | None,
+        identity: ModelIdentity | None,
+    ) -> InteractiveSession:
+        """Return an empty session as a journal's began."""
+        header = {key: value for key, value in journal.header.items() if key not in ("format", "format_version")}
+        if volume is None:
+            path, subject, patient = (str(header[key]) for key in ("path", "subject", "patient"))
+            volume = read_volume(Path(path), None, subject=subject, patient=patient, classes={})
+        who = identity if identity is not None else ModelIdentity.of(segmenter.backbone, segmenter.propagation)
+        check_origin(header, about_session(segmenter, volume, who, calibration, header["exemplars"]))
+        session = cls.__new__(cls)
+        session._start(Workbench(segmenter, volume, calibration, who, header["exemplars"]), header)
+        return session
+
+    def _read_banks(self, folder: Path) -> None:
+        for path in sorted((folder / BANKS).glob("*.safetensors")):
+            self._bench.banks[path.stem] = ExemplarBank.load(path, self._bench.identity)
+
+    def _copy_to(self, folder: Path) -> None:
+        store = SessionStore(folder)
+        try:
+            store.append(header_line(self._about))
+            for number, state in self._history[1:]:
+                store.write(number, state)
+            for name, bank in self._bench.banks.items():
+                bank.save(folder / BANKS / f"{name}.safetensors")
+            for action in self._actions:
+                store.append(action.line())
+        finally:
+            store.close()
+
+    def _act(self, name: str, **arguments: Any) -> Any:
+        """Do something, write it down, and return its result."""
+        begin, started = time.perf_counter(), _now()
+        number = len(self._actions) + 1
+        states, at = self._history, self._at
+        result: Any
+        if name in ("undo", "redo"):
+            at += -1 if name == "undo" else 1
+            result = 0 <= at < len(states)
+            at = at if result else self._at
+            computed = 0.0
+        else:
+            state, result = self._bench.apply(name, self.state, arguments)
+            computed = time.perf_counter() - begin
+            states, at = [*states[: at + 1], (number, state)], at + 1
+            if self._store is not None:
+                self._store.write(number, state)
+        waited = time.perf_counter() - begin
+        action = Action(number, name, arguments, result, started, begin - self._idle_since, computed, waited)
+        if self._store is not None:
+            self._store.append(action.line())
+        self._actions.append(action)
+        self._history, self._at = states, at
+        self._idle_since = time.perf_counter()
+        return result
+
+
+def _plain(point: Point) -> list[float]:
+    return [float(value) for value in point]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,88 @@
+"""What a session is of: scan, model and settings; and which of its states can still be gone to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mois.calibration import Calibration
+from mois.exemplars import ExemplarBank, ModelIdentity
+from mois.inference import VolumeSegmenter
+from mois.interfaces import Volume
+from mois.journal import Action
+
+
+def history(actions: Sequence[Action]) -> tuple[list[int], int]:
+    """Return the numbers of the actions whose states can still be gone to, 0 first, and where we are among them."""
+    numbers, at = [0], 0
+    for action in actions:
+        if action.name == "undo":
+            at = max(0, at - 1)
+        elif action.name == "redo":
+            at = min(len(numbers) - 1, at + 1)
+        else:
+            numbers, at = [*numbers[: at + 1], action.number], at + 1
+    return numbers, at
+
+
+def about_session(
+    segmenter: VolumeSegmenter,
+    volume: Volume,
+    identity: ModelIdentity,
+    calibration: Calibration | None,
+    exemplars: int,
+) -> dict[str, Any]:
+    """Return what a session's answers depend on besides its actions, as JSON holds it."""
+    if exemplars < 1:
+        raise ValueError(f"exemplars={exemplars} must be 1 or more.")
+    digest = hashlib.sha256(np.ascontiguousarray(volume.image.cpu().numpy()).tobytes())
+    digest.update(volume.affine.double().cpu().numpy().tobytes())
+    settings = {name: value for name, value in asdict(segmenter.settings).items() if name != "memory_gib"}
+    return {
+        "subject": volume.subject,
+        "patient": volume.patient,
+        "path": volume.path,
+        "scan_sha256": digest.hexdigest(),
+        "model": identity.as_dict(),
+        "inference": settings,
+        "calibration": None if calibration is None else calibration.as_dict(),
+        "exemplars": exemplars,
+    }
+
+
+def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with a session on another scan, model or settings.
+
+    Raises:
+        ValueError: Saying what differs.
+    """
+    where = f"the session of {header['subject']}"
+    if header["scan_sha256"] != now["scan_sha256"]:
+        raise ValueError(f"{where} is of another scan than {now['subject']}; give the one that it was made on.")
+    made, given = (ModelIdentity.from_dict(about["model"]) for about in (header, now))
+    if different := made.differences(given):
+        raise ValueError(
+            f"{where} was made by another model: {' and '.join(different)}; use the bundle it was made with."
+        )
+    for name, value in now["inference"].items():
+        before = header["inference"].get(name)
+        if before != value:
+            raise ValueError(
+                f"{where} was made with inference.{name}={before}, now it is {value}; use the same setting."
+            )
+    if header["calibration"] != now["calibration"]:
+        raise ValueError(f"{where} was made with another calibration; use the bundle it was made with.")
+
+
+def bank_name(bank: ExemplarBank) -> str:
+    """Return a name that stands for what a bank holds."""
+    digest = hashlib.sha256()
+    for item in bank:
+        digest.update(repr((item.key, item.negative, item.weight)).encode())
+        for name, token in sorted(item.tokens.items()):
+            digest.update(name.encode() + token.numpy().tobytes())
+    return digest.hexdigest()[:16]

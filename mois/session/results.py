@@ -1,0 +1,91 @@
+"""What a session leaves behind: lesions as a map, as a map of confidence, and as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mois.geometry import SliceGrid
+from mois.image_files import write_volume
+from mois.session.state import Lesion, State
+
+
+@dataclass(frozen=True)
+class LesionRow:
+    """A lesion in the table.
+
+    Attributes:
+        id: Value in lesions.nii.gz.
+        volume_ml: Its volume.
+        x_lps_mm: Centre of mass, towards the patient's left.
+        y_lps_mm: Towards the back.
+        z_lps_mm: Towards the head.
+        confidence: That it is a lesion; 1 if the reader says so.
+        origin: prompted or found.
+        status: open, accepted or locked.
+        exemplar: Key of the exemplar that explains it: its own where it has one, else the one it is most like.
+        clicks: Positive and negative ones, boxes and masks.
+    """
+
+    id: int
+    volume_ml: float
+    x_lps_mm: float
+    y_lps_mm: float
+    z_lps_mm: float
+    confidence: float
+    origin: str
+    status: str
+    exemplar: str
+    clicks: int
+
+
+def lesion_rows(state: State, grid: SliceGrid, voxel_ml: float) -> list[LesionRow]:
+    """Return the lesions by id."""
+    return [_row(number, state.lesions[number], grid, voxel_ml) for number in sorted(state.lesions)]
+
+
+def _row(number: int, lesion: Lesion, grid: SliceGrid, voxel_ml: float) -> LesionRow:
+    x, y, z = grid.to_lps_mm(torch.tensor([lesion.mask.centre()], dtype=torch.float64))[0].tolist()
+    status = "accepted" if lesion.accepted else "locked" if lesion.locked else "open"
+    return LesionRow(
+        number,
+        lesion.mask.voxels * voxel_ml,
+        x,
+        y,
+        z,
+        lesion.confidence,
+        lesion.origin,
+        status,
+        lesion.explained_by,
+        len(lesion.prompts),
+    )
+
+
+def write_results(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:
+    """Write lesions.nii.gz (int32), confidence.nii.gz (float32), both on the scanner's grid, and lesions.csv."""
+    labels = state.label_map(grid.stack_shape)
+    table = np.zeros(max(state.lesions, default=0) + 1, dtype=np.float32)
+    for number, lesion in state.lesions.items():
+        table[number] = lesion.confidence
+    write_volume(grid.to_volume(torch.from_numpy(labels)), affine, folder / "lesions.nii.gz")
+    write_volume(grid.to_volume(torch.from_numpy(table[labels])), affine, folder / "confidence.nii.gz")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(LesionRow)], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        plain = asdict(row)
+        for name in ("volume_ml", "x_lps_mm", "y_lps_mm", "z_lps_mm", "confidence"):
+            plain[name] = f"{plain[name]:.4f}"
+        writer.writerow(plain)
+    path = folder / "lesions.csv"
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text.getvalue(), encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,126 @@
+"""`mois evaluate` as a user gives it: a bundle or another system's maps, on scans in the real file format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_nifti, scan_with_lesions
+
+from adapters import Frozen
+from mois.backbones import SAM2
+from mois.bundle import ModelSpec, write_bundle
+from mois.calibration import Calibration
+from mois.cli import main
+from mois.inference import InferenceSettings
+from mois.prompts import Reader
+from mois.propagation import Similarity
+
+Make = Callable[..., Path]
+PLAIN = {
+    "backbone": {"class_path": "mois.backbones.SAM2", "init_args": {"weights": "random", "seed": 3}},
+    "adapter": {"class_path": "adapters.Frozen"},
+    "propagation": {"class_path": "mois.propagation.Similarity", "init_args": {"weights": "random"}},
+}
+EASY = InferenceSettings(pixel_mm=2.0, tile_px=64, threshold=0.02, peak_threshold=0.0, min_lesion_voxels=1)
+
+
+def bundle(folder: Path, provenance: dict[str, object] | None = None) -> Path:
+    backbone, adapter = SAM2(weights="random", seed=3), Frozen()
+    propagation = Similarity(weights="random")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        propagation.build(backbone)
+        adapter.attach(backbone, propagation)
+    sure = Calibration((0.1, 0.9), (0.2, 0.7), 4, 2)
+    return write_bundle(
+        folder, ModelSpec.of(PLAIN), backbone, adapter, propagation, EASY, calibration=sure, provenance=provenance
+    )
+
+
+def failing(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1].removeprefix("error: ")
+
+
+def test_a_bundle_is_evaluated_and_reported(
+    make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = make_dataset(subjects=2, held_out=1), tmp_path / "out"
+    provenance = {"config": {"data": {"init_args": {"root": str(root), "train_subjects": ["p0"], "channel": 0}}}}
+    model = bundle(tmp_path / "bundle", provenance)
+    command = ["evaluate", f"--bundle={model}", f"--data={root}", f"--out={out}", "--prompted=2", "--counts=[0,1]"]
+    main([*command, "--protocol=paper", "--reader=spread", "--noise_mm=1", "--device=cpu"])
+    assert "report.html" in capsys.readouterr().out
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [one["subject"] for one in metrics["subjects"]] == ["p2"]
+    assert metrics["protocol"]["reader"] == {"strategy": "spread", "seed": 0, "noise_mm": 1.0, "miss": 0.0}
+    assert metrics["protocol"]["rules"] == "paper"
+    assert [point["count"] for point in metrics["curve"]["points"]] == [0, 1]
+    assert metrics["provenance"]["trained_on"] == []
+    assert metrics["provenance"]["bundle"] == str(model)
+    for kind in ("predictions/p2_class1.nii.gz", "overlays/p2_class2.png", "subjects.csv", "curve.csv"):
+        assert (out / kind).is_file()
+    assert (out / "candidates.csv").read_text().splitlines()[0].endswith(",confidence")
+    assert "By the paper" in (out / "report.html").read_text()
+
+    main([*command[:3], f"--out={tmp_path / 'all'}", "--subjects=[p0,p2]", "--counts=[]", "--device=cpu"])
+    metrics = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    assert [one["subject"] for one in metrics["subjects"]] == ["p0", "p2"]
+    assert metrics["provenance"]["trained_on"] == ["p0"]
+    assert "The model was trained on 1 of these scans: p0." in (tmp_path / "all" / "report.html").read_text()
+
+    line = failing(capsys, *command, "--device=cpu")
+    assert "holds results of another evaluation, which differs in reader" in line
+    line = failing(capsys, *command[:3], f"--out={tmp_path / 'val'}", "--split=val", "--device=cpu")
+    assert line.startswith(f"split=val: {root} has no such scans")
+
+
+def test_maps_of_another_system_are_scored_alone_and_with_prompted_masks(make_dataset: Make, tmp_path: Path) -> None:
+    root = make_dataset(subjects=1, held_out=1, instances=True)
+    _, classes, ids = scan_with_lesions(1)
+    maps, prompted = tmp_path / "maps", tmp_path / "prompted"
+    save_nifti(maps / "p1.nii.gz", (classes == 1).astype("uint8"))  # finds the first class alone
+    common = ["evaluate", f"--predictions={maps}", f"--data={root}", "--prompted=1", "--counts=[1]"]
+    main([*common, f"--out={tmp_path / 'alone'}"])
+    alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())
+    summary = alone["summary"]
+    assert summary["unprompted"]["dice"]["mean"] == pytest.approx(0.5)  # 1 for one class, 0 for the other
+    assert summary["unprompted"]["fp_per_scan"]["mean"] == 0
+    assert alone["provenance"]["predictions"] == str(maps)
+    assert "Predictions of another system" in (tmp_path / "alone" / "report.html").read_text()
+
+    # The reader prompts one lesion of each class; that of class 2, which the maps lack, is given to them.
+    volumes_ml = dict.fromkeys(np.unique(ids[classes == 2]).tolist(), 0.432)
+    promptable, _ = Reader().hold_out(volumes_ml)
+    (lesion,) = Reader().choose_lesions({one: volumes_ml[one] for one in promptable}, 1)
+    save_nifti(prompted / "p1_class2.nii.gz", np.where(ids == lesion, ids, 0))
+    main([*common, f"--prompted_masks={prompted}", f"--out={tmp_path / 'given'}"])
+    given = json.loads((tmp_path / "given" / "metrics.json").read_text())["summary"]
+    assert given["unprompted"]["dice"]["mean"] == pytest.approx(0.5)
+    # One of six lesions of 18 voxels: 2 x 18 / (18 + 108) = 2 / 7.
+    assert summary["scan_dice"]["mean"] == pytest.approx((1 + 0) / 2)
+    assert given["scan_dice"]["mean"] == pytest.approx((1 + 2 / 7) / 2)
+
+
+def test_wrong_command_lines_end_in_one_line(
+    make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_dataset(subjects=1, held_out=1)
+    base = ["evaluate", f"--data={root}", f"--out={tmp_path / 'out'}"]
+    assert failing(capsys, *base) == "give one of --bundle (a model) and --predictions (another system's maps)."
+    assert failing(capsys, *base, f"--predictions={tmp_path / 'gone'}").startswith(f"{tmp_path / 'gone'}: there is no")
+    (tmp_path / "maps").mkdir()
+    assert "no map of scan p1; write p1.nii.gz" in failing(capsys, *base, f"--predictions={tmp_path / 'maps'}")
+    line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--robustness=true")
+    assert line == "--robustness needs a model to run on changed scans; give --bundle instead of --predictions."
+    line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--subjects=[p9]")
+    assert line == "subjects: no scan is called 'p9'; choose from p0, p1."
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,243 @@
+"""A trained model as a folder: it comes back to the bit, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters import Frozen, Lora
+from mois.backbones import SAM2
+from mois.bundle import Bundle, ModelSpec, write_bundle
+from mois.calibration import Calibration
+from mois.exemplars import ModelIdentity
+from mois.inference import InferenceSettings
+from mois.interfaces import Adapter, Backbone, Propagation
+from mois.propagation import Prototype, Similarity
+from mois.testing import example_patches
+
+PLAIN = {
+    "backbone": {"class_path": "mois.backbones.SAM2", "init_args": {"size": "nano", "weights": "random", "seed": 3}},
+    "adapter": {"class_path": "adapters.Lora", "init_args": {"rank": 2, "parts": ["decoder"]}},
+    "propagation": {"class_path": "mois.propagation.Similarity", "init_args": {"blocks": 1, "weights": "random"}},
+}
+SETTINGS = InferenceSettings(pixel_mm=2.0, peak_threshold=0.6)
+
+
+def trained() -> tuple[Backbone, Adapter, Propagation]:
+    """Return a model whose trained tensors are no longer what they were made as."""
+    backbone, adapter = SAM2(weights="random", seed=3), Lora(rank=2, parts=["decoder"])
+    propagation = Similarity(blocks=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        propagation.build(backbone)
+        adapter.attach(backbone, propagation)
+        with torch.no_grad():
+            for parameter in (*backbone.parameters(), *propagation.parameters()):
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+    return backbone, adapter, propagation
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "bundle"
+    calibration = Calibration.fit([0.4, 0.6, 0.9], [False, True, True])
+    provenance = {"code": "1.2 git abc", "data": "fingerprint|1", "seed": 0}
+    figures = {"right": 0.5, "wrong": float("nan")}
+    return write_bundle(
+        folder, ModelSpec.of(PLAIN), *trained(), SETTINGS,
+        calibration=calibration, provenance=provenance, figures=figures,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """Return a copy to spoil."""
+    return Path(shutil.copytree(made, tmp_path / "bundle"))
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    file = folder / "bundle.json"
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def test_a_bundle_answers_to_the_bit_like_the_model_that_was_trained(made: Path) -> None:
+    backbone, _, propagation = trained()
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    bundle = Bundle.load(made)
+    assert torch.equal(torch.rand(1), expected)  # loading leaves the random numbers of others alone
+
+    images, masks = example_patches(3)
+    answers = []
+    with torch.no_grad():
+        for one, other in ((backbone.eval(), propagation.eval()), (bundle.backbone, bundle.propagation)):
+            exemplars = other.describe(one.encode(images), masks, one).reshape(1, 3)
+            answers.append(other(one.encode(images[:1]), exemplars, one))
+    assert torch.equal(answers[0].logits, answers[1].logits)
+    assert torch.equal(answers[0].presence, answers[1].presence)
+    assert bundle.identity == ModelIdentity.of(backbone, propagation)
+
+
+def test_a_bundle_says_what_it_is(made: Path) -> None:
+    bundle = Bundle.load(str(made))
+    assert bundle.segmenter().settings == SETTINGS
+    assert bundle.calibration == Calibration.fit([0.4, 0.6, 0.9], [False, True, True])
+    assert bundle.figures == {"right": 0.5, "wrong": None}
+    assert bundle.provenance["code"] == "1.2 git abc"
+    modules = (*bundle.backbone.modules(), *bundle.propagation.modules())
+    assert not any(module.training for module in modules)
+
+    card = (made / "README.md").read_text()
+    for words in (
+        "# Lora and Similarity on SAM2 nano",
+        "--bundle bundle ",
+        "| adapter | `adapters.Lora` | rank = 2, parts = ['decoder'] |",
+        "| right | 0.500 |",
+        "| data | fingerprint/1 |",
+        "fitted on 3 candidates of validation scans, of which 2 were lesions",
+    ):
+        assert words in card
+    assert not [file for file in made.rglob("*") if file.suffix not in (".json", ".md", ".safetensors", "")]
+    assert [file.name for file in made.parent.iterdir()] == ["bundle"]
+
+
+def test_a_new_bundle_takes_the_place_of_an_old_one(folder: Path) -> None:
+    (folder / "left.txt").touch()
+    backbone, adapter, propagation = SAM2(weights="random", seed=3), Frozen(), Prototype()
+    propagation.build(backbone)
+    adapter.attach(backbone, propagation)
+    plain = {
+        **PLAIN,
+        "adapter": {"class_path": "adapters.Frozen"},
+        "propagation": {"class_path": "mois.propagation.Prototype"},
+    }
+    write_bundle(folder, ModelSpec.of(plain), backbone, adapter, propagation, SETTINGS)
+    bundle = Bundle.load(folder)
+    assert isinstance(bundle.propagation, Prototype)
+    assert bundle.calibration is None
+    assert not (folder / "left.txt").exists()
+    assert "It was not validated." in (folder / "README.md").read_text()
+
+
+def test_a_spec_of_something_else_is_refused(tmp_path: Path) -> None:
+    spec = ModelSpec.of({**PLAIN, "adapter": {"class_path": "adapters.Full"}})
+    with pytest.raises(ValueError, match=r"the adapter is a Lora, but its class_path is adapters.Full"):
+        write_bundle(tmp_path / "bundle", spec, *trained(), SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda f: (f / "bundle.json").unlink(), r"bundle=\S+: there is no bundle.json in it; give the folder"),
+        (lambda f: (f / "bundle.json").write_text("{"), "bundle.json is cut short or no JSON"),
+        (lambda f: change(f, lambda c: c.update(format=2)), "is of format 2, this version reads 1"),
+        (lambda f: change(f, lambda c: c.pop("files")), "bundle.json lacks files"),
+        (lambda f: (f / "propagation.safetensors").unlink(), "lacks propagation.safetensors; copy the whole folder"),
+        (lambda f: shutil.rmtree(f / "adapter"), "lacks adapter/adapter_config.json"),
+        (lambda f: (f / "adapter" / "more.safetensors").touch(), "holds adapter/more.safetensors, which is not of it"),
+        (
+            lambda f: (f / "propagation.safetensors").write_bytes((f / "propagation.safetensors").read_bytes()[:-1]),
+            "propagation.safetensors is damaged or was changed",
+        ),
+        (
+            lambda f: change(f, lambda c: c["inference"].update(colour=1)),
+            "sets inference.colour, which this version lacks",
+        ),
+        (
+            lambda f: change(f, lambda c: c["model"]["adapter"]["init_args"].update(rank=3)),
+            r"its adapter does not fit adapters.Lora: .*size mismatch",
+        ),
+        (
+            lambda f: change(f, lambda c: c["model"]["adapter"]["init_args"].update(stages=[4], parts=["trunk"])),
+            "adapter is not of this adapter: missing",
+        ),
+        (
+            lambda f: change(f, lambda c: c["model"]["propagation"]["init_args"].update(blocks=2)),
+            r"propagation.safetensors does not fit the model \(\d+ tensors\): 1\d missing: blocks.1.mix",
+        ),
+        (
+            lambda f: change(f, lambda c: c["model"]["propagation"]["init_args"].update(colour="red")),
+            "mois.propagation.Similarity does not take its arguments: .*colour",
+        ),
+        (
+            lambda f: change(f, lambda c: c["model"]["backbone"]["init_args"].update(seed=4)),
+            r"belongs to backbone nano \(random, sha256 \w+\), but the weights at hand are random \(sha256 \w+\)",
+        ),
+        (
+            lambda f: change(f, lambda c: c["model"]["backbone"]["init_args"].update(weights="/gone/sam2.pt")),
+            r"backbone.weights=/gone/sam2.pt is no file.* Or say with backbone_weights where bundle=\S+ finds them",
+        ),
+        (
+            lambda f: change(f, lambda c: c["model"]["adapter"].update(class_path="mois.propagation.Similarity")),
+            "names mois.propagation.Similarity for its adapter, which is no Adapter",
+        ),
+        (
+            lambda f: change(f, lambda c: c["model"]["adapter"].update(class_path="adapters.NoSuch")),
+            "needs adapters.NoSuch for its adapter, which cannot be imported",
+        ),
+    ],
+)
+def test_a_bundle_that_is_not_whole_or_not_of_this_model_is_refused(
+    folder: Path, edit: Callable[[Path], object], message: str
+) -> None:
+    edit(folder)
+    with pytest.raises(ValueError, match=message):
+        Bundle.load(folder)
+
+
+FOREIGN = """
+from pathlib import Path
+Path({seen!r}).touch()
+from adapters import Lora
+
+class Theirs(Lora):
+    '''Somebody else's.'''
+"""
+
+
+@pytest.mark.parametrize("class_path", ["theirs_of_bundle.Theirs", "mois_evil.Theirs", "os.system"])
+def test_a_class_of_others_is_not_even_imported_unless_its_module_is_trusted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_path: str
+) -> None:
+    seen, module = tmp_path / "imported", class_path.partition(".")[0]
+    if module != "os":
+        (tmp_path / f"{module}.py").write_text(FOREIGN.format(seen=str(seen)))
+    monkeypatch.syspath_prepend(tmp_path)
+    change(folder, lambda content: content["model"]["adapter"].update(class_path=class_path))
+    with pytest.raises(ValueError, match=rf"names {class_path} for its adapter, .* trust its module: trust={module}.$"):
+        Bundle.load(folder, trust=["another"])
+    nested = {"class_path": class_path, "init_args": {}}
+    change(folder, lambda content: content["model"]["adapter"].update(class_path="adapters.Lora"))
+    change(folder, lambda content: content["model"]["adapter"]["init_args"].update(rank=[nested]))
+    with pytest.raises(ValueError, match=f"names {class_path} for its adapter"):
+        Bundle.load(folder)
+    assert not seen.exists()
+    assert module == "os" or module not in sys.modules
+
+
+def test_a_trusted_class_is_loaded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lab_of_bundle.py").write_text(FOREIGN.format(seen=str(tmp_path / "imported")))
+    monkeypatch.syspath_prepend(tmp_path)
+    change(folder, lambda content: content["model"]["adapter"].update(class_path="lab_of_bundle.Theirs"))
+    bundle = Bundle.load(folder, trust=["lab_of_bundle"])
+    assert (tmp_path / "imported").exists()
+    assert bundle.identity == Bundle.load(folder, trust=["lab_of_bundle"]).identity
+
+
+def test_a_backbone_lies_where_this_machine_says(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"backbone.weights=\S+/none.pt is no file"):
+        Bundle.load(folder, backbone_weights=tmp_path / "none.pt")
+    change(folder, lambda content: content["model"]["backbone"]["init_args"].update(weights="/gone/sam2.pt"))
+    assert Bundle.load(folder, backbone_weights="random").backbone.identity.source == "random"

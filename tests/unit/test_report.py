@@ -1,0 +1,182 @@
+"""report.html: complete, self-contained, and honest where something was not measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from example_results import example_report, write_example
+
+from mois.evaluation.charts import spoken
+from mois.evaluation.report import write_report
+from mois.evaluation.results import Leaf, Results
+from mois.evaluation.sections import expected_calibration_error, ranked, worst_first
+from mois.evaluation.settings import ProtocolSettings
+from mois.evaluation.tables import write_results
+
+SECTIONS = (
+    "Figures",
+    "What the exemplars decide",
+    "Prompted lesions and clicks",
+    "By kind of lesion",
+    "Best, median and worst scan",
+    "Worst lesions",
+    "Confidence",
+    "Time",
+    "Scans",
+    "How this was made",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = write_example(tmp_path_factory.mktemp("results") / "run")
+    write_report(out)
+    return out
+
+
+def headings(page: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"<h2>(.*?)</h2>", page))
+
+
+def test_the_report_has_every_section_and_loads_nothing_from_elsewhere(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert headings(page) == SECTIONS
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert [source[:11] for source in sources if not source.startswith("#s")] == ["data:image/"] * page.count("<img")
+    assert page.count("<img") == 12  # 3 overlays, 3 bins, 2 curves, bars, lesions, reliability, time
+    assert "<script" not in page
+    assert "8 scans of 7 patients" in page
+
+
+def test_its_figures_are_those_of_metrics_json(folder: Path) -> None:
+    dice = json.loads((folder / "metrics.json").read_text())["summary"]["unprompted"]["dice"]
+    low, high = dice["ci95"]
+    page = (folder / "report.html").read_text()
+    assert f"<b>{dice['mean']:.2f}</b>\n<em>{low:.2f} to {high:.2f}</em>" in page
+    assert f"<td>{dice['mean']:.2f} ({low:.2f} to {high:.2f})</td>" in page
+
+
+def test_best_median_and_worst_scan_are_shown_in_this_order(folder: Path) -> None:
+    column, order = ranked(Results.read(folder).subjects)
+    assert column == "unprompted_dice"
+    shown = re.findall(r"<b>(Best|Median|Worst):</b> (p\d), class1", (folder / "report.html").read_text())
+    names = [row["subject"] for _, row in order]
+    assert shown == [("Best", names[7]), ("Median", names[4]), ("Worst", names[0])]
+
+
+def test_what_was_not_measured_has_no_section_and_no_zero(tmp_path: Path) -> None:
+    write_results(tmp_path, [], None, protocol=ProtocolSettings())
+    page = write_report(tmp_path).read_text()
+    assert headings(page) == ("Figures", "How this was made")
+    assert "0.00" not in page
+
+
+def test_exemplars_that_do_not_decide_are_an_alarm(tmp_path: Path, folder: Path) -> None:
+    write_example(tmp_path / "run", 3)
+    path = tmp_path / "run" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    assert "hardly decide" not in (folder / "report.html").read_text()
+    metrics["summary"]["conditioning"]["wrong"]["mean"] = metrics["summary"]["conditioning"]["right"]["mean"]
+    path.write_text(json.dumps(metrics))
+    assert "The exemplars hardly decide" in write_report(tmp_path / "run").read_text()
+
+
+def test_training_scans_and_a_single_patient_are_alarms(tmp_path: Path) -> None:
+    write_results(tmp_path, [example_report("p0", "p0", 0.5, 0)], {"trained_on": ["p0"]}, protocol=ProtocolSettings())
+    page = write_report(tmp_path).read_text()
+    assert "The model was trained on 1 of these scans: p0." in page
+    assert "One patient: there are no intervals" in page
+
+
+def test_names_are_text_not_markup(tmp_path: Path) -> None:
+    write_results(tmp_path, [example_report("<b>p0</b>", "p&0", 0.5, 0)], None, protocol=ProtocolSettings())
+    page = write_report(tmp_path).read_text()
+    assert "&lt;b&gt;p0&lt;/b&gt;" in page
+    assert "<b>p0" not in page
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no metrics.json in it; give a folder that mois evaluate wrote"),
+        ("{", "not valid JSON"),
+        ('{"figures": {}}', "schema None is not the one that is read here (1); evaluate again."),
+    ],
+)
+def test_a_folder_without_results_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write_report(tmp_path)
+
+
+def test_a_robustness_sweep_has_its_section(tmp_path: Path) -> None:
+    write_example(tmp_path / "run")
+    leaf = {"mean": 0.6, "ci95": [0.5, 0.7], "n": 8}
+    drop = {"mean": -0.125, "ci95": [-0.2, -0.05], "n": 8}
+    of = {"dice": leaf, "f1": leaf, "change_dice": drop, "change_f1": drop}
+    content = {"unchanged": {"dice": leaf, "f1": leaf}, "changes": {"bias_field": of}}
+    (tmp_path / "run" / "robustness.json").write_text(json.dumps(content))
+    page = write_report(tmp_path / "run").read_text()
+    assert "Other scanners" in headings(page)
+    assert "<td>bias field</td><td>0.60 (0.50 to 0.70)</td><td>-0.125 (-0.200 to -0.050)</td>" in page
+
+
+def test_calibration_error_is_the_mean_distance_of_confidence_and_hits() -> None:
+    # bin 0.2-0.3: mean 0.25, 1 of 2 hit: 0.25 off; bin 0.9-1: mean 0.95, 2 of 2 hit: 0.05 off
+    assert expected_calibration_error([0.2, 0.3 - 1e-9, 0.9, 1.0], [True, False, True, True]) == pytest.approx(0.15)
+
+
+def test_the_worst_lesions_are_the_largest_missed_ones_then_the_poorest_found() -> None:
+    def row(lesion: str, ml: float, role: str, dice: float) -> dict[str, str]:
+        return {"lesion": lesion, "volume_ml": str(ml), "role": role, "found": str(dice > 0), "dice": str(dice)}
+
+    rows = [row("a", 1, "never", 0.9), row("b", 2, "never", 0), row("c", 9, "promptable", 0.3)]
+    rows += [row("d", 5, "never", 0), row("e", 99, "prompted", 0)]
+    assert [one["lesion"] for one in worst_first(rows)] == ["d", "b", "c", "a"]
+
+
+def test_a_leaf_without_interval_is_read() -> None:
+    assert Leaf.of({"mean": None, "ci95": None, "n": 0}) == Leaf(None, None, None, 0)
+    assert Leaf.of({"mean": 0.5, "ci95": [0.4, 0.6], "n": 3}) == Leaf(0.5, 0.4, 0.6, 3)
+
+
+def test_keys_are_spoken() -> None:
+    assert spoken("unprompted_fp_per_scan") == "unprompted false lesions per scan"
+    assert spoken("f1, 3 clicks") == "F1, 3 clicks"
+    assert spoken("volume_absolute_error_percent") == "absolute volume error, %"
+
+
+def test_the_same_results_give_the_same_file(folder: Path) -> None:
+    before = (folder / "report.html").read_bytes()
+    assert write_report(folder).read_bytes() == before
+
+
+def browser() -> str | None:
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+
+
+@pytest.mark.skipif(browser() is None, reason="no Chromium is installed")
+def test_a_browser_shows_every_picture_and_nothing_is_wider_than_the_page(folder: Path, tmp_path: Path) -> None:
+    probe = (
+        "<script>onload = () => { const all = [...document.images];"
+        "const shown = all.filter(one => one.complete && one.naturalWidth > 0 && one.clientWidth > 40);"
+        "const main = document.querySelector('main');"
+        "document.title = `${shown.length} of ${all.length}, ${main.scrollWidth <= main.clientWidth}`; }</script>"
+    )
+    page = (folder / "report.html").read_text()
+    (tmp_path / "page.html").write_text(page.replace("</body>", probe + "</body>"))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [str(browser()), *options, "--window-size=1180,900", "--virtual-time-budget=5000", "--dump-dom"]
+    run = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=60)
+    title = re.search(r"<title>(.*?)</title>", run.stdout)
+    assert title is not None, run.stderr[-500:]
+    count = page.count("<img")
+    assert title.group(1) == f"{count} of {count}, true"

@@ -1,0 +1,410 @@
+"""A reader's session with a model that can be computed by hand."""
+
+import csv
+import json
+from itertools import pairwise
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from fake_model import TYPE_A, box, make_scan
+from session_fakes import A1, A2, B1, as_stack, lps, make_segmenter, three_lesions
+
+from mois.exemplars import ExemplarBank
+from mois.session import InteractiveSession
+
+
+@pytest.fixture
+def scan():
+    return three_lesions()
+
+
+@pytest.fixture
+def session(scan):
+    return InteractiveSession(make_segmenter(), scan)
+
+
+def count(session, lesion):
+    return int((session.label_map() == lesion).sum())
+
+
+def cells(where):
+    """Voxels of a box as decoded at a quarter of the resolution: its four corner pixels are lost on every slice."""
+    slices, rows, columns = (part.stop - part.start for part in where)
+    return slices * (rows * columns - 4)
+
+
+def test_a_click_gives_a_lesion_in_three_dimensions_and_a_second_one_another(scan, session):
+    assert session.click(lps(scan, 2, 20, 20)) == 1
+    assert session.click(lps(scan, 3, 46, 32)) == 2
+    labels = as_stack(session.label_map())
+    assert labels.dtype == np.int32
+    assert (labels == 1).sum() == cells(A1)
+    assert (labels == 2).sum() == cells(A2)
+    assert (labels[A1] == 1).sum() == cells(A1)
+    rows = session.lesions()
+    assert [row.id for row in rows] == [1, 2]
+    assert rows[0].volume_ml == pytest.approx(cells(A1) * 1.5 * 1.5 * 5 / 1000)
+    assert (rows[0].x_lps_mm, rows[0].y_lps_mm, rows[0].z_lps_mm) == pytest.approx((19.5 * 1.5, 19.5 * 1.5, 10.0))
+    assert (rows[0].confidence, rows[0].origin, rows[0].exemplar, rows[0].clicks) == (1.0, "prompted", "scan:1", 1)
+
+
+def test_propagation_finds_what_is_like_the_clicked_ones_and_leaves_them_alone(scan, session):
+    session.click(lps(scan, 2, 20, 20))
+    assert session.propagate() == 1
+    labels = as_stack(session.label_map())
+    assert (labels[A2] == 2).all()
+    assert (labels[B1] == 0).all()
+    assert (labels == 1).sum() == cells(A1)
+    row = session.lesions()[1]
+    assert (row.origin, row.status, row.exemplar) == ("found", "open", "scan:1")
+    assert row.confidence == pytest.approx(1 / (1 + np.exp(-10)))
+
+
+def test_found_lesions_keep_their_ids_from_one_propagation_to_the_next(scan, session):
+    session.click(lps(scan, 2, 20, 20))
+    session.propagate()
+    session.click(lps(scan, 2, 40, 12))  # the other type
+    session.propagate()
+    assert [(row.id, row.origin) for row in session.lesions()] == [(1, "prompted"), (2, "found"), (3, "prompted")]
+
+
+def test_a_click_on_a_found_lesion_makes_it_a_prompted_one_of_the_same_id(scan, session):
+    session.click(lps(scan, 2, 20, 20))
+    session.propagate()
+    assert session.click(lps(scan, 3, 46, 32)) == 2
+    assert session.lesions()[1].origin == "prompted"
+
+
+def test_a_negative_click_corrects_a_found_lesion_where_it_falls_and_nowhere_else(scan, session):
+    session.click(lps(scan, 2, 20, 20))
+    session.propagate()
+    before = as_stack(session.label_map()) == 2
+    assert session.click(lps(scan, 4, 44, 30), lesion=2, positive=False) == 2
+    after = as_stack(session.label_map()) == 2
+    assert not after[4, 44, 30]
+    assert np.array_equal(after[3], before[3])
+    assert 0 < after[4].sum() < before[4].sum()
+
+
+def test_corrections_hold_on_every_slice_whatever_is_clicked_afterwards(scan, session):
+    session.click(lps(scan, 2, 20, 20))
+    session.click(lps(scan, 3, 18, 18), lesion=1, positive=False)
+    session.click(lps(scan, 1, 22, 22), lesion=1)
+    labels = as_stack(session.label_map())
+    assert labels[3, 18, 18] == 0
+    assert labels[1, 22, 22] == labels[2, 20, 20] == 1
+    # the last one wins
+    session.click(lps(scan, 3, 18, 18), lesion=1)
+    assert as_stack(session.label_map())[3, 18, 18] == 1
+
+
+def test_a_click_holds_even_where_the_model_does_not_follow(scan, session):
+    session.click(lps(scan, 2, 20, 20))
+    session.click(lps(scan, 2, 30, 30), lesion=1)  # nothing there: the first click's intensity decides
+    assert as_stack(session.label_map())[2, 30, 30] == 1
+    session.click(lps(scan, 5, 20, 20), lesion=1, positive=False)  # not even tracked there
+    assert as_stack(session.label_map())[5, 20, 20] == 0
+
+
+def test_a_slice_clicked_away_ends_the_lesion_there():
+    scan = make_scan([(TYPE_A, box((0, 6), (16, 24), (16, 24)))])
+    session = InteractiveSession(make_segmenter(), scan)
+    session.click(lps(scan, 1, 20, 20))
+    assert np.flatnonzero(as_stack(session.label_map()).any((1, 2))).tolist() == [0, 1, 2, 3, 4, 5]
+    session.click(lps(scan, 4, 20, 20), lesion=1, positive=False)  # 8 x 8 pixels: all of it
+    assert np.flatnonzero(as_stack(session.label_map()).any((1, 2))).tolist() == [0, 1, 2, 3]
+
+
+def test_every_clicked_slice_is_remembered_while_following():
+    scan = make_scan([(TYPE_A, box((0, 6), (16, 24), (16, 24)))])
+    session = InteractiveSession(make_segmenter(track_memory=0), scan)
+    session.click(lps(scan, 1, 20, 20))
+    seen = session._bench.segmenter.backbone.attended
+    seen.clear()
+    session.click(lps(scan, 5, 20, 20), lesion=1)
+    # slice 5 knows slice 1; then 1 is followed to 2 and 3 and to 0, 5 back to 4
+    assert seen == [
+        [(4, True)],
+        [(1, True), (-3, True)],
+        [(2, True), (-2, True)],
+        [(1, True), (5, True)],
+        [(1, True), (-3, True)],
+    ]
+
+
+def test_boxes_and_masks_are_prompts_too(scan, session):
+    assert session.box(lps(scan, 2, 16, 16), lps(scan, 2, 23, 23)) == 1
+    assert count(session, 1) == cells(A1)
+    mask = torch.zeros_like(scan.lesions)
+    mask[30:34, 42:48, 3] = 1  # on one slice: taken as it is there, and followed to slice 4
+    assert session.mask(mask) == 2
+    labels = as_stack(session.label_map())
+    assert np.array_equal(labels[3] == 2, as_stack(mask)[3] > 0)
+    assert (labels[4] == 2).any()
+    whole = scan.lesions == 3
+    whole[10, 38, 3] = True
+    assert session.mask(whole) == 3  # over two slices: the whole lesion
+    assert torch.equal(session.label_map() == 3, whole)
+
+
+def test_prompted_and_locked_lesions_keep_their_voxels(scan, session):
+    mask = torch.zeros_like(scan.lesions)
+    mask[16:20, 16:24, 1:4] = 1  # half of A1
+    session.mask(mask)
+    assert session.click(lps(scan, 2, 20, 22)) == 2
+    labels = session.label_map()
+    assert torch.equal(labels == 1, mask > 0)
+    assert count(session, 2) == cells(A1) - 3 * (4 * 8 - 2)
+    session.lock(2)
+    with pytest.raises(ValueError, match="lesion=2 is locked"):
+        session.click(lps(scan, 2, 20, 22), lesion=2)
+    with pytest.raises(ValueError, match="lies in lesion 2; give lesion=2"):
+        session.click(lps(scan, 2, 20, 22))
+    session.propagate()
+    after = session.label_map()
+    assert torch.equal(after == 1, mask > 0)
+    assert torch.equal(after == 2, labels == 2)
+
+
+def test_nothing_is_merged_across_a_locked_lesion():
+    bar = box((2, 3), (20, 24), (10, 40))
+    scan = make_scan([(TYPE_A, bar), (TYPE_A, A2)])
+    session = InteractiveSession(make_segmenter(), scan)
+    session.click(lps(scan, 3, 46, 32))
+    middle = torch.zeros_like(scan.lesions)
+    middle[22:26, 20:24, 2:4] = 1
+    session.mask(middle)
+    session.lock(2)
+    assert session.propagate() == 2
+    labels = as_stack(session.label_map())
+    assert sorted([labels[2, 22, 12], labels[2, 22, 38]]) == [3, 4]
+    assert (labels[2:4, 20:24, 22:26] == 2).all()
+
+
+def test_a_rejected_lesion_goes_stays_away_and_becomes_a_negative_exemplar(scan, session):
+    session.click(lps(scan, 2, 20, 20))
+    session.propagate()
+    session.reject(2)
+    assert [exemplar.negative for exemplar in session.bank] == [False, True]
+    assert session.propagate() == 0
+    assert [row.id for row in session.lesions()] == [1]
+
+
+def test_an_accepted_lesion_is_locked_and_an_exemplar(scan, session):
+    session.click(lps(scan, 2, 20, 20))
+    session.propagate()
+    session.accept(2)
+    row = session.lesions()[1]
+    assert (row.status, row.confidence, row.exemplar) == ("accepted", 1.0, "scan:2")
+    assert session.bank.keys() == ["scan:1", "scan:2"]
+
+
+def test_undo_and_redo_are_exact(scan, session):
+    steps = [
+        lambda: session.click(lps(scan, 2, 20, 20)),
+        session.propagate,
+        lambda: session.click(lps(scan, 4, 44, 30), lesion=2, positive=False),
+        lambda: session.reject(2),
+        lambda: session.click(lps(scan, 2, 40, 12)),
+        lambda: session.lock(3),
+        session.propagate,
+    ]
+    seen = [(session.label_map(), session.bank.keys(), session.lesions())]
+    for step in steps:
+        step()
+        seen.append((session.label_map(), session.bank.keys(), session.lesions()))
+    assert any(not torch.equal(one[0], two[0]) for one, two in pairwise(seen))
+
+    def check(number):
+        assert torch.equal(session.label_map(), seen[number][0])
+        assert (session.bank.keys(), session.lesions()) == seen[number][1:]
+
+    for number in reversed(range(len(steps))):
+        assert session.undo()
+        check(number)
+    assert not session.undo()
+    for number in range(1, len(steps) + 1):
+        assert session.redo()
+        check(number)
+    assert not session.redo()
+    session.undo()
+    session.remove(3) if session.state.lesions[3].locked is False else session.unlock(3)
+    assert not session.redo()  # a new action ends what could be redone
+
+
+def test_every_tile_is_encoded_once_whatever_the_number_of_clicks(scan):
+    segmenter = make_segmenter()
+    session = InteractiveSession(segmenter, scan)
+    assert segmenter.backbone.encoded == 0
+    session.click(lps(scan, 2, 20, 20))
+    first = segmenter.backbone.encoded
+    tiles = len(session._bench.encoded.places)
+    assert 0 < first < tiles
+    for _ in range(3):
+        session.click(lps(scan, 2, 21, 21), lesion=1)
+        session.click(lps(scan, 3, 46, 32), lesion=session.state.next_id - 1 if 2 in session.state.lesions else None)
+        session.propagate()
+        session.undo()
+    assert segmenter.backbone.encoded == tiles
+    # beyond the budget: files, the same voxels
+    session.redo()
+    small = make_segmenter(memory_gib=0.0)
+    again = InteractiveSession.replay(_journal_of(session), small, scan)
+    assert small.backbone.encoded == tiles == again._bench.encoded.store.spilt
+    assert again._bench.encoded.store.bytes_in_memory == 0
+    assert torch.equal(again.label_map(), session.label_map())
+
+
+def _journal_of(session):
+    import tempfile
+    from pathlib import Path
+
+    folder = Path(tempfile.mkdtemp())
+    session.save(folder)
+    return folder
+
+
+def test_a_saved_session_goes_on_as_if_it_had_never_been_left(scan, tmp_path):
+    left, stayed = (InteractiveSession(make_segmenter(), scan, tmp_path / name) for name in ("left", "stayed"))
+    for session in (left, stayed):
+        session.click(lps(scan, 2, 20, 20))
+        session.propagate()
+        session.click(lps(scan, 4, 44, 30), lesion=2, positive=False)
+        session.undo()
+    left.close()
+    back = InteractiveSession.load(tmp_path / "left", make_segmenter(), scan)
+    for session in (back, stayed):
+        assert session.redo()
+        session.reject(2)
+        session.click(lps(scan, 2, 40, 12))
+        session.propagate()
+    assert torch.equal(back.label_map(), stayed.label_map())
+    assert back.lesions() == stayed.lesions()
+    assert [a.name for a in back.actions] == [a.name for a in stayed.actions]
+    for _ in range(6):
+        assert back.undo() == stayed.undo()
+        assert torch.equal(back.label_map(), stayed.label_map())
+    again = InteractiveSession.replay(tmp_path / "left", make_segmenter(), scan)
+    assert torch.equal(again.label_map(), back.label_map())
+    again.redo()
+    back.redo()
+    for key, exemplar in again.state.exemplars.items():
+        for name, token in exemplar.tokens.items():
+            assert torch.equal(token, back.state.exemplars[key].tokens[name])
+
+
+def test_an_unfinished_last_line_is_ignored_and_a_damaged_middle_refused(scan, tmp_path):
+    session = InteractiveSession(make_segmenter(), scan, tmp_path)
+    session.click(lps(scan, 2, 20, 20))
+    one = session.label_map()
+    session.click(lps(scan, 3, 46, 32))
+    session.close()
+    journal = tmp_path / "journal.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-7])
+    back = InteractiveSession.load(tmp_path, make_segmenter(), scan)
+    assert torch.equal(back.label_map(), one)
+    assert back.click(lps(scan, 3, 46, 32)) == 2
+    back.close()
+    assert len(journal.read_bytes().splitlines()) == 3
+    lines = whole.splitlines(keepends=True)
+    journal.write_bytes(lines[0] + lines[1][:-9] + b"\n" + lines[2])
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        InteractiveSession.load(tmp_path, make_segmenter(), scan)
+
+
+def test_one_process_at_a_time_and_no_session_over_another(scan, tmp_path):
+    session = InteractiveSession(make_segmenter(), scan, tmp_path)
+    with pytest.raises(ValueError, match="another process has this session open"):
+        InteractiveSession.load(tmp_path, make_segmenter(), scan)
+    session.close()
+    with pytest.raises(ValueError, match="holds a session already"):
+        InteractiveSession(make_segmenter(), scan, tmp_path)
+
+
+def test_a_session_is_refused_on_another_scan_model_or_setting(scan, tmp_path):
+    InteractiveSession(make_segmenter(), scan, tmp_path).close()
+    other = scan._replace(image=scan.image + 1)
+    with pytest.raises(ValueError, match="another scan"):
+        InteractiveSession.load(tmp_path, make_segmenter(), other)
+    with pytest.raises(ValueError, match=r"inference\.threshold=0\.35, now it is 0\.5"):
+        InteractiveSession.load(tmp_path, make_segmenter(threshold=0.5), scan)
+    changed = make_segmenter()
+    changed.backbone.anchor.data += 1
+    with pytest.raises(ValueError, match="another model"):
+        InteractiveSession.load(tmp_path, changed, scan)
+
+
+def test_results_are_files_on_the_scanners_grid(scan, tmp_path):
+    session = InteractiveSession(make_segmenter(), scan, tmp_path)
+    session.click(lps(scan, 2, 20, 20))
+    session.propagate()
+    session.save()
+    labels, sure = (nib.load(tmp_path / name) for name in ("lesions.nii.gz", "confidence.nii.gz"))
+    assert labels.get_data_dtype() == np.int32
+    assert sure.get_data_dtype() == np.float32
+    assert np.allclose(labels.affine, scan.affine.numpy())
+    assert np.array_equal(labels.get_fdata(), session.label_map().numpy())
+    assert np.array_equal(sure.get_fdata()[labels.get_fdata() == 1], np.ones(cells(A1)))
+    with (tmp_path / "lesions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], row["origin"], row["exemplar"]) for row in rows] == [
+        ("1", "prompted", "scan:1"),
+        ("2", "found", "scan:1"),
+    ]
+    assert len(ExemplarBank.load(tmp_path / "bank.safetensors", session._bench.identity)) == 1
+
+
+def test_a_bank_of_one_scan_finds_the_lesions_of_another(scan, tmp_path):
+    first = InteractiveSession(make_segmenter(), scan)
+    first.click(lps(scan, 2, 20, 20))
+    bank = tmp_path / "bank.safetensors"
+    first.bank.save(bank)
+    later = make_scan([(TYPE_A, A2)], subject="later")
+    session = InteractiveSession(make_segmenter(), later, tmp_path / "session")
+    assert session.use_bank(bank) == 1
+    assert session.propagate() == 1
+    assert session.lesions()[0].exemplar == "scan:1"
+    session.close()
+    again = InteractiveSession.replay(tmp_path / "session", make_segmenter(), later)
+    assert torch.equal(again.label_map(), session.label_map())
+    session = InteractiveSession.load(tmp_path / "session", make_segmenter(), later)
+    session.reweigh("scan:1", 0.0)
+    session.propagate()
+    assert session.bank["scan:1"].weight == 0
+    session.forget("scan:1")
+    assert not len(session.bank)
+
+
+def test_the_journal_tells_places_in_mm_and_times(scan, tmp_path):
+    session = InteractiveSession(make_segmenter(), scan, tmp_path)
+    session.click(lps(scan, 2, 20, 20))
+    header, line = (json.loads(each) for each in (tmp_path / "journal.jsonl").read_text().splitlines())
+    assert header["subject"] == "scan"
+    assert line["arguments"] == {"point_lps_mm": [30.0, 30.0, 10.0], "lesion": None, "positive": True}
+    assert (line["number"], line["name"], line["result"]) == (1, "click", 1)
+    assert 0 < line["seconds_computed"] <= line["seconds_waited"]
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda s: s.click((1e4, 0, 0)), "outside the scan"),
+        (lambda s: s.click((float("nan"), 0, 0)), "three numbers"),
+        (lambda s: s.click((30.0, 30.0, 10.0), lesion=7), "lesion=7 does not exist"),
+        (lambda s: s.click((9.0, 9.0, 10.0), positive=False), "negative click outside every lesion"),
+        (lambda s: s.box((30.0, 30.0, 0.0), (40.0, 40.0, 20.0)), "drawn on one slice"),
+        (lambda s: s.mask(np.zeros((2, 2, 2))), "resample it"),
+        (lambda s: s.mask(np.zeros((48, 64, 6))), "it is empty"),
+        (lambda s: s.save(), "in memory alone"),
+        (lambda s: s.reweigh("nobody", 1.0), "no exemplar nobody"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_and_change_nothing(session, act, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        act(session)
+    assert "\n" not in str(caught.value)
+    assert session.actions == ()
+    assert session.state.lesions == {}
