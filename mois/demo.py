@@ -132,6 +132,6 @@ def _show(console: Console, summary: dict[str, Any], out: Path) -> None:
         f"unprompted Dice rose by {gain['mean']:.2f} (95 % interval {low:.2f} to {high:.2f}, {gain['n']} scans); "
         f"{100 * summary['trainable_fraction']:.1f} % of the parameters were trained; {summary['minutes']:.1f} minutes"
     )
-    console.print(
-        f"figures: {out / 'summary.json'}\npictures: {out / 'before/test/overlays'} and {out / 'after/test/overlays'}"
-    )
+    reports = " and ".join(str(out / name / "test" / "report.html") for name in ("before", "after"))
+    lines = (f"figures: {out / 'summary.json'}", f"reports: {reports}", f"model: {out / 'bundle'}")
+    console.print("\n".join(lines), soft_wrap=True)

@@ -22,7 +22,17 @@ from mois.cli.journal import journal
 from mois.cli.phantom import phantom
 from mois.cli.segment import segment
 
-COMMANDS: list[Callable[..., None] | type] = [phantom, doctor, demo, curves, export_nnunet, evaluate, compare, segment, journal]
+COMMANDS: list[Callable[..., None] | type] = [
+    phantom,
+    doctor,
+    demo,
+    curves,
+    export_nnunet,
+    evaluate,
+    compare,
+    segment,
+    journal,
+]
 
 LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions"}
 """Commands that take a list as the words that follow them, and what its option is called."""

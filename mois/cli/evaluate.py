@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from mois.bundle import Bundle
-    from mois.evaluation.run import Evaluation
-    from mois.evaluation.settings import ProtocolSettings
-    from mois.io import SubjectFiles
-
-    Scans = Sequence[SubjectFiles]
-
-SPLIT_KEYS = ("fold", "splits", "train_subjects", "val_subjects", "test_subjects", "seed")
 SHOWN = {
     "unprompted Dice": ("unprompted", "dice"),
     "unprompted F1": ("unprompted", "f1"),
@@ -100,6 +90,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from mois.cli.evaluations import Common, choose_scans, of_bundle, of_maps
     from mois.evaluation.run import evaluate_scans
     from mois.evaluation.settings import ProtocolSettings
     from mois.prompts import Reader
@@ -114,112 +105,18 @@ def evaluate(
         target_class=target_class,
         rules=protocol,
     )
-    base = _Base(settings, channel, instances, robustness, seed, title)
+    base = Common(settings, channel, instances, robustness, seed, title)
     if predictions is not None:
-        scans, _ = _choose(data, split, subjects, fold, {})
-        evaluation = _of_maps(base, predictions, prompted_masks, kind, scans)
+        scans, _ = choose_scans(data, split, subjects, fold, {})
+        evaluation = of_maps(base, predictions, prompted_masks, kind, scans)
     else:
         from mois.bundle import Bundle
 
         made = Bundle.load(str(bundle), _device(device), trust or (), backbone_weights)
-        scans, trained_on = _choose(data, split, subjects, fold, made.provenance)
-        evaluation = _of_bundle(base, made, trained_on)
+        scans, trained_on = choose_scans(data, split, subjects, fold, made.provenance)
+        evaluation = of_bundle(base, made, trained_on)
     console = Console(stderr=True)
     _show(evaluate_scans(evaluation, scans, out, console), out)
-
-
-class _Base(NamedTuple):
-    """What both ways of evaluating have in common."""
-
-    protocol: ProtocolSettings
-    channel: int
-    instances: bool
-    robustness: bool
-    seed: int
-    title: str
-
-
-def _of_bundle(base: _Base, bundle: Bundle, trained_on: list[str]) -> Evaluation:
-    from mois.evaluation.run import Evaluation
-    from mois.evaluation.scorers import score_by_model
-    from mois.provenance import code_version, package_versions
-
-    segmenter = bundle.segmenter()
-    identity = bundle.identity.as_dict()
-    provenance = {
-        "code": code_version(),
-        "bundle": str(bundle.path),
-        "backbone": identity["backbone"],
-        "trainable_fraction": bundle.provenance.get("trainable_fraction"),
-        "seed": base.seed,
-        "device": str(segmenter.device),
-        "trained_on": trained_on,
-        "packages": package_versions(),
-        "model": identity,
-        "inference": asdict(bundle.inference),
-        "training": bundle.provenance,
-    }
-    decides = {"code": code_version(), "model": identity, "inference": asdict(bundle.inference)}
-    return Evaluation(
-        score_by_model(segmenter), identity=decides, provenance=provenance, calibration=bundle.calibration,
-        **base._asdict(),
-    )  # fmt: skip
-
-
-def _of_maps(
-    base: _Base, predictions: Path, prompted: Path | None, kind: Literal["semantic", "instance"], scans: Scans
-) -> Evaluation:
-    from mois.evaluation.run import Evaluation
-    from mois.evaluation.scorers import map_files, read_maps, score_maps
-    from mois.provenance import code_version, package_versions
-
-    for folder in (predictions, prompted):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"{folder}: there is no such folder; give one with a map SUBJECT.nii.gz for each scan.")
-    for scan in scans:
-        if not map_files(predictions, scan.subject):
-            read_maps(predictions, scan.read(base.channel))  # says what is missing
-    decides = {"predictions": str(predictions), "prompted_masks": str(prompted or ""), "kind": kind}
-    decides["code"] = code_version()
-    provenance = {"seed": base.seed, **decides, "packages": package_versions()}
-    return Evaluation(
-        score_maps(predictions, prompted, kind),
-        identity=decides,
-        provenance=provenance,
-        more_files=lambda subject: [
-            file for folder in (predictions, prompted) if folder is not None for file in map_files(folder, subject)
-        ],
-        **base._asdict(),
-    )
-
-
-def _choose(
-    data: Path, split: str, subjects: list[str] | None, fold: int | None, provenance: Mapping[str, Any]
-) -> tuple[Scans, list[str]]:
-    """Return the scans to score, and which of them the bundle was trained on, as far as it says."""
-    from datamodules.nifti import NiftiDataModule
-    from datamodules.splits import pick
-    from mois.io import read_dataset
-
-    given = ((provenance.get("config") or {}).get("data") or {}).get("init_args") or {}
-    same = bool(given.get("root")) and Path(given["root"]).resolve() == data.resolve()
-    options: dict[str, Any] = {name: given[name] for name in SPLIT_KEYS if same and name in given}
-    if fold is not None:
-        options |= {"fold": fold, "train_subjects": None, "val_subjects": None}
-    if options.get("splits"):
-        options["splits"] = Path(options["splits"])
-    every = read_dataset(data)
-    parts = NiftiDataModule(data, **options).splits
-    if subjects:
-        scans = pick(every, subjects, "subjects")
-    elif split == "all":
-        scans = every
-    else:
-        scans = list(getattr(parts, split))
-    if not scans:
-        raise ValueError(f"split={split}: {data} has no such scans; choose another split, give --fold or --subjects.")
-    trained = {scan.subject for scan in parts.train} if same else set()
-    return scans, sorted(trained & {scan.subject for scan in scans})
 
 
 def _device(name: str) -> str:

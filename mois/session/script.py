@@ -57,8 +57,8 @@ def _step(path: Path, number: int, entry: Any) -> Step:
     unknown = sorted(set(entry) - {*WHAT, "lesion", "positive"}) if isinstance(entry, dict) else []
     if len(what) != 1 or unknown:
         raise ValueError(
-            f"prompts={path}: entry {number} is {json.dumps(entry)[:80]}; it needs exactly one of {', '.join(WHAT)}, and "
-            "may have lesion and positive."
+            f"prompts={path}: entry {number} is {json.dumps(entry)[:80]}; it needs exactly one of {', '.join(WHAT)}, "
+            "and may have lesion and positive."
         )
     given = entry[what[0]]
     points = [given] if what[0] == "click" else given if what[0] == "box" else []

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mois.evaluation.protocol import ProtocolSettings, evaluate_volume
+from mois.evaluation.report import write_report
 from mois.evaluation.reports import SubjectReport
 from mois.evaluation.statistics import means
 from mois.evaluation.tables import write_results
@@ -171,11 +172,14 @@ class ExemplarSegmenter(LightningModule):
                 )
 
     def on_test_epoch_end(self) -> None:
-        """Log as validation does, and write metrics.json and its tables; a companion's into a folder of its name."""
+        """Log as validation does; write metrics.json, tables and a report, a companion's into a folder of its name."""
         self._log_figures("test")
         if self.trainer.is_global_zero:
+            run = Path(self.trainer.default_root_dir).resolve().name
             for prefix, reports in self.reports.items():
-                write_results(self.results_folder("test") / prefix, reports, self.record(), protocol=self.protocol)
+                folder = self.results_folder("test") / prefix
+                write_results(folder, reports, self.record(), protocol=self.protocol)
+                write_report(folder, f"{run} {prefix.rstrip('/')}".rstrip())
 
     def record(self) -> dict[str, Any]:
         """Return what made a result: the run's provenance, and how much was trained."""

@@ -66,7 +66,7 @@ def dice(one: torch.Tensor, two: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
-@settings(max_examples=2, deadline=None, phases=[Phase.generate])
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
 @given(
     spacing_mm=st.tuples(*[st.sampled_from([1.5, 2.0, 3.0, 6.0])] * 3),
     origin_mm=st.tuples(*[st.floats(-300, 300)] * 3),

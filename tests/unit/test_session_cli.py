@@ -1,0 +1,124 @@
+"""`mois segment` and `mois journal`, on files, with a bundle of the bundled nano model."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from session_fakes import lps, make_segmenter, three_lesions
+
+from adapters import Frozen
+from mois.backbones import SAM2
+from mois.bundle import ClassSpec, ModelSpec, write_bundle
+from mois.cli import main
+from mois.image_files import write_volume
+from mois.inference import InferenceSettings
+from mois.journal import Action, Journal, motion_rows, read_journal, time_and_motion
+from mois.propagation import Similarity
+from mois.session import InteractiveSession
+
+
+@pytest.fixture
+def files(tmp_path):
+    backbone, propagation, adapter = SAM2(size="nano", weights="bundled"), Similarity(weights="bundled"), Frozen()
+    propagation.build(backbone)
+    adapter.attach(backbone, propagation)
+    spec = ModelSpec(
+        ClassSpec("mois.backbones.SAM2", {"size": "nano", "weights": "bundled"}),
+        ClassSpec("adapters.Frozen"),
+        ClassSpec("mois.propagation.Similarity", {"weights": "bundled"}),
+    )
+    write_bundle(tmp_path / "bundle", spec, backbone, adapter, propagation, InferenceSettings())
+    scan = three_lesions()
+    write_volume(scan.image, scan.affine, tmp_path / "scan.nii.gz")
+    prompts = [
+        {"click": lps(scan, 2, 20, 20), "lesion": "a"},
+        {"click": lps(scan, 3, 46, 32), "lesion": "b"},
+        {"click": lps(scan, 2, 26, 26), "lesion": "a", "positive": False},
+    ]
+    (tmp_path / "prompts.json").write_text(json.dumps({"prompts": prompts}))
+    return tmp_path
+
+
+def run(files, *more):
+    main(
+        ["segment", f"--image={files / 'scan.nii.gz'}", f"--bundle={files / 'bundle'}",
+         f"--prompts={files / 'prompts.json'}", f"--out={files / 'out'}", *more]
+    )  # fmt: skip
+
+
+def test_segment_writes_results_goes_on_and_the_journal_is_told(files, capsys):
+    run(files)
+    labels = nib.load(files / "out" / "lesions.nii.gz")
+    assert labels.shape == (48, 64, 6)
+    assert labels.get_fdata()[20, 20, 2] == 1
+    with (files / "out" / "lesions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["clicks"] for row in rows[:2]] == ["2", "1"]
+    assert read_journal(files / "out").actions[-1].name == "propagate"
+    # killed after two clicks: the same command does the rest
+    whole = np.asarray(labels.dataobj)
+    journal = files / "out" / "journal.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:3]) + b'{"number":3,')
+    run(files)
+    assert "going on after 2 actions" in capsys.readouterr().out
+    assert np.array_equal(np.asarray(nib.load(files / "out" / "lesions.nii.gz").dataobj), whole)
+    main(["journal", str(files / "out"), f"--out={files / 'table.csv'}"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:3] == ["scan", "lesion", "clicks"]
+    assert [line[:3] for line in lines[1:4]] == [["scan", "1", "2"], ["scan", "2", "1"], ["scan", "all", "3"]]
+    assert (files / "table.csv").read_text().startswith("scan,lesion,clicks,")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no JSON"),
+        ('{"prompts": [{"tap": [1, 2, 3]}]}', "exactly one of click"),
+        ('{"prompts": [{"click": [1, 2]}]}', "three numbers"),
+        ('{"prompts": [{"box": [[1, 2, 3]]}]}', "two opposite corners"),
+    ],
+)
+def test_a_file_of_prompts_that_cannot_be_used_ends_in_one_line(files, capsys, content, message):
+    (files / "prompts.json").write_text(content)
+    with pytest.raises(SystemExit):
+        run(files)
+    assert message in capsys.readouterr().err
+
+
+def test_time_and_motion_adds_up_by_hand():
+    actions = (
+        Action(1, "click", {"lesion": None}, 1, "", 5.0, 1.0, 1.5),
+        Action(2, "click", {"lesion": 1, "positive": False}, 1, "", 3.0, 0.5, 0.5),
+        Action(3, "box", {"lesion": None}, 2, "", 4.0, 1.0, 1.0),
+        Action(4, "propagate", {}, 7, "", 1.0, 9.0, 10.0),
+        Action(5, "reject", {"lesion": 4}, None, "", 2.0, 0.0, 0.0),
+    )
+    scan = time_and_motion(Journal({"subject": "s"}, actions, 0))
+    assert (scan.total.clicks, scan.total.boxes, scan.total.others) == (2, 1, 2)
+    assert (scan.total.seconds_reader, scan.total.seconds_waited, scan.total.seconds_computed) == (15.0, 13.0, 11.5)
+    assert (scan.lesions[1].clicks, scan.lesions[1].seconds_waited) == (2, 2.0)
+    assert sorted(scan.lesions) == [1, 2, 4]
+    assert scan.touched == 2
+    rows = motion_rows([scan, scan])
+    assert rows[-2] == ["all", "all", "4", "2", "0", "4", "30.0", "26.0", "23.0"]
+    assert rows[-1][:3] == ["mean", "per prompted", "1.00"]
+
+
+def test_advice_names_what_the_exemplars_lack():
+    scan = three_lesions()
+    session = InteractiveSession(make_segmenter(), scan)
+    session.propagate()  # without exemplars
+    assert session.warnings() == ["3 lesions were found without any exemplar; click a few that are typical."]
+    first = session.suggest(5)
+    assert [each.lesion for each in first] != []
+    spot = first[0].point_lps_mm
+    assert session.click(spot) == first[0].lesion
+    session.click(lps(scan, 3, 46, 32))
+    session.click(lps(scan, 2, 40, 12))
+    effects = {each.key: each for each in session.attribute()}
+    assert all(each.effect is not None and -1 <= each.effect <= 1 for each in effects.values())
+    assert effects["scan:3"].effect == pytest.approx(0.0, abs=1e-3)  # the other type helps none of these
