@@ -38,7 +38,8 @@ def test_replayed_and_resumed_sessions_are_the_same_bit_by_bit(segmenter, tmp_pa
     for step in steps:
         step(whole)
         seen.append(whole.label_map())
-    assert all(int((seen[-1] == lesion).sum()) for lesion in whole.state.lesions) and len(whole.state.lesions) > 1
+    assert len(whole.state.lesions) > 1
+    assert all(int((seen[-1] == lesion).sum()) for lesion in whole.state.lesions)
     on_disk = VolumeSegmenter(segmenter.backbone, segmenter.propagation, replace(segmenter.settings, memory_gib=0.0))
     again = InteractiveSession.replay(tmp_path / "whole", on_disk, scan)
     half = InteractiveSession(segmenter, scan, tmp_path / "half")
