@@ -37,6 +37,9 @@ COMMANDS: list[Callable[..., None] | type] = [
 LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions"}
 """Commands that take a list as the words that follow them, and what its option is called."""
 
+FIRST: dict[str, str] = {"segment": "image"}
+"""Commands that take one value as the word that follows them, and what its option is called."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; mistakes end in one line (MOIS_TRACEBACK=1 shows where)."""
@@ -47,9 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def with_options(given: Sequence[str]) -> list[str]:
-    """Return `compare A B --out C` as `compare --runs=["A", "B"] --out C`; see `LEADING`."""
+    """Return `compare A B --out C` as `compare --runs=["A", "B"] --out C`; see `LEADING` and `FIRST`."""
     command, words = given[:1], list(given[1:])
     count = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
-    if not command or command[0] not in LEADING or not count:
-        return list(given)
-    return [*command, f"--{LEADING[command[0]]}={json.dumps(words[:count])}", *words[count:]]
+    if command and command[0] in LEADING and count:
+        return [*command, f"--{LEADING[command[0]]}={json.dumps(words[:count])}", *words[count:]]
+    if command and command[0] in FIRST and count:
+        return [*command, f"--{FIRST[command[0]]}={words[0]}", *words[1:]]
+    return list(given)

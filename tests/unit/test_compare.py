@@ -134,3 +134,4 @@ def test_words_after_compare_are_its_runs() -> None:
     assert with_options(["compare", "--runs", "[a]"]) == ["compare", "--runs", "[a]"]
     assert with_options(["phantom", "x"]) == ["phantom", "x"]
     assert with_options([]) == []
+    assert with_options(["segment", "a b.nii.gz", "--out", "d"]) == ["segment", "--image=a b.nii.gz", "--out", "d"]
