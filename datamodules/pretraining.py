@@ -94,6 +94,7 @@ class PretrainDataModule(LightningDataModule):
         num_workers: Processes that draw episodes, on each training process.
         val_subjects: Whole phantoms to validate on.
         test_subjects: Whole phantoms to test on, others than those.
+        lesions: Fewest and most lesions of a whole phantom, of both types together.
         patch_px: Edge of a patch, a multiple of 32.
         exemplars: K, exemplars of a group.
         clip: T, slices to track a lesion over, odd.
@@ -109,6 +110,7 @@ class PretrainDataModule(LightningDataModule):
         num_workers: int = 1,
         val_subjects: int = 4,
         test_subjects: int = 12,
+        lesions: tuple[int, int] = (20, 60),
         patch_px: int = 128,
         exemplars: int = 3,
         clip: int = 3,
@@ -122,6 +124,7 @@ class PretrainDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.val_subjects = val_subjects
         self.test_subjects = test_subjects
+        self.lesions = lesions
         self.seed = seed
         self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
 
@@ -147,18 +150,18 @@ class PretrainDataModule(LightningDataModule):
 
     def fingerprint(self) -> str:
         """Return what stands for the data in a result: a digest of the settings and of what is held back."""
-        said = f"{self.seed} {self.settings} {sorted(HELD_BACK)}"
+        said = f"{self.seed} {self.settings} {self.lesions} {sorted(HELD_BACK)}"
         return hashlib.sha256(said.encode()).hexdigest()
 
     def _held_back(self, numbers: range) -> VolumeLoader:
-        readers = [partial(held_back_volume, self.seed, number) for number in numbers]
+        readers = [partial(held_back_volume, self.seed, number, self.lesions) for number in numbers]
         return VolumeLoader(readers, *place(self.trainer))
 
 
-def held_back_volume(seed: int, number: int) -> Volume:
+def held_back_volume(seed: int, number: int, lesions: tuple[int, int] = (20, 60)) -> Volume:
     """Return a whole phantom of two held-back lesion types; (seed, number) says which."""
     rng = np.random.default_rng([seed, 1, number])
-    phantom = make_phantom(rng, draw_lesion_types(rng, 2, held_back=True), lesions=(20, 60))
+    phantom = make_phantom(rng, draw_lesion_types(rng, 2, held_back=True), lesions=lesions)
     return as_volume(phantom, f"held_back_{number:02d}")
 
 
