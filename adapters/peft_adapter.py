@@ -112,7 +112,9 @@ class PeftAdapter(Adapter):
             {PREFIX + key: value.detach().cpu().contiguous() for key, value in state.items()},
             folder / "adapter_model.safetensors.part",
         )
-        (folder / "adapter_config.json.part").write_text(json.dumps(plain, indent=2, default=str, sort_keys=True))
+        (folder / "adapter_config.json.part").write_text(
+            json.dumps(plain, indent=2, default=str, sort_keys=True), encoding="utf-8"
+        )
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             (folder / f"{name}.part").rename(folder / name)
 

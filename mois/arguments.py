@@ -121,7 +121,7 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _read_file(file: Path, key: str, depth: int = 0) -> Iterator[Setting]:
     try:
-        yield from _walk(yaml.safe_load(file.read_text()), key, file, depth)
+        yield from _walk(yaml.safe_load(file.read_text(encoding="utf-8")), key, file, depth)
     except yaml.YAMLError as error:
         yield Setting(key, error, str(file))
     except OSError:

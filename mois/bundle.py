@@ -120,7 +120,7 @@ def write_bundle(
         "provenance": dict(provenance or {}),
         "files": {str(file.relative_to(part)): file_sha256(file) for file in _files(part)},
     }
-    (part / DESCRIPTION).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    (part / DESCRIPTION).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     write_card(part / "README.md", content)
     _put_in_place(part, folder)
     return folder
@@ -230,7 +230,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"bundle={path}: there is no {DESCRIPTION} in it; give the folder `bundle` of a training.")
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is cut short or no JSON ({error}); give another bundle.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT_VERSION:

@@ -67,7 +67,8 @@ def write_card(path: Path, content: Mapping[str, Any]) -> None:
             calibration=_calibration(content["calibration"]),
             figures=_figures(content["figures"]),
             provenance=_rows({key: (_one(provenance.get(key)),) for key in ("code", "data", "seed")}),
-        )
+        ),
+        encoding="utf-8",
     )
 
 

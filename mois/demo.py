@@ -60,7 +60,9 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
     step("fit", ["fit", "--ckpt_path", "last"], "done")
     step("after", ["test", "--ckpt_path", str(out / "fit" / "checkpoints" / "best.ckpt")], "test/metrics.json")
     copy_bundle(out / "fit" / "bundle", out / "bundle")
-    before, after = (json.loads((out / name / "test" / "metrics.json").read_text()) for name in ("before", "after"))
+    before, after = (
+        json.loads((out / name / "test" / "metrics.json").read_text(encoding="utf-8")) for name in ("before", "after")
+    )
     summary = {
         "before": _words(before),
         "after": _words(after),
@@ -70,7 +72,7 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
         "seed": seed,
     }
     unfinished = out / "summary.json.part"
-    unfinished.write_text(json.dumps(summary, indent=2) + "\n")
+    unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(out / "summary.json")
     _show(console, summary, out)
     return summary
@@ -81,7 +83,7 @@ class _Minutes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.spent: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        self.spent: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.name, self.start = "", 0.0
 
     def of(self, name: str) -> _Minutes:
@@ -93,7 +95,7 @@ class _Minutes:
 
     def __exit__(self, *failure: object) -> None:
         self.spent[self.name] = self.spent.get(self.name, 0.0) + (time.monotonic() - self.start) / 60
-        self.path.write_text(json.dumps(self.spent))
+        self.path.write_text(json.dumps(self.spent), encoding="utf-8")
 
     def total(self) -> float:
         return round(sum(self.spent.values()), 2)

@@ -46,7 +46,7 @@ class Provenance:
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+        path.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def collect_provenance(module: object, datamodule: object, config: dict[str, Any], seed: int | None) -> Provenance:

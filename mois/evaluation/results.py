@@ -93,7 +93,7 @@ class Results:
         if not path.is_file():
             raise ValueError(f"{folder}: no metrics.json in it; give a folder that mois evaluate wrote (its --out).")
         try:
-            metrics = json.loads(path.read_text())
+            metrics = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: not valid JSON ({error}); evaluate again.") from error
         if metrics.get("schema") != SCHEMA:
@@ -136,14 +136,14 @@ class Results:
     def optional(self, name: str) -> Any:
         """Return another JSON file of the folder, such as robustness.json; None where there is none."""
         path = self.folder / name
-        return json.loads(path.read_text()) if path.is_file() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def read_rows(path: Path) -> list[Row]:
     """Return the lines of a CSV; none where there is no such file."""
     if not path.is_file():
         return []
-    with path.open(newline="") as stream:
+    with path.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 

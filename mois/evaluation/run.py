@@ -114,7 +114,7 @@ def _claim(evaluation: Evaluation, out: Path) -> None:
             raise ValueError(f"out={out} holds results of something else; choose another folder.")
         write_text(path, json.dumps(mine, indent=2) + "\n")
         return
-    theirs = json.loads(path.read_text())
+    theirs = json.loads(path.read_text(encoding="utf-8"))
     different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
     if different == ["protocol"]:
         old, new = theirs["protocol"], mine["protocol"]
@@ -160,7 +160,7 @@ def _stored(path: Path, files: str) -> dict[str, Any] | None:
     """Return what was stored of a scan, None where there is nothing or its files are no longer the same."""
     if not path.is_file():
         return None
-    stored: dict[str, Any] = json.loads(path.read_text())
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return stored if stored["files"] == files else None
 
 

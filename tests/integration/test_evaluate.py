@@ -59,7 +59,7 @@ def test_a_bundle_is_evaluated_and_reported(
     command = ["evaluate", f"--bundle={model}", f"--data={root}", f"--out={out}", "--prompted=2", "--counts=[0,1]"]
     main([*command, "--protocol=paper", "--reader=spread", "--noise_mm=1", "--device=cpu"])
     assert "report.html" in capsys.readouterr().out
-    metrics = json.loads((out / "metrics.json").read_text())
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert [one["subject"] for one in metrics["subjects"]] == ["p2"]
     assert metrics["protocol"]["reader"] == {"strategy": "spread", "seed": 0, "noise_mm": 1.0, "miss": 0.0}
     assert metrics["protocol"]["rules"] == "paper"
@@ -68,14 +68,16 @@ def test_a_bundle_is_evaluated_and_reported(
     assert metrics["provenance"]["bundle"] == str(model)
     for kind in ("predictions/p2_class1.nii.gz", "overlays/p2_class2.png", "subjects.csv", "curve.csv"):
         assert (out / kind).is_file()
-    assert (out / "candidates.csv").read_text().splitlines()[0].endswith(",confidence")
-    assert "By the paper" in (out / "report.html").read_text()
+    assert (out / "candidates.csv").read_text(encoding="utf-8").splitlines()[0].endswith(",confidence")
+    assert "By the paper" in (out / "report.html").read_text(encoding="utf-8")
 
     main([*command[:3], f"--out={tmp_path / 'all'}", "--subjects=[p0,p2]", "--counts=[]", "--device=cpu"])
-    metrics = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "all" / "metrics.json").read_text(encoding="utf-8"))
     assert [one["subject"] for one in metrics["subjects"]] == ["p0", "p2"]
     assert metrics["provenance"]["trained_on"] == ["p0"]
-    assert "The model was trained on 1 of these scans: p0." in (tmp_path / "all" / "report.html").read_text()
+    assert "The model was trained on 1 of these scans: p0." in (tmp_path / "all" / "report.html").read_text(
+        encoding="utf-8"
+    )
 
     line = failing(capsys, *command, "--device=cpu")
     assert "holds results of another evaluation, which differs in reader" in line
@@ -90,12 +92,12 @@ def test_maps_of_another_system_are_scored_alone_and_with_prompted_masks(make_da
     save_nifti(maps / "p1.nii.gz", (classes == 1).astype("uint8"))  # finds the first class alone
     common = ["evaluate", f"--predictions={maps}", f"--data={root}", "--prompted=1", "--counts=[1]"]
     main([*common, f"--out={tmp_path / 'alone'}"])
-    alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())
+    alone = json.loads((tmp_path / "alone" / "metrics.json").read_text(encoding="utf-8"))
     summary = alone["summary"]
     assert summary["unprompted"]["dice"]["mean"] == pytest.approx(0.5)  # 1 for one class, 0 for the other
     assert summary["unprompted"]["fp_per_scan"]["mean"] == 0
     assert alone["provenance"]["predictions"] == str(maps)
-    assert "Predictions of another system" in (tmp_path / "alone" / "report.html").read_text()
+    assert "Predictions of another system" in (tmp_path / "alone" / "report.html").read_text(encoding="utf-8")
 
     # The reader prompts one lesion of each class; that of class 2, which the maps lack, is given to them.
     volumes_ml = dict.fromkeys(np.unique(ids[classes == 2]).tolist(), 0.432)
@@ -103,7 +105,7 @@ def test_maps_of_another_system_are_scored_alone_and_with_prompted_masks(make_da
     (lesion,) = Reader().choose_lesions({one: volumes_ml[one] for one in promptable}, 1)
     save_nifti(prompted / "p1_class2.nii.gz", np.where(ids == lesion, ids, 0))
     main([*common, f"--prompted_masks={prompted}", f"--out={tmp_path / 'given'}"])
-    given = json.loads((tmp_path / "given" / "metrics.json").read_text())["summary"]
+    given = json.loads((tmp_path / "given" / "metrics.json").read_text(encoding="utf-8"))["summary"]
     assert given["unprompted"]["dice"]["mean"] == pytest.approx(0.5)
     # One of six lesions of 18 voxels: 2 x 18 / (18 + 108) = 2 / 7.
     assert summary["scan_dice"]["mean"] == pytest.approx((1 + 0) / 2)

@@ -35,7 +35,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
 
-    result: dict[str, Any] = json.loads(path.read_text(), parse_constant=refuse)
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     return result
 
 
@@ -46,7 +46,7 @@ def figure(summary: dict[str, Any], name: str) -> Any:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as stream:
+    with path.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 

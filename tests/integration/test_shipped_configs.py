@@ -63,11 +63,11 @@ def write_brains(root: Path) -> None:
 def test_every_config_is_short_and_says_how_to_run_it() -> None:
     assert {file.stem for file in CONFIGS} == TESTED  # a new one needs a test below
     for file in (*CONFIGS, *TRAINERS):
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
         assert len(lines) <= 30
         assert lines[0].startswith("# ")
         assert "train.py" in lines[0]
-        assert yaml.safe_load(file.read_text())
+        assert yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def test_demo_trains(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_ms_lesions_trains_on_one_patient_and_tests_on_the_other(
     (slab,) = validations(tmp_path / "run")
     assert slab["val/right"] >= 0
     train("test", *run, "--ckpt_path=best")
-    result = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
+    result = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text(encoding="utf-8"))
     assert [row["subject"] for row in result["subjects"]] == ["patient07"]
     # one class: nothing else's exemplars to be wrong with
     words = result["summary"]["conditioning"]
@@ -126,7 +126,7 @@ def test_pretrain_nano_trains_and_exports_what_an_adaptation_loads(tmp_path: Pat
     (scored,) = validations(tmp_path / "run")
     assert {"val/no_exemplars", "val/attention/no_exemplars"} <= scored.keys()
     same, other = (PretrainDataModule(2, val_subjects=1, patch_px=64, exemplars=2, seed=seed) for seed in (0, 1))
-    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text(encoding="utf-8"))
     assert provenance["data"] == same.fingerprint() != other.fingerprint()
 
     weights = {file.stem: file for file in (tmp_path / "run" / "weights").glob("*.safetensors")}
@@ -155,8 +155,8 @@ def test_zero_shot_tests_all_three_for_every_number_of_exemplars(tmp_path: Path)
     small = [argument for argument in phantoms(test_subjects=1) if "prompted" not in argument]
     train("test", config("zero_shot.yaml"), *small, folder(tmp_path / "run"))
     for part in ("", "attention", "prototype"):
-        result = json.loads((tmp_path / "run" / "test" / part / "metrics.json").read_text())
-        assert [point["count"] for point in result["curve"]["points"]] == [1, 3, 5, 10]
+        result = json.loads((tmp_path / "run" / "test" / part / "metrics.json").read_text(encoding="utf-8"))
+        assert [point["count"] for point in result["curve"]["points"]] == [0, 1, 3, 5, 10, 20]
         assert result["provenance"]["backbone"]["source"] == "bundled"
 
 
@@ -190,7 +190,7 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
     out = tmp_path / "demo"
     out.mkdir()
     make_dataset(subjects=2, held_out=2).rename(out / "data")
-    small = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    small = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))
     small["trainer"] |= {"devices": 1, "strategy": "auto", "max_epochs": 1, "enable_progress_bar": False}
     small["trainer"] |= {"check_val_every_n_epoch": 1}
     small["data"]["init_args"] |= {"val_subjects": ["p1"], "patch_px": 64, "batch_size": 1, "episodes_per_epoch": 2}
@@ -215,7 +215,7 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
     killed_at = ""
     mois_main(demo)
     assert commands == ["test", "fit", "fit", "test"]
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     words = {"right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion_f1"}
     assert summary["before"].keys() == summary["after"].keys() == words
     assert 0 < summary["trainable_fraction"] < 0.15

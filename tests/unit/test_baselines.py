@@ -37,7 +37,7 @@ def test_what_nnunet_reads_is_what_we_read(make_dataset, tmp_path):
         (ours, grid), (theirs, their_grid) = (read_image(root / place / f"{name}.nii.gz") for root in (data, raw))
         assert np.array_equal(ours, theirs)
         assert np.array_equal(grid, their_grid)
-    about = json.loads((raw / "dataset.json").read_text())
+    about = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     assert about["labels"] == {"background": 0, "bright": 1, "dark": 2}
     assert about["channel_names"] == {"0": "T2"}
     assert about["numTraining"] == 3
@@ -58,7 +58,7 @@ def test_a_dataset_that_has_lesion_ids_only(tmp_path):
     raw = export(tmp_path / "data", tmp_path / "raw")
     classes, _ = read_image(raw / "labelsTr/a.nii.gz")
     assert np.array_equal(classes, ids > 0)
-    about = json.loads((raw / "dataset.json").read_text())
+    about = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     assert about["labels"] == {"background": 0, "lesion": 1}
     assert about["mois"]["values"] == [4]
     assert about["channel_names"] == {"0": "CT"}  # or nnU-Net would not normalise it as CT
@@ -70,7 +70,7 @@ def test_folds_never_part_a_patient_also_for_few_scans(make_dataset, tmp_path, s
     rows = [f"p{number},patient{number // 2 if subjects > 2 else number}" for number in range(subjects)]
     (data / "subjects.csv").write_text("\n".join(["subject,patient", *rows]) + "\n")
     patient = dict(row.split(",") for row in rows)
-    folds = json.loads((export(data, tmp_path / "raw") / "splits_final.json").read_text())
+    folds = json.loads((export(data, tmp_path / "raw") / "splits_final.json").read_text(encoding="utf-8"))
     assert len(folds) == min(5, len(set(patient.values())))
     assert sorted(name for fold in folds for name in fold["val"]) == sorted(patient)
     for fold in folds:
@@ -81,7 +81,7 @@ def test_the_same_scans_train_as_in_our_training(make_dataset, tmp_path):
     raw = export(make_dataset(4), tmp_path / "raw", "--train=[p2]", "--val=[p0]", "--test=[p1]")
     assert files(raw / "labelsTr") == ["p0.nii.gz", "p2.nii.gz"]  # p3 has no part in it
     assert files(raw / "imagesTs") == ["p1_0000.nii.gz"]
-    assert json.loads((raw / "splits_final.json").read_text()) == [{"train": ["p2"], "val": ["p0"]}]
+    assert json.loads((raw / "splits_final.json").read_text(encoding="utf-8")) == [{"train": ["p2"], "val": ["p0"]}]
 
 
 def test_without_validation_there_is_no_split_and_everything_trains(make_dataset, tmp_path):
@@ -190,7 +190,7 @@ def test_cpu_seconds_count_work_and_not_waiting():
 def test_it_trains_for_its_budget_predicts_on_the_scans_grid_and_goes_on(make_dataset, tmp_path):
     pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
     data = make_dataset(subjects=2, held_out=2)
-    about = json.loads((data / "dataset.json").read_text())
+    about = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
     for path in data.glob("labels*/*"):  # classes 3 and 8 instead of 1 and 2
         classes, affine = read_image(path)
         save_nifti(path, np.array([0, 3, 8], np.uint8)[classes], affine)
@@ -198,7 +198,7 @@ def test_it_trains_for_its_budget_predicts_on_the_scans_grid_and_goes_on(make_da
     raw, out, told = export(data, tmp_path / "raw"), tmp_path / "run", []
     settings = Settings(0.05, patch=(8, 16, 16), features=(4, 8, 8))
     run(raw, out, settings, told.append)
-    record = json.loads((out / "run.json").read_text())
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert 3.0 <= record["training"]["seconds"] < 6.0  # CPU seconds: 0.05 minutes and at most one slow step
     assert record["training"]["iterations"] > 3
     for name in ("p2", "p3"):

@@ -65,7 +65,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     file = folder / "bundle.json"
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     edit(content)
     file.write_text(json.dumps(content))
 
@@ -98,7 +98,7 @@ def test_a_bundle_says_what_it_is(made: Path) -> None:
     modules = (*bundle.backbone.modules(), *bundle.propagation.modules())
     assert not any(module.training for module in modules)
 
-    card = (made / "README.md").read_text()
+    card = (made / "README.md").read_text(encoding="utf-8")
     for words in (
         "# Lora and Similarity on SAM2 nano",
         "--bundle bundle ",
@@ -127,7 +127,7 @@ def test_a_new_bundle_takes_the_place_of_an_old_one(folder: Path) -> None:
     assert isinstance(bundle.propagation, Prototype)
     assert bundle.calibration is None
     assert not (folder / "left.txt").exists()
-    assert "It was not validated." in (folder / "README.md").read_text()
+    assert "It was not validated." in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_spec_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def failing(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def losses(folder: str) -> dict[int, float]:
-    with Path(folder, "metrics.csv").open() as file:
+    with Path(folder, "metrics.csv").open(encoding="utf-8") as file:
         return {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]}
 
 
@@ -125,7 +125,7 @@ def test_a_wrong_command_line_ends_in_one_line(failing: Callable[..., str], argu
     ],
 )
 def test_a_wrong_config_ends_in_one_line(failing: Callable[..., str], config: str, line: str) -> None:
-    Path("c.yaml").write_text(config + "\n")
+    Path("c.yaml").write_text(config + "\n", encoding="utf-8")
     assert failing("fit", "--config", "c.yaml", "--data=stand_in.Data") == line
 
 
@@ -149,8 +149,8 @@ def test_a_run_says_what_made_it() -> None:
     cli = train("fit", *SMALL, "--trainer.max_steps=6", "--checkpoints.every_n_steps=4", "--seed_everything=7")
     folder = Path("runs/run")
     assert cli.datamodule.seed == 7
-    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]["batch_size"] == 2
-    record = json.loads((folder / "provenance.json").read_text())
+    assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"]["init_args"]["batch_size"] == 2
+    record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert (record["seed"], record["data"]) == (7, "numbers somewhere")
     assert record["packages"]["sam2"] == "1.1.0"
     for name in ("best", "last"):
@@ -250,13 +250,15 @@ def test_every_trainer_part_is_understood(part: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
     monkeypatch.setattr(MoisCLI, "instantiate_classes", lambda self: None)
     monkeypatch.setattr(MoisCLI, "_run_subcommand", lambda self, subcommand: None)
-    Path("c.yaml").write_text("trainer: {max_steps: 5}\nmodel: {layer: stand_in.Layer}\ndata: stand_in.Data\n")
+    Path("c.yaml").write_text(
+        "trainer: {max_steps: 5}\nmodel: {layer: stand_in.Layer}\ndata: stand_in.Data\n", encoding="utf-8"
+    )
     trainer = train("fit", "--config=c.yaml", f"--trainer={part}").settings["trainer"]
     assert trainer["max_steps"] == 5
     assert trainer["gradient_clip_val"] == 1.0
     assert trainer["use_distributed_sampler"] is False
     assert trainer["default_root_dir"] == "runs/c"
-    assert len(part.read_text().splitlines()) <= 30
+    assert len(part.read_text(encoding="utf-8").splitlines()) <= 30
 
 
 def test_precision_is_chosen_by_what_the_device_can(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +329,7 @@ def test_data_that_needs_no_seed_gets_none() -> None:
 
 def test_the_seed_is_said_once(failing: Callable[..., str]) -> None:
     Path("c.yaml").write_text(
-        "data: {class_path: stand_in.Data, init_args: {seed: 3}}\nmodel: {layer: stand_in.Layer}\n"
+        "data: {class_path: stand_in.Data, init_args: {seed: 3}}\nmodel: {layer: stand_in.Layer}\n", encoding="utf-8"
     )
     assert failing("fit", "--config=c.yaml", "--seed_everything=4", "--trainer.max_steps=1") == (
         "data.init_args.seed=3 (c.yaml) is not taken: seed_everything=4 serves all; leave it out"

@@ -71,15 +71,15 @@ def test_each_is_compared_with_each_and_holm_counts_them_all(tmp_path: Path) -> 
 def test_other_protocols_and_other_truth_are_said(tmp_path: Path) -> None:
     first = run(tmp_path / "a", DICE)
     second = run(tmp_path / "b", DICE, ProtocolSettings(prompted=3, counts=(1,)))
-    metrics = json.loads((second / "metrics.json").read_text())
+    metrics = json.loads((second / "metrics.json").read_text(encoding="utf-8"))
     metrics["subjects"][1]["lesions"] += 1
     (second / "metrics.json").write_text(json.dumps(metrics))
     out = tmp_path / "out"
     main(["compare", str(first), str(second), "--out", str(out)])
-    found = json.loads((out / "compare.json").read_text())
+    found = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     assert found["protocol_differences"] == {"prompted": {"a": 5, "b": 3}}  # counts are for the curves alone
     assert found["truth_differs"] == ["b"]
-    page = (out / "compare.html").read_text()
+    page = (out / "compare.html").read_text(encoding="utf-8")
     assert "The protocols differ (prompted: a 5, b 3)" in page
     assert "The runs count different lesions in b" in page
 
@@ -117,7 +117,7 @@ def test_the_page_shows_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[
         for at, (name, level) in enumerate({"x": 0.6, "y": 0.4}.items())
     ]
     main(["compare", *map(str, runs), "--out", str(tmp_path / "out"), "--names", "[ours, theirs]"])
-    page = (tmp_path / "out" / "compare.html").read_text()
+    page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
     assert re.findall(r"<h2>(.*?)</h2>", page)[:4] == [
         "Figures",
         "Differences",

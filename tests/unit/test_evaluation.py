@@ -175,7 +175,7 @@ def test_results_are_files_on_the_scanners_grid(scan: Volume, tmp_path: Path) ->
     assert np.allclose(affine, scan.affine.numpy())
     assert (tmp_path / "overlays" / "scan_class2.png").read_bytes().startswith(b"\x89PNG")
     summary = write_results(tmp_path, [report], {"weights": "fake"}, protocol=settings)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == summary
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == summary
     assert summary["schema"] == 1
     assert summary["summary"]["conditioning"]["right"] == {"mean": 1.0, "ci95": None, "n": 1}
     assert [(point["clicks"], point["count"]) for point in summary["curve"]["points"]] == [(1, 1), (1, 2)]
@@ -192,14 +192,14 @@ def test_results_are_files_on_the_scanners_grid(scan: Volume, tmp_path: Path) ->
     assert len(lesions) == 8
     assert {row["role"] for row in lesions} == {"prompted", "promptable", "never"}
     assert all(row["found"] == "True" for row in lesions)
-    assert (tmp_path / "curve.csv").read_text().count("\n") == 1 + 2 * 2
+    assert (tmp_path / "curve.csv").read_text(encoding="utf-8").count("\n") == 1 + 2 * 2
     assert not list(tmp_path.rglob("*.unfinished"))
 
 
 def test_nothing_measured_is_null_in_every_file(tmp_path: Path) -> None:
     report = evaluate_volume(make_segmenter(), make_scan([], annotated=False), ProtocolSettings(), out=tmp_path)
     write_results(tmp_path, [report])
-    summary = json.loads((tmp_path / "metrics.json").read_text())["summary"]
+    summary = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["summary"]
     for place in KEYS.values():
         leaf = summary
         for part in place:

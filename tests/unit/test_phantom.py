@@ -184,7 +184,7 @@ def test_a_smaller_dataset_is_the_beginning_of_a_larger_one(dataset: Path, tmp_p
 
 
 def test_layout_is_nnunet_raw(dataset: Path) -> None:
-    about = json.loads((dataset / "dataset.json").read_text())
+    about = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
     assert about == {
         "channel_names": {"0": "T2"},
         "labels": {"background": 0, "solid_bright": 1, "ring": 2, "striped": 3, "dark": 4},
@@ -196,7 +196,7 @@ def test_layout_is_nnunet_raw(dataset: Path) -> None:
         assert sorted(f.name for f in (dataset / f"images{part}").iterdir()) == [f"{n}_0000.nii.gz" for n in names]
         for folder in ("labels", "instances", "distractors"):
             assert sorted(f.name for f in (dataset / f"{folder}{part}").iterdir()) == [f"{n}.nii.gz" for n in names]
-    types = json.loads((dataset / "lesion_types.json").read_text())
+    types = json.loads((dataset / "lesion_types.json").read_text(encoding="utf-8"))
     assert [types[name]["class"] for name in NAMED_TYPES] == [1, 2, 3, 4]
     assert types["dark"]["contrast"] == NAMED_TYPES["dark"].contrast
 

@@ -44,7 +44,7 @@ def headings(page: str) -> tuple[str, ...]:
 
 
 def test_the_report_has_every_section_and_loads_nothing_from_elsewhere(folder: Path) -> None:
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert headings(page) == SECTIONS
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert [source[:11] for source in sources if not source.startswith("#s")] == ["data:image/"] * page.count("<img")
@@ -54,9 +54,9 @@ def test_the_report_has_every_section_and_loads_nothing_from_elsewhere(folder: P
 
 
 def test_its_figures_are_those_of_metrics_json(folder: Path) -> None:
-    dice = json.loads((folder / "metrics.json").read_text())["summary"]["unprompted"]["dice"]
+    dice = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["summary"]["unprompted"]["dice"]
     low, high = dice["ci95"]
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert f"<b>{dice['mean']:.2f}</b>\n<em>{low:.2f} to {high:.2f}</em>" in page
     assert f"<td>{dice['mean']:.2f} ({low:.2f} to {high:.2f})</td>" in page
 
@@ -64,14 +64,16 @@ def test_its_figures_are_those_of_metrics_json(folder: Path) -> None:
 def test_best_median_and_worst_scan_are_shown_in_this_order(folder: Path) -> None:
     column, order = ranked(Results.read(folder).subjects)
     assert column == "unprompted_dice"
-    shown = re.findall(r"<b>(Best|Median|Worst):</b> (p\d), class1", (folder / "report.html").read_text())
+    shown = re.findall(
+        r"<b>(Best|Median|Worst):</b> (p\d), class1", (folder / "report.html").read_text(encoding="utf-8")
+    )
     names = [row["subject"] for _, row in order]
     assert shown == [("Best", names[7]), ("Median", names[4]), ("Worst", names[0])]
 
 
 def test_what_was_not_measured_has_no_section_and_no_zero(tmp_path: Path) -> None:
     write_results(tmp_path, [], None, protocol=ProtocolSettings())
-    page = write_report(tmp_path).read_text()
+    page = write_report(tmp_path).read_text(encoding="utf-8")
     assert headings(page) == ("Figures", "How this was made")
     assert "0.00" not in page
 
@@ -79,23 +81,23 @@ def test_what_was_not_measured_has_no_section_and_no_zero(tmp_path: Path) -> Non
 def test_exemplars_that_do_not_decide_are_an_alarm(tmp_path: Path, folder: Path) -> None:
     write_example(tmp_path / "run", 3)
     path = tmp_path / "run" / "metrics.json"
-    metrics = json.loads(path.read_text())
-    assert "hardly decide" not in (folder / "report.html").read_text()
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    assert "hardly decide" not in (folder / "report.html").read_text(encoding="utf-8")
     metrics["summary"]["conditioning"]["wrong"]["mean"] = metrics["summary"]["conditioning"]["right"]["mean"]
     path.write_text(json.dumps(metrics))
-    assert "The exemplars hardly decide" in write_report(tmp_path / "run").read_text()
+    assert "The exemplars hardly decide" in write_report(tmp_path / "run").read_text(encoding="utf-8")
 
 
 def test_training_scans_and_a_single_patient_are_alarms(tmp_path: Path) -> None:
     write_results(tmp_path, [example_report("p0", "p0", 0.5, 0)], {"trained_on": ["p0"]}, protocol=ProtocolSettings())
-    page = write_report(tmp_path).read_text()
+    page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "The model was trained on 1 of these scans: p0." in page
     assert "One patient: there are no intervals" in page
 
 
 def test_names_are_text_not_markup(tmp_path: Path) -> None:
     write_results(tmp_path, [example_report("<b>p0</b>", "p&0", 0.5, 0)], None, protocol=ProtocolSettings())
-    page = write_report(tmp_path).read_text()
+    page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "&lt;b&gt;p0&lt;/b&gt;" in page
     assert "<b>p0" not in page
 
@@ -122,7 +124,7 @@ def test_a_robustness_sweep_has_its_section(tmp_path: Path) -> None:
     of = {"dice": leaf, "f1": leaf, "change_dice": drop, "change_f1": drop}
     content = {"unchanged": {"dice": leaf, "f1": leaf}, "changes": {"bias_field": of}}
     (tmp_path / "run" / "robustness.json").write_text(json.dumps(content))
-    page = write_report(tmp_path / "run").read_text()
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "Other scanners" in headings(page)
     assert "<td>bias field</td><td>0.60 (0.50 to 0.70)</td><td>-0.125 (-0.200 to -0.050)</td>" in page
 
@@ -171,7 +173,7 @@ def test_a_browser_shows_every_picture_and_nothing_is_wider_than_the_page(folder
         "const main = document.querySelector('main');"
         "document.title = `${shown.length} of ${all.length}, ${main.scrollWidth <= main.clientWidth}`; }</script>"
     )
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text(encoding="utf-8")
     (tmp_path / "page.html").write_text(page.replace("</body>", probe + "</body>"))
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [str(browser()), *options, "--window-size=1180,900", "--virtual-time-budget=5000", "--dump-dom"]

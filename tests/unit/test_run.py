@@ -110,7 +110,7 @@ def test_candidates_get_their_calibrated_confidence(make_dataset: Make, tmp_path
     for row in rows:
         expected = np.interp(float(row["peak"]), [0.5, 0.9], [0.2, 0.6])
         assert float(row["confidence"]) == pytest.approx(expected, abs=1e-6)
-    assert "calibrated confidence" not in (tmp_path / "metrics.json").read_text()
+    assert "calibrated confidence" not in (tmp_path / "metrics.json").read_text(encoding="utf-8")
 
 
 def test_robustness_scores_each_change_once(make_dataset: Make, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_robustness_scores_each_change_once(make_dataset: Make, tmp_path: Path) 
     assert score.asked == [("p0", False)] + [("p0", True)] * len(CHANGES)
     evaluate_scans(evaluation(score, robustness=True), scans, tmp_path)
     assert len(score.asked) == 1 + len(CHANGES)
-    found = json.loads((tmp_path / "robustness.json").read_text())
+    found = json.loads((tmp_path / "robustness.json").read_text(encoding="utf-8"))
     assert list(found["changes"]) == list(CHANGES)
     assert found["changes"]["noise"]["change_dice"] == {"mean": 0.0, "ci95": None, "n": 1}
 

@@ -381,7 +381,7 @@ def test_a_bank_of_one_scan_finds_the_lesions_of_another(scan, tmp_path):
 def test_the_journal_tells_places_in_mm_and_times(scan, tmp_path):
     session = InteractiveSession(make_segmenter(), scan, tmp_path)
     session.click(lps(scan, 2, 20, 20))
-    header, line = (json.loads(each) for each in (tmp_path / "journal.jsonl").read_text().splitlines())
+    header, line = (json.loads(each) for each in (tmp_path / "journal.jsonl").read_text(encoding="utf-8").splitlines())
     assert header["subject"] == "scan"
     assert line["arguments"] == {"point_lps_mm": [30.0, 30.0, 10.0], "lesion": None, "positive": True}
     assert (line["number"], line["name"], line["result"]) == (1, "click", 1)

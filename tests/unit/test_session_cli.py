@@ -70,7 +70,7 @@ def test_segment_writes_results_goes_on_and_the_journal_is_told(files, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0][:3] == ["scan", "lesion", "clicks"]
     assert [line[:3] for line in lines[1:4]] == [["scan", "1", "2"], ["scan", "2", "1"], ["scan", "all", "3"]]
-    assert (files / "table.csv").read_text().startswith("scan,lesion,clicks,")
+    assert (files / "table.csv").read_text(encoding="utf-8").startswith("scan,lesion,clicks,")
 
 
 @pytest.mark.parametrize(

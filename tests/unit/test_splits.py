@@ -39,7 +39,10 @@ def test_a_patient_in_two_splits_is_named_with_both():
 def test_nnunets_file_is_written_and_read(tmp_path):
     folds = [Fold(["a1", "a2"], ["b1"]), Fold(["b1"], ["a1", "a2"])]
     write_splits(folds, tmp_path / "splits_final.json")
-    assert json.loads((tmp_path / "splits_final.json").read_text())[0] == {"train": ["a1", "a2"], "val": ["b1"]}
+    assert json.loads((tmp_path / "splits_final.json").read_text(encoding="utf-8"))[0] == {
+        "train": ["a1", "a2"],
+        "val": ["b1"],
+    }
     assert read_splits(tmp_path / "splits_final.json") == folds
 
 

@@ -134,7 +134,7 @@ def test_holm_multiplies_the_smallest_most_and_never_turns_the_order_round() -> 
 def test_every_key_of_metrics_json_is_documented() -> None:
     one = ClassReport(1, Figures(), (point(1, 1, 0.2),), (row(3),), paper=PaperFigures())
     written = summarise([report("a", one)], protocol=asdict(ProtocolSettings()))
-    told = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    told = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
     def keys(tree: object) -> set[str]:
         if isinstance(tree, list):

@@ -109,7 +109,7 @@ def test_offline_run_holds_what_was_recorded(tmp_path: Path) -> None:
     assert '"volume_ml"' in text or "val/lesions" in text
     assert any("artifact" in record for record in records)
     assert (tmp_path / "pictures" / "val" / "overlay_000004.png").is_file()
-    assert (tmp_path / "tables" / "val" / "lesions_000004.csv").read_text().splitlines()[2] == "2,12.0"
+    assert (tmp_path / "tables" / "val" / "lesions_000004.csv").read_text(encoding="utf-8").splitlines()[2] == "2,12.0"
     assert float(rows(tmp_path)[0]["train/loss"]) == 0.25
 
 
