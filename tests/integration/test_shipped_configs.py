@@ -83,7 +83,7 @@ def test_ms_lesions_trains_on_one_patient_and_tests_on_the_other(
     monkeypatch.setenv("MOIS_REAL_DATA", str(tmp_path))
     run = [config("ms_lesions.yaml"), *SMALL, "--trainer.accelerator=auto", folder(tmp_path / "run")]
     run += [f"--data.init_args.{name}" for name in ("batch_size=1", "episodes_per_epoch=2")]
-    train("fit", *run, "--trainer.max_epochs=2")
+    train("fit", *run, "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2")
     assert list(losses(tmp_path / "run")) == [0, 1, 2, 3]
     (slab,) = validations(tmp_path / "run")
     assert slab["val/right"] >= 0

@@ -174,7 +174,7 @@ def test_a_browser_shows_every_picture_and_nothing_is_wider_than_the_page(folder
         "document.title = `${shown.length} of ${all.length}, ${main.scrollWidth <= main.clientWidth}`; }</script>"
     )
     page = (folder / "report.html").read_text(encoding="utf-8")
-    (tmp_path / "page.html").write_text(page.replace("</body>", probe + "</body>"))
+    (tmp_path / "page.html").write_text(page.replace("</body>", probe + "</body>"), encoding="utf-8")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [str(browser()), *options, "--window-size=1180,900", "--virtual-time-budget=5000", "--dump-dom"]
     run = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=60)
