@@ -177,7 +177,9 @@ def test_a_browser_shows_every_picture_and_nothing_is_wider_than_the_page(folder
     (tmp_path / "page.html").write_text(page.replace("</body>", probe + "</body>"), encoding="utf-8")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [str(browser()), *options, "--window-size=1180,900", "--virtual-time-budget=5000", "--dump-dom"]
-    run = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [*command, (tmp_path / "page.html").as_uri()], capture_output=True, encoding="utf-8", timeout=60
+    )
     title = re.search(r"<title>(.*?)</title>", run.stdout)
     assert title is not None, run.stderr[-500:]
     count = page.count("<img")
