@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mois.evaluation.reports import SubjectReport
+from mois.evaluation.results import write_text
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import summarise
 
@@ -39,16 +40,16 @@ def write_results(
     text = json.dumps(
         summarise(reports, protocol=settings, provenance=provenance, seed=seed), indent=2, allow_nan=False
     )
-    _write(out / "metrics.json", text + "\n")
-    _write(out / "subjects.csv", _table([report.row() for report in reports]))
+    write_text(out / "metrics.json", text + "\n")
+    write_text(out / "subjects.csv", _table([report.row() for report in reports]))
     whose = [(report.subject, one) for report in reports for one in report.classes]
-    _write(
+    write_text(
         out / "lesions.csv",
         _table(
             [{"subject": s, "target_class": one.target_class, **asdict(row)} for s, one in whose for row in one.lesions]
         ),
     )
-    _write(
+    write_text(
         out / "curve.csv",
         _table(
             [
@@ -58,7 +59,7 @@ def write_results(
             ]
         ),
     )
-    _write(
+    write_text(
         out / "candidates.csv",
         _table([{"subject": report.subject, **asdict(row)} for report in reports for row in report.candidates]),
     )
@@ -74,10 +75,3 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
