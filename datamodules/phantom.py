@@ -20,6 +20,7 @@ from datamodules.anatomy import DISTRACTORS, Window, draw_place, make_anatomy
 from datamodules.lesion_types import HELD_BACK, NAMED_TYPES, LesionType, draw_lesion_type, draw_lesion_types
 from datamodules.painting import Float, Triple, paint_lesion, smooth_field
 from datamodules.scene import Plan, Scene, add_blobs, draw_volume_ml, fill, follow_up
+from mois.files import write_bytes
 
 __all__ = [
     "DISTRACTORS",
@@ -266,9 +267,9 @@ def write_dataset(
                 progress(index + 1, subjects + test_subjects)
     about = {"channel_names": {"0": "T2"}, "labels": labels, "numTraining": subjects, "file_ending": ".nii.gz"}
     described = {kind.name: {"class": 1 + i, **asdict(kind)} for i, kind in enumerate(types)}
-    _write(out / "subjects.csv", ("\n".join(rows) + "\n").encode())
-    _write(out / "lesion_types.json", (json.dumps(described, indent=2) + "\n").encode())
-    _write(out / "dataset.json", (json.dumps(about, indent=2) + "\n").encode())
+    write_bytes(out / "subjects.csv", ("\n".join(rows) + "\n").encode())
+    write_bytes(out / "lesion_types.json", (json.dumps(described, indent=2) + "\n").encode())
+    write_bytes(out / "dataset.json", (json.dumps(about, indent=2) + "\n").encode())
 
 
 def _write_scan(out: Path, part: str, name: str, scan: Phantom) -> None:
@@ -295,11 +296,4 @@ def _write_nifti(path: Path, stack: NDArray[np.generic], spacing_mm: tuple[float
     file.set_sform(affine, 1)  # type: ignore[no-untyped-call]
     file.set_qform(affine, 1)  # type: ignore[no-untyped-call]
     # gzip's header would hold the time of writing: same seed, same bytes (test_same_seed_same_bytes)
-    _write(path, gzip.compress(file.to_bytes(), compresslevel=3, mtime=0))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    write_bytes(path, gzip.compress(file.to_bytes(), compresslevel=3, mtime=0))

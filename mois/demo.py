@@ -19,6 +19,7 @@ from rich.table import Table
 from mois.bundle import copy_bundle
 from mois.evaluation.reports import KEYS
 from mois.evaluation.statistics import paired_gain
+from mois.files import write_text
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion_f1")
@@ -71,9 +72,7 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
         "minutes": minutes.total(),
         "seed": seed,
     }
-    unfinished = out / "summary.json.part"
-    unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(out / "summary.json")
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     _show(console, summary, out)
     return summary
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mois.backbones.weights import tensors_sha256
+from mois.files import whole_file
 from mois.interfaces import Backbone, Exemplars, Propagation, WeightsIdentity
 
 FORMAT = "mois exemplar bank"
@@ -295,11 +296,8 @@ class ExemplarBank:
             "identity": json.dumps(self.identity.as_dict()),
             "exemplars": json.dumps(described),
         }
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        save_file({name: token[0].contiguous() for name, token in content.tokens.items()}, part, metadata)
-        part.replace(path)
+        with whole_file(Path(path)) as part:
+            save_file({name: token[0].contiguous() for name, token in content.tokens.items()}, part, metadata)
 
     @classmethod
     def load(cls, path: Path, identity: ModelIdentity) -> ExemplarBank:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mois.files import write_bytes
 
 
 class DataError(ValueError):
@@ -60,10 +61,7 @@ def write_volume(array: Tensor | NDArray[Any], affine: Tensor, path: Path) -> No
     data = picture.to_bytes()
     if path.name.endswith(".gz"):
         data = gzip.compress(data, compresslevel=4, mtime=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
+    write_bytes(path, data)
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:

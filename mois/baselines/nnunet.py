@@ -22,6 +22,7 @@ from jsonargparse import auto_cli
 from mois.arguments import OneLineParser, command_line
 from mois.baselines import reduced
 from mois.baselines.reduced import Size, Tell
+from mois.files import whole_file, write_text
 from mois.image_files import DataError
 from mois.provenance import code_version
 
@@ -151,9 +152,8 @@ def _train_or_load(trainer: Any, out: Path, settings: Settings, tell: Tell) -> d
         clock = cpu_seconds if settings.device == "cpu" else time.perf_counter
         log = reduced.train(trainer, 60 * settings.minutes, clock, tell)
         _write_json(out / "training.json", log._asdict() | {"budget_seconds": 60 * settings.minutes})
-        part = out / f".{TRAINED}.{os.getpid()}.part"
-        save_model(trainer.network, str(part))
-        part.replace(out / TRAINED)
+        with whole_file(out / TRAINED) as part:
+            save_model(trainer.network, str(part))
     figures: dict[str, Any] = json.loads((out / "training.json").read_text(encoding="utf-8"))
     return figures
 
@@ -233,10 +233,7 @@ def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _teller(stream: Any) -> Tell:

@@ -11,8 +11,9 @@ from typing import Any
 from mois.evaluation import charts
 from mois.evaluation.charts import spoken
 from mois.evaluation.page import Page, Part, Picture, Record, Section, Sides, Table, text_of, write_page
-from mois.evaluation.results import Leaf, Results, write_text
+from mois.evaluation.results import Leaf, Results
 from mois.evaluation.statistics import holm, leaf, paired_test
+from mois.files import write_text
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "unprompted_dice": ("unprompted", "dice"),

@@ -10,6 +10,8 @@ import pandas as pd
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from mois.files import whole_file
+
 WORDS = {"right": "tab:green", "wrong": "tab:red", "no_exemplars": "tab:gray"}
 
 
@@ -51,9 +53,7 @@ def plot_learning(run: Path, out: Path, window: int = 10) -> list[str]:
     panels[0, 0].set_ylabel("Dice")
     panels[0, 0].legend(loc="upper left", fontsize="small")
     figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    figure.savefig(unfinished, format="png", dpi=110)
+    with whole_file(out) as part:
+        figure.savefig(part, format="png", dpi=110)
     plt.close(figure)
-    unfinished.replace(out)
     return names

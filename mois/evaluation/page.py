@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from PIL import Image
 
 import mois
-from mois.evaluation.results import Leaf, write_text
+from mois.evaluation.results import Leaf
+from mois.files import write_text
 
 NOT_MEASURED = "\N{EN DASH}"
 _MOST_PICTURE_PX = 1800

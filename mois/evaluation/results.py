@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mois.evaluation.statistics import SCHEMA
+from mois.files import write_text
 
 Row = dict[str, str]
 """A line of a CSV; an empty cell is what was not measured."""
@@ -145,14 +146,6 @@ def read_rows(path: Path) -> list[Row]:
         return []
     with path.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _parts(name: str, stem: str) -> tuple[str, ...]:

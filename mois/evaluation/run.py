@@ -16,10 +16,11 @@ from mois.calibration import Calibration
 from mois.evaluation.lesion_pictures import draw_worst_lesions
 from mois.evaluation.report import write_report
 from mois.evaluation.reports import SubjectReport
-from mois.evaluation.results import read_rows, write_rows, write_text
+from mois.evaluation.results import read_rows, write_rows
 from mois.evaluation.robustness import CHANGES, ChangedScan, changed, plain, summarise_changes, unprompted
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.tables import write_results
+from mois.files import write_text
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mois.evaluation.reports import SubjectReport
-from mois.evaluation.results import write_text
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import summarise
+from mois.files import write_text
 
 
 def write_results(
