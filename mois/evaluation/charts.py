@@ -95,7 +95,7 @@ def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, from_zer
         if from_zero:
             _share_axis(axes)
         if len(series) > 1:
-            figure.legend(loc="outside upper left", ncols=2 if len(series) < 5 else 3)
+            legend_above(figure, 2 if len(series) < 5 else 3)
         return _data_uri(figure)
 
 
@@ -135,7 +135,7 @@ def bars(groups: Mapping[str, Mapping[str, Leaf]], y_label: str, *, share: bool 
         if share:
             _share_axis(axes)
         if len(names) > 1:
-            figure.legend(loc="outside upper left", ncols=min(len(names), 4))
+            legend_above(figure, min(len(names), 4))
         return _data_uri(figure)
 
 
@@ -230,7 +230,7 @@ def sizes(volumes_ml: Sequence[float], quality: Sequence[float], found: Sequence
         axes.set_xlabel("true volume of the lesion in ml")
         axes.set_ylabel(y_label)
         _share_axis(axes)
-        figure.legend(loc="outside upper left", ncols=2)
+        legend_above(figure, 2)
         return _data_uri(figure)
 
 
@@ -239,6 +239,15 @@ def spoken(name: str) -> str:
     for key, words in SPELLED.items():
         name = re.sub(rf"(?<![a-z]){key}(?![a-z])", words, name)
     return name.replace("_", " ")
+
+
+def legend_above(figure: Figure, most: int) -> None:
+    """Put the legend above the axes, in as many columns, up to `most`, as the figure is wide enough for."""
+    for columns in range(most, 0, -1):
+        legend = figure.legend(loc="outside upper left", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mois.evaluation.reports import ClassReport
+from mois.files import whole_file
 from mois.metrics import InstanceMap, Mask, match_lesions
 
 # Okabe and Ito's palette, told apart by readers of any colour vision; what the model drew is broken as well.
@@ -62,6 +63,11 @@ def telling_slices(truth: InstanceMap, result: InstanceMap, count: int = PANELS)
     return sorted(chosen)
 
 
+def white_level(image: npt.NDArray[np.float32]) -> float:
+    """Return what is drawn white: the 99.5th percentile of what is not 0, as the model sees it."""
+    return float(np.percentile(image[image != 0], 99.5)) if image.any() else 1.0
+
+
 def draw_overlay(
     image: npt.NDArray[np.float32], truth: InstanceMap, result: InstanceMap, report: ClassReport, pixel_aspect: float
 ) -> Figure:
@@ -80,8 +86,7 @@ def draw_overlay(
     width = panel_inches * image.shape[2] / (image.shape[1] * pixel_aspect)
     figure = Figure(figsize=(max(6.0, width * len(slices)), panel_inches + 1.0), facecolor="black")
     FigureCanvasAgg(figure)
-    # The 99.5th percentile as white, as the model sees it.
-    white = float(np.percentile(image[image != 0], 99.5)) if image.any() else 1.0
+    white = white_level(image)
     for axes, index in zip(figure.subplots(1, len(slices), squeeze=False)[0], slices, strict=True):
         axes.imshow(image[index], cmap="gray", vmin=0, vmax=white, aspect=pixel_aspect, interpolation="nearest")
         for kind, mask in masks.items():
@@ -112,17 +117,19 @@ def save_overlay(
     pixel_aspect: float,
 ) -> None:
     """Write `draw_overlay` as PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    draw_overlay(image, truth, result, report, pixel_aspect).savefig(unfinished, format="png", dpi=120)
-    unfinished.replace(path)
+    with whole_file(path) as part:
+        draw_overlay(image, truth, result, report, pixel_aspect).savefig(part, format="png", dpi=120)
 
 
 def _outline(axes: Axes, mask: Mask, colour: str, style: Literal["solid", "dashed", "dotted"]) -> None:
-    if mask.any():
-        padded = np.pad(mask, 1).astype(np.float32)  # so that an outline closes at the picture's border
-        rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
-        axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=0.8)
+    if not mask.any():
+        return
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    # a contour keeps several copies of what it is drawn from: of the whole picture 16 MB, twenty times a figure
+    padded = np.pad(mask[top:bottom, left:right], 1).astype(np.float32)  # so that an outline closes at the border
+    across, down = np.arange(left - 1, right + 1), np.arange(top - 1, bottom + 1)
+    axes.contour(across, down, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=0.8)
 
 
 def _text(value: float | None) -> str:

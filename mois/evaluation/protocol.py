@@ -33,7 +33,7 @@ Key = tuple[int, int, int]
 NONE: Key = (0, 0, 0)
 """A question: class, number of exemplars, clicks on each. This one has no exemplars."""
 
-ANSWER_BYTES = 2 << 30
+ANSWER_BYTES = 1 << 30
 """How much memory the answers to questions that are asked side by side may take."""
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from example_results import example_report, write_example
+from matplotlib.figure import Figure
 
-from mois.evaluation.charts import spoken
+from mois.evaluation.charts import legend_above, spoken
 from mois.evaluation.report import write_report
 from mois.evaluation.results import Leaf, Results
 from mois.evaluation.sections import expected_calibration_error, ranked, worst_first
@@ -184,3 +185,14 @@ def test_a_browser_shows_every_picture_and_nothing_is_wider_than_the_page(folder
     assert title is not None, run.stderr[-500:]
     count = page.count("<img")
     assert title.group(1) == f"{count} of {count}, true"
+
+
+def test_a_legend_is_never_wider_than_its_figure() -> None:
+    figure = Figure(figsize=(3.8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name in ("right", "wrong, 5 clicks", "swapped", "no exemplars, whatever the clicks"):
+        axes.bar(0, 1, label=name)
+    legend_above(figure, 4)
+    (legend,) = figure.legends
+    assert legend.get_window_extent().width <= figure.bbox.width
+    assert len(legend.get_texts()) == 4
