@@ -292,6 +292,19 @@ class Backbone(nn.Module, ABC):
     def encode(self, images: Tensor) -> Features:
         """Encode images (N, P, P), normalised intensities; P may differ from `patch_px`, in multiples of 32."""
 
+    def frozen_part(self) -> str:
+        """Name how far `encode` is frozen, as a cache's key; empty where it is trained from its first layer on."""
+        return "" if any(level.requires_grad for level in self.encode(torch.zeros(1, 64, 64)).levels) else "encoder"
+
+    def encode_frozen(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return what the frozen part of `encode` makes of images (N, P, P): tensors (N, ...) that may be kept."""
+        features = self.encode(images)
+        return (*features.levels, features.position)
+
+    def encode_rest(self, images: Tensor, frozen: tuple[Tensor, ...]) -> Features:
+        """Return what `encode` would, from what `encode_frozen` made of the same images."""
+        return Features(frozen[:-1], frozen[-1], images.unsqueeze(1))
+
     @abstractmethod
     def decode(self, features: Features, prompts: Prompts | None, dense: Tensor | None = None) -> MaskPrediction:
         """Segment one object per image.

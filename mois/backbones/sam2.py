@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from mois.backbones.frozen_prefix import frozen_blocks, is_trained, run_first, run_rest
 from mois.backbones.sizes import SIZES, Sizes
 from mois.backbones.weights import load_weights
 from mois.interfaces import Backbone, Features, MaskPrediction, Memory, Prompts
@@ -90,6 +91,31 @@ class SAM2(Backbone):
         image = images.unsqueeze(1)
         out = self.sam.forward_image((image - self.pixel_mean) / self.pixel_std)
         return Features(tuple(out["backbone_fpn"]), out["vision_pos_enc"][-1], image)
+
+    def frozen_part(self) -> str:
+        """See `Backbone.frozen_part`: `encoder`, or `trunk.N` where the first N blocks of the trunk are."""
+        encoder, decoder = self.sam.image_encoder, self.sam.sam_mask_decoder
+        blocks = frozen_blocks(encoder.trunk)
+        if blocks < len(encoder.trunk.blocks) or is_trained(encoder.neck, decoder.conv_s0, decoder.conv_s1):
+            return f"trunk.{blocks}" if blocks else ""
+        return "encoder"
+
+    def encode_frozen(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See `Backbone.encode_frozen`."""
+        if self.frozen_part() == "encoder":
+            return self.encode(images).levels
+        trunk = self.sam.image_encoder.trunk
+        return run_first(trunk, (images.unsqueeze(1) - self.pixel_mean) / self.pixel_std, frozen_blocks(trunk))
+
+    def encode_rest(self, images: Tensor, frozen: tuple[Tensor, ...]) -> Features:
+        """See `Backbone.encode_rest`."""
+        encoder, decoder = self.sam.image_encoder, self.sam.sam_mask_decoder
+        if self.frozen_part() == "encoder":
+            return Features(frozen, encoder.neck.position_encoding(frozen[-1]), images.unsqueeze(1))
+        levels, codes = encoder.neck(run_rest(encoder.trunk, frozen, frozen_blocks(encoder.trunk)))
+        fine, middle, coarse = levels[: -encoder.scalp]
+        seen = (decoder.conv_s0(fine), decoder.conv_s1(middle), coarse)
+        return Features(seen, codes[-1 - encoder.scalp], images.unsqueeze(1))
 
     def decode(self, features: Features, prompts: Prompts | None, dense: Tensor | None = None) -> MaskPrediction:
         """See `Backbone.decode`; the best of three candidates is taken where SAM2 gives three."""

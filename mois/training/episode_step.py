@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,10 +73,30 @@ class Outcome(NamedTuple):
     figures: dict[str, Tensor]
 
 
+def pictures(backbone: Backbone, episode: Episode) -> Tensor:
+    """Return the images that a batch's step looks at, (N, P, P): supports, queries, and clips if they are tracked."""
+    images = [episode.support_images.flatten(0, 2), episode.query_images]
+    if tracks(backbone, episode):
+        images.append(episode.track_images.flatten(0, 1))
+    return torch.cat(images)
+
+
+def tracks(backbone: Backbone, episode: Episode) -> bool:
+    """Tell whether tracking teaches anything: with a frozen backbone its loss is a constant."""
+    return episode.track_images.shape[1] > 1 and any(p.requires_grad for p in backbone.parameters())
+
+
 def learn(
-    backbone: Backbone, propagations: dict[str, Propagation], episode: Episode, settings: EpisodeLearning, step: int
+    backbone: Backbone,
+    propagations: dict[str, Propagation],
+    episode: Episode,
+    settings: EpisodeLearning,
+    step: int,
+    encode: Callable[[Tensor], Features] | None = None,
 ) -> Outcome:
     """Run a batch of episodes.
+
+    What is frozen keeps nothing for a backward pass: autograd's graph begins at the first trained tensor.
 
     Args:
         backbone: The backbone.
@@ -84,14 +104,13 @@ def learn(
         episode: The batch.
         settings: Weights and shares.
         step: Number of the training step; it sets the number of clicks, alike on all ranks.
+        encode: Gives the features of `pictures`; the backbone does by default.
     """
     batch, groups, count = episode.support_valid.shape
-    supports, clip = batch * groups * count, episode.track_images.shape[1]
-    images = [episode.support_images.flatten(0, 2), episode.query_images, episode.track_images.flatten(0, 1)]
-    features = backbone.encode(torch.cat(images))
+    supports = batch * groups * count
+    features = (encode or backbone.encode)(pictures(backbone, episode))
     support = features.select(slice(0, supports))
     query = features.select(slice(supports, supports + batch))
-    track = features.select(slice(supports + batch, None))
 
     masks = episode.support_masks.flatten(0, 2)
     clicks = 1 + step % settings.corrections
@@ -102,8 +121,9 @@ def learn(
         "click_presence": settings.presence_weight * click.presence_loss,
     }
     figures = {"click_first_dice": click.first_dice, "click_last_dice": click.last_dice}
-    if clip > 1:
-        tracked = _track(backbone, track, episode, clip)
+    if tracks(backbone, episode):
+        track = features.select(slice(supports + batch, None))
+        tracked = _track(backbone, track, episode, episode.track_images.shape[1])
         losses |= {
             "track": settings.track_weight * tracked.loss,
             "track_presence": settings.presence_weight * tracked.presence_loss,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +20,12 @@ from mois.evaluation.report import write_report
 from mois.evaluation.reports import SubjectReport
 from mois.evaluation.statistics import means
 from mois.evaluation.tables import write_results
+from mois.feature_cache import CachedEncoder, CacheSettings
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
 from mois.io import write_volume
 from mois.tracking import Tracker
-from mois.training.episode_step import EpisodeLearning, learn, names
+from mois.training.episode_step import EpisodeLearning, learn, names, pictures
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class ExemplarSegmenter(LightningModule):
         optimisation: Optimiser and schedule.
         inference: How whole volumes are cut, blended and tracked.
         protocol: How whole volumes are scored.
+        cache: Where to keep what the frozen part of the encoder sees in training patches; it pays where patches come
+            again (data.init_args.views).
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class ExemplarSegmenter(LightningModule):
         optimisation: Optimisation = Optimisation(),
         inference: InferenceSettings = InferenceSettings(),  # noqa: B008
         protocol: ProtocolSettings = ProtocolSettings(),  # noqa: B008
+        cache: CacheSettings = CacheSettings(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -87,6 +92,8 @@ class ExemplarSegmenter(LightningModule):
         self.optimisation = optimisation
         self.inference = inference
         self.protocol = protocol
+        self.encoder = CachedEncoder(backbone, cache) if cache.folder is not None else None
+        self._keys: list[str] = []  # of the pictures of the present batch
         self.reports: dict[str, list[SubjectReport]] = {}  # by the prefix of a propagation
         self._steps = 1  # of the training, as soon as it starts
         self.provenance: dict[str, Any] = {}  # filled in by the command line, written with every result
@@ -112,11 +119,21 @@ class ExemplarSegmenter(LightningModule):
         """Return what turns a volume and exemplars into lesions, by this model as it stands."""
         return VolumeSegmenter(self.backbone, propagation or self.propagation, self.inference)
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Work out what a batch's pictures are called in the cache, while they are on the CPU."""
+        del dataloader_idx
+        if self.encoder is not None and isinstance(batch, Episode):
+            self._keys = self.encoder.keys(pictures(self.backbone, batch), str(self.trainer.precision))
+        return batch
+
     def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Learn from a batch of episodes."""
-        outcome = learn(self.backbone, self.propagations, episode, self.learning, self.global_step)
+        encode = partial(self.encoder, keys=self._keys) if self.encoder is not None else None
+        outcome = learn(self.backbone, self.propagations, episode, self.learning, self.global_step, encode)
         total = torch.stack(list(outcome.losses.values())).sum()
         batch_size = episode.query_images.shape[0]
+        if self.encoder is not None:
+            self.log("train/cache_hits", self.encoder.hits, batch_size=batch_size)
         self.log("train/loss", total, prog_bar=True, batch_size=batch_size, sync_dist=True)
         self.log_dict({f"train/loss_{name}": loss for name, loss in outcome.losses.items()}, batch_size=batch_size)
         self.log_dict({f"train/{name}": value for name, value in outcome.figures.items()}, batch_size=batch_size)

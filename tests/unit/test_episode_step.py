@@ -12,7 +12,8 @@ from mois.backbones import SAM2
 from mois.interfaces import Adapter, MaskPrediction
 from mois.propagation import Attention, Similarity
 from mois.testing import example_episode, nano_backbone, untouched
-from mois.training.episode_step import EpisodeLearning, _pooled_dice, _shown_count, learn, names
+from mois.training import episode_step
+from mois.training.episode_step import EpisodeLearning, _pooled_dice, _shown_count, learn, names, pictures
 
 
 def _run(adapter: Adapter, step: int = 0, **settings: Any):
@@ -126,3 +127,53 @@ def test_shares_outside_zero_to_one_are_refused() -> None:
 def test_propagations_are_told_apart_by_name() -> None:
     prefixes = list(names([Similarity(), Attention(), Attention(), Similarity()]))
     assert prefixes == ["", "attention/", "attention2/", "similarity/"]
+
+
+def test_with_a_frozen_backbone_nothing_is_tracked_and_only_the_propagation_keeps_activations() -> None:
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    Frozen().attach(backbone, propagation)
+    assert len(pictures(backbone, example_episode(batch=1))) == 7  # 2 groups of 3, and the query
+    kept: list[str] = []
+
+    def listening(name: str, of: Any) -> Any:
+        def call(*inputs: Any, **named: Any) -> Any:
+            packed: list[Any] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
+                answer = of(*inputs, **named)
+            kept.extend([name] * bool(packed))
+            return answer
+
+        return call
+
+    backbone.encode = listening("encode", backbone.encode)  # type: ignore[method-assign]
+    backbone.attend = listening("attend", backbone.attend)  # type: ignore[method-assign]
+    clicks = episode_step._click
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(episode_step, "_click", listening("click", clicks))
+        outcome = learn(backbone, names([propagation]), example_episode(batch=1), EpisodeLearning(), 0)
+    assert kept == []
+    assert "track" not in outcome.losses
+    assert not outcome.losses["click"].requires_grad
+    assert outcome.losses["semantic"].requires_grad
+
+
+def test_a_late_adapter_keeps_activations_of_its_stages_alone() -> None:
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    Lora(parts=["trunk"], stages=[4]).attach(backbone, propagation)
+    *early, late = backbone.parts()["trunk"].blocks
+    kept: dict[Any, int] = {}
+    running: list[Any] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if running:
+            kept[running[-1]] = kept.get(running[-1], 0) + tensor.nbytes
+        return tensor
+
+    for block in (*early, late):
+        block.register_forward_pre_hook(lambda block, _: running.append(block))
+        block.register_forward_hook(lambda *_: running.clear())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        learn(backbone, names([propagation]), example_episode(batch=1), EpisodeLearning(), 0)
+    assert list(kept) == [late]

@@ -1,0 +1,202 @@
+"""Features of frozen encoders on disk: the same to the bit, bounded, and never in the way."""
+
+from __future__ import annotations
+
+import os
+import resource
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters import Frozen, Full, Lora
+from mois.backbones import SAM2
+from mois.feature_cache import GIB, CachedEncoder, CacheSettings, FeatureCache
+from mois.interfaces import Adapter, Features
+from mois.propagation import Similarity
+from mois.testing import example_patches, nano_backbone
+
+ENTRY = 8 * 1024  # bytes of the tensors below
+LATE = {"parts": ["trunk"], "stages": [4]}
+
+
+def numbers(start: float) -> tuple[torch.Tensor, ...]:
+    return (torch.full((4096,), start, dtype=torch.float16),)
+
+
+def encoder(folder: Path, adapter: Adapter | None = None) -> CachedEncoder:
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    (adapter or Frozen()).attach(backbone, propagation)
+    return CachedEncoder(backbone, CacheSettings(folder))
+
+
+def same(one: Features, other: Features) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in zip((*one.levels, one.position), (*other.levels, other.position), strict=True)
+    )
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file grow beyond this size, as a full disk would (Python turns the signal into an OSError)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("adapter", [Frozen(), Lora(**LATE), Lora(parts=["neck"])], ids=["all", "trunk.4", "neck"])
+def test_hits_and_misses_are_the_same_to_the_bit_and_close_to_what_is_not_kept(
+    tmp_path: Path, adapter: Adapter
+) -> None:
+    images, _ = example_patches(3, 64)
+    encode = encoder(tmp_path, adapter)
+    keys = encode.keys(images)
+    with torch.no_grad():
+        missed = encode(images, keys)
+        assert encode.hits == 0
+        plain = encode.backbone.encode(images)
+        hit = encode(images.flip(0), keys[::-1])  # together with others, in another order
+        assert encode.hits == 1
+    assert same(missed, hit.select(torch.tensor([2, 1, 0])))
+    for ours, theirs in zip((*hit.levels, hit.position), (*plain.levels, plain.position), strict=True):
+        assert torch.allclose(ours.flip(0), theirs, atol=2e-2)
+    assert torch.equal(plain.image, missed.image)
+
+
+def test_a_second_run_finds_everything_and_encodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, _ = example_patches(2, 64)
+    first = encoder(tmp_path)
+    before = first(images, first.keys(images))
+    second = encoder(tmp_path)
+    monkeypatch.setattr(SAM2, "encode", lambda *_: pytest.fail("the encoder ran"))
+    assert same(before, second(images, second.keys(images)))
+
+
+def test_a_late_adapter_still_learns_and_what_is_before_it_runs_without_graph(tmp_path: Path) -> None:
+    images, _ = example_patches(1, 64)
+    encode = encoder(tmp_path, Lora(**LATE))
+    sum(level.sum() for level in encode(images, encode.keys(images)).levels).backward()
+    trained = [value for value in encode.backbone.parameters() if value.requires_grad]
+    assert trained
+    assert all(value.grad is not None for value in trained)
+    kept = torch.cat([value.grad.flatten() for value in trained])
+    for value in trained:
+        value.grad = None
+    sum(level.sum() for level in encode.backbone.encode(images).levels).backward()
+    assert torch.allclose(kept, torch.cat([value.grad.flatten() for value in trained]), rtol=0.02, atol=1e-2)
+
+
+def test_a_key_is_of_the_image_the_shape_the_weights_the_frozen_part_and_the_precision(tmp_path: Path) -> None:
+    images, _ = example_patches(1, 64)
+    one = encoder(tmp_path)
+    others = [
+        one.keys(images + 1e-6),
+        one.keys(images.view(1, 32, 128)),
+        one.keys(images, "bf16-mixed"),
+        encoder(tmp_path, Lora(**LATE)).keys(images),
+        CachedEncoder(nano_backbone(seed=1), CacheSettings(tmp_path)).keys(images),
+    ]
+    assert len({key for keys in (one.keys(images), *others) for key in keys}) == 6
+    assert encoder(tmp_path).keys(images.clone()) == one.keys(images)
+
+
+def test_a_damaged_entry_is_made_anew_and_reported_once(tmp_path: Path) -> None:
+    images, _ = example_patches(3, 64)
+    encode = encoder(tmp_path)
+    keys = encode.keys(images)
+    good = encode(images, keys)
+    cut, flipped, header = (tmp_path / key[:2] / f"{key}.safetensors" for key in keys)
+    cut.write_bytes(cut.read_bytes()[:1000])
+    content = bytearray(flipped.read_bytes())
+    content[-1] ^= 1
+    flipped.write_bytes(content)
+    header.write_bytes(b"no header" * 20)
+    with pytest.warns(UserWarning, match="entry of the feature cache is damaged") as said:
+        assert same(good, encode(images, keys))
+    assert len(said) == 1
+    assert encode.hits == 0
+    assert same(good, encode(images, keys))
+    assert encode.hits == 1
+
+
+def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, gib=16 * ENTRY / GIB)
+    for number in range(10):
+        cache.write(f"{number:02}", numbers(number))
+        os.utime(tmp_path / f"{number:02}" / f"{number:02}.safetensors", (number, number))
+    assert cache.read("00") is not None  # now it is the latest
+    for number in range(10, 40):
+        cache.write(f"{number:02}", numbers(number))
+    size = sum(path.stat().st_size for path in tmp_path.glob("*/*"))
+    assert 8 * ENTRY < size <= 16 * ENTRY
+    assert cache.read("00") is None or cache.read("01") is None
+    assert cache.read("01") is None
+    assert cache.read("39")[0][0] == 39
+
+
+def test_a_full_disk_is_said_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    images, _ = example_patches(3, 64)
+    encode = encoder(tmp_path)
+    keys = encode.keys(images)
+    first = encode(images[:1], keys[:1])
+    with full_disk(1024), pytest.warns(UserWarning, match="takes no more features") as said:
+        late = encode(images, keys)
+    assert len(said) == 1
+    assert same(first, late.select(slice(0, 1)))
+    assert [path.name for path in tmp_path.glob("*/*") if path.is_file()] == [f"{keys[0]}.safetensors"]
+    with warnings.catch_warnings(action="error"):
+        assert same(late, encode(images, keys))
+    assert encode.hits == pytest.approx(1 / 3)
+
+
+def test_two_processes_may_write_and_clear_one_cache(tmp_path: Path) -> None:
+    children = []
+    for child in range(2):
+        pid = os.fork()
+        if pid == 0:
+            good = False
+            try:
+                cache = FeatureCache(tmp_path, gib=24 * ENTRY / GIB)
+                for number in range(120):
+                    key = f"{number * (7 + 4 * child) % 60:02}"
+                    found = cache.read(key)
+                    if found is None:
+                        cache.write(key, numbers(int(key)))
+                    elif found[0][0] != int(key):
+                        break
+                else:
+                    good = not cache._reported and cache._writes
+            finally:
+                os._exit(0 if good else 1)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 26 * ENTRY
+    assert not list(tmp_path.glob("*/.*"))
+
+
+def test_a_trained_encoder_and_a_folder_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"this one is trained from its first layer on; leave model\.cache out"):
+        encoder(tmp_path, Full())
+    with pytest.raises(ValueError, match="is trained from its first layer on"):
+        encoder(tmp_path, Lora(stages=[1, 2, 3, 4]))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"model.cache.folder=.*file/deeper cannot be made \(Not a directory\)"):
+        encoder(tmp_path / "file" / "deeper")
+    with pytest.raises(ValueError, match="gib=0 leaves no room"):
+        CacheSettings(tmp_path, gib=0)
+
+
+def test_files_of_killed_processes_are_cleared_away(tmp_path: Path) -> None:
+    left = tmp_path / "aa" / ".aa.safetensors.0.part"
+    left.parent.mkdir()
+    left.touch()
+    os.utime(left, (0, 0))
+    FeatureCache(tmp_path, gib=1).write("bb", numbers(1))
+    assert not left.exists()
