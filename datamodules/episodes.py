@@ -119,6 +119,8 @@ class EpisodeDataset(Dataset[Episode]):
         settings: How to draw.
         seed: Whose episodes these are.
         painter: Draws a kind of foreign lesion, or None for no painted transplants.
+        views: After so many epochs the same patches come again, with other clicks, numbers and signs of exemplars, so
+            that a cache has their features; 0 for ever new ones.
     """
 
     def __init__(
@@ -127,23 +129,31 @@ class EpisodeDataset(Dataset[Episode]):
         settings: EpisodeSettings,
         seed: int = 0,
         painter: Painter | None = paint_random_types,
+        views: int = 0,
     ) -> None:
+        if views < 0:
+            raise ValueError(f"data.init_args.views={views} must be 1 or more, or 0 for ever new patches.")
         self.subjects = [subject for subject in subjects if len(subject.table.lesion)]
         self.settings = settings
         self.seed = seed
         self.painter = painter
+        self.views = views
 
     def subject_of(self, epoch: int, index: int) -> int:
         """Return which subject an episode is of: in every epoch another order, in which all have their turn."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.subjects))
+        order = np.random.default_rng([self.seed, self._view(epoch)]).permutation(len(self.subjects))
         return int(order[index % len(order)])
 
     def __getitem__(self, key: tuple[int, int]) -> Episode:
         epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.seed, self._view(epoch), index])
         subject = self.subjects[self.subject_of(epoch, index)]
         with torch_seeded_by(rng):
-            return draw_episode(subject, self.settings, rng, self.painter, self.subjects)
+            episode = draw_episode(subject, self.settings, rng, self.painter, self.subjects)
+        return episode._replace(chance=_draw_chance(np.random.default_rng([self.seed, epoch, index])))
+
+    def _view(self, epoch: int) -> int:
+        return epoch % self.views if self.views else epoch
 
 
 @contextmanager
@@ -175,7 +185,7 @@ def draw_episode(
         painter: Draws a kind of foreign lesion, or None.
         donors: Scans to cut foreign lesions from; only classes that the subject has not are foreign to it.
     """
-    chance = torch.from_numpy(rng.random(_CHANCES, np.float32))
+    chance = _draw_chance(rng)
     source = SOURCES[_choice(rng, [getattr(settings.mix, name) for name in SOURCES])]
     first = _draw_kind(subject, rng)
     others = [kind for kind in subject.kinds if kind != first]
@@ -197,6 +207,11 @@ def draw_episode(
     is_lesion = torch.tensor([bool(group), other.is_lesion])
     drawn = _assemble([group, other.exemplars], query.patch.image, query_masks, clip, settings)
     return drawn._replace(group_is_lesion=is_lesion, chance=chance)
+
+
+def _draw_chance(rng: np.random.Generator) -> Tensor:
+    """Draw what a training step does with an episode; the first of what is drawn for it."""
+    return torch.from_numpy(rng.random(_CHANCES, np.float32))
 
 
 def _draw_kind(subject: PreparedSubject, rng: np.random.Generator) -> int:

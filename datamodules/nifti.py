@@ -62,6 +62,7 @@ class NiftiDataModule(LightningDataModule):
         seed: Of the episodes and the folds.
         mix: Of what episodes are made.
         augmentation: How training patches are varied.
+        views: After so many epochs the same patches come again, for `model.cache`; 0 for ever new ones.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class NiftiDataModule(LightningDataModule):
         seed: int = 0,
         mix: EpisodeMix = EpisodeMix(),  # noqa: B008 (frozen)
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+        views: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= val_slab < 1:
@@ -111,6 +113,7 @@ class NiftiDataModule(LightningDataModule):
         self.episodes_per_epoch = episodes_per_epoch
         self.num_workers = num_workers
         self.seed = seed
+        self.views = views
         self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
         self._splits: Splits | None = None
         self._prepared: list[PreparedSubject] = []
@@ -158,7 +161,7 @@ class NiftiDataModule(LightningDataModule):
                 "trainer.use_distributed_sampler=true would share the episodes out twice; set it to false."
             )
         return EpisodeLoader(
-            EpisodeDataset(self._prepared, self.settings, self.seed),
+            EpisodeDataset(self._prepared, self.settings, self.seed, views=self.views),
             batch_size=self.batch_size,
             episodes_per_epoch=self.episodes_per_epoch,
             rank=rank,

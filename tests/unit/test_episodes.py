@@ -308,6 +308,7 @@ def test_blanked_slices_are_never_seen():
         (lambda: Augmentation(zoom=1), "zoom=1"),
         (lambda: EpisodeBatches(6, 4, world=2), "episodes_per_epoch=6 is less than a batch of 4 on each of 2"),
         (lambda: EpisodeBatches(6, 0), "batch_size=0"),
+        (lambda: EpisodeDataset([], EpisodeSettings(), views=-1), "views=-1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(make, message):
@@ -392,3 +393,15 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(num_workers):
     assert resumed.state_dict()["consumed"] == 5
     with pytest.raises(ValueError, match="2 episodes a step, this run has 3"):
         EpisodeLoader(dataset, batch_size=3, episodes_per_epoch=6).load_state_dict(broken.state_dict())
+
+
+def test_with_views_patches_come_again_and_chance_does_not():
+    settings = EpisodeSettings(PATCH, 3, 3)
+    new, again = (EpisodeDataset([stack(TWO_CLASSES)], settings, 1, painter, views) for views in (0, 2))
+    for index in range(3):
+        first, second, third = (again[(epoch, index)] for epoch in range(3))
+        assert all(map(torch.equal, first, new[(0, index)]))
+        assert all(map(torch.equal, first._replace(chance=third.chance), third))
+        assert torch.equal(third.chance, new[(2, index)].chance)
+        assert not torch.equal(first.chance, third.chance)
+        assert not torch.equal(first.query_images, second.query_images)
