@@ -49,6 +49,8 @@ def evaluate(
 ) -> None:
     """Score a model, or another system's predictions, on labelled scans; goes on where it was stopped.
 
+    `torchrun --nproc_per_node=N -m mois.cli evaluate ...` shares the scans out to N processes, with the same results.
+
     Args:
         data: Dataset in nnU-Net's raw layout.
         out: Folder of the results: metrics.json, tables, predictions, overlays, report.html.
@@ -73,7 +75,7 @@ def evaluate(
         channel: The image to use, the number in its file's name.
         instances: Take lesions from the maps of lesion ids, where there are any.
         seed: Of reader, bootstrap and changes.
-        device: Such as cpu or cuda; auto takes an accelerator where there is one.
+        device: Such as cpu or cuda; auto takes an accelerator where there is one, each process its own.
         backbone_weights: Where the bundle's backbone lies, if not where it was at training.
         trust: Modules of others whose classes the bundle may name.
         title: Of the report.
@@ -93,6 +95,7 @@ def evaluate(
     from mois.cli.evaluations import Common, choose_scans, of_bundle, of_maps
     from mois.evaluation.run import evaluate_scans
     from mois.evaluation.settings import ProtocolSettings
+    from mois.processes import joined
     from mois.prompts import Reader
 
     settings = ProtocolSettings(
@@ -106,25 +109,21 @@ def evaluate(
         rules=protocol,
     )
     base = Common(settings, channel, instances, robustness, seed, title)
-    if predictions is not None:
-        scans, _ = choose_scans(data, split, subjects, fold, {})
-        evaluation = of_maps(base, predictions, prompted_masks, kind, scans)
-    else:
-        from mois.bundle import Bundle
+    with joined() as processes:
+        if predictions is not None:
+            scans, _ = choose_scans(data, split, subjects, fold, {})
+            evaluation = of_maps(base, predictions, prompted_masks, kind, scans)
+        else:
+            from mois.bundle import Bundle
 
-        made = Bundle.load(str(bundle), _device(device), trust or (), backbone_weights)
-        scans, trained_on = choose_scans(data, split, subjects, fold, made.provenance)
-        evaluation = of_bundle(base, made, trained_on)
-    console = Console(stderr=True)
-    _show(evaluate_scans(evaluation, scans, out, console), out)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+            where = processes.device() if device == "auto" else device
+            made = Bundle.load(str(bundle), where, trust or (), backbone_weights)
+            scans, trained_on = choose_scans(data, split, subjects, fold, made.provenance)
+            evaluation = of_bundle(base, made, trained_on)
+        console = Console(stderr=True) if processes.first else None
+        metrics = evaluate_scans(evaluation, scans, out, console, processes)
+        if processes.first:
+            _show(metrics, out)
 
 
 def _show(metrics: Mapping[str, Any], out: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from mois.evaluation.tables import write_results
 from mois.files import write_text
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles
+from mois.processes import Processes
 
+ALONE = Processes()
 Score = Callable[[Volume, ProtocolSettings, Path | None], SubjectReport]
 """Scores a scan, and writes its maps and pictures below a folder if there is one."""
 
@@ -60,16 +62,21 @@ class Evaluation:
 
 
 def evaluate_scans(
-    evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path, console: Console | None = None
+    evaluation: Evaluation,
+    scans: Sequence[SubjectFiles],
+    out: Path,
+    console: Console | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Score scans one after the other and write all results; what `out` holds already is not done again.
 
     Args:
         evaluation: What is evaluated, and how.
         scans: Labelled scans.
-        out: Folder of the results; gets metrics.json, tables, predictions, overlays and report.html, and `finished`,
-            one JSON per scan.
+        out: Folder of the results, the same for all processes; gets metrics.json, tables, predictions, overlays and
+            report.html, and `finished`, one JSON per scan.
         console: Where the progress is shown; None shows none.
+        processes: Who shares the scans; the first one writes what there is one of.
 
     Returns:
         What stands in metrics.json.
@@ -83,26 +90,45 @@ def evaluate_scans(
         if scan.label is None and (scan.instances is None or not evaluation.instances):
             raise DataError(f"scan {scan.subject} has no label map to be scored by; add it, or leave the scan out.")
     _claim(evaluation, out)
-    shown = console or Console(quiet=True)
-    reports = [
-        _scored(evaluation, scan, out)
-        for scan in track(scans, f"evaluating {len(scans)} scans", console=shown, disable=console is None)
-    ]
-    provenance = {**evaluation.provenance, "data": _fingerprint(scans, evaluation)}
-    metrics = write_results(out, reports, provenance, protocol=evaluation.protocol, seed=evaluation.seed)
+    mine = processes.share(scans)
+    for scan in _shown(mine, f"evaluating {len(mine)} of {len(scans)} scans", console):
+        _score(evaluation, scan, out)
+    if evaluation.robustness:
+        for scan in _shown(mine, "changing the scans", console):
+            _score_changed(evaluation, scan, out)
+    processes.wait()
+    if processes.first:
+        _write_all(evaluation, scans, out)
+    processes.wait()
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+def _shown(scans: Sequence[SubjectFiles], what: str, console: Console | None) -> Iterable[SubjectFiles]:
+    return track(scans, what, console=console or Console(quiet=True), disable=console is None)
+
+
+def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path) -> None:
+    """Write what there is one of, from what is stored of every scan."""
+    files = {scan.subject: _sha256(scan, evaluation) for scan in scans}
+    reports = [SubjectReport.from_json(_finished(out, scan.subject, files[scan.subject])["report"]) for scan in scans]
+    lines = sorted(f"{subject} {sha256}\n" for subject, sha256 in files.items())
+    provenance = {**evaluation.provenance, "data": hashlib.sha256("".join(lines).encode()).hexdigest()}
+    write_results(out, reports, provenance, protocol=evaluation.protocol, seed=evaluation.seed)
     if evaluation.calibration is not None:
         _add_confidence(out / "candidates.csv", evaluation.calibration)
     if evaluation.robustness:
         changes = [
-            _scored_changed(evaluation, scan, out)
-            for scan in track(scans, "changing the scans", console=shown, disable=console is None)
+            ChangedScan(
+                scan.subject, scan.patient, _finished(out, scan.subject, files[scan.subject], "robustness")["figures"]
+            )
+            for scan in scans
         ]
         summary = summarise_changes(reports, changes, seed=evaluation.seed)
         write_text(out / "robustness.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     readers = {scan.subject: scan for scan in scans}
     draw_worst_lesions(out, lambda subject: _read(evaluation, readers[subject]))
     write_report(out, evaluation.title)
-    return metrics
 
 
 def _claim(evaluation: Evaluation, out: Path) -> None:
@@ -129,24 +155,18 @@ def _claim(evaluation: Evaluation, out: Path) -> None:
         )
 
 
-def _scored(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> SubjectReport:
-    """Score a scan, or return what was stored of it."""
-    path = out / "finished" / f"{scan.subject}.json"
-    files = _sha256(scan, evaluation)
-    stored = _stored(path, files)
-    if stored is not None:
-        return SubjectReport.from_json(stored["report"])
-    report = evaluation.score(_read(evaluation, scan), evaluation.protocol, out)
-    write_text(path, json.dumps({"files": files, "report": report.to_json()}) + "\n")
-    return report
+def _score(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
+    """Score a scan and store that, unless it is stored."""
+    path, files = _place(out, scan.subject), _sha256(scan, evaluation)
+    if _stored(path, files) is None:
+        report = evaluation.score(_read(evaluation, scan), evaluation.protocol, out)
+        write_text(path, json.dumps({"files": files, "report": report.to_json()}) + "\n")
 
 
-def _scored_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> ChangedScan:
-    """Score a scan in each of its changes, or return what was stored of them."""
-    path = out / "finished" / "robustness" / f"{scan.subject}.json"
-    files = _sha256(scan, evaluation)
-    stored = _stored(path, files) or {"figures": {}}
-    figures: dict[str, dict[str, float | None]] = stored["figures"]
+def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
+    """Score a scan in each of its changes and store that, unless it is stored."""
+    path, files = _place(out, scan.subject, "robustness"), _sha256(scan, evaluation)
+    figures: dict[str, dict[str, float | None]] = (_stored(path, files) or {"figures": {}})["figures"]
     volume: Volume | None = None
     for name in CHANGES:
         if name not in figures:
@@ -154,7 +174,21 @@ def _scored_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> Ch
             report = evaluation.score(changed(volume, name, evaluation.seed), plain(evaluation.protocol), None)
             figures[name] = unprompted(report)
             write_text(path, json.dumps({"files": files, "figures": figures}) + "\n")
-    return ChangedScan(scan.subject, scan.patient, {name: figures[name] for name in CHANGES})
+
+
+def _place(out: Path, subject: str, part: str = "") -> Path:
+    """Return where it is stored what a scan, or a part of its evaluation, gave."""
+    return out / "finished" / part / f"{subject}.json"
+
+
+def _finished(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any]:
+    """Return what is stored of a scan that has been scored."""
+    stored = _stored(_place(out, subject, part), files)
+    if stored is None:
+        raise ValueError(
+            f"out={out} lacks what another process made of scan {subject}; choose a folder that all processes share."
+        )
+    return stored
 
 
 def _stored(path: Path, files: str) -> dict[str, Any] | None:
@@ -178,12 +212,6 @@ def _sha256(scan: SubjectFiles, evaluation: Evaluation) -> str:
             with file.open("rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
-
-
-def _fingerprint(scans: Sequence[SubjectFiles], evaluation: Evaluation) -> str:
-    """Return a SHA-256 of the names and contents of all scans."""
-    lines = sorted(f"{scan.subject} {_sha256(scan, evaluation)}\n" for scan in scans)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _add_confidence(path: Path, calibration: Calibration) -> None:

@@ -23,6 +23,7 @@ from mois.evaluation.scorers import map_files, read_maps, score_maps
 from mois.evaluation.settings import ProtocolSettings
 from mois.interfaces import Volume
 from mois.io import SubjectFiles, read_dataset
+from mois.processes import Processes
 
 Make = Callable[..., Path]
 
@@ -224,3 +225,35 @@ def test_maps_of_a_scan_are_not_those_of_one_whose_name_begins_alike(tmp_path: P
     assert [path.name for path in map_files(tmp_path, "p1")] == ["p1.nii.gz"]
     assert [path.name for path in map_files(tmp_path, "p2")] == ["p2_class1.nii.gz", "p2_class12.nii.gz"]
     assert map_files(tmp_path, "p") == []
+
+
+class Together(Processes):
+    """One of several processes that run one after the other."""
+
+    def wait(self) -> None:
+        pass
+
+
+def test_processes_share_the_scans_and_the_first_one_writes_the_results(make_dataset: Make, tmp_path: Path) -> None:
+    scans = read_dataset(make_dataset(subjects=3))
+    sure = Calibration((0.1, 0.9), (0.2, 0.7), 4, 2)
+    scorers = Scorer(), Scorer(), Scorer()
+
+    def evaluate(scorer: Scorer, out: str, processes: Processes) -> None:
+        wanted = evaluation(scorer, robustness=True, calibration=sure)
+        evaluate_scans(wanted, scans, tmp_path / out, processes=processes)
+
+    with pytest.raises(FileNotFoundError, match=r"metrics\.json"):  # which it would have waited for
+        evaluate(scorers[1], "two", Together(1, 2))
+    evaluate(scorers[0], "two", Together(0, 2))
+    evaluate(scorers[2], "one", Processes())
+    assert {name for name, _ in scorers[0].asked} == {"p0", "p2"}
+    assert {name for name, _ in scorers[1].asked} == {"p1"}
+    for name in ("metrics.json", "lesions.csv", "candidates.csv", "robustness.json"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text(), name
+
+
+def test_processes_without_a_common_folder_are_told_so(make_dataset: Make, tmp_path: Path) -> None:
+    scans = read_dataset(make_dataset(subjects=2))
+    with pytest.raises(ValueError, match="lacks what another process made of scan p1; choose a folder that all"):
+        evaluate_scans(evaluation(Scorer()), scans, tmp_path / "own", processes=Together(0, 2))
