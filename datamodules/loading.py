@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -57,6 +58,7 @@ class EpisodeLoader(DataLoader[Episode]):
 
     Attributes:
         consumed: Number of batches handed out, counted from the first epoch on.
+        waited_s: Seconds that whoever asked for a batch waited for it, in all.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class EpisodeLoader(DataLoader[Episode]):
         pin_memory: bool = False,
     ) -> None:
         self.consumed = 0
+        self.waited_s = 0.0
         self.order = EpisodeBatches(episodes_per_epoch, batch_size, rank, world)
         super().__init__(
             dataset,
@@ -86,9 +89,12 @@ class EpisodeLoader(DataLoader[Episode]):
         if not self.consumed:  # at the very start, or going on from the end of an epoch
             self.consumed = self.order.epoch * self.order.batches
         self.order.start = self.consumed
+        asked = time.perf_counter()
         for batch in super().__iter__():
+            self.waited_s += time.perf_counter() - asked
             self.consumed += 1
             yield batch
+            asked = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
         """Return what Lightning saves in a checkpoint."""

@@ -1,9 +1,11 @@
-"""What watches a training: the cost table at its start, a seed for every step, and the stop at the first NaN."""
+"""What watches a training: its costs, the wait for data, a seed for every step, and the stop at the first NaN."""
 
 from __future__ import annotations
 
 import hashlib
 import random
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,48 +13,91 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
-from mois.interfaces import Backbone
+from mois.testing import example_episode
 from mois.tracking import Tracker
+from mois.training.cost import PartCost, count_parameters, step_cost
+from mois.training.module import ExemplarSegmenter
 
 
 class CostTable(Callback):
-    """Shows at the start of a training how many parameters each part has, and how many of them are trained."""
+    """Shows at the start of a training how many parameters each part has and trains, and what a step will cost.
+
+    Args:
+        dry_step: Make one step beforehand, on an episode of noise in the shape that the datamodule gives, and show its
+            memory and seconds by part. It changes nothing (`step_cost`).
+    """
+
+    def __init__(self, dry_step: bool = True) -> None:
+        self.dry_step = dry_step
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table and record it."""
+        """Print the tables and record them."""
         rows = count_parameters(pl_module)
         total, trained = rows[-1][1:]
-        if trainer.is_global_zero:
-            table = Table("part")
-            table.add_column("parameters", justify="right")
-            table.add_column("trained", justify="right")
-            for name, count, count_trained in rows:
-                table.add_row(name, f"{count:,}", f"{count_trained:,}", style="bold" if name == "all" else None)
-            console = Console(stderr=True)
-            console.print(table, f"{100 * trained / max(total, 1):.2f} % of {total:,} parameters are trained")
-        Tracker.of(trainer).table("parameters", ["part", "parameters", "trained"], rows, trainer.global_step)
+        tracker = Tracker.of(trainer)
+        tracker.table("parameters", ["part", "parameters", "trained"], rows, trainer.global_step)
+        if not trainer.is_global_zero:
+            return
+        show("part", ("parameters", "trained"), [(name, f"{count:,}", f"{some:,}") for name, count, some in rows])
+        Console(stderr=True).print(f"{100 * trained / max(total, 1):.2f} % of {total:,} parameters are trained")
+        costs = self._costs(trainer, pl_module)
+        if costs:
+            tracker.table("cost", ["part", "MiB", "seconds"], costs, trainer.global_step)
+            show(
+                "a step", ("MiB", "seconds"), [(cost.part, f"{cost.mib:,.0f}", f"{cost.seconds:.2f}") for cost in costs]
+            )
+
+    def _costs(self, trainer: Trainer, module: LightningModule) -> list[PartCost]:
+        """One episode, times those of a batch: what they save adds up, and so do their seconds on a CPU."""
+        data = getattr(trainer, "datamodule", None)
+        shape = getattr(data, "settings", None)  # of an episode, with the datamodules of ours
+        if not (self.dry_step and shape is not None and isinstance(module, ExemplarSegmenter)):
+            return []
+        if not any(p.requires_grad for p in module.parameters()):
+            return []  # configure_optimizers has a line on it
+        episode = example_episode(1, shape.exemplars, shape.clip, shape.patch_px)
+        costs = step_cost(module, episode, trainer.precision_plugin.train_step_context())
+        batch = getattr(data, "batch_size", 1)
+        parts = [cost._replace(mib=batch * cost.mib, seconds=batch * cost.seconds) for cost in costs[:-2]] + costs[-2:]
+        return [*parts, PartCost("all", sum(cost.mib for cost in parts), sum(cost.seconds for cost in parts))]
 
 
-def count_parameters(module: nn.Module) -> list[tuple[str, int, int]]:
-    """Return (part, parameters, trained parameters) for the backbone's parts and the module's other children.
+class WaitingShare(Callback):
+    """Logs `train/waiting`: which share of the time of a step went by while it waited for its data.
 
-    The last row is "all". Parameters that two parts share count once, for the first of them.
+    The loader says how long it was waited for (`waited_s`); of other loaders nothing is logged.
     """
-    backbone = getattr(module, "backbone", None)
-    inner = backbone.parts() if isinstance(backbone, Backbone) else {}
-    parts = {f"backbone.{name}": part for name, part in inner.items()} | dict(module.named_children())
-    seen: set[int] = set()
-    rows = []
-    for name, part in parts.items():
-        name = "backbone.rest" if inner and name == "backbone" else name
-        own = [p for p in part.parameters() if id(p) not in seen]
-        seen |= {id(p) for p in own}
-        if own:
-            rows.append((name, sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)))
-    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
-    return rows
+
+    def __init__(self) -> None:
+        self._waited_s = 0.0
+        self._began_s = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note when the step began."""
+        del trainer, pl_module, batch, batch_idx
+        self._began_s = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the share."""
+        del outputs, batch, batch_idx
+        waited_s = getattr(trainer.train_dataloader, "waited_s", None)
+        if waited_s is not None:
+            waited, self._waited_s = waited_s - self._waited_s, waited_s
+            pl_module.log("train/waiting", waited / (waited + time.perf_counter() - self._began_s), batch_size=1)
+
+
+def show(first: str, others: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table of names and numbers, its last row in bold."""
+    table = Table(first)
+    for other in others:
+        table.add_column(other, justify="right")
+    for row in rows:
+        table.add_row(*row, style="bold" if row is rows[-1] else None)
+    Console(stderr=True).print(table)
 
 
 class StopAtNaN(Callback):

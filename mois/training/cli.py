@@ -20,7 +20,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from mois.arguments import OneLineParser, command_line, read_settings
 from mois.tracking import Tracker, TrackingSettings, make_loggers
-from mois.training.callbacks import CostTable, SeedEachStep, StopAtNaN
+from mois.training.callbacks import CostTable, SeedEachStep, StopAtNaN, WaitingShare
 from mois.training.checkpoints import (
     RECORD,
     BestCheckpoint,
@@ -107,6 +107,7 @@ class MoisCLI(LightningCLI):
         parser.add_argument("--tracking", type=TrackingSettings, default=TrackingSettings())
         parser.add_argument("--checkpoints", type=CheckpointSettings, default=CheckpointSettings())
         parser.add_argument("--bundle", type=BundleSettings, default=BundleSettings())
+        parser.add_argument("--dry_step", type=bool, default=True, help="Show before a training what a step will cost.")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -209,7 +210,8 @@ class MoisCLI(LightningCLI):
 
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         seed = self.settings["seed_everything"]
-        callbacks: list[Callback] = [RunRecord(self.plain_config(), seed), CostTable(), StopAtNaN()]
+        callbacks: list[Callback] = [RunRecord(self.plain_config(), seed), StopAtNaN()]
+        callbacks += [CostTable(bool(self.settings["dry_step"])), WaitingShare()]
         callbacks.append(SeedEachStep(int(seed)))
         if checkpointing:
             kept = self.settings["checkpoints"]

@@ -93,6 +93,7 @@ def learn(
     settings: EpisodeLearning,
     step: int,
     encode: Callable[[Tensor], Features] | None = None,
+    begin: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Run a batch of episodes.
 
@@ -105,13 +106,16 @@ def learn(
         settings: Weights and shares.
         step: Number of the training step; it sets the number of clicks, alike on all ranks.
         encode: Gives the features of `pictures`; the backbone does by default.
+        begin: Is told the name of each part before it begins: click, track, semantic.
     """
+    begin = begin or _untold
     batch, groups, count = episode.support_valid.shape
     supports = batch * groups * count
     features = (encode or backbone.encode)(pictures(backbone, episode))
     support = features.select(slice(0, supports))
     query = features.select(slice(supports, supports + batch))
 
+    begin("click")
     masks = episode.support_masks.flatten(0, 2)
     clicks = 1 + step % settings.corrections
     chance = _spread(episode.chance, groups * count)
@@ -122,6 +126,7 @@ def learn(
     }
     figures = {"click_first_dice": click.first_dice, "click_last_dice": click.last_dice}
     if tracks(backbone, episode):
+        begin("track")
         track = features.select(slice(supports + batch, None))
         tracked = _track(backbone, track, episode, episode.track_images.shape[1])
         losses |= {
@@ -130,6 +135,7 @@ def learn(
         }
         figures["track_dice"] = tracked.last_dice
 
+    begin("semantic")
     predicted = (
         functional.interpolate(click.logits.unsqueeze(1).float(), masks.shape[-2:], mode="bilinear")
         .squeeze(1)
@@ -196,6 +202,10 @@ def find(
             "no_exemplars": _pooled_dice(alone.logits > 0, first, asked[:, 0]),
         }
     return Outcome(losses, figures)
+
+
+def _untold(part: str) -> None:
+    """Take no notice."""
 
 
 class _Answers(NamedTuple):

@@ -9,8 +9,9 @@ from lightning.pytorch import Trainer
 from stand_in import Data, Layer, Model
 from torch import nn
 
-from mois.training.callbacks import SeedEachStep, StopAtNaN, count_parameters
+from mois.training.callbacks import SeedEachStep, StopAtNaN
 from mois.training.checkpoints import LastCheckpoint, SafeCheckpointIO, read_checkpoint
+from mois.training.cost import count_parameters
 
 
 @pytest.fixture

@@ -1,0 +1,151 @@
+"""What a training has to pay for: parameters by part, and the memory and seconds of a step by part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mois.interfaces import Backbone, Episode
+from mois.training.episode_step import learn
+from mois.training.module import ExemplarSegmenter
+
+
+class PartCost(NamedTuple):
+    """What a part of a training step takes.
+
+    Attributes:
+        part: Its name.
+        mib: MiB that stay in memory: weights, what the optimiser holds, what is saved for the backward pass.
+        seconds: Forward and backward.
+    """
+
+    part: str
+    mib: float
+    seconds: float
+
+
+def count_parameters(module: nn.Module) -> list[tuple[str, int, int]]:
+    """Return (part, parameters, trained parameters) for the backbone's parts and the module's other children.
+
+    The last row is "all". Parameters that two parts share count once, for the first of them.
+    """
+    backbone = getattr(module, "backbone", None)
+    inner = backbone.parts() if isinstance(backbone, Backbone) else {}
+    parts = {f"backbone.{name}": part for name, part in inner.items()} | dict(module.named_children())
+    seen: set[int] = set()
+    rows = []
+    for name, part in parts.items():
+        name = "backbone.rest" if inner and name == "backbone" else name
+        own = [p for p in part.parameters() if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        if own:
+            rows.append((name, sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)))
+    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    return rows
+
+
+def step_cost(
+    module: ExemplarSegmenter, episode: Episode, precision: AbstractContextManager[Any] | None = None
+) -> list[PartCost]:
+    """Make one training step that leaves nothing behind: no gradient, no weight and no random state is another after.
+
+    Saved tensors tell what a part keeps, and, as the backward pass asks for them part by part, how long it takes.
+
+    Args:
+        module: On its device.
+        episode: What to learn from.
+        precision: Context of a forward pass, such as autocast.
+
+    Returns:
+        The parts trunk, neck, click, track (if it is trained), semantic, weights and optimiser (with the gradients).
+    """
+    device, backbone = module.device, module.backbone
+    parts = backbone.parts()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    meter = _Meter(device, module.parameters())
+    handles = [
+        parts["trunk"].register_forward_pre_hook(lambda *_: meter.begin("trunk")),
+        parts["neck"].register_forward_pre_hook(lambda *_: meter.begin("neck")),
+        parts["trunk"].register_forward_hook(meter.mark_trunk),
+    ]
+    devices = [device] if device.type == "cuda" else []
+    episode = Episode(*(tensor.to(device) for tensor in episode))
+    try:
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            with precision or nullcontext(), torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack):
+                outcome = learn(
+                    backbone, module.propagations, episode, module.learning, 0, backbone.encode, meter.begin
+                )
+                total = torch.stack(list(outcome.losses.values())).sum()
+            gradients = torch.autograd.grad(total, trained, allow_unused=True)
+            del outcome, total
+            meter.begin("optimiser")
+            copies = [p.detach().clone() for p in trained]
+            for copy, gradient in zip(copies, gradients, strict=True):
+                copy.grad = gradient
+            torch.optim.AdamW(copies, lr=0.0).step()
+            meter.end()
+    finally:
+        for handle in handles:
+            handle.remove()
+    meter.bytes["weights"] = sum(p.nbytes for p in module.parameters())
+    meter.bytes["optimiser"] = 3 * sum(p.nbytes for p in trained)  # gradients, and AdamW's two moments
+    order = ("trunk", "neck", "click", "track", "semantic", "weights", "optimiser")
+    return [
+        PartCost(part, meter.bytes.get(part, 0) / 2**20, meter.seconds.get(part, 0.0))
+        for part in order
+        if part in meter.bytes or part in meter.seconds
+    ]
+
+
+class _Meter:
+    """Seconds and bytes by part; whose tensors are saved now, or asked for, says which part is running."""
+
+    def __init__(self, device: torch.device, parameters: Iterable[Tensor]) -> None:
+        self.seconds: dict[str, float] = {}
+        self.bytes: dict[str, int] = {}
+        self._device = device
+        self._known = {p.untyped_storage().data_ptr() for p in parameters}
+        self._part = ""
+        self._since = 0.0
+
+    def begin(self, part: str) -> None:
+        """Let another part begin."""
+        if part == self._part:
+            return
+        self.end()
+        self._part, self._since = part, time.perf_counter()
+
+    def end(self) -> None:
+        """Count the part that was running."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        if self._part:
+            spent = time.perf_counter() - self._since
+            self.seconds[self._part] = self.seconds.get(self._part, 0.0) + spent
+        self._part = ""
+
+    def pack(self, tensor: Tensor) -> tuple[str, Tensor]:
+        """Note what is saved, each memory once."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._known.add(storage.data_ptr())
+            self.bytes[self._part] = self.bytes.get(self._part, 0) + storage.nbytes()
+        return self._part, tensor
+
+    def unpack(self, saved: tuple[str, Tensor]) -> Tensor:
+        """Note whose turn it is in the backward pass."""
+        self.begin(saved[0])
+        return saved[1]
+
+    def mark_trunk(self, trunk: nn.Module, images: object, stages: Any) -> None:
+        """Have the trunk's backward pass begin with the first gradient that reaches it; its blocks may recompute."""
+        del trunk, images
+        for stage in stages:
+            if stage.requires_grad:
+                stage.register_hook(lambda _: self.begin("trunk"))
