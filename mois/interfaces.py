@@ -294,7 +294,9 @@ class Backbone(nn.Module, ABC):
 
     def frozen_part(self) -> str:
         """Name how far `encode` is frozen, as a cache's key; empty where it is trained from its first layer on."""
-        return "" if any(level.requires_grad for level in self.encode(torch.zeros(1, 64, 64)).levels) else "encoder"
+        with torch.enable_grad():
+            levels = self.encode(torch.zeros(1, 64, 64)).levels
+        return "" if any(level.requires_grad for level in levels) else "encoder"
 
     def encode_frozen(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return what the frozen part of `encode` makes of images (N, P, P): tensors (N, ...) that may be kept."""

@@ -128,7 +128,10 @@ class ExemplarSegmenter(LightningModule):
 
     def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Learn from a batch of episodes."""
-        encode = partial(self.encoder, keys=self._keys) if self.encoder is not None else None
+        encode = None
+        if self.encoder is not None:
+            keys = self._keys or self.encoder.keys(pictures(self.backbone, episode), str(self.trainer.precision))
+            encode, self._keys = partial(self.encoder, keys=keys), []  # a datamodule may have that hook to itself
         outcome = learn(self.backbone, self.propagations, episode, self.learning, self.global_step, encode)
         total = torch.stack(list(outcome.losses.values())).sum()
         batch_size = episode.query_images.shape[0]

@@ -15,7 +15,7 @@ import torch
 from adapters import Frozen, Full, Lora
 from mois.backbones import SAM2
 from mois.feature_cache import GIB, CachedEncoder, CacheSettings, FeatureCache
-from mois.interfaces import Adapter, Features
+from mois.interfaces import Adapter, Backbone, Features
 from mois.propagation import Similarity
 from mois.testing import example_patches, nano_backbone
 
@@ -200,3 +200,21 @@ def test_files_of_killed_processes_are_cleared_away(tmp_path: Path) -> None:
     os.utime(left, (0, 0))
     FeatureCache(tmp_path, gib=1).write("bb", numbers(1))
     assert not left.exists()
+
+
+def test_a_backbone_of_others_is_kept_whole(tmp_path: Path) -> None:
+    class Other(SAM2):
+        frozen_part = Backbone.frozen_part
+        encode_frozen = Backbone.encode_frozen
+        encode_rest = Backbone.encode_rest
+
+    images, _ = example_patches(2, 64)
+    encode = CachedEncoder(Other("nano", "random"), CacheSettings(tmp_path))
+    missed = encode(images, encode.keys(images))
+    assert same(missed, encode(images, encode.keys(images)))
+    assert encode.hits == 1
+    plain = encode.backbone.encode(images)
+    assert all(torch.allclose(a, b, atol=2e-2) for a, b in zip(missed.levels, plain.levels, strict=True))
+    encode.backbone.requires_grad_(True)
+    with pytest.raises(ValueError, match="is trained from its first layer on"):
+        CachedEncoder(encode.backbone, CacheSettings(tmp_path))
