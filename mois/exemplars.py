@@ -23,7 +23,7 @@ from mois.files import whole_file
 from mois.interfaces import Backbone, Exemplars, Propagation, WeightsIdentity
 
 FORMAT = "mois exemplar bank"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,13 @@ class ExemplarBank:
 
     Attributes:
         identity: The model that described them.
+        pixel_mm: Edge of the pixels that it saw them at; the same lesion looks different to it at another size.
         version: How many times the bank was changed; a loaded one counts on from where it was saved.
     """
 
-    def __init__(self, identity: ModelIdentity) -> None:
+    def __init__(self, identity: ModelIdentity, pixel_mm: float) -> None:
         self.identity = identity
+        self.pixel_mm = pixel_mm
         self.version = 0
         self._items: dict[str, Exemplar] = {}
 
@@ -204,7 +206,7 @@ class ExemplarBank:
 
     def copy(self) -> ExemplarBank:
         """Return a bank that changes on its own; the exemplars themselves never change."""
-        twin = ExemplarBank(self.identity)
+        twin = ExemplarBank(self.identity, self.pixel_mm)
         twin.version, twin._items = self.version, dict(self._items)
         return twin
 
@@ -283,6 +285,23 @@ class ExemplarBank:
             torch.tensor([[item.weight for item in items]], dtype=torch.float32, device=device),
         )
 
+    def check(self, identity: ModelIdentity, pixel_mm: float, name: str = "the bank") -> None:
+        """Refuse to be used by another model, or at another pixel size.
+
+        Raises:
+            ValueError: Saying what differs.
+        """
+        if different := self.identity.differences(identity):
+            raise ValueError(
+                f"{name} was made by another model: {' and '.join(different)}; use the bundle that it was made with, "
+                "or make a new bank."
+            )
+        if not math.isclose(self.pixel_mm, pixel_mm, rel_tol=1e-6):
+            raise ValueError(
+                f"{name} was described at {self.pixel_mm:g} mm a pixel, this model looks at {pixel_mm:g} mm; set "
+                f"inference.pixel_mm={self.pixel_mm:g}, or make a new bank."
+            )
+
     def save(self, path: Path) -> None:
         """Write the bank as safetensors, whole or not at all: a tensor (K, ...) per token, the rest as metadata."""
         content = self.exemplars()
@@ -294,17 +313,18 @@ class ExemplarBank:
             "format_version": str(FORMAT_VERSION),
             "version": str(self.version),
             "identity": json.dumps(self.identity.as_dict()),
+            "pixel_mm": repr(self.pixel_mm),
             "exemplars": json.dumps(described),
         }
         with whole_file(Path(path)) as part:
             save_file({name: token[0].contiguous() for name, token in content.tokens.items()}, part, metadata)
 
     @classmethod
-    def load(cls, path: Path, identity: ModelIdentity) -> ExemplarBank:
-        """Read a bank for a model.
+    def load(cls, path: Path, identity: ModelIdentity, pixel_mm: float) -> ExemplarBank:
+        """Read a bank for a model that looks at pixels of this size.
 
         Raises:
-            ValueError: If the file is no bank, is damaged or of a later format, or belongs to another model.
+            ValueError: If the file is no bank, is damaged or of another format, or `check` refuses it.
         """
         path = Path(path)
         try:
@@ -320,19 +340,15 @@ class ExemplarBank:
         if metadata["format_version"] != str(FORMAT_VERSION):
             raise ValueError(
                 f"{path} is a bank of format {metadata['format_version']}, this version reads {FORMAT_VERSION}; "
-                "update this program."
+                "make it again with this version, or use that which made it."
             )
         try:
-            bank = cls(ModelIdentity.from_dict(json.loads(metadata["identity"])))
+            bank = cls(ModelIdentity.from_dict(json.loads(metadata["identity"])), float(metadata["pixel_mm"]))
             described = json.loads(metadata["exemplars"])
             version = int(metadata["version"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged exemplar bank ({error}); give another file.") from error
-        if different := bank.identity.differences(identity):
-            raise ValueError(
-                f"{path} was made by another model: {' and '.join(different)}; use the bundle that it was made with, "
-                "or make a new bank."
-            )
+        bank.check(identity, pixel_mm, str(path))
         if any(len(token) != len(described) for token in tokens.values()):
             raise ValueError(f"{path} is a damaged exemplar bank (tokens and entries differ in number).")
         for index, entry in enumerate(described):

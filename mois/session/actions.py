@@ -114,7 +114,7 @@ class Workbench:
 
     def bank(self, state: State) -> ExemplarBank:
         """Return a state's exemplars as a bank."""
-        bank = ExemplarBank(self.identity)
+        bank = ExemplarBank(self.identity, self.segmenter.settings.pixel_mm)
         for exemplar in state.exemplars.values():
             bank.add(exemplar)
         return bank
@@ -305,10 +305,7 @@ class Workbench:
         if bank not in self.banks:
             raise ValueError(f"bank {bank} is not in the session's folder; bring it in with use_bank.")
         brought = self.banks[bank]
-        if different := brought.identity.differences(self.identity):
-            raise ValueError(
-                f"the bank was made by another model: {' and '.join(different)}; use the bundle it was made with."
-            )
+        brought.check(self.identity, self.segmenter.settings.pixel_mm)
         exemplars = dict(state.exemplars)
         for exemplar in brought:
             exemplars[exemplar.key] = exemplar

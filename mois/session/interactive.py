@@ -138,9 +138,10 @@ class InteractiveSession:
         """Take over the exemplars of another scan, time point or reader; returns how many there are.
 
         Raises:
-            ValueError: If the bank was made by another model.
+            ValueError: If the bank was made by another model, or at another pixel size.
         """
-        brought = bank if isinstance(bank, ExemplarBank) else ExemplarBank.load(bank, self._bench.identity)
+        brought = bank if isinstance(bank, ExemplarBank) else self._read_bank(bank)
+        brought.check(self._bench.identity, self._bench.segmenter.settings.pixel_mm)  # before it is kept
         name = bank_name(brought)
         self._bench.banks[name] = brought
         if self._store is not None:
@@ -344,7 +345,10 @@ class InteractiveSession:
 
     def _read_banks(self, folder: Path) -> None:
         for path in sorted((folder / BANKS).glob("*.safetensors")):
-            self._bench.banks[path.stem] = ExemplarBank.load(path, self._bench.identity)
+            self._bench.banks[path.stem] = self._read_bank(path)
+
+    def _read_bank(self, path: Path) -> ExemplarBank:
+        return ExemplarBank.load(path, self._bench.identity, self._bench.segmenter.settings.pixel_mm)
 
     def _copy_to(self, folder: Path) -> None:
         store = SessionStore(folder)

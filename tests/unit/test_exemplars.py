@@ -27,7 +27,7 @@ def exemplar(
 
 
 def bank_of(*exemplars: Exemplar) -> ExemplarBank:
-    bank = ExemplarBank(MODEL)
+    bank = ExemplarBank(MODEL, 1.5)
     for one in exemplars:
         bank.add(one)
     return bank
@@ -113,7 +113,7 @@ def test_the_bank_speaks_as_one_query() -> None:
     assert every.weight.tolist() == [[1, 1, 2]]
     assert bank.exemplars(["c", "a"]).tokens["means"].flatten().tolist() == [3, 1]
     assert bank.exemplars([]).count == 0
-    assert ExemplarBank(MODEL).exemplars().count == 0
+    assert ExemplarBank(MODEL, 1.5).exemplars().count == 0
 
 
 def test_those_are_chosen_that_differ_most() -> None:
@@ -140,7 +140,7 @@ def test_negatives_are_chosen_apart_and_weight_0_not_at_all() -> None:
 def test_a_bank_comes_back_from_its_file_and_counts_on(tmp_path: Path) -> None:
     bank = bank_of(exemplar("a", 1.25), exemplar("b", 2, negative=True, weight=0.5))
     bank.save(tmp_path / "deep" / "bank.safetensors")
-    loaded = ExemplarBank.load(tmp_path / "deep" / "bank.safetensors", MODEL)
+    loaded = ExemplarBank.load(tmp_path / "deep" / "bank.safetensors", MODEL, 1.5)
     assert loaded.version == 2
     for one, same in zip(bank, loaded, strict=True):
         assert replace(one, tokens={}) == replace(same, tokens={})
@@ -149,8 +149,8 @@ def test_a_bank_comes_back_from_its_file_and_counts_on(tmp_path: Path) -> None:
     assert loaded.version == 3
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["bank.safetensors"]
 
-    ExemplarBank(MODEL).save(tmp_path / "empty.safetensors")
-    assert len(ExemplarBank.load(tmp_path / "empty.safetensors", MODEL)) == 0
+    ExemplarBank(MODEL, 1.5).save(tmp_path / "empty.safetensors")
+    assert len(ExemplarBank.load(tmp_path / "empty.safetensors", MODEL, 1.5)) == 0
 
 
 def test_a_bank_of_another_model_is_refused_with_what_differs(tmp_path: Path) -> None:
@@ -168,24 +168,32 @@ def test_a_bank_of_another_model_is_refused_with_what_differs(tmp_path: Path) ->
         (swapped, r"the propagation \(mois.propagation.Similarity instead of mois.propagation.Attention\)"),
     ):
         with pytest.raises(ValueError, match=words):
-            ExemplarBank.load(tmp_path / "bank.safetensors", other)
+            ExemplarBank.load(tmp_path / "bank.safetensors", other, 1.5)
+
+
+def test_a_bank_of_another_pixel_size_is_refused_with_both(tmp_path: Path) -> None:
+    bank_of(exemplar("a")).save(tmp_path / "bank.safetensors")
+    words = "was described at 1.5 mm a pixel, this model looks at 0.7 mm; set inference.pixel_mm=1.5, or make a new"
+    with pytest.raises(ValueError, match=words):
+        ExemplarBank.load(tmp_path / "bank.safetensors", MODEL, 0.7)
+    assert bank_of().copy().pixel_mm == 1.5
 
 
 def test_a_file_that_is_no_whole_bank_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "bank.safetensors"
     with pytest.raises(ValueError, match="there is no such bank"):
-        ExemplarBank.load(path, MODEL)
+        ExemplarBank.load(path, MODEL, 1.5)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="is no exemplar bank"):
-        ExemplarBank.load(path, MODEL)
+        ExemplarBank.load(path, MODEL, 1.5)
     bank_of(exemplar("a", (1.0, 2.0, 3.0))).save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-4])
     with pytest.raises(ValueError, match="is cut short or no exemplar bank"):
-        ExemplarBank.load(path, MODEL)
-    path.write_bytes(whole.replace(b'"format_version":"1"', b'"format_version":"2"'))
-    with pytest.raises(ValueError, match="is a bank of format 2, this version reads 1; update this program"):
-        ExemplarBank.load(path, MODEL)
+        ExemplarBank.load(path, MODEL, 1.5)
+    path.write_bytes(whole.replace(b'"format_version":"2"', b'"format_version":"3"'))
+    with pytest.raises(ValueError, match="is a bank of format 3, this version reads 2; make it again"):
+        ExemplarBank.load(path, MODEL, 1.5)
 
 
 def test_the_identity_changes_with_every_part_of_the_model() -> None:

@@ -354,7 +354,15 @@ def test_results_are_files_on_the_scanners_grid(scan, tmp_path):
         ("1", "prompted", "scan:1"),
         ("2", "found", "scan:1"),
     ]
-    assert len(ExemplarBank.load(tmp_path / "bank.safetensors", session._bench.identity)) == 1
+    assert len(ExemplarBank.load(tmp_path / "bank.safetensors", session._bench.identity, 1.5)) == 1
+
+
+def test_a_bank_of_another_pixel_size_is_refused_and_not_kept(scan, tmp_path):
+    session = InteractiveSession(make_segmenter(), scan, tmp_path)
+    with pytest.raises(ValueError, match=r"was described at 0\.7 mm a pixel, this model looks at 1\.5 mm"):
+        session.use_bank(ExemplarBank(session._bench.identity, 0.7))
+    session.close()
+    assert InteractiveSession.load(tmp_path, make_segmenter(), scan).actions == ()
 
 
 def test_a_bank_of_one_scan_finds_the_lesions_of_another(scan, tmp_path):
