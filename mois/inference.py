@@ -274,7 +274,7 @@ class VolumeSegmenter:
         Returns:
             Probability (R, S, H, W) float32, one stack per question as in `propagate`.
         """
-        asked = side_by_side(questions)
+        asked = self.propagation.prepare(side_by_side(questions))
         blended = torch.zeros(len(questions), *encoded.pictures.shape)
         most = max(1, self.settings.batch_size // len(questions))
         for slices, rows in encoded.groups(self.settings.batch_size):
@@ -286,7 +286,10 @@ class VolumeSegmenter:
             for slice_index in slices:
                 here = torch.nonzero(places[:, 0] == slice_index).flatten()
                 blended[:, slice_index] = encoded.tiles.blend(probability[here], places[here, 1])
-        return torch.stack([restore_stack(stack, encoded.grid) for stack in blended])
+        found = torch.empty(len(questions), *encoded.grid.stack_shape)
+        for number, stack in enumerate(blended):  # one at a time: a large scan's answers are not there twice
+            found[number] = restore_stack(stack, encoded.grid)
+        return found
 
     def ask(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], asked: Exemplars) -> Tensor:
         """Return the probability (rows, R, P, P), on the CPU."""

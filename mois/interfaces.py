@@ -351,7 +351,8 @@ class Propagation(nn.Module, ABC):
 
     Contract (`mois.testing.check_propagation`): K = 0 works; the order of exemplars does not matter, their weight does
     (`Exemplars.present`); the queries of a batch do not see each other's exemplars; any input size works; every
-    trainable tensor gets gradient; an exemplar takes at most `bytes_per_exemplar` bytes.
+    trainable tensor gets gradient; an exemplar takes at most `bytes_per_exemplar` bytes; prepared exemplars (`prepare`)
+    give what the same unprepared ones give.
     """
 
     bytes_per_exemplar: int
@@ -372,6 +373,14 @@ class Propagation(nn.Module, ABC):
         Returns:
             Exemplars with B = N and K = 1, valid where the mask is not empty.
         """
+
+    def prepare(self, exemplars: Exemplars) -> Exemplars:
+        """Work out what depends on the exemplars alone, once for all the images that will be asked about them.
+
+        `forward` takes prepared exemplars and others alike. What comes out keeps the axes B and K, flags and weights;
+        its tokens are this module's own affair.
+        """
+        return exemplars
 
     @abstractmethod
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:

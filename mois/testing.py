@@ -142,6 +142,8 @@ def check_propagation(propagation: Propagation, backbone: Backbone | None = None
         empty = propagation.describe(query, torch.zeros_like(masks[:2]), backbone)
         _require(not bool(empty.valid.any()), "an empty mask makes a valid exemplar")
 
+        _check_prepared(propagation, backbone, query, exemplars)
+
     _check_gradients(propagation, backbone, query, exemplars)
 
 
@@ -187,6 +189,21 @@ def check_datamodule(datamodule: LightningDataModule) -> None:
         _require(value.dtype == wanted, f"Episode.{name} is {value.dtype}, not {wanted}")
     for volume in islice(datamodule.val_dataloader(), 1):
         _require(isinstance(volume, Volume), f"val_dataloader yields {type(volume).__name__}, not Volume")
+
+
+def _check_prepared(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:
+    prepared = propagation.prepare(exemplars)
+    negative, weight = torch.zeros_like(exemplars.negative), torch.ones_like(exemplars.weight)
+    negative[:, 0], weight[:, 1] = True, 2
+    for change in (
+        lambda some: some,
+        lambda some: some.pick(slice(1, 2)),
+        lambda some: some.pick(slice(0, 0)),
+        lambda some: some.map(negative=negative, weight=weight),
+        lambda some: propagation.prepare(some),
+    ):
+        plain, ready = (propagation(query, change(some), backbone).logits for some in (exemplars, prepared))
+        _require(_close(plain, ready), "prepared exemplars (or some of them, or reweighed ones) give another answer")
 
 
 def _check_gradients(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:

@@ -14,8 +14,12 @@ from mois.propagation.weights import load_propagation
 
 ZONES = ("core", "rim", "outside")
 POOLS = 2  # the mean over exemplars, and the most alike one
-NEGLIGIBLE = -1e4  # a logit that no softmax notices, also in half precision
 LEAST = 1e-4  # of the weights that are divided by
+NOTHING = 1e-30  # a sum of shares that only stands where there is no exemplar
+SHORTEST = 1e-24  # square of the length of what has a direction
+COLDEST = 0.03  # exp(1 / it) has to stay far within float32
+CACHED, HELD = 1 << 18, 1 << 25  # cosines at once: within a core's own cache; on an accelerator
+_MAPS = 2 * POOLS * len(ZONES)  # positive and negative
 
 
 class Similarity(Propagation):
@@ -39,6 +43,8 @@ class Similarity(Propagation):
 
     def __init__(self, width: int = 48, blocks: int = 3, temperature: float = 0.1, weights: str = "random") -> None:
         super().__init__()
+        if temperature < COLDEST:
+            raise ValueError(f"propagation.temperature={temperature} must be {COLDEST} or more.")
         self.width = width
         self.depth = blocks
         self.temperature = temperature
@@ -54,12 +60,11 @@ class Similarity(Propagation):
         self.compare = nn.ModuleDict({zone: nn.Conv2d(width, width, 1) for zone in ZONES})
         self.summary = nn.Sequential(nn.Linear(len(ZONES) * width + 1, width), nn.GELU(), nn.Linear(width, width))
         self.no_exemplar = nn.Parameter(0.02 * torch.randn(width))
-        maps = 2 * POOLS * len(ZONES)  # positive and negative
-        self.verdict = nn.Conv2d(maps, 1, 1)
-        self.enter = nn.Conv2d(width + maps, width, 1)
+        self.verdict = nn.Conv2d(_MAPS, 1, 1)
+        self.enter = nn.Conv2d(width + _MAPS, width, 1)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(self.depth))
         self.to_prompt = nn.Conv2d(width, backbone.width, 1)
-        self.to_fine = nn.Conv2d(width + maps + 1, self.stem.fine_width, 1)
+        self.to_fine = nn.Conv2d(width + _MAPS + 1, self.stem.fine_width, 1)
         self.final = nn.Sequential(
             nn.Conv2d(2 * self.stem.fine_width, self.stem.fine_width, 3, padding=1), nn.GELU(),
             nn.Conv2d(self.stem.fine_width, 1, 1),
@@ -78,9 +83,22 @@ class Similarity(Propagation):
         tokens = {"means": means.unsqueeze(1), "log_area": (0.2 * pixels.clamp(min=1).log() - 1).unsqueeze(1)}
         return Exemplars(tokens, present, torch.zeros_like(present))
 
+    def prepare(self, exemplars: Exemplars) -> Exemplars:
+        """Turn means into directions to compare with, and into what each adds to the summary."""
+        if exemplars.count == 0 or "directions" in exemplars.tokens:
+            return exemplars
+        means = exemplars.tokens["means"]  # (B, K, 3, C)
+        with torch.autocast(means.device.type, enabled=False):
+            weight, bias = self._projections()
+            directions = torch.einsum("bkzc,zdc->bkzd", means.float(), weight) + bias
+        summary = self.summary(torch.cat([means.flatten(2), exemplars.tokens["log_area"]], dim=2))
+        unit = functional.normalize(directions, dim=3)
+        return exemplars.map({"directions": unit, "summary": summary})
+
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
         """Find what is like the positive exemplars and unlike the negative ones."""
         times = exemplars.valid.shape[0] // features.image.shape[0]
+        exemplars = self.prepare(exemplars)
         seen = self._embed(features)
         likeness = self._likeness(seen.coarse, exemplars)
         embedding = seen.repeat(times)
@@ -120,11 +138,15 @@ class Similarity(Propagation):
         return _Embedding(self.fuse(total), stem.fine)
 
     def _likeness(self, pixels: Tensor, exemplars: Exemplars) -> Tensor:
-        """Cosines of pixels to exemplars, pooled over these.
+        """Cosines of pixels to prepared exemplars, pooled over these, in float32.
+
+        The soft maximum is an attention over exemplars whose values are the cosines themselves, and the mean is the
+        cosine to a mean direction: matrix products throughout. Outside training they go piece by piece, each small
+        enough for the processor's cache, so that hundreds of exemplars take no memory to speak of.
 
         Args:
             pixels: (N, C, h, w), embeddings of N images.
-            exemplars: Of B = N x R questions.
+            exemplars: Of B = N x R questions, prepared.
 
         Returns:
             (B, 12, h, w): 2 signs x (mean, soft maximum) x (core, rim, surroundings).
@@ -132,37 +154,85 @@ class Similarity(Propagation):
         images, _, height, width = pixels.shape
         rows, count = exemplars.valid.shape
         if count == 0:
-            return pixels.new_zeros(rows, 2 * POOLS * len(ZONES), height, width)
-        means = exemplars.tokens["means"].flatten(0, 1)[..., None, None]  # (B * K, 3, C, 1, 1)
-        found = []
-        for index, zone in enumerate(ZONES):
-            compare = self.compare[zone]
-            each = functional.normalize(compare(pixels), dim=1)
-            wanted = functional.normalize(compare(means[:, index]), dim=1).view(images, -1, count, self.width)
-            found.append(torch.einsum("nchw,nrkc->nrkhw", each, wanted).flatten(0, 1))
-        cosines = torch.stack(found, dim=2)  # (B, K, 3, h, w)
-        # a weight counts like so many of the same exemplar: as a factor in a sum, as its logarithm in a softmax
-        times = exemplars.weight.clamp(min=LEAST).log().to(cosines.dtype)[:, :, None, None, None]
-        pools = []
-        for sign in (False, True):
-            keep = (exemplars.present & (exemplars.negative == sign))[:, :, None, None, None]
-            weight = keep * exemplars.weight.to(cosines.dtype)[:, :, None, None, None]
-            some = keep.any(1).to(cosines.dtype)
-            mean = (cosines * weight).sum(1) / weight.sum(1).clamp(min=LEAST)
-            soft = (cosines / self.temperature + times).masked_fill(~keep, NEGLIGIBLE).softmax(1)
-            pools += [mean * some, (soft * cosines).sum(1) * some]
-        return torch.cat(pools, dim=1)
+            return pixels.new_zeros(rows, _MAPS, height, width)
+        with torch.autocast(pixels.device.type, enabled=False):
+            flat = pixels.float().flatten(2)
+            wanted = self._wanted(exemplars, images)
+            if torch.is_grad_enabled():
+                found = self._compare(flat, wanted)
+            else:
+                found = flat.new_empty(images, rows // images, _MAPS, height * width)
+                step = self._step(wanted)
+                for image in range(images):
+                    one = wanted.of(image)
+                    for start in range(0, height * width, step):
+                        piece = slice(start, start + step)
+                        found[image, ..., piece] = self._compare(flat[image : image + 1, :, piece], one)[0]
+        return found.to(pixels.dtype).view(rows, _MAPS, height, width)
+
+    @staticmethod
+    def _step(wanted: _Wanted) -> int:
+        """Return how many pixels are compared at once."""
+        cosines = wanted.directions[0, ..., 0].numel()  # of one pixel
+        if wanted.directions.device.type != "cpu":
+            return max(1024, HELD // cosines)
+        return min(max(64, CACHED // cosines), 1024)
+
+    def _wanted(self, exemplars: Exemplars, images: int) -> _Wanted:
+        """Return what the exemplars of B = N x R questions are to pixels, and how much each counts."""
+        signs = torch.stack([~exemplars.negative, exemplars.negative], dim=1) & exemplars.present.unsqueeze(1)
+        weight = signs * exemplars.weight.float().unsqueeze(1)  # (B, 2, K): counts like so many of the same exemplar
+        each = exemplars.tokens["directions"].float()  # (B, K, 3, C)
+        mean = torch.einsum("bsk,bkzc->bszc", weight, each)
+        mean = mean / weight.sum(2).clamp(min=LEAST)[:, :, None, None]
+        directions = torch.cat([each / self.temperature, mean], dim=1).transpose(1, 2)  # (B, 3, K + 2, C)
+        soft = signs * exemplars.weight.float().clamp(min=LEAST).unsqueeze(1)
+        return _Wanted(directions.reshape(images, -1, *directions.shape[1:]), soft.view(images, -1, 1, *soft.shape[1:]))
+
+    def _projections(self) -> tuple[Tensor, Tensor]:
+        """Return what turns embeddings into what is compared, by zone: (3, C, C) and (3, C), float32."""
+        parts = [self.compare[zone] for zone in ZONES]
+        weight = torch.stack([part.get_parameter("weight").flatten(1) for part in parts])
+        return weight.float(), torch.stack([part.get_parameter("bias") for part in parts]).float()
+
+    def _compare(self, pixels: Tensor, wanted: _Wanted) -> Tensor:
+        """Compare pixels (N, C, p) with the exemplars of N x R questions; returns (N, R, 12, p)."""
+        weight, bias = self._projections()
+        each = torch.baddbmm(bias.view(-1, 1), weight.flatten(0, 1).expand(len(pixels), -1, -1), pixels)
+        each = each.view(len(pixels), 1, len(ZONES), self.width, -1)  # (N, 1, 3, C, p)
+        square = torch.linalg.vecdot(each, each, dim=3).clamp(min=SHORTEST)
+        cosines = (wanted.directions @ each) * square.rsqrt().unsqueeze(3)  # (N, R, 3, K + 2, p)
+        scaled, mean = cosines[..., :-2, :], cosines[..., -2:, :]
+        share = scaled.exp()
+        total = (wanted.weight @ share).clamp(min=NOTHING)
+        soft = self.temperature * (wanted.weight @ (share * scaled)) / total
+        pools = torch.stack([mean, soft], dim=2)  # (N, R, pool, 3, sign, p)
+        return pools.permute(0, 1, 4, 2, 3, 5).flatten(2, 4)
 
     def _summarise(self, exemplars: Exemplars, like: Tensor) -> Tensor:
         """One vector for what to look for (B, C): the mean of the positive exemplars, or a learned one without any."""
         nothing = self.no_exemplar.to(like.dtype).expand(like.shape[0], -1)
         if exemplars.count == 0:
             return nothing
-        tokens = torch.cat([exemplars.tokens["means"].flatten(2), exemplars.tokens["log_area"]], dim=2)
         keep = (exemplars.present & ~exemplars.negative).unsqueeze(2)
         weight = keep * exemplars.weight.to(like.dtype).unsqueeze(2)
-        mean = (self.summary(tokens) * weight).sum(1) / weight.sum(1).clamp(min=LEAST)
-        return torch.where(keep.any(1), mean, nothing)
+        mean = (exemplars.tokens["summary"] * weight).sum(1) / weight.sum(1).clamp(min=LEAST)
+        return torch.where(keep.any(1), mean.to(like.dtype), nothing)
+
+
+class _Wanted(NamedTuple):
+    """What the pixels of N images are compared with, R questions each.
+
+    Attributes:
+        directions: (N, R, 3, K + 2, C), unit vectors over the temperature, then the mean of positives and negatives.
+        weight: (N, R, 1, 2, K), how much each counts among positives and among negatives.
+    """
+
+    directions: Tensor
+    weight: Tensor
+
+    def of(self, image: int) -> _Wanted:
+        return _Wanted(self.directions[image : image + 1], self.weight[image : image + 1])
 
 
 class _Embedding(NamedTuple):
@@ -207,7 +277,7 @@ class _Block(nn.Module):
 
     def forward(self, hidden: Tensor, modulation: Tensor) -> Tensor:
         scale, shift = self.modulate(modulation)[:, :, None, None].chunk(2, dim=1)
-        out: Tensor = hidden + self.mix(self.norm(self.spread(hidden)) * (1 + scale) + shift)
+        out: Tensor = hidden + self.mix(torch.addcmul(shift, self.norm(self.spread(hidden)), 1 + scale))
         return out
 
 

@@ -210,7 +210,7 @@ def influences(
         bank: The exemplars by key.
     """
     scores: dict[str, dict[str, float]] = {}
-    asked = side_by_side(list(exemplars.values()))
+    asked = segmenter.propagation.prepare(side_by_side(list(exemplars.values())))
     for lesion in known:
         answer = segmenter.ask(encoded, np.array([lesion.row]), asked)[0]  # (R, P, P)
         scores[lesion.key] = {

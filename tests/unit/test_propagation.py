@@ -1,0 +1,107 @@
+"""How exemplars are compared: the fast formula against the plain one, and what it does without exemplars."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mois.interfaces import Exemplars
+from mois.propagation import Similarity
+from mois.propagation import similarity as module
+from mois.propagation.similarity import ZONES
+from mois.testing import example_patches, nano_backbone
+
+
+@pytest.fixture(scope="module")
+def similarity() -> Similarity:
+    torch.manual_seed(0)
+    propagation = Similarity()
+    propagation.build(nano_backbone())
+    return propagation
+
+
+def some_exemplars(rows: int, count: int, seed: int = 0) -> Exemplars:
+    """Return exemplars of mixed signs and weights, the first of weight 0 and the last of each row padding."""
+    chance = torch.Generator().manual_seed(seed)
+    tokens = {
+        "means": torch.randn(rows, count, 3, 48, generator=chance),
+        "log_area": torch.rand(rows, count, 1, generator=chance),
+    }
+    valid = torch.ones(rows, count, dtype=torch.bool)
+    valid[:, -1] = False
+    weight = 2 * torch.rand(rows, count, generator=chance)
+    weight[:, 0] = 0
+    return Exemplars(tokens, valid, torch.rand(rows, count, generator=chance) > 0.6, weight)
+
+
+def plainly(propagation: Similarity, pixels: Tensor, exemplars: Exemplars) -> Tensor:
+    """One pixel embedding after the other against one exemplar after the other; a softmax over exemplars."""
+    images, _, height, width = pixels.shape
+    asked = exemplars.valid.shape[0] // images
+    found = pixels.new_zeros(len(exemplars.valid), 2, 2, 3, height, width)
+    for row in range(len(exemplars.valid)):
+        for place, zone in enumerate(ZONES):
+            compare = propagation.compare[zone]
+            means = exemplars.tokens["means"][row, :, place, :, None, None]
+            here, there = compare(pixels[row // asked][None]), compare(means)
+            cosines = functional.cosine_similarity(here, there, dim=1)  # (K, h, w)
+            for sign in (0, 1):
+                keep = exemplars.present[row] & (exemplars.negative[row] == bool(sign))
+                if not keep.any():
+                    continue
+                weight = exemplars.weight[row, keep, None, None]
+                found[row, sign, 0, place] = (weight * cosines[keep]).sum(0) / weight.sum(0)
+                share = (cosines[keep] / propagation.temperature + weight.log()).softmax(0)
+                found[row, sign, 1, place] = (share * cosines[keep]).sum(0)
+    return found.flatten(1, 3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("rows", "count"), [(2, 5), (4, 3), (2, 2), (2, 1)])
+def test_likeness_is_the_mean_and_the_soft_maximum_of_cosines(
+    similarity: Similarity, rows: int, count: int, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CACHED", 1)  # 64 pixels at once: 4 pieces
+    pixels = torch.randn(2, 48, 16, 16, generator=torch.Generator().manual_seed(1))
+    exemplars = some_exemplars(rows, count)
+    with torch.set_grad_enabled(training):
+        fast = similarity._likeness(pixels, similarity.prepare(exemplars))
+    torch.testing.assert_close(fast, plainly(similarity, pixels, exemplars), atol=1e-5, rtol=1e-4)
+
+
+def test_likeness_is_worked_out_in_float32_whatever_the_pixels_are(similarity: Similarity) -> None:
+    pixels = torch.randn(2, 48, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
+    exemplars = some_exemplars(2, 5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        fast = similarity._likeness(pixels, similarity.prepare(exemplars))
+    assert fast.dtype == torch.bfloat16
+    torch.testing.assert_close(fast.float(), plainly(similarity, pixels.float(), exemplars), atol=5e-3, rtol=0)
+
+
+def test_nothing_is_like_no_exemplars(similarity: Similarity) -> None:
+    pixels = torch.randn(1, 48, 8, 8)
+    exemplars = some_exemplars(1, 3)
+    none = exemplars.map(valid=torch.zeros_like(exemplars.valid))
+    for some in (exemplars.pick(slice(0, 0)), none):
+        assert not similarity._likeness(pixels, similarity.prepare(some)).any()
+
+
+def test_a_temperature_that_float32_cannot_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"propagation.temperature=0.01 must be 0.03 or more"):
+        Similarity(temperature=0.01)
+
+
+def test_what_depends_on_the_exemplars_alone_is_worked_out_once(
+    similarity: Similarity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = nano_backbone()
+    features = backbone.encode(example_patches(1)[0])
+    exemplars = similarity.prepare(some_exemplars(1, 3))
+
+    def never(_: Tensor) -> Tensor:
+        raise AssertionError("the summary of an exemplar was worked out again")
+
+    monkeypatch.setattr(similarity.summary, "forward", never)
+    similarity(features, exemplars, backbone)
