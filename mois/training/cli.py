@@ -246,6 +246,7 @@ def quieten() -> None:
     """Leave out what Lightning says at every start and nobody has to act upon."""
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # for the cache's keys
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts are, on purpose
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
