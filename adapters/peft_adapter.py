@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mois.files import whole_file, write_text
 from mois.interfaces import Adapter, Backbone, Propagation
 
 if TYPE_CHECKING:
@@ -99,7 +100,6 @@ class PeftAdapter(Adapter):
         """See `Adapter.save`; `peft.PeftModel.from_pretrained(backbone, folder)` reads it too."""
         from peft import get_peft_model_state_dict
 
-        folder.mkdir(parents=True, exist_ok=True)
         state = get_peft_model_state_dict(self.backbone)
         injected: Any = self.backbone
         config = injected.peft_config["default"].to_dict()
@@ -108,15 +108,9 @@ class PeftAdapter(Adapter):
             for key, value in config.items()
             if not (hasattr(value, "items") and key == "runtime_config")
         }
-        save_file(
-            {PREFIX + key: value.detach().cpu().contiguous() for key, value in state.items()},
-            folder / "adapter_model.safetensors.part",
-        )
-        (folder / "adapter_config.json.part").write_text(
-            json.dumps(plain, indent=2, default=str, sort_keys=True), encoding="utf-8"
-        )
-        for name in ("adapter_model.safetensors", "adapter_config.json"):
-            (folder / f"{name}.part").rename(folder / name)
+        with whole_file(folder / "adapter_model.safetensors") as part:
+            save_file({PREFIX + key: value.detach().cpu().contiguous() for key, value in state.items()}, part)
+        write_text(folder / "adapter_config.json", json.dumps(plain, indent=2, default=str, sort_keys=True))
 
     def load(self, folder: Path) -> None:
         """See `Adapter.load`."""

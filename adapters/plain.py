@@ -8,6 +8,7 @@ from typing import Literal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mois.files import whole_file
 from mois.interfaces import Adapter, Backbone, Propagation
 
 # Tensors of SAM2 that no training step reaches: unused in SAM 2.1's own settings, or only with prompts never simulated.
@@ -74,10 +75,8 @@ class Full(Adapter):
 
 
 def _write(tensors: dict[str, Tensor], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "adapter_model.safetensors.part"
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part)
-    part.rename(folder / "adapter_model.safetensors")
+    with whole_file(folder / "adapter_model.safetensors") as part:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part)
 
 
 def _read(folder: Path) -> dict[str, Tensor]:

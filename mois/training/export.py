@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from mois.backbones.weights import file_sha256
 from mois.bundle import ClassSpec, ModelSpec, write_bundle
 from mois.calibration import Calibration
+from mois.files import whole_file
 from mois.interfaces import Backbone, WeightsIdentity
 from mois.propagation.weights import save_propagation
 from mois.training.checkpoints import ValidationRecord
@@ -98,13 +99,12 @@ def export_bundles(
 
 def export_weights(module: ExemplarSegmenter, folder: Path) -> None:
     """Write a module's backbone and propagations as half-precision safetensors that belong together."""
-    folder.mkdir(parents=True, exist_ok=True)
     backbone: Backbone = module.backbone
     name = backbone.identity.name
-    path, part = folder / f"{name}.safetensors", folder / f"{name}.safetensors.part"
+    path = folder / f"{name}.safetensors"
     tensors = {key: tensor.detach().cpu().half().contiguous() for key, tensor in backbone.weights().items()}
-    save_file(tensors, part)
-    part.rename(path)
+    with whole_file(path) as part:
+        save_file(tensors, part)
     identity = WeightsIdentity(name, "bundled", file_sha256(path))
     for propagation in module.propagations.values():
         file = folder / f"{name}_{type(propagation).__name__.lower()}.safetensors"
