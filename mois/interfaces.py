@@ -329,9 +329,10 @@ class Backbone(nn.Module, ABC):
     def attention_stack(self, *, rotary_keys: bool = True) -> nn.Module:
         """Return a copy of this backbone's memory attention, weights included, for a propagation to train.
 
-        Call it as `stack(query, query_position, memory, memory_position, pointer_tokens, key_mask)` with query
-        (N, h * w, D), memory (N, L, M) and its position, of which the last `pointer_tokens` have no place on the grid,
-        and key_mask (N, L): bool, True where a token may be attended to (at least one of each row), or float, added.
+        Call it as `stack(query, query_position, memory, memory_position, pointer_tokens, key_mask, cells)` with query
+        (N, h * w, D), memory (N, L, M) and its position, of which the last `pointer_tokens` have no place on the grid;
+        key_mask (N, L): bool, True where a token may be attended to (at least one of each row), or float, added; and
+        cells (N, L - pointer_tokens) int64, the place of the others on the query's grid, or None without rotary keys.
 
         Args:
             rotary_keys: Whether the position on the grid turns queries and keys, as in SAM2's own.

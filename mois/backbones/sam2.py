@@ -12,7 +12,7 @@ from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
-from sam2.modeling.position_encoding import PositionEmbeddingSine, apply_rotary_enc
+from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.prompt_encoder import PromptEncoder
 from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
@@ -319,18 +319,27 @@ class _AttentionStack(nn.Module):
         memory_position: Tensor,
         pointer_tokens: int,
         key_mask: Tensor,
+        cells: Tensor | None = None,
     ) -> Tensor:
         """See `Backbone.attention_stack`."""
         out = query + 0.1 * query_position
         for layer in self.attention.layers:
             out = layer._forward_sa(out, query_position)
-            out = out + self._cross(layer, layer.norm2(out), memory + memory_position, memory, pointer_tokens, key_mask)
+            normed = layer.norm2(out)
+            out = out + self._cross(layer, normed, memory + memory_position, memory, pointer_tokens, key_mask, cells)
             out = out + layer.linear2(layer.activation(layer.linear1(layer.norm3(out))))
-        normed: Tensor = self.attention.norm(out)
-        return normed
+        answer: Tensor = self.attention.norm(out)
+        return answer
 
     def _cross(
-        self, layer: Any, query: Tensor, key: Tensor, value: Tensor, pointer_tokens: int, key_mask: Tensor
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pointer_tokens: int,
+        key_mask: Tensor,
+        cells: Tensor | None,
     ) -> Tensor:
         cross = layer.cross_attn_image
         query, key, value = (
@@ -338,15 +347,23 @@ class _AttentionStack(nn.Module):
             for projection, tokens in ((cross.q_proj, query), (cross.k_proj, key), (cross.v_proj, value))
         )
         if self.rotary_keys:
+            if cells is None:
+                raise ValueError("the place of every token (cells) is needed where keys are turned by it")
             edge = round(query.shape[2] ** 0.5)
             angles = cross.compute_cis(end_x=edge, end_y=edge).to(query.device)
             on_grid = key.shape[2] - pointer_tokens
-            query, turned = apply_rotary_enc(query, key[:, :, :on_grid], freqs_cis=angles, repeat_freqs_k=True)
-            key = torch.cat([turned, key[:, :, on_grid:]], dim=2)
+            turned = _turn(key[:, :, :on_grid], angles[cells].unsqueeze(1))
+            query, key = _turn(query, angles), torch.cat([turned, key[:, :, on_grid:]], dim=2)
         mask = key_mask if key_mask.dtype == torch.bool else key_mask.to(query.dtype)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
         out: Tensor = cross.out_proj(mixed.squeeze(1))
         return out
+
+
+def _turn(tokens: Tensor, angles: Tensor) -> Tensor:
+    """Turn pairs of channels of tokens (N, heads, L, C) by complex numbers (..., L, C / 2), as sam2 does."""
+    pairs = torch.view_as_complex(tokens.float().reshape(*tokens.shape[:3], -1, 2))
+    return torch.view_as_real(pairs * angles).flatten(3).to(tokens.dtype)
 
 
 def _tokens_in_a_row(_: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,9 @@ from mois.interfaces import Backbone, Exemplars, Features, Prompts, Propagation,
 from mois.propagation.pooling import is_present
 from mois.propagation.weights import load_propagation
 
+COMPACT = 16 << 10
+"""Bytes that an exemplar of foreground tokens takes at most."""
+
 
 class Attention(Propagation):
     """Every query token attends to SAM2 memory maps and object pointers of all exemplars; SAM2's decoder answers.
@@ -24,7 +27,8 @@ class Attention(Propagation):
     Args:
         rotary_keys: Turn queries and keys by their place on the grid, as the paper does. It draws the attention to the
             same place in the exemplar's slice, which says nothing about likeness; hence off by default.
-        tokens: `dense`, every token of a memory map, as in the paper; or `foreground`, those on and around the lesion.
+        tokens: `dense`, every token of a memory map, as in the paper; or `foreground`, those on and around the lesion
+            alone: at most as many as fit 16 KiB, of a larger lesion evenly spread ones.
         initial: Start from the backbone's own memory attention, as the paper does, or at random.
         weights: `random` (only the attention may start from the backbone's, see above), `bundled` (pretrained with the
             bundled nano) or a path.
@@ -55,23 +59,37 @@ class Attention(Propagation):
         self.sign = nn.Parameter(0.02 * torch.randn(2, backbone.memory_width))
         self.no_exemplar = nn.Parameter(0.02 * torch.randn(backbone.width))
         self.presence = nn.Sequential(nn.Linear(2 * backbone.width, 64), nn.GELU(), nn.Linear(64, 1))
+        token = 4 * (2 * backbone.memory_width + 1)
+        self.most = (COMPACT - 4 * backbone.width) // token
         cells = (backbone.patch_px // 16) ** 2
-        self.bytes_per_exemplar = 4 * (cells * (2 * backbone.memory_width + 1) + backbone.width)
+        kept = cells if self.kept_tokens == "dense" else min(self.most, cells)
+        self.bytes_per_exemplar = kept * token + 4 * backbone.width
         load_propagation(self, self.weights, backbone)
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
-        """Keep the memory map, the pointer that SAM2 gives for this mask, and which tokens lie on the lesion."""
+        """Keep tokens of the memory map with their position code, and the pointer that SAM2 gives for this mask."""
         logits = 20.0 * functional.avg_pool2d(masks.unsqueeze(1), 4) - 10.0
         no_clicks = torch.full((masks.shape[0], 2), -1, device=masks.device, dtype=torch.int32)  # two: a single answer
         pointer = backbone.decode(features, Prompts(masks.new_zeros(*no_clicks.shape, 2), no_clicks, logits)).pointer
         memory = backbone.remember(features, logits.squeeze(1), pointer)
-        near = functional.max_pool2d(functional.max_pool2d(masks.unsqueeze(1), 16), 3, stride=1, padding=1)
+        maps, position = (part.flatten(3).transpose(2, 3) for part in (memory.maps, memory.position))
+        cells = torch.arange(maps.shape[2], device=masks.device).expand(len(masks), -1)
+        if self.kept_tokens == "foreground":
+            cells = _foreground(masks, self.most)
+            index = cells.clamp(min=0)[:, None, :, None].expand(-1, -1, -1, maps.shape[3])
+            maps, position = maps.gather(2, index), position.gather(2, index)  # (N, 1, T, M)
+        tokens = {"map": maps, "position": position, "cell": cells.float().unsqueeze(1), "pointer": memory.pointers}
         present = is_present(masks)
-        return Exemplars(
-            {"map": memory.maps, "position": memory.position, "pointer": memory.pointers, "near": near},
-            present,
-            torch.zeros_like(present),
-        )
+        return Exemplars(tokens, present, torch.zeros_like(present))
+
+    def prepare(self, exemplars: Exemplars) -> Exemplars:
+        """Drop the places for tokens that no exemplar fills."""
+        if self.kept_tokens == "dense" or exemplars.count == 0:
+            return exemplars
+        filled = (exemplars.tokens["cell"] >= 0).sum(2)
+        longest = max(1, int(filled.amax()))  # the one wait for the device, once for a bank
+        short = {name: exemplars.tokens[name][:, :, :longest] for name in ("map", "position", "cell")}
+        return exemplars.map(exemplars.tokens | short)
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
         """Condition the query on all exemplars at once and decode the union of what is like them."""
@@ -90,14 +108,11 @@ class Attention(Propagation):
 
     def _attend(self, features: Features, exemplars: Exemplars) -> Tensor:
         coarse = features.levels[-1]
-        maps, position = exemplars.tokens["map"], exemplars.tokens["position"]
-        batch, count, memory_width = maps.shape[:3]
-        keep = exemplars.present.unsqueeze(2).expand(-1, -1, maps[0, 0, 0].numel())  # (B, K, h * w)
-        if self.kept_tokens == "foreground":
-            keep = keep & (exemplars.tokens["near"].flatten(2) > 0.1)
+        maps, position = exemplars.tokens["map"], exemplars.tokens["position"]  # (B, K, T, M)
+        batch, count, _, memory_width = maps.shape
+        cells = exemplars.tokens["cell"]  # (B, K, T)
+        keep = exemplars.present.unsqueeze(2) & (cells >= 0)
         sign = self.sign[exemplars.negative.long()].unsqueeze(2)  # (B, K, 1, M)
-        grid = maps.flatten(3).transpose(2, 3)
-        grid_position = position.flatten(3).transpose(2, 3) + sign
         pointers = exemplars.tokens["pointer"].reshape(batch, count, -1, memory_width)
         split = pointers.shape[2]
         # a row without exemplars attends to padding; its result is discarded, but softmax needs something to sum
@@ -109,9 +124,29 @@ class Attention(Propagation):
         out: Tensor = self.stack(
             coarse.flatten(2).transpose(1, 2),
             features.position.flatten(2).transpose(1, 2),
-            torch.cat([grid.flatten(1, 2), pointers.flatten(1, 2)], dim=1),
-            torch.cat([grid_position.flatten(1, 2), sign.expand(-1, -1, split, -1).flatten(1, 2)], dim=1),
+            torch.cat([maps.flatten(1, 2), pointers.flatten(1, 2)], dim=1),
+            torch.cat([(position + sign).flatten(1, 2), sign.expand(-1, -1, split, -1).flatten(1, 2)], dim=1),
             count * split,
             torch.cat(key_mask, dim=1),
+            cells.clamp(min=0).long().flatten(1) if self.rotary_keys else None,
         )
         return out.transpose(1, 2).reshape(coarse.shape)
+
+
+def _foreground(masks: Tensor, most: int) -> Tensor:
+    """Return which cells of the coarsest grid lie on a lesion or next to it.
+
+    Args:
+        masks: (N, P, P), 0 to 1.
+        most: How many cells are kept; of more, evenly spread ones.
+
+    Returns:
+        Cells (N, T) int64 in the order of the grid, T = `most` or all that there are; -1 where there are fewer.
+    """
+    near = functional.max_pool2d(functional.max_pool2d(masks.unsqueeze(1), 16), 3, stride=1, padding=1)
+    on_it = near.flatten(1) > 0.1
+    cells = on_it.logical_not().long().argsort(dim=1, stable=True)  # those of the lesion come first
+    number = on_it.sum(1, keepdim=True)
+    slot = torch.arange(min(most, cells.shape[1]), device=masks.device).unsqueeze(0)
+    spread = torch.where(number > most, slot * number // most, slot)
+    return cells.gather(1, spread).masked_fill(slot >= number, -1)

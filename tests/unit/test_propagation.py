@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.interfaces import Exemplars
-from mois.propagation import Similarity
+from mois.backbones import SAM2
+from mois.interfaces import Exemplars, Propagation
+from mois.propagation import Attention, Prototype, Similarity
 from mois.propagation import similarity as module
+from mois.propagation.attention import COMPACT
 from mois.propagation.similarity import ZONES
 from mois.testing import example_patches, nano_backbone
 
@@ -105,3 +110,48 @@ def test_what_depends_on_the_exemplars_alone_is_worked_out_once(
 
     monkeypatch.setattr(similarity.summary, "forward", never)
     similarity(features, exemplars, backbone)
+
+
+def attention_pair(rotary_keys: bool) -> tuple[Attention, Attention]:
+    """Return foreground and dense attention of the same weights."""
+    torch.manual_seed(0)
+    sparse, dense = (Attention(rotary_keys, tokens) for tokens in ("foreground", "dense"))  # type: ignore[arg-type]
+    for propagation in (sparse, dense):
+        propagation.build(nano_backbone())
+    dense.load_state_dict(sparse.state_dict())
+    return sparse, dense
+
+
+@pytest.mark.parametrize("rotary_keys", [False, True])
+def test_foreground_tokens_answer_as_dense_ones_with_the_others_masked(rotary_keys: bool) -> None:
+    sparse, dense = attention_pair(rotary_keys)
+    backbone = nano_backbone()
+    (images, masks), query = example_patches(6), backbone.encode(example_patches(2, seed=1)[0])
+    features = backbone.encode(images)
+    few, all_of_them = (p.describe(features, masks, backbone).reshape(2, 3) for p in (sparse, dense))
+    near = functional.max_pool2d(functional.max_pool2d(masks.unsqueeze(1), 16), 3, stride=1, padding=1)
+    on_it = near.view(2, 3, 64) > 0.1
+    assert 4 <= int(on_it.sum(2).amax()) < 36
+    masked = all_of_them.map(all_of_them.tokens | {"cell": all_of_them.tokens["cell"].masked_fill(~on_it, -1)})
+    sparse, few = sparse.eval(), sparse.prepare(few)
+    assert few.tokens["map"].shape[2] == int(on_it.sum(2).amax())  # padded to the longest, not to the grid
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(query, few, backbone), dense(query, masked, backbone), atol=1e-4, rtol=1e-4)
+
+
+def test_of_a_lesion_with_too_many_tokens_evenly_spread_ones_are_kept() -> None:
+    sparse, _ = attention_pair(False)
+    backbone = nano_backbone()
+    sparse.most = 8
+    described = sparse.describe(backbone.encode(example_patches(1)[0]), torch.ones(1, 128, 128), backbone)
+    assert described.tokens["cell"].flatten().tolist() == [0, 8, 16, 24, 32, 40, 48, 56]
+
+
+@pytest.mark.parametrize("kind", [Similarity, Prototype, lambda: Attention(tokens="foreground")])
+@pytest.mark.parametrize("size", ["nano", "tiny"])
+def test_an_exemplar_is_compact(kind: Callable[[], Propagation], size: Literal["nano", "tiny"]) -> None:
+    backbone, propagation = SAM2(size, "random", patch_px=512), kind()
+    propagation.build(backbone)
+    small = SAM2(size, "random", patch_px=64)
+    described = propagation.describe(small.encode(example_patches(1, 64)[0]), torch.ones(1, 64, 64), small)
+    assert described.bytes_per_exemplar() <= propagation.bytes_per_exemplar <= COMPACT
