@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 OURS = ("mois", "adapters", "datamodules")
+_MISSING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LIBRARIES = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
 
 
@@ -35,7 +38,8 @@ def explain(error: Exception) -> str | None:
     """Return one line on what the user has to change, or None where the error is a fault of the program.
 
     Explained are a ValueError raised by our code or by a plug-in (one raised by a library means that we called it
-    wrongly), a file that is missing or may not be touched, Lightning's complaints, and a full accelerator.
+    wrongly), a file that is missing or may not be touched, a full disk or accelerator, a data worker that was killed,
+    and Lightning's complaints.
     """
     kind = type(error).__name__
     if kind == "OutOfMemoryError":
@@ -44,8 +48,11 @@ def explain(error: Exception) -> str | None:
         return one_line(str(error))
     if type(error).__module__ == "omegaconf.errors":
         return _explain_interpolation(str(error))
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+    if isinstance(error, _MISSING) or (isinstance(error, OSError) and error.errno in _FULL):
         return f"{error.filename}: {error.strerror}" if error.filename else one_line(str(error))
+    if worker := re.search(r"^DataLoader worker \(pid.*\) (is killed|exited).*", str(error)):
+        cure = "lower data.init_args.num_workers if so, and go on with --ckpt_path last"
+        return f"{one_line(worker.group()).rstrip('.')}, maybe for want of memory; {cure}"
     if isinstance(error, ValueError):
         return _explain_value_error(error)
     return None

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -35,29 +36,29 @@ def scan_with_lesions(seed: int = 0, lesions: int = 12) -> tuple[NDArray, NDArra
     return image, classes, ids
 
 
+def write_dataset(root: Path, subjects: int = 2, held_out: int = 0, lesions: int = 12, instances: bool = False) -> Path:
+    """Write scans p0, p1, ... in nnU-Net's raw layout; return their folder."""
+    for number in range(subjects + held_out):
+        part = "Tr" if number < subjects else "Ts"
+        image, classes, ids = scan_with_lesions(number, lesions)
+        save_nifti(root / f"images{part}" / f"p{number}_0000.nii.gz", image)
+        save_nifti(root / f"labels{part}" / f"p{number}.nii.gz", classes)
+        if instances:
+            save_nifti(root / f"instances{part}" / f"p{number}.nii.gz", ids)
+    description = {
+        "channel_names": {"0": "T2"},
+        "labels": {"background": 0, "bright": 1, "dark": 2},
+        "numTraining": subjects,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(description))
+    return root
+
+
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> Callable[..., Path]:
-    """Return what writes a dataset of scans p0, p1, ... in nnU-Net's raw layout and returns its folder."""
-
-    def make(subjects: int = 2, held_out: int = 0, lesions: int = 12, instances: bool = False) -> Path:
-        root = tmp_path / "Dataset001_Cubes"
-        for number in range(subjects + held_out):
-            part = "Tr" if number < subjects else "Ts"
-            image, classes, ids = scan_with_lesions(number, lesions)
-            save_nifti(root / f"images{part}" / f"p{number}_0000.nii.gz", image)
-            save_nifti(root / f"labels{part}" / f"p{number}.nii.gz", classes)
-            if instances:
-                save_nifti(root / f"instances{part}" / f"p{number}.nii.gz", ids)
-        description = {
-            "channel_names": {"0": "T2"},
-            "labels": {"background": 0, "bright": 1, "dark": 2},
-            "numTraining": subjects,
-            "file_ending": ".nii.gz",
-        }
-        (root / "dataset.json").write_text(json.dumps(description))
-        return root
-
-    return make
+    """Return `write_dataset` for a folder of this test."""
+    return partial(write_dataset, tmp_path / "Dataset001_Cubes")
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -16,11 +18,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from mois.evaluation.reports import SubjectReport
+from mois.files import whole_file
 from mois.provenance import collect_provenance
 from mois.tracking import CarefulWandbLogger, Tracker
 
 RECORD = "mois"
 """Key of a checkpoint under which provenance and the W&B run id stand."""
+
+NAMED = ("best", "last", "previous")
+"""What `--ckpt_path` knows by name; previous.ckpt is the last.ckpt before the present one."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +67,24 @@ def read_checkpoint(path: Path) -> Any:
     """Return what a checkpoint holds, without running any code that it may carry.
 
     Raises:
-        ValueError: If there is no such file, it is cut short, or it holds more than tensors and plain values.
+        ValueError: If there is no such file, it is damaged, or it holds more than tensors and plain values.
     """
     if not path.is_file():
         raise ValueError(f"ckpt_path={path}: there is no such file")
+    previous = path.with_name("previous.ckpt")
+    cure = "go on from the one before it with --ckpt_path previous"
+    cure = cure if path.name == "last.ckpt" and previous.is_file() else "give another one"
     try:
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the check sums
+        if damaged is not None:
+            raise ValueError(f"ckpt_path={path}: it is damaged (the check sum of {damaged} is wrong); {cure}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         reason = "holds more than tensors and plain values, and loading it could run foreign code"
         raise ValueError(f"ckpt_path={path}: it {reason}; give a checkpoint that train.py wrote") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"ckpt_path={path}: it is cut short or no checkpoint; give another one") from error
+    except (BadZipFile, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"ckpt_path={path}: it is cut short or no checkpoint; {cure}") from error
 
 
 def read_training(path: Path) -> dict[str, Any]:
@@ -93,24 +106,50 @@ class SafeCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name in the same folder and renames; reads with `weights_only=True`, whatever is asked."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; killed at any moment, the file at `path` is the old one or the new one."""
+        """Write a checkpoint; killed at any moment, the file at `path` is the old one or the new one.
+
+        The last.ckpt that another one replaces is kept as previous.ckpt.
+
+        Raises:
+            OSError: If it cannot be written, most likely for want of room; the old one stands.
+        """
         del storage_options  # Lightning passes None
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            with whole_file(target) as part:
+                with part.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if target.name == "last.ckpt" and target.is_file():
+                    _keep(target, target.with_name("previous.ckpt"))
+        except (OSError, RuntimeError) as error:
+            if (cause := _write_error(error)) is None:
+                raise
+            stands = "the one before it stands" if target.is_file() else "there is none yet"
+            reason = f"{cause.strerror}, so that no checkpoint was written; {stands}"
+            raise OSError(cause.errno, f"{reason}; make room, then go on with --ckpt_path last", str(target)) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Return a checkpoint (`read_checkpoint`), on the CPU."""
         del map_location, weights_only
         return read_checkpoint(Path(path))
+
+
+def _keep(file: Path, name: Path) -> None:
+    """Give a file a second name, so that it is there under its first one at every moment."""
+    with whole_file(name) as part:
+        try:
+            part.hardlink_to(file)
+        except OSError:  # some file systems have no links
+            shutil.copyfile(file, part)
+
+
+def _write_error(error: BaseException | None) -> OSError | None:
+    """Return the system's error behind one of `torch.save`, which covers it with complaints about the file's end."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -152,6 +191,7 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, every_n_steps: int) -> None:
+        self.folder = folder
         super().__init__(
             dirpath=str(folder),
             filename=self.CHECKPOINT_NAME_LAST,
@@ -175,13 +215,24 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of an epoch, if it is its turn."""
         if trainer.global_step % self._every_n_train_steps == 0:
-            self.on_train_end(trainer, pl_module)
+            self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of the training, unless the last step was saved already."""
-        del pl_module
+        """Save the end of the training."""
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save on all ranks together, unless this step was saved already."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def way_on(trainer: Trainer) -> str:
+    """Return, for the end of a message, how to go on after an interruption."""
+    for callback in trainer.checkpoint_callbacks if trainer.state.fn == "fit" else ():
+        if isinstance(callback, LastCheckpoint) and (callback.folder / "last.ckpt").is_file():
+            return f"go on with --ckpt_path last ({callback.folder / 'last.ckpt'})"
+    return "nothing was saved yet: start it again" if trainer.state.fn == "fit" else "start it again"
 
 
 class RunRecord(Callback):

@@ -22,6 +22,7 @@ from mois.arguments import OneLineParser, command_line, read_settings
 from mois.tracking import Tracker, TrackingSettings, make_loggers
 from mois.training.callbacks import CostTable, SeedEachStep, StopAtNaN, WaitingShare
 from mois.training.checkpoints import (
+    NAMED,
     RECORD,
     BestCheckpoint,
     LastCheckpoint,
@@ -30,7 +31,9 @@ from mois.training.checkpoints import (
     read_training,
 )
 from mois.training.export import BundleSettings, export_bundles
+from mois.training.interruption import StopAtSignal
 from mois.training.module import ExemplarSegmenter
+from mois.training.ranks import RankWatch
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -48,7 +51,8 @@ class CheckpointSettings:
     Attributes:
         monitor: Validation figure that decides which one is `best.ckpt`.
         mode: Whether more or less of it is better.
-        every_n_steps: How often `last.ckpt` is written, from which `--ckpt_path last` goes on.
+        every_n_steps: How often `last.ckpt` is written, from which `--ckpt_path last` goes on; the one before it is
+            kept, for `--ckpt_path previous`.
     """
 
     monitor: str = "val/right"
@@ -81,6 +85,7 @@ class MoisCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str], model_class: type[LightningModule] = ExemplarSegmenter) -> None:
         self.arguments = list(arguments)
         self.resumed: dict[str, Any] = {}
+        self.ranks = RankWatch()
         self.ckpt_path: str | None = None
         super().__init__(
             model_class,
@@ -130,7 +135,7 @@ class MoisCLI(LightningCLI):
         if trainer["precision"] is None:
             trainer["precision"] = choose_precision(trainer["accelerator"])
         given = self.settings["ckpt_path"]
-        path = self.checkpoints / f"{given}.ckpt" if given in ("best", "last") else Path(given) if given else None
+        path = self.checkpoints / f"{given}.ckpt" if given in NAMED else Path(given) if given else None
         if given == "last" and self.subcommand == "fit" and path is not None and not path.exists():
             rank_zero_info(f"there is no {path} yet: the training starts anew")
             path = None
@@ -145,12 +150,14 @@ class MoisCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add our loggers, callbacks and checkpoint files to what the config asks for."""
-        trainer = self._get(self.config_init, "trainer")
-        plugins = trainer["plugins"] or []
+        given = self._get(self.config_init, "trainer")
+        plugins = given["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()]
-        kwargs["logger"] = self._loggers(trainer["logger"])
-        self.trainer_defaults["callbacks"] = self._callbacks(trainer["enable_checkpointing"] is not False)
-        return super().instantiate_trainer(**kwargs)
+        kwargs["logger"] = self._loggers(given["logger"])
+        self.trainer_defaults["callbacks"] = self._callbacks(given["enable_checkpointing"] is not False)
+        trainer = super().instantiate_trainer(**kwargs)
+        self.ranks.start(trainer)
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.ckpt_path}
@@ -210,9 +217,9 @@ class MoisCLI(LightningCLI):
 
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         seed = self.settings["seed_everything"]
-        callbacks: list[Callback] = [RunRecord(self.plain_config(), seed), StopAtNaN()]
+        callbacks: list[Callback] = [self.ranks, RunRecord(self.plain_config(), seed), StopAtNaN()]
         callbacks += [CostTable(bool(self.settings["dry_step"])), WaitingShare()]
-        callbacks.append(SeedEachStep(int(seed)))
+        callbacks += [SeedEachStep(int(seed)), StopAtSignal()]
         if checkpointing:
             kept = self.settings["checkpoints"]
             callbacks.append(BestCheckpoint(self.checkpoints, kept["monitor"], kept["mode"]))

@@ -75,10 +75,10 @@ def failing(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @contextmanager
-def train_apart(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start `python train.py ARGUMENTS`; nothing of it outlives the context."""
+def train_apart(*arguments: str, launcher: Sequence[str] = (sys.executable,)) -> Iterator[subprocess.Popen[str]]:
+    """Start `LAUNCHER train.py ARGUMENTS`; nothing of it outlives the context."""
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
+        [*launcher, str(ROOT / "train.py"), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -106,6 +106,12 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int, timeout_
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, f"step {step} was not reached within {timeout_s} s"
         time.sleep(0.02)
+
+
+def ranks(process: subprocess.Popen[str]) -> list[int]:
+    """Return the ids of the ranks that a process started."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)
+    return [int(number) for number in found.stdout.split()]
 
 
 def rows(run: Path) -> list[dict[str, str]]:

@@ -1,0 +1,100 @@
+"""SIGTERM, and SLURM's signal before a job's time is up: a checkpoint at the end of the step, and the end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mois.training.checkpoints import LastCheckpoint, way_on
+
+
+class StopAtSignal(Callback):
+    """Ends a training at a step that all ranks agree on, after `last.ckpt` was written, so that it goes on exactly.
+
+    Lightning's own handlers save in the middle of a step, and its ranks wait for each other inside a handler, maybe
+    forever. They are called at the end of the step instead: that of its SLURM plug-in puts the job back into the queue.
+    A validation is not waited for: whoever goes on repeats the steps since `last.ckpt`, and validates then.
+    """
+
+    def __init__(self) -> None:
+        self._noted = 0  # number of the signal that this rank received
+        self._agreed = 0
+        self._step = 0
+        self._lightnings: dict[int, Any] = {}  # its handlers by signal
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over from Lightning's handlers, which it restores itself when the training ends."""
+        self._agreed, self._step = 0, trainer.global_step
+        self._noted = signal.SIGTERM if trainer.received_sigterm else 0
+        if threading.current_thread() is not threading.main_thread():
+            return
+        numbers: list[int | None] = [signal.SIGTERM]
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            numbers.append(environment.requeue_signal)
+        for number in filter(None, numbers):
+            self._lightnings[number] = signal.signal(number, self._note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Agree whether to stop, wherever the weights changed; save, unless the epoch's end does it."""
+        if trainer.global_step == self._step:  # gradients are being accumulated
+            return
+        self._step = trainer.global_step
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save_if_agreed(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Agree whether to stop, and save."""
+        self._save_if_agreed(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop after what was logged of the last epoch."""
+        self._stop(trainer, self._agreed)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop after what was logged of the last step."""
+        self._stop(trainer, self._agreed)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Stop before another scan is looked at."""
+        if trainer.state.fn == "fit":
+            self._stop(trainer, self._agreed or self._noted)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted = number
+
+    def _save_if_agreed(self, trainer: Trainer) -> None:
+        noted = torch.tensor(self._noted, device=trainer.strategy.root_device)
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
+        self._agreed = int(noted)
+        if not self._agreed:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.save(trainer)
+        if self._agreed != signal.SIGTERM:
+            self._lightnings[self._agreed](self._agreed, None)
+            if trainer.is_global_zero:  # the requeued job goes on from last.ckpt, and so does everybody else
+                for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
+                    copy.unlink()
+
+    def _stop(self, trainer: Trainer, number: int) -> None:
+        if not number:
+            return
+        if trainer.is_global_zero:
+            name = signal.Signals(number).name
+            sys.stderr.write(f"stopped by {name} after step {trainer.global_step}; {way_on(trainer)}\n")
+        raise SystemExit(128 + number)
