@@ -203,7 +203,9 @@ class CachedEncoder:
                 self.cache.write(key, kept)
             rows.append(kept)
         self.hits = hits / len(keys)
-        parts = [torch.stack(part).to(images.device, non_blocking=True).float() for part in zip(*rows, strict=True)]
+        with torch.autocast("cpu", enabled=False):  # it knows bfloat16 only
+            halves = [torch.stack(part) for part in zip(*rows, strict=True)]
+        parts = [half.to(images.device, non_blocking=True).float() for half in halves]
         return self.backbone.encode_rest(images, tuple(parts))
 
 
