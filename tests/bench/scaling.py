@@ -235,7 +235,8 @@ def draw(bench: Path, folder: Path) -> None:
                 if step.startswith(f"{key}_")
             )
             axes.plot(*zip(*points, strict=True), marker="o", label=label)
-        axes.set(xlabel=across, ylabel="CPU seconds, one thread", xlim=(0, None), ylim=(0, None))
+        axes.set(xlabel=across, ylabel="CPU seconds, one thread")
+        axes.set(xlim=(0, None), ylim=(0, 1.1 * axes.dataLim.y1))
         axes.legend(frameon=False)
         with whole_file(folder / f"scaling_{name}.png") as part:
             figure.savefig(part, format="png", dpi=130)
