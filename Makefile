@@ -44,7 +44,7 @@ check: setup
 	$(VENV)/bin/lint-imports
 
 bench: setup
-	$(PY) -m pytest -m bench tests/bench -s $(ARGS)
+	$(PY) -m tests.bench.run --out runs/bench $(ARGS)
 
 format: setup
 	$(VENV)/bin/ruff check --fix $(SOURCES)

@@ -1,0 +1,100 @@
+"""`make bench`: every measurement, as a table and as bench.json, beside those of the last run.
+
+python -m tests.bench.run --out runs/bench [--only click_vs_encode,...] [--repeats 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mois.files import write_text
+from tests.bench import ddp, inference, scaling, training, units
+from tests.bench.measure import Outcome
+
+MODULES = (inference, training, ddp, scaling, units)
+LOUD = 0.2  # a figure that got worse by more than this share is marked
+BETTER_WHEN_HIGH = ("tracking_batched_vs_serial", "train_frozen_cached_vs_full", "train_late_lora_vs_full", "ddp2_vs_1")
+PACKAGES = ("torch", "lightning", "sam2", "peft", "torchio", "numpy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what things cost, as ratios within one run.")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--only", default="", help="names of measurements, with commas between them")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of every arm; their median counts")
+    given = parser.parse_args()
+    known = {measurement.__name__: measurement for module in MODULES for measurement in module.MEASUREMENTS}
+    wanted = [name for name in given.only.split(",") if name] or list(known)
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        parser.error(f"--only={','.join(unknown)}: there are {', '.join(known)}")
+    torch.set_num_threads(1)
+    console = Console()
+    last = read(given.out / "bench.json")
+    figures: dict[str, float] = dict(last.get("figures", {})) if given.only else {}
+    details: dict[str, dict[str, float]] = dict(last.get("details", {})) if given.only else {}
+    for name in wanted:
+        measurement = known[name]
+        console.print(f"[bold]{name}[/bold]: {(measurement.__doc__ or '').splitlines()[0]}")
+        outcome: Outcome = measurement(given.repeats)
+        figures |= outcome.figures
+        details[name] = outcome.details
+        show(console, outcome, last.get("figures", {}))
+        record = {"figures": figures, "details": details, "repeats": given.repeats, "machine": machine()}
+        write_text(given.out / "bench.json", json.dumps(record, indent=2) + "\n")  # what is measured is kept
+    console.print(f"figures: {given.out / 'bench.json'}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the last run; none where there was none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def change(name: str, now: float, before: float | None) -> tuple[str, bool]:
+    """Return how a figure compares with that of the last run, in words, and whether it got much worse."""
+    if not before:
+        return "-", False
+    grown = now / before - 1
+    return f"{grown:+.0%}", (-grown if name in BETTER_WHEN_HIGH else grown) > LOUD
+
+
+def show(console: Console, outcome: Outcome, before: dict[str, float]) -> None:
+    table = Table("figure", box=None)
+    for column in ("now", "last run", "change"):
+        table.add_column(column, justify="right")
+    for name, now in outcome.figures.items():
+        words, worse = change(name, now, before.get(name))
+        said = f"{before[name]:.4g}" if name in before else "-"
+        table.add_row(
+            name, f"{now:.4g}", said, f"{words} WORSE" if worse else words, style="bold red" if worse else None
+        )
+    for name, value in outcome.details.items():
+        table.add_row(f"  {name}", f"{value:.4g}", "", "", style="dim")
+    console.print(table)
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    return {
+        "processor": platform.machine(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+if __name__ == "__main__":
+    main()

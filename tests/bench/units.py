@@ -1,0 +1,88 @@
+"""What single things cost: the unit costs that docs/performance.md plans with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from datamodules.lesion_types import draw_lesion_types
+from datamodules.phantom import make_phantom, make_slab
+from mois.backbones import SAM2
+from mois.interfaces import Features, Prompts
+from mois.propagation import Similarity
+from mois.testing import example_episode, example_patches, nano_backbone
+from mois.training.episode_step import EpisodeLearning, learn, names
+from tests.bench.measure import Measurement, Outcome, interleaved
+
+
+def encoder_units(repeats: int) -> Outcome:
+    """One image through the encoder, by model and edge: CPU seconds and GFLOP."""
+    found: dict[str, float] = {}
+    for size, edge in (("nano", 128), ("nano", 512), ("tiny", 512), ("tiny", 1024), ("small", 1024)):
+        backbone = SAM2(size, "random", patch_px=edge)  # type: ignore[arg-type]
+        images, _ = example_patches(1, edge)
+
+        def encode(backbone: SAM2 = backbone, images: torch.Tensor = images) -> Features:
+            with torch.inference_mode():
+                return backbone.encode(images)
+
+        found[f"{size}_{edge}_gflop"] = gflop(encode)
+        if size != "small":  # its seconds follow from its operations
+            found[f"{size}_{edge}_s"] = interleaved({size: encode}, max(1, repeats // 2))[size]
+    return Outcome({}, found)
+
+
+def answer_units(repeats: int) -> Outcome:
+    """One image through what comes after the encoder, Hiera-tiny at 512 px: CPU seconds and GFLOP."""
+    backbone, propagation = SAM2("tiny", "random", patch_px=512), Similarity()
+    propagation.build(backbone)
+    images, masks = example_patches(1, 512)
+    with torch.inference_mode():
+        features = backbone.encode(images)
+        click = Prompts(torch.full((1, 1, 2), 256.0), torch.ones(1, 1, dtype=torch.int32))
+        answer = backbone.decode(features, click)
+        memory = backbone.remember(features, answer.logits, answer.pointer)
+        exemplars = propagation.describe(features, masks, backbone)
+    arms: dict[str, Callable[[], object]] = {
+        "click": lambda: backbone.decode(features, click),
+        "remember": lambda: backbone.remember(features, answer.logits, answer.pointer),
+        "attend": lambda: backbone.attend(features, memory),
+        "semantic": lambda: propagation(features, exemplars, backbone),
+    }
+    with torch.inference_mode():
+        seconds = interleaved(arms, repeats)
+        found = {f"{name}_gflop": gflop(arm) for name, arm in arms.items()}
+    return Outcome({}, found | {f"{name}_s": spent for name, spent in seconds.items()})
+
+
+def data_units(repeats: int) -> Outcome:
+    """Phantoms to draw, and the nano's training step: CPU seconds."""
+    rng = np.random.default_rng(0)
+    types = draw_lesion_types(rng, 2)
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    episode = example_episode(batch=4)
+
+    def step() -> None:
+        outcome = learn(backbone, names([propagation]), episode, EpisodeLearning(), 0)
+        torch.stack(list(outcome.losses.values())).sum().backward()
+
+    arms: dict[str, Callable[[], object]] = {
+        "slab_s": lambda: make_slab(rng, types),
+        "phantom_s": lambda: make_phantom(rng, types),
+        "nano_step_of_4_episodes_s": step,
+    }
+    return Outcome({}, interleaved(arms, max(1, repeats // 2)))
+
+
+def gflop(action: Callable[[], object]) -> float:
+    """Return the floating point operations of an action in thousand millions; a multiply-add is two."""
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return float(counter.get_total_flops()) / 1e9
+
+
+MEASUREMENTS: list[Measurement] = [encoder_units, answer_units, data_units]
