@@ -80,7 +80,8 @@ class FeatureStore:
             if row not in self:
                 self.put(rows[place : place + 1], images[place : place + 1])
         found = [self._kept[row] if row in self._kept else self._read(row) for row in rows.tolist()]
-        levels = tuple(torch.stack(level).float() for level in zip(*found, strict=True))
+        with torch.autocast(self._device.type, enabled=False):  # a CPU's knows no float16
+            levels = tuple(torch.stack(level).float() for level in zip(*found, strict=True))
         if self._position is None or not len(rows):
             raise LookupError("features of no rows: a caller asked for an empty selection")
         position = self._position.float().expand(len(rows), -1, -1, -1)

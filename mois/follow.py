@@ -54,7 +54,7 @@ def follow_all(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits:
     A lesion ends where the model sees none (presence below 0, or an empty mask), where it grows too fast, at the end of
     the scan, in air, and at the end of the range.
     """
-    found = [Tracked(np.arange(len(seeds.rows)), seeds.rows, seeds.logits.float().cpu())]
+    found = [Tracked(np.arange(len(seeds.rows)), seeds.rows, seeds.logits.float())]
     chunk = max(1, batch_size // 2)
     for first in range(0, len(seeds.rows), chunk):
         part = seeds[first : first + chunk]
@@ -88,7 +88,7 @@ def follow_one(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits:
         backbone.remember(encoded.select(seeds.rows[[n]]), seeds.logits[n : n + 1], seeds.pointer[n : n + 1])
         for n in range(len(places))
     ]
-    found = [Tracked(np.zeros(len(places), np.int64), seeds.rows, seeds.logits.float().cpu())]
+    found = [Tracked(np.zeros(len(places), np.int64), seeds.rows, seeds.logits.float())]
     shown = (seeds.logits > 0).flatten(1).any(1).tolist()
     for n, place in enumerate(places.tolist()):
         if not shown[n]:
@@ -174,8 +174,9 @@ def _walk(
             break
         index = going[kept]
         kept_logits = _at(answer.logits, kept)
-        found.append(Tracked(walker[index], at_row[index], kept_logits.float().cpu()))
-        latest = backbone.remember(encoded.select(at_row[index]), kept_logits, _at(answer.pointer, kept))
+        found.append(Tracked(walker[index], at_row[index], kept_logits.float()))
+        seen = features if len(kept) == len(going) else features.select(_on(kept, kept_logits.device))
+        latest = backbone.remember(seen, kept_logits, _at(answer.pointer, kept))
         recent = [latest, *(_pick(part, index) for part in recent)][: limits.memory]
         clicked = _pick(clicked, index)
         walker, direction, steps = walker[index], direction[index], steps[index]
@@ -187,13 +188,17 @@ def _join(parts: Sequence[Tracked]) -> Tracked:
     return Tracked(
         np.concatenate([part.lesion for part in parts]),
         np.concatenate([part.rows for part in parts]),
-        torch.cat([part.logits for part in parts]),
+        torch.cat([part.logits for part in parts]).cpu(),
     )
 
 
 def _at(tensor: Tensor, index: npt.NDArray[np.int64]) -> Tensor:
     """Return some rows of a tensor on any device."""
-    return tensor[torch.from_numpy(index).to(tensor.device)]
+    return tensor[_on(index, tensor.device)]
+
+
+def _on(index: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(index).to(device, non_blocking=True)
 
 
 def _pick(memory: Memory, index: npt.NDArray[np.int64]) -> Memory:

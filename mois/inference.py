@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from mois.components import Candidates, Split, find_candidates
-from mois.encoded import EncodedVolume, Tracked, mask_centre, paste
+from mois.encoded import EncodedVolume, Tracked, mask_centre, paste, paste_tile
+from mois.execution import Compiled, Precision, autocast, tiles_at_once
 from mois.feature_store import FeatureStore
 from mois.follow import Limits, Seeds, follow_all
 from mois.geometry import SliceGrid, TileGrid, resample_stack, restore_stack
-from mois.interfaces import Backbone, Exemplars, MaskPrediction, Prompts, Propagation, Volume
+from mois.interfaces import Backbone, Exemplars, Features, MaskPrediction, Prompts, Propagation, Volume
 from mois.io import normalise
 from mois.metrics import InstanceMap
 
@@ -35,7 +36,7 @@ class InferenceSettings:
         pixel_mm: Edge of a picture's pixel; the scan is resampled to it in plane.
         tile_px: Edge of a tile, a multiple of 32; None takes what the backbone was trained at.
         overlap: Share of a tile's edge that neighbouring tiles have in common.
-        batch_size: Tiles that go through the model at once.
+        batch_size: Tiles that go through the model at once; on a CPU fewer, where they would not fit its cache.
         threshold: Probability from which a voxel belongs to a lesion.
         peak_threshold: Probability that a lesion reaches at its surest voxel, or else it is dropped.
         min_lesion_voxels: Found lesions of fewer voxels are dropped.
@@ -46,6 +47,10 @@ class InferenceSettings:
         air_level: A tile in which no 8 x 8 pixels have this mean normalised intensity is air, and is not encoded.
         slice_axis: Direction across the slices; `auto` is the coarsest one.
         weigh_by_presence: Multiply a tile's probabilities by the probability that there is anything on it.
+        precision: `32` computes in float32, `bf16` in bfloat16 where that serves (autocast); `auto` is bfloat16 on an
+            accelerator that computes with it, else float32.
+        compile: Compile the encoder (torch.compile): minutes at first, then less per tile. Where it cannot be compiled,
+            a warning says so.
         half_features: Keep features as float16: half the memory, nearly the same answers.
         memory_gib: How much of a scan's features is kept in memory; the rest goes to a file in the temporary folder.
         split_prominence_mm: Touching lesions are parted where the waist between them is thinner than the thinner of the
@@ -66,6 +71,8 @@ class InferenceSettings:
     air_level: float = 0.12
     slice_axis: Literal["auto", "left-right", "anterior-posterior", "superior-inferior"] = "auto"
     weigh_by_presence: bool = False
+    precision: Precision = "auto"
+    compile: bool = False
     half_features: bool = False
     memory_gib: float = 4.0
     split_prominence_mm: float = 0.0
@@ -105,11 +112,16 @@ class VolumeSegmenter:
         self.backbone = backbone
         self.propagation = propagation
         self.settings = settings if settings is not None else InferenceSettings()
+        self._encode = Compiled(backbone.encode) if self.settings.compile else backbone.encode
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.backbone.parameters()).device
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the model computes, as `inference.precision` says."""
+        return autocast(self.device, self.settings.precision)
 
     @torch.inference_mode()
     def encode(self, volume: Volume, *, lazy: bool = False) -> EncodedVolume:
@@ -135,13 +147,18 @@ class VolumeSegmenter:
         row_of = np.full(tuple(shows.shape), -1, dtype=np.int64)
         row_of[tuple(places.T)] = np.arange(len(places))
         stored = torch.float16 if lazy or settings.half_features else torch.float32
-        store = FeatureStore(self.backbone.encode, self.device, stored, settings.memory_gib)
+        store = FeatureStore(self._see, self.device, stored, settings.memory_gib)
         encoded = EncodedVolume(grid, tiles, pictures, store, row_of, places, len(places))
         if not lazy:
-            for start in range(0, len(places), settings.batch_size):
-                rows = np.arange(start, min(start + settings.batch_size, len(places)))
+            step = tiles_at_once(self.device, edge, settings.batch_size)
+            for start in range(0, len(places), step):
+                rows = np.arange(start, min(start + step, len(places)))
                 store.put(rows, encoded.images(rows))
         return encoded
+
+    def _see(self, images: Tensor) -> Features:
+        with self.autocast():
+            return self._encode(images)
 
     def row(self, encoded: EncodedVolume, slice_index: int, tile: int) -> int:
         """Return the row of a tile; one that was taken for air is encoded when it is used, and kept."""
@@ -151,7 +168,8 @@ class VolumeSegmenter:
     def answer(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prompts: Prompts) -> MaskPrediction:
         """Segment one prompted object on each of N rows."""
         moved = Prompts(*(None if part is None else part.to(self.device) for part in prompts))  # type: ignore[arg-type]
-        return self.backbone.decode(encoded.select(rows), moved)
+        with self.autocast():
+            return self.backbone.decode(encoded.select(rows), moved)
 
     def click(
         self,
@@ -183,8 +201,7 @@ class VolumeSegmenter:
         for count in range(2, len(clicks) + 1):
             prompts = Prompts(points[:, :count], labels[:, :count], answer.logits.float().unsqueeze(1))
             answer = self.answer(encoded, rows, prompts)
-        tracked = Tracked(np.zeros(1, dtype=np.int64), rows, answer.logits.float().cpu())
-        return paste(encoded, tracked)[0][slice_index]
+        return paste_tile(encoded, tile, answer.logits[0])
 
     def track(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], answer: MaskPrediction) -> Tracked:
         """Follow N lesions from the slice on which they were clicked, both ways.
@@ -195,7 +212,8 @@ class VolumeSegmenter:
             answer: What the clicks gave there.
         """
         seeds = Seeds(rows, answer.logits, answer.pointer)
-        return follow_all(self.backbone, encoded, seeds, self.limits, self.settings.batch_size)
+        with self.autocast():
+            return follow_all(self.backbone, encoded, seeds, self.limits, self.settings.batch_size)
 
     @property
     def limits(self) -> Limits:
@@ -226,7 +244,8 @@ class VolumeSegmenter:
         Returns:
             Exemplars with B = 1 and K = N; an empty mask is not valid.
         """
-        described = self.propagation.describe(encoded.select(rows), masks.float().to(self.device), self.backbone)
+        with self.autocast():
+            described = self.propagation.describe(encoded.select(rows), masks.float().to(self.device), self.backbone)
         return described.reshape(1, len(rows))
 
     def exemplars(self, encoded: EncodedVolume, items: Sequence[tuple[int, Tensor]]) -> Exemplars:
@@ -274,29 +293,35 @@ class VolumeSegmenter:
         Returns:
             Probability (R, S, H, W) float32, one stack per question as in `propagate`.
         """
-        asked = self.propagation.prepare(side_by_side(questions))
+        asked = self.prepare(questions)
         blended = torch.zeros(len(questions), *encoded.pictures.shape)
-        most = max(1, self.settings.batch_size // len(questions))
+        most = max(1, tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size) // len(questions))
         for slices, rows in encoded.groups(self.settings.batch_size):
             if not len(rows):
                 continue
             parts = np.array_split(rows, ceil(len(rows) / most))
             probability = torch.cat([self.ask(encoded, part, asked) for part in parts])  # (rows, R, P, P)
-            places = torch.from_numpy(encoded.places[rows])
+            on_slice, tile = encoded.places[rows].T
             for slice_index in slices:
-                here = torch.nonzero(places[:, 0] == slice_index).flatten()
-                blended[:, slice_index] = encoded.tiles.blend(probability[here], places[here, 1])
+                here = torch.from_numpy(np.flatnonzero(on_slice == slice_index))
+                blended[:, slice_index] = encoded.tiles.blend(probability[here], torch.from_numpy(tile)[here])
         found = torch.empty(len(questions), *encoded.grid.stack_shape)
         for number, stack in enumerate(blended):  # one at a time: a large scan's answers are not there twice
             found[number] = restore_stack(stack, encoded.grid)
         return found
 
+    def prepare(self, questions: Sequence[Exemplars]) -> Exemplars:
+        """Return R sets of exemplars (B = 1, any K) as `ask` takes them, with all that depends on them alone."""
+        with self.autocast():
+            return self.propagation.prepare(side_by_side(questions))
+
     def ask(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], asked: Exemplars) -> Tensor:
-        """Return the probability (rows, R, P, P), on the CPU."""
+        """Return the probability (rows, R, P, P), on the CPU, of R prepared questions."""
         tiles = len(rows)
         # (R, K) -> (tiles * R, K), a view where R = 1
         exemplars = asked.each(lambda tensor: tensor.expand(tiles, *tensor.shape).flatten(0, 1))
-        prediction = self.propagation(encoded.select(rows), exemplars, self.backbone)
+        with self.autocast():
+            prediction = self.propagation(encoded.select(rows), exemplars, self.backbone)
         probability: Tensor = prediction.logits.float().sigmoid()
         if self.settings.weigh_by_presence:
             probability = probability * prediction.presence.float().sigmoid()[:, None, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import operator
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -65,6 +66,7 @@ class Workbench:
         self.grid = self.encoded.grid
         self.voxel_ml = abs(float(torch.linalg.det(volume.affine[:3, :3].double()))) / 1000
         self.banks: dict[str, ExemplarBank] = {}
+        self._last: tuple[list[Exemplar], Tensor] | None = None  # exemplars of the last propagation and its answer
         self._actions: dict[str, Callable[..., Outcome]] = {
             "click": self._click,
             "box": self._box,
@@ -243,8 +245,7 @@ class Workbench:
         )
 
     def _propagate(self, state: State) -> Outcome:
-        _, asked = self.asked(state)
-        probability = self.segmenter.propagate(self.encoded, asked)
+        probability = self._probability(state)
         found, maybes = find_lesions(self.segmenter, self.encoded, state, probability, self.voxel_ml)
         masks, peaks = [mask for mask, _ in found], [peak for _, peak in found]
         ids = keep_ids(state.lesions, masks, self.grid.stack_shape, state.next_id)
@@ -266,6 +267,14 @@ class Workbench:
             )
         next_id = max([state.next_id, *(number + 1 for number in ids)])
         return replace(state, lesions=lesions, maybes=maybes, next_id=next_id, propagated=True), len(ids)
+
+    def _probability(self, state: State) -> Tensor:
+        """Return what is like the exemplars, (S, H, W); worked out again only where they are others than the last."""
+        keys, asked = self.asked(state)
+        shown = [state.exemplars[key] for key in keys]
+        if self._last is None or len(shown) != len(self._last[0]) or any(map(operator.is_not, shown, self._last[0])):
+            self._last = shown, self.segmenter.propagate(self.encoded, asked)
+        return self._last[1]
 
     def _accept(self, state: State, lesion: int) -> Outcome:
         old = self._lesion(state, lesion)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mois.encoded import EncodedVolume
 from mois.exemplars import Exemplar
 from mois.geometry import SliceGrid
-from mois.inference import VolumeSegmenter, side_by_side
+from mois.inference import VolumeSegmenter
 from mois.interfaces import Exemplars
 from mois.session.state import BoxMask, Lesion, State
 
@@ -210,7 +210,7 @@ def influences(
         bank: The exemplars by key.
     """
     scores: dict[str, dict[str, float]] = {}
-    asked = segmenter.propagation.prepare(side_by_side(list(exemplars.values())))
+    asked = segmenter.prepare(list(exemplars.values()))
     for lesion in known:
         answer = segmenter.ask(encoded, np.array([lesion.row]), asked)[0]  # (R, P, P)
         scores[lesion.key] = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from mois.calibration import Calibration
 from mois.exemplars import ExemplarBank, ModelIdentity
-from mois.inference import VolumeSegmenter
+from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Volume
 from mois.journal import Action
 
@@ -69,7 +69,8 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
             f"{where} was made by another model: {' and '.join(different)}; use the bundle it was made with."
         )
     for name, value in now["inference"].items():
-        before = header["inference"].get(name)
+        # a setting that came later was at its default
+        before = header["inference"].get(name, getattr(InferenceSettings, name))
         if before != value:
             raise ValueError(
                 f"{where} was made with inference.{name}={before}, now it is {value}; use the same setting."

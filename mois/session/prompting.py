@@ -58,9 +58,10 @@ def segment(segmenter: VolumeSegmenter, encoded: EncodedVolume, prompts: Sequenc
     A lesion too large for a tile is put together from several, each with the prompts that it shows.
     """
     solid = next((prompt.mask for prompt in prompts if prompt.mask is not None and len(prompt.mask.inside) > 1), None)
-    tracked = [
-        _answer_part(segmenter, encoded, part, solid is not None) for part in _parts(segmenter, encoded, prompts)
-    ]
+    with segmenter.autocast():
+        tracked = [
+            _answer_part(segmenter, encoded, part, solid is not None) for part in _parts(segmenter, encoded, prompts)
+        ]
     score = _scores(encoded, tracked)
     shape = encoded.grid.stack_shape
     indices = sorted({*score, *(prompt.slice_index for prompt in prompts), *_slices(solid)})

@@ -416,3 +416,25 @@ def test_mistakes_are_told_in_one_line_and_change_nothing(session, act, message)
     assert "\n" not in str(caught.value)
     assert session.actions == ()
     assert session.state.lesions == {}
+
+
+def test_the_scan_is_gone_through_again_only_for_other_exemplars(monkeypatch):
+    scan, segmenter = three_lesions(), make_segmenter()
+    session = InteractiveSession(segmenter, scan)
+    asked = []
+    propagate = segmenter.propagate
+    monkeypatch.setattr(segmenter, "propagate", lambda *given: asked.append(given) or propagate(*given))
+    session.click(lps(scan, 2, 20, 20))
+    found = session.propagate()
+    first = session.label_map()
+    session.lock(1)
+    assert session.propagate() == found
+    assert len(asked) == 1  # the same exemplars, the same answer
+    assert torch.equal(session.label_map(), first)
+    session.reweigh(next(iter(session.state.exemplars)), 2.0)
+    session.propagate()
+    assert len(asked) == 2
+    session.undo()
+    session.undo()  # before the other weight
+    session.propagate()
+    assert len(asked) == 3  # one answer is kept, the latest

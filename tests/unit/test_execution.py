@@ -1,0 +1,163 @@
+"""How a model is run: precisions agree, a failed compilation is survived, and no loop waits for the device."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from session_fakes import lps, three_lesions
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mois.backbones import SAM2
+from mois.encoded import EncodedVolume
+from mois.execution import CACHED_PX, Compiled, autocast, tiles_at_once
+from mois.inference import InferenceSettings, VolumeSegmenter
+from mois.interfaces import Features, MaskPrediction, Prompts
+from mois.propagation import Similarity
+from mois.session import InteractiveSession
+from mois.testing import example_patches, nano_backbone
+
+CPU = torch.device("cpu")
+SETTINGS = InferenceSettings(pixel_mm=0.75, tile_px=96, batch_size=8, peak_threshold=0.4)
+WAITS = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique")
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> VolumeSegmenter:
+    backbone, propagation = SAM2(size="nano", weights="bundled"), Similarity(weights="bundled")
+    propagation.build(backbone)
+    return VolumeSegmenter(backbone.eval(), propagation.eval(), SETTINGS)
+
+
+@contextmanager
+def waits() -> Iterator[Counter[str]]:
+    """Count the operations for which a host has to wait for its accelerator."""
+    found: Counter[str] = Counter()
+
+    class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = func.overloadpacket.__name__
+            found.update([name] if name in WAITS else [])
+            return func(*args, **(kwargs or {}))
+
+    with Counting():  # type: ignore[no-untyped-call]
+        yield found
+
+
+def two_clicks(segmenter: VolumeSegmenter, encoded: EncodedVolume) -> tuple[np.ndarray, MaskPrediction]:
+    tiles = [encoded.tiles.best_tile(*place) for place in ((40.0, 40.0), (92.0, 64.0))]
+    rows = np.array([segmenter.row(encoded, index, tile) for index, tile in zip((2, 3), tiles, strict=True)])
+    corners = torch.tensor([encoded.corner(tile) for tile in tiles])
+    points = (torch.tensor([[40.0, 40.0], [92.0, 64.0]]) - corners).flip(1).unsqueeze(1)
+    return rows, segmenter.answer(encoded, rows, Prompts(points, torch.ones(2, 1, dtype=torch.int32)))
+
+
+def test_the_semantic_pass_never_waits_for_the_device(segmenter: VolumeSegmenter) -> None:
+    encoded = segmenter.encode(three_lesions())
+    rows, _ = two_clicks(segmenter, encoded)
+    exemplars = segmenter.describe(encoded, rows, torch.ones(2, 96, 96))
+    with waits() as found:
+        segmenter.propagate(encoded, exemplars)
+    assert found == {}
+
+
+def test_tracking_waits_once_a_step(segmenter: VolumeSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = segmenter.encode(three_lesions())
+    rows, answer = two_clicks(segmenter, encoded)
+    decode = segmenter.backbone.decode
+
+    def always_there(*given: Any) -> MaskPrediction:
+        found = decode(*given)
+        return found._replace(logits=torch.ones_like(found.logits), presence=torch.ones_like(found.presence))
+
+    monkeypatch.setattr(segmenter.backbone, "decode", always_there)
+    with waits() as found:
+        tracked = segmenter.track(encoded, rows, answer._replace(logits=torch.ones_like(answer.logits)))
+    assert len(tracked.rows) == 12  # 2 lesions on 6 slices, clicked on slices 2 and 3
+    assert found == {"nonzero": 3}  # which lesions go on, once for each of the 3 steps
+
+
+def test_on_a_cpu_what_goes_through_at_once_fits_its_cache() -> None:
+    assert CACHED_PX == 8 * 128**2
+    assert [tiles_at_once(CPU, edge, 32) for edge in (32, 128, 512, 1024)] == [32, 8, 1, 1]
+    assert tiles_at_once(torch.device("cuda"), 1024, 32) == 32
+
+
+def test_auto_computes_in_float32_on_a_cpu() -> None:
+    def product(precision: str) -> torch.dtype:
+        with autocast(CPU, precision):  # type: ignore[arg-type]
+            return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    assert [product(each) for each in ("auto", "32", "bf16")] == [torch.float32, torch.float32, torch.bfloat16]
+
+
+def test_bfloat16_gives_nearly_the_answers_of_float32(segmenter: VolumeSegmenter) -> None:
+    scan = three_lesions()
+    half = VolumeSegmenter(segmenter.backbone, segmenter.propagation, replace(SETTINGS, precision="bf16"))
+    found, label_maps = [], []
+    for each in (segmenter, half):
+        session = InteractiveSession(each, scan)
+        session.click(lps(scan, 2, 20, 20))
+        session.click(lps(scan, 3, 46, 32))
+        label_maps.append(session.label_map())
+        encoded = each.encode(scan)
+        rows, answer = two_clicks(each, encoded)
+        exemplars = each.describe(
+            encoded, rows, (answer.logits > 0).float().repeat_interleave(4, 1).repeat_interleave(4, 2)
+        )
+        found.append(each.propagate(encoded, exemplars))
+        assert found[-1].dtype == torch.float32
+    assert 0 < (found[0] - found[1]).abs().max() < 0.2
+    one, two = (label_map > 0 for label_map in label_maps)
+    assert 2 * int((one & two).sum()) / int(one.sum() + two.sum()) > 0.9
+
+
+def test_a_session_made_before_a_setting_existed_was_made_with_its_default(
+    segmenter: VolumeSegmenter, tmp_path: Any
+) -> None:
+    scan = three_lesions()
+    session = InteractiveSession(segmenter, scan, tmp_path)
+    session.click(lps(scan, 2, 20, 20))
+    session.close()
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text(journal.read_text().replace('"precision": "auto", ', ""))
+    assert InteractiveSession.replay(journal, segmenter, scan).state.lesions
+    half = VolumeSegmenter(segmenter.backbone, segmenter.propagation, replace(SETTINGS, precision="bf16"))
+    with pytest.raises(ValueError, match=r"made with inference\.precision=auto, now it is bf16"):
+        InteractiveSession.replay(journal, half, scan)
+
+
+def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_of_a_machine_without_compiler(_: Callable[[Tensor], Features]) -> Callable[[Tensor], Features]:
+        def fail(_: Tensor) -> Features:
+            raise RuntimeError("InvalidCxxCompiler: No C++ compiler\nSet TORCHDYNAMO_VERBOSE=1")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_of_a_machine_without_compiler)
+    backbone, (images, _) = nano_backbone(), example_patches(1, 64)
+    encode = Compiled(backbone.encode)
+    said = "inference.compile=true: the encoder cannot be compiled here (InvalidCxxCompiler: No C++ compiler)"
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        features = encode(images)
+    assert torch.equal(features.levels[0], backbone.encode(images).levels[0])
+    encode(images)  # said once
+
+
+def test_a_compiled_encoder_gives_the_same_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # inductor's own minute is not ours
+    backbone, (images, _) = nano_backbone(), example_patches(1, 64)
+    encode = Compiled(backbone.encode)
+    with torch.inference_mode():
+        for level, plain in zip(encode(images).levels, backbone.encode(images).levels, strict=True):
+            torch.testing.assert_close(level, plain, atol=1e-4, rtol=1e-4)
+    assert encode._fast is not None
