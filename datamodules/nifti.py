@@ -15,6 +15,7 @@ from rich.progress import track
 
 from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
 from datamodules.loading import EpisodeLoader, VolumeLoader, place
+from datamodules.prepared import Entry, PreparedScans, key_of, sha256_of
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from datamodules.splits import check_leak, patient_folds, pick, read_splits
 from datamodules.subjects import PreparedSubject, prepare_volume
@@ -63,6 +64,8 @@ class NiftiDataModule(LightningDataModule):
         mix: Of what episodes are made.
         augmentation: How training patches are varied.
         views: After so many epochs the same patches come again, for `model.cache`; 0 for ever new ones.
+        prepared: Folder where training scans are kept as prepared for these settings, made once and mapped into memory
+            by every rank, worker and run; None reads and prepares them in every process and keeps them in its memory.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class NiftiDataModule(LightningDataModule):
         mix: EpisodeMix = EpisodeMix(),  # noqa: B008 (frozen)
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         views: int = 0,
+        prepared: Path | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= val_slab < 1:
@@ -114,6 +118,7 @@ class NiftiDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.views = views
+        self.prepared = prepared
         self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
         self._splits: Splits | None = None
         self._prepared: list[PreparedSubject] = []
@@ -196,10 +201,9 @@ class NiftiDataModule(LightningDataModule):
         total = hashlib.sha256()
         for split, subjects in self.splits._asdict().items():
             for subject in subjects:
-                files = [subject.images.get(self.channel), subject.label, subject.instances if self.instances else None]
-                for file in files:
+                for file in self._files(subject):
                     if file is not None:
-                        total.update(f"{split} {file.relative_to(self.root)} {_sha256(file)}\n".encode())
+                        total.update(f"{split} {file.relative_to(self.root)} {sha256_of(file)}\n".encode())
         return total.hexdigest()
 
     def _divide(self, subjects: list[SubjectFiles]) -> Splits:
@@ -227,21 +231,9 @@ class NiftiDataModule(LightningDataModule):
         subjects = self.splits.train
         if not subjects:
             raise DataError(f"{self.root}: no scan is left to train on; name some in data.init_args.train_subjects.")
-        self._prepared, self._slabs = [], []
-        for subject in _progress(subjects, "reading training scans"):
-            volume = self._read(subject, "train on")
-            usable = None
-            if self.val_slab:
-                self._slabs.append(self._slab(volume))
-                usable = usable_slices(volume, self._slabs[-1], self.slice_axis)
-            prepared = prepare_volume(
-                volume,
-                pixel_mm=self.pixel_mm,
-                patch_px=self.settings.patch_px,
-                slice_axis=self.slice_axis,
-                usable=usable,
-            )
-            self._prepared.append(prepared)
+        entries = self._entries(subjects)
+        self._prepared = [entry.subject for entry in entries]
+        self._slabs = [entry.slab for entry in entries if entry.slab is not None]
         empty = [prepared.name for prepared in self._prepared if not len(prepared.table.lesion)]
         if len(empty) == len(self._prepared):
             raise DataError(
@@ -251,17 +243,66 @@ class NiftiDataModule(LightningDataModule):
         if empty:
             log.info("%d training scans have no lesion and give no episodes: %s", len(empty), ", ".join(empty))
 
+    def _entries(self, subjects: Sequence[SubjectFiles]) -> list[Entry]:
+        """Prepare scans, or find them prepared: this rank's share first, then what the others have made meanwhile."""
+        if self.prepared is None:
+            return [self._prepare(subject) for subject in _progress(subjects, "reading training scans")]
+        folder, (rank, world) = PreparedScans(Path(self.prepared)), place(self.trainer)
+        numbers = sorted(range(len(subjects)), key=lambda number: (number - rank) % world)
+        own = len(range(rank, len(subjects), world))
+        found = {}
+        for number in _progress(numbers[:own], "preparing training scans"):
+            found[number] = self._find(folder, subjects[number], check=True)
+        if self.trainer is not None:
+            self.trainer.strategy.barrier("prepared scans")
+        for number in numbers[own:]:
+            found[number] = self._find(folder, subjects[number], check=False)
+        return [found[number] for number in range(len(subjects))]
+
+    def _find(self, folder: PreparedScans, subject: SubjectFiles, *, check: bool) -> Entry:
+        self._check_annotated(subject, "train on")
+        shaped_by = (
+            self.pixel_mm,
+            self.settings.patch_px,
+            self.slice_axis,
+            self.channel,
+            self.instances,
+            self.val_slab,
+        )
+        key = key_of(self._files(subject), (*shaped_by, sorted(subject.classes)))
+        return folder.get(key, subject.subject, subject.patient, partial(self._prepare, subject), check=check)
+
+    def _prepare(self, subject: SubjectFiles) -> Entry:
+        volume = self._read(subject, "train on")
+        slab = self._slab(volume) if self.val_slab else None
+        prepared = prepare_volume(
+            volume,
+            pixel_mm=self.pixel_mm,
+            patch_px=self.settings.patch_px,
+            slice_axis=self.slice_axis,
+            usable=None if slab is None else usable_slices(volume, slab, self.slice_axis),
+        )
+        return Entry(prepared, slab)
+
     def _check(self, subjects: Sequence[SubjectFiles], to: str) -> None:
         fresh = [subject for subject in subjects if subject.subject not in self._checked]
         for subject in _progress(fresh, "checking scans"):
             self._read(subject, to)
             self._checked.add(subject.subject)
 
-    def _read(self, subject: SubjectFiles, to: str = "") -> Volume:
-        if to and subject.label is None and (subject.instances is None or not self.instances):
+    def _check_annotated(self, subject: SubjectFiles, to: str) -> None:
+        if subject.label is None and (subject.instances is None or not self.instances):
             raise DataError(
                 f"{self.root}: scan {subject.subject} has no label map to {to}; add it, or leave the scan out."
             )
+
+    def _files(self, subject: SubjectFiles) -> list[Path | None]:
+        """Return image, label map and map of lesion ids, None for what there is not or is not used."""
+        return [subject.images.get(self.channel), subject.label, subject.instances if self.instances else None]
+
+    def _read(self, subject: SubjectFiles, to: str = "") -> Volume:
+        if to:
+            self._check_annotated(subject, to)
         return subject.read(self.channel, instances=self.instances)
 
     def _slab(self, volume: Volume) -> range:
@@ -274,10 +315,5 @@ class NiftiDataModule(LightningDataModule):
         return VolumeLoader([partial(self._read, subject) for subject in subjects], *place(self.trainer))
 
 
-def _progress(subjects: Sequence[SubjectFiles], what: str) -> Any:
-    return track(subjects, what, disable=len(subjects) <= _MANY)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _progress(scans: Sequence[Any], what: str) -> Any:
+    return track(scans, what, disable=len(scans) <= _MANY)

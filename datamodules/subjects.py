@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from mois.io import normalise
 BODY = 0.1  # normalised intensity above which a pixel counts as tissue
 _BODY_PIXELS = 20_000
 _LARGEST_PATCH = 4.0  # times the scan's larger edge in a slice
+_ID_TYPES = (torch.uint8, torch.int16, torch.int32)
 
 
 class LesionSlices(NamedTuple):
@@ -92,7 +94,8 @@ class PreparedSubject:
     Attributes:
         name: Of the scan.
         patient: Whom it was taken of.
-        scan: The stack as a TorchIO subject: `image` and `lesions`, (1, W, H, S), at least a patch wide and high.
+        scan: The stack as a TorchIO subject: `image` float32 and `lesions` in the smallest type that holds the ids,
+            (1, W, H, S), at least a patch wide and high. One slice is one piece of memory.
         table: Its lesions, slice by slice.
         sampler: Draws from the table.
         body: (N, 3) int32, slice, row, column of some of the pixels of tissue that are in no lesion.
@@ -115,7 +118,7 @@ class PreparedSubject:
         width, height, slices = self.scan.spatial_shape
         return int(slices), int(height), int(width)
 
-    @property
+    @cached_property
     def kinds(self) -> list[int]:
         """The classes that it has lesions of."""
         return [int(kind) for kind in np.unique(self.table.kind)]
@@ -133,9 +136,7 @@ class PreparedSubject:
             return Patch(torch.zeros(height, width), torch.zeros(height, width, dtype=torch.int32))
         patch: Any = self.sampler.extract_patch(self.scan, (window.column, window.row, window.slice))
         image, lesions = patch["image"].data[0, :, :, 0].T, patch["lesions"].data[0, :, :, 0].T
-        return Patch(
-            image.clone(memory_format=torch.contiguous_format), lesions.clone(memory_format=torch.contiguous_format)
-        )
+        return Patch(image.contiguous(), lesions.to(torch.int32).contiguous())
 
     def brightness(self, at: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return the intensities (N,) at slice, row, column (N, 3)."""
@@ -210,12 +211,23 @@ def prepare_stack(
     if below or right:
         image, lesions = (functional.pad(array, (0, right, 0, below)) for array in (image, lesions))
     table = _table(lesions.numpy(), classes, volumes_ml, pixel_mm**2 * gap_mm / 1000)
+    scan = as_scan(image, _narrow(lesions), pixel_mm, gap_mm)
+    return PreparedSubject(*names, scan, table, LesionSampler(table, patch_px), _body(image, lesions), pixel_mm, gap_mm)
+
+
+def as_scan(image: Tensor, lesions: Tensor, pixel_mm: float, gap_mm: float) -> tio.Subject:
+    """Return stacks (S, H, W) as `PreparedSubject.scan`, without a copy."""
     affine = np.diag([pixel_mm, pixel_mm, gap_mm, 1.0])
-    scan = tio.Subject(
+    return tio.Subject(
         image=tio.ScalarImage(tensor=image.permute(2, 1, 0).unsqueeze(0), affine=affine),
         lesions=tio.LabelMap(tensor=lesions.permute(2, 1, 0).unsqueeze(0), affine=affine),
     )
-    return PreparedSubject(*names, scan, table, LesionSampler(table, patch_px), _body(image, lesions), pixel_mm, gap_mm)
+
+
+def _narrow(lesions: Tensor) -> Tensor:
+    """Return the ids in the smallest type that holds them all."""
+    largest = int(lesions.max())
+    return lesions.to(next(kind for kind in _ID_TYPES if largest <= torch.iinfo(kind).max))
 
 
 def _table(

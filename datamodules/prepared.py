@@ -1,0 +1,228 @@
+"""Prepared scans in files: made once, then mapped into memory by all ranks, workers and runs, which share the pages.
+
+An entry is found by its content: the SHA-256 of the scan's files, every setting that shapes what is made of them, and
+`VERSION`. So nothing has to be thrown away when a dataset changes; whoever needs room may delete the folder.
+
+A file holds a line of JSON (where which array starts, and what is no array), the arrays, and a CRC-32 of all that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from datamodules.subjects import LesionSampler, LesionSlices, PreparedSubject, as_scan
+from mois.files import whole_file
+from mois.image_files import DataError
+
+VERSION = 1
+"""Part of every key: count on when a scan is prepared otherwise, or an entry's form changes."""
+
+_ALIGNED = 64  # bytes
+_CRC = 4  # bytes
+_CHUNK = 1 << 20
+_ABANDONED_S = 3600  # temporary files older than this are of a process that was killed
+_ELSEWHERE = re.compile(rb"^(?:ElementDataFile *=|data ?file:) *(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """A prepared scan, and which of its slices were blanked to validate on."""
+
+    subject: PreparedSubject
+    slab: range | None
+
+
+@dataclass(frozen=True, eq=False)
+class MappedSubject(PreparedSubject):
+    """A prepared scan whose arrays are pages of a file; a spawned process maps them too, instead of being sent them.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+
+    def __reduce__(self) -> tuple[Callable[..., PreparedSubject], tuple[Path, str, str]]:
+        return _map_again, (self.path, self.name, self.patient)
+
+
+class PreparedScans:
+    """A folder of entries, each written whole or not at all.
+
+    Args:
+        folder: Shared by all who can write to it; made where there is none.
+
+    Raises:
+        DataError: If the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"data.init_args.prepared={folder} cannot be made ({error.strerror}); choose one that can be written "
+                "to."
+            ) from error
+        self.folder = folder
+        for part in folder.glob(".*.part"):
+            with suppress(OSError):  # whoever wrote it has finished, or another process removes it now
+                if time.time() - part.stat().st_mtime > _ABANDONED_S:
+                    part.unlink()
+
+    def get(self, key: str, name: str, patient: str, make: Callable[[], Entry], *, check: bool) -> Entry:
+        """Return an entry, mapped; make it first where there is none, or a damaged one.
+
+        Args:
+            key: From `key_of`.
+            name: Of the scan.
+            patient: Whom it was taken of.
+            make: Reads, checks and prepares the scan.
+            check: Read the whole entry and compare its checksum, not its size alone.
+
+        Raises:
+            DataError: If the entry cannot be written.
+        """
+        path = self.folder / f"{key}.scan"
+        try:
+            if check:
+                _check(path)
+            return map_entry(path, name, patient)
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s: prepared scan %s is damaged (%s); it is made again", path, name, error)
+        _write(path, make())
+        return map_entry(path, name, patient)
+
+
+def key_of(files: Sequence[Path | None], settings: object) -> str:
+    """Return the key of what becomes of these files, each in its role, with these settings (told apart by `repr`)."""
+    contents = [sha256_of(file) if file is not None else None for file in files]
+    return hashlib.sha256(repr((VERSION, contents, settings)).encode()).hexdigest()
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of an image file, and of the file with its voxels where these lie in another one.
+
+    Raises:
+        DataError: If the header of an .mhd or .nrrd file names no such file.
+    """
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+    if data := _voxels_elsewhere(file):
+        with data.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def map_entry(path: Path, name: str, patient: str) -> Entry:
+    """Map an entry into memory, read-only; of the image and the lesions nothing is read yet.
+
+    Raises:
+        ValueError: If its size or its first line is wrong; a line that is no entry's may be a KeyError or a TypeError.
+    """
+    with path.open("rb") as stream:
+        line = stream.readline()
+    about = json.loads(line)
+    if path.stat().st_size != len(line) + about["bytes"] + _CRC:
+        raise ValueError(f"{path.stat().st_size} bytes instead of {len(line) + about['bytes'] + _CRC}")
+    pages = np.asarray(np.memmap(path, np.uint8, "r", len(line)))
+    arrays = {
+        field: pages[start : start + math.prod(shape) * np.dtype(kind).itemsize].view(kind).reshape(shape)
+        for field, (kind, shape, start) in about["arrays"].items()
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        image, lesions = (torch.from_numpy(arrays[field]) for field in ("image", "lesions"))
+    pixel_mm, gap_mm, patch_px = about["pixel_mm"], about["gap_mm"], about["patch_px"]
+    scan = as_scan(image, lesions, pixel_mm, gap_mm)
+    table = LesionSlices(*(arrays[field] for field in LesionSlices._fields))
+    sampler = LesionSampler(table, patch_px)
+    subject = MappedSubject(name, patient, scan, table, sampler, arrays["body"], pixel_mm, gap_mm, path)
+    return Entry(subject, range(*about["slab"]) if about["slab"] else None)
+
+
+def _map_again(path: Path, name: str, patient: str) -> PreparedSubject:
+    return map_entry(path, name, patient).subject
+
+
+def _write(path: Path, entry: Entry) -> None:
+    subject, slab = entry
+    stack: Any = subject.scan
+    arrays: dict[str, NDArray[Any]] = {
+        **{field: stack[field].data[0].permute(2, 1, 0).contiguous().numpy() for field in ("image", "lesions")},
+        **subject.table._asdict(),
+        "body": subject.body,
+    }
+    places, end = {}, 0
+    for field, array in arrays.items():
+        places[field] = (array.dtype.str, array.shape, end)
+        end += array.nbytes + -array.nbytes % _ALIGNED
+    about = {
+        "pixel_mm": subject.pixel_mm,
+        "gap_mm": subject.gap_mm,
+        "patch_px": int(subject.sampler.patch_size[0]),
+        "slab": (slab.start, slab.stop) if slab is not None else None,
+        "arrays": places,
+        "bytes": end,
+    }
+    line = json.dumps(about).encode()
+    line += b" " * (-(len(line) + 1) % _ALIGNED) + b"\n"
+    try:
+        with whole_file(path) as part, part.open("wb") as stream:
+            crc = 0
+            for array in (np.frombuffer(line, np.uint8), *arrays.values()):
+                for piece in (array.reshape(-1).view(np.uint8).data, bytes(-array.nbytes % _ALIGNED)):
+                    crc = zlib.crc32(piece, crc)
+                    stream.write(piece)
+            stream.write(crc.to_bytes(_CRC, "little"))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise DataError(
+            f"data.init_args.prepared={path.parent}: scan {subject.name} takes {(len(line) + end) / 1e6:.0f} MB and "
+            f"cannot be written ({error.strerror}); free some space, choose another folder, or leave prepared out."
+        ) from error
+
+
+def _check(path: Path) -> None:
+    """Read an entry, not through its map, lest all of it counts as this process's memory."""
+    crc, left = 0, path.stat().st_size - _CRC
+    with path.open("rb") as stream:
+        while left > 0 and (piece := stream.read(min(left, _CHUNK))):
+            crc, left = zlib.crc32(piece, crc), left - len(piece)
+        if crc.to_bytes(_CRC, "little") != stream.read():
+            raise ValueError("its checksum is another one")
+
+
+def _voxels_elsewhere(file: Path) -> Path | None:
+    """Return the file that holds the voxels of an .mhd or .nrrd file, None where they are in the file itself."""
+    if not file.name.endswith((".mhd", ".nrrd")):
+        return None
+    with file.open("rb") as stream:
+        header = stream.read(_CHUNK).partition(b"\n\n")[0]
+    named = _ELSEWHERE.search(header)
+    if named is None or named[1] in (b"LOCAL", b"Local"):
+        return None
+    data = file.parent / os.fsdecode(named[1])
+    if not data.is_file():
+        raise DataError(f"{file}: its voxels are not in one file ({data.name}); write it as .nii.gz.")
+    return data
