@@ -1,0 +1,153 @@
+"""What a second process brings: `train.py fit` as one process and as two, each of one thread, step by step in turn."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from datamodules.phantom import write_dataset
+from mois.files import write_text
+from tests.bench.measure import Measurement, Outcome, interleaved
+
+ROOT = Path(__file__).parents[2]
+EPISODES = 2  # of a step, on all processes together
+POLL_S = 0.005
+START_S = 300
+TRAINING = [
+    "--model.backbone=mois.backbones.SAM2",
+    "--model.backbone.init_args.size=tiny",
+    "--model.backbone.init_args.weights=random",
+    "--model.backbone.init_args.patch_px=256",
+    "--model.adapter=adapters.Lora",
+    "--model.propagation=mois.propagation.Similarity",
+    "--data=datamodules.NiftiDataModule",
+    "--data.init_args.pixel_mm=1.5",
+    "--data.init_args.patch_px=256",
+    "--data.init_args.exemplars=1",
+    "--data.init_args.val_subjects=[]",
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_checkpointing=false",
+    "--tracking.wandb=disabled",
+    "--dry_step=false",
+]
+
+
+class Gate(Callback):
+    """Holds a training before every step until a file says that it may take it.
+
+    Args:
+        folder: As rank 0 gets to a step it lays down at0, at1, ... there, which say how many CPU seconds it has spent;
+            all ranks wait for go0, go1, ...
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.step = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.is_global_zero:
+            write_text(self.folder / f"at{self.step}", str(time.process_time()))
+        while not (self.folder / f"go{self.step}").exists():
+            time.sleep(POLL_S)
+        self.step += 1
+
+
+class Gated:
+    """A training that takes one step at a time.
+
+    Args:
+        process: Of `train.py fit` with a `Gate`.
+        folder: The gate's, and that of its run.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+        self.process, self.folder = process, folder
+        self.step = 0
+
+    def wait(self) -> None:
+        """Wait until it has the data of the next step, which is when the step before has ended on all ranks."""
+        end = time.monotonic() + START_S
+        while not (self.folder / f"at{self.step}").exists():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError((self.folder / "said").read_text(encoding="utf-8")[-2000:])
+            time.sleep(POLL_S)
+
+    def take_step(self) -> None:
+        (self.folder / f"go{self.step}").touch()
+        self.step += 1
+        self.wait()
+
+    def cpu_s(self, first: int) -> float:
+        """Return the CPU seconds that rank 0 spent on a step, from this one on."""
+        spent = [float((self.folder / f"at{step}").read_text(encoding="utf-8")) for step in (first, self.step)]
+        return (spent[1] - spent[0]) / (self.step - first)
+
+    def losses(self) -> list[float]:
+        with (self.folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            return [float(row["train/loss"]) for row in csv.DictReader(file)]
+
+
+def processes(repeats: int) -> Outcome:
+    """Training throughput of two processes as a multiple of one's, wall clock (Hiera-tiny, LoRA, 256 px).
+
+    Needs two idle cores; where others work on them too, the CPU seconds of a rank show what it would be.
+    """
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        write_dataset(Path(folder) / "data", subjects=1, test_subjects=0, seed=0)
+        arms = {}
+        for count, name in ((1, "one"), (2, "two")):
+            arguments = [f"--data.init_args.root={folder}/data", f"--data.init_args.batch_size={EPISODES // count}"]
+            arguments += [f"--data.init_args.episodes_per_epoch={EPISODES * (repeats + 2)}"]
+            arguments += [f"--trainer.devices={count}", *(["--trainer.strategy=ddp"] if count > 1 else [])]
+            arms[name] = running.enter_context(gated(Path(folder) / name, arguments))
+        for training in arms.values():
+            training.wait()
+        seconds = interleaved({name: training.take_step for name, training in arms.items()}, repeats, time.perf_counter)
+        pairs = zip(*(training.losses()[:repeats] for training in arms.values()), strict=True)
+        apart = max(abs(ours - theirs) / ours for ours, theirs in pairs)
+        cpu_s = {name: training.cpu_s(first=1) for name, training in arms.items()}
+    if apart > 1e-3:
+        raise RuntimeError(f"the losses of one and of two processes are up to {100 * apart:.2f} % apart")
+    details = {f"{name}_episodes_per_s": EPISODES / spent for name, spent in seconds.items()}
+    details |= {f"{name}_cpu_s_of_rank_0_per_step": spent for name, spent in cpu_s.items()}
+    details |= {"losses_apart": apart}
+    return Outcome({"ddp2_vs_1": seconds["one"] / seconds["two"]}, details)
+
+
+@contextmanager
+def gated(folder: Path, arguments: Sequence[str]) -> Iterator[Gated]:
+    """Start a training behind a gate; nothing of it outlives the context."""
+    folder.mkdir()
+    gate = ["--trainer.callbacks+=tests.bench.ddp.Gate", f"--trainer.callbacks.init_args.folder={folder}"]
+    run = ["fit", *TRAINING, *arguments, *gate, f"--trainer.default_root_dir={folder}"]
+    with (folder / "said").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *run],
+            stdout=said,
+            stderr=said,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+    try:
+        yield Gated(process, folder)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+MEASUREMENTS: list[Measurement] = [processes]
