@@ -39,6 +39,7 @@ _CRC = 4  # bytes
 _CHUNK = 1 << 20
 _ABANDONED_S = 3600  # temporary files older than this are of a process that was killed
 _ELSEWHERE = re.compile(rb"^(?:ElementDataFile *=|data ?file:) *(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 log = logging.getLogger(__name__)
 
 
@@ -114,23 +115,19 @@ class PreparedScans:
 
 
 def key_of(files: Sequence[Path | None], settings: object) -> str:
-    """Return the key of what becomes of these files, each in its role, with these settings (told apart by `repr`)."""
-    contents = [sha256_of(file) if file is not None else None for file in files]
+    """Return the key of what becomes of these files, each in its role, with these settings (told apart by `repr`).
+
+    Raises:
+        DataError: If the voxels of an .mhd or .nrrd file are in several others.
+    """
+    contents = [[sha256_of(part) for part in _parts(file)] if file is not None else None for file in files]
     return hashlib.sha256(repr((VERSION, contents, settings)).encode()).hexdigest()
 
 
 def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of an image file, and of the file with its voxels where these lie in another one.
-
-    Raises:
-        DataError: If the header of an .mhd or .nrrd file names no such file.
-    """
+    """Return the SHA-256 of a file."""
     with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-    if data := _voxels_elsewhere(file):
-        with data.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def map_entry(path: Path, name: str, patient: str) -> Entry:
@@ -213,16 +210,16 @@ def _check(path: Path) -> None:
             raise ValueError("its checksum is another one")
 
 
-def _voxels_elsewhere(file: Path) -> Path | None:
-    """Return the file that holds the voxels of an .mhd or .nrrd file, None where they are in the file itself."""
+def _parts(file: Path) -> list[Path]:
+    """Return an image file, and the file that holds its voxels where it is a mere header."""
     if not file.name.endswith((".mhd", ".nrrd")):
-        return None
+        return [file]
     with file.open("rb") as stream:
-        header = stream.read(_CHUNK).partition(b"\n\n")[0]
+        header = _BLANK_LINE.split(stream.read(_CHUNK), maxsplit=1)[0]
     named = _ELSEWHERE.search(header)
-    if named is None or named[1] in (b"LOCAL", b"Local"):
-        return None
-    data = file.parent / os.fsdecode(named[1])
-    if not data.is_file():
-        raise DataError(f"{file}: its voxels are not in one file ({data.name}); write it as .nii.gz.")
-    return data
+    if named is None or named[1].upper() == b"LOCAL":
+        return [file]
+    voxels = file.parent / os.fsdecode(named[1])
+    if not voxels.is_file():
+        raise DataError(f"{file}: its voxels are not in one file ({voxels.name}); write it as .nii.gz.")
+    return [file, voxels]
