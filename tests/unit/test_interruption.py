@@ -1,0 +1,74 @@
+"""Signals and lost ranks, as far as they need no second process (the rest: tests/integration/test_faults.py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mois.errors import explain
+from mois.training.interruption import StopAtSignal
+from mois.training.ranks import lost_contact
+
+
+@pytest.fixture(autouse=True)
+def same_handlers() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def trainer(steps: int) -> Any:
+    """Return as much of a Lightning trainer as is asked for, after so many steps."""
+    progress = SimpleNamespace(is_last_batch=False)
+    return SimpleNamespace(
+        global_step=steps,
+        received_sigterm=False,
+        world_size=1,
+        is_global_zero=True,
+        checkpoint_callbacks=[],
+        state=SimpleNamespace(fn="fit"),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        _accelerator_connector=SimpleNamespace(cluster_environment=None),
+    )
+
+
+def test_accumulated_gradients_are_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    stop, module = StopAtSignal(), torch.nn.Identity()
+    stop.on_train_start(trainer(4), module)
+    os.kill(os.getpid(), signal.SIGTERM)
+    for batch, steps in enumerate([4, 5]):  # the first of two batches makes no step
+        stop.on_train_batch_start(trainer(4), module, None, batch)
+        stop.on_train_batch_end(trainer(steps), module, None, None, batch)
+    with pytest.raises(SystemExit, match="143"):
+        stop.on_train_batch_start(trainer(5), module, None, 2)
+    assert capsys.readouterr().err == "stopped by SIGTERM after step 5; nothing was saved yet: start it again\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711"), True),
+        (RuntimeError("[../gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv"), True),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted on rank 0"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ConnectionResetError("Connection reset by peer"), False),  # of a data worker, or of W&B
+    ],
+)
+def test_lost_contact_is_told_from_other_errors(error: Exception, lost: bool) -> None:
+    assert lost_contact(error) == lost
+
+
+def test_a_killed_worker_and_a_full_disk_are_no_faults_of_the_program() -> None:
+    worker = RuntimeError("DataLoader worker (pid(s) 11, 12) exited unexpectedly")
+    assert str(explain(worker)).startswith("DataLoader worker (pid(s) 11, 12) exited unexpectedly, maybe for want of")
+    assert explain(OSError(28, "No space left on device", "run/metrics.csv")) == (
+        "run/metrics.csv: No space left on device"
+    )
+    assert explain(RuntimeError("another one")) is None
