@@ -25,7 +25,7 @@ from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
 from mois.io import write_volume
 from mois.tracking import Tracker
-from mois.training.episode_step import EpisodeLearning, learn, names, pictures
+from mois.training.episode_step import EpisodeLearning, check_all_learn, learn, names, pictures
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,8 @@ class ExemplarSegmenter(LightningModule):
 
     def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Learn from a batch of episodes."""
+        if self.trainer.world_size > 1:
+            check_all_learn(self.backbone, episode)
         encode = None
         if self.encoder is not None:
             keys = self._keys or self.encoder.keys(pictures(self.backbone, episode), str(self.trainer.precision))
