@@ -129,7 +129,10 @@ def test_a_training_that_meets_one_fault_after_another_is_the_same_training(
 
     at_step("training_step", 4, lambda: [worker.kill() for worker in multiprocessing.active_children()])
     line = failing(capsys, *run, "--data.init_args.num_workers=1")
-    assert re.match(r"DataLoader worker .* killed by signal: Killed, maybe for want of memory; .* --ckpt_path", line)
+    assert re.match(
+        r"DataLoader worker .* (killed by signal: Killed|exited unexpectedly), maybe for want of memory; .*--ckpt_path",
+        line,
+    )
     assert last(tmp_path)["global_step"] == 3
 
     run.append("--ckpt_path=last")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def test_last_is_saved_every_so_many_steps_and_at_the_end(fit: Callable[..., Tra
         )
         fit(Model(Layer()), last, steps=7)
     assert saved == [3, 6, 7]
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert read_checkpoint(tmp_path / "kept" / "previous.ckpt")["global_step"] == 6
 
 
 def test_a_checkpoint_that_could_not_be_written_leaves_the_old_one(
@@ -98,10 +100,10 @@ def test_a_checkpoint_that_could_not_be_written_leaves_the_old_one(
 
     def disk_full(content: object, file: object) -> None:
         file.write(b"half of it")  # type: ignore[attr-defined]
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space left on device.*the one before it stands"):
         SafeCheckpointIO().save_checkpoint({"step": 2}, path)
     assert read_checkpoint(path) == {"step": 1}
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
