@@ -23,6 +23,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, r
 from PIL import Image
 from torch import Tensor
 
+from mois.files import whole_file
 from mois.wandb_server import SERVER_TIMEOUT_S, first_line, wandb_server, why_unreachable
 
 FINISH_TIMEOUT_S = 30.0
@@ -102,7 +103,7 @@ class CsvLogger(Logger):
         new = [name for name in row if name not in self._columns]
         if new:
             self._columns = self._rewrite(_read_rows(self.path), self._columns + sorted(new))
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
     @rank_zero_only
@@ -115,13 +116,10 @@ class CsvLogger(Logger):
 
     def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> list[str]:
         columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with whole_file(self.path) as part, part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(self.path)
         return columns
 
 

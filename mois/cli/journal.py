@@ -21,6 +21,7 @@ def journal(sessions: list[Path], out: Path | None = None, lesions: bool = True)
     import csv
     import io
 
+    from mois.files import write_text
     from mois.journal import motion_rows, read_journal, time_and_motion
 
     if not sessions:
@@ -32,7 +33,4 @@ def journal(sessions: list[Path], out: Path | None = None, lesions: bool = True)
     if out is not None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_name(f".{out.name}.part")
-        part.write_text(text.getvalue(), encoding="utf-8")
-        part.replace(out)
+        write_text(out, text.getvalue())

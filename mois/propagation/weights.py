@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mois.backbones.weights import bundled_file, load_exactly, read_tensors
+from mois.files import whole_file
 from mois.interfaces import Backbone, Propagation, WeightsIdentity
 
 
@@ -48,7 +49,6 @@ def save_propagation(
     propagation: nn.Module, path: Path, backbone: WeightsIdentity, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write a propagation's weights with the identity of the backbone that they belong to."""
-    part = path.with_name(path.name + ".part")
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in propagation.state_dict().items()}
-    save_file(tensors, part, {"backbone": backbone.name, "backbone_sha256": backbone.sha256})
-    part.rename(path)
+    with whole_file(path) as part:
+        save_file(tensors, part, {"backbone": backbone.name, "backbone_sha256": backbone.sha256})

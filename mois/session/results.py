@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mois.files import write_text
 from mois.geometry import SliceGrid
 from mois.image_files import write_volume
 from mois.session.state import Lesion, State
@@ -85,7 +85,4 @@ def write_results(folder: Path, state: State, grid: SliceGrid, affine: Tensor, r
         for name in ("volume_ml", "x_lps_mm", "y_lps_mm", "z_lps_mm", "confidence"):
             plain[name] = f"{plain[name]:.4f}"
         writer.writerow(plain)
-    path = folder / "lesions.csv"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    part.replace(path)
+    write_text(folder / "lesions.csv", text.getvalue())
