@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from sam2.modeling.backbones.hieradet import Hiera
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from mois.backbones.attention_stack import AttentionStack
 from mois.backbones.frozen_prefix import frozen_blocks, is_trained, run_first, run_rest
 from mois.backbones.sizes import SIZES, Sizes
 from mois.backbones.weights import load_weights
@@ -181,7 +182,7 @@ class SAM2(Backbone):
 
     def attention_stack(self, *, rotary_keys: bool = True) -> nn.Module:
         """See `Backbone.attention_stack`."""
-        return _AttentionStack(copy.deepcopy(self.sam.memory_attention), rotary_keys)
+        return AttentionStack(copy.deepcopy(self.sam.memory_attention), rotary_keys)
 
     def weights(self) -> dict[str, Tensor]:
         """See `Backbone.weights`."""
@@ -298,72 +299,6 @@ class _Sam(SAM2Base):  # type: ignore[misc]
                 with torch.no_grad():
                     layer.q_proj.weight.mul_(3)
                     layer.k_proj.weight.copy_(layer.q_proj.weight)
-
-
-class _AttentionStack(nn.Module):
-    """A memory attention with batch first, a key mask, and with or without the position on the grid."""
-
-    attention: Any  # sam2's classes carry no types
-
-    def __init__(self, attention: nn.Module, rotary_keys: bool) -> None:
-        super().__init__()
-        self.attention = attention
-        self.requires_grad_(True)
-        self.rotary_keys = rotary_keys
-
-    def forward(
-        self,
-        query: Tensor,
-        query_position: Tensor,
-        memory: Tensor,
-        memory_position: Tensor,
-        pointer_tokens: int,
-        key_mask: Tensor,
-        cells: Tensor | None = None,
-    ) -> Tensor:
-        """See `Backbone.attention_stack`."""
-        out = query + 0.1 * query_position
-        for layer in self.attention.layers:
-            out = layer._forward_sa(out, query_position)
-            normed = layer.norm2(out)
-            out = out + self._cross(layer, normed, memory + memory_position, memory, pointer_tokens, key_mask, cells)
-            out = out + layer.linear2(layer.activation(layer.linear1(layer.norm3(out))))
-        answer: Tensor = self.attention.norm(out)
-        return answer
-
-    def _cross(
-        self,
-        layer: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        pointer_tokens: int,
-        key_mask: Tensor,
-        cells: Tensor | None,
-    ) -> Tensor:
-        cross = layer.cross_attn_image
-        query, key, value = (
-            projection(tokens).unsqueeze(1)
-            for projection, tokens in ((cross.q_proj, query), (cross.k_proj, key), (cross.v_proj, value))
-        )
-        if self.rotary_keys:
-            if cells is None:
-                raise ValueError("the place of every token (cells) is needed where keys are turned by it")
-            edge = round(query.shape[2] ** 0.5)
-            angles = cross.compute_cis(end_x=edge, end_y=edge).to(query.device)
-            on_grid = key.shape[2] - pointer_tokens
-            turned = _turn(key[:, :, :on_grid], angles[cells].unsqueeze(1))
-            query, key = _turn(query, angles), torch.cat([turned, key[:, :, on_grid:]], dim=2)
-        mask = key_mask if key_mask.dtype == torch.bool else key_mask.to(query.dtype)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
-        out: Tensor = cross.out_proj(mixed.squeeze(1))
-        return out
-
-
-def _turn(tokens: Tensor, angles: Tensor) -> Tensor:
-    """Turn pairs of channels of tokens (N, heads, L, C) by complex numbers (..., L, C / 2), as sam2 does."""
-    pairs = torch.view_as_complex(tokens.float().reshape(*tokens.shape[:3], -1, 2))
-    return torch.view_as_real(pairs * angles).flatten(3).to(tokens.dtype)
 
 
 def _tokens_in_a_row(_: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
