@@ -76,10 +76,11 @@ class StopAtSignal(Callback):
         self._noted = number
 
     def _save_if_agreed(self, trainer: Trainer) -> None:
-        noted = torch.tensor(self._noted, device=trainer.strategy.root_device)
+        self._agreed = self._noted
         if trainer.world_size > 1:
+            noted = torch.tensor(self._noted, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
-        self._agreed = int(noted)
+            self._agreed = int(noted)
         if not self._agreed:
             return
         for callback in trainer.checkpoint_callbacks:
