@@ -70,6 +70,8 @@ class StopAtSignal(Callback):
     ) -> None:
         """Stop before another scan is looked at."""
         if trainer.state.fn == "fit":
+            if not self._agreed:
+                self._requeue_unsaved(trainer)
             self._stop(trainer, self._agreed or self._noted)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -91,6 +93,17 @@ class StopAtSignal(Callback):
             if trainer.is_global_zero:  # the requeued job goes on from last.ckpt, and so does everybody else
                 for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
                     copy.unlink()
+
+    def _requeue_unsaved(self, trainer: Trainer) -> None:
+        """Have the job put back into the queue: saving would wait for ranks that may be done with their scans."""
+        if self._noted not in self._lightnings or self._noted == signal.SIGTERM or not trainer.is_global_zero:
+            return
+        unsaving: Any = trainer
+        unsaving.save_checkpoint = lambda *_: None
+        try:
+            self._lightnings[self._noted](self._noted, None)
+        finally:
+            del unsaving.save_checkpoint
 
     def _stop(self, trainer: Trainer, number: int) -> None:
         if not number:

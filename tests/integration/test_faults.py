@@ -187,9 +187,15 @@ def test_a_job_that_slurm_takes_away_is_requeued_and_goes_on(
     run = [*whole.arguments, f"--trainer={ROOT / 'configs/trainer/ddp_slurm.yaml'}", *SMALL, "--trainer.devices=1"]
     run += ["--trainer.max_epochs=2", "--ckpt_path=last", folder(tmp_path / "run")]
 
+    at_step("training_step", 4, lambda: os.kill(os.getpid(), signal.SIGUSR1))  # a validation follows
+    assert stopped(capsys, signal.SIGUSR1, *run) == 5
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert last(tmp_path / "run")["global_step"] == 3
+
+    torch.distributed.destroy_process_group()
     at_step("training_step", 6, lambda: os.kill(os.getpid(), signal.SIGUSR1))
     assert stopped(capsys, signal.SIGUSR1, *run) == 7
-    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert (tmp_path / "asked").read_text() == "requeue 7\n" * 2
     assert last(tmp_path / "run")["global_step"] == 7
     assert not list((tmp_path / "run").glob("*.ckpt"))  # Lightning's copy, which it would test with unasked
 

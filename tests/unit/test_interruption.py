@@ -51,6 +51,20 @@ def test_accumulated_gradients_are_not_lost(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "stopped by SIGTERM after step 5; nothing was saved yet: start it again\n"
 
 
+@pytest.mark.parametrize(("first", "asked"), [(True, [signal.SIGUSR1]), (False, [])], ids=["rank 0", "rank 1"])
+def test_slurms_signal_before_a_validation_requeues_the_job_and_saves_nothing(first: bool, asked: list[int]) -> None:
+    job, requeued, saved = trainer(4), [], []
+    job.is_global_zero, job.save_checkpoint = first, saved.append
+    stop, module = StopAtSignal(), torch.nn.Identity()
+    stop.on_train_start(job, module)
+    stop._lightnings[signal.SIGUSR1] = lambda number, _: (job.save_checkpoint("hpc.ckpt"), requeued.append(number))
+    stop._note(signal.SIGUSR1, None)
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGUSR1)):
+        stop.on_validation_batch_start(job, module, None, 0)
+    assert requeued == asked
+    assert saved == []
+
+
 @pytest.mark.parametrize(
     ("error", "lost"),
     [
