@@ -80,12 +80,15 @@ class FeatureCache:
         """Return an entry's tensors, float16 on the CPU; None where there is none, or a damaged one."""
         path = self._path(key)
         try:
-            content = (
-                path.read_bytes()
-            )  # at once: another process may replace or remove the file (safe_open opens twice)
-            os.utime(path)
+            # at once: another process may replace or remove the file (safe_open opens twice)
+            content = path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            self._report(path, error.strerror or str(error))
+            return None
+        with suppress(OSError):  # another process has removed it by now, or it is another user's
+            os.utime(path)
         try:
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
             named = load(content)

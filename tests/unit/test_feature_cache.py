@@ -133,13 +133,31 @@ def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
         cache.write(f"{number:02}", numbers(number))
         os.utime(tmp_path / f"{number:02}" / f"{number:02}.safetensors", (number, number))
     assert cache.read("00") is not None  # now it is the latest
-    for number in range(10, 40):
+    for number in range(10, 16):
+        cache.write(f"{number:02}", numbers(number))
+    assert cache.read("00")[0][0] == 0
+    assert cache.read("01") is None
+    for number in range(16, 40):
         cache.write(f"{number:02}", numbers(number))
     size = sum(path.stat().st_size for path in tmp_path.glob("*/*"))
     assert 8 * ENTRY < size <= 16 * ENTRY
-    assert cache.read("00") is None or cache.read("01") is None
-    assert cache.read("01") is None
     assert cache.read("39")[0][0] == 39
+
+
+def test_an_entry_of_another_user_is_read_and_one_that_cannot_be_read_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    cache = FeatureCache(tmp_path, gib=1)
+    cache.write("aa", numbers(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", refuse)
+        assert cache.read("aa")[0][0] == 1
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.warns(UserWarning, match=r"damaged \(Operation not permitted\); it is made anew"):
+        assert cache.read("aa") is None
 
 
 def test_a_full_disk_is_said_once_and_nothing_is_lost(tmp_path: Path) -> None:
