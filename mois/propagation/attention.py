@@ -86,7 +86,7 @@ class Attention(Propagation):
         """Drop the places for tokens that no exemplar fills."""
         if self.kept_tokens == "dense" or exemplars.count == 0:
             return exemplars
-        filled = (exemplars.tokens["cell"] >= 0).sum(2)
+        filled = (exemplars.tokens["cell"] >= 0).sum(2) * exemplars.present  # padding's zeros look like cells
         longest = max(1, int(filled.amax()))  # the one wait for the device, once for a bank
         short = {name: exemplars.tokens[name][:, :, :longest] for name in ("map", "position", "cell")}
         return exemplars.map(exemplars.tokens | short)

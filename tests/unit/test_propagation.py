@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mois.backbones import SAM2
+from mois.inference import side_by_side
 from mois.interfaces import Exemplars, Propagation
 from mois.propagation import Attention, Prototype, Similarity
 from mois.propagation import similarity as module
@@ -137,6 +138,17 @@ def test_foreground_tokens_answer_as_dense_ones_with_the_others_masked(rotary_ke
     assert few.tokens["map"].shape[2] == int(on_it.sum(2).amax())  # padded to the longest, not to the grid
     with torch.no_grad():
         torch.testing.assert_close(sparse(query, few, backbone), dense(query, masked, backbone), atol=1e-4, rtol=1e-4)
+
+
+def test_padding_takes_no_room_among_foreground_tokens() -> None:
+    sparse, _ = attention_pair(False)
+    images, masks = example_patches(3)
+    backbone = nano_backbone()
+    three = sparse.describe(backbone.encode(images), masks, backbone).reshape(1, 3)
+    longest = sparse.prepare(three).tokens["map"].shape[2]
+    assert longest < sparse.most
+    both = side_by_side([three, three.pick(slice(0, 1))])  # the second question is padded with zeros
+    assert sparse.prepare(both).tokens["map"].shape[2] == longest
 
 
 def test_of_a_lesion_with_too_many_tokens_evenly_spread_ones_are_kept() -> None:
