@@ -86,7 +86,8 @@ class WaitingShare(Callback):
         del outputs, batch, batch_idx
         waited_s = getattr(trainer.train_dataloader, "waited_s", None)
         if waited_s is not None:
-            waited, self._waited_s = waited_s - self._waited_s, waited_s
+            before = self._waited_s if waited_s >= self._waited_s else 0.0  # a reloaded loader counts anew
+            waited, self._waited_s = waited_s - before, waited_s
             pl_module.log("train/waiting", waited / (waited + time.perf_counter() - self._began_s), batch_size=1)
 
 

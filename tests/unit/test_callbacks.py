@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from lightning.pytorch import Trainer
 from stand_in import Data, Layer, Model
 from torch import nn
 
-from mois.training.callbacks import SeedEachStep, StopAtNaN
+from mois.training.callbacks import SeedEachStep, StopAtNaN, WaitingShare
 from mois.training.checkpoints import LastCheckpoint, SafeCheckpointIO, read_checkpoint
 from mois.training.cost import count_parameters
 
@@ -113,3 +115,13 @@ def test_nothing_can_ask_for_an_unsafe_load(tmp_path: Path) -> None:
     torch.save({"model": nn.Linear(1, 1)}, tmp_path / "whole_module.ckpt")
     with pytest.raises(ValueError, match="could run foreign code"):
         SafeCheckpointIO().load_checkpoint(tmp_path / "whole_module.ckpt", weights_only=False)
+
+
+def test_the_share_of_waiting_stays_a_share_when_the_loader_is_made_anew() -> None:
+    waiting, shares = WaitingShare(), []
+    module: Any = SimpleNamespace(log=lambda _, share, **__: shares.append(share))
+    for waited_s in (10.0, 20.0, 0.1):  # the third step's loader is a new one
+        trainer: Any = SimpleNamespace(train_dataloader=SimpleNamespace(waited_s=waited_s))
+        waiting.on_train_batch_start(trainer, module, None, 0)
+        waiting.on_train_batch_end(trainer, module, None, None, 0)
+    assert all(0.5 < share <= 1 for share in shares)
