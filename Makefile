@@ -35,7 +35,7 @@ demo: setup
 
 # Two workers of one thread each: more threads make the small tensors of the tests slower.
 test: setup
-	$(PY) -m pytest -n 2 $(ARGS)
+	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: setup
 	$(VENV)/bin/ruff check $(SOURCES)

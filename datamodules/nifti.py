@@ -250,16 +250,25 @@ class NiftiDataModule(LightningDataModule):
         folder, (rank, world) = PreparedScans(Path(self.prepared)), place(self.trainer)
         numbers = sorted(range(len(subjects)), key=lambda number: (number - rank) % world)
         own = len(range(rank, len(subjects), world))
-        found = {}
+        found, keys = {}, {}
         for number in _progress(numbers[:own], "preparing training scans"):
-            found[number] = self._find(folder, subjects[number], check=True)
+            keys[number] = self._key(subjects[number])
+            found[number] = self._find(folder, keys[number], subjects[number], check=True)
         if self.trainer is not None:
             self.trainer.strategy.barrier("prepared scans")
+        if torch.distributed.is_initialized():  # a file is read for its key by one rank only
+            parts: list[dict[int, str]] = [{} for _ in range(world)]
+            torch.distributed.all_gather_object(parts, keys)
+            keys = {number: key for part in parts for number, key in part.items()}
         for number in numbers[own:]:
-            found[number] = self._find(folder, subjects[number], check=False)
+            key = keys.get(number) or self._key(subjects[number])
+            found[number] = self._find(folder, key, subjects[number], check=False)
         return [found[number] for number in range(len(subjects))]
 
-    def _find(self, folder: PreparedScans, subject: SubjectFiles, *, check: bool) -> Entry:
+    def _find(self, folder: PreparedScans, key: str, subject: SubjectFiles, *, check: bool) -> Entry:
+        return folder.get(key, subject.subject, subject.patient, partial(self._prepare, subject), check=check)
+
+    def _key(self, subject: SubjectFiles) -> str:
         self._check_annotated(subject, "train on")
         shaped_by = (
             self.pixel_mm,
@@ -269,8 +278,7 @@ class NiftiDataModule(LightningDataModule):
             self.instances,
             self.val_slab,
         )
-        key = key_of(self._files(subject), (*shaped_by, sorted(subject.classes)))
-        return folder.get(key, subject.subject, subject.patient, partial(self._prepare, subject), check=check)
+        return key_of(self._files(subject), (*shaped_by, sorted(subject.classes)))
 
     def _prepare(self, subject: SubjectFiles) -> Entry:
         volume = self._read(subject, "train on")

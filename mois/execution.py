@@ -18,12 +18,16 @@ CACHED_PX = 1 << 17
 tiles of 128 pixels at once."""
 
 
+def settled(device: torch.device, precision: Precision) -> Literal["32", "bf16"]:
+    """Return the precision that a device computes in; `auto` is bfloat16 where it is an accelerator that can."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+
+
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which a model answers; `auto` is bfloat16 where an accelerator computes with it."""
-    halves = precision == "bf16"
-    if precision == "auto" and device.type == "cuda":
-        halves = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=halves)
+    """Return the context in which a model answers."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settled(device, precision) == "bf16")
 
 
 def tiles_at_once(device: torch.device, tile_px: int, most: int) -> int:

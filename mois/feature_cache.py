@@ -203,6 +203,11 @@ class CachedEncoder:
                 with torch.no_grad():
                     seen = self.backbone.encode_frozen(images[number : number + 1])
                 kept = tuple(tensor[0].half().cpu() for tensor in seen)
+                if not all(bool(tensor.isfinite().all()) for tensor in kept):
+                    raise ValueError(
+                        f"model.cache.folder={self.cache.folder}: this encoder's features are too large for half "
+                        "precision; set model.cache.folder=null."
+                    )
                 self.cache.write(key, kept)
             rows.append(kept)
         self.hits = hits / len(keys)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mois
+from mois.files import write_text
 from mois.interfaces import WeightsIdentity
 
 PACKAGES = ("torch", "torchvision", "lightning", "sam2", "peft", "torchio", "SimpleITK", "nibabel", "numpy", "wandb")
@@ -45,8 +46,7 @@ class Provenance:
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.as_dict(), indent=2) + "\n")
 
 
 def collect_provenance(module: object, datamodule: object, config: dict[str, Any], seed: int | None) -> Provenance:
@@ -95,7 +95,7 @@ def package_versions() -> dict[str, str]:
 def _git(root: Path, *arguments: str) -> str:
     try:
         run = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=5, check=False
+            ["git", "-C", str(root), *arguments], capture_output=True, encoding="utf-8", timeout=5, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

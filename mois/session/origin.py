@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mois.calibration import Calibration
+from mois.execution import settled
 from mois.exemplars import ExemplarBank, ModelIdentity
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Volume
@@ -42,6 +43,7 @@ def about_session(
     digest = hashlib.sha256(np.ascontiguousarray(volume.image.cpu().numpy()).tobytes())
     digest.update(volume.affine.double().cpu().numpy().tobytes())
     settings = {name: value for name, value in asdict(segmenter.settings).items() if name != "memory_gib"}
+    settings["precision"] = settled(segmenter.device, segmenter.settings.precision)  # `auto` differs by device
     return {
         "subject": volume.subject,
         "patient": volume.patient,
@@ -69,8 +71,9 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
             f"{where} was made by another model: {' and '.join(different)}; use the bundle it was made with."
         )
     for name, value in now["inference"].items():
-        # a setting that came later was at its default
-        before = header["inference"].get(name, getattr(InferenceSettings, name))
+        # a setting that came later was at its default; before there was a precision, all was float32
+        default = "32" if name == "precision" else getattr(InferenceSettings, name)
+        before = header["inference"].get(name, default)
         if before != value:
             raise ValueError(
                 f"{where} was made with inference.{name}={before}, now it is {value}; use the same setting."

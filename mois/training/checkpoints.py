@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -244,10 +244,11 @@ class RunRecord(Callback):
         self.record: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Collect the provenance, once the datamodule knows its files."""
+        """Collect the provenance, once the datamodule knows its files; one rank reads them all for it."""
         del stage
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule = getattr(trainer, "datamodule", None) if trainer.is_global_zero else None
         provenance = collect_provenance(pl_module, datamodule, self.config, self.seed)
+        provenance = replace(provenance, data=trainer.strategy.broadcast(provenance.data))
         self.record = provenance.as_dict()
         model: Any = pl_module
         model.provenance = self.record

@@ -72,7 +72,9 @@ class StopAtSignal(Callback):
         if trainer.state.fn == "fit":
             if not self._agreed:
                 self._requeue_unsaved(trainer)
-            self._stop(trainer, self._agreed or self._noted)
+            # a rank that is done with its scans waits where no signal reaches it: rank 0 alone can requeue the job
+            alone = self._noted == signal.SIGTERM or trainer.is_global_zero
+            self._stop(trainer, self._agreed or (self._noted if alone else 0))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._noted = number
@@ -80,9 +82,11 @@ class StopAtSignal(Callback):
     def _save_if_agreed(self, trainer: Trainer) -> None:
         self._agreed = self._noted
         if trainer.world_size > 1:
-            noted = torch.tensor(self._noted, device=trainer.strategy.root_device)
+            # SLURM's signal comes first, since it is the one that requeues the job
+            order = [0, signal.SIGTERM, *(number for number in self._lightnings if number != signal.SIGTERM)]
+            noted = torch.tensor(order.index(self._noted), device=trainer.strategy.root_device)
             torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
-            self._agreed = int(noted)
+            self._agreed = order[int(noted)]
         if not self._agreed:
             return
         for callback in trainer.checkpoint_callbacks:

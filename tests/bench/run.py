@@ -40,7 +40,7 @@ def main() -> None:
         parser.error(f"--only={','.join(unknown)}: there are {', '.join(known)}")
     torch.set_num_threads(1)
     console = Console()
-    last = read(given.out / "bench.json")
+    last, unfinished = read(given.out / "bench.json"), given.out / "unfinished.json"
     figures: dict[str, float] = dict(last.get("figures", {})) if given.only else {}
     details: dict[str, dict[str, float]] = dict(last.get("details", {})) if given.only else {}
     for name in wanted:
@@ -51,7 +51,8 @@ def main() -> None:
         details[name] = outcome.details
         show(console, outcome, last.get("figures", {}))
         record = {"figures": figures, "details": details, "repeats": given.repeats, "machine": machine()}
-        write_text(given.out / "bench.json", json.dumps(record, indent=2) + "\n")  # what is measured is kept
+        write_text(unfinished, json.dumps(record, indent=2) + "\n")  # the last run's figures stand until all are there
+    unfinished.replace(given.out / "bench.json")
     console.print(f"figures: {given.out / 'bench.json'}")
 
 

@@ -101,7 +101,7 @@ def large_scan(repeats: int) -> Outcome:
         details: dict[str, float] = {}
         for job in JOBS:
             command = [sys.executable, "-m", "tests.bench.scaling", job, name]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
             details |= {f"{job}_{key}": value for key, value in json.loads(done.stdout.splitlines()[-1]).items()}
     peaks = [value for key, value in details.items() if key.endswith("peak_gib")]
     return Outcome({"memory_large_scan_gib": max(peaks)}, details)

@@ -81,7 +81,7 @@ def train_apart(*arguments: str, launcher: Sequence[str] = (sys.executable,)) ->
         [*launcher, str(ROOT / "train.py"), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
@@ -110,7 +110,7 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int, timeout_
 
 def ranks(process: subprocess.Popen[str]) -> list[int]:
     """Return the ids of the ranks that a process started."""
-    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)
+    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, encoding="utf-8")
     return [int(number) for number in found.stdout.split()]
 
 

@@ -51,7 +51,7 @@ def test_two_processes_evaluate_as_one(three_test_scans: Path, tmp_path: Path) -
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
          "-m", "mois.cli", *command, f"--out={tmp_path / 'two'}"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=180, check=False,
+        capture_output=True, encoding="utf-8", timeout=180, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report.html") == 1

@@ -302,7 +302,9 @@ def test_help_waits_for_no_heavy_package() -> None:
         "import sys\nfrom mois.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'lightning', 'sam2', 'peft', 'torchio') if name in sys.modules])"
     )
-    text = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
     assert "phantom" in text
     assert text.splitlines()[-1] == "[]"
 

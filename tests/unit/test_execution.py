@@ -129,10 +129,10 @@ def test_a_session_made_before_a_setting_existed_was_made_with_its_default(
     session.click(lps(scan, 2, 20, 20))
     session.close()
     journal = tmp_path / "journal.jsonl"
-    journal.write_text(journal.read_text().replace('"precision": "auto", ', ""))
+    journal.write_text(journal.read_text().replace('"precision": "32", ', ""))
     assert InteractiveSession.replay(journal, segmenter, scan).state.lesions
     half = VolumeSegmenter(segmenter.backbone, segmenter.propagation, replace(SETTINGS, precision="bf16"))
-    with pytest.raises(ValueError, match=r"made with inference\.precision=auto, now it is bf16"):
+    with pytest.raises(ValueError, match=r"made with inference\.precision=32, now it is bf16"):
         InteractiveSession.replay(journal, half, scan)
 
 

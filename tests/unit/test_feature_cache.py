@@ -200,6 +200,16 @@ def test_two_processes_may_write_and_clear_one_cache(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*/.*"))
 
 
+def test_features_beyond_half_precision_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = encoder(tmp_path)
+    seen = SAM2.encode_frozen
+    monkeypatch.setattr(SAM2, "encode_frozen", lambda self, images: tuple(1e6 * part for part in seen(self, images)))
+    images, _ = example_patches(1, 64)
+    with pytest.raises(ValueError, match=r"too large for half precision; set model\.cache\.folder=null"):
+        encode(images, encode.keys(images))
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
 def test_a_trained_encoder_and_a_folder_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"this one is trained from its first layer on; leave model\.cache out"):
         encoder(tmp_path, Full())

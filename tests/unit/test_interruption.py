@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,10 +60,23 @@ def test_slurms_signal_before_a_validation_requeues_the_job_and_saves_nothing(fi
     stop.on_train_start(job, module)
     stop._lightnings[signal.SIGUSR1] = lambda number, _: (job.save_checkpoint("hpc.ckpt"), requeued.append(number))
     stop._note(signal.SIGUSR1, None)
-    with pytest.raises(SystemExit, match=str(128 + signal.SIGUSR1)):
-        stop.on_validation_batch_start(job, module, None, 0)
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGUSR1)) if first else nullcontext():
+        stop.on_validation_batch_start(job, module, None, 0)  # another rank leaves it to rank 0
     assert requeued == asked
     assert saved == []
+
+
+def test_slurms_signal_on_one_rank_outweighs_a_sigterm_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, requeued = trainer(4), []
+    job.world_size, job.is_global_zero = 2, False
+    stop, module = StopAtSignal(), torch.nn.Identity()
+    stop.on_train_start(job, module)
+    stop._lightnings[signal.SIGUSR1] = lambda number, _: requeued.append(number)
+    stop._note(signal.SIGTERM, None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda noted, _: noted.fill_(2))  # the other rank's
+    job.global_step = 5
+    stop.on_train_batch_end(job, module, None, None, 0)
+    assert requeued == [signal.SIGUSR1]
 
 
 @pytest.mark.parametrize(

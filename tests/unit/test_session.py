@@ -331,6 +331,9 @@ def test_a_session_is_refused_on_another_scan_model_or_setting(scan, tmp_path):
         InteractiveSession.load(tmp_path, make_segmenter(), other)
     with pytest.raises(ValueError, match=r"inference\.threshold=0\.35, now it is 0\.5"):
         InteractiveSession.load(tmp_path, make_segmenter(threshold=0.5), scan)
+    with pytest.raises(ValueError, match=r"inference\.precision=32, now it is bf16"):
+        InteractiveSession.load(tmp_path, make_segmenter(precision="bf16"), scan)
+    InteractiveSession.load(tmp_path, make_segmenter(precision="32"), scan).close()  # what `auto` is on a CPU
     changed = make_segmenter()
     changed.backbone.anchor.data += 1
     with pytest.raises(ValueError, match="another model"):

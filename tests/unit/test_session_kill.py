@@ -17,7 +17,7 @@ def test_kill_9_at_20_random_moments_loses_at_most_the_action_in_flight(tmp_path
         [sys.executable, str(HERE / "killed_session.py"), str(tmp_path), "20"],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
         check=False,
     )

@@ -54,7 +54,11 @@ def read_back(folder: Path) -> list[dict[str, dict[str, object]]]:
     (run,) = (folder / "wandb").glob("offline-run-*")
     wandb = Path(sys.executable).with_name("wandb")
     lines = subprocess.run(
-        [wandb, "leet", "inspect", "--json", run], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+        [wandb, "leet", "inspect", "--json", run],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
     return [json.loads(line) for line in lines.stdout.splitlines()]
 
