@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
+from itertools import count
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from datamodules.episodes import EpisodeDataset, EpisodeSettings
 from datamodules.lesion_types import draw_lesion_types
 from datamodules.phantom import make_phantom, make_slab
+from datamodules.pretraining import as_volume
+from datamodules.subjects import PreparedSubject, prepare_volume
 from mois.backbones import SAM2
 from mois.interfaces import Features, Prompts
 from mois.propagation import Similarity
@@ -58,6 +63,27 @@ def answer_units(repeats: int) -> Outcome:
     return Outcome({}, found | {f"{name}_s": spent for name, spent in seconds.items()})
 
 
+def scan_units(repeats: int) -> Outcome:
+    """A scan of 44 x 1100 x 512 to prepare for training, and an episode of 10 patches of 512 pixels to draw from it."""
+    rng = np.random.default_rng(0)
+    types = draw_lesion_types(rng, 2)
+    phantom = make_phantom(rng, types, shape=(44, 1100, 512), spacing_mm=(5.0, 0.7, 0.7), lesions=(60, 60))
+    scan = as_volume(phantom, "large")
+
+    def prepare() -> PreparedSubject:
+        return prepare_volume(scan, pixel_mm=0.7, patch_px=512, slice_axis="auto")
+
+    episodes = EpisodeDataset([prepare()], EpisodeSettings(patch_px=512))
+    numbers = count()
+    arms: dict[str, Callable[[], object]] = {
+        "prepare_s": prepare,
+        "ten_episodes_s": lambda: [episodes[0, next(numbers)] for _ in range(10)],
+    }
+    voxels = np.rint(500 * phantom.image).astype(np.int16).tobytes()
+    sizes = {"megabytes": len(voxels) / 1e6, "compressed_megabytes": len(gzip.compress(voxels, 3)) / 1e6}
+    return Outcome({}, interleaved(arms, max(1, repeats // 2)) | sizes)
+
+
 def data_units(repeats: int) -> Outcome:
     """Phantoms to draw, and the nano's training step: CPU seconds."""
     rng = np.random.default_rng(0)
@@ -85,4 +111,4 @@ def gflop(action: Callable[[], object]) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-MEASUREMENTS: list[Measurement] = [encoder_units, answer_units, data_units]
+MEASUREMENTS: list[Measurement] = [encoder_units, answer_units, scan_units, data_units]
