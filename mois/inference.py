@@ -55,6 +55,7 @@ class InferenceSettings:
         memory_gib: How much of a scan's features is kept in memory; the rest goes to a file in the temporary folder.
         split_prominence_mm: Touching lesions are parted where the waist between them is thinner than the thinner of the
             two by this much, as a radius; 0 parts none.
+        most_exemplars: Of more, a propagation that can merges those that look most alike (`Propagation.condense`).
     """
 
     pixel_mm: float = 1.5
@@ -76,6 +77,7 @@ class InferenceSettings:
     half_features: bool = False
     memory_gib: float = 4.0
     split_prominence_mm: float = 0.0
+    most_exemplars: int = 16
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -97,6 +99,8 @@ class InferenceSettings:
             raise ValueError(f"inference.track_memory={self.track_memory} must be at least 0.")
         if self.memory_gib < 0:
             raise ValueError(f"inference.memory_gib={self.memory_gib} must be at least 0.")
+        if self.most_exemplars < 2:
+            raise ValueError(f"inference.most_exemplars={self.most_exemplars} must be at least 2: one of each sign.")
         if self.split_prominence_mm < 0:
             raise ValueError(f"inference.split_prominence_mm={self.split_prominence_mm} must be at least 0.")
 
@@ -310,10 +314,16 @@ class VolumeSegmenter:
             found[number] = restore_stack(stack, encoded.grid)
         return found
 
-    def prepare(self, questions: Sequence[Exemplars]) -> Exemplars:
-        """Return R sets of exemplars (B = 1, any K) as `ask` takes them, with all that depends on them alone."""
+    def prepare(self, questions: Sequence[Exemplars], *, merge: bool = True) -> Exemplars:
+        """Return R sets of exemplars (B = 1, any K) as `ask` takes them, with all that depends on them alone.
+
+        Args:
+            questions: The sets.
+            merge: Leave no more than `most_exemplars` of each where the propagation can merge them.
+        """
         with self.autocast():
-            return self.propagation.prepare(side_by_side(questions))
+            prepared = self.propagation.prepare(side_by_side(questions))
+            return self.propagation.condense(prepared, self.settings.most_exemplars) if merge else prepared
 
     def ask(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], asked: Exemplars) -> Tensor:
         """Return the probability (rows, R, P, P), on the CPU, of R prepared questions."""

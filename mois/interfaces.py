@@ -383,6 +383,11 @@ class Propagation(nn.Module, ABC):
         """
         return exemplars
 
+    def condense(self, exemplars: Exemplars, most: int) -> Exemplars:
+        """Return at most so many prepared exemplars that stand for all; a module that cannot returns what it got."""
+        del most
+        return exemplars
+
     @abstractmethod
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
         """Find all that is like a query's exemplars, and unlike its negative ones.

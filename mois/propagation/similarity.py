@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mois.interfaces import Backbone, Exemplars, Features, Propagation, SemanticPrediction
+from mois.propagation.merging import merge
 from mois.propagation.pooling import is_present, masked_mean, zones
 from mois.propagation.weights import load_propagation
 
@@ -94,6 +95,13 @@ class Similarity(Propagation):
         summary = self.summary(torch.cat([means.flatten(2), exemplars.tokens["log_area"]], dim=2))
         unit = functional.normalize(directions, dim=3)
         return exemplars.map({"directions": unit, "summary": summary})
+
+    def condense(self, exemplars: Exemplars, most: int) -> Exemplars:
+        """Merge prepared exemplars whose directions are most alike."""
+        if exemplars.count <= most:
+            return exemplars
+        merged = merge(exemplars, exemplars.tokens["directions"].float().flatten(2), most)
+        return merged.map({**merged.tokens, "directions": functional.normalize(merged.tokens["directions"], dim=3)})
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
         """Find what is like the positive exemplars and unlike the negative ones."""

@@ -210,7 +210,7 @@ def influences(
         bank: The exemplars by key.
     """
     scores: dict[str, dict[str, float]] = {}
-    asked = segmenter.prepare(list(exemplars.values()))
+    asked = segmenter.prepare(list(exemplars.values()), merge=False)  # what one of them does is asked for
     for lesion in known:
         answer = segmenter.ask(encoded, np.array([lesion.row]), asked)[0]  # (R, P, P)
         scores[lesion.key] = {

@@ -42,7 +42,7 @@ def semantic_pass(repeats: int) -> Outcome:
             one = propagation.describe(features, masks, backbone)
             details[f"{name}_bytes_per_exemplar"] = float(one.bytes_per_exemplar())
             for count in counts:
-                bank = propagation.prepare(_times(one, count))
+                bank = propagation.condense(propagation.prepare(_times(one, count)), InferenceSettings().most_exemplars)
 
                 def ask(propagation: Propagation = propagation, bank: Exemplars = bank) -> object:
                     return propagation(features, bank, backbone)
