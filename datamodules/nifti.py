@@ -15,11 +15,12 @@ from rich.progress import track
 
 from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
 from datamodules.loading import EpisodeLoader, VolumeLoader, place
-from datamodules.prepared import Entry, PreparedScans, key_of, sha256_of
+from datamodules.prepared import Entry, PreparedScans, key_of
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from datamodules.splits import check_leak, patient_folds, pick, read_splits
 from datamodules.subjects import PreparedSubject, prepare_volume
 from datamodules.transforms import Augmentation
+from mois.files import file_sha256
 from mois.geometry import SliceAxis
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles, read_dataset
@@ -203,7 +204,7 @@ class NiftiDataModule(LightningDataModule):
             for subject in subjects:
                 for file in self._files(subject):
                     if file is not None:
-                        total.update(f"{split} {file.relative_to(self.root)} {sha256_of(file)}\n".encode())
+                        total.update(f"{split} {file.relative_to(self.root)} {file_sha256(file)}\n".encode())
         return total.hexdigest()
 
     def _divide(self, subjects: list[SubjectFiles]) -> Splits:

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.subjects import LesionSampler, LesionSlices, PreparedSubject, as_scan
-from mois.files import whole_file
+from mois.files import file_sha256, whole_file
 from mois.image_files import DataError
 
 VERSION = 1
@@ -120,14 +120,8 @@ def key_of(files: Sequence[Path | None], settings: object) -> str:
     Raises:
         DataError: If the voxels of an .mhd or .nrrd file are in several others.
     """
-    contents = [[sha256_of(part) for part in _parts(file)] if file is not None else None for file in files]
+    contents = [[file_sha256(part) for part in _parts(file)] if file is not None else None for file in files]
     return hashlib.sha256(repr((VERSION, contents, settings)).encode()).hexdigest()
-
-
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def map_entry(path: Path, name: str, patient: str) -> Entry:

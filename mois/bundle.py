@@ -25,10 +25,11 @@ import torch
 from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
-from mois.backbones.weights import file_sha256, load_exactly
+from mois.backbones.weights import load_exactly
 from mois.bundle_card import write_card
 from mois.calibration import Calibration
 from mois.exemplars import ModelIdentity
+from mois.files import file_sha256
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.propagation.weights import save_propagation

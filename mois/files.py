@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,3 +35,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes, whole or not at all."""
     with whole_file(path) as part:
         part.write_bytes(content)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mois.files import file_sha256
 from mois.interfaces import WeightsIdentity
 
 HUB_FILES = {
@@ -92,11 +93,6 @@ def load_exactly(model: nn.Module, tensors: dict[str, Tensor], what: str) -> Non
     if faults:
         raise ValueError(f"{what} does not fit the model ({len(wanted)} tensors): {'; '.join(faults)}.")
     model.load_state_dict(tensors)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:

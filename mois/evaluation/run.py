@@ -20,7 +20,7 @@ from mois.evaluation.results import read_rows, write_rows
 from mois.evaluation.robustness import CHANGES, ChangedScan, changed, plain, summarise_changes, unprompted
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.tables import write_results
-from mois.files import write_text
+from mois.files import file_sha256, write_text
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles
 from mois.processes import Processes
@@ -209,8 +209,7 @@ def _sha256(scan: SubjectFiles, evaluation: Evaluation) -> str:
     wanted = [scan.images.get(evaluation.channel), scan.label, scan.instances if evaluation.instances else None]
     for file in [*wanted, *evaluation.more_files(scan.subject)]:
         if file is not None and file.is_file():
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
+            total.update(file_sha256(file).encode())
     return total.hexdigest()
 
 

@@ -12,10 +12,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
-from mois.backbones.weights import file_sha256
 from mois.bundle import ClassSpec, ModelSpec, write_bundle
 from mois.calibration import Calibration
-from mois.files import whole_file
+from mois.files import file_sha256, whole_file
 from mois.interfaces import Backbone, WeightsIdentity
 from mois.propagation.weights import save_propagation
 from mois.training.checkpoints import ValidationRecord
