@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import re
-import time
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.subjects import LesionSampler, LesionSlices, PreparedSubject, as_scan
-from mois.files import file_sha256, whole_file
+from mois.files import file_sha256, is_abandoned, whole_file
 from mois.image_files import DataError
 
 VERSION = 1
@@ -37,7 +36,6 @@ VERSION = 1
 _ALIGNED = 64  # bytes
 _CRC = 4  # bytes
 _CHUNK = 1 << 20
-_ABANDONED_S = 3600  # temporary files older than this are of a process that was killed
 _ELSEWHERE = re.compile(rb"^(?:ElementDataFile *=|data ?file:) *(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 log = logging.getLogger(__name__)
@@ -85,7 +83,7 @@ class PreparedScans:
         self.folder = folder
         for part in folder.glob(".*.part"):
             with suppress(OSError):  # whoever wrote it has finished, or another process removes it now
-                if time.time() - part.stat().st_mtime > _ABANDONED_S:
+                if is_abandoned(part):
                     part.unlink()
 
     def get(self, key: str, name: str, patient: str, make: Callable[[], Entry], *, check: bool) -> Entry:

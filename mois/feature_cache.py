@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,14 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mois.files import write_bytes
+from mois.files import is_abandoned, write_bytes
 from mois.interfaces import Backbone, Features
 
 VERSION = 1
 """Part of every key: count on when `Backbone.encode` treats images otherwise, or an entry's form changes."""
 
 GIB = 1 << 30
-_ABANDONED_S = 3600  # temporary files older than this are of a process that was killed
 
 
 @dataclass(frozen=True)
@@ -135,10 +133,10 @@ class FeatureCache:
         entries: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("*/*.safetensors*"):  # and those that are being written
             with suppress(FileNotFoundError):  # another process may remove it now
-                status = path.stat()
-                if path.suffix == ".part" and time.time() - status.st_mtime > _ABANDONED_S:
+                if is_abandoned(path):
                     path.unlink()
                 else:
+                    status = path.stat()
                     entries.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):

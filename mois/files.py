@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_ABANDONED_S = 3600
 
 
 @contextmanager
@@ -23,6 +26,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_abandoned(part: Path) -> bool:
+    """Tell whether an unfinished file of `whole_file` is so old that whoever wrote it was killed.
+
+    Raises:
+        FileNotFoundError: If it is finished by now.
+    """
+    return part.suffix == ".part" and time.time() - part.stat().st_mtime > _ABANDONED_S
 
 
 def write_text(path: Path, text: str) -> None:

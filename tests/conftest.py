@@ -2,17 +2,29 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 SPACING_MM = (2.0, 6.0, 2.0)  # right-left, anterior-posterior, superior-inferior: slices are coronal
 SHAPE = (40, 8, 48)
+
+
+@pytest.fixture
+def same_process() -> Iterator[None]:
+    """Undo what Lightning does to the process: it tells its children who they are through the environment."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def save_nifti(path: Path, array: NDArray, affine: NDArray | None = None) -> Path:

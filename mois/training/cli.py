@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from mois.arguments import OneLineParser, command_line, read_settings
+from mois.execution import settled
 from mois.tracking import Tracker, TrackingSettings, make_loggers
 from mois.training.callbacks import CostTable, SeedEachStep, StopAtNaN, WaitingShare
 from mois.training.checkpoints import (
@@ -246,7 +247,7 @@ class MoisCLI(LightningCLI):
 def choose_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
     """Return bf16-mixed where a CUDA device will be used that has bfloat16 in hardware, 32-true everywhere else."""
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if cuda and settled(torch.device("cuda"), "auto") == "bf16" else "32-true"
 
 
 def quieten() -> None:

@@ -39,7 +39,7 @@ STEPS = 10
 TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"]
 TWO_RANKS += ["--trainer.strategy.init_args.timeout=0:02:00", "--data.init_args.batch_size=1"]
 END_S = 60
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("same_process")]
 
 
 class Whole(NamedTuple):
@@ -88,17 +88,6 @@ def at_step() -> Iterator[Callable[..., None]]:
             patch.setattr(ExemplarSegmenter, hook, unusual)
 
         yield arrange
-
-
-@pytest.fixture(autouse=True)
-def same_process() -> Iterator[None]:
-    """Undo what Lightning does to the process."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def terminate() -> None:

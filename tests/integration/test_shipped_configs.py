@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 import yaml
 from conftest import save_nifti
 from small_runs import ROOT, SCANS, SMALL, config, data, folder, losses, rows, train, validations
@@ -28,17 +26,7 @@ TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
 TESTED = {"demo", "ms_lesions", "neurofibroma", "pretrain_nano", "compare_propagations", "zero_shot"}
 INIT = "--data.init_args."
 ONE_PROCESS = ["--trainer.devices=1", "--trainer.strategy=auto"]
-
-
-@pytest.fixture(autouse=True)
-def same_environment() -> Iterator[None]:
-    """Lightning tells its child processes who they are through the environment."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("same_process")
 
 
 def write_brains(root: Path) -> None:
