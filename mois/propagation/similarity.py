@@ -185,7 +185,7 @@ class Similarity(Propagation):
         cosines = wanted.directions[0, ..., 0].numel()  # of one pixel
         if wanted.directions.device.type != "cpu":
             return max(1024, HELD // cosines)
-        return min(max(64, CACHED // cosines), 1024)
+        return min(max(64, CACHED // cosines), 4096)
 
     def _wanted(self, exemplars: Exemplars, images: int) -> _Wanted:
         """Return what the exemplars of B = N x R questions are to pixels, and how much each counts."""
@@ -251,7 +251,9 @@ class _Embedding(NamedTuple):
     fine: Tensor
 
     def repeat(self, times: int) -> _Embedding:
-        return _Embedding(self.coarse.repeat_interleave(times, 0), self.fine.repeat_interleave(times, 0))
+        if times == 1:
+            return self
+        return _Embedding(*(part.permute(0, 2, 3, 1).repeat_interleave(times, 0).permute(0, 3, 1, 2) for part in self))
 
 
 class _Stem(nn.Module):
