@@ -1,6 +1,6 @@
 """`make bench`: every measurement, as a table and as bench.json, beside those of the last run.
 
-python -m tests.bench.run --out runs/bench [--only click_vs_encode,...] [--repeats 5]
+python -m tests.bench.run --out runs/bench [--only clicks,...] [--repeats 5]
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from mois.files import write_text
-from tests.bench import ddp, inference, scaling, training, units
+from tests.bench import ddp, inference, quality, scaling, training, units
 from tests.bench.measure import Outcome
 
-MODULES = (inference, training, ddp, scaling, units)
+MODULES = (inference, quality, training, ddp, scaling, units)
 LOUD = 0.2  # a figure that got worse by more than this share is marked
-BETTER_WHEN_HIGH = ("tracking_batched_vs_serial", "train_frozen_cached_vs_full", "train_late_lora_vs_full", "ddp2_vs_1")
+BETTER_WHEN_HIGH = (
+    "tracking_batched_vs_serial", "train_frozen_cached_vs_full", "train_late_lora_vs_full", "ddp2_vs_1",
+    "dice_merged_vs_all", "dice_foreground_vs_dense",
+)  # fmt: skip
 PACKAGES = ("torch", "lightning", "sam2", "peft", "torchio", "numpy")
+NOTES = ("details", "repeats", "machine", "versions")  # what bench.json holds besides figures
 
 
 def main() -> None:
@@ -41,7 +45,8 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console()
     last, unfinished = read(given.out / "bench.json"), given.out / "unfinished.json"
-    figures: dict[str, float] = dict(last.get("figures", {})) if given.only else {}
+    before = {name: value for name, value in last.items() if name not in NOTES}
+    figures: dict[str, float] = dict(before) if given.only else {}
     details: dict[str, dict[str, float]] = dict(last.get("details", {})) if given.only else {}
     for name in wanted:
         measurement = known[name]
@@ -49,8 +54,9 @@ def main() -> None:
         outcome: Outcome = measurement(given.repeats)
         figures |= outcome.figures
         details[name] = outcome.details
-        show(console, outcome, last.get("figures", {}))
-        record = {"figures": figures, "details": details, "repeats": given.repeats, "machine": machine()}
+        show(console, outcome, before)
+        notes = {"details": details, "repeats": given.repeats, "machine": machine(), "versions": versions()}
+        record = {**figures, **notes}
         write_text(unfinished, json.dumps(record, indent=2) + "\n")  # the last run's figures stand until all are there
     unfinished.replace(given.out / "bench.json")
     console.print(f"figures: {given.out / 'bench.json'}")
@@ -92,9 +98,12 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "torch_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
     }
+
+
+def versions() -> dict[str, str]:
+    """Return what the figures were measured with."""
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""What compact exemplars cost in quality: Dice on whole phantoms with the bundled nano, as pretrained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from datamodules.lesion_types import draw_lesion_types
+from datamodules.phantom import make_phantom
+from datamodules.pretraining import as_volume
+from mois.backbones import SAM2
+from mois.encoded import EncodedVolume
+from mois.evaluation.truth import Truth
+from mois.inference import InferenceSettings, VolumeSegmenter
+from mois.interfaces import Propagation
+from mois.metrics import Overlap
+from mois.propagation import Attention, Similarity
+from tests.bench.measure import Measurement, Outcome
+
+SCANS, LESIONS = 3, 200  # of two types: up to a hundred exemplars of each
+FEW = 10  # exemplars of the attention, which takes no more than that at a bearable price
+NO_END = 10_000  # exemplars, of which none are merged
+
+
+def compact_exemplars(repeats: int) -> Outcome:
+    """Dice with a hundred exemplars merged against all, and with foreground against dense tokens (nano, as pretrained)."""
+    del repeats
+    settings = InferenceSettings(precision="32")
+    arms: dict[str, tuple[Propagation, InferenceSettings, int]] = {
+        "similarity_all": (Similarity(weights="bundled"), replace(settings, most_exemplars=NO_END), NO_END),
+        "similarity_merged": (Similarity(weights="bundled"), settings, NO_END),
+        "attention_dense": (Attention(weights="bundled"), settings, FEW),
+        "attention_foreground": (Attention(tokens="foreground", weights="bundled"), settings, FEW),
+    }
+    backbone = SAM2(weights="bundled").eval()
+    segmenters = {}
+    for name, (propagation, how, _) in arms.items():
+        propagation.build(backbone)
+        segmenters[name] = VolumeSegmenter(backbone, propagation.eval(), how)
+    dice: dict[str, list[float]] = {name: [] for name in arms}
+    for seed in range(SCANS):
+        rng = np.random.default_rng(seed)
+        volume = as_volume(make_phantom(rng, draw_lesion_types(rng, 2), lesions=(LESIONS, LESIONS)), f"phantom {seed}")
+        encoded = segmenters["similarity_all"].encode(volume)
+        truth = Truth.of(volume, encoded.grid)
+        for target_class in sorted(set(truth.classes.values())):
+            for name, (_, _, most) in arms.items():
+                dice[name].append(_dice(segmenters[name], encoded, truth, target_class, most))
+    every, merged, dense, foreground = (np.array(dice[name]) for name in arms)
+    details = {f"{name}_dice": float(np.mean(found)) for name, found in dice.items()}
+    details["merged_apart_at_most"] = float(np.abs(every - merged).max())
+    details["foreground_apart_at_most"] = float(np.abs(dense - foreground).max())
+    figures = {
+        "dice_merged_vs_all": float(merged.mean() / every.mean()),
+        "dice_foreground_vs_dense": float(foreground.mean() / dense.mean()),
+    }
+    return Outcome(figures, details)
+
+
+def _dice(segmenter: VolumeSegmenter, encoded: EncodedVolume, truth: Truth, target_class: int, most: int) -> float:
+    """Return the Dice of a class whose lesions, at most so many, are exemplars by their true outlines."""
+    ids = truth.of_class(target_class)
+    pixel_mm = segmenter.settings.pixel_mm
+    slices = [(lesion, truth.largest_slice(lesion)) for lesion in sorted(ids)[:most]]
+    shown = [(index, truth.outline(lesion, index, encoded.grid, pixel_mm)) for lesion, index in slices]
+    probability = segmenter.propagate(encoded, segmenter.exemplars(encoded, shown))
+    return Overlap.of(segmenter.lesions(probability, truth.voxel_ml), truth.only(ids)).dice()
+
+
+MEASUREMENTS: list[Measurement] = [compact_exemplars]
