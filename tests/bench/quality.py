@@ -24,7 +24,7 @@ NO_END = 10_000  # exemplars, of which none are merged
 
 
 def compact_exemplars(repeats: int) -> Outcome:
-    """Dice with a hundred exemplars merged against all, and with foreground against dense tokens (nano, as pretrained)."""
+    """Dice of about a hundred exemplars merged against all, and of foreground against dense tokens (bundled nano)."""
     del repeats
     settings = InferenceSettings(precision="32")
     arms: dict[str, tuple[Propagation, InferenceSettings, int]] = {
