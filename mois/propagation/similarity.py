@@ -73,7 +73,9 @@ class Similarity(Propagation):
         self.presence = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
         self._start_from_cosines()
         load_propagation(self, self.weights, backbone)
-        self.to(memory_format=torch.channels_last)
+        for name, part in self.named_children():
+            if name != "compare":  # matrices: DDP wants gradients laid out as their parameters
+                part.to(memory_format=torch.channels_last)
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
         """Keep a lesion's mean embeddings (core, rim, surroundings) and its size."""

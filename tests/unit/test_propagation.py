@@ -113,6 +113,30 @@ def test_what_depends_on_the_exemplars_alone_is_worked_out_once(
     similarity(features, exemplars, backbone)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Similarity, Attention])
+def test_gradients_are_laid_out_as_their_parameters(kind: Callable[[], Propagation], precision: torch.dtype) -> None:
+    backbone, propagation = nano_backbone(), kind()  # otherwise DDP warns, and copies them at every step
+    propagation.build(backbone)
+    images, masks = example_patches(2)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        features = backbone.encode(images)
+        exemplars = (
+            propagation.describe(features, masks, backbone)
+            .reshape(1, 2)
+            .each(lambda part: part.expand(4, *part.shape[1:]))
+        )
+        answer = propagation(features, exemplars, backbone)
+    (answer.logits.float().square().mean() + answer.presence.float().sum()).backward()
+    layouts = {
+        name: (part.stride(), part.grad.stride())
+        for name, part in propagation.named_parameters()
+        if part.grad is not None
+    }
+    assert layouts
+    assert {name: both for name, both in layouts.items() if both[0] != both[1]} == {}
+
+
 def attention_pair(rotary_keys: bool) -> tuple[Attention, Attention]:
     """Return foreground and dense attention of the same weights."""
     torch.manual_seed(0)
