@@ -139,8 +139,8 @@ def paste(encoded: EncodedVolume, tracked: Tracked) -> tuple[Tensor, Tensor]:
     """Return the highest logit and its lesion (position + 1) on every pixel, (S, h, w) float32 and int32."""
     score = torch.full_like(encoded.pictures, OUTSIDE)
     owner = torch.zeros(encoded.pictures.shape, dtype=torch.int32)
-    logits = enlarge(tracked.logits, encoded.tile_px).clamp(OUTSIDE, -OUTSIDE)
-    for lesion, row, tile_logits in zip(tracked.lesion, tracked.rows, logits, strict=True):
+    for lesion, row, logits in zip(tracked.lesion, tracked.rows, tracked.logits, strict=True):
+        tile_logits = enlarge(logits.unsqueeze(0), encoded.tile_px)[0].clamp(OUTSIDE, -OUTSIDE)
         slice_index, tile = encoded.places[row].tolist()
         top, left = encoded.corner(tile)
         there = score[slice_index, top : top + encoded.tile_px, left : left + encoded.tile_px]

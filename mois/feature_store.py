@@ -37,6 +37,7 @@ class FeatureStore:
         self.spilt = 0
         self._encode = encode
         self._device = device
+        self._budget_gib = budget_gib
         self._room = int(budget_gib * GIB)
         self._kept: dict[int, tuple[Tensor, ...]] = {}
         self._slots: dict[int, int] = {}
@@ -59,9 +60,17 @@ class FeatureStore:
         self._shapes = tuple(level.shape[1:] for level in features.levels)
         if self._position is None:
             self._position = features.position[:1].to(self.dtype)
+        kept = tuple(level.to(self.dtype) for level in features.levels)
+        if not bool(torch.stack([level.isfinite().all() for level in kept]).all()):
+            reach = max(float(level.float().abs().amax()) for level in features.levels)
+            name = str(self.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the backbone's features reach {reach:.3g}, which {name} cannot hold; check its weights "
+                "(model.backbone.init_args.weights)."
+            )
         self.encoded += len(images)
         for place, row in enumerate(rows.tolist()):
-            levels = tuple(level[place].to(self.dtype) for level in features.levels)
+            levels = tuple(level[place] for level in kept)
             size = self._bytes_per_row()
             if size <= self._room:
                 self._room -= size
@@ -94,9 +103,15 @@ class FeatureStore:
         data = torch.cat([level.flatten() for level in levels]).cpu().numpy().tobytes()
         slot = len(self._slots)
         view, place = memoryview(data), slot * len(data)
-        while view:
-            written = os.pwrite(self._file.fileno(), view, place)
-            view, place = view[written:], place + written
+        try:
+            while view:
+                written = os.pwrite(self._file.fileno(), view, place)
+                view, place = view[written:], place + written
+        except OSError as error:
+            raise OSError(
+                f"{tempfile.gettempdir()}: features cannot be written there ({error.strerror}); make room, set TMPDIR "
+                f"to another folder, or raise inference.memory_gib={self._budget_gib:g}."
+            ) from error
         self._slots[row] = slot
         self.spilt += 1
 

@@ -6,7 +6,7 @@ model's millimetres per pixel, cut into T overlapping tiles (P, P) each. The mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
@@ -172,8 +172,14 @@ class VolumeSegmenter:
     def answer(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prompts: Prompts) -> MaskPrediction:
         """Segment one prompted object on each of N rows."""
         moved = Prompts(*(None if part is None else part.to(self.device) for part in prompts))  # type: ignore[arg-type]
-        with self.autocast():
-            return self.backbone.decode(encoded.select(rows), moved)
+        step = tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size)
+        answers = []
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            asked = Prompts(*(None if given is None else given[part] for given in moved))  # type: ignore[arg-type]
+            with self.autocast():
+                answers.append(self.backbone.decode(encoded.select(rows[part]), asked))
+        return MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
     def click(
         self,
@@ -248,9 +254,28 @@ class VolumeSegmenter:
         Returns:
             Exemplars with B = 1 and K = N; an empty mask is not valid.
         """
-        with self.autocast():
-            described = self.propagation.describe(encoded.select(rows), masks.float().to(self.device), self.backbone)
-        return described.reshape(1, len(rows))
+        order = np.argsort(rows, kind="stable")
+        described = []
+        for part in self._together(encoded, rows[order]):
+            some = order[part]
+            here, image = np.unique(rows[some], return_inverse=True)
+            shown = masks[torch.from_numpy(some)].float().to(self.device)
+            on = torch.from_numpy(image).to(self.device)
+            with self.autocast():
+                described.append(self.propagation.describe_on(encoded.select(here), on, shown, self.backbone))
+        back = torch.from_numpy(np.argsort(order)).to(self.device)
+        return Exemplars.cat([part.reshape(1, -1) for part in described]).pick(back)
+
+    def _together(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64]) -> Iterator[slice]:
+        """Cut ascending rows into parts that go through the model at once: so many of them, on so many tiles."""
+        tiles = tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size)
+        start = 0
+        while start < len(rows):
+            some = rows[start : start + self.settings.batch_size]
+            number = np.cumsum(np.diff(some, prepend=some[0]) != 0)  # of the tile among these, from 0
+            stop = start + int(np.searchsorted(number, tiles))
+            yield slice(start, stop)
+            start = stop
 
     def exemplars(self, encoded: EncodedVolume, items: Sequence[tuple[int, Tensor]]) -> Exemplars:
         """Turn lesions outlined on slices into exemplars.

@@ -353,7 +353,7 @@ class Propagation(nn.Module, ABC):
     Contract (`mois.testing.check_propagation`): K = 0 works; the order of exemplars does not matter, their weight does
     (`Exemplars.present`); the queries of a batch do not see each other's exemplars; any input size works; every
     trainable tensor gets gradient; an exemplar takes at most `bytes_per_exemplar` bytes; prepared exemplars (`prepare`)
-    give what the same unprepared ones give.
+    give what the same unprepared ones give; `describe_on` gives what `describe` gives.
     """
 
     bytes_per_exemplar: int
@@ -374,6 +374,22 @@ class Propagation(nn.Module, ABC):
         Returns:
             Exemplars with B = N and K = 1, valid where the mask is not empty.
         """
+
+    def describe_on(self, features: Features, image: Tensor, masks: Tensor, backbone: Backbone) -> Exemplars:
+        """Turn several masked lesions of an image into exemplars, as `describe` would one by one.
+
+        A module for which an image costs something by itself works that out once here.
+
+        Args:
+            features: Of N images.
+            image: (M,) int64, the image that each lesion lies on.
+            masks: (M, P, P) float, 0 to 1.
+            backbone: Whose features these are.
+
+        Returns:
+            Exemplars with B = M and K = 1.
+        """
+        return self.describe(features.select(image), masks, backbone)
 
     def prepare(self, exemplars: Exemplars) -> Exemplars:
         """Work out what depends on the exemplars alone, once for all the images that will be asked about them.

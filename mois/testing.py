@@ -139,6 +139,11 @@ def check_propagation(propagation: Propagation, backbone: Backbone | None = None
         small_features = backbone.encode(small[0])
         answer = propagation(small_features, propagation.describe(small_features, small[1], backbone), backbone)
         _require(answer.logits.shape[-1] == other_px, "another input size gives no answer of its size")
+        image = torch.tensor([1, 0, 1])
+        on_two = propagation.describe_on(query, image, masks[:3], backbone)
+        apart = propagation.describe(query.select(image), masks[:3], backbone)
+        same = all(_close(apart.tokens[name], token) for name, token in on_two.tokens.items())
+        _require(same and bool((apart.valid == on_two.valid).all()), "describe_on gives other exemplars than describe")
         empty = propagation.describe(query, torch.zeros_like(masks[:2]), backbone)
         _require(not bool(empty.valid.any()), "an empty mask makes a valid exemplar")
 

@@ -79,7 +79,13 @@ class Similarity(Propagation):
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
         """Keep a lesion's mean embeddings (core, rim, surroundings) and its size."""
-        embedding = self._embed(features).coarse
+        return self._pool(self._embed(features).coarse, masks)
+
+    def describe_on(self, features: Features, image: Tensor, masks: Tensor, backbone: Backbone) -> Exemplars:
+        """Embed each image once, whatever the number of lesions on it."""
+        return self._pool(self._embed(features).coarse[image], masks)
+
+    def _pool(self, embedding: Tensor, masks: Tensor) -> Exemplars:
         zone = zones(masks, 4)
         means = torch.stack([masked_mean(embedding, weights) for weights in zone], dim=1)
         pixels = masks.flatten(1).sum(1, keepdim=True)

@@ -122,21 +122,20 @@ class Look:
 def look_at(segmenter: VolumeSegmenter, encoded: EncodedVolume, masks: Sequence[BoxMask]) -> Look:
     """Describe lesions as if they were exemplars."""
     tokens: dict[str, list[Tensor]] = {}
-    areas, means = [], []
+    areas, means = np.zeros(len(masks)), np.zeros(len(masks))
+    slices = np.array([mask.largest_slice() for mask in masks], dtype=np.int64)
+    order = np.argsort(slices, kind="stable")  # neighbours share their tile
     step = segmenter.settings.batch_size
     for start in range(0, len(masks), step):
-        items = []
-        for mask in masks[start : start + step]:
-            index = mask.largest_slice()
-            items.append((index, outline(encoded, mask, index)))
+        some = order[start : start + step].tolist()
+        items = [(int(slices[place]), outline(encoded, masks[place], int(slices[place]))) for place in some]
         described = segmenter.exemplars(encoded, items)
         for name, token in described.tokens.items():
             tokens.setdefault(name, []).append(token[0].float().cpu())
-        for index, shown in items:
-            area, mean, _ = measure_mask(encoded.pictures[index], shown, segmenter.settings.pixel_mm)
-            areas.append(area)
-            means.append(mean)
-    return Look({name: torch.cat(parts) for name, parts in tokens.items()}, areas, means)
+        for place, (index, shown) in zip(some, items, strict=True):
+            areas[place], means[place], _ = measure_mask(encoded.pictures[index], shown, segmenter.settings.pixel_mm)
+    back = torch.from_numpy(np.argsort(order))
+    return Look({name: torch.cat(parts)[back] for name, parts in tokens.items()}, areas.tolist(), means.tolist())
 
 
 def outline(encoded: EncodedVolume, mask: BoxMask, index: int) -> Tensor:

@@ -11,6 +11,8 @@ from mois.components import components
 from mois.encoded import EncodedVolume, Tracked, paste
 from mois.inference import InferenceSettings, VolumeSegmenter, side_by_side
 from mois.interfaces import Prompts, Volume
+from mois.propagation import Similarity
+from mois.testing import nano_backbone
 
 SETTINGS = InferenceSettings(pixel_mm=1.5, tile_px=32, batch_size=5, track_mm=100.0)
 A1 = box((1, 4), (16, 24), (16, 24))
@@ -119,6 +121,37 @@ def test_several_questions_at_once_are_answered_as_one_by_one(scan: Volume) -> N
     assert torch.equal(together[0], segmenter.propagate(encoded, of_a))
     assert torch.equal(together[1], segmenter.propagate(encoded, of_b))
     assert torch.equal(together[2], segmenter.propagate(encoded))
+
+
+def test_what_a_tile_shows_is_embedded_once_for_all_lesions_on_it(scan: Volume) -> None:
+    propagation = Similarity()
+    propagation.build(nano_backbone())
+    segmenter = VolumeSegmenter(nano_backbone(), propagation, replace(SETTINGS, batch_size=4))
+    encoded = segmenter.encode(scan)
+    rows = np.array([3, 1, 3, 3, 1, 3, 3])  # five of one tile are more than a batch
+    masks = torch.rand(len(rows), 32, 32, generator=torch.Generator().manual_seed(0))
+    masks[2] = 0
+    one_by_one = [segmenter.describe(encoded, rows[[n]], masks[n : n + 1]) for n in range(len(rows))]
+    embedded: list[int] = []
+    propagation.stem.register_forward_pre_hook(lambda _, given: embedded.append(len(given[0])))
+    together = segmenter.describe(encoded, rows, masks)
+    assert embedded == [2, 1]  # both tiles with four of the masks, then what is left of the second
+    assert together.valid.tolist() == [[True, True, False, True, True, True, True]]
+    for name, token in together.tokens.items():
+        torch.testing.assert_close(token, torch.cat([one.tokens[name] for one in one_by_one], 1))
+
+
+def test_many_clicks_are_answered_in_batches_as_one_by_one(scan: Volume) -> None:
+    backbone = nano_backbone()
+    segmenter = VolumeSegmenter(backbone, FakePropagation(), replace(SETTINGS, batch_size=2))
+    encoded = segmenter.encode(scan)
+    rows, points = np.array([0, 3, 0, 1, 2]), 32 * torch.rand(5, 1, 2, generator=torch.Generator().manual_seed(0))
+    prompts = Prompts(points, torch.ones(5, 1, dtype=torch.int32))
+    answers = segmenter.answer(encoded, rows, prompts)
+    for n in range(len(rows)):
+        alone = segmenter.answer(encoded, rows[[n]], Prompts(prompts.points[[n]], prompts.labels[[n]]))
+        for part, expected in zip(answers, alone, strict=True):
+            torch.testing.assert_close(part[[n]], expected)
 
 
 def test_half_precision_features_give_the_same_lesions(scan: Volume) -> None:
