@@ -28,7 +28,7 @@ def _to_xy(index: Tensor, width: int) -> Tensor:
 def _centre_where_empty(points: Tensor, mask: Tensor) -> Tensor:
     """Put the patch centre where a mask has no pixel, without a host sync."""
     height, width = mask.shape[-2:]
-    centre = torch.tensor([width // 2, height // 2], dtype=points.dtype, device=points.device)
+    centre = torch.cat([points.new_full((1,), edge // 2) for edge in (width, height)])
     return torch.where(mask.flatten(1).any(1, keepdim=True), points, centre)
 
 

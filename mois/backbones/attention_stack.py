@@ -58,8 +58,7 @@ class AttentionStack(nn.Module):
         if self.rotary_keys:
             if cells is None:
                 raise ValueError("the place of every token (cells) is needed where keys are turned by it")
-            edge = round(query.shape[2] ** 0.5)
-            angles = cross.compute_cis(end_x=edge, end_y=edge).to(query.device)
+            angles = cross.turns(query.shape[2], query.device)
             on_grid = key.shape[2] - pointer_tokens
             turned = _turn(key[:, :, :on_grid], angles[cells].unsqueeze(1))
             query, key = _turn(query, angles), torch.cat([turned, key[:, :, on_grid:]], dim=2)

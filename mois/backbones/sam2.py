@@ -12,10 +12,10 @@ from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
-from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.position_encoding import PositionEmbeddingSine, compute_axial_cis
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.prompt_encoder import PromptEncoder
-from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
+from sam2.modeling.sam.transformer import Attention, RoPEAttention, TwoWayTransformer
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor, nn
@@ -163,9 +163,10 @@ class SAM2(Backbone):
         order = [
             last if hit else min(abs(step), last) - 1 for step, hit in zip(memory.distance, memory.clicked, strict=True)
         ]
-        when = self.sam.maskmem_tpos_enc[order].view(1, slices, 1, self.memory_width)
+        # rows as views and numbers as fills: from lists, both would be copies for which the host waits
+        when = torch.cat([self.sam.maskmem_tpos_enc[place] for place in order]).unsqueeze(0)  # (1, T, 1, M)
         position = memory.position.flatten(3).transpose(2, 3) + when  # (N, T, h * w, M)
-        steps = torch.tensor(memory.distance, device=coarse.device, dtype=torch.float32)
+        steps = torch.cat([torch.full((1,), float(step), device=coarse.device) for step in memory.distance])
         code = get_1d_sine_pe(steps / (self.sam.max_obj_ptrs_in_encoder - 1), dim=width).to(coarse.dtype)
         split = width // self.memory_width
         pointer_code = self.sam.obj_ptr_tpos_proj(code).repeat_interleave(split, 0).expand(batch, -1, -1)
@@ -315,27 +316,57 @@ class _ChannelNorm(nn.LayerNorm):
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class _RotaryAttention(RoPEAttention):  # type: ignore[misc]
+    """sam2's attention between places of a square grid, whose table of turns is made where and when it is used.
+
+    sam2's own constructor puts the table on the first GPU, from every process; and sam2 keeps one that was made in
+    inference mode, with which nothing can be trained any more.
+    """
+
+    def __init__(self, width: int, key_width: int, dropout: float, *, many_grids: bool) -> None:
+        Attention.__init__(self, width, num_heads=1, dropout=dropout, kv_in_dim=key_width)
+        self.rope_k_repeat = many_grids
+        self.freqs_cis = torch.empty(0)
+
+    def turns(self, cells: int, device: torch.device) -> Tensor:
+        """Return by how much each cell of a grid turns pairs of channels, (cells, width / 2) complex64."""
+        if len(self.freqs_cis) != cells or self.freqs_cis.device != device:
+            edge = round(cells**0.5)
+            with torch.inference_mode(False):
+                self.freqs_cis = compute_axial_cis(self.internal_dim, edge, edge).to(device)
+        return self.freqs_cis
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
+        self.turns(q.shape[1], q.device)
+        answer: Tensor = super().forward(q, k, v, num_k_exclude_rope)
+        return answer
+
+
+class _Sine(PositionEmbeddingSine):  # type: ignore[misc]
+    """sam2's codes of places, kept on the device that uses them; sam2 would copy them there every time."""
+
+    def _pe(self, batch: int, device: torch.device, *size: int) -> Tensor:
+        if size in self.cache:
+            self.cache[size] = self.cache[size].to(device)
+        codes: Tensor = super()._pe(batch, device, *size)
+        return codes
+
+
 def _sine(width: int) -> PositionEmbeddingSine:
-    return PositionEmbeddingSine(num_pos_feats=width, normalize=True, scale=None, temperature=10000, warmup_cache=False)
+    return _Sine(num_pos_feats=width, normalize=True, scale=None, temperature=10000, warmup_cache=False)
 
 
 def _memory_attention(sizes: Sizes) -> MemoryAttention:
-    def attention(**widths: object) -> RoPEAttention:
-        return RoPEAttention(
-            embedding_dim=sizes.width, num_heads=1, downsample_rate=1, dropout=sizes.dropout, rope_theta=10000.0,
-            feat_sizes=(64, 64), **widths,
-        )  # fmt: skip
-
     layer = MemoryAttentionLayer(
         activation="relu",
-        cross_attention=attention(rope_k_repeat=True, kv_in_dim=sizes.memory_width),
+        cross_attention=_RotaryAttention(sizes.width, sizes.memory_width, sizes.dropout, many_grids=True),
         d_model=sizes.width,
         dim_feedforward=sizes.attention_hidden,
         dropout=sizes.dropout,
         pos_enc_at_attn=False,
         pos_enc_at_cross_attn_keys=True,
         pos_enc_at_cross_attn_queries=False,
-        self_attention=attention(),
+        self_attention=_RotaryAttention(sizes.width, sizes.width, sizes.dropout, many_grids=False),
     )
     return MemoryAttention(d_model=sizes.width, pos_enc_at_input=True, layer=layer, num_layers=sizes.attention_layers)
 
