@@ -18,22 +18,28 @@ class EpisodeBatches(Sampler[list[tuple[int, int]]]):
 
     The episodes of an epoch are dealt to the ranks in turn, so that the batches of all ranks at one step hold what one
     process with a batch as large as all of theirs would see. Whoever goes on past the end of an epoch gets the next.
+    An epoch is whole steps: where gradients are accumulated, each is of as many batches.
 
     Attributes:
         start: Number of the first batch, counted from the first epoch on.
         batches: In an epoch, on every rank.
+        a_step: Episodes of an optimiser's step, on all ranks together.
         epoch: The one that Lightning is in.
         sampler: Itself, since Lightning looks here for `set_epoch`.
     """
 
-    def __init__(self, episodes_per_epoch: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, episodes_per_epoch: int, batch_size: int, rank: int = 0, world: int = 1, accumulate: int = 1
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.init_args.batch_size={batch_size} must be 1 or more.")
-        self.batches = episodes_per_epoch // (batch_size * world)
+        self.a_step = batch_size * world * accumulate
+        self.batches = episodes_per_epoch // self.a_step * accumulate
         if self.batches < 1:
+            batches = "a batch" if accumulate == 1 else f"{accumulate} batches (trainer.accumulate_grad_batches)"
             raise ValueError(
-                f"data.init_args.episodes_per_epoch={episodes_per_epoch} is less than a batch of {batch_size} on "
-                f"each of {world} processes; set it to {batch_size * world} or more."
+                f"data.init_args.episodes_per_epoch={episodes_per_epoch} is less than {batches} of {batch_size} on "
+                f"each of {world} processes; set it to {self.a_step} or more."
             )
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.start = self.epoch = 0
@@ -56,6 +62,14 @@ class EpisodeBatches(Sampler[list[tuple[int, int]]]):
 class EpisodeLoader(DataLoader[Episode]):
     """Loads batches of episodes, and goes on where it was after `load_state_dict`, also in the middle of an epoch.
 
+    Args:
+        dataset: Takes (epoch, index).
+        batch_size: Episodes in a batch, on each process.
+        episodes_per_epoch: On all processes together.
+        trainer: Whose process gets its share, and whose steps are counted; None for a process that is alone.
+        num_workers: Processes that draw episodes.
+        pin_memory: Hand out what an accelerator can copy by itself.
+
     Attributes:
         consumed: Number of batches handed out, counted from the first epoch on.
         waited_s: Seconds that whoever asked for a batch waited for it, in all.
@@ -67,14 +81,15 @@ class EpisodeLoader(DataLoader[Episode]):
         *,
         batch_size: int,
         episodes_per_epoch: int,
-        rank: int = 0,
-        world: int = 1,
+        trainer: Trainer | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
         self.consumed = 0
         self.waited_s = 0.0
-        self.order = EpisodeBatches(episodes_per_epoch, batch_size, rank, world)
+        self.trainer = trainer
+        self.accumulate = 1 if trainer is None else trainer.accumulate_grad_batches
+        self.order = EpisodeBatches(episodes_per_epoch, batch_size, *place(trainer), self.accumulate)
         super().__init__(
             dataset,
             batch_sampler=self.order,
@@ -98,21 +113,29 @@ class EpisodeLoader(DataLoader[Episode]):
 
     def state_dict(self) -> dict[str, int]:
         """Return what Lightning saves in a checkpoint."""
-        return {"consumed": self.consumed, "batch": self.order.batch_size * self.order.world}
+        batch = self.order.batch_size * self.order.world
+        return {"consumed": self.consumed, "batch": batch, "accumulate": self.accumulate}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that were consumed when the state was saved.
+        """Go on after the steps that were made when the state was saved, maybe of more or fewer batches each now.
 
         Raises:
             ValueError: If a step would hold another number of episodes than before, so that it could not be exact.
         """
-        now = self.order.batch_size * self.order.world
-        if state["batch"] != now:
+        before = state.get("accumulate", self.accumulate)  # older checkpoints do not say
+        if (episodes := state["batch"] * before) != self.order.a_step:
             raise ValueError(
-                f"the checkpoint was trained with {state['batch']} episodes a step, this run has {now}; set "
-                "data.init_args.batch_size so that batch_size x processes stays the same."
+                f"the checkpoint was trained with {episodes} episodes a step, this run has {self.order.a_step}; set "
+                "data.init_args.batch_size and trainer.accumulate_grad_batches so that batch_size x processes x "
+                "accumulate_grad_batches stays the same."
             )
-        self.consumed = state["consumed"]
+        self.consumed = _batches(state["consumed"], before, self.accumulate)
+        if self.trainer is not None and before != self.accumulate:
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress  # Lightning counts the batches of an epoch too
+            for counts in (progress.total, progress.current):
+                begun = counts.ready - counts.completed  # 1 where it was saved at the end of a batch
+                counts.ready = counts.started = counts.processed = _batches(counts.ready, before, self.accumulate)
+                counts.completed = counts.ready - begun
 
 
 class VolumeLoader:
@@ -137,6 +160,11 @@ class VolumeLoader:
 def place(trainer: Trainer | None) -> tuple[int, int]:
     """Return the rank of this process and the number of processes."""
     return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+def _batches(count: int, before: int, now: int) -> int:
+    """Return a number of batches, `before` of which made a step, as if `now` made one; what began no step is left."""
+    return count // before * now
 
 
 def _one_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader passes it

@@ -159,8 +159,7 @@ class NiftiDataModule(LightningDataModule):
 
     def train_dataloader(self) -> EpisodeLoader:
         """Return this process's share of the episodes, in batches."""
-        rank, world = place(self.trainer)
-        if world > 1 and getattr(
+        if place(self.trainer)[1] > 1 and getattr(
             getattr(self.trainer, "_accelerator_connector", None), "use_distributed_sampler", False
         ):
             raise ValueError(
@@ -170,8 +169,7 @@ class NiftiDataModule(LightningDataModule):
             EpisodeDataset(self._prepared, self.settings, self.seed, views=self.views),
             batch_size=self.batch_size,
             episodes_per_epoch=self.episodes_per_epoch,
-            rank=rank,
-            world=world,
+            trainer=self.trainer,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )

@@ -130,13 +130,11 @@ class PretrainDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Return this rank's batches."""
-        rank, world = place(self.trainer)
         return EpisodeLoader(
             NewTypeEpisodes(self.settings, self.seed),
             batch_size=self.batch_size,
             episodes_per_epoch=self.episodes_per_epoch,
-            rank=rank,
-            world=world,
+            trainer=self.trainer,
             num_workers=self.num_workers,
         )
 

@@ -15,6 +15,7 @@ from small_runs import (
     SCANS,
     config,
     data,
+    failing,
     finish,
     folder,
     last,
@@ -25,7 +26,7 @@ from small_runs import (
     wait_for_step,
 )
 
-from mois.interfaces import Volume
+from mois.interfaces import Episode, Volume
 from mois.training.module import ExemplarSegmenter
 
 
@@ -82,6 +83,44 @@ def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(
     assert validations(killed) == validations(whole)
     ours, theirs = (last(path)["state_dict"] for path in (whole, killed))
     assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_with_batches_of_half_as_many_episodes_and_twice_as_many_of_them_a_step(
+    make_dataset: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("mois.training.callbacks.step_seed", lambda *numbers: 7)  # an episode brings its own chance
+    step, seen = ExemplarSegmenter.training_step, []
+
+    def listened(self: ExemplarSegmenter, episode: Episode, batch_idx: int) -> torch.Tensor:
+        loss = step(self, episode, batch_idx)
+        seen.append(float(loss.detach()))
+        return loss
+
+    monkeypatch.setattr(ExemplarSegmenter, "training_step", listened)
+    run = ["fit", *LORA, "--trainer.max_epochs=1", "--checkpoints.every_n_steps=2", "--dry_step=false"]
+    run += data(make_dataset(subjects=2), episodes_per_epoch=16)  # 4 steps of 4
+    train(*run, *data(tmp_path / "Dataset001_Cubes", batch_size=4), folder(tmp_path / "whole"))
+    whole, seen[:] = seen[:], []
+    half = [
+        "--trainer.accumulate_grad_batches=2",
+        f"--ckpt_path={tmp_path / 'whole' / 'checkpoints' / 'previous.ckpt'}",
+    ]
+    train(*run, *data(tmp_path / "Dataset001_Cubes", batch_size=2), *half, folder(tmp_path / "half"))
+
+    assert len(whole) == 4
+    assert [(seen[0] + seen[1]) / 2, (seen[2] + seen[3]) / 2] == pytest.approx(whole[2:], rel=0, abs=1e-4)
+    ours, theirs = (last(tmp_path / name) for name in ("whole", "half"))
+    assert ours["global_step"] == theirs["global_step"] == 4
+    ours, theirs = ours["state_dict"], theirs["state_dict"]
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+    said = failing(capsys, *run, *data(tmp_path / "Dataset001_Cubes", batch_size=4), *half, folder(tmp_path / "no"))
+    assert said.startswith(
+        "the checkpoint was trained with 4 episodes a step, this run has 8; set data.init_args.batch"
+    )
 
 
 @pytest.mark.slow

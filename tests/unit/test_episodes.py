@@ -307,6 +307,10 @@ def test_blanked_slices_are_never_seen():
         (lambda: Augmentation(gamma=2), "gamma=2"),
         (lambda: Augmentation(zoom=1), "zoom=1"),
         (lambda: EpisodeBatches(6, 4, world=2), "episodes_per_epoch=6 is less than a batch of 4 on each of 2"),
+        (
+            lambda: EpisodeBatches(6, 2, world=2, accumulate=2),
+            r"less than 2 batches \(.*\) of 2 on each .* to 8 or more",
+        ),
         (lambda: EpisodeBatches(6, 0), "batch_size=0"),
         (lambda: EpisodeDataset([], EpisodeSettings(), views=-1), "views=-1"),
     ],
@@ -393,6 +397,13 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(num_workers):
     assert resumed.state_dict()["consumed"] == 5
     with pytest.raises(ValueError, match="2 episodes a step, this run has 3"):
         EpisodeLoader(dataset, batch_size=3, episodes_per_epoch=6).load_state_dict(broken.state_dict())
+
+
+def test_an_epoch_is_whole_steps_where_gradients_are_accumulated():
+    keys = [key for batch in EpisodeBatches(10, 4) for key in batch]  # 2 steps of 4
+    accumulated = list(EpisodeBatches(10, 2, accumulate=2))  # not 5 batches, the last of which would step alone
+    assert [len(batch) for batch in accumulated] == [2, 2, 2, 2]
+    assert [key for batch in accumulated for key in batch] == keys
 
 
 def test_with_views_patches_come_again_and_chance_does_not():

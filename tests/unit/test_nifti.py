@@ -218,7 +218,7 @@ def test_lightning_must_not_share_the_episodes_out_again(make_dataset):
     data = module_of(make_dataset())
     data.setup("fit")
     flags = SimpleNamespace(use_distributed_sampler=True)
-    data.trainer = SimpleNamespace(global_rank=1, world_size=2, _accelerator_connector=flags)
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2, accumulate_grad_batches=1, _accelerator_connector=flags)
     with pytest.raises(ValueError, match=r"trainer.use_distributed_sampler=true .* set it to false"):
         data.train_dataloader()
     flags.use_distributed_sampler = False
@@ -253,14 +253,15 @@ class Listener(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def run(root, folder, stop_after, resume=None, num_workers=0):
+def run(root, folder, stop_after, resume=None, num_workers=0, accumulate=1, batch_size=2):
     """Train two epochs of four steps, validating every second one; save after each step."""
     listener = Listener()
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=2,
         max_steps=stop_after,
-        val_check_interval=2,
+        val_check_interval=2 * accumulate,
+        accumulate_grad_batches=accumulate,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -268,7 +269,8 @@ def run(root, folder, stop_after, resume=None, num_workers=0):
         num_sanity_val_steps=0,
         callbacks=[ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")],
     )
-    data = module_of(root, train_subjects=["p0"], val_subjects=["p1"], num_workers=num_workers)
+    given = {"train_subjects": ["p0"], "val_subjects": ["p1"], "num_workers": num_workers, "batch_size": batch_size}
+    data = module_of(root, **given)
     trainer.fit(listener, data, ckpt_path=resume)
     return listener.heard
 
@@ -282,6 +284,23 @@ def test_a_run_that_was_cut_off_anywhere_sees_the_same_episodes(make_dataset, tm
     for done in (1, 2, 3, 4, 5, 7) if num_workers == 0 else (3, 4):
         resume = tmp_path / "whole" / f"step={done}.ckpt"
         assert run(root, tmp_path / f"from{done}", 8, resume=resume, num_workers=num_workers) == whole[done:]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_goes_on_with_as_many_episodes_a_step_in_more_or_fewer_batches(make_dataset, tmp_path):
+    """Steps of 2 episodes: whole, and as 2 batches of 1; from within an epoch, its end, and a validation."""
+    root = make_dataset()
+    run(root, tmp_path / "whole", 8)
+    singly = run(root, tmp_path / "singly", 8, accumulate=2, batch_size=1)
+    whole = run(root, tmp_path / "again", 8)
+    assert [[*singly[n], *singly[n + 1]] for n in range(0, 16, 2)] == whole
+    for done in (1, 2, 3, 4, 5, 7):
+        resume = tmp_path / "whole" / f"step={done}.ckpt"
+        assert run(root, tmp_path / f"a{done}", 8, resume, accumulate=2, batch_size=1) == singly[2 * done :]
+        resume = tmp_path / "singly" / f"step={done}.ckpt"
+        assert run(root, tmp_path / f"b{done}", 8, resume) == whole[done:]
+    with pytest.raises(ValueError, match="with 2 episodes a step, this run has 4; set data"):
+        run(root, tmp_path / "c", 8, tmp_path / "whole" / "step=1.ckpt", accumulate=2)
 
 
 @pytest.mark.real_data
