@@ -160,12 +160,15 @@ def measure_mask(picture: Tensor, mask: Tensor, pixel_mm: float, ring_mm: float 
         The means are 0 where the mask is empty, the contrast also where there is no ring.
     """
     inside = (mask >= 0.5).cpu()
+    places = inside.nonzero()
+    if not len(places):
+        return 0.0, 0.0, 0.0
     reach = max(1, round(ring_mm / pixel_mm))
+    top, left = (places.amin(0) - reach).clamp(min=0).tolist()
+    bottom, right = (places.amax(0) + reach + 1).tolist()
+    inside, values = inside[top:bottom, left:right], picture[top:bottom, left:right].float().cpu()
     grown = functional.max_pool2d(inside[None, None].float(), 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0.5
-    ring, values = grown & ~inside, picture.float().cpu()
-    area_mm2 = float(inside.sum()) * pixel_mm**2
-    if not bool(inside.any()):
-        return area_mm2, 0.0, 0.0
+    ring, area_mm2 = grown & ~inside, len(places) * pixel_mm**2
     mean = float(values[inside].mean())
     return area_mm2, mean, mean - float(values[ring].mean()) if bool(ring.any()) else 0.0
 

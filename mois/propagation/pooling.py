@@ -32,13 +32,17 @@ def zones(masks: Tensor, stride: int) -> Zones:
 
 
 def masked_mean(maps: Tensor, weights: Tensor) -> Tensor:
-    """Average feature maps (N, C, h, w) under weights (N, h, w); zero where the weights are all zero.
+    """Average feature maps (N, C, h, w), or the same (1, C, h, w), under weights (N, h, w); zero where these are zero.
 
     Returns:
         (N, C).
     """
     total = weights.flatten(1).sum(1, keepdim=True)
-    mean = torch.einsum("nchw,nhw->nc", maps, weights.to(maps.dtype))
+    weights = weights.to(maps.dtype)
+    if len(maps) == 1:
+        mean = weights.flatten(1) @ maps[0].flatten(1).T
+    else:
+        mean = torch.einsum("nchw,nhw->nc", maps, weights)
     return mean / total.clamp(min=1e-4)
 
 

@@ -83,7 +83,8 @@ class Similarity(Propagation):
 
     def describe_on(self, features: Features, image: Tensor, masks: Tensor, backbone: Backbone) -> Exemplars:
         """Embed each image once, whatever the number of lesions on it."""
-        return self._pool(self._embed(features).coarse[image], masks)
+        embedding = self._embed(features).coarse
+        return self._pool(embedding if len(embedding) == 1 else embedding[image], masks)
 
     def _pool(self, embedding: Tensor, masks: Tensor) -> Exemplars:
         zone = zones(masks, 4)

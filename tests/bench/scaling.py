@@ -34,6 +34,8 @@ from mois.interfaces import Exemplars, Volume
 from mois.io import read_dataset
 from mois.propagation import Similarity
 from mois.session import InteractiveSession
+from mois.session.found import look_at
+from mois.session.state import BoxMask
 from tests.bench.measure import Measurement, Outcome, interleaved
 
 SETTINGS = InferenceSettings(overlap=0.25)
@@ -71,7 +73,7 @@ def slices(repeats: int) -> Outcome:
 
 
 def lesions(repeats: int) -> Outcome:
-    """Seconds of the semantic pass (Hiera-tiny) by the lesions of a scan, every one of them an exemplar."""
+    """Seconds of the semantic pass (Hiera-tiny) by lesions, all of them exemplars; of describing all that are found."""
     backbone, propagation = SAM2("tiny", "random"), Similarity()
     propagation.build(backbone)
     segmenter = VolumeSegmenter(backbone, propagation.eval(), replace(SETTINGS, tile_px=512))
@@ -81,9 +83,11 @@ def lesions(repeats: int) -> Outcome:
         encoded = segmenter.encode(volume)
         asked = true_exemplars(segmenter, encoded, volume, count)
         arms[f"lesions_{count}"] = functools.partial(find, segmenter, encoded, volume, asked)
+        arms[f"described_{count}"] = functools.partial(look_at, segmenter, encoded, true_masks(encoded, volume))
     seconds = interleaved(arms, repeats)
     few, many = f"lesions_{LESIONS[0]}", f"lesions_{LESIONS[-1]}"
-    return Outcome({f"{many}_vs_{LESIONS[0]}": seconds[many] / seconds[few]}, seconds)
+    figures = {f"{many}_vs_{LESIONS[0]}": seconds[many] / seconds[few]}
+    return Outcome(figures | {"described_300_vs_semantic": seconds["described_300"] / seconds[many]}, seconds)
 
 
 def large_scan(repeats: int) -> Outcome:
@@ -188,6 +192,12 @@ def true_exemplars(segmenter: VolumeSegmenter, encoded: EncodedVolume, volume: V
     return segmenter.exemplars(encoded, found)
 
 
+def true_masks(encoded: EncodedVolume, volume: Volume) -> list[BoxMask]:
+    """Return the lesions as a session keeps those that it finds."""
+    ids = encoded.grid.to_stack(volume.lesions).numpy()
+    return [BoxMask.of(ids == lesion) for lesion in np.unique(ids)[1:]]
+
+
 def find(segmenter: VolumeSegmenter, encoded: EncodedVolume, volume: Volume, asked: Exemplars) -> object:
     """Go from the features of a scan to its lesions."""
     voxel_ml = float(torch.linalg.det(volume.affine[:3, :3]).abs()) / 1000
@@ -221,8 +231,8 @@ def draw(bench: Path, folder: Path) -> None:
     drawn = {
         "slices": ("slices", {"encode": "encoding", "semantic": "semantic pass, 5 exemplars"}),
         "lesions": (
-            "lesions in the scan, each of them an exemplar",
-            {"lesions": "semantic pass, 7 slices at 512 px, Hiera-tiny"},
+            "lesions in the scan (7 slices at 512 px, Hiera-tiny)",
+            {"lesions": "semantic pass, each an exemplar", "described": "describing each as found (sessions)"},
         ),
     }
     for name, (across, curves) in drawn.items():
