@@ -127,9 +127,11 @@ class MoisCLI(LightningCLI):
         """Settle what the config leaves open: folder, precision, checkpoint.
 
         Raises:
-            ValueError: If the checkpoint cannot be read, or a new training would overwrite an old one.
+            ValueError: If the checkpoint cannot be read, a new training would overwrite an old one, or patches and
+                whole volumes would be seen at two scales.
         """
         self._refuse_a_second_seed()
+        self._refuse_two_scales()
         trainer = self.settings["trainer"]
         if trainer["default_root_dir"] is None:
             trainer["default_root_dir"] = str(Path("runs") / self._name())
@@ -235,6 +237,20 @@ class MoisCLI(LightningCLI):
                     f"{setting.key}={setting.value}{setting.place} is not taken: seed_everything={seed} serves all; "
                     "leave it out"
                 )
+
+    def _refuse_two_scales(self) -> None:
+        """Refuse patches of another pixel than whole volumes, in every command.
+
+        Who tests or predicts at another scale on purpose sets both keys: then the saved config says so twice.
+        """
+        config = self.plain_config()
+        trained = ((config.get("data") or {}).get("init_args") or {}).get("pixel_mm")  # not every datamodule has one
+        inferred = (config["model"].get("inference") or {}).get("pixel_mm")
+        if trained is not None and inferred is not None and trained != inferred:
+            raise ValueError(
+                f"data.init_args.pixel_mm={trained} and model.inference.pixel_mm={inferred} differ; "
+                "set both to the same"
+            )
 
     def _refuse_to_overwrite(self) -> None:
         if (self.checkpoints / "last.ckpt").exists():

@@ -49,6 +49,14 @@ def nothing(root: Path) -> None:
 LABEL = scan_with_lesions(1)[1]
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_second_scale_is_refused_by_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    said = failing(capsys, command, *LORA, *data(tmp_path), "--model.inference.pixel_mm=3", folder(tmp_path / "run"))
+    assert said == "data.init_args.pixel_mm=2.0 and model.inference.pixel_mm=3.0 differ; set both to the same"
+
+
 @pytest.mark.parametrize(
     ("damage", "arguments", "line"),
     [
@@ -89,6 +97,12 @@ LABEL = scan_with_lesions(1)[1]
             ["--data.init_args.patch_px=416"],
             "data.init_args.patch_px=416 at pixel_mm=2.0 is 832 mm, more than 4 times subject p0 (96 mm); choose",
             id="patch that cannot fit",
+        ),
+        pytest.param(
+            nothing,
+            ["--data.init_args.pixel_mm=1.5", "--model.inference.pixel_mm=0.25"],
+            "data.init_args.pixel_mm=1.5 and model.inference.pixel_mm=0.25 differ; set both to the same",
+            id="two scales",
         ),
         pytest.param(
             nothing,

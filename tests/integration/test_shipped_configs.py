@@ -223,6 +223,7 @@ def test_phantoms_from_the_command_line_can_be_examined_and_trained_on(
     (about_scans,) = [line for line in capsys.readouterr().out.splitlines() if " data: " in line]
     assert about_scans.startswith("ok")
     scans = data(root, batch_size=1, val_subjects="[]", pixel_mm=3)
-    run = [config("demo.yaml"), *SMALL, *ONE_PROCESS, *scans, "--trainer.max_steps=1", folder(tmp_path / "run")]
+    run = [config("demo.yaml"), *SMALL, *ONE_PROCESS, *scans, "--model.inference.pixel_mm=3"]
+    run += ["--trainer.max_steps=1", folder(tmp_path / "run")]
     train("fit", *run)
     assert list(losses(tmp_path / "run")) == [0]
