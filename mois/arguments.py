@@ -103,6 +103,16 @@ def explain_usage(error: UsageError, arguments: Sequence[str]) -> str:
     return one_line(message)
 
 
+def as_options(text: str, **options: str) -> str:
+    """Return a message of a datamodule in the words of a command that has options for its keys.
+
+    Args:
+        text: Such as "set data.init_args.root to a folder".
+        options: What a key of `data.init_args` is called there, such as root="--data".
+    """
+    return re.sub(r"\bdata\.init_args\.(\w+)", lambda key: options.get(key[1], key[0]), text)
+
+
 def read_settings(arguments: Sequence[str]) -> Iterator[Setting]:
     """Yield what a command line sets, including what stands in the files that it names."""
     for key, value in _options(arguments):

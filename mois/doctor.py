@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from packaging.requirements import Requirement
 
+from mois.arguments import as_options
 from mois.wandb_server import SERVER_TIMEOUT_S, wandb_server, why_unreachable
+
+if TYPE_CHECKING:  # torch is imported where it is needed: it may be missing
+    from mois.io import SubjectFiles
 
 DISK_NEEDED_GB = 5.0
 MEMORY_NEEDED_GB = 4.0
@@ -111,18 +117,50 @@ def dataset(root: Path) -> Iterator[Finding]:
     try:
         scans = read_dataset(root)
     except DataError as error:
-        yield Finding("data", False, str(error))
+        yield Finding("data", False, as_options(str(error), root="--root"))
         return
     lesions = faults = 0
     for scan in scans:
-        for channel in scan.images:
-            try:
-                found = len(scan.read(channel).classes)
-            except DataError as error:
-                faults += 1
-                yield Finding("data", False, str(error))
-            else:
-                lesions += found if channel == min(scan.images) else 0
+        found, wrong = _examine_scan(root, scan)
+        lesions += found
+        faults += len(wrong)
+        yield from (Finding("data", False, fault) for fault in wrong)
+    strays = list(_labels_without_image(root, scans))
+    yield from (Finding("data", False, stray) for stray in strays)
+    faults += len(strays)
     train = sum(not scan.held_out for scan in scans)
-    text = f"{train} scans to train on, {len(scans) - train} held out, {lesions} lesions, {faults} files to mend"
+    text = f"{train} scans to train on, {len(scans) - train} held out, {lesions} lesions, {faults} faults to mend"
     yield Finding("data", faults == 0 and lesions > 0, text + ("" if lesions else "; annotate some lesions"))
+
+
+def _examine_scan(root: Path, scan: SubjectFiles) -> tuple[int, list[str]]:
+    """Return how many lesions a scan has, and what is wrong with it."""
+    from mois.io import DataError
+
+    lesions, wrong = 0, []
+    if 0 not in scan.images:
+        first = scan.images[min(scan.images)]
+        cure = f"call it {scan.subject}_0000, or set data.init_args.channel"
+        wrong.append(f"{first}: scan {scan.subject} has no channel 0 (its name ends in {min(scan.images):04d}); {cure}")
+    if not scan.held_out and scan.label is None and scan.instances is None:
+        cure = f"add labelsTr/{scan.subject}, all 0 if it has no lesion, or move its image out of imagesTr"
+        wrong.append(f"{root}: training scan {scan.subject} has no label map; {cure}")
+    for channel in scan.images:
+        try:
+            lesions = len(scan.read(channel).classes)
+        except DataError as error:
+            wrong.append(str(error))
+    return lesions, wrong
+
+
+def _labels_without_image(root: Path, scans: Sequence[SubjectFiles]) -> Iterator[str]:
+    """Yield what is wrong with maps that no scan takes: most likely their names are mistyped."""
+    ending = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+    for part, held_out in (("Tr", False), ("Ts", True)):
+        names = [scan.subject for scan in scans if scan.held_out == held_out]
+        for path in sorted(file for kind in ("labels", "instances") for file in (root / f"{kind}{part}").glob("*")):
+            name = path.name.removesuffix(ending)
+            if path.name.endswith(ending) and name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                cure = f"did you mean {close[0]}{ending}?" if close else "add the image, or remove the map"
+                yield f"{path}: there is no image images{part}/{name}_0000{ending}; {cure}"

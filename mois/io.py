@@ -279,6 +279,10 @@ def _read_description(path: Path) -> tuple[dict[int, str], str]:
             raise DataError(
                 f"{path}: label {name!r} must be one whole number; regions and ignored voxels are not supported."
             )
+        if value in classes:
+            raise DataError(
+                f"{path}: labels {classes[value]!r} and {name!r} are both {value}; give each class its own number."
+            )
         if value:
             classes[value] = str(name)
     return classes, ending

@@ -300,6 +300,7 @@ def test_a_subject_without_a_table_is_its_own_patient(make_dataset):
         ("dataset.json", "{", "not valid"),
         ("dataset.json", json.dumps({"labels": {"a": 1}}), "needs labels and file_ending"),
         ("dataset.json", json.dumps({"labels": {"a": [1, 2]}, "file_ending": ".nii.gz"}), "one whole number"),
+        ("dataset.json", json.dumps({"labels": {"a": 1, "b": 1}, "file_ending": ".nii"}), "'a' and 'b' are both 1"),
         ("dataset.json", json.dumps({"labels": {"a": 1}, "file_ending": ".png"}), "cannot be read"),
         ("dataset.json", json.dumps({"labels": {"a": 1}, "file_ending": ".nrrd"}), "no images"),
         ("subjects.csv", "name\np0\n", "needs subject and patient"),
