@@ -94,7 +94,7 @@ class FeatureStore:
         if self._position is None or not len(rows):
             raise LookupError("features of no rows: a caller asked for an empty selection")
         position = self._position.float().expand(len(rows), -1, -1, -1)
-        return Features(levels, position, images.to(self._device).unsqueeze(1))
+        return Features(levels, position, images.to(self._device, non_blocking=True).unsqueeze(1))
 
     def _bytes_per_row(self) -> int:
         return sum(shape.numel() for shape in self._shapes) * self.dtype.itemsize

@@ -169,7 +169,7 @@ def _walk(
         new_area = (answer.logits > 0).sum((1, 2)).float()
         # + 4: a lesion of one or two cells may double without having been lost.
         alive = (answer.presence >= 0) & (new_area > 0) & (new_area <= limits.growth * (_at(area, going) + 4))
-        kept = torch.nonzero(alive).flatten().cpu().numpy()  # the only sync of a step
+        kept = np.flatnonzero(alive.cpu().numpy())  # the only wait of a step
         if not len(kept):
             break
         index = going[kept]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,22 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 from session_fakes import lps, three_lesions
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mois.backbones import SAM2
 from mois.encoded import EncodedVolume
 from mois.execution import CACHED_PX, Compiled, autocast, tiles_at_once
 from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.interfaces import Features, MaskPrediction, Prompts
+from mois.interfaces import Episode, Features, MaskPrediction, Prompts
 from mois.propagation import Similarity
 from mois.session import InteractiveSession
-from mois.testing import example_patches, nano_backbone
+from mois.testing import example_episode, example_patches, nano_backbone
+from mois.training.episode_step import EpisodeLearning, learn, names
 
 CPU = torch.device("cpu")
 SETTINGS = InferenceSettings(pixel_mm=0.75, tile_px=96, batch_size=8, peak_threshold=0.4)
-WAITS = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique")
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +36,10 @@ def segmenter() -> VolumeSegmenter:
     return VolumeSegmenter(backbone.eval(), propagation.eval(), SETTINGS)
 
 
-@contextmanager
-def waits() -> Iterator[Counter[str]]:
-    """Count the operations for which a host has to wait for its accelerator."""
-    found: Counter[str] = Counter()
-
-    class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            name = func.overloadpacket.__name__
-            found.update([name] if name in WAITS else [])
-            return func(*args, **(kwargs or {}))
-
-    with Counting():  # type: ignore[no-untyped-call]
-        yield found
+def on_the_gpu() -> VolumeSegmenter:
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    return VolumeSegmenter(backbone.to("cuda"), propagation.eval().to("cuda"), replace(SETTINGS, precision="32"))
 
 
 def two_clicks(segmenter: VolumeSegmenter, encoded: EncodedVolume) -> tuple[np.ndarray, MaskPrediction]:
@@ -61,29 +50,38 @@ def two_clicks(segmenter: VolumeSegmenter, encoded: EncodedVolume) -> tuple[np.n
     return rows, segmenter.answer(encoded, rows, Prompts(points, torch.ones(2, 1, dtype=torch.int32)))
 
 
-def test_the_semantic_pass_never_waits_for_the_device(segmenter: VolumeSegmenter) -> None:
-    encoded = segmenter.encode(three_lesions())
-    rows, _ = two_clicks(segmenter, encoded)
-    exemplars = segmenter.describe(encoded, rows, torch.ones(2, 96, 96))
-    with waits() as found:
+def test_the_semantic_pass_waits_for_the_answers_alone_once_a_batch() -> None:
+    with pretended_gpu() as waits:
+        segmenter = on_the_gpu()
+        encoded = segmenter.encode(three_lesions())
+        rows, _ = two_clicks(segmenter, encoded)
+        exemplars = segmenter.describe(encoded, rows, torch.ones(2, 96, 96))
+        waits.clear()
         segmenter.propagate(encoded, exemplars)
-    assert found == {}
+    assert len(encoded.places) == 12
+    assert waits == {"cuda to cpu": 2}  # 12 tiles, at most 8 at once
 
 
-def test_tracking_waits_once_a_step(segmenter: VolumeSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = segmenter.encode(three_lesions())
-    rows, answer = two_clicks(segmenter, encoded)
-    decode = segmenter.backbone.decode
-
-    def always_there(*given: Any) -> MaskPrediction:
-        found = decode(*given)
-        return found._replace(logits=torch.ones_like(found.logits), presence=torch.ones_like(found.presence))
-
-    monkeypatch.setattr(segmenter.backbone, "decode", always_there)
-    with waits() as found:
-        tracked = segmenter.track(encoded, rows, answer._replace(logits=torch.ones_like(answer.logits)))
+def test_tracking_waits_once_a_step() -> None:
+    with pretended_gpu() as waits:
+        segmenter = on_the_gpu()
+        encoded = segmenter.encode(three_lesions())
+        rows, answer = two_clicks(segmenter, encoded)
+        segmenter.track(encoded, rows, answer)  # the first time, tables are made and copied
+        waits.clear()
+        tracked = segmenter.track(encoded, rows, answer)
     assert len(tracked.rows) == 12  # 2 lesions on 6 slices, clicked on slices 2 and 3
-    assert found == {"nonzero": 3}  # which lesions go on, once for each of the 3 steps
+    assert waits == {"cuda to cpu": 3 + 1}  # which lesions go on, once for each of the 3 steps; and the masks
+
+
+def test_a_training_step_never_waits_before_its_losses() -> None:
+    with pretended_gpu() as waits:
+        segmenter = on_the_gpu()
+        episode = Episode(*(part.to("cuda") for part in example_episode(batch=2)))
+        for _ in range(2):  # the first time, tables are made and copied
+            waits.clear()
+            learn(segmenter.backbone, names([segmenter.propagation]), episode, EpisodeLearning(), 1)
+    assert waits == {}
 
 
 def test_on_a_cpu_what_goes_through_at_once_fits_its_cache() -> None:
