@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Trainer
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.episodes import collate
 from mois.interfaces import Episode, Volume
+from mois.io import DataError
 
 
 class EpisodeBatches(Sampler[list[tuple[int, int]]]):
@@ -160,6 +162,28 @@ class VolumeLoader:
 def place(trainer: Trainer | None) -> tuple[int, int]:
     """Return the rank of this process and the number of processes."""
     return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Check a share of the data on each rank: what one of them cannot use ends all, with the line of the first rank.
+
+    Every rank has to come here, also one without a share.
+
+    Raises:
+        DataError: Of this rank, or in the words of another.
+    """
+    error: DataError | None = None
+    try:
+        yield
+    except DataError as raised:
+        error = raised
+    said = [None if error is None else str(error)]
+    if torch.distributed.is_initialized():
+        said *= torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(said, said[0])
+    for line in filter(None, said):
+        raise DataError(line) from error
 
 
 def _batches(count: int, before: int, now: int) -> int:

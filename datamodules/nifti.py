@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from rich.progress import track
 
 from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
-from datamodules.loading import EpisodeLoader, VolumeLoader, place
+from datamodules.loading import EpisodeLoader, VolumeLoader, place, together
 from datamodules.prepared import Entry, PreparedScans, key_of
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from datamodules.splits import check_leak, patient_folds, pick, read_splits
@@ -40,8 +40,8 @@ class Splits(NamedTuple):
 class NiftiDataModule(LightningDataModule):
     """Any dataset in nnU-Net's raw layout.
 
-    Every file that a run needs is read and checked before it starts. Which scans train is said by `train_subjects`, or
-    by `fold`, or else all of imagesTr train that do nothing else.
+    Every file that a run needs is read and checked before it starts, whole volumes by the rank that they fall to. Which
+    scans train is said by `train_subjects`, or by `fold`, or else all of imagesTr train that do nothing else.
 
     Args:
         root: Folder with dataset.json, imagesTr, labelsTr; maybe instancesTr, imagesTs, labelsTs, subjects.csv.
@@ -123,7 +123,7 @@ class NiftiDataModule(LightningDataModule):
         self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
         self._splits: Splits | None = None
         self._prepared: list[PreparedSubject] = []
-        self._slabs: list[range] = []
+        self._slabs: dict[str, range] = {}  # by the scan's name, as far as training keeps off them
         self._checked: set[str] = set()
 
     @property
@@ -139,7 +139,7 @@ class NiftiDataModule(LightningDataModule):
         return self._splits
 
     def setup(self, stage: str) -> None:
-        """Read and check all files that this stage needs; make the training scans ready.
+        """Read and check all files that this stage needs of this rank; make the training scans ready.
 
         Raises:
             DataError: One line on the first file that cannot be used, and the cure.
@@ -147,9 +147,7 @@ class NiftiDataModule(LightningDataModule):
         if stage == "fit" and not self._prepared:
             self._prepare_training()
         if stage in ("fit", "validate"):
-            self._check(self.splits.val, "validate on")
-            if self.val_slab and not self._slabs:
-                self._slabs = [self._slab(self._read(subject)) for subject in self.splits.train]
+            self._check(self.splits.train if self.val_slab else self.splits.val, "validate on")
         if stage in ("test", "predict"):
             if not self.splits.test:
                 raise DataError(
@@ -177,10 +175,8 @@ class NiftiDataModule(LightningDataModule):
     def val_dataloader(self) -> VolumeLoader:
         """Return this process's scans or slabs to validate on, one at a time."""
         if self.val_slab:
-            pairs = zip(self.splits.train, self._slabs, strict=True)
-            return VolumeLoader(
-                [partial(self._read_slab, subject, slab) for subject, slab in pairs], *place(self.trainer)
-            )
+            readers = [partial(self._read_slab, subject) for subject in self.splits.train]
+            return VolumeLoader(readers, *place(self.trainer))
         return self._volumes(self.splits.val)
 
     def test_dataloader(self) -> VolumeLoader:
@@ -232,7 +228,8 @@ class NiftiDataModule(LightningDataModule):
             raise DataError(f"{self.root}: no scan is left to train on; name some in data.init_args.train_subjects.")
         entries = self._entries(subjects)
         self._prepared = [entry.subject for entry in entries]
-        self._slabs = [entry.slab for entry in entries if entry.slab is not None]
+        self._checked |= {subject.subject for subject in subjects}
+        self._slabs = {entry.subject.name: entry.slab for entry in entries if entry.slab is not None}
         empty = [prepared.name for prepared in self._prepared if not len(prepared.table.lesion)]
         if len(empty) == len(self._prepared):
             raise DataError(
@@ -250,9 +247,10 @@ class NiftiDataModule(LightningDataModule):
         numbers = sorted(range(len(subjects)), key=lambda number: (number - rank) % world)
         own = len(range(rank, len(subjects), world))
         found, keys = {}, {}
-        for number in _progress(numbers[:own], "preparing training scans"):
-            keys[number] = self._key(subjects[number])
-            found[number] = self._find(folder, keys[number], subjects[number], check=True)
+        with together():
+            for number in _progress(numbers[:own], "preparing training scans"):
+                keys[number] = self._key(subjects[number])
+                found[number] = self._find(folder, keys[number], subjects[number], check=True)
         if self.trainer is not None:
             self.trainer.strategy.barrier("prepared scans")
         if torch.distributed.is_initialized():  # a file is read for its key by one rank only
@@ -292,10 +290,13 @@ class NiftiDataModule(LightningDataModule):
         return Entry(prepared, slab)
 
     def _check(self, subjects: Sequence[SubjectFiles], to: str) -> None:
-        fresh = [subject for subject in subjects if subject.subject not in self._checked]
-        for subject in _progress(fresh, "checking scans"):
-            self._read(subject, to)
-            self._checked.add(subject.subject)
+        """Read this rank's share, as `VolumeLoader` deals it out."""
+        rank, world = place(self.trainer)
+        fresh = [subject for subject in subjects[rank::world] if subject.subject not in self._checked]
+        with together():
+            for subject in _progress(fresh, "checking scans"):
+                self._read(subject, to)
+                self._checked.add(subject.subject)
 
     def _check_annotated(self, subject: SubjectFiles, to: str) -> None:
         if subject.label is None and (subject.instances is None or not self.instances):
@@ -315,8 +316,9 @@ class NiftiDataModule(LightningDataModule):
     def _slab(self, volume: Volume) -> range:
         return slab_slices(volume, self.val_slab, self.slice_axis)
 
-    def _read_slab(self, subject: SubjectFiles, slab: range) -> Volume:
-        return cut_slab(self._read(subject), slab, self.slice_axis)
+    def _read_slab(self, subject: SubjectFiles) -> Volume:
+        volume = self._read(subject)
+        return cut_slab(volume, self._slabs.get(subject.subject) or self._slab(volume), self.slice_axis)
 
     def _volumes(self, subjects: Sequence[SubjectFiles]) -> VolumeLoader:
         return VolumeLoader([partial(self._read, subject) for subject in subjects], *place(self.trainer))

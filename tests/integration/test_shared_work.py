@@ -79,3 +79,17 @@ def test_two_processes_test_and_predict_as_one(three_test_scans: Path, tmp_path:
     for scan in ("p1_class1", "p2_class2", "p3_class1"):  # a prediction of annotated scans prompts as a test does
         predicted, tested = f"two/predict/predictions/{scan}.nii.gz", f"one/test/predictions/{scan}.nii.gz"
         assert np.array_equal(nib.load(tmp_path / predicted).dataobj, nib.load(tmp_path / tested).dataobj), scan
+
+
+@pytest.mark.slow
+def test_a_bad_scan_of_one_rank_ends_both_with_its_line(three_test_scans: Path, tmp_path: Path) -> None:
+    bad = three_test_scans / "imagesTs" / "p2_0000.nii.gz"  # the second: rank 1's
+    bad.write_bytes(bad.read_bytes()[:-500])
+    run = ["predict", *LORA, *data(three_test_scans), "--trainer.devices=2", "--trainer.strategy=ddp"]
+    with train_apart(*run, folder(tmp_path / "run")) as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Traceback" not in said
+    (line,) = {line for line in said.splitlines() if "error" in line.lower()}
+    assert line.startswith("error: ")
+    assert "p2_0000.nii.gz" in line

@@ -14,7 +14,7 @@ from datamodules.nifti import NiftiDataModule
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from mois.geometry import SliceGrid
 from mois.interfaces import Volume
-from mois.io import DataError
+from mois.io import DataError, SubjectFiles
 from mois.testing import check_datamodule
 
 
@@ -184,6 +184,49 @@ def test_bad_data_stops_before_training_with_one_line(make_dataset, damage, opti
         module_of(root, **options).setup("fit")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value).replace(str(root), "")) < 250
+
+
+@pytest.mark.parametrize("options", [{"val_subjects": ["p0", "p1", "p2"]}, {"val_slab": 0.25}], ids=["scans", "slabs"])
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_ranks_check_each_scan_once_among_them(make_dataset, monkeypatch, stage, options):
+    root, read, checked, shares = make_dataset(subjects=3, held_out=3), SubjectFiles.read, [], []
+
+    def noted(self, *arguments, **keywords):
+        checked.append(self.subject)
+        return read(self, *arguments, **keywords)
+
+    monkeypatch.setattr(SubjectFiles, "read", noted)
+    for rank in (0, 1):
+        data = module_of(root, **options)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        data.setup(stage)
+        shares.append(checked[:])
+        checked.clear()
+        loader = data.val_dataloader() if stage == "validate" else getattr(data, f"{stage}_dataloader")()
+        assert [volume.subject for volume in loader] == shares[rank] == checked
+        checked.clear()
+    assert len({*shares[0], *shares[1]}) == 3 == len(shares[0] + shares[1])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bad_scan_of_one_rank_ends_all_with_its_line(make_dataset, monkeypatch, rank):
+    root = make_dataset(subjects=2)
+    truncated(root)  # p1, rank 1's
+    line = "p1_0000.nii.gz: the file is cut short"
+    own = []
+
+    def gather(parts, part):
+        own.append(part)
+        parts[:] = [None, part or line]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    data = module_of(root, val_subjects=["p0", "p1"])
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+    with pytest.raises(DataError, match=r"p1_0000.nii.gz"):
+        data.setup("validate")
+    assert (own[0] is None) == (rank == 0)
 
 
 def test_one_scan_without_lesions_is_no_error(make_dataset):
