@@ -37,9 +37,9 @@ def one_line_errors() -> Iterator[None]:
 def explain(error: Exception) -> str | None:
     """Return one line on what the user has to change, or None where the error is a fault of the program.
 
-    Explained are a ValueError raised by our code or by a plug-in (one raised by a library means that we called it
-    wrongly), a file that is missing or may not be touched, a full disk or accelerator, a data worker that was killed,
-    and Lightning's complaints.
+    Explained are a ValueError raised by our code or by a plug-in, also one that a library passes on in a ValueError of
+    its own (one that a library raises by itself means that we called it wrongly), a file that is missing or may not be
+    touched, a full disk or accelerator, a data worker that was killed, and Lightning's complaints.
     """
     kind = type(error).__name__
     if kind == "OutOfMemoryError":
@@ -70,9 +70,10 @@ def _explain_value_error(error: ValueError) -> str | None:
         named = re.findall(r"^(?:[\w.]+(?:Error|Exception)): (.*)", text, flags=re.MULTILINE | re.DOTALL)
         return one_line(named[-1]) if files and named and not _is_library(files[-1], None) else None
     place = _last_frame(error.__traceback__)
-    if place is not None and _is_library(*place):
-        return None
-    return one_line(text)
+    if place is None or not _is_library(*place):
+        return one_line(text)
+    behind = error.__cause__ or error.__context__  # jsonargparse covers what a constructor raises with its own words
+    return _explain_value_error(behind) if isinstance(behind, ValueError) else None
 
 
 def _last_frame(trace: TracebackType | None) -> tuple[str, str | None] | None:

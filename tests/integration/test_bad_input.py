@@ -106,6 +106,12 @@ def test_a_second_scale_is_refused_by_every_command(
         ),
         pytest.param(
             nothing,
+            ["--data.init_args.patch_px=100"],
+            "data.init_args.patch_px=100 must be a multiple of 32, such as 128.",
+            id="what the data's constructor refuses",
+        ),
+        pytest.param(
+            nothing,
             ["--data.init_args.patch=64"],
             "data.init_args.patch is no setting of datamodules.NiftiDataModule; did you mean patch_px?",
             id="misspelt key",

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from stand_in import Model
+from torch.utils.data import DataLoader
 
 from mois.arguments import command_line
 from mois.cli import main as mois_main
@@ -136,6 +137,18 @@ def test_a_config_that_is_missing_is_named(failing: Callable[..., str], tmp_path
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Model, "configure_optimizers", lambda self: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        train("fit", *SMALL, "--trainer.max_steps=1")
+
+
+def test_a_fault_that_a_library_finds_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def called_wrongly(self: Model) -> None:
+        try:
+            json.loads("{")
+        except ValueError:
+            DataLoader([], batch_size=-1)
+
+    monkeypatch.setattr(Model, "configure_optimizers", called_wrongly)
+    with pytest.raises(ValueError, match="batch_size should be"):
         train("fit", *SMALL, "--trainer.max_steps=1")
 
 
