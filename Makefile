@@ -15,7 +15,11 @@ export MOIS_REAL_DATA ?= $(wildcard ../shared/data)
 .PHONY: setup demo test check bench format constraints clean
 .DEFAULT_GOAL := setup
 
+# In a shell of its own, python and mois are not yet those of .venv.
+ENTER := In each new shell, before python or mois: . $(VENV)/bin/activate
+
 setup: $(STAMP)
+	@$(if $(filter-out setup,$(MAKECMDGOALS)),:,echo "$(ENTER)")
 
 # The stamp's name holds the hash of what was installed: it is missing exactly where something changed.
 $(STAMP):
@@ -32,6 +36,7 @@ $(STAMP):
 
 demo: setup
 	$(PY) -m mois.cli demo --out runs/demo
+	@echo "$(ENTER)"
 
 # Two workers of one thread each: more threads make the small tensors of the tests slower.
 test: setup
