@@ -122,7 +122,8 @@ def write_bundle(
         "files": {str(file.relative_to(part)): file_sha256(file) for file in _files(part)},
     }
     (part / DESCRIPTION).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    write_card(part / "README.md", content)
+    foreign = {name.rpartition(".")[0] for name in _class_paths(asdict(spec)) if not _is_trusted(name, ())}
+    write_card(part / "README.md", content, sorted(foreign))
     _put_in_place(part, folder)
     return folder
 
@@ -290,18 +291,19 @@ def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], pa
         ValueError: If a class is not trusted, does not exist, is none of `base`, or does not take these arguments.
     """
     for name in _class_paths(asdict(spec)):
-        if not any(name.startswith(f"{module}.") for module in (*OURS, *trust)):
+        if not _is_trusted(name, trust):
             module = name.rpartition(".")[0]
             raise ValueError(
                 f"bundle={path} names {name} for its {role}, which is no class of this project; only if you know who "
-                f"wrote it, trust its module: trust={module}."
+                f"wrote it, trust its module: --trust {module}, or trust=['{module}'] in Python."
             )
     module, _, name = spec.class_path.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"bundle={path} needs {spec.class_path} for its {role}, which cannot be imported: {error}."
+            f"bundle={path} needs {spec.class_path} for its {role}, which cannot be imported ({error}); put the folder "
+            f"that holds {module.partition('.')[0]} on PYTHONPATH, or install what it needs."
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ValueError(f"bundle={path} names {spec.class_path} for its {role}, which is no {base.__name__}.")
@@ -318,6 +320,10 @@ def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], pa
         )
     made: Made = parser.instantiate(parsed)[role]
     return made
+
+
+def _is_trusted(class_path: str, trust: Sequence[str]) -> bool:
+    return any(class_path.startswith(f"{module}.") for module in (*OURS, *trust))
 
 
 def _class_paths(plain: Any) -> Iterator[str]:

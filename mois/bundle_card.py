@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ For research. Not a medical device; nobody has shown that it helps a patient.
 ## Use
 
 ```
-mois segment SCAN.nii.gz --bundle {name} --prompts prompts.json --out result
-mois evaluate --bundle {name} --data DATASET --split test --out result
+mois segment SCAN.nii.gz --bundle {name} --prompts prompts.json --out result{trust}
+mois evaluate --bundle {name} --data DATASET --split test --out result{trust}
 ```
-
+{foreign}
 ```python
 from mois.bundle import Bundle
 
-segmenter = Bundle.load("{name}").segmenter()
+segmenter = Bundle.load("{name}"{trust_argument}).segmenter()
 ```
 
 The backbone's own weights are not in this folder: {backbone}.
@@ -48,9 +48,43 @@ a lesion is kept if one of its voxels reaches {peak_threshold}. {calibration}
 `bundle.json` holds all settings, the versions of the packages, and a sha256 of every file.
 """
 
+COMPARED = ("right", "wrong", "no_exemplars")
+FOREIGN = """
+Parts of it are classes of {modules}, which this project does not bring along: put that on PYTHONPATH, and trust it only
+if you know who wrote it.
+"""
 
-def write_card(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the card of a bundle, given what stands in its bundle.json."""
+
+def remarks(right: float | None, wrong: float | None, no_exemplars: float | None) -> list[str]:
+    """Return sentences on what Dice with and without exemplars says where its reader would have to compare figures.
+
+    Args:
+        right: On never-prompted lesions, with exemplars of their own type; None if not measured.
+        wrong: The same, with exemplars of another type.
+        no_exemplars: The same, without exemplars.
+    """
+    said = []
+    if right is not None and no_exemplars is not None and right < no_exemplars:
+        said.append(
+            f"The exemplars do harm here: with those of their own type (right) Dice on the never-prompted lesions is "
+            f"{right:.3f}, without any (no_exemplars) {no_exemplars:.3f}."
+        )
+    if right is not None and wrong is None:
+        said.append(
+            "wrong: not measured, there is one lesion class in each scan; compare right with no_exemplars "
+            "(no better: the exemplars are not used)."
+        )
+    return said
+
+
+def write_card(path: Path, content: Mapping[str, Any], modules: Sequence[str] = ()) -> None:
+    """Write the card of a bundle.
+
+    Args:
+        path: Of the card.
+        content: What stands in bundle.json.
+        modules: Those of others, whose classes the bundle names.
+    """
     model, inference, provenance = content["model"], content["inference"], content["provenance"]
     identity = content["identity"]["backbone"]
     name = path.parent.name.split(".")[1] if path.parent.name.startswith(".") else path.parent.name
@@ -59,6 +93,9 @@ def write_card(path: Path, content: Mapping[str, Any]) -> None:
             title=f"{model['adapter']['class_path'].rpartition('.')[2]} and "
             f"{model['propagation']['class_path'].rpartition('.')[2]} on SAM2 {identity['name']}",
             name=name,
+            trust=f" --trust {','.join(modules)}" if modules else "",
+            trust_argument=f", trust={list(modules)}" if modules else "",
+            foreign=FOREIGN.format(modules=", ".join(modules)) if modules else "",
             backbone=f"{identity['name']} ({identity['source']}), sha256 `{identity['sha256']}`",
             parts=_rows({part: (f"`{model[part]['class_path']}`", _settings(model[part])) for part in model}),
             pixel_mm=inference["pixel_mm"],
@@ -86,7 +123,9 @@ def _figures(figures: Mapping[str, float | None]) -> str:
     if not measured:
         return "It was not validated."
     head = "| validation | mean over scans |\n|---|---|\n"
-    return head + _rows(measured) + "\n\nThe checkpoint was chosen by this validation, so that its figures flatter."
+    notes = "".join(f"\n\n{note}" for note in remarks(*(figures.get(name) for name in COMPARED)))
+    flatter = "The checkpoint was chosen by this validation, so that its figures flatter."
+    return f"{head}{_rows(measured)}{notes}\n\n{flatter}"
 
 
 def _settings(spec: Mapping[str, Any]) -> str:

@@ -5,9 +5,10 @@ A file holds a command. Every import that costs time stands inside its command, 
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from jsonargparse import auto_cli
 
@@ -50,11 +51,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def with_options(given: Sequence[str]) -> list[str]:
-    """Return `compare A B --out C` as `compare --runs=["A", "B"] --out C`; see `LEADING` and `FIRST`."""
+    """Return `compare A B --names a,b` as `compare --runs=["A", "B"] --names=["a", "b"]`; see `LEADING` and `FIRST`."""
     command, words = given[:1], list(given[1:])
     count = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    leading: list[str] = []
     if command and command[0] in LEADING and count:
-        return [*command, f"--{LEADING[command[0]]}={json.dumps(words[:count])}", *words[count:]]
-    if command and command[0] in FIRST and count:
-        return [*command, f"--{FIRST[command[0]]}={words[0]}", *words[1:]]
-    return list(given)
+        leading = [f"--{LEADING[command[0]]}={json.dumps(words[:count])}"]
+    elif command and command[0] in FIRST and count:
+        leading, count = [f"--{FIRST[command[0]]}={words[0]}"], 1
+    else:
+        count = 0
+    return [*command, *leading, *_with_lists(words[count:], _takes_words(*command))]
+
+
+def _takes_words(name: str = "") -> set[str]:
+    """Return the options of a command that take a list of words."""
+    command = next((command for command in COMMANDS if command.__name__ == name), None)
+    parameters = inspect.signature(command).parameters.values() if command else ()
+    return {one.name for one in parameters if str(one.annotation).startswith("list[str]")}
+
+
+def _with_lists(words: Sequence[str], options: Collection[str]) -> Iterator[str]:
+    """Yield words, with `--trust a,b` as `--trust=["a", "b"]`."""
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in options:
+            yield word
+            continue
+        value = value if equals else next(rest, "")
+        plain = value in ("", "null") or value[0] in "[-"
+        yield f"--{name}={value if plain else json.dumps(value.split(','))}"

@@ -23,7 +23,7 @@ def phantom(
         seed: Same seed, same bytes.
         test_subjects: Number of test scans.
         sessions: Scans of each patient over time.
-        types: Named lesion types, one class each, such as [ring, dark]; all four by default.
+        types: Named lesion types, one class each, such as ring,dark; all four by default.
 
     Raises:
         ValueError: If a lesion type is unknown.

@@ -34,7 +34,7 @@ def segment(
         subject: Name of the scan; that of the file by default.
         patient: Whom it was taken of; the subject by default.
         device: Where to compute, such as cpu or cuda.
-        trust: Modules, besides ours, whose classes the bundle may name.
+        trust: Modules of others whose classes the bundle may name, such as my_module.
         backbone_weights: Where the backbone's weights are, if not where they were at training.
 
     Raises:

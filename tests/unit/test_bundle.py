@@ -15,6 +15,7 @@ import torch
 from adapters import Frozen, Lora
 from mois.backbones import SAM2
 from mois.bundle import Bundle, ModelSpec, write_bundle
+from mois.bundle_card import write_card
 from mois.calibration import Calibration
 from mois.exemplars import ModelIdentity
 from mois.inference import InferenceSettings
@@ -216,7 +217,9 @@ def test_a_class_of_others_is_not_even_imported_unless_its_module_is_trusted(
         (tmp_path / f"{module}.py").write_text(FOREIGN.format(seen=str(seen)))
     monkeypatch.syspath_prepend(tmp_path)
     change(folder, lambda content: content["model"]["adapter"].update(class_path=class_path))
-    with pytest.raises(ValueError, match=rf"names {class_path} for its adapter, .* trust its module: trust={module}.$"):
+    with pytest.raises(
+        ValueError, match=rf"names {class_path} for its adapter, .* its module: --trust {module}, or trust="
+    ):
         Bundle.load(folder, trust=["another"])
     nested = {"class_path": class_path, "init_args": {}}
     change(folder, lambda content: content["model"]["adapter"].update(class_path="adapters.Lora"))
@@ -234,6 +237,37 @@ def test_a_trusted_class_is_loaded(folder: Path, tmp_path: Path, monkeypatch: py
     bundle = Bundle.load(folder, trust=["lab_of_bundle"])
     assert (tmp_path / "imported").exists()
     assert bundle.identity == Bundle.load(folder, trust=["lab_of_bundle"]).identity
+    change(folder, lambda content: content["model"]["adapter"].update(class_path="lab_elsewhere.Theirs"))
+    with pytest.raises(ValueError, match="put the folder that holds lab_elsewhere on PYTHONPATH"):
+        Bundle.load(folder, trust=["lab_elsewhere"])
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({"right": 0.2, "wrong": 0.1, "no_exemplars": 0.3}, ["The exemplars do harm here: ", "0.200, without any"]),
+        ({"right": 0.3, "wrong": None, "no_exemplars": 0.2}, ["wrong: not measured, there is one lesion class"]),
+        ({"right": 0.3, "wrong": 0.1, "no_exemplars": 0.2}, []),
+        ({"right": 0.2, "wrong": None, "no_exemplars": 0.2}, ["wrong: not measured"]),
+    ],
+)
+def test_the_card_says_what_its_figures_mean(made: Path, tmp_path: Path, figures: Any, words: list[str]) -> None:
+    content = {**json.loads((made / "bundle.json").read_text(encoding="utf-8")), "figures": figures}
+    write_card(tmp_path / "README.md", content)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert all(part in card for part in words)
+    assert ("do harm" in card) == (figures["right"] < figures["no_exemplars"])
+    assert ("not measured" in card) == (figures["wrong"] is None)
+    assert "--trust" not in card
+
+
+def test_the_card_says_whom_to_trust(made: Path, tmp_path: Path) -> None:
+    content = json.loads((made / "bundle.json").read_text(encoding="utf-8"))
+    write_card(tmp_path / "README.md", content, ["my_lab.parts"])
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert card.count(" --trust my_lab.parts\n") == 2
+    assert ", trust=['my_lab.parts']).segmenter()" in card
+    assert "PYTHONPATH" in card
 
 
 def test_a_backbone_lies_where_this_machine_says(folder: Path, tmp_path: Path) -> None:

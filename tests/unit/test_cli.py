@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mois.arguments import command_line
 from mois.cli import main as mois_main
+from mois.cli import with_options
 from mois.doctor import Finding
 from mois.training.callbacks import step_seed
 from mois.training.cli import MoisCLI, choose_precision
@@ -297,6 +298,10 @@ def test_a_seed_belongs_to_its_step() -> None:
         (["phantom", "--out=p", "--subjcts=2"], "subjcts is no setting; did you mean subjects?"),
         (["phantom", "--out=p", "--subjects=two"], "subjects=two is not allowed; give int"),
         (
+            ["phantom", "--out=p", "--types", "ring,rng"],
+            "types=rng: no such lesion type; there is solid_bright, ring, striped, dark",
+        ),
+        (
             ["phantom", "--out=p", "--types=[rng]"],
             "types=rng: no such lesion type; there is solid_bright, ring, striped, dark",
         ),
@@ -308,6 +313,22 @@ def test_wrong_mois_commands_end_in_one_line(
     with pytest.raises(SystemExit):
         mois_main(arguments)
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        (["evaluate", "--trust", "lab"], ["evaluate", '--trust=["lab"]']),
+        (["segment", "a.nii", "--trust=lab,lib.x"], ["segment", "--image=a.nii", '--trust=["lab", "lib.x"]']),
+        (["compare", "A", "B", "--names=[a,b]"], ["compare", '--runs=["A", "B"]', "--names=[a,b]"]),
+        (["evaluate", "--trust=null", "--out", "trust"], ["evaluate", "--trust=null", "--out", "trust"]),
+        (["compare", "A", "B", "--out", "C"], ["compare", '--runs=["A", "B"]', "--out", "C"]),
+        (["doctr"], ["doctr"]),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_words_become_the_lists_that_options_take(given: list[str], parsed: list[str]) -> None:
+    assert with_options(given) == parsed
 
 
 def test_help_waits_for_no_heavy_package() -> None:
