@@ -77,7 +77,7 @@ def evaluate(
         seed: Of reader, bootstrap and changes.
         device: Such as cpu or cuda; auto takes an accelerator where there is one, each process its own.
         backbone_weights: Where the bundle's backbone lies, if not where it was at training.
-        trust: Modules of others whose classes the bundle may name.
+        trust: Modules of others whose classes the bundle may name, such as my_module.
         title: Of the report.
 
     Raises:
@@ -130,6 +130,8 @@ def _show(metrics: Mapping[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from mois.bundle_card import COMPARED, remarks
+
     summary = metrics["summary"]
     table = Table(title=f"{summary['n_subjects']} scans of {summary['n_patients']} patients")
     for column in ("", "mean", "95 % interval", "scans"):
@@ -143,4 +145,7 @@ def _show(metrics: Mapping[str, Any], out: Path) -> None:
         table.add_row(name, "-" if mean is None else f"{mean:.3f}", interval, str(leaf["n"]))
     console = Console()
     console.print(table)
+    words = summary["conditioning"]
+    for remark in remarks(*(words[name]["mean"] for name in COMPARED)):
+        console.print(remark, soft_wrap=True)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)

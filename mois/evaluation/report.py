@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mois.bundle_card import COMPARED, remarks
 from mois.evaluation.page import Page, Section, Tile, interval_of, text_of, write_page
 from mois.evaluation.results import Results
 from mois.evaluation.sections import (
@@ -26,6 +27,10 @@ TILES = (
     (("unprompted", "fp_per_scan"), "False lesions per scan"),
     (("prompted", "dice"), "Prompted Dice"),
     (("scan_dice",), "Whole-scan Dice"),
+)
+WHAT_THEY_DECIDE = (
+    "Dice on one set of lesions that is never prompted. If right is no better than wrong, the model ignores what it is "
+    "shown."
 )
 _IGNORES = 0.8
 """Share of `right` from which `wrong` is an alarm."""
@@ -56,8 +61,7 @@ def write_report(folder: Path, title: str = "") -> Path:
         Section(
             "What the exemplars decide",
             conditioning(results),
-            "Dice on one set of lesions that is never prompted. If right is no better than wrong, the model ignores "
-            "what it is shown.",
+            " ".join((WHAT_THEY_DECIDE, *remarks(*compared(results)))),
         ),
         Section(
             "Prompted lesions and clicks",
@@ -87,6 +91,12 @@ def write_report(folder: Path, title: str = "") -> Path:
         _alarms(results),
     )
     return write_page(folder / "report.html", page)
+
+
+def compared(results: Results) -> list[float | None]:
+    """Return the means of right, wrong and no_exemplars, None for what was not measured."""
+    leaves = [results.leaf("conditioning", word) for word in COMPARED]
+    return [None if leaf is None else leaf.mean for leaf in leaves]
 
 
 def _lead(results: Results) -> str:

@@ -12,8 +12,10 @@ import pytest
 from example_results import example_report, write_example
 from matplotlib.figure import Figure
 
+from mois.cli.evaluate import _show
 from mois.evaluation.charts import legend_above, spoken
 from mois.evaluation.report import write_report
+from mois.evaluation.reports import ClassReport, Figures, SubjectReport
 from mois.evaluation.results import Leaf, Results
 from mois.evaluation.sections import expected_calibration_error, ranked, worst_first
 from mois.evaluation.settings import ProtocolSettings
@@ -87,6 +89,20 @@ def test_exemplars_that_do_not_decide_are_an_alarm(tmp_path: Path, folder: Path)
     metrics["summary"]["conditioning"]["wrong"]["mean"] = metrics["summary"]["conditioning"]["right"]["mean"]
     path.write_text(json.dumps(metrics))
     assert "The exemplars hardly decide" in write_report(tmp_path / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("right", "wrong", "harm"), [(0.2, 0.1, True), (0.4, None, False)])
+def test_what_right_and_no_exemplars_say_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], right: float, wrong: float | None, harm: bool
+) -> None:
+    figures = Figures(right=right, wrong=wrong, no_exemplars=0.3, unprompted_dice=right)
+    reports = [SubjectReport("p0", "p0", (ClassReport(1, figures, (), ()),), 0, {})]
+    metrics = write_results(tmp_path, reports, None, protocol=ProtocolSettings())
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    _show(metrics, tmp_path)
+    for said in (page, capsys.readouterr().out):
+        assert ("The exemplars do harm here" in said) == harm
+        assert ("wrong: not measured, there is one lesion class" in said) == (wrong is None)
 
 
 def test_training_scans_and_a_single_patient_are_alarms(tmp_path: Path) -> None:
