@@ -38,11 +38,8 @@ def masked_mean(maps: Tensor, weights: Tensor) -> Tensor:
         (N, C).
     """
     total = weights.flatten(1).sum(1, keepdim=True)
-    weights = weights.to(maps.dtype)
-    if len(maps) == 1:
-        mean = weights.flatten(1) @ maps[0].flatten(1).T
-    else:
-        mean = torch.einsum("nchw,nhw->nc", maps, weights)
+    form = "chw,nhw->nc" if len(maps) == 1 else "nchw,nhw->nc"  # one product instead of N
+    mean = torch.einsum(form, maps[0] if len(maps) == 1 else maps, weights.to(maps.dtype))
     return mean / total.clamp(min=1e-4)
 
 
