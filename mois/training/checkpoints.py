@@ -70,7 +70,7 @@ def read_checkpoint(path: Path) -> Any:
         ValueError: If there is no such file, it is damaged, or it holds more than tensors and plain values.
     """
     if not path.is_file():
-        raise ValueError(f"ckpt_path={path}: there is no such file")
+        raise ValueError(f"ckpt_path={path}: there is no such file; {_others(path)}")
     previous = path.with_name("previous.ckpt")
     cure = "go on from the one before it with --ckpt_path previous"
     cure = cure if path.name == "last.ckpt" and previous.is_file() else "give another one"
@@ -134,6 +134,15 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Return a checkpoint (`read_checkpoint`), on the CPU."""
         del map_location, weights_only
         return read_checkpoint(Path(path))
+
+
+def _others(path: Path) -> str:
+    """Return, for the end of a message, which checkpoints there are beside one that is missing."""
+    there = sorted(file.stem for file in path.parent.glob("*.ckpt"))
+    if not there:
+        return f"{path.parent} holds no checkpoint, train first (fit)"
+    taken = [f"--ckpt_path {name if name in NAMED else path.with_name(f'{name}.ckpt')}" for name in there]
+    return f"there is {', '.join(taken)}"
 
 
 def _keep(file: Path, name: Path) -> None:

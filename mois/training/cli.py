@@ -181,6 +181,11 @@ class MoisCLI(LightningCLI):
                 validation = checkpoint.get(RECORD, {}).get("validation", {})
             settings = BundleSettings(**self.settings["bundle"].as_dict())
             export_bundles(self.model, self.folder, self.plain_config()["model"], validation, settings)
+        if not best.is_file() and not any(name.startswith("val/") for name in self.trainer.callback_metrics):
+            rank_zero_info(
+                "this training was never validated: there is no best.ckpt (test with --ckpt_path last); lower "
+                "trainer.check_val_every_n_epoch, and leave some scans to validate on"
+            )
         if best.is_file() and self.settings["tracking"]["artifact"]:
             tracker.file(f"{self.folder.name}-best", best, kind="model")
 
