@@ -3,6 +3,6 @@
 from mois.session.advice import Influence, Suggestion
 from mois.session.interactive import InteractiveSession
 from mois.session.results import LesionRow
-from mois.session.state import State
+from mois.session.state import Preview, State
 
-__all__ = ["Influence", "InteractiveSession", "LesionRow", "State", "Suggestion"]
+__all__ = ["Influence", "InteractiveSession", "LesionRow", "Preview", "State", "Suggestion"]

@@ -19,8 +19,8 @@ from mois.exemplars import Exemplar, ExemplarBank, ModelIdentity
 from mois.inference import VolumeSegmenter
 from mois.interfaces import Exemplars, Volume
 from mois.session.found import confidence, find_lesions, keep_ids, likeness, look_at, outline
-from mois.session.prompting import segment
-from mois.session.state import BoxMask, Lesion, Prompt, State
+from mois.session.prompting import PromptSegmenter
+from mois.session.state import BoxMask, Lesion, Preview, Prompt, State
 
 Outcome = tuple[State, Any]
 
@@ -64,6 +64,7 @@ class Workbench:
         self.exemplars = exemplars
         self.encoded = segmenter.encode(volume, lazy=True)
         self.grid = self.encoded.grid
+        self._prompted = PromptSegmenter(segmenter, self.encoded)
         self.voxel_ml = abs(float(torch.linalg.det(volume.affine[:3, :3].double()))) / 1000
         self.banks: dict[str, ExemplarBank] = {}
         self._last: tuple[list[Exemplar], Tensor] | None = None  # exemplars of the last propagation and its answer
@@ -129,9 +130,28 @@ class Workbench:
             return [], self.segmenter.no_exemplars(self.encoded)
         return keys, bank.exemplars(keys, self.segmenter.device)
 
+    def preview(
+        self, state: State, point_lps_mm: Sequence[float], lesion: int | None = None, positive: bool = True
+    ) -> Preview:
+        """Return what a click would show on its slice; raises what the click would, so far as that slice tells."""
+        known, prompt = self._clicked(state, point_lps_mm, lesion, positive)
+        number, prompts = self._prompts(state, known, prompt)
+        index, axis = prompt.slice_index, self.grid.order[0]
+        plane = self._prompted.on_slice(prompts, index)
+        mask = BoxMask.of(plane[None], (index, 0, 0)).minus(state.owned(but=number)).on_slice(index, plane.shape)
+        i, j, k = (1 if n == axis else count for n, count in enumerate(self.grid.shape))
+        there = replace(self.grid, shape=(i, j, k)).to_volume(torch.from_numpy(mask[None])).squeeze(axis)
+        return Preview(number, axis, self.grid.stack_shape[0] - 1 - index if self.grid.flipped[0] else index, there)
+
     def _click(
         self, state: State, point_lps_mm: Sequence[float], lesion: int | None = None, positive: bool = True
     ) -> Outcome:
+        return self._prompt(state, *self._clicked(state, point_lps_mm, lesion, positive))
+
+    def _clicked(
+        self, state: State, point_lps_mm: Sequence[float], lesion: int | None, positive: bool
+    ) -> tuple[int | None, Prompt]:
+        """Return the lesion that a click is for, None for a new one, and the click as a prompt."""
         place = self.place(point_lps_mm)
         prompt = Prompt("click", place.slice_index, ((place.row, place.column),), positive)
         if lesion is None:
@@ -143,7 +163,7 @@ class Workbench:
                     f"point_lps_mm={list(point_lps_mm)} lies in lesion {lesion}; give lesion={lesion} to correct it, "
                     "or take the place out of it first (positive=False)."
                 )
-        return self._prompt(state, lesion, prompt)
+        return lesion, prompt
 
     def _box(self, state: State, corners_lps_mm: Sequence[Sequence[float]], lesion: int | None = None) -> Outcome:
         if len(corners_lps_mm) != 2:
@@ -175,17 +195,8 @@ class Workbench:
 
     def _prompt(self, state: State, number: int | None, prompt: Prompt) -> Outcome:
         """Return what another prompt for a lesion, or the first for a new one, makes of it and of its neighbours."""
-        next_id = state.next_id
-        earlier: tuple[Prompt, ...] = ()
-        if number is None:
-            number, next_id = next_id, next_id + 1
-        else:
-            old = self._lesion(state, number, changes=True)
-            earlier = old.prompts
-            if old.origin == "found" and not prompt.positive:  # what was found is what is to be corrected
-                earlier = (Prompt("mask", old.mask.corner[0], mask=old.mask),)
-        prompts = (*earlier, prompt)
-        answer = segment(self.segmenter, self.encoded, prompts)
+        number, prompts = self._prompts(state, number, prompt)
+        answer = self._prompted.segment(prompts)
         mask = answer.mask.minus(state.owned(but=number))
         if not mask.voxels and prompt.positive:
             raise ValueError(
@@ -206,7 +217,16 @@ class Workbench:
             exemplars.pop(self.key(number), None)
         else:
             exemplars[exemplar.key] = exemplar
-        return replace(state, lesions=lesions, exemplars=exemplars, next_id=next_id), number
+        return replace(state, lesions=lesions, exemplars=exemplars, next_id=max(state.next_id, number + 1)), number
+
+    def _prompts(self, state: State, number: int | None, prompt: Prompt) -> tuple[int, tuple[Prompt, ...]]:
+        """Return a lesion's id and prompts as another one makes them."""
+        if number is None:
+            return state.next_id, (prompt,)
+        old = self._lesion(state, number, changes=True)
+        if old.origin == "found" and not prompt.positive:  # what was found is what is to be corrected
+            return number, (Prompt("mask", old.mask.corner[0], mask=old.mask), prompt)
+        return number, (*old.prompts, prompt)
 
     def _exemplar(
         self,

@@ -25,7 +25,7 @@ from mois.session.advice import Influence, Known, Suggestion, coverage_warnings,
 from mois.session.found import outline
 from mois.session.origin import about_session, bank_name, check_origin, history
 from mois.session.results import LesionRow, lesion_rows, write_results
-from mois.session.state import State
+from mois.session.state import Preview, State
 from mois.session.store import SessionStore, StateReader
 
 Point = Sequence[float] | Tensor
@@ -194,6 +194,14 @@ class InteractiveSession:
     def lesions(self) -> list[LesionRow]:
         """Return the table of lesions, by id."""
         return lesion_rows(self.state, self._bench.grid, self._bench.voxel_ml)
+
+    def preview(self, point_lps_mm: Point, lesion: int | None = None, positive: bool = True) -> Preview:
+        """Return what `click` with the same arguments would show on its slice; nothing is followed, kept or changed.
+
+        Raises:
+            ValueError: As the click does, but where only the whole lesion tells that others own all of it.
+        """
+        return self._bench.preview(self.state, _plain(point_lps_mm), lesion, positive)
 
     def suggest(self, count: int = 1) -> list[Suggestion]:
         """Return where a click would help most, and why; after `propagate`."""

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from torch import Tensor
 
 from mois.exemplars import Exemplar
 from mois.metrics import InstanceMap, Mask
@@ -112,9 +113,9 @@ def _common(one: BoxMask, two: BoxMask) -> tuple[Region, Region] | None:
     return (first[0], first[1], first[2]), (second[0], second[1], second[2])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Prompt:
-    """Something that the reader pointed at, on the scan's stack.
+    """Something that the reader pointed at, on the scan's stack; equal prompts ask the same (of a mask, the very same).
 
     Attributes:
         kind: Click, box or mask.
@@ -212,3 +213,20 @@ class State:
         for number, lesion in self.lesions.items():
             lesion.mask.paint(stack, number)
         return stack
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """What a click would show on its slice; `label_map().select(axis, index) == lesion` is the same once it is made.
+
+    Attributes:
+        lesion: The id that the click would return.
+        axis: The scan's voxel axis across its slices: 0, 1 or 2.
+        index: The clicked slice along it.
+        mask: The lesion there, bool, (I, J, K) without that axis.
+    """
+
+    lesion: int
+    axis: int
+    index: int
+    mask: Tensor
