@@ -165,7 +165,10 @@ def _explain_value(key: str, reason: str, settings: Sequence[Setting]) -> str:
     expected = re.findall(r"Expected an? (.*?)(?:\. Got value|\n|$)", reason)
     value = re.search(r"(?:Got value|Given value): (.*)", reason)
     if expected and value:
-        allowed = " or ".join(dict.fromkeys(_readable_type(name) for name in expected))
+        names = [_readable_type(name) for name in expected if not name.startswith("path but")]
+        allowed = " or ".join(dict.fromkeys(names))
+        if nested := re.search(r"NestedArg\(key='([^']+)'", value.group(1)):
+            return f"{key}.{nested.group(1)} is no setting: {key} is one value; give {allowed}"
         return f"{key}={value.group(1).strip()} is not allowed; give {allowed}"
     return f"{key}: {one_line(reason)}"
 
@@ -175,8 +178,10 @@ def _explain_class_path(key: str, class_path: str, reason: str) -> str:
     if "has no attribute" in reason:
         return f"{key}={class_path}: {module} has no class {name}; {_did_you_mean(name, _classes(module))}"
     if "No module named" in reason:
-        close = difflib.get_close_matches(module, PLUG_IN_MODULES, n=1)
-        cure = f"did you mean {close[0]}.{name}?" if close else "a module of yours has to be on PYTHONPATH"
+        close = [one for one in difflib.get_close_matches(module, PLUG_IN_MODULES) if name in _classes(one)]
+        cure = (
+            f"did you mean {close[0]}.{name}?" if close else "the folder of a module of yours has to be on PYTHONPATH"
+        )
         return f"{key}={class_path}: there is no module {module}; {cure}"
     return f"{key}={class_path}: {reason}"
 
@@ -238,4 +243,5 @@ def _parameters(class_path: str) -> list[str]:
 def _readable_type(name: str) -> str:
     name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", name)
     name = re.sub(r"typing\.Literal\[(.*)\]", r"\1", name)
+    name = "a list, [] for an empty one" if name == "Sequence" else name
     return name.replace("NoneType", "null").replace("'", "").replace("typing.", "")

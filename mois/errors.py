@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 OURS = ("mois", "adapters", "datamodules")
+NO_GPU = "--trainer.accelerator cpu --trainer.devices 2 (with torchrun: as many as it starts)"
 _MISSING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LIBRARIES = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
@@ -44,6 +45,8 @@ def explain(error: Exception) -> str | None:
     kind = type(error).__name__
     if kind == "OutOfMemoryError":
         return "the accelerator's memory is full; lower data.init_args.batch_size, or train fewer parts"
+    if re.search(r"No supported gpu backend|`devices` selected with `CPUAccelerator`", str(error)):
+        return f"{one_line(str(error))} Without a GPU: {NO_GPU}"
     if kind == "MisconfigurationException":
         return one_line(str(error))
     if type(error).__module__ == "omegaconf.errors":

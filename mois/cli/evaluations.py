@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 from datamodules.nifti import NiftiDataModule
 from datamodules.splits import pick
+from mois.arguments import as_options
 from mois.bundle import Bundle
 from mois.evaluation.run import Evaluation
 from mois.evaluation.scorers import map_files, read_maps, score_by_model, score_maps
 from mois.evaluation.settings import ProtocolSettings
-from mois.io import SubjectFiles, read_dataset
+from mois.io import DataError, SubjectFiles, read_dataset
 from mois.provenance import code_version, package_versions
 
 SPLIT_KEYS = ("fold", "splits", "train_subjects", "val_subjects", "test_subjects", "seed")
@@ -90,10 +91,13 @@ def choose_scans(
         options |= {"fold": fold, "train_subjects": None, "val_subjects": None}
     if options.get("splits"):
         options["splits"] = Path(options["splits"])
-    every = read_dataset(data)
-    parts = NiftiDataModule(data, **options).splits
+    try:
+        every = read_dataset(data)
+        parts = NiftiDataModule(data, **options).splits
+    except DataError as error:
+        raise DataError(as_options(str(error), root="--data", fold="--fold")) from error
     if subjects:
-        scans = pick(every, subjects, "subjects")
+        scans = pick(every, subjects, "--subjects")
     elif split == "all":
         scans = every
     else:

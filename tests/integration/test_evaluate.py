@@ -123,6 +123,8 @@ def test_wrong_command_lines_end_in_one_line(
     assert "no map of scan p1; write p1.nii.gz" in failing(capsys, *base, f"--predictions={tmp_path / 'maps'}")
     line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--robustness=true")
     assert line == "--robustness needs a model to run on changed scans; give --bundle instead of --predictions."
-    line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--subjects=[p9]")
-    assert line == "subjects: no scan is called 'p9'; choose from p0, p1."
+    line = failing(capsys, "evaluate", "--data=gone", f"--out={tmp_path}", f"--predictions={tmp_path}")
+    assert line == "gone/dataset.json: no such file; set --data to the folder of an nnU-Net raw dataset."
+    line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--subjects", "p9")
+    assert line == "--subjects: no scan is called 'p9'; choose from p0, p1."
     assert not (tmp_path / "out").exists()

@@ -18,8 +18,10 @@ from mois.arguments import command_line
 from mois.cli import main as mois_main
 from mois.cli import with_options
 from mois.doctor import Finding
+from mois.errors import NO_GPU
 from mois.training.callbacks import step_seed
 from mois.training.cli import MoisCLI, choose_precision
+from mois.training.cli import main as train_main
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -83,14 +85,36 @@ def losses(folder: str) -> dict[int, float]:
         ),
         (["fit", "--data=stand_in.Dta"], "data=stand_in.Dta: stand_in has no class Dta; did you mean Data?"),
         (
-            ["fit", "--data=datamodule.Nifti"],
-            "data=datamodule.Nifti: there is no module datamodule; did you mean datamodules.Nifti?",
+            ["fit", "--data=datamodule.NiftiDataModule"],
+            "data=datamodule.NiftiDataModule: there is no module datamodule; did you mean datamodules.NiftiDataModule?",
         ),
         (
             ["fit", *SMALL, "--model.layer.init_args.width=0"],
             "model.layer.init_args.width=0 is too small; choose 1 or more.",
         ),
-        (["test", *SMALL, "--ckpt_path=gone.ckpt"], "ckpt_path=gone.ckpt: there is no such file"),
+        (
+            ["test", *SMALL, "--ckpt_path=gone.ckpt"],
+            "ckpt_path=gone.ckpt: there is no such file; . holds no checkpoint, train first (fit)",
+        ),
+        (
+            ["fit", "--data=my_module.MyData"],
+            "data=my_module.MyData: there is no module my_module; "
+            "the folder of a module of yours has to be on PYTHONPATH",
+        ),
+        (
+            ["fit", "--data=datamodule.MyData"],
+            "data=datamodule.MyData: there is no module datamodule; "
+            "the folder of a module of yours has to be on PYTHONPATH",
+        ),
+        pytest.param(
+            ["fit", *SMALL, "--trainer.accelerator=gpu"],
+            f"No supported gpu backend found! Without a GPU: {NO_GPU}",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
+        ),
+        (
+            ["fit", *SMALL, f"--trainer={ROOT / 'configs' / 'trainer' / 'ddp.yaml'}", "--trainer.accelerator=cpu"],
+            f"`devices` selected with `CPUAccelerator` should be an int > 0. Without a GPU: {NO_GPU}",
+        ),
         (
             ["fit", *SMALL, "--checkpoints.mode=most"],
             "checkpoints.mode=most is not allowed; give max, min",
@@ -133,6 +157,14 @@ def test_a_wrong_config_ends_in_one_line(failing: Callable[..., str], config: st
 
 def test_a_config_that_is_missing_is_named(failing: Callable[..., str], tmp_path: Path) -> None:
     assert failing("fit", "--config=none.yaml") == f"config: there is no file {tmp_path / 'none.yaml'}"
+
+
+def test_a_list_that_is_none_is_offered_an_empty_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train_main(["fit", "--model.companions=null", "--data=stand_in.Data"])
+    assert capsys.readouterr().err == (
+        "error: model.companions=None is not allowed; give a list, [] for an empty one\n"
+    )
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +235,16 @@ def test_last_without_a_checkpoint_starts_anew_and_a_second_start_is_refused(fai
         "trainer.default_root_dir=runs/run holds a training already; go on with it (--ckpt_path last), "
         "or choose another folder"
     )
+
+
+def test_a_training_that_is_never_validated_says_so(
+    failing: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        train("fit", *SMALL, "--trainer.max_steps=1", "--trainer.check_val_every_n_epoch=9")
+    assert "this training was never validated: there is no best.ckpt (test with --ckpt_path last)" in caplog.text
+    missing = failing("test", *SMALL, "--ckpt_path=best")
+    assert missing == "ckpt_path=runs/run/checkpoints/best.ckpt: there is no such file; there is --ckpt_path last"
 
 
 def test_the_best_checkpoint_is_the_one_that_is_tested() -> None:
@@ -296,6 +338,10 @@ def test_a_seed_belongs_to_its_step() -> None:
         (["doctr"], "doctr is no command; did you mean doctor?"),
         (["phantom"], "not set: out; set it with --out=VALUE, or in a file given with --config FILE"),
         (["phantom", "--out=p", "--subjcts=2"], "subjcts is no setting; did you mean subjects?"),
+        (
+            ["evaluate", "--data=none", "--out=o", "--protocol.promptd", "3"],
+            "protocol.promptd is no setting: protocol is one value; give ours, paper",
+        ),
         (["phantom", "--out=p", "--subjects=two"], "subjects=two is not allowed; give int"),
         (
             ["phantom", "--out=p", "--types", "ring,rng"],
