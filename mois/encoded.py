@@ -125,16 +125,6 @@ def enlarge(logits: Tensor, tile_px: int) -> Tensor:
     return functional.interpolate(logits.float().unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
 
 
-def paste_tile(encoded: EncodedVolume, tile: int, logits: Tensor) -> Tensor:
-    """Return a decoder's logits (P / 4, P / 4) of a tile on its whole picture, (h, w) float32 on the CPU."""
-    score = torch.full(encoded.pictures.shape[1:], OUTSIDE)
-    top, left = encoded.corner(tile)
-    there = score[top : top + encoded.tile_px, left : left + encoded.tile_px]
-    large = enlarge(logits.unsqueeze(0).cpu(), encoded.tile_px)[0].clamp(OUTSIDE, -OUTSIDE)
-    there.copy_(large[: there.shape[0], : there.shape[1]])
-    return score
-
-
 def paste(encoded: EncodedVolume, tracked: Tracked) -> tuple[Tensor, Tensor]:
     """Return the highest logit and its lesion (position + 1) on every pixel, (S, h, w) float32 and int32."""
     score = torch.full_like(encoded.pictures, OUTSIDE)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mois.components import Candidates, Split, find_candidates
-from mois.encoded import EncodedVolume, Tracked, mask_centre, paste, paste_tile
+from mois.encoded import EncodedVolume, Tracked, mask_centre, paste
 from mois.execution import Compiled, Precision, autocast, tiles_at_once
 from mois.feature_store import FeatureStore
 from mois.follow import Limits, Seeds, follow_all
@@ -180,38 +180,6 @@ class VolumeSegmenter:
             with self.autocast():
                 answers.append(self.backbone.decode(encoded.select(rows[part]), asked))
         return MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
-
-    def click(
-        self,
-        encoded: EncodedVolume,
-        slice_index: int,
-        y: float,
-        x: float,
-        corrections: Sequence[tuple[float, float, bool]] = (),
-    ) -> Tensor:
-        """Segment the clicked object on its slice.
-
-        Args:
-            encoded: The scan.
-            slice_index: The slice that was clicked.
-            y: Row of the click, in pixels of `encoded.pictures`.
-            x: Column of the click.
-            corrections: Row, column, and whether the click is positive, in the order in which they were made.
-
-        Returns:
-            Logits (h, w) float32, on the CPU; -20 outside the tile whose centre is nearest to the first click.
-        """
-        tile = int(encoded.tiles.best_tile(y, x))
-        rows = np.array([self.row(encoded, slice_index, tile)])
-        top, left = encoded.corner(tile)
-        clicks = [(x, y, 1)] + [(cx, cy, int(positive)) for cy, cx, positive in corrections]
-        points = torch.tensor([[(cx - left, cy - top) for cx, cy, _ in clicks]], dtype=torch.float32)
-        labels = torch.tensor([[label for _, _, label in clicks]], dtype=torch.int32)
-        answer = self.answer(encoded, rows, Prompts(points[:, :1], labels[:, :1]))
-        for count in range(2, len(clicks) + 1):
-            prompts = Prompts(points[:, :count], labels[:, :count], answer.logits.float().unsqueeze(1))
-            answer = self.answer(encoded, rows, prompts)
-        return paste_tile(encoded, tile, answer.logits[0])
 
     def track(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], answer: MaskPrediction) -> Tracked:
         """Follow N lesions from the slice on which they were clicked, both ways.

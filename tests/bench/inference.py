@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cache
 
@@ -114,29 +115,34 @@ def _scan() -> _Scan:
 
 
 def clicks(repeats: int) -> Outcome:
-    """A corrective click, and what becomes of its lesion in 3-D, against encoding the scan (default phantom, nano)."""
+    """A corrective click as previewed, and its lesion in 3-D, against encoding the scan (default phantom, nano)."""
     scan = _scan()
-    segmenter, encoded = scan.segmenter, scan.encoded
+    segmenter, grid = scan.segmenter, scan.encoded.grid
     index, y, x = max(scan.clicks, key=lambda click: _area(scan, click))
     session = InteractiveSession(segmenter, scan.volume)
-    spots = torch.tensor([[index, y + shift, x] for shift in (0.0, 2.0)], dtype=torch.float64)
-    first, second = encoded.grid.to_lps_mm(encoded.grid.from_picture_index(spots, segmenter.settings.pixel_mm))
-    lesion = session.click(first)
+
+    def point(shift: float) -> torch.Tensor:
+        spot = torch.tensor([[index, y + shift, x]], dtype=torch.float64)
+        return grid.to_lps_mm(grid.from_picture_index(spot, segmenter.settings.pixel_mm))[0]
+
+    lesion = session.click(point(0.0))
+    shifts = itertools.count(2.0, 1e-3)  # each correction falls elsewhere: answers to the same one would be kept
 
     def correct() -> None:
-        session.click(second, lesion=lesion)
+        session.click(point(next(shifts)), lesion=lesion)
         session.undo()
 
     seconds = interleaved(
         {
             "encode": lambda: segmenter.encode(scan.volume),
-            "click": lambda: segmenter.click(encoded, index, y, x, [(y + 2, x, True)]),
+            "click": lambda: session.preview(point(next(shifts)), lesion=lesion),
             "retrack": correct,
         },
         repeats,
     )
     figures = {f"{name}_vs_encode": seconds[name] / seconds["encode"] for name in ("click", "retrack")}
-    return Outcome(figures, {f"{name}_s": spent for name, spent in seconds.items()} | {"tiles": len(encoded.places)})
+    tiles = len(scan.encoded.places)
+    return Outcome(figures, {f"{name}_s": spent for name, spent in seconds.items()} | {"tiles": tiles})
 
 
 def _area(scan: _Scan, click: tuple[int, float, float]) -> int:

@@ -56,7 +56,6 @@ def test_every_tile_is_encoded_once_and_air_never(scan: Volume) -> None:
     exemplars = segmenter.exemplars(encoded, [(1, mask_of(encoded, A1)[1])])
     segmenter.propagate(encoded, exemplars)
     segmenter.propagate(encoded)
-    segmenter.click(encoded, 1, 20, 20)
     assert segmenter.backbone.encoded == 6 * 4
     row = segmenter.row(encoded, 0, 2)
     assert row == 6 * 4 == segmenter.row(encoded, 0, 2)
@@ -159,14 +158,6 @@ def test_half_precision_features_give_the_same_lesions(scan: Volume) -> None:
     encoded = segmenter.encode(scan)
     assert encoded.store.dtype == torch.float16
     assert torch.equal(segmenter.propagate(encoded) >= 0.5, encoded.grid.to_stack(scan.lesions) > 0)
-
-
-def test_a_click_segments_its_lesion_on_its_slice(scan: Volume) -> None:
-    segmenter = make_segmenter()
-    encoded = segmenter.encode(scan)
-    logits = segmenter.click(encoded, 1, 20.0, 18.0, corrections=[(21.0, 19.0, True)])
-    assert logits.shape == (64, 48)
-    assert torch.equal(logits > 0, mask_of(encoded, A1, decoded=True)[1])
 
 
 def track_from(segmenter: VolumeSegmenter, encoded: EncodedVolume, clicks: list[tuple[int, float, float]]) -> Tracked:
@@ -287,7 +278,6 @@ def test_a_scan_smaller_than_a_tile_works() -> None:
     segmenter = make_segmenter()
     encoded = segmenter.encode(scan)
     assert torch.equal(segmenter.propagate(encoded) >= 0.5, encoded.grid.to_stack(scan.lesions) > 0)
-    assert torch.equal(segmenter.click(encoded, 1, 10.0, 10.0) > 0, mask_of(encoded, where, decoded=True)[1])
 
 
 @pytest.mark.parametrize(

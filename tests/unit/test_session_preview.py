@@ -95,6 +95,11 @@ def test_a_preview_of_a_lesion_over_several_tiles_shows_what_is_followed_there_f
     assert click_as_previewed(session, lps(scan, 1, 14, 20), lesion=1) == both
 
 
+def test_a_scan_smaller_than_a_tile_is_previewed_too():
+    scan = make_scan([(TYPE_A, box((1, 2), (8, 16), (8, 16)))], shape=(3, 24, 28))
+    assert click_as_previewed(InteractiveSession(make_segmenter(), scan), lps(scan, 1, 10, 10)) == 8 * 8 - 4
+
+
 @pytest.mark.parametrize("slice_axis", ["left-right", "anterior-posterior", "superior-inferior"])
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1), (1, -1, 1)])
 def test_a_preview_lies_on_the_scanners_grid(slice_axis, signs):
