@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -133,7 +134,7 @@ class EpisodeLoader(DataLoader[Episode]):
             )
         self.consumed = _batches(state["consumed"], before, self.accumulate)
         if self.trainer is not None and before != self.accumulate:
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress  # Lightning counts the batches of an epoch too
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress  # Lightning counts an epoch's batches too
             for counts in (progress.total, progress.current):
                 begun = counts.ready - counts.completed  # 1 where it was saved at the end of a batch
                 counts.ready = counts.started = counts.processed = _batches(counts.ready, before, self.accumulate)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +28,43 @@ from mois.io import write_volume
 from mois.metrics import InstanceMap, Mask, Overlap, dilate_in_plane, mean_of
 from mois.prompts import Reader, correct, first_click
 
-__all__ = ["ProtocolSettings", "Run", "evaluate_volume"]
+__all__ = ["ProtocolSettings", "Run", "Shared", "evaluate_volume"]
 
+Made = TypeVar("Made")
 Key = tuple[int, int, int]
 NONE: Key = (0, 0, 0)
 """A question: class, number of exemplars, clicks on each. This one has no exemplars."""
 
+Answers = dict[int, tuple[MaskPrediction, npt.NDArray[np.int64]]]
+"""By number of clicks: the answers to them, and how many there were in the end on each of N lesions, (N,)."""
+
 ANSWER_BYTES = 1 << 30
 """How much memory the answers to questions that are asked side by side may take."""
+
+
+class Shared:
+    """What one backbone makes of a scan whatever propagates from it: features, answers to clicks, tracked lesions."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, tuple[Any, float]] = {}
+
+    def once(
+        self,
+        seconds: dict[str, float],
+        segmenter: VolumeSegmenter,
+        step: str,
+        of: Hashable,
+        make: Callable[[], Made],
+    ) -> Made:
+        """Return what a step makes `of` something, now or before; its seconds are added either way."""
+        if (step, of) not in self._made:
+            took: dict[str, float] = {}
+            with timed(took, step, segmenter):
+                made = make()
+            self._made[step, of] = made, took[step]
+        kept: tuple[Made, float] = self._made[step, of]
+        seconds[step] = seconds.get(step, 0.0) + kept[1]
+        return kept[0]
 
 
 @dataclass(frozen=True)
@@ -42,12 +72,14 @@ class Prompted:
     """Clicked lesions of one class, in the order in which they were clicked.
 
     Attributes:
+        of: Their ids, and the number of clicks that was aimed at on each.
         rows: (N,) the tile that each was clicked on.
         answer: What the clicks gave there.
         exemplars: What was made of it; B = 1, K = N.
         clicks: (N,) how many there were on each.
     """
 
+    of: tuple[tuple[int, ...], int]
     rows: npt.NDArray[np.int64]
     answer: MaskPrediction
     exemplars: Exemplars
@@ -55,7 +87,11 @@ class Prompted:
 
 
 def evaluate_volume(
-    segmenter: VolumeSegmenter, volume: Volume, settings: ProtocolSettings, out: Path | None = None
+    segmenter: VolumeSegmenter,
+    volume: Volume,
+    settings: ProtocolSettings,
+    out: Path | None = None,
+    shared: Shared | None = None,
 ) -> SubjectReport:
     """Prompt, propagate and score one scan; see `Figures` for what is measured on what.
 
@@ -67,11 +103,12 @@ def evaluate_volume(
         settings: How to prompt and score.
         out: Where to write the results as `predictions/*.nii.gz`, the prompted lesions alone with their true ids as
             `prompted/*.nii.gz`, and `overlays/*.png`; None writes nothing.
+        shared: What was made of this scan for another propagation, by the same backbone and settings, and will be.
     """
     seconds: dict[str, float] = {}
-    with timed(seconds, "encode", segmenter):
-        encoded = segmenter.encode(volume)
-    run = Run(segmenter, encoded, Truth.of(volume, encoded.grid), settings, seconds)
+    shared = shared or Shared()
+    encoded = shared.once(seconds, segmenter, "encode", (), lambda: segmenter.encode(volume))
+    run = Run(segmenter, encoded, Truth.of(volume, encoded.grid), settings, seconds, shared)
     reports = []
     for target_class in run.scored:
         report, answer, result = run.score(target_class)
@@ -99,12 +136,14 @@ class Run:
         truth: Truth,
         settings: ProtocolSettings,
         seconds: dict[str, float],
+        shared: Shared,
     ) -> None:
         self.segmenter = segmenter
         self.encoded = encoded
         self.truth = truth
         self.settings = settings
         self.seconds = seconds
+        self.shared = shared
         most = max(settings.prompted, *settings.counts, 0)
         self.plans = {c: Plan.of(truth.of_class(c), settings.reader, most) for c in sorted(set(truth.classes.values()))}
         self.scored = [c for c in self.plans if settings.target_class in (None, c)]
@@ -131,17 +170,20 @@ class Run:
         """Click lesions, in this order, and describe them after each of some numbers of clicks, ascending."""
         if not lesions:
             return {}
-        with timed(self.seconds, "click", self.segmenter):
-            rows, masks = self._place(lesions)
-            answers = self._click(rows, masks, clicks)
+        rows, masks, answers = self._once(
+            "click", (tuple(lesions), tuple(clicks)), lambda: self._clicked(lesions, clicks)
+        )
         with timed(self.seconds, "describe", self.segmenter):
             described = {}
             for count, (answer, made) in answers.items():
                 predicted = enlarge(answer.logits, self.encoded.tile_px).sigmoid()
                 shown = predicted if self.settings.masks == "predicted" else masks.float()
                 exemplars = self.segmenter.describe(self.encoded, rows, shown)
-                described[count] = Prompted(rows, answer, exemplars, made)
+                described[count] = Prompted((tuple(lesions), count), rows, answer, exemplars, made)
             return described
+
+    def _once(self, step: str, of: Hashable, make: Callable[[], Made]) -> Made:
+        return self.shared.once(self.seconds, self.segmenter, step, of, make)
 
     def _propagate(self) -> None:
         """Ask all questions, as many at once as memory allows, and keep of the answers what is scored."""
@@ -186,14 +228,16 @@ class Run:
             masks.append(self.encoded.crop(mask, tile))
         return np.array(rows, dtype=np.int64), torch.stack(masks)
 
+    def _clicked(self, lesions: Sequence[int], clicks: Sequence[int]) -> tuple[npt.NDArray[np.int64], Tensor, Answers]:
+        rows, masks = self._place(lesions)
+        return rows, masks, self._click(rows, masks, clicks)
+
     @torch.inference_mode()
-    def _click(
-        self, rows: npt.NDArray[np.int64], masks: Tensor, clicks: Sequence[int]
-    ) -> dict[int, tuple[MaskPrediction, npt.NDArray[np.int64]]]:
+    def _click(self, rows: npt.NDArray[np.int64], masks: Tensor, clicks: Sequence[int]) -> Answers:
         """Click each lesion in its middle and correct the answers, up to the last of `clicks`.
 
         Returns:
-            For each of `clicks`: the answer, and how many clicks it took on each lesion, (N,).
+            For each of `clicks`.
         """
         reader, pixel_mm, edge = self.settings.reader, self.segmenter.settings.pixel_mm, self.encoded.tile_px
         generator = torch.Generator().manual_seed(reader.seed)
@@ -216,10 +260,13 @@ class Run:
 
     def tracked(self, prompted: Prompted, count: int) -> InstanceMap:
         """Return the first prompted lesions as clicked and tracked; the n-th one has id n + 1."""
-        answer = MaskPrediction(*(part[:count] for part in prompted.answer))
-        with timed(self.seconds, "track", self.segmenter):
+
+        def track() -> InstanceMap:
+            answer = MaskPrediction(*(part[:count] for part in prompted.answer))
             tracked = self.segmenter.track(self.encoded, prompted.rows[:count], answer)
             return self.segmenter.tracked_lesions(self.encoded, tracked)
+
+        return self._once("track", (prompted.of, count), track)
 
     def answer(self, target_class: int) -> Answer:
         """Return what the reader ends up with."""

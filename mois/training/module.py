@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from mois.evaluation.protocol import ProtocolSettings, evaluate_volume
+from mois.evaluation.protocol import ProtocolSettings, Shared, evaluate_volume
 from mois.evaluation.report import write_report
 from mois.evaluation.reports import SubjectReport
 from mois.evaluation.statistics import means
@@ -294,9 +294,11 @@ class ExemplarSegmenter(LightningModule):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _score(self, volume: Volume, out: Path | None) -> None:
+        shared = Shared()
         for prefix, propagation in self.propagations.items():
             folder = None if out is None else out / prefix
-            self.reports[prefix].append(evaluate_volume(self.segmenter(propagation), volume, self.protocol, folder))
+            report = evaluate_volume(self.segmenter(propagation), volume, self.protocol, folder, shared)
+            self.reports[prefix].append(report)
 
     def _log_figures(self, split: Literal["val", "test"]) -> dict[str, float]:
         parts = [self.reports]

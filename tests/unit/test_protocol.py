@@ -9,7 +9,7 @@ from fake_model import TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, make_
 
 from mois.evaluation import protocol
 from mois.evaluation.paper import score_by_paper
-from mois.evaluation.protocol import evaluate_volume
+from mois.evaluation.protocol import Shared, evaluate_volume
 from mois.evaluation.reports import PaperFigures
 from mois.evaluation.settings import ProtocolSettings
 from mois.inference import InferenceSettings, VolumeSegmenter
@@ -57,6 +57,29 @@ def test_a_sweep_over_exemplars_and_clicks(scan: Volume) -> None:
         assert p.lesion_recall == 1.0
         assert p.false_lesions == (0 if p.count else 2)
     assert model.backbone.encoded == len(model.encode(scan).places)
+
+
+def test_propagations_that_are_compared_share_what_their_backbone_does(
+    scan: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ProtocolSettings(prompted=2, counts=(0, 2), curve_clicks=(1, 2), rules="paper")
+    alone = [evaluate_volume(segmenter(propagation()), scan, settings) for propagation in (FakePropagation, Doubtful)]
+    first, shared, answer, clicked = segmenter(), Shared(), VolumeSegmenter.answer, []
+    monkeypatch.setattr(VolumeSegmenter, "answer", lambda *asked: (clicked.append(asked[2]), answer(*asked))[1])
+    second = VolumeSegmenter(first.backbone, Doubtful(), first.settings)
+    reports, done = [], []
+    for model in (first, second):
+        reports.append(evaluate_volume(model, scan, settings, shared=shared))
+        done.append((model.backbone.encoded, len(clicked), len(model.backbone.attended)))
+    assert done[0] == done[1]
+    assert min(done[0]) > 0
+    assert [report.classes for report in reports] == [report.classes for report in alone]
+    assert [report.candidates for report in reports] == [report.candidates for report in alone]
+    assert reports[0].classes != reports[1].classes
+    assert reports[0].seconds.keys() == reports[1].seconds.keys()
+    assert [reports[0].seconds[step] == reports[1].seconds[step] for step in ("encode", "click", "propagate")] == [
+        True, True, False,
+    ]  # fmt: skip
 
 
 def test_questions_asked_in_turn_have_the_same_answers(scan: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
