@@ -147,6 +147,16 @@ def test_the_answers_that_are_kept_are_few(nano, decoded, monkeypatch):
     assert len(decoded) == 4
 
 
+def test_an_answer_is_not_kept_for_a_slice_that_knows_others():
+    scan = three_lesions()
+    session = InteractiveSession(make_segmenter(tile_px=64), scan)
+    session.click(lps(scan, 2, 20, 20))
+    assert session.preview(lps(scan, 3, 17, 17), 1, positive=False).mask.any()  # the rest of A1
+    session.undo()
+    session.click(lps(scan, 2, 40, 12))  # B1 on slice 2, and nothing like it on slice 3
+    assert not session.preview(lps(scan, 3, 17, 17), 1, positive=False).mask.any()
+
+
 def test_undone_redone_and_previewed_sessions_are_their_replay_bit_by_bit(nano, tmp_path):
     scan = three_lesions()
     session = InteractiveSession(nano, scan, tmp_path / "whole")
