@@ -38,6 +38,9 @@ def tiles_at_once(device: torch.device, tile_px: int, most: int) -> int:
 class Compiled:
     """An encoder under torch.compile; where that fails, it warns in one line and goes on as it was.
 
+    It is compiled at the second call: the first fills the encoder's own tables, on which a compilation depends. One
+    image is compiled for apart from several, of which there may be any number.
+
     Args:
         encode: From images (N, P, P) to their features.
     """
@@ -45,11 +48,13 @@ class Compiled:
     def __init__(self, encode: Callable[[Tensor], Features]) -> None:
         self._plain = encode
         self._fast: Callable[[Tensor], Features] | None = torch.compile(encode)
+        self._called = False
 
     def __call__(self, images: Tensor) -> Features:
         """Encode images (N, P, P)."""
-        if self._fast is not None:
+        if self._fast is not None and self._called:
             try:
+                torch._dynamo.maybe_mark_dynamic(images, 0)
                 return self._fast(images)
             except Exception as error:
                 self._fast = None
@@ -58,4 +63,5 @@ class Compiled:
                     f"inference.compile=true: the encoder cannot be compiled here ({reason}); it runs uncompiled.",
                     stacklevel=2,
                 )
+        self._called = True
         return self._plain(images)

@@ -145,17 +145,27 @@ def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.
     backbone, (images, _) = nano_backbone(), example_patches(1, 64)
     encode = Compiled(backbone.encode)
     said = "inference.compile=true: the encoder cannot be compiled here (InvalidCxxCompiler: No C++ compiler)"
+    encode(images)  # the first call is not compiled anyway
     with pytest.warns(UserWarning, match=re.escape(said)):
         features = encode(images)
     assert torch.equal(features.levels[0], backbone.encode(images).levels[0])
     encode(images)  # said once
 
 
-def test_a_compiled_encoder_gives_the_same_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # inductor's own minute is not ours
-    backbone, (images, _) = nano_backbone(), example_patches(1, 64)
+def test_an_encoder_is_compiled_once_for_several_images_and_once_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def eager(graph: Any, given: Any) -> Any:  # inductor's own minute is not ours
+        compiled.append(len(given))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=eager))
+    backbone = nano_backbone()
     encode = Compiled(backbone.encode)
     with torch.inference_mode():
-        for level, plain in zip(encode(images).levels, backbone.encode(images).levels, strict=True):
-            torch.testing.assert_close(level, plain, atol=1e-4, rtol=1e-4)
+        for count in (4, 4, 3, 2, 1, 4, 1):
+            images, _ = example_patches(count, 64)
+            for level, plain in zip(encode(images).levels, backbone.encode(images).levels, strict=True):
+                torch.testing.assert_close(level, plain, atol=1e-4, rtol=1e-4)
     assert encode._fast is not None
+    assert len(compiled) == 2
