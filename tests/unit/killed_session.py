@@ -61,7 +61,7 @@ def main(root: Path, kills: int) -> None:
         expected.append(digest(whole))
     start = time.perf_counter()
     read(root / "timed", None)
-    seconds = time.perf_counter() - start
+    action_s = (time.perf_counter() - start) / len(SCRIPT)
     moments = random.Random(0)
     report = []
     for number in range(kills):
@@ -73,10 +73,12 @@ def main(root: Path, kills: int) -> None:
             read(folder, writer)
             os._exit(0)
         os.close(writer)
-        time.sleep(moments.uniform(0.02, seconds))
+        told, enough = b"", moments.randrange(len(SCRIPT))
+        while len(told) < enough:
+            told += os.read(reader, 1)
+        time.sleep(moments.uniform(0, 2 * action_s))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        told = b""
         while part := os.read(reader, 100):
             told += part
         os.close(reader)
