@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,6 +160,7 @@ class CachedEncoder:
 
     Attributes:
         hits: Share of the images of the last call that the cache had.
+        waited_s: Seconds that went by with digests, files and the way to the device, in all; not with the encoder.
 
     Raises:
         ValueError: If nothing of the encoder is frozen, or the folder cannot be made.
@@ -174,6 +176,7 @@ class CachedEncoder:
         self.backbone = backbone
         self.cache = FeatureCache(settings.folder, settings.gib)
         self.hits = 0.0
+        self.waited_s = 0.0
 
     def keys(self, images: Tensor, precision: str = "32-true") -> list[str]:
         """Return the key of each image.
@@ -185,17 +188,19 @@ class CachedEncoder:
         backbone = (self.backbone.identity.sha256, self.part, precision, VERSION)
         start = hashlib.blake2b(repr((*backbone, tuple(images.shape[1:]))).encode(), digest_size=20)
         keys = []
-        for image in images.contiguous().cpu().numpy():
-            total = start.copy()
-            total.update(image.tobytes())
-            keys.append(total.hexdigest())
+        with self._waiting():
+            for image in images.contiguous().cpu().numpy():
+                total = start.copy()
+                total.update(image.tobytes())
+                keys.append(total.hexdigest())
         return keys
 
     def __call__(self, images: Tensor, keys: Sequence[str]) -> Features:
         """Return the features of images (N, P, P) float32, N of 1 or more, with these keys."""
         rows, hits = [], 0
         for number, key in enumerate(keys):
-            kept = self.cache.read(key)
+            with self._waiting():
+                kept = self.cache.read(key)
             hits += kept is not None
             if kept is None:
                 with torch.no_grad():
@@ -206,13 +211,20 @@ class CachedEncoder:
                         f"model.cache.folder={self.cache.folder}: this encoder's features are too large for half "
                         "precision; set model.cache.folder=null."
                     )
-                self.cache.write(key, kept)
+                with self._waiting():
+                    self.cache.write(key, kept)
             rows.append(kept)
         self.hits = hits / len(keys)
-        with torch.autocast("cpu", enabled=False):  # it knows bfloat16 only
+        with self._waiting(), torch.autocast("cpu", enabled=False):  # it knows bfloat16 only
             halves = [torch.stack(part) for part in zip(*rows, strict=True)]
-        parts = [half.to(images.device, non_blocking=True).float() for half in halves]
+            parts = [half.to(images.device, non_blocking=True).float() for half in halves]
         return self.backbone.encode_rest(images, tuple(parts))
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.waited_s += time.perf_counter() - start
 
 
 def _digest(tensors: Sequence[Tensor]) -> str:

@@ -236,6 +236,16 @@ class ExemplarSegmenter(LightningModule):
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Warn of a cache that this training fills for nothing: its patches do not come again."""
+        views, epochs = getattr(getattr(self.trainer, "datamodule", None), "views", None), self.trainer.max_epochs
+        if self.encoder is not None and views is not None and (views < 1 or 0 < (epochs or 0) <= views):
+            again = "no patch comes again" if views < 1 else f"none comes again within trainer.max_epochs={epochs}"
+            rank_zero_warn(
+                f"model.cache.folder={self.encoder.cache.folder} serves only another run of the same seed: with "
+                f"data.init_args.views={views} {again}; set it to 1 or more, below the epochs, or leave model.cache out"
+            )
+
     def on_train_start(self) -> None:
         """Ask for the number of steps that the learning rate follows.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,27 @@ def test_a_cache_changes_nothing_but_the_time(
     assert losses(tmp_path / "cold") == pytest.approx(losses(tmp_path / "plain"), rel=0.02)  # half precision
     ours, theirs = weights(tmp_path / "warm"), weights(tmp_path / "cold")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("views", "said"),
+    [
+        (0, r"^model.cache.folder=.*: with data.init_args.views=0 no patch comes again; set it"),
+        (2, r"^model.cache.folder=.*: with data.init_args.views=2 none comes again within trainer.max_epochs=2; set"),
+        (1, None),
+    ],
+)
+def test_a_cache_of_patches_that_do_not_come_again_is_warned_of(
+    make_dataset: Callable[..., Path], tmp_path: Path, views: int, said: str | None
+) -> None:
+    run = ["fit", *LORA, *FROZEN, *data(make_dataset(subjects=2), views=views), "--trainer.max_epochs=2"]
+    run += ["--trainer.limit_train_batches=1", "--dry_step=false", f"--model.cache.folder={tmp_path / 'features'}"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(*run, folder(tmp_path / "run"))
+    heard = [str(warning.message) for warning in caught if str(warning.message).startswith("model.cache")]
+    assert len(heard) == (said is not None)
+    assert all(re.search(str(said), line) for line in heard)
 
 
 def test_the_dry_step_changes_nothing_and_the_wait_for_data_is_logged(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +116,22 @@ def test_nothing_can_ask_for_an_unsafe_load(tmp_path: Path) -> None:
     torch.save({"model": nn.Linear(1, 1)}, tmp_path / "whole_module.ckpt")
     with pytest.raises(ValueError, match="could run foreign code"):
         SafeCheckpointIO().load_checkpoint(tmp_path / "whole_module.ckpt", weights_only=False)
+
+
+def test_the_share_of_waiting_holds_what_the_cache_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, waiting, shares = [0.0], WaitingShare(), []
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    encoder = SimpleNamespace(waited_s=0.0)
+    module: Any = SimpleNamespace(log=lambda _, share, **__: shares.append(share), encoder=encoder)
+    trainer: Any = SimpleNamespace(train_dataloader=SimpleNamespace(waited_s=0.0))
+    for loader_s in (1.0, 0.0):
+        trainer.train_dataloader.waited_s += loader_s
+        encoder.waited_s += 1.0  # digests
+        waiting.on_train_batch_start(trainer, module, None, 0)
+        encoder.waited_s += 2.0  # files
+        now[0] += 8.0  # with them
+        waiting.on_train_batch_end(trainer, module, None, None, 0)
+    assert shares == [4 / 10, 3 / 9]
 
 
 def test_the_share_of_waiting_stays_a_share_when_the_loader_is_made_anew() -> None:

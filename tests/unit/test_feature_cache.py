@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +80,29 @@ def test_a_second_run_finds_everything_and_encodes_nothing(tmp_path: Path, monke
     second = encoder(tmp_path)
     monkeypatch.setattr(SAM2, "encode", lambda *_: pytest.fail("the encoder ran"))
     assert same(before, second(images, second.keys(images)))
+
+
+def test_it_says_how_long_it_was_waited_for_without_the_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, now = example_patches(2, 64)[0], [0.0]
+    encode = encoder(tmp_path)
+
+    def slow(seconds: float, method: Any) -> Any:
+        def slowed(*arguments: Any) -> Any:
+            now[0] += seconds
+            return method(*arguments)
+
+        return slowed
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(encode.cache, "read", slow(1, encode.cache.read))
+    monkeypatch.setattr(encode.cache, "write", slow(10, encode.cache.write))
+    monkeypatch.setattr(encode.backbone, "encode_frozen", slow(100, encode.backbone.encode_frozen))
+    for waited_s in (22, 24):  # 2 images: read and written, then read
+        encode(images, encode.keys(images))
+        assert encode.waited_s == waited_s
+    assert now == [224]
 
 
 def test_a_late_adapter_still_learns_and_what_is_before_it_runs_without_graph(tmp_path: Path) -> None:
