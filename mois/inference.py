@@ -49,8 +49,9 @@ class InferenceSettings:
         weigh_by_presence: Multiply a tile's probabilities by the probability that there is anything on it.
         precision: `32` computes in float32, `bf16` in bfloat16 where that serves (autocast); `auto` is bfloat16 on an
             accelerator that computes with it, else float32.
-        compile: Compile the encoder (torch.compile): 18 s at first for the nano on one core, then 15 % less per tile.
-            Where it cannot be compiled, a warning says so.
+        compile: Compile the encoder (torch.compile) at its second use: once for several tiles and once for a single
+            one, up to a minute each for the nano on one core, then about 15 % less per tile. Where it cannot be
+            compiled, a warning says so.
         half_features: Keep features as float16: half the memory, nearly the same answers.
         memory_gib: How much of a scan's features is kept in memory; the rest goes to a file in the temporary folder.
         split_prominence_mm: Touching lesions are parted where the waist between them is thinner than the thinner of the

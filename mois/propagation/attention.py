@@ -119,7 +119,7 @@ class Attention(Propagation):
         pointer_keep = (exemplars.present | ~exemplars.present.any(1, keepdim=True)).unsqueeze(2).expand(-1, -1, split)
         # a weight counts like so many of the same exemplar, all of whose tokens are in the softmax
         times = exemplars.weight.clamp(min=1e-4).log().unsqueeze(2)
-        never = times.new_tensor(-torch.inf)
+        never = times.new_full((), -torch.inf)
         key_mask = [torch.where(part, times, never).flatten(1) for part in (keep, pointer_keep)]
         out: Tensor = self.stack(
             coarse.flatten(2).transpose(1, 2),
