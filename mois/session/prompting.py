@@ -98,7 +98,8 @@ class PromptSegmenter:
 
     Every prompted slice is answered first, later ones knowing the earlier ones; then the lesion is followed from all of
     them. On a prompted slice the latest prompt holds: where a click fell is inside or outside as it says, and a mask is
-    taken as it is. A mask over several slices is the whole lesion, which later prompts change on their slices.
+    taken as it is. A mask over several slices is the whole lesion, whatever was there before; later prompts change it
+    on their slices.
 
     A lesion too large for a tile is put together from several, each with the prompts that it shows. What a further
     prompt does not change is not worked out again: the answers to the prompts before it, and tiles that do not show it.
@@ -114,6 +115,7 @@ class PromptSegmenter:
     @torch.inference_mode()
     def segment(self, prompts: Sequence[Prompt]) -> Answer:
         """Segment a lesion in 3-D."""
+        prompts = _standing(prompts)
         solid = _solid(prompts)
         with self._segmenter.autocast():
             score = self._scores([self._follow(part, solid) for part in self._parts(prompts)])
@@ -127,6 +129,7 @@ class PromptSegmenter:
     @torch.inference_mode()
     def on_slice(self, prompts: Sequence[Prompt], index: int) -> Mask:
         """Return what `segment` gives on a prompted slice, (H, W) bool, without following the lesion from there."""
+        prompts = _standing(prompts)
         solid = _solid(prompts)
         tracked = []
         with self._segmenter.autocast():
@@ -323,9 +326,16 @@ class PromptSegmenter:
         return dict(sorted(scores.items()))
 
 
-def _solid(prompts: Sequence[Prompt]) -> BoxMask | None:
+def _standing(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """Return the prompts from the latest mask of a whole lesion on."""
+    whole = [n for n, prompt in enumerate(prompts) if prompt.mask is not None and len(prompt.mask.inside) > 1]
+    return prompts[whole[-1] :] if whole else prompts
+
+
+def _solid(standing: Sequence[Prompt]) -> BoxMask | None:
     """Return the mask that is given as the whole lesion."""
-    return next((prompt.mask for prompt in prompts if prompt.mask is not None and len(prompt.mask.inside) > 1), None)
+    mask = standing[0].mask if standing else None
+    return mask if mask is not None and len(mask.inside) > 1 else None
 
 
 def _slices(mask: BoxMask | None) -> range:

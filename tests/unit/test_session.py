@@ -149,6 +149,22 @@ def test_boxes_and_masks_are_prompts_too(scan, session):
     assert torch.equal(session.label_map() == 3, whole)
 
 
+def test_a_mask_over_several_slices_replaces_all_that_was_there_before():
+    scan = three_lesions()
+    session = InteractiveSession(make_segmenter(), scan)
+    lesion = session.click(lps(scan, 2, 20, 20))
+    for first in (16, 20):
+        whole = torch.zeros(scan.image.shape, dtype=torch.bool)
+        whole[first : first + 3, 18:21, 1:4] = True  # nowhere near the click
+        assert session.mask(whole, lesion=lesion) == lesion
+        assert torch.equal(session.label_map() == lesion, whole)
+    again = InteractiveSession(make_segmenter(), scan)
+    alone = again.mask(whole)
+    for each, number in ((session, lesion), (again, alone)):
+        each.click(lps(scan, 2, 19, 21), lesion=number, positive=False)
+    assert torch.equal(session.label_map() == lesion, again.label_map() == alone)
+
+
 def test_prompted_and_locked_lesions_keep_their_voxels(scan, session):
     mask = torch.zeros_like(scan.lesions)
     mask[16:20, 16:24, 1:4] = 1  # half of A1
