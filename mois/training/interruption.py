@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,13 +18,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mois.training.checkpoints import LastCheckpoint, way_on
 
+VALIDATION_S = 10.0
+"""How long after SLURM's signal rank 0 has to come to its next scan, before its job is requeued for it."""
+
+POLL_S = 0.2
+
 
 class StopAtSignal(Callback):
     """Ends a training at a step that all ranks agree on, after `last.ckpt` was written, so that it goes on exactly.
 
     Lightning's own handlers save in the middle of a step, and its ranks wait for each other inside a handler, maybe
     forever. They are called at the end of the step instead: that of its SLURM plug-in puts the job back into the queue.
-    A validation is not waited for: whoever goes on repeats the steps since `last.ckpt`, and validates then.
+    A validation is not waited for: whoever goes on repeats the steps since `last.ckpt`, and validates then. No handler
+    runs while rank 0, done with its scans, waits for the others: a thread hears SLURM's signal there, and requeues.
     """
 
     def __init__(self) -> None:
@@ -29,6 +38,9 @@ class StopAtSignal(Callback):
         self._agreed = 0
         self._step = 0
         self._lightnings: dict[int, Any] = {}  # its handlers by signal
+        self._validating_s: float | None = None  # when the present validation began
+        self._over = threading.Event()
+        self._wakeup: tuple[int, int] | None = None  # what was there before, and our end of the thread's pipe
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from Lightning's handlers, which it restores itself when the training ends."""
@@ -42,6 +54,24 @@ class StopAtSignal(Callback):
             numbers.append(environment.requeue_signal)
         for number in filter(None, numbers):
             self._lightnings[number] = signal.signal(number, self._note)
+        if len(numbers) > 1 and trainer.is_global_zero:
+            self._listen(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note since when no step is made."""
+        self._validating_s = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that steps are made again."""
+        self._validating_s = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop listening."""
+        self._hear_no_more()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop listening."""
+        self._hear_no_more()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -71,7 +101,7 @@ class StopAtSignal(Callback):
         """Stop before another scan is looked at."""
         if trainer.state.fn == "fit":
             if not self._agreed:
-                self._requeue_unsaved(trainer)
+                self._requeue_unsaved(trainer, self._noted)
             # a rank that is done with its scans waits where no signal reaches it: rank 0 alone can requeue the job
             alone = self._noted == signal.SIGTERM or trainer.is_global_zero
             self._stop(trainer, self._agreed or (self._noted if alone else 0))
@@ -98,14 +128,47 @@ class StopAtSignal(Callback):
                 for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
                     copy.unlink()
 
-    def _requeue_unsaved(self, trainer: Trainer) -> None:
+    def _listen(self, trainer: Trainer) -> None:
+        """Have every signal written into a pipe, which happens whatever the main thread waits for."""
+        ours, pythons = os.pipe()
+        os.set_blocking(pythons, False)
+        self._wakeup = signal.set_wakeup_fd(pythons, warn_on_full_buffer=False), pythons
+        self._over = threading.Event()
+        threading.Thread(target=self._hear, args=(trainer, ours, self._over), name="requeue", daemon=True).start()
+
+    def _hear_no_more(self) -> None:
+        self._over.set()
+        if self._wakeup is not None:
+            before, pythons = self._wakeup
+            self._wakeup = None
+            signal.set_wakeup_fd(before)
+            os.close(pythons)  # which ends the thread, if it still reads
+
+    def _hear(self, trainer: Trainer, pipe: int, over: threading.Event) -> None:
+        number = 0
+        while number not in self._lightnings or number == signal.SIGTERM:
+            if not (read := os.read(pipe, 1)):  # the other end was closed
+                break
+            number = read[0]
+        os.close(pipe)
+        heard_s = time.monotonic()
+        while not over.wait(POLL_S):
+            began_s = self._validating_s
+            if began_s is not None and time.monotonic() - max(began_s, heard_s) > VALIDATION_S:
+                self._requeue_unsaved(trainer, number)
+                _say(trainer, number)
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                os._exit(128 + number)
+
+    def _requeue_unsaved(self, trainer: Trainer, number: int) -> None:
         """Have the job put back into the queue: saving would wait for ranks that may be done with their scans."""
-        if self._noted not in self._lightnings or self._noted == signal.SIGTERM or not trainer.is_global_zero:
+        if number not in self._lightnings or number == signal.SIGTERM or not trainer.is_global_zero:
             return
         unsaving: Any = trainer
         unsaving.save_checkpoint = lambda *_: None
         try:
-            self._lightnings[self._noted](self._noted, None)
+            self._lightnings[number](number, None)
         finally:
             del unsaving.save_checkpoint
 
@@ -113,6 +176,11 @@ class StopAtSignal(Callback):
         if not number:
             return
         if trainer.is_global_zero:
-            name = signal.Signals(number).name
-            sys.stderr.write(f"stopped by {name} after step {trainer.global_step}; {way_on(trainer)}\n")
+            _say(trainer, number)
         raise SystemExit(128 + number)
+
+
+def _say(trainer: Trainer, number: int) -> None:
+    name = signal.Signals(number).name
+    sys.stderr.write(f"stopped by {name} after step {trainer.global_step}; {way_on(trainer)}\n")
+    sys.stderr.flush()

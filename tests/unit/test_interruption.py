@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -11,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from mois.errors import explain
 from mois.training.interruption import StopAtSignal
@@ -64,6 +69,44 @@ def test_slurms_signal_before_a_validation_requeues_the_job_and_saves_nothing(fi
         stop.on_validation_batch_start(job, module, None, 0)  # another rank leaves it to rank 0
     assert requeued == asked
     assert saved == []
+
+
+def wait_in_c(seconds: float) -> None:
+    """Wait as in a collective operation, where no signal makes Python's handlers run: for a mutex that is taken."""
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    until = (ctypes.c_long * 2)(*divmod(int((time.time() + seconds) * 1e9), 10**9))
+    libc.pthread_mutex_init(mutex, None)
+    libc.pthread_mutex_lock(mutex)
+    assert libc.pthread_mutex_timedlock(mutex, until) == errno.ETIMEDOUT
+
+
+@pytest.mark.parametrize("validating", [True, False])
+def test_slurms_signal_is_heard_while_rank_0_waits_for_another_ranks_validation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], validating: bool
+) -> None:
+    job, module, stop, ended = trainer(4), torch.nn.Identity(), StopAtSignal(), []
+    job._accelerator_connector.cluster_environment = SLURMEnvironment(auto_requeue=True)
+
+    def leave(code: int) -> None:
+        ended.append((code, stop._noted))
+        stop._over.set()
+
+    monkeypatch.setattr("mois.training.interruption.VALIDATION_S", 0.2)
+    monkeypatch.setattr(os, "_exit", leave)
+    before = signal.signal(signal.SIGUSR1, lambda *_: ended.append("requeued"))  # as Lightning's handler does
+    try:
+        stop.on_train_start(job, module)
+        if validating:
+            stop.on_validation_start(job, module)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        wait_in_c(1.2)
+    finally:
+        stop.on_train_end(job, module)
+        signal.signal(signal.SIGUSR1, before)
+    assert ended == (["requeued", (128 + signal.SIGUSR1, 0)] if validating else [])  # 0: the handler had not run
+    assert stop._noted == signal.SIGUSR1
+    assert capsys.readouterr().err.startswith("stopped by SIGUSR1 after step 4; ") == validating
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_slurms_signal_on_one_rank_outweighs_a_sigterm_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
