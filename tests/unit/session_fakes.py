@@ -10,8 +10,10 @@ from fake_model import TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, make_
 from torch import Tensor
 from torch.nn import functional
 
+from mois.backbones import SAM2
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Features, MaskPrediction, Prompts, Volume
+from mois.propagation import Similarity
 
 SETTINGS = InferenceSettings(pixel_mm=1.5, tile_px=32, batch_size=5, track_mm=100.0)
 A1 = box((1, 4), (16, 24), (16, 24))
@@ -49,6 +51,14 @@ def make_segmenter(**changes: object) -> VolumeSegmenter:
     torch.manual_seed(0)
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
     return VolumeSegmenter(Clickable(), FakePropagation(), settings)
+
+
+def bundled_nano() -> VolumeSegmenter:
+    """The bundled model, at a scale at which it sees the lesions of `three_lesions`."""
+    backbone, propagation = SAM2(size="nano", weights="bundled"), Similarity(weights="bundled")
+    propagation.build(backbone)
+    settings = InferenceSettings(pixel_mm=0.75, tile_px=96, batch_size=8, peak_threshold=0.4)
+    return VolumeSegmenter(backbone.eval(), propagation.eval(), settings)
 
 
 def three_lesions() -> Volume:

@@ -6,20 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from session_fakes import lps, three_lesions
+from session_fakes import bundled_nano, lps, three_lesions
 
-from mois.backbones import SAM2
-from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.propagation import Similarity
+from mois.inference import VolumeSegmenter
 from mois.session import InteractiveSession
 
 
 @pytest.fixture(scope="module")
 def segmenter():
-    backbone, propagation = SAM2(size="nano", weights="bundled"), Similarity(weights="bundled")
-    propagation.build(backbone)
-    settings = InferenceSettings(pixel_mm=0.75, tile_px=96, batch_size=8, peak_threshold=0.4)
-    return VolumeSegmenter(backbone.eval(), propagation.eval(), settings)
+    return bundled_nano()
 
 
 def test_replayed_and_resumed_sessions_are_the_same_bit_by_bit(segmenter, tmp_path):

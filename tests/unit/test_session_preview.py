@@ -3,20 +3,14 @@
 import pytest
 import torch
 from fake_model import TYPE_A, box, make_scan
-from session_fakes import A1, lps, make_segmenter, three_lesions
+from session_fakes import A1, bundled_nano, lps, make_segmenter, three_lesions
 
-from mois.backbones import SAM2
-from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.propagation import Similarity
 from mois.session import InteractiveSession
 
 
 @pytest.fixture(scope="module")
 def nano():
-    backbone, propagation = SAM2(size="nano", weights="bundled"), Similarity(weights="bundled")
-    propagation.build(backbone)
-    settings = InferenceSettings(pixel_mm=0.75, tile_px=96, batch_size=8, peak_threshold=0.4)
-    return VolumeSegmenter(backbone.eval(), propagation.eval(), settings)
+    return bundled_nano()
 
 
 @pytest.fixture
