@@ -58,7 +58,7 @@ class CostTable(Callback):
         if not any(p.requires_grad for p in module.parameters()):
             return []  # configure_optimizers has a line on it
         episode = example_episode(1, shape.exemplars, shape.clip, shape.patch_px)
-        costs = step_cost(module, episode, trainer.precision_plugin.train_step_context())
+        costs = step_cost(module, episode, trainer.precision_plugin.train_step_context)
         batch = getattr(data, "batch_size", 1)
         parts = [cost._replace(mib=batch * cost.mib, seconds=batch * cost.seconds) for cost in costs[:-2]] + costs[-2:]
         return [*parts, PartCost("all", sum(cost.mib for cost in parts), sum(cost.seconds for cost in parts))]

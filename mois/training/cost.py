@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -50,57 +50,64 @@ def count_parameters(module: nn.Module) -> list[tuple[str, int, int]]:
 
 
 def step_cost(
-    module: ExemplarSegmenter, episode: Episode, precision: AbstractContextManager[Any] | None = None
+    module: ExemplarSegmenter, episode: Episode, precision: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> list[PartCost]:
-    """Make one training step that leaves nothing behind: no gradient, no weight and no random state is another after.
+    """Make two training steps that leave nothing behind: no gradient, no weight and no random state is another after.
 
-    Saved tensors tell what a part keeps, and, as the backward pass asks for them part by part, how long it takes.
+    Saved tensors tell what a part keeps, and, as the backward pass asks for them part by part, how long it takes. The
+    first step is not counted: it also loads kernels, fills tables and asks for memory.
 
     Args:
         module: On its device.
         episode: What to learn from.
-        precision: Context of a forward pass, such as autocast.
+        precision: Gives the context of a forward pass, such as autocast.
 
     Returns:
         The parts trunk, neck, click, track (if it is trained), semantic, weights and optimiser (with the gradients).
     """
-    device, backbone = module.device, module.backbone
-    parts = backbone.parts()
-    trained = [p for p in module.parameters() if p.requires_grad]
-    meter = _Meter(device, module.parameters())
-    handles = [
-        parts["trunk"].register_forward_pre_hook(lambda *_: meter.begin("trunk")),
-        parts["neck"].register_forward_pre_hook(lambda *_: meter.begin("neck")),
-        parts["trunk"].register_forward_hook(meter.mark_trunk),
-    ]
-    devices = [device] if device.type == "cuda" else []
+    device = module.device
     episode = Episode(*(tensor.to(device) for tensor in episode))
-    try:
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            with precision or nullcontext(), torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack):
-                outcome = learn(
-                    backbone, module.propagations, episode, module.learning, 0, backbone.encode, meter.begin
-                )
-                total = torch.stack(list(outcome.losses.values())).sum()
-            gradients = torch.autograd.grad(total, trained, allow_unused=True)
-            del outcome, total
-            meter.begin("optimiser")
-            copies = [p.detach().clone() for p in trained]
-            for copy, gradient in zip(copies, gradients, strict=True):
-                copy.grad = gradient
-            torch.optim.AdamW(copies, lr=0.0).step()
-            meter.end()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        for _ in range(2):
+            meter = _Meter(device, module.parameters())
+            _step(module, episode, precision, meter)
     meter.bytes["weights"] = sum(p.nbytes for p in module.parameters())
-    meter.bytes["optimiser"] = 3 * sum(p.nbytes for p in trained)  # gradients, and AdamW's two moments
+    meter.bytes["optimiser"] = 3 * sum(p.nbytes for p in module.parameters() if p.requires_grad)  # and two moments
     order = ("trunk", "neck", "click", "track", "semantic", "weights", "optimiser")
     return [
         PartCost(part, meter.bytes.get(part, 0) / 2**20, meter.seconds.get(part, 0.0))
         for part in order
         if part in meter.bytes or part in meter.seconds
     ]
+
+
+def _step(
+    module: ExemplarSegmenter, episode: Episode, precision: Callable[[], AbstractContextManager[Any]], meter: _Meter
+) -> None:
+    """Step forward, backward and with an optimiser, on copies of the weights."""
+    backbone = module.backbone
+    parts = backbone.parts()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    handles = [
+        parts["trunk"].register_forward_pre_hook(lambda *_: meter.begin("trunk")),
+        parts["neck"].register_forward_pre_hook(lambda *_: meter.begin("neck")),
+        parts["trunk"].register_forward_hook(meter.mark_trunk),
+    ]
+    try:
+        with precision(), torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack):
+            outcome = learn(backbone, module.propagations, episode, module.learning, 0, backbone.encode, meter.begin)
+            total = torch.stack(list(outcome.losses.values())).sum()
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+        del outcome, total
+        meter.begin("optimiser")
+        copies = [p.detach().clone() for p in trained]
+        for copy, gradient in zip(copies, gradients, strict=True):
+            copy.grad = gradient
+        torch.optim.AdamW(copies, lr=0.0).step()
+        meter.end()
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Meter:
