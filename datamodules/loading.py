@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,7 +104,7 @@ class EpisodeLoader(DataLoader[Episode]):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
         )
 
     def __iter__(self) -> Iterator[Episode]:  # type: ignore[override]
@@ -192,5 +196,21 @@ def _batches(count: int, before: int, now: int) -> int:
     return count // before * now
 
 
-def _one_thread(worker: int) -> None:  # noqa: ARG001 - DataLoader passes it
+def _begin_worker(worker: int) -> None:  # noqa: ARG001 - DataLoader passes it
+    """Set a data worker up, which ends when its training does.
+
+    A terminal, torchrun and SLURM signal to all processes of a job. The training goes on to the end of its step, for
+    which it needs its workers; they heed SIGTERM only where it comes from their training.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere nothing tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_as_the_training_asks, daemon=True).start()
+
+
+def _end_as_the_training_asks() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

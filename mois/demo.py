@@ -7,9 +7,11 @@ its result is there already, and the training goes on from its last checkpoint, 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
         command = [*arguments, *common, "--trainer.default_root_dir", str(out / name)]
         console.rule(f"{name}: python train.py {' '.join(command)}")
         with minutes.of(name):
-            failed = subprocess.run([sys.executable, str(ROOT / "train.py"), *command], check=False).returncode
+            failed = run([sys.executable, str(ROOT / "train.py"), *command])
         if failed:
             raise SystemExit(failed)
         if name == "fit":
@@ -75,6 +77,16 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     _show(console, summary, out)
     return summary
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a command that ends by itself after Ctrl-C, which may take as long as a step; return its exit code."""
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)  # a terminal has sent it already, anybody else has not
 
 
 class _Minutes:

@@ -1,4 +1,4 @@
-"""SIGTERM, and SLURM's signal before a job's time is up: a checkpoint at the end of the step, and the end."""
+"""Ctrl-C, SIGTERM, and SLURM's signal before a job's time is up: a checkpoint at the end of the step, and the end."""
 
 from __future__ import annotations
 
@@ -23,38 +23,47 @@ VALIDATION_S = 10.0
 
 POLL_S = 0.2
 
+STDERR = 2
+"""File descriptor; a handler may not use the stream, in the middle of whose use it may be called."""
+
+IMPATIENCE_S = 1.0
+"""How long after Ctrl-C another one is meant; a launcher may pass on what the terminal had sent to everybody."""
+
 
 class StopAtSignal(Callback):
     """Ends a training at a step that all ranks agree on, after `last.ckpt` was written, so that it goes on exactly.
 
     Lightning's own handlers save in the middle of a step, and its ranks wait for each other inside a handler, maybe
-    forever. They are called at the end of the step instead: that of its SLURM plug-in puts the job back into the queue.
+    forever. That of its SLURM plug-in is called at the end of the step instead: it puts the job back into the queue.
     A validation is not waited for: whoever goes on repeats the steps since `last.ckpt`, and validates then. No handler
     runs while rank 0, done with its scans, waits for the others: a thread hears SLURM's signal there, and requeues.
+    A second Ctrl-C ends the training at once.
     """
 
     def __init__(self) -> None:
         self._noted = 0  # number of the signal that this rank received
         self._agreed = 0
         self._step = 0
-        self._lightnings: dict[int, Any] = {}  # its handlers by signal
+        self._before: dict[int, Any] = {}  # handlers that were there, by signal; later ones matter more
+        self._requeueing = 0  # number of SLURM's signal
+        self._interrupted_s = 0.0
+        self._speaks = True
         self._validating_s: float | None = None  # when the present validation began
         self._over = threading.Event()
         self._wakeup: tuple[int, int] | None = None  # what was there before, and our end of the thread's pipe
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from Lightning's handlers, which it restores itself when the training ends."""
-        self._agreed, self._step = 0, trainer.global_step
+        self._agreed, self._step, self._speaks = 0, trainer.global_step, trainer.is_global_zero
         self._noted = signal.SIGTERM if trainer.received_sigterm else 0
         if threading.current_thread() is not threading.main_thread():
             return
-        numbers: list[int | None] = [signal.SIGTERM]
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            numbers.append(environment.requeue_signal)
-        for number in filter(None, numbers):
-            self._lightnings[number] = signal.signal(number, self._note)
-        if len(numbers) > 1 and trainer.is_global_zero:
+            self._requeueing = int(environment.requeue_signal or 0)
+        for number in filter(None, [signal.SIGINT, signal.SIGTERM, self._requeueing]):
+            self._before[number] = signal.signal(number, self._note)
+        if self._requeueing and trainer.is_global_zero:
             self._listen(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,17 +112,24 @@ class StopAtSignal(Callback):
             if not self._agreed:
                 self._requeue_unsaved(trainer, self._noted)
             # a rank that is done with its scans waits where no signal reaches it: rank 0 alone can requeue the job
-            alone = self._noted == signal.SIGTERM or trainer.is_global_zero
+            alone = self._noted != self._requeueing or trainer.is_global_zero
             self._stop(trainer, self._agreed or (self._noted if alone else 0))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = number
+        """Note what matters most: SLURM's signal requeues the job, also where SIGTERM follows it."""
+        now_s = time.monotonic()
+        if number == signal.SIGINT:
+            if self._noted == number and now_s - self._interrupted_s > IMPATIENCE_S:
+                raise KeyboardInterrupt
+            if self._speaks:
+                os.write(STDERR, b"\nthe training ends after this step; Ctrl-C once more ends it at once\n")
+            self._interrupted_s = now_s
+        self._noted = max(self._noted, number, key=[0, *self._before].index)
 
     def _save_if_agreed(self, trainer: Trainer) -> None:
         self._agreed = self._noted
         if trainer.world_size > 1:
-            # SLURM's signal comes first, since it is the one that requeues the job
-            order = [0, signal.SIGTERM, *(number for number in self._lightnings if number != signal.SIGTERM)]
+            order = [0, *self._before]
             noted = torch.tensor(order.index(self._noted), device=trainer.strategy.root_device)
             torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
             self._agreed = order[int(noted)]
@@ -122,8 +138,8 @@ class StopAtSignal(Callback):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 callback.save(trainer)
-        if self._agreed != signal.SIGTERM:
-            self._lightnings[self._agreed](self._agreed, None)
+        if self._agreed == self._requeueing:
+            self._before[self._agreed](self._agreed, None)
             if trainer.is_global_zero:  # the requeued job goes on from last.ckpt, and so does everybody else
                 for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
                     copy.unlink()
@@ -145,30 +161,27 @@ class StopAtSignal(Callback):
             os.close(pythons)  # which ends the thread, if it still reads
 
     def _hear(self, trainer: Trainer, pipe: int, over: threading.Event) -> None:
-        number = 0
-        while number not in self._lightnings or number == signal.SIGTERM:
-            if not (read := os.read(pipe, 1)):  # the other end was closed
-                break
-            number = read[0]
+        while (read := os.read(pipe, 1)) and read[0] != self._requeueing:  # nothing: the other end was closed
+            pass
         os.close(pipe)
         heard_s = time.monotonic()
         while not over.wait(POLL_S):
             began_s = self._validating_s
             if began_s is not None and time.monotonic() - max(began_s, heard_s) > VALIDATION_S:
-                self._requeue_unsaved(trainer, number)
-                _say(trainer, number)
+                self._requeue_unsaved(trainer, self._requeueing)
+                _say(trainer, self._requeueing)
                 for worker in multiprocessing.active_children():
                     worker.kill()
-                os._exit(128 + number)
+                os._exit(128 + self._requeueing)
 
     def _requeue_unsaved(self, trainer: Trainer, number: int) -> None:
         """Have the job put back into the queue: saving would wait for ranks that may be done with their scans."""
-        if number not in self._lightnings or number == signal.SIGTERM or not trainer.is_global_zero:
+        if not number or number != self._requeueing or not trainer.is_global_zero:
             return
         unsaving: Any = trainer
         unsaving.save_checkpoint = lambda *_: None
         try:
-            self._lightnings[number](number, None)
+            self._before[number](number, None)
         finally:
             del unsaving.save_checkpoint
 

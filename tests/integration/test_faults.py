@@ -194,13 +194,16 @@ def test_a_job_that_slurm_takes_away_is_requeued_and_goes_on(
     assert validations(tmp_path / "run") == whole.validations
 
 
-def test_two_ranks_stop_at_the_same_step_and_one_process_goes_on(whole: Whole, tmp_path: Path) -> None:
-    with train_apart(*whole.arguments, *TWO_RANKS, folder(tmp_path)) as process:
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, TWO_RANKS), (signal.SIGINT, [])])
+def test_a_signal_to_all_processes_stops_them_at_one_step_and_one_process_goes_on(
+    whole: Whole, tmp_path: Path, number: signal.Signals, processes: list[str]
+) -> None:
+    with train_apart(*whole.arguments, *processes, "--data.init_args.num_workers=1", folder(tmp_path)) as process:
         wait_for_step(process, tmp_path, 0)
-        process.terminate()
+        os.killpg(process.pid, number)  # as a terminal, torchrun and SLURM do: the data workers get it too
         _, said = process.communicate(timeout=END_S)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert last(tmp_path)["global_step"] == step_in(said, signal.SIGTERM) == len(losses(tmp_path)) < STEPS
+    assert process.returncode == 128 + number, said
+    assert last(tmp_path)["global_step"] == step_in(said, number) == len(losses(tmp_path)) < STEPS
     train(*whole.arguments, "--ckpt_path=last", folder(tmp_path))
     assert losses(tmp_path) == pytest.approx(whole.losses, rel=0, abs=1e-4)
     assert validations(tmp_path)[-1] == pytest.approx(whole.validations[-1], rel=0, abs=1e-3)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -189,14 +187,14 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
     commands: list[str] = []
     killed_at = "fit"
 
-    def here(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+    def here(command: list[str]) -> int:
         commands.append(command[2])
         if command[2] == killed_at:
-            return subprocess.CompletedProcess(command, 1)
+            return 1
         main(command[2:])
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr("mois.demo.subprocess", SimpleNamespace(run=here))
+    monkeypatch.setattr("mois.demo.run", here)
     demo = ["demo", f"--out={out}", f"--training={tmp_path / 'small.yaml'}"]
     with pytest.raises(SystemExit, match="1"):
         mois_main(demo)

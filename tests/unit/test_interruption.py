@@ -18,15 +18,16 @@ import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from mois.errors import explain
-from mois.training.interruption import StopAtSignal
+from mois.training.interruption import IMPATIENCE_S, StopAtSignal
 from mois.training.ranks import lost_contact
 
 
 @pytest.fixture(autouse=True)
 def same_handlers() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def trainer(steps: int) -> Any:
@@ -34,6 +35,7 @@ def trainer(steps: int) -> Any:
     progress = SimpleNamespace(is_last_batch=False)
     return SimpleNamespace(
         global_step=steps,
+        default_root_dir=os.devnull,
         received_sigterm=False,
         world_size=1,
         is_global_zero=True,
@@ -63,7 +65,8 @@ def test_slurms_signal_before_a_validation_requeues_the_job_and_saves_nothing(fi
     job.is_global_zero, job.save_checkpoint = first, saved.append
     stop, module = StopAtSignal(), torch.nn.Identity()
     stop.on_train_start(job, module)
-    stop._lightnings[signal.SIGUSR1] = lambda number, _: (job.save_checkpoint("hpc.ckpt"), requeued.append(number))
+    stop._requeueing = signal.SIGUSR1
+    stop._before[signal.SIGUSR1] = lambda number, _: (job.save_checkpoint("hpc.ckpt"), requeued.append(number))
     stop._note(signal.SIGUSR1, None)
     with pytest.raises(SystemExit, match=str(128 + signal.SIGUSR1)) if first else nullcontext():
         stop.on_validation_batch_start(job, module, None, 0)  # another rank leaves it to rank 0
@@ -71,13 +74,22 @@ def test_slurms_signal_before_a_validation_requeues_the_job_and_saves_nothing(fi
     assert saved == []
 
 
-def wait_in_c(seconds: float) -> None:
-    """Wait as in a collective operation, where no signal makes Python's handlers run: for a mutex that is taken."""
-    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
-    until = (ctypes.c_long * 2)(*divmod(int((time.time() + seconds) * 1e9), 10**9))
-    libc.pthread_mutex_init(mutex, None)
-    libc.pthread_mutex_lock(mutex)
-    assert libc.pthread_mutex_timedlock(mutex, until) == errno.ETIMEDOUT
+class Collective:
+    """Waits as a collective operation does, where no signal makes Python's handlers run: for a mutex that is taken."""
+
+    def __init__(self) -> None:
+        self._libc, self._mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+        self._libc.pthread_mutex_init(self._mutex, None)
+        self._libc.pthread_mutex_lock(self._mutex)
+
+    def wait(self, seconds: float) -> int:
+        """Wait for its end, but not for longer; return 0 or ETIMEDOUT."""
+        until = (ctypes.c_long * 2)(*divmod(int((time.time() + seconds) * 1e9), 10**9))
+        return int(self._libc.pthread_mutex_timedlock(self._mutex, until))
+
+    def end(self) -> None:
+        """Let the waiting one go on."""
+        self._libc.pthread_mutex_unlock(self._mutex)
 
 
 @pytest.mark.parametrize("validating", [True, False])
@@ -86,10 +98,12 @@ def test_slurms_signal_is_heard_while_rank_0_waits_for_another_ranks_validation(
 ) -> None:
     job, module, stop, ended = trainer(4), torch.nn.Identity(), StopAtSignal(), []
     job._accelerator_connector.cluster_environment = SLURMEnvironment(auto_requeue=True)
+    collective = Collective()
 
     def leave(code: int) -> None:
         ended.append((code, stop._noted))
         stop._over.set()
+        collective.end()
 
     monkeypatch.setattr("mois.training.interruption.VALIDATION_S", 0.2)
     monkeypatch.setattr(os, "_exit", leave)
@@ -99,7 +113,7 @@ def test_slurms_signal_is_heard_while_rank_0_waits_for_another_ranks_validation(
         if validating:
             stop.on_validation_start(job, module)
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        wait_in_c(1.2)
+        assert collective.wait(60 if validating else 1.2) == (0 if validating else errno.ETIMEDOUT)
     finally:
         stop.on_train_end(job, module)
         signal.signal(signal.SIGUSR1, before)
@@ -109,14 +123,46 @@ def test_slurms_signal_is_heard_while_rank_0_waits_for_another_ranks_validation(
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_ctrl_c_ends_the_training_after_its_step_and_once_more_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    stop, module = StopAtSignal(), torch.nn.Identity()
+    stop.on_train_start(trainer(4), module)
+    for _ in range(2):  # the terminal's, and the same one passed on by a launcher
+        os.kill(os.getpid(), signal.SIGINT)
+    stop._interrupted_s -= IMPATIENCE_S
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    stop.on_train_batch_end(trainer(5), module, None, None, 0)
+    with pytest.raises(SystemExit, match="130"):
+        stop.on_train_batch_start(trainer(5), module, None, 1)
+    assert "once more" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("order", [[signal.SIGUSR1, signal.SIGTERM], [signal.SIGTERM, signal.SIGUSR1]])
+def test_a_sigterm_before_the_steps_end_does_not_keep_slurms_signal_from_requeueing(order: list[int]) -> None:
+    job, requeued, stop, module = trainer(4), [], StopAtSignal(), torch.nn.Identity()
+    job._accelerator_connector.cluster_environment = SLURMEnvironment(auto_requeue=True)
+    before = signal.signal(signal.SIGUSR1, lambda number, _: requeued.append(number))
+    try:
+        stop.on_train_start(job, module)
+        for number in order:
+            os.kill(os.getpid(), number)
+        job.global_step = 5
+        stop.on_train_batch_end(job, module, None, None, 0)
+    finally:
+        stop.on_train_end(job, module)
+        signal.signal(signal.SIGUSR1, before)
+    assert requeued == [signal.SIGUSR1]
+
+
 def test_slurms_signal_on_one_rank_outweighs_a_sigterm_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
     job, requeued = trainer(4), []
     job.world_size, job.is_global_zero = 2, False
     stop, module = StopAtSignal(), torch.nn.Identity()
     stop.on_train_start(job, module)
-    stop._lightnings[signal.SIGUSR1] = lambda number, _: requeued.append(number)
+    stop._requeueing = signal.SIGUSR1
+    stop._before[signal.SIGUSR1] = lambda number, _: requeued.append(number)
     stop._note(signal.SIGTERM, None)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda noted, _: noted.fill_(2))  # the other rank's
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda noted, _: noted.fill_(3))  # the other rank's
     job.global_step = 5
     stop.on_train_batch_end(job, module, None, None, 0)
     assert requeued == [signal.SIGUSR1]
