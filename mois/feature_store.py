@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mois.feature_cache import GIB
 from mois.interfaces import Features
 
 Encode = Callable[[Tensor], Features]
-GIB = 1 << 30
 
 
 class FeatureStore:
@@ -43,6 +43,7 @@ class FeatureStore:
         self._slots: dict[int, int] = {}
         self._shapes: tuple[torch.Size, ...] = ()
         self._position: Tensor | None = None
+        self._reaches: list[Tensor] = []  # of what was put and not checked yet
         # without a name: it is gone with the process, however that ends
         self._file = tempfile.TemporaryFile(prefix="mois-features-")  # noqa: SIM115 - as long as the store
 
@@ -56,18 +57,16 @@ class FeatureStore:
 
     def put(self, rows: npt.NDArray[np.int64], images: Tensor) -> None:
         """Encode images (N, P, P) at once, and keep them as these rows."""
+        self._put(rows, images)
+        self._check()
+
+    def _put(self, rows: npt.NDArray[np.int64], images: Tensor) -> None:
         features = self._encode(images.to(self._device))
         self._shapes = tuple(level.shape[1:] for level in features.levels)
         if self._position is None:
             self._position = features.position[:1].to(self.dtype)
+        self._reaches += [torch.stack(level.aminmax()).abs().amax().float() for level in features.levels]
         kept = tuple(level.to(self.dtype) for level in features.levels)
-        if not bool(torch.stack([level.isfinite().all() for level in kept]).all()):
-            reach = max(float(level.float().abs().amax()) for level in features.levels)
-            name = str(self.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"the backbone's features reach {reach:.3g}, which {name} cannot hold; check its weights "
-                "(model.backbone.init_args.weights)."
-            )
         self.encoded += len(images)
         for place, row in enumerate(rows.tolist()):
             levels = tuple(level[place] for level in kept)
@@ -87,7 +86,8 @@ class FeatureStore:
         """
         for place, row in enumerate(rows.tolist()):
             if row not in self:
-                self.put(rows[place : place + 1], images[place : place + 1])
+                self._put(rows[place : place + 1], images[place : place + 1])
+        self._check()
         found = [self._kept[row] if row in self._kept else self._read(row) for row in rows.tolist()]
         with torch.autocast(self._device.type, enabled=False):  # a CPU's knows no float16
             levels = tuple(torch.stack(level).float() for level in zip(*found, strict=True))
@@ -95,6 +95,20 @@ class FeatureStore:
             raise LookupError("features of no rows: a caller asked for an empty selection")
         position = self._position.float().expand(len(rows), -1, -1, -1)
         return Features(levels, position, images.to(self._device, non_blocking=True).unsqueeze(1))
+
+    def _check(self) -> None:
+        """Wait, once for all that was put since the last time, to learn whether the features could be kept."""
+        if not self._reaches:
+            return
+        reach, self._reaches = float(torch.stack(self._reaches).amax()), []
+        if not reach <= torch.finfo(self.dtype).max:
+            self._kept.clear()
+            self._slots.clear()
+            name = str(self.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the backbone's features reach {reach:.3g}, which {name} cannot hold; check its weights "
+                "(model.backbone.init_args.weights)."
+            )
 
     def _bytes_per_row(self) -> int:
         return sum(shape.numel() for shape in self._shapes) * self.dtype.itemsize

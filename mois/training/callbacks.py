@@ -1,8 +1,9 @@
-"""What watches a training: its costs, the wait for data, a seed for every step, and the stop at the first NaN."""
+"""What watches a training: its costs, the wait for data, the bar, a seed for every step, the stop at the first NaN."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -14,9 +15,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mois.testing import example_episode
 from mois.tracking import Tracker
+from mois.training.arrival import Arrival
 from mois.training.cost import PartCost, count_parameters, step_cost
 from mois.training.module import ExemplarSegmenter
 
@@ -65,36 +68,45 @@ class CostTable(Callback):
 
 
 class WaitingShare(Callback):
-    """Logs `train/waiting`: which share of the time of a step went by while it waited for its data.
+    """Logs `train/waiting`: which share of the time since it was last logged a rank waited for its data, at most.
 
     The loader says how long it was waited for (`waited_s`), and so does `model.cache`, whose digests are made before
     the step and whose files are read and written within it; of other loaders nothing is logged.
     """
 
     def __init__(self) -> None:
-        self._waited_s = 0.0
-        self._began_s = 0.0
-        self._cache_s = 0.0  # up to the end of the last step
+        self._loader_s = 0.0  # what the loader said last
+        self._cache_s = 0.0  # what the cache said last
         self._digests_s = 0.0
+        self._began_s = 0.0
+        self._waited_s = 0.0  # since it was last logged
+        self._passed_s = 0.0
+        self._step = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note when the step began."""
-        del trainer, batch, batch_idx
         self._digests_s = _cache_s(pl_module) - self._cache_s
         self._began_s = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the share."""
-        del outputs, batch, batch_idx
-        step = time.perf_counter() - self._began_s
+        """Add the step, and log the share whenever something is logged."""
+        spent = time.perf_counter() - self._began_s
         cache, self._cache_s = _cache_s(pl_module) - self._cache_s, _cache_s(pl_module)
-        waited_s = getattr(trainer.train_dataloader, "waited_s", None)
-        if waited_s is not None:
-            before = self._waited_s if waited_s >= self._waited_s else 0.0  # a reloaded loader counts anew
-            waited, self._waited_s = waited_s - before, waited_s
-            pl_module.log("train/waiting", (waited + cache) / (waited + self._digests_s + step), batch_size=1)
+        loader_s = getattr(trainer.train_dataloader, "waited_s", None)
+        if loader_s is None:
+            return
+        before = self._loader_s if loader_s >= self._loader_s else 0.0  # a reloaded loader counts anew
+        waited, self._loader_s = loader_s - before, loader_s
+        self._waited_s += waited + cache
+        self._passed_s += waited + self._digests_s + spent
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step != self._step and trainer.global_step % every == 0:
+            share = self._waited_s / self._passed_s
+            pl_module.log("train/waiting", share, batch_size=1, sync_dist=True, reduce_fx="max")
+            self._waited_s = self._passed_s = 0.0
+        self._step = trainer.global_step
 
 
 def _cache_s(module: LightningModule) -> float:
@@ -114,22 +126,49 @@ def show(first: str, others: Sequence[str], rows: Sequence[tuple[str, ...]]) -> 
 class StopAtNaN(Callback):
     """Stops the training at the first loss that is not finite, before it reaches the weights, and names it."""
 
+    def __init__(self) -> None:
+        self._losses: list[Arrival] = []  # since the last change of the weights
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Look at the loss of every step, and only where it is not finite for its parts.
+        """Send for the loss; the accelerator goes on with the backward pass."""
+        self._losses.append(Arrival(loss))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at the losses, and only where one is not finite at its parts.
 
         Raises:
-            ValueError: If the loss is not finite.
+            ValueError: If a loss is not finite.
         """
-        if is_finite(loss):
+        losses, self._losses = self._losses, []
+        if all(math.isfinite(loss.read()) for loss in losses):
             return
         logged = trainer.callback_metrics
-        losses = [name for name, value in logged.items() if name.startswith("train/loss_") and not is_finite(value)]
+        parts = [name for name, value in logged.items() if name.startswith("train/loss_") and not is_finite(value)]
         weights = [name for name, value in pl_module.named_parameters() if value.requires_grad and not is_finite(value)]
         culprit = f"; weights that are not finite either: {', '.join(weights[:3])}" if weights else ""
         raise ValueError(
-            f"{', '.join(losses) or 'train/loss'} is not finite at step {trainer.global_step}{culprit}; lower "
+            f"{', '.join(parts) or 'train/loss'} is not finite at step {trainer.global_step}{culprit}; lower "
             "model.optimisation.learning_rate or set trainer.precision=32-true, and go on with --ckpt_path last"
         )
+
+
+class SeldomReadBar(Callback):
+    """Has the progress bar read its figures once a second at most, as the host waits for the accelerator each time."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stand between the bar, whichever it is, and the figures."""
+        bar: Any = trainer.progress_bar_callback
+        if bar is None:
+            return
+        read, read_s, figures = bar.get_metrics, -math.inf, {}
+
+        def get_metrics(*asked: Any) -> dict[str, Any]:
+            nonlocal read_s, figures
+            if time.monotonic() - read_s >= 1.0:
+                read_s, figures = time.monotonic(), read(*asked)
+            return figures
+
+        bar.get_metrics = get_metrics
 
 
 class SeedEachStep(Callback):

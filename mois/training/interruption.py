@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mois.training.arrival import Arrival
 from mois.training.checkpoints import LastCheckpoint, way_on
 
 VALIDATION_S = 10.0
@@ -43,6 +44,7 @@ class StopAtSignal(Callback):
     def __init__(self) -> None:
         self._noted = 0  # number of the signal that this rank received
         self._agreed = 0
+        self._asked: Arrival | None = None  # what matters most to any rank, asked at the last step
         self._step = 0
         self._before: dict[int, Any] = {}  # handlers that were there, by signal; later ones matter more
         self._requeueing = 0  # number of SLURM's signal
@@ -54,7 +56,7 @@ class StopAtSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from Lightning's handlers, which it restores itself when the training ends."""
-        self._agreed, self._step, self._speaks = 0, trainer.global_step, trainer.is_global_zero
+        self._agreed, self._asked, self._step, self._speaks = 0, None, trainer.global_step, trainer.is_global_zero
         self._noted = signal.SIGTERM if trainer.received_sigterm else 0
         if threading.current_thread() is not threading.main_thread():
             return
@@ -90,10 +92,12 @@ class StopAtSignal(Callback):
             return
         self._step = trainer.global_step
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._agree(trainer)
             self._save_if_agreed(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Agree whether to stop, and save."""
+        self._agree(trainer, at_once=True)
         self._save_if_agreed(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -126,13 +130,20 @@ class StopAtSignal(Callback):
             self._interrupted_s = now_s
         self._noted = max(self._noted, number, key=[0, *self._before].index)
 
+    def _agree(self, trainer: Trainer, at_once: bool = False) -> None:
+        """Learn what matters most to any rank: of several, what did at the last step, for which nobody has to wait."""
+        if trainer.world_size == 1:
+            self._agreed = self._noted
+            return
+        order = [0, *self._before]
+        noted = torch.full((), order.index(self._noted), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
+        before, self._asked = self._asked, Arrival(noted)
+        if at_once:
+            before, self._asked = self._asked, None
+        self._agreed = order[int(before.read())] if before else 0
+
     def _save_if_agreed(self, trainer: Trainer) -> None:
-        self._agreed = self._noted
-        if trainer.world_size > 1:
-            order = [0, *self._before]
-            noted = torch.tensor(order.index(self._noted), device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
-            self._agreed = order[int(noted)]
         if not self._agreed:
             return
         for callback in trainer.checkpoint_callbacks:

@@ -93,13 +93,13 @@ def train_apart(*arguments: str, launcher: Sequence[str] = (sys.executable,)) ->
         process.communicate()
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 180) -> None:
+def finish(process: subprocess.Popen[str], timeout_s: float = 600) -> None:
     """Wait for the good end of a process."""
     _, said = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, said
 
 
-def wait_for_step(process: subprocess.Popen[str], run: Path, step: int, timeout_s: float = 180) -> None:
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int, timeout_s: float = 600) -> None:
     """Wait until a run has logged this step."""
     end = time.monotonic() + timeout_s
     while step not in losses(run):

@@ -38,7 +38,7 @@ from mois.training.module import ExemplarSegmenter
 STEPS = 10
 TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"]
 TWO_RANKS += ["--trainer.strategy.init_args.timeout=0:02:00", "--data.init_args.batch_size=1"]
-END_S = 60
+END_S = 600
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("same_process")]
 
 

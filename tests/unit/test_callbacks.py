@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from stand_in import Data, Layer, Model
 from torch import nn
 
-from mois.training.callbacks import SeedEachStep, StopAtNaN, WaitingShare
+from mois.training.callbacks import SeedEachStep, SeldomReadBar, StopAtNaN, WaitingShare
 from mois.training.checkpoints import LastCheckpoint, SafeCheckpointIO, read_checkpoint
 from mois.training.cost import count_parameters
 
@@ -118,27 +118,61 @@ def test_nothing_can_ask_for_an_unsafe_load(tmp_path: Path) -> None:
         SafeCheckpointIO().load_checkpoint(tmp_path / "whole_module.ckpt", weights_only=False)
 
 
+class Steps:
+    """What WaitingShare sees of a training: a clock, steps of one second, a loader, and a cache."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+        self.watch, self.shares, self.now = WaitingShare(), [], 0.0
+        self.cache, self.loader = SimpleNamespace(waited_s=0.0), SimpleNamespace(waited_s=0.0)
+        self.module: Any = SimpleNamespace(log=lambda _, share, **__: self.shares.append(share), encoder=self.cache)
+        self.trainer: Any = SimpleNamespace(global_step=0, log_every_n_steps=every, train_dataloader=self.loader)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def make(self, waited_s: float = 0.0, digests_s: float = 0.0, files_s: float = 0.0, last: bool = True) -> None:
+        """Make a step, or one of its batches."""
+        self.loader.waited_s += waited_s
+        self.cache.waited_s += digests_s
+        self.watch.on_train_batch_start(self.trainer, self.module, None, 0)
+        self.cache.waited_s += files_s
+        self.now += files_s + 1.0
+        self.trainer.global_step += last
+        self.watch.on_train_batch_end(self.trainer, self.module, None, None, 0)
+
+
 def test_the_share_of_waiting_holds_what_the_cache_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, waiting, shares = [0.0], WaitingShare(), []
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    encoder = SimpleNamespace(waited_s=0.0)
-    module: Any = SimpleNamespace(log=lambda _, share, **__: shares.append(share), encoder=encoder)
-    trainer: Any = SimpleNamespace(train_dataloader=SimpleNamespace(waited_s=0.0))
-    for loader_s in (1.0, 0.0):
-        trainer.train_dataloader.waited_s += loader_s
-        encoder.waited_s += 1.0  # digests
-        waiting.on_train_batch_start(trainer, module, None, 0)
-        encoder.waited_s += 2.0  # files
-        now[0] += 8.0  # with them
-        waiting.on_train_batch_end(trainer, module, None, None, 0)
-    assert shares == [4 / 10, 3 / 9]
+    steps = Steps(monkeypatch, every=1)
+    steps.make(waited_s=1, digests_s=1, files_s=2)
+    steps.make(digests_s=1, files_s=2)
+    assert steps.shares == [4 / 5, 3 / 4]
 
 
-def test_the_share_of_waiting_stays_a_share_when_the_loader_is_made_anew() -> None:
-    waiting, shares = WaitingShare(), []
-    module: Any = SimpleNamespace(log=lambda _, share, **__: shares.append(share))
-    for waited_s in (10.0, 20.0, 0.1):  # the third step's loader is a new one
-        trainer: Any = SimpleNamespace(train_dataloader=SimpleNamespace(waited_s=waited_s))
-        waiting.on_train_batch_start(trainer, module, None, 0)
-        waiting.on_train_batch_end(trainer, module, None, None, 0)
-    assert all(0.5 < share <= 1 for share in shares)
+@pytest.mark.parametrize("late", range(5))
+def test_the_share_of_waiting_is_that_of_all_steps_since_the_last_one(
+    monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    steps = Steps(monkeypatch, every=5)
+    for step in range(10):
+        steps.make(last=False)  # gradients are accumulated over two batches
+        steps.make(waited_s=10 if step % 5 == late else 0)
+    assert steps.shares == [10 / 20] * 2
+
+
+def test_the_share_of_waiting_stays_a_share_when_the_loader_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch, every=1)
+    steps.make(waited_s=10)
+    steps.make(waited_s=10)
+    steps.loader.waited_s = 0.0  # the third step's loader is a new one
+    steps.make(waited_s=3)
+    assert steps.shares == [10 / 11, 10 / 11, 3 / 4]
+
+
+def test_the_bar_reads_its_figures_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, read = [5.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    bar = SimpleNamespace(get_metrics=lambda trainer, module: read.append((trainer, module)) or {"loss": len(read)})
+    SeldomReadBar().on_fit_start(SimpleNamespace(progress_bar_callback=bar), nn.Identity())  # type: ignore[arg-type]
+    shown = []
+    for now[0] in (5.0, 5.5, 6.0, 6.9, 7.0):
+        shown.append(bar.get_metrics("trainer", "module")["loss"])
+    assert shown == [1, 1, 2, 2, 3]
+    assert read == [("trainer", "module")] * 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
 import threading
@@ -83,7 +82,7 @@ class Collective:
         self._libc.pthread_mutex_lock(self._mutex)
 
     def wait(self, seconds: float) -> int:
-        """Wait for its end, but not for longer; return 0 or ETIMEDOUT."""
+        """Wait for its end, but not for longer; return 0 where it came."""
         until = (ctypes.c_long * 2)(*divmod(int((time.time() + seconds) * 1e9), 10**9))
         return int(self._libc.pthread_mutex_timedlock(self._mutex, until))
 
@@ -112,8 +111,16 @@ def test_slurms_signal_is_heard_while_rank_0_waits_for_another_ranks_validation(
         stop.on_train_start(job, module)
         if validating:
             stop.on_validation_start(job, module)
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        assert collective.wait(60 if validating else 1.2) == (0 if validating else errno.ETIMEDOUT)
+
+        def signal_meanwhile() -> None:
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            if not validating:
+                time.sleep(1)  # in which nothing happens
+                collective.end()
+
+        threading.Thread(target=signal_meanwhile).start()
+        assert collective.wait(60) == 0
     finally:
         stop.on_train_end(job, module)
         signal.signal(signal.SIGUSR1, before)
@@ -123,12 +130,16 @@ def test_slurms_signal_is_heard_while_rank_0_waits_for_another_ranks_validation(
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_ctrl_c_ends_the_training_after_its_step_and_once_more_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_the_training_after_its_step_and_once_more_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("mois.training.interruption.time", SimpleNamespace(monotonic=lambda: now_s[0]))
     stop, module = StopAtSignal(), torch.nn.Identity()
     stop.on_train_start(trainer(4), module)
     for _ in range(2):  # the terminal's, and the same one passed on by a launcher
         os.kill(os.getpid(), signal.SIGINT)
-    stop._interrupted_s -= IMPATIENCE_S
+    now_s[0] += 2 * IMPATIENCE_S
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     stop.on_train_batch_end(trainer(5), module, None, None, 0)
@@ -163,8 +174,7 @@ def test_slurms_signal_on_one_rank_outweighs_a_sigterm_on_another(monkeypatch: p
     stop._before[signal.SIGUSR1] = lambda number, _: requeued.append(number)
     stop._note(signal.SIGTERM, None)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda noted, _: noted.fill_(3))  # the other rank's
-    job.global_step = 5
-    stop.on_train_batch_end(job, module, None, None, 0)
+    stop.on_train_epoch_end(job, module)
     assert requeued == [signal.SIGUSR1]
 
 

@@ -1,0 +1,116 @@
+"""What the host learns of a training while it runs, and that it does not wait for it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pretended_gpu import pretended_gpu
+from torch import Tensor
+
+from mois.feature_store import FeatureStore
+from mois.interfaces import Features
+from mois.training.arrival import Arrival
+from mois.training.callbacks import StopAtNaN
+from mois.training.interruption import StopAtSignal
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Return what is done to CUDA's events, in turn."""
+    done: list[str] = []
+    event = SimpleNamespace(record=lambda: done.append("recorded"), synchronize=lambda: done.append("waited for"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield done
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def job(device: str) -> Any:
+    """Return as much of a trainer of two ranks as is asked for."""
+    progress = SimpleNamespace(is_last_batch=False)
+    return SimpleNamespace(
+        global_step=0,
+        received_sigterm=False,
+        world_size=2,
+        is_global_zero=True,
+        checkpoint_callbacks=[],
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        _accelerator_connector=SimpleNamespace(cluster_environment=None),
+    )
+
+
+def test_a_number_is_read_after_it_has_come(events: list[str]) -> None:
+    with pretended_gpu() as waits:
+        coming = Arrival(torch.zeros((), device="cuda"))
+        assert (events, not waits) == (["recorded"], True)
+        assert coming.read() == 1
+    assert (events, not waits) == (["recorded", "waited for"], True)
+    assert Arrival(torch.tensor(0.25)).read() == 0.25
+
+
+def test_the_loss_is_waited_for_after_the_backward_pass_was_asked_for(events: list[str]) -> None:
+    stop = StopAtNaN()
+    with pretended_gpu() as waits:
+        loss = torch.zeros((), device="cuda")
+        for _ in range(2):  # batches of one step
+            stop.on_before_backward(None, None, loss)  # type: ignore[arg-type]
+        assert events == ["recorded"] * 2
+        stop.on_before_optimizer_step(None, None, None)  # type: ignore[arg-type]
+    assert events[2:] == ["waited for"] * 2
+    assert not waits
+
+
+def test_what_the_ranks_agree_on_at_a_step_is_read_at_the_next(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
+    stop, trainer, module = StopAtSignal(), job("cuda"), torch.nn.Identity()
+    stop.on_train_start(trainer, module)
+    with pretended_gpu() as waits:
+        for _ in range(2):
+            trainer.global_step += 1
+            stop.on_train_batch_end(trainer, module, None, None, 0)
+    assert events == ["recorded", "recorded", "waited for"]
+    assert not waits
+
+
+def test_ranks_agree_one_step_after_a_signal_and_at_an_epochs_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    agreed = []
+    try:
+        for at_the_end in (False, True):
+            stop, trainer, module = StopAtSignal(), job("cpu"), torch.nn.Identity()
+            stop.on_train_start(trainer, module)
+            for step in (1, 2):
+                stop._note(signal.SIGTERM, None)
+                trainer.global_step = step
+                trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = at_the_end
+                stop.on_train_batch_end(trainer, module, None, None, 0)
+                agreed.append(stop._agreed)
+            if at_the_end:
+                stop.on_train_epoch_end(trainer, module)
+                agreed.append(stop._agreed)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert agreed == [0, signal.SIGTERM, 0, 0, signal.SIGTERM]
+
+
+def test_tiles_that_are_encoded_one_by_one_are_waited_for_once() -> None:
+    def encode(images: Tensor) -> Features:
+        return Features((images.unsqueeze(1),), images.unsqueeze(1), images.unsqueeze(1))
+
+    with pretended_gpu() as waits:
+        store = FeatureStore(encode, torch.device("cuda"), torch.float16, budget_gib=1)
+        images = torch.zeros(12, 8, 8, device="cuda")
+        store.select(torch.arange(12).numpy(), images)
+    assert store.encoded == 12
+    assert waits == {"_local_scalar_dense": 1}
