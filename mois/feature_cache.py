@@ -1,7 +1,8 @@
 """What the frozen part of an encoder makes of an image, in files that ranks, workers and runs share.
 
-An entry is found by its content: the image's bytes and shape, the backbone's SHA-256, how far its frozen part reaches,
-and the precision it is worked out in. So nothing has to be thrown away when a dataset, a seed or an adapter changes.
+An entry is found by its content: the image's bytes and shape, the backbone's class and frozen tensors, how far its
+frozen part reaches, and the precision it is worked out in. So nothing has to be thrown away when a dataset, a seed or
+an adapter changes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from mois.backbones.weights import tensors_sha256
 from mois.files import is_abandoned, write_bytes
 from mois.interfaces import Backbone, Features
 
@@ -28,6 +30,8 @@ VERSION = 1
 """Part of every key: count on when `Backbone.encode` treats images otherwise, or an entry's form changes."""
 
 GIB = 1 << 30
+LOOKS = 64
+"""How often a folder is looked through while as much is written as it may hold, whoever writes."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,9 @@ class CacheSettings:
 class FeatureCache:
     """Half-precision tensors by key, one file for each, written whole or not at all and checked when read.
 
-    Each process looks through the folder after writing a sixteenth of what it may hold, and removes the entries that
-    were not read for longest until an eighth is free.
+    Whoever writes an entry whose key says so looks through the folder, and removes the entries that were not read for
+    longest until an eighth is free. Keys are as good as chance: it is looked through as often, and at other times,
+    however many processes write (test_it_stays_bounded_however_many_write_and_is_seldom_looked_through).
 
     Args:
         folder: Where the files are.
@@ -71,7 +76,6 @@ class FeatureCache:
             ) from error
         self.folder = folder
         self._most = int(gib * GIB)
-        self._unseen = self._most  # bytes written since the folder was looked through: the first one looks
         self._writes = True
         self._reported = False
 
@@ -101,15 +105,20 @@ class FeatureCache:
         return None
 
     def write(self, key: str, tensors: Sequence[Tensor]) -> None:
-        """Keep tensors, float16 on the CPU; that a disk takes no more is said once, and then it is left alone."""
+        """Keep tensors, float16 on the CPU; that a disk takes no more is said once, and then it is left alone.
+
+        Args:
+            key: A digest, in hexadecimal.
+            tensors: What `read` is to return.
+        """
         if not self._writes:
             return
         kept = {str(number): tensor.contiguous() for number, tensor in enumerate(tensors)}
         content = save(kept, {"digest": _digest(tensors)})
         try:
-            if self._unseen + len(content) > self._most // 16:
-                self._make_room()
             write_bytes(self._path(key), content)
+            if int(key[:8], 16) * self._most < 2**32 * LOOKS * len(content):
+                self._make_room()
         except OSError as error:
             self._writes = False
             warnings.warn(
@@ -117,7 +126,6 @@ class FeatureCache:
                 "without writing; free some space, or lower model.cache.gib",
                 stacklevel=2,
             )
-        self._unseen += len(content)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -145,7 +153,6 @@ class FeatureCache:
                 break
             path.unlink(missing_ok=True)
             total -= size
-        self._unseen = 0
 
 
 class CachedEncoder:
@@ -177,6 +184,8 @@ class CachedEncoder:
         self.cache = FeatureCache(settings.folder, settings.gib)
         self.hits = 0.0
         self.waited_s = 0.0
+        self._identity = _identity(backbone, self.part)
+        self._trained = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
 
     def keys(self, images: Tensor, precision: str = "32-true") -> list[str]:
         """Return the key of each image.
@@ -185,8 +194,8 @@ class CachedEncoder:
             images: (N, P, P) float32; on the CPU, or the device has to be waited for.
             precision: In which they will be encoded.
         """
-        backbone = (self.backbone.identity.sha256, self.part, precision, VERSION)
-        start = hashlib.blake2b(repr((*backbone, tuple(images.shape[1:]))).encode(), digest_size=20)
+        alike = (*self._identity, precision, tuple(images.shape[1:]))
+        start = hashlib.blake2b(repr(alike).encode(), digest_size=20)
         keys = []
         with self._waiting():
             for image in images.contiguous().cpu().numpy():
@@ -196,7 +205,12 @@ class CachedEncoder:
         return keys
 
     def __call__(self, images: Tensor, keys: Sequence[str]) -> Features:
-        """Return the features of images (N, P, P) float32, N of 1 or more, with these keys."""
+        """Return the features of images (N, P, P) float32, N of 1 or more, with these keys.
+
+        Raises:
+            ValueError: If another part of the encoder is frozen by now, or half precision cannot hold its features.
+        """
+        self._check_part()
         rows, hits = [], 0
         for number, key in enumerate(keys):
             with self._waiting():
@@ -220,11 +234,32 @@ class CachedEncoder:
             parts = [half.to(images.device, non_blocking=True).float() for half in halves]
         return self.backbone.encode_rest(images, tuple(parts))
 
+    def _check_part(self) -> None:
+        if all(parameter.requires_grad == trained for parameter, trained in self._trained):
+            return  # without asking `frozen_part`, which may take as long as an encoder
+        part = self.backbone.frozen_part()
+        if part != self.part:
+            raise ValueError(
+                f"model.cache.folder={self.cache.folder}: the encoder is frozen as far as {part or 'nothing'} now, "
+                f"not as far as {self.part}; leave model.cache out of a training that frees or freezes on its way."
+            )
+
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.waited_s += time.perf_counter() - start
+
+
+def _identity(backbone: Backbone, part: str) -> tuple[str, ...]:
+    """Return what an image's features depend on; tensors by their order, for an adapter gives them other names."""
+    frozen = [value for value in backbone.parameters() if not value.requires_grad]
+    tensors = {str(number): value for number, value in enumerate([*frozen, *backbone.buffers()])}
+    with torch.no_grad():
+        seen = backbone.encode_frozen(torch.zeros(1, 64, 64, device=frozen[0].device))
+    form = [tuple(tensor.shape) for tensor in seen]
+    kind = type(backbone)
+    return f"{kind.__module__}.{kind.__qualname__}", tensors_sha256(tensors), part, str(form), str(VERSION)
 
 
 def _digest(tensors: Sequence[Tensor]) -> str:

@@ -295,7 +295,7 @@ class Backbone(nn.Module, ABC):
     def frozen_part(self) -> str:
         """Name how far `encode` is frozen, as a cache's key; empty where it is trained from its first layer on."""
         with torch.enable_grad():
-            levels = self.encode(torch.zeros(1, 64, 64)).levels
+            levels = self.encode(torch.zeros(1, 64, 64, device=next(self.parameters()).device)).levels
         return "" if any(level.requires_grad for level in levels) else "encoder"
 
     def encode_frozen(self, images: Tensor) -> tuple[Tensor, ...]:

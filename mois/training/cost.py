@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mois.interfaces import Backbone, Episode
+from mois.feature_cache import CacheSettings, FeatureCache
+from mois.interfaces import Backbone, Episode, Features
 from mois.training.episode_step import learn
 from mois.training.module import ExemplarSegmenter
 
@@ -55,7 +59,8 @@ def step_cost(
     """Make two training steps that leave nothing behind: no gradient, no weight and no random state is another after.
 
     Saved tensors tell what a part keeps, and, as the backward pass asks for them part by part, how long it takes. The
-    first step is not counted: it also loads kernels, fills tables and asks for memory.
+    first step is not counted: it also loads kernels, fills tables and asks for memory. With `model.cache` it fills an
+    empty cache of its own, so that the second one costs what a step costs whose images are all found.
 
     Args:
         module: On its device.
@@ -63,17 +68,19 @@ def step_cost(
         precision: Gives the context of a forward pass, such as autocast.
 
     Returns:
-        The parts trunk, neck, click, track (if it is trained), semantic, weights and optimiser (with the gradients).
+        The parts cache (if there is one), trunk and neck (as far as they run), click, track (if it is trained),
+        semantic, weights and optimiser (with the gradients).
     """
     device = module.device
     episode = Episode(*(tensor.to(device) for tensor in episode))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+    fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with fork, torch.enable_grad(), _encoder(module) as encode:
         for _ in range(2):
             meter = _Meter(device, module.parameters())
-            _step(module, episode, precision, meter)
+            _step(module, episode, precision, encode, meter)
     meter.bytes["weights"] = sum(p.nbytes for p in module.parameters())
     meter.bytes["optimiser"] = 3 * sum(p.nbytes for p in module.parameters() if p.requires_grad)  # and two moments
-    order = ("trunk", "neck", "click", "track", "semantic", "weights", "optimiser")
+    order = ("cache", "trunk", "neck", "click", "track", "semantic", "weights", "optimiser")
     return [
         PartCost(part, meter.bytes.get(part, 0) / 2**20, meter.seconds.get(part, 0.0))
         for part in order
@@ -81,21 +88,39 @@ def step_cost(
     ]
 
 
+@contextmanager
+def _encoder(module: ExemplarSegmenter) -> Iterator[Callable[[Tensor], Features]]:
+    """Yield how this module encodes; where by a cache, then by one that is empty, and gone afterwards."""
+    if module.encoder is None:
+        yield module.backbone.encode
+        return
+    encoder = copy.copy(module.encoder)  # which counts its own hits and seconds
+    with tempfile.TemporaryDirectory(prefix="mois-cost-") as folder:
+        encoder.cache = FeatureCache(Path(folder), CacheSettings.gib)
+        yield lambda images: encoder(images, encoder.keys(images))
+
+
 def _step(
-    module: ExemplarSegmenter, episode: Episode, precision: Callable[[], AbstractContextManager[Any]], meter: _Meter
+    module: ExemplarSegmenter,
+    episode: Episode,
+    precision: Callable[[], AbstractContextManager[Any]],
+    encode: Callable[[Tensor], Features],
+    meter: _Meter,
 ) -> None:
     """Step forward, backward and with an optimiser, on copies of the weights."""
     backbone = module.backbone
     parts = backbone.parts()
     trained = [p for p in module.parameters() if p.requires_grad]
     handles = [
-        parts["trunk"].register_forward_pre_hook(lambda *_: meter.begin("trunk")),
         parts["neck"].register_forward_pre_hook(lambda *_: meter.begin("neck")),
-        parts["trunk"].register_forward_hook(meter.mark_trunk),
+        # each layer of the trunk: after a cache its first ones do not run; in a backward pass some are recomputed
+        *(one.register_forward_pre_hook(lambda *_: meter.begin("trunk")) for one in parts["trunk"].modules()),
     ]
     try:
         with precision(), torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack):
-            outcome = learn(backbone, module.propagations, episode, module.learning, 0, backbone.encode, meter.begin)
+            if module.encoder is not None:
+                meter.begin("cache")
+            outcome = learn(backbone, module.propagations, episode, module.learning, 0, encode, meter.begin)
             total = torch.stack(list(outcome.losses.values())).sum()
         gradients = torch.autograd.grad(total, trained, allow_unused=True)
         del outcome, total
@@ -149,10 +174,3 @@ class _Meter:
         """Note whose turn it is in the backward pass."""
         self.begin(saved[0])
         return saved[1]
-
-    def mark_trunk(self, trunk: nn.Module, images: object, stages: Any) -> None:
-        """Have the trunk's backward pass begin with the first gradient that reaches it; its blocks may recompute."""
-        del trunk, images
-        for stage in stages:
-            if stage.requires_grad:
-                stage.register_hook(lambda _: self.begin("trunk"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_runs import LORA, data, failing, folder, last, losses, rows, train
 
-from mois.backbones import SAM2
+from mois.feature_cache import FeatureCache
 
 FROZEN = ["--model.adapter=adapters.Frozen"]
 LATE = ["--model.adapter.init_args.parts=[trunk,decoder]", "--model.adapter.init_args.stages=[4]"]
@@ -28,15 +28,17 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("adapter", [FROZEN, LATE], ids=["frozen", "late"])
 def test_a_cache_changes_nothing_but_the_time(
-    make_dataset: Callable[..., Path], tmp_path: Path, adapter: list[str]
+    make_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], adapter: list[str]
 ) -> None:
     root = make_dataset(subjects=2)
     run = ["fit", *LORA, *adapter, *data(root, episodes_per_epoch=3, views=1), "--trainer.max_epochs=2"]
     cached = [*run, f"--model.cache.folder={tmp_path / 'features'}"]
     train(*run, folder(tmp_path / "plain"))
+    assert "cache" not in capsys.readouterr().err
     train(*cached, folder(tmp_path / "cold"))
+    assert "cache" in capsys.readouterr().err  # what it takes of a step
     with pytest.MonkeyPatch.context() as patch:  # a second run finds everything that the first has written
-        patch.setattr(SAM2, "encode_frozen", lambda *_: pytest.fail("the encoder ran"))
+        patch.setattr(FeatureCache, "write", lambda *_: pytest.fail("the encoder ran"))
         train(*cached, "--dry_step=false", folder(tmp_path / "warm"))
     cold = hits(tmp_path / "cold")
     assert cold[3:] == [1, 1, 1]

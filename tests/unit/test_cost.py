@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters import Frozen, Full, Lora
 from mois.backbones import SAM2
+from mois.feature_cache import CacheSettings
 from mois.interfaces import Adapter
 from mois.propagation import Similarity
 from mois.testing import example_episode, nano_backbone
@@ -56,6 +59,29 @@ def test_it_leaves_no_trace(adapter: Adapter) -> None:
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())
     assert not module.backbone.parts()["trunk"]._forward_hooks
+
+
+def test_a_cached_step_is_measured_with_what_it_finds_and_leaves_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rows: dict[str, dict[str, PartCost]] = {}
+    for name, adapter in (("frozen", Frozen()), ("late", Lora(parts=["trunk"], stages=[4]))):
+        for cache in (CacheSettings(), CacheSettings(tmp_path / "cache")):
+            module = ExemplarSegmenter(nano_backbone(), adapter, Similarity(), cache=cache)
+            with Operations(monkeypatch):
+                costs = step_cost(module, example_episode(1, 1, 3, 64))
+            rows[f"{name}{' cached' * (cache.folder is not None)}"] = {cost.part: cost for cost in costs}
+            if module.encoder is not None:
+                assert (module.encoder.hits, module.encoder.waited_s) == (0, 0)
+                assert list(tmp_path.rglob("*")) == [tmp_path / "cache"]
+    assert list(rows["frozen cached"]) == ["cache", "click", "semantic", "weights", "optimiser"]
+    assert list(rows["late cached"]) == ["cache", *rows["late"]]
+    late, cached = rows["late"], rows["late cached"]
+    assert 0 < cached["trunk"].seconds < 0.8 * late["trunk"].seconds  # in operations
+    assert cached["neck"].seconds == pytest.approx(late["neck"].seconds, rel=0.05)
+    assert cached["trunk"].mib == pytest.approx(late["trunk"].mib, rel=0.05)
+    assert cached["cache"].mib == 0
 
 
 class Operations(TorchDispatchMode):

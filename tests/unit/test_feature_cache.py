@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from adapters import Frozen, Full, Lora
 from mois.backbones import SAM2
-from mois.feature_cache import GIB, CachedEncoder, CacheSettings, FeatureCache
+from mois.feature_cache import GIB, LOOKS, CachedEncoder, CacheSettings, FeatureCache
 from mois.interfaces import Adapter, Backbone, Features
 from mois.propagation import Similarity
 from mois.testing import example_patches, nano_backbone
@@ -133,6 +136,71 @@ def test_a_key_is_of_the_image_the_shape_the_weights_the_frozen_part_and_the_pre
     assert encoder(tmp_path).keys(images.clone()) == one.keys(images)
 
 
+class OtherStatistics(SAM2):
+    """The same weights, on intensities that are normalised otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__("nano", "bundled")
+        self.pixel_std.fill_(1)
+
+
+class Doubled(SAM2):
+    """The same weights, and other features."""
+
+    def encode(self, images: torch.Tensor) -> Features:
+        features = super().encode(images)
+        return features._replace(levels=tuple(2 * level for level in features.levels))
+
+
+class Whole(SAM2):
+    """The same weights; all that `encode` gives is kept."""
+
+    frozen_part = Backbone.frozen_part
+    encode_frozen = Backbone.encode_frozen
+    encode_rest = Backbone.encode_rest
+
+
+@pytest.mark.parametrize("other", [OtherStatistics, Doubled, partial(Whole, "nano", "bundled")])
+def test_backbones_of_the_same_weights_that_see_otherwise_share_nothing(
+    tmp_path: Path, other: Callable[[], SAM2]
+) -> None:
+    images, _ = example_patches(1, 64)
+    ours = CachedEncoder(SAM2("nano", "bundled"), CacheSettings(tmp_path))
+    theirs = CachedEncoder(other(), CacheSettings(tmp_path))
+    ours(images, ours.keys(images))
+    seen = theirs(images, theirs.keys(images))
+    assert theirs.hits == 0
+    plain = theirs.backbone.encode(images)
+    assert all(torch.allclose(a, b, atol=2e-2) for a, b in zip(seen.levels, plain.levels, strict=True))
+
+
+def test_a_key_is_of_what_is_frozen_as_it_stands_and_of_the_form_of_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = example_patches(1, 64)
+    keys = encoder(tmp_path).keys(images)
+    assert encoder(tmp_path, Lora(parts=["decoder"])).keys(images) == keys  # which trains nothing of the encoder
+    tuned = nano_backbone().requires_grad_(False)
+    tuned.parts()["trunk"].patch_embed.proj.weight.mul_(2)  # as an earlier adapter would that is merged
+    assert CachedEncoder(tuned, CacheSettings(tmp_path)).keys(images) != keys
+    seen = SAM2.encode_frozen
+    monkeypatch.setattr(SAM2, "encode_frozen", lambda self, images: seen(self, images)[:2])
+    assert encoder(tmp_path).keys(images) != keys
+
+
+@pytest.mark.parametrize(("trained", "now"), [(True, r"trunk\.3"), (False, "encoder")], ids=["freed", "frozen"])
+def test_parts_that_are_freed_or_frozen_on_the_way_are_refused(tmp_path: Path, trained: bool, now: str) -> None:
+    images, _ = example_patches(1, 64)
+    encode = encoder(tmp_path, Lora(**LATE))
+    encode(images, encode.keys(images))
+    parts = encode.backbone.parts()
+    parts["decoder"].transformer.requires_grad_(True)  # no part of the encoder
+    encode(images, encode.keys(images))
+    (parts["trunk"].blocks[3] if trained else parts["trunk"]).requires_grad_(trained)
+    with pytest.raises(ValueError, match=rf"frozen as far as {now} now, not as far as trunk\.4; leave model"):
+        encode(images, encode.keys(images))
+
+
 def test_a_damaged_entry_is_made_anew_and_reported_once(tmp_path: Path) -> None:
     images, _ = example_patches(3, 64)
     encode = encoder(tmp_path)
@@ -167,6 +235,30 @@ def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in tmp_path.glob("*/*"))
     assert 8 * ENTRY < size <= 16 * ENTRY
     assert cache.read("39")[0][0] == 39
+
+
+@pytest.mark.parametrize("writers", [16, 64])
+def test_it_stays_bounded_however_many_write_and_is_seldom_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writers: int
+) -> None:
+    room, looks, look = 256, 0, FeatureCache._make_room
+    entry = len(save({"0": numbers(0)[0]}, {"digest": "0" * 40}))
+
+    def counted(cache: FeatureCache) -> None:
+        nonlocal looks
+        looks += 1
+        look(cache)
+
+    monkeypatch.setattr(FeatureCache, "_make_room", counted)
+    caches = [FeatureCache(tmp_path, gib=room * entry / GIB) for _ in range(writers)]
+    most = 0
+    for number in range(5 * room):  # in turn, as ranks write in step
+        key = hashlib.blake2b(bytes([number % 256, number // 256]), digest_size=20).hexdigest()
+        caches[number % writers].write(key, numbers(0))
+        if number % 16 == 0:
+            most = max(most, sum(path.stat().st_size for path in tmp_path.glob("*/*")))
+    assert 0.85 * room * entry < most < 1.1 * room * entry
+    assert looks < 1.5 * 5 * LOOKS  # a quarter of the writes, of so few entries
 
 
 def test_an_entry_of_another_user_is_read_and_one_that_cannot_be_read_is_made_anew(
@@ -252,18 +344,13 @@ def test_files_of_killed_processes_are_cleared_away(tmp_path: Path) -> None:
     left.parent.mkdir()
     left.touch()
     os.utime(left, (0, 0))
-    FeatureCache(tmp_path, gib=1).write("bb", numbers(1))
+    FeatureCache(tmp_path, gib=16 * ENTRY / GIB).write("bb", numbers(1))
     assert not left.exists()
 
 
 def test_a_backbone_of_others_is_kept_whole(tmp_path: Path) -> None:
-    class Other(SAM2):
-        frozen_part = Backbone.frozen_part
-        encode_frozen = Backbone.encode_frozen
-        encode_rest = Backbone.encode_rest
-
     images, _ = example_patches(2, 64)
-    encode = CachedEncoder(Other("nano", "random"), CacheSettings(tmp_path))
+    encode = CachedEncoder(Whole("nano", "random"), CacheSettings(tmp_path))
     missed = encode(images, encode.keys(images))
     assert same(missed, encode(images, encode.keys(images)))
     assert encode.hits == 1
