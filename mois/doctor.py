@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch is imported where it is needed: it may be missing
 
 DISK_NEEDED_GB = 5.0
 MEMORY_NEEDED_GB = 4.0
+_IMAGE = re.compile(r"(?P<subject>.+?)(?P<channel>_\d{4})?(\.[^\W\d][^\W_]*)*")  # of any format, or a folder of DICOM
 
 
 class Finding(NamedTuple):
@@ -119,31 +120,39 @@ def dataset(root: Path) -> Iterator[Finding]:
     except DataError as error:
         yield Finding("data", False, as_options(str(error), root="--root"))
         return
+    ending = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
     lesions = faults = 0
     for scan in scans:
-        found, wrong = _examine_scan(root, scan)
+        found, wrong = _examine_scan(root, scan, ending)
         lesions += found
         faults += len(wrong)
         yield from (Finding("data", False, fault) for fault in wrong)
-    strays = list(_labels_without_image(root, scans))
+    strays = list(_strays(root, scans, ending))
     yield from (Finding("data", False, stray) for stray in strays)
     faults += len(strays)
     train = sum(not scan.held_out for scan in scans)
-    text = f"{train} scans to train on, {len(scans) - train} held out, {lesions} lesions, {faults} faults to mend"
+    text = (
+        f"{_count(train, 'scan')} to train on, {len(scans) - train} held out, {_count(lesions, 'lesion')}, "
+        f"{_count(faults, 'fault')} to mend"
+    )
     yield Finding("data", faults == 0 and lesions > 0, text + ("" if lesions else "; annotate some lesions"))
 
 
-def _examine_scan(root: Path, scan: SubjectFiles) -> tuple[int, list[str]]:
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _examine_scan(root: Path, scan: SubjectFiles, ending: str) -> tuple[int, list[str]]:
     """Return how many lesions a scan has, and what is wrong with it."""
     from mois.io import DataError
 
     lesions, wrong = 0, []
     if 0 not in scan.images:
         first = scan.images[min(scan.images)]
-        cure = f"call it {scan.subject}_0000, or set data.init_args.channel"
+        cure = f"call it {scan.subject}_0000{ending}, or set data.init_args.channel"
         wrong.append(f"{first}: scan {scan.subject} has no channel 0 (its name ends in {min(scan.images):04d}); {cure}")
     if not scan.held_out and scan.label is None and scan.instances is None:
-        cure = f"add labelsTr/{scan.subject}, all 0 if it has no lesion, or move its image out of imagesTr"
+        cure = f"add labelsTr/{scan.subject}{ending}, all 0 if it has no lesion, or move its image out of imagesTr"
         wrong.append(f"{root}: training scan {scan.subject} has no label map; {cure}")
     for channel in scan.images:
         try:
@@ -153,14 +162,21 @@ def _examine_scan(root: Path, scan: SubjectFiles) -> tuple[int, list[str]]:
     return lesions, wrong
 
 
-def _labels_without_image(root: Path, scans: Sequence[SubjectFiles]) -> Iterator[str]:
-    """Yield what is wrong with maps that no scan takes: most likely their names are mistyped."""
-    ending = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+def _strays(root: Path, scans: Sequence[SubjectFiles], ending: str) -> Iterator[str]:
+    """Yield what is wrong with images of another format, and with maps that no scan takes."""
     for part, held_out in (("Tr", False), ("Ts", True)):
-        names = [scan.subject for scan in scans if scan.held_out == held_out]
-        for path in sorted(file for kind in ("labels", "instances") for file in (root / f"{kind}{part}").glob("*")):
-            name = path.name.removesuffix(ending)
-            if path.name.endswith(ending) and name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                cure = f"did you mean {close[0]}{ending}?" if close else "add the image, or remove the map"
+        read = {scan.subject for scan in scans if scan.held_out == held_out}
+        files = sorted(file for kind in ("labels", "instances") for file in (root / f"{kind}{part}").glob(f"*{ending}"))
+        maps = {file: name for file in files if (name := file.name.removesuffix(ending)) not in read}
+        unread: dict[str, Path] = {}  # the first image of each scan
+        for path in sorted((root / f"images{part}").glob("*")):
+            words = _IMAGE.fullmatch(path.name)
+            if words and words["subject"] not in read and (words["channel"] or words["subject"] in maps.values()):
+                unread.setdefault(words["subject"], path)
+        for name, path in unread.items():
+            cure = f"convert it to {name}_0000{ending}, or move it away"
+            yield f"{path}: scan {name} is not read: dataset.json declares file_ending {ending}; {cure}"
+        for path, name in maps.items():
+            if name not in unread:
+                cure = "add the image, or remove the map"
                 yield f"{path}: there is no image images{part}/{name}_0000{ending}; {cure}"

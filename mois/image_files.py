@@ -82,8 +82,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def _read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    import SimpleITK as sitk  # noqa: N813 - its name everywhere; most scans are NIfTI and do without
-
+    sitk = _itk()
     try:
         picture = sitk.ReadImage(_series_files(path) if path.is_dir() else str(path))
     except RuntimeError as error:
@@ -99,10 +98,17 @@ def _read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return _as_scan(voxels, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, path)  # LPS to RAS
 
 
+def _itk() -> Any:
+    """Return SimpleITK, which keeps its warnings to itself: what they lead to is said in our line."""
+    import SimpleITK as sitk  # noqa: N813 - its name everywhere; most scans are NIfTI and do without
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    return sitk
+
+
 def _series_files(folder: Path) -> list[str]:
     """Return the files of a folder's only DICOM series, in order of place, refusing gaps."""
-    import SimpleITK as sitk  # noqa: N813
-
+    sitk = _itk()
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise DataError(f"{folder}: holds {len(series)} DICOM series; give a folder with the files of exactly one.")

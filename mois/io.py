@@ -47,8 +47,8 @@ def read_volume(
             one class is declared.
 
     Raises:
-        DataError: If a file is missing, cut off or not finite, if the grids of image and label differ by more than
-            0.01 mm, or if a label value is not declared.
+        DataError: If a file is missing, cut off or not finite, if the image is constant, if the grids of image and
+            label differ by more than 0.01 mm, or if a label value is not declared.
     """
     raw, affine = read_image(image)
     voxels = np.ascontiguousarray(raw, np.float32)
@@ -56,6 +56,10 @@ def read_volume(
     if broken:
         raise DataError(
             f"{image}: {broken} voxels are NaN or infinite; replace them (numpy.nan_to_num) and save it again."
+        )
+    if voxels.min() == voxels.max():
+        raise DataError(
+            f"{image}: every voxel is {voxels.flat[0]:g}; export it from its source again, or leave the scan out."
         )
     declared = {value for value in classes if value}
     if label is None:
@@ -183,10 +187,19 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
                 )
             )
     if not found:
-        raise DataError(
-            f"{root / 'imagesTr'}: no images (SUBJECT_0000{ending}); set data.init_args.root to the dataset's folder."
-        )
+        raise DataError(f"{root / 'imagesTr'}: no images (SUBJECT_0000{ending}); {_without_images(root)}.")
     return found
+
+
+def _without_images(root: Path) -> str:
+    """Return what to do where no image has the ending that dataset.json declares."""
+    there = sorted(path.name for path in (root / "imagesTr").glob("[!.]*"))
+    other = next((ending for ending in FILE_ENDINGS if any(name.endswith(ending) for name in there)), None)
+    if other is not None:
+        return f"set file_ending in dataset.json to {other}"
+    if there:
+        return f"convert {there[0]} and whatever else is there"
+    return "set data.init_args.root to the dataset's folder"
 
 
 def _read_labels(path: Path, image: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -275,6 +288,11 @@ def _read_description(path: Path) -> tuple[dict[int, str], str]:
         raise DataError(f"{path}: file_ending {ending!r} cannot be read; use one of {', '.join(FILE_ENDINGS)}.")
     classes: dict[int, str] = {}
     for name, value in labels.items():
+        if name.isdigit() and isinstance(value, str):
+            raise DataError(
+                f"{path}: label {name!r} is {value!r}, as in nnU-Net's first version; swap name and number: "
+                f"{json.dumps({value: int(name)})}."
+            )
         if not isinstance(value, int) or name == "ignore":
             raise DataError(
                 f"{path}: label {name!r} must be one whole number; regions and ignored voxels are not supported."

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from PIL import Image
@@ -239,6 +239,22 @@ class CarefulWandbLogger(WandbLogger):
             return wandb.init(mode="disabled")
         rank_zero_info(f"W&B: recorded offline; upload with: wandb sync {Path(run.dir).parent}")
         return run
+
+
+class LateLoggers(Callback):
+    """Keeps a trainer's loggers back until its data are checked: a run that is refused leaves none behind.
+
+    Lightning starts every logger that it has before the datamodule's `setup`; one that it gets later starts when it is
+    first used. The callback stands before all others, which may ask for the loggers in their own `setup`.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._loggers, trainer.loggers = trainer.loggers, []
+        trainer.callbacks.insert(0, self)  # type: ignore[attr-defined]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the loggers over; Lightning calls this after the datamodule."""
+        trainer.loggers = self._loggers
 
 
 class Tracker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from mois.cli.say import say
@@ -61,7 +62,11 @@ def segment(
     rows = session.lesions()
     found = sum(row.origin == "found" for row in rows)
     say(f"{len(rows)} lesions ({len(rows) - found} prompted, {found} found), {sum(r.volume_ml for r in rows):.1f} ml")
-    for line in (*session.warnings(), *(f"suggestion: {each.reason}" for each in session.suggest(1))):
+    for line in session.warnings():
         say(line)
+    for each in session.suggest(1):
+        click = json.dumps({"click": [round(value, 1) for value in each.point_lps_mm]})
+        lesion = "" if each.lesion is None else f" (lesion {each.lesion})"
+        say(f"suggestion: {click}{lesion}: {each.reason}")
     say(f"results in {out}")
     session.close()

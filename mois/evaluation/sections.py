@@ -49,6 +49,7 @@ SCAN_COLUMNS = (
     "conditioning_no_exemplars",
 )
 FACTS = ("code", "data", "backbone", "bundle", "seed", "trainable_fraction", "device")
+_UNITS = {"by_size": ", ml", "by_absolute_contrast": ", normalised intensity, brighter or darker than around"}
 _WORST_LESIONS = 12
 _MOST_CLASSES = 3
 _MOST_SCANS = 200
@@ -145,7 +146,7 @@ def bins(results: Results) -> list[Part]:
     for name, of in results.metrics["summary"].items():
         if not name.startswith("by_") or not any(group.get("lesions") for group in of.values()):
             continue
-        heading = spoken(name).capitalize() + {"by_size": ", ml", "by_contrast": ", normalised intensity"}.get(name, "")
+        heading = spoken(name).capitalize() + _UNITS.get(name, "")
         keys = list(dict.fromkeys(key for group in of.values() for key, given in group.items() if is_leaf(given)))
         rows = [
             [bin_name, str(group.get("lesions", "")), *(_cell(_leaf(group.get(key)), results) for key in keys)]
@@ -240,10 +241,20 @@ def confidence(results: Results) -> list[Part]:
     if not kept:
         return []
     values, hits = [value for value, _ in kept], [hit for _, hit in kept]
-    label = "calibrated confidence" if calibrated else "highest probability in the lesion (not calibrated)"
+    error = expected_calibration_error(values, hits)
+    if calibrated:
+        before = expected_calibration_error([float(row["peak"]) for row in rows], hits)
+        label = "calibrated confidence"
+        said = (
+            f"Expected calibration error {error:.3f}, before calibration {before:.3f}. The calibration was fitted on "
+            "the scans that the training was validated on, and flatters where those are scored."
+        )
+    else:
+        label = "highest probability in the lesion (not calibrated)"
+        said = f"Expected calibration error of these probabilities, which are not calibrated: {error:.3f}."
     caption = (
-        f"{len(kept)} candidates, before the peak threshold; small numbers: how many stand in a point; bars: 95 % "
-        f"intervals of the share. Expected calibration error {expected_calibration_error(values, hits):.3f}."
+        f"{len(kept)} candidates, whatever reached the threshold outside the prompted lesions, before the peak "
+        f"threshold; small numbers: how many stand in a point; bars: 95 % intervals of the share. {said}"
     )
     return [Picture(charts.reliability(values, hits, label), caption)]
 

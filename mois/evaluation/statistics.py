@@ -17,7 +17,7 @@ SCHEMA = 1
 """Of metrics.json; docs/metrics.md describes it."""
 
 SIZES_ML: dict[str, tuple[float, float]] = {"<0.5": (0, 0.5), "0.5-2": (0.5, 2), "2-10": (2, 10), ">10": (10, inf)}
-CONTRASTS: dict[str, tuple[float, float]] = {"<0.1": (-inf, 0.1), "0.1-0.3": (0.1, 0.3), ">0.3": (0.3, inf)}
+CONTRASTS: dict[str, tuple[float, float]] = {"<0.1": (0, 0.1), "0.1-0.3": (0.1, 0.3), ">0.3": (0.3, inf)}
 THIRDS = ("lower", "middle", "upper")
 # figures of a point of the curve: name in metrics.json to that of `CountPoint`
 POINT = {
@@ -176,7 +176,7 @@ def _summary(reports: Sequence[SubjectReport], seed: int) -> dict[str, Any]:
         "false_in_empty_scans": leaf([(r.patient, float(r.false_without_exemplars)) for r in empty], seed=seed),
         "by_size": _bins(reports, SIZES_ML, lambda row: bin_of(row.volume_ml, SIZES_ML), seed),
         "by_location": _bins(reports, THIRDS, lambda row: row.third, seed),
-        "by_contrast": _bins(reports, CONTRASTS, lambda row: bin_of(row.contrast, CONTRASTS), seed),
+        "by_absolute_contrast": _bins(reports, CONTRASTS, lambda row: bin_of(_absolute(row.contrast), CONTRASTS), seed),
         "seconds": {step: of(lambda report, step=step: report.seconds.get(step)) for step in steps},  # type: ignore[misc]
     }
     for name, entry in summary["by_size"].items():
@@ -206,6 +206,10 @@ def _bins(
             "dice": leaf([(who, mean_of([row.dice for row in rows])) for who, rows in chosen], seed=seed),
         }
     return entries
+
+
+def _absolute(contrast: float | None) -> float | None:
+    return None if contrast is None else abs(contrast)
 
 
 def _false_of_size(report: SubjectReport, name: str) -> float | None:

@@ -19,9 +19,12 @@ from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from mois.arguments import OneLineParser, command_line, read_settings
+from mois.calibration import Calibration
+from mois.evaluation.report import write_report
+from mois.evaluation.results import read_rows, write_rows
 from mois.execution import settled
-from mois.tracking import Tracker, TrackingSettings, make_loggers
-from mois.training.callbacks import CostTable, SeedEachStep, StopAtNaN, WaitingShare
+from mois.tracking import LateLoggers, Tracker, TrackingSettings, make_loggers
+from mois.training.callbacks import CostTable, SeedEachStep, SeldomReadBar, StopAtNaN, WaitingShare
 from mois.training.checkpoints import (
     NAMED,
     RECORD,
@@ -29,6 +32,7 @@ from mois.training.checkpoints import (
     LastCheckpoint,
     RunRecord,
     SafeCheckpointIO,
+    ValidationRecord,
     read_training,
 )
 from mois.training.export import BundleSettings, export_bundles
@@ -43,6 +47,8 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,  # CostTable shows more
     "log_every_n_steps": 10,
 }
+
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 
 
 @dataclass
@@ -127,8 +133,8 @@ class MoisCLI(LightningCLI):
         """Settle what the config leaves open: folder, precision, checkpoint.
 
         Raises:
-            ValueError: If the checkpoint cannot be read, a new training would overwrite an old one, or patches and
-                whole volumes would be seen at two scales.
+            ValueError: If the checkpoint cannot be read, a new training would overwrite an old one, patches and whole
+                volumes would be seen at two scales, or weights would be kept in another type than float32.
         """
         self._refuse_a_second_seed()
         self._refuse_two_scales()
@@ -137,6 +143,8 @@ class MoisCLI(LightningCLI):
             trainer["default_root_dir"] = str(Path("runs") / self._name())
         if trainer["precision"] is None:
             trainer["precision"] = choose_precision(trainer["accelerator"])
+        if str(trainer["precision"]) not in PRECISIONS:
+            raise ValueError(f"trainer.precision={trainer['precision']} is not supported; use {', '.join(PRECISIONS)}")
         given = self.settings["ckpt_path"]
         path = self.checkpoints / f"{given}.ckpt" if given in NAMED else Path(given) if given else None
         if given == "last" and self.subcommand == "fit" and path is not None and not path.exists():
@@ -159,6 +167,7 @@ class MoisCLI(LightningCLI):
         kwargs["logger"] = self._loggers(given["logger"])
         self.trainer_defaults["callbacks"] = self._callbacks(given["enable_checkpointing"] is not False)
         trainer = super().instantiate_trainer(**kwargs)
+        LateLoggers(trainer)
         self.ranks.start(trainer)
         return trainer
 
@@ -188,6 +197,17 @@ class MoisCLI(LightningCLI):
             )
         if best.is_file() and self.settings["tracking"]["artifact"]:
             tracker.file(f"{self.folder.name}-best", best, kind="model")
+
+    def after_test(self) -> None:
+        """Say of every candidate, and in the report, how sure the bundle of the tested checkpoint would be of it."""
+        for prefix, validation in self.resumed.get("validation", {}).items() if self.trainer.is_global_zero else ():
+            folder = self.folder / "test" / prefix
+            record, rows = ValidationRecord(**validation), read_rows(folder / "candidates.csv")
+            if record.peaks and rows:
+                sure = Calibration.fit(record.peaks, record.hits).confidence([float(row["peak"]) for row in rows])
+                told = [{**row, "confidence": f"{value:.6f}"} for row, value in zip(rows, sure, strict=True)]
+                write_rows(folder / "candidates.csv", told)
+                write_report(folder, f"{self.folder.resolve().name} {prefix.rstrip('/')}".rstrip())
 
     @property
     def settings(self) -> Any:
@@ -226,7 +246,7 @@ class MoisCLI(LightningCLI):
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         seed = self.settings["seed_everything"]
         callbacks: list[Callback] = [self.ranks, RunRecord(self.plain_config(), seed), StopAtNaN()]
-        callbacks += [CostTable(bool(self.settings["dry_step"])), WaitingShare()]
+        callbacks += [CostTable(bool(self.settings["dry_step"])), WaitingShare(), SeldomReadBar()]
         callbacks += [SeedEachStep(int(seed)), StopAtSignal()]
         if checkpointing:
             kept = self.settings["checkpoints"]

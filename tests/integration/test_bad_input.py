@@ -29,6 +29,10 @@ def put_nan(root: Path) -> None:
     save_nifti(root / "imagesTr" / "p1_0000.nii.gz", image)
 
 
+def blank(root: Path) -> None:
+    save_nifti(root / "imagesTr" / "p1_0000.nii.gz", np.zeros((40, 8, 48), np.int16))
+
+
 def write_label(classes: np.ndarray, affine: np.ndarray | None = None) -> Damage:
     return lambda root: save_nifti(root / "labelsTr" / "p1.nii.gz", classes.astype(np.uint8), affine)
 
@@ -62,6 +66,7 @@ def test_a_second_scale_is_refused_by_every_command(
     [
         pytest.param(truncate, [], "ROOT/imagesTr/p1_0000.nii.gz: cut off", id="truncated"),
         pytest.param(put_nan, [], "ROOT/imagesTr/p1_0000.nii.gz: 3 voxels are NaN or infinite; replace them", id="NaN"),
+        pytest.param(blank, [], "ROOT/imagesTr/p1_0000.nii.gz: every voxel is 0; export it", id="constant image"),
         pytest.param(
             write_label(LABEL[:, :, :40]),
             [],
@@ -103,6 +108,12 @@ def test_a_second_scale_is_refused_by_every_command(
             ["--data.init_args.pixel_mm=1.5", "--model.inference.pixel_mm=0.25"],
             "data.init_args.pixel_mm=1.5 and model.inference.pixel_mm=0.25 differ; set both to the same",
             id="two scales",
+        ),
+        pytest.param(
+            nothing,
+            ["--trainer.precision=bf16-true"],
+            "trainer.precision=bf16-true is not supported; use 32-true, 32, bf16-mixed, bf16, 16-mixed, 16",
+            id="weights in half precision",
         ),
         pytest.param(
             nothing,
@@ -162,6 +173,36 @@ def test_bad_input_ends_in_one_line(
     said = failing(capsys, "fit", *run)
     assert said.startswith(line.replace("ROOT", str(root)))
     assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "argument"),
+    [
+        pytest.param(nothing, "--data.init_args.root=nowhere", id="wrong root"),
+        pytest.param(nothing, "--data.init_args.train_subjects=[p9]", id="unknown scan"),
+        pytest.param(share_patient, "--data.init_args.fold=null", id="patient in two splits"),
+        pytest.param(truncate, "--data.init_args.fold=null", id="broken file"),
+    ],
+)
+@pytest.mark.parametrize(
+    "logger", ["--tracking.wandb=offline", "--trainer.logger={class_path: CSVLogger, init_args: {save_dir: run}}"]
+)
+def test_data_that_are_refused_leave_no_run_behind(
+    make_dataset: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Damage,
+    argument: str,
+    logger: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    root = make_dataset(subjects=3)
+    damage(root)
+    failing(capsys, "fit", *LORA, *data(root, val_subjects="[p2]"), folder(Path("run")), argument, logger)
+    assert list(tmp_path.iterdir()) == [root]
 
 
 def test_a_misspelt_key_of_a_config_is_found_in_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

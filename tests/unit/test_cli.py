@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from example_results import example_report, write_example
 from stand_in import Model
 from torch.utils.data import DataLoader
 
 from mois.arguments import command_line
+from mois.calibration import Calibration
 from mois.cli import main as mois_main
 from mois.cli import with_options
 from mois.doctor import Finding
 from mois.errors import NO_GPU
+from mois.evaluation.results import read_rows
 from mois.training.callbacks import step_seed
 from mois.training.cli import MoisCLI, choose_precision
 from mois.training.cli import main as train_main
@@ -255,6 +258,21 @@ def test_the_best_checkpoint_is_the_one_that_is_tested() -> None:
     assert Path("runs/run/config_test.yaml").is_file()
 
 
+def test_a_test_is_as_sure_of_its_candidates_as_the_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "reports", {"": [example_report("v0", "v0", 0.5, 1)]}, raising=False)
+    train("fit", *SMALL, "--trainer.max_steps=8")
+    tested = write_example(Path("runs/run/test"), 2)  # the stand-in writes none
+    assert "confidence" not in read_rows(tested / "candidates.csv")[0]
+    train("test", *SMALL, "--ckpt_path=best")
+    rows, validated = read_rows(tested / "candidates.csv"), Model.reports[""][0].candidates
+    calibration = Calibration.fit([one.peak for one in validated], [one.hit for one in validated])
+    sure = calibration.confidence([float(row["peak"]) for row in rows])
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(sure.tolist(), abs=1e-6)
+    page = (tested / "report.html").read_text(encoding="utf-8")
+    assert "before calibration" in page
+    assert "<title>run</title>" in page
+
+
 def test_a_monitor_that_nothing_logs_is_named_after_the_first_validation(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train("fit", *SMALL, "--trainer.max_steps=8", "--checkpoints.monitor=val/rigth")
@@ -271,7 +289,8 @@ def test_the_saved_config_makes_the_same_run_again() -> None:
 
 def test_loggers_of_the_user_stand_beside_the_csv() -> None:
     wanted = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=other"]
-    cli = train("fit", *SMALL, "--trainer.max_steps=1", *wanted)
+    asks_at_setup = "--trainer.callbacks={class_path: DeviceStatsMonitor, init_args: {cpu_stats: false}}"
+    cli = train("fit", *SMALL, "--trainer.max_steps=1", *wanted, asks_at_setup)
     assert [type(logger).__name__ for logger in cli.trainer.loggers] == ["CsvLogger", "CSVLogger"]
     cli = train(
         "fit", *SMALL, "--trainer.max_steps=1", "--trainer.logger=false", "--trainer.default_root_dir=runs/bare"

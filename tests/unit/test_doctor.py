@@ -7,17 +7,22 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import save_nifti
 
 from mois.doctor import Finding, dataset
 
 Make = Callable[..., Path]
 
 
-def labels_with_one_number_twice(root: Path) -> None:
+def describe(root: Path, **changed: object) -> None:
     content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
-    content["labels"]["dark"] = 1
-    (root / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    (root / "dataset.json").write_text(json.dumps({**content, **changed}), encoding="utf-8")
+
+
+def labels_with_one_number_twice(root: Path) -> None:
+    describe(root, labels={"background": 0, "bright": 1, "dark": 1})
 
 
 @pytest.mark.parametrize(
@@ -25,13 +30,15 @@ def labels_with_one_number_twice(root: Path) -> None:
     [
         (
             lambda root: (root / "labelsTr" / "p1.nii.gz").unlink(),
-            ["ROOT: training scan p1 has no label map; add labelsTr/p1, all 0 if it has no lesion, or move its image"],
+            [
+                "ROOT: training scan p1 has no label map; add labelsTr/p1.nii.gz, all 0 if it has no lesion, or move",
+            ],
         ),
         (
             lambda root: (root / "labelsTr" / "p1.nii.gz").rename(root / "labelsTr" / "p1_.nii.gz"),
             [
                 "ROOT: training scan p1 has no label map; ",
-                "ROOT/labelsTr/p1_.nii.gz: there is no image imagesTr/p1__0000.nii.gz; did you mean p1.nii.gz?",
+                "ROOT/labelsTr/p1_.nii.gz: there is no image imagesTr/p1__0000.nii.gz; add the image, or remove",
             ],
         ),
         (
@@ -40,11 +47,41 @@ def labels_with_one_number_twice(root: Path) -> None:
         ),
         (
             lambda root: (root / "imagesTr" / "p1_0000.nii.gz").rename(root / "imagesTr" / "p1_0001.nii.gz"),
-            ["ROOT/imagesTr/p1_0001.nii.gz: scan p1 has no channel 0 (its name ends in 0001); call it p1_0000, or set"],
+            ["ROOT/imagesTr/p1_0001.nii.gz: scan p1 has no channel 0 (its name ends in 0001); call it p1_0000.nii.gz"],
         ),
         (
             lambda root: (root / "imagesTr" / "p1_0000.nii.gz").rename(root / "imagesTr" / "p1.nii.gz"),
             ["ROOT/imagesTr/p1.nii.gz: images are called SUBJECT_0000.nii.gz"],
+        ),
+        (
+            lambda root: (root / "imagesTr" / "p1_0000.nii.gz").rename(root / "imagesTr" / "p1_0000.dcm"),
+            [
+                "ROOT/imagesTr/p1_0000.dcm: scan p1 is not read: dataset.json declares file_ending .nii.gz; convert it "
+                "to p1_0000.nii.gz, or move it away"
+            ],
+        ),
+        (  # a folder that holds a series, without a channel: its label map says that it is a scan
+            lambda root: (root / "imagesTr" / "p1_0000.nii.gz").rename(root / "imagesTr" / "p1"),
+            ["ROOT/imagesTr/p1: scan p1 is not read: "],
+        ),
+        (
+            lambda root: (root / "imagesTs" / "p2_0000.nii.gz").rename(root / "imagesTs" / "p2_0000.nii"),
+            ["ROOT/imagesTs/p2_0000.nii: scan p2 is not read: "],
+        ),
+        (
+            lambda root: save_nifti(root / "imagesTr" / "p1_0000.nii.gz", np.zeros((40, 8, 48), np.int16)),
+            ["ROOT/imagesTr/p1_0000.nii.gz: every voxel is 0; export it from its source again, or leave"],
+        ),
+        (
+            lambda root: describe(root, labels={"0": "background", "1": "bright"}),
+            [
+                "ROOT/dataset.json: label '0' is 'background', as in nnU-Net's first version; swap name and number: "
+                '{"background": 0}.'
+            ],
+        ),
+        (
+            lambda root: describe(root, file_ending=".nii"),
+            ["ROOT/imagesTr: no images (SUBJECT_0000.nii); set file_ending in dataset.json to .nii.gz."],
         ),
         (
             labels_with_one_number_twice,
@@ -61,7 +98,7 @@ def test_a_dataset_that_cannot_be_trained_on_is_not_approved(
 ) -> None:
     root = make_dataset(subjects=2, held_out=1)
     damage(root)
-    faults = [finding.text for finding in dataset(root) if not finding.good and "faults to mend" not in finding.text]
+    faults = [finding.text for finding in dataset(root) if not finding.good and " to mend" not in finding.text]
     for fault, start in zip(faults, said, strict=True):
         assert fault.startswith(start.replace("ROOT", str(root)))
 
@@ -72,3 +109,13 @@ def test_a_dataset_in_order_is_approved(make_dataset: Make) -> None:
     assert list(dataset(root)) == [
         Finding("data", True, "2 scans to train on, 1 held out, 24 lesions, 0 faults to mend")
     ]
+
+
+def test_one_is_no_plural(make_dataset: Make) -> None:
+    root = make_dataset(subjects=2, lesions=1)
+    (root / "labelsTr" / "p0.nii.gz").unlink()
+    *_, summary = dataset(root)
+    assert summary == Finding("data", False, "2 scans to train on, 0 held out, 1 lesion, 1 fault to mend")
+    (root / "imagesTr" / "p0_0000.nii.gz").unlink()
+    *_, summary = dataset(root)
+    assert summary == Finding("data", True, "1 scan to train on, 0 held out, 1 lesion, 0 faults to mend")

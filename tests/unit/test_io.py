@@ -33,7 +33,7 @@ def test_a_semantic_label_becomes_lesions(tmp_path):
     values[0, 0, 0] = values[1, 1, 1] = 1
     values[1, 1, 2] = 2
     values[3, 3, 3] = 1
-    image = save_nifti(tmp_path / "i.nii.gz", np.ones((4, 4, 4), np.int16))
+    image = save_nifti(tmp_path / "i.nii.gz", np.arange(64, dtype=np.int16).reshape(4, 4, 4))
     volume = read(image, save_nifti(tmp_path / "l.nii.gz", values))
     lesions = volume.lesions
     assert volume.image.dtype == torch.float32
@@ -104,6 +104,10 @@ def not_finite(image, label):
     save_nifti(image, array)
 
 
+def constant(image, label):
+    save_nifti(image, np.full((40, 8, 48), 7, np.int16))
+
+
 def other_shape(image, label):
     save_nifti(label, np.zeros((40, 8, 47), np.uint8))
 
@@ -148,6 +152,7 @@ def missing(image, label):
         (cut_off_inside, "image", "cut off"),
         (no_image, "image", "cut off"),
         (not_finite, "image", "2 voxels are NaN or infinite"),
+        (constant, "image", "every voxel is 7"),
         (other_shape, "label", r"shape \(40, 8, 47\) differs from \(40, 8, 48\) of image.nii.gz"),
         (other_affine, "label", "differs from that of image.nii.gz by 0.5 mm"),
         (other_spacing, "label", "by 0.048 mm"),
@@ -272,6 +277,17 @@ def test_a_dicom_series_with_a_gap_is_refused(tmp_path):
         read_image(tmp_path / "empty")
 
 
+def test_itk_prints_nothing_beside_our_line(tmp_path, capfd):
+    (tmp_path / "junk").mkdir()
+    for number in range(3):
+        (tmp_path / "junk" / f"{number}.dcm").write_bytes(b"no DICOM")
+    with pytest.raises(DataError, match="0 DICOM series"):
+        read_image(tmp_path / "junk")
+    with pytest.raises(DataError, match="cut off or of an unknown format"):
+        read_image(tmp_path / "junk" / "0.dcm")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_dataset_is_listed(make_dataset):
     root = make_dataset(subjects=2, held_out=1, instances=True)
     (root / "subjects.csv").write_text(
@@ -302,7 +318,8 @@ def test_a_subject_without_a_table_is_its_own_patient(make_dataset):
         ("dataset.json", json.dumps({"labels": {"a": [1, 2]}, "file_ending": ".nii.gz"}), "one whole number"),
         ("dataset.json", json.dumps({"labels": {"a": 1, "b": 1}, "file_ending": ".nii"}), "'a' and 'b' are both 1"),
         ("dataset.json", json.dumps({"labels": {"a": 1}, "file_ending": ".png"}), "cannot be read"),
-        ("dataset.json", json.dumps({"labels": {"a": 1}, "file_ending": ".nrrd"}), "no images"),
+        ("dataset.json", json.dumps({"labels": {"0": "a"}, "file_ending": ".nii"}), "swap name and number"),
+        ("dataset.json", json.dumps({"labels": {"a": 1}, "file_ending": ".nrrd"}), "no images .* to .nii.gz"),
         ("subjects.csv", "name\np0\n", "needs subject and patient"),
         ("subjects.csv", "subject,patient\np0,a\n", "subject p1 is missing"),
         ("imagesTr/p7.nii.gz", "", "rename it"),
@@ -314,6 +331,23 @@ def test_a_wrong_dataset_is_explained_in_one_line(make_dataset, file, content, m
     with pytest.raises(DataError, match=message) as caught:
         read_dataset(root)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "cure"),
+    [
+        (["a_0000.dcm", "b_0000.dcm"], "convert a_0000.dcm and whatever else is there"),
+        ([".DS_Store"], r"set data.init_args.root to the dataset's folder"),
+        ([], r"set data.init_args.root to the dataset's folder"),
+    ],
+)
+def test_what_to_do_without_images_depends_on_what_is_there(tmp_path, there, cure):
+    (tmp_path / "imagesTr").mkdir()
+    for name in there:
+        (tmp_path / "imagesTr" / name).touch()
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"a": 1}, "file_ending": ".nii.gz"}))
+    with pytest.raises(DataError, match=f"imagesTr: no images .SUBJECT_0000.nii.gz.; {cure}"):
+        read_dataset(tmp_path)
 
 
 def test_a_folder_without_dataset_is_explained(tmp_path):

@@ -16,7 +16,7 @@ from mois.cli.evaluate import _show
 from mois.evaluation.charts import legend_above, spoken
 from mois.evaluation.report import write_report
 from mois.evaluation.reports import ClassReport, Figures, SubjectReport
-from mois.evaluation.results import Leaf, Results
+from mois.evaluation.results import Leaf, Results, write_rows
 from mois.evaluation.sections import expected_calibration_error, ranked, worst_first
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.tables import write_results
@@ -112,6 +112,11 @@ def test_training_scans_and_a_single_patient_are_alarms(tmp_path: Path) -> None:
     assert "One patient: there are no intervals" in page
 
 
+def test_faint_lesions_are_apart_from_clear_ones_dark_or_bright(folder: Path) -> None:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "By absolute contrast, normalised intensity, brighter or darker than around" in page
+
+
 def test_names_are_text_not_markup(tmp_path: Path) -> None:
     write_results(tmp_path, [example_report("<b>p0</b>", "p&0", 0.5, 0)], None, protocol=ProtocolSettings())
     page = write_report(tmp_path).read_text(encoding="utf-8")
@@ -149,6 +154,19 @@ def test_a_robustness_sweep_has_its_section(tmp_path: Path) -> None:
 def test_calibration_error_is_the_mean_distance_of_confidence_and_hits() -> None:
     # bin 0.2-0.3: mean 0.25, 1 of 2 hit: 0.25 off; bin 0.9-1: mean 0.95, 2 of 2 hit: 0.05 off
     assert expected_calibration_error([0.2, 0.3 - 1e-9, 0.9, 1.0], [True, False, True, True]) == pytest.approx(0.15)
+
+
+def test_a_calibration_error_says_what_it_is_of(tmp_path: Path) -> None:
+    folder = write_example(tmp_path / "run", 3)
+    rows = [{"peak": "0.9", "hit": str(hit), "volume_ml": "1"} for hit in (True, False)]  # one of two hit, 0.4 less
+    write_rows(folder / "candidates.csv", rows)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "2 candidates, whatever reached the threshold outside the prompted lesions" in page
+    assert "Expected calibration error of these probabilities, which are not calibrated: 0.400." in page
+    write_rows(folder / "candidates.csv", [{**row, "confidence": "0.6"} for row in rows])
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "Expected calibration error 0.100, before calibration 0.400." in page
+    assert "fitted on the scans that the training was validated on, and flatters where those are scored" in page
 
 
 def test_the_worst_lesions_are_the_largest_missed_ones_then_the_poorest_found() -> None:
@@ -195,7 +213,7 @@ def test_a_browser_shows_every_picture_and_nothing_is_wider_than_the_page(folder
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [str(browser()), *options, "--window-size=1180,900", "--virtual-time-budget=5000", "--dump-dom"]
     run = subprocess.run(
-        [*command, (tmp_path / "page.html").as_uri()], capture_output=True, encoding="utf-8", timeout=60
+        [*command, (tmp_path / "page.html").as_uri()], capture_output=True, encoding="utf-8", timeout=300
     )
     title = re.search(r"<title>(.*?)</title>", run.stdout)
     assert title is not None, run.stderr[-500:]

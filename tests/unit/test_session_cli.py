@@ -19,6 +19,8 @@ from mois.inference import InferenceSettings
 from mois.journal import Action, Journal, motion_rows, read_journal, time_and_motion
 from mois.propagation import Similarity
 from mois.session import InteractiveSession
+from mois.session.advice import Suggestion
+from mois.session.script import read_script
 
 
 @pytest.fixture
@@ -106,6 +108,21 @@ def test_time_and_motion_adds_up_by_hand():
     rows = motion_rows([scan, scan])
     assert rows[-2] == ["all", "all", "4", "2", "0", "4", "30.0", "26.0", "23.0"]
     assert rows[-1][:3] == ["mean", "per prompted", "1.00"]
+
+
+@pytest.mark.parametrize(("lesion", "named"), [(7, " (lesion 7)"), (None, "")])
+def test_a_suggestion_is_a_click_for_the_file_of_prompts(files, capsys, monkeypatch, lesion, named):
+    point = tuple(lps(three_lesions(), 2, 20, 20))
+    monkeypatch.setattr(
+        InteractiveSession, "suggest", lambda self, count: [Suggestion(point, lesion, 0.5, "missed by little")]
+    )
+    run(files)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("suggestion: ")]
+    click, _, after = line.removeprefix("suggestion: ").partition("}")
+    assert after == f"{named}: missed by little"
+    (files / "prompts.json").write_text(f'{{"prompts": [{click}}}]}}')
+    (step,) = read_script(files / "prompts.json")[:-1]
+    assert step.given == pytest.approx(point, abs=0.05)
 
 
 def test_advice_names_what_the_exemplars_lack():

@@ -78,7 +78,14 @@ def test_bins_hold_what_was_not_prompted_and_average_scans_not_lesions() -> None
     assert summary["by_size"]["2-10"]["fp_per_scan"]["mean"] == pytest.approx((1 + 0) / 2)
     assert summary["by_size"][">10"]["recall"] == {"mean": None, "ci95": None, "n": 0}
     assert summary["by_location"]["upper"]["lesions"] == 1
-    assert [entry["lesions"] for entry in summary["by_contrast"].values()] == [0, 0, 1]  # 0.3 belongs to the upper one
+    contrasts = [entry["lesions"] for entry in summary["by_absolute_contrast"].values()]
+    assert contrasts == [0, 0, 1]  # 0.3 belongs to the upper one
+
+
+def test_dark_and_bright_lesions_of_one_contrast_share_a_bin() -> None:
+    rows = [row(n, contrast=contrast) for n, contrast in enumerate((-0.42, 0.5, -0.2, -0.05, 0.05, None), start=1)]
+    bins = summarise([report("a", ClassReport(1, Figures(), (), tuple(rows)))])["summary"]["by_absolute_contrast"]
+    assert {name: entry["lesions"] for name, entry in bins.items()} == {"<0.1": 2, "0.1-0.3": 1, ">0.3": 2}
 
 
 @pytest.mark.parametrize(("volume_ml", "name"), [(0.0, "<0.5"), (0.5, "0.5-2"), (2, "2-10"), (10, ">10"), (99, ">10")])
