@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -228,7 +229,7 @@ def write_dataset(
     Scan i depends on (seed, i) alone, so that a larger dataset begins with the scans of a smaller one.
 
     Args:
-        out: Folder, made if it is missing. Files of the same names are replaced.
+        out: Folder, made if it is missing; one that holds phantoms of the same settings gets the same bytes again.
         subjects: Scans for training: imagesTr, labelsTr, instancesTr, distractorsTr.
         seed: Same seed, same bytes.
         types: Classes 1, 2, ...; None takes the four named types.
@@ -240,12 +241,12 @@ def write_dataset(
         progress: Told after each scan how many are written, and of how many.
 
     Raises:
-        ValueError: If a patient would stand on both sides, or there is nothing to write.
+        ValueError: If a patient would stand on both sides, there is nothing to write, or `out` holds other scans.
     """
-    if subjects < 1 or test_subjects < 0 or sessions < 1:
-        raise ValueError(
-            f"subjects={subjects}, test_subjects={test_subjects}, sessions={sessions}; need 1, 0, 1 or more."
-        )
+    counts = {"subjects": subjects, "test_subjects": test_subjects, "sessions": sessions}
+    for name, least in (("subjects", 1), ("test_subjects", 0), ("sessions", 1)):
+        if counts[name] < least:
+            raise ValueError(f"{name}={counts[name]} must be {least} or more.")
     if subjects % sessions or test_subjects % sessions:
         raise ValueError(
             f"subjects={subjects}, test_subjects={test_subjects} must be multiples of sessions={sessions}."
@@ -254,6 +255,9 @@ def write_dataset(
     labels = {"background": 0} | {kind.name: 1 + i for i, kind in enumerate(types)}
     if len(labels) != 1 + len(types):
         raise ValueError(f"types={[kind.name for kind in types]}: a name stands twice; give every lesion type its own.")
+    described = {kind.name: {"class": 1 + i, **asdict(kind)} for i, kind in enumerate(types)}
+    drawn = {"seed": seed, "shape": shape, "spacing_mm": spacing_mm, "lesions": lesions, "types": described}
+    _claim(out, counts | drawn)
     rows = ["subject,patient,session,site"]
     for patient in range((subjects + test_subjects) // sessions):
         rng = np.random.default_rng([seed, patient])
@@ -266,10 +270,30 @@ def write_dataset(
             if progress is not None:
                 progress(index + 1, subjects + test_subjects)
     about = {"channel_names": {"0": "T2"}, "labels": labels, "numTraining": subjects, "file_ending": ".nii.gz"}
-    described = {kind.name: {"class": 1 + i, **asdict(kind)} for i, kind in enumerate(types)}
     write_bytes(out / "subjects.csv", ("\n".join(rows) + "\n").encode())
     write_bytes(out / "lesion_types.json", (json.dumps(described, indent=2) + "\n").encode())
     write_bytes(out / "dataset.json", (json.dumps(about, indent=2) + "\n").encode())
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Write what decides the phantoms, or refuse a folder that holds other scans: they would stay beside the new."""
+    path = out / "phantom.json"
+    if not path.is_file():
+        if (out / "dataset.json").is_file() or any(out.glob("images*/*")):
+            raise ValueError(f"out={out} holds other scans; choose another folder.")
+        write_bytes(path, (json.dumps(settings, indent=2) + "\n").encode())
+        return
+    theirs, ours = json.loads(path.read_bytes()), json.loads(json.dumps(settings))
+    different = [
+        name if name == "types" else f"{name} ({theirs.get(name)} there, {ours[name]} now)"
+        for name in ours
+        if theirs.get(name) != ours[name]
+    ]
+    if different:
+        raise ValueError(
+            f"out={out} holds phantoms of other settings: {', '.join(different)}; choose another folder, or delete "
+            "this one."
+        )
 
 
 def _write_scan(out: Path, part: str, name: str, scan: Phantom) -> None:

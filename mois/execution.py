@@ -50,6 +50,10 @@ class Compiled:
         self._fast: Callable[[Tensor], Features] | None = torch.compile(encode)
         self._called = False
 
+    def __reduce__(self) -> tuple[type[Compiled], tuple[Callable[[Tensor], Features]]]:
+        """A copy compiles anew: what torch.compile made is bound to the weights of the original."""
+        return Compiled, (self._plain,)
+
     def __call__(self, images: Tensor) -> Features:
         """Encode images (N, P, P)."""
         if self._fast is not None and self._called:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +14,12 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
-PATIENCE = timedelta(days=1)
-"""How long a process waits for the slowest one; where one dies, the others end at once."""
+PATIENCE_H = 24
+"""How long a process waits for the slowest one, which may have all the work where an evaluation goes on. Nothing tells
+one that hangs from a slow one; one that dies is noticed at once."""
+
+LAUNCHER_S = 10.0
+"""How long torchrun has, after a process ended with an error, to end the others and to say which one is to blame."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,23 @@ class Processes:
         return items[self.rank :: self.world]
 
     def wait(self) -> None:
-        """Wait until all processes have come this far."""
-        if self.world > 1:
+        """Wait until all processes have come this far.
+
+        Raises:
+            SystemExit: If one of them is gone; whoever was not ended by torchrun in the meantime says so.
+        """
+        if self.world == 1:
+            return
+        try:
             torch.distributed.barrier()
+        except RuntimeError as error:
+            if not lost_contact(error):
+                raise
+            time.sleep(LAUNCHER_S)
+            reason = f"another process ended, or did not answer for {PATIENCE_H} hours, which ends all of them"
+            cure = "see what it said, and start again: what is finished is not done again"
+            speaks = self.rank < 2  # 0 may be the one that is gone
+            raise SystemExit(f"error: {reason}; {cure}" if speaks else 1) from error
 
     def device(self) -> str:
         """Return the accelerator that this process computes on, or the CPU where there is none."""
@@ -57,8 +77,15 @@ def joined() -> Iterator[Processes]:
         yield Processes()
         return
     # gloo, since nothing but barriers goes through it, and these also work where several processes share a GPU
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    torch.distributed.init_process_group("gloo", timeout=timedelta(hours=PATIENCE_H))
     try:
         yield Processes(torch.distributed.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Tell whether an error of a collective operation came of another process's end or silence."""
+    words = r"Connection (closed|reset) by peer|Timed out waiting \d+ms|gloo/transport|Broken pipe"
+    gloo = isinstance(error, RuntimeError) and re.search(words, str(error)) is not None
+    return gloo or isinstance(error, torch.distributed.DistError)

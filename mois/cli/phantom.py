@@ -18,7 +18,7 @@ def phantom(
     """Write synthetic whole-body MRI with lesions as an nnU-Net raw dataset.
 
     Args:
-        out: Folder to write; made if it is missing.
+        out: Folder to write; made if it is missing, refused if it holds other scans.
         subjects: Number of training scans.
         seed: Same seed, same bytes.
         test_subjects: Number of test scans.
@@ -26,7 +26,7 @@ def phantom(
         types: Named lesion types, one class each, such as ring,dark; all four by default.
 
     Raises:
-        ValueError: If a lesion type is unknown.
+        ValueError: If a lesion type is unknown, there is nothing to write, or the folder holds other scans.
     """
     from datamodules.phantom import NAMED_TYPES, write_dataset
 

@@ -67,11 +67,12 @@ class CostTable(Callback):
         return [*parts, PartCost("all", sum(cost.mib for cost in parts), sum(cost.seconds for cost in parts))]
 
 
-class WaitingShare(Callback):
-    """Logs `train/waiting`: which share of the time since it was last logged a rank waited for its data, at most.
+class DataShares(Callback):
+    """Logs, of the steps since it last did, how long their data took and what share of it the feature cache had.
 
-    The loader says how long it was waited for (`waited_s`), and so does `model.cache`, whose digests are made before
-    the step and whose files are read and written within it; of other loaders nothing is logged.
+    `train/waiting` is the share of the time in which the slowest rank waited: for its loader, which says so
+    (`waited_s`), and for `model.cache`, whose digests are made before a step and whose files are read and written
+    within it. `train/cache_hits` is the share of the images, on all ranks.
     """
 
     def __init__(self) -> None:
@@ -79,38 +80,48 @@ class WaitingShare(Callback):
         self._cache_s = 0.0  # what the cache said last
         self._digests_s = 0.0
         self._began_s = 0.0
-        self._waited_s = 0.0  # since it was last logged
-        self._passed_s = 0.0
         self._step = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._waited_s = 0.0
+        self._passed_s = 0.0
+        self._hits: list[float] = []  # of each batch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note when the step began."""
-        self._digests_s = _cache_s(pl_module) - self._cache_s
+        self._digests_s = getattr(_cache(pl_module), "waited_s", 0.0) - self._cache_s
         self._began_s = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the step, and log the share whenever something is logged."""
-        spent = time.perf_counter() - self._began_s
-        cache, self._cache_s = _cache_s(pl_module) - self._cache_s, _cache_s(pl_module)
+        """Add the batch, and log whenever something is logged."""
+        self._passed_s += self._digests_s + time.perf_counter() - self._began_s
+        if cache := _cache(pl_module):
+            self._hits.append(cache.hits)
+            self._waited_s += cache.waited_s - self._cache_s
+            self._cache_s = cache.waited_s
         loader_s = getattr(trainer.train_dataloader, "waited_s", None)
-        if loader_s is None:
-            return
-        before = self._loader_s if loader_s >= self._loader_s else 0.0  # a reloaded loader counts anew
-        waited, self._loader_s = loader_s - before, loader_s
-        self._waited_s += waited + cache
-        self._passed_s += waited + self._digests_s + spent
+        if loader_s is not None:
+            waited = loader_s - (self._loader_s if loader_s >= self._loader_s else 0.0)  # a reloaded one counts anew
+            self._waited_s += waited
+            self._passed_s += waited
+            self._loader_s = loader_s
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and trainer.global_step != self._step and trainer.global_step % every == 0:
+        if not (every and stepped and trainer.global_step % every == 0):
+            return
+        if loader_s is not None:  # of others nothing is known
             share = self._waited_s / self._passed_s
             pl_module.log("train/waiting", share, batch_size=1, sync_dist=True, reduce_fx="max")
-            self._waited_s = self._passed_s = 0.0
-        self._step = trainer.global_step
+        if self._hits:
+            pl_module.log("train/cache_hits", sum(self._hits) / len(self._hits), batch_size=1, sync_dist=True)
+        self._forget()
 
 
-def _cache_s(module: LightningModule) -> float:
-    return float(getattr(getattr(module, "encoder", None), "waited_s", 0.0))
+def _cache(module: LightningModule) -> Any:
+    return getattr(module, "encoder", None)
 
 
 def show(first: str, others: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:

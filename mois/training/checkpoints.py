@@ -137,7 +137,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def _others(path: Path) -> str:
-    """Return, for the end of a message, which checkpoints there are beside one that is missing."""
+    """Return, for the end of a message, which checkpoints there are instead of one that is missing."""
+    if str(path) == path.stem:  # a word: it was meant for one of ours
+        names = f"{', '.join(NAMED[:-1])} or {NAMED[-1]}"
+        return f"give {names} (of trainer.default_root_dir/checkpoints), or the path of a checkpoint"
     there = sorted(file.stem for file in path.parent.glob("*.ckpt"))
     if not there:
         return f"{path.parent} holds no checkpoint, train first (fit)"

@@ -24,7 +24,7 @@ from mois.evaluation.report import write_report
 from mois.evaluation.results import read_rows, write_rows
 from mois.execution import settled
 from mois.tracking import LateLoggers, Tracker, TrackingSettings, make_loggers
-from mois.training.callbacks import CostTable, SeedEachStep, SeldomReadBar, StopAtNaN, WaitingShare
+from mois.training.callbacks import CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
 from mois.training.checkpoints import (
     NAMED,
     RECORD,
@@ -246,7 +246,7 @@ class MoisCLI(LightningCLI):
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         seed = self.settings["seed_everything"]
         callbacks: list[Callback] = [self.ranks, RunRecord(self.plain_config(), seed), StopAtNaN()]
-        callbacks += [CostTable(bool(self.settings["dry_step"])), WaitingShare(), SeldomReadBar()]
+        callbacks += [CostTable(bool(self.settings["dry_step"])), DataShares(), SeldomReadBar()]
         callbacks += [SeedEachStep(int(seed)), StopAtSignal()]
         if checkpointing:
             kept = self.settings["checkpoints"]

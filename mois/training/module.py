@@ -93,6 +93,7 @@ class ExemplarSegmenter(LightningModule):
         self.inference = inference
         self.protocol = protocol
         self.encoder = CachedEncoder(backbone, cache) if cache.folder is not None else None
+        self._segmenters: dict[Propagation, VolumeSegmenter] = {}  # kept, since each compiles at its second use
         self._keys: list[str] = []  # of the pictures of the present batch
         self.reports: dict[str, list[SubjectReport]] = {}  # by the prefix of a propagation
         self._steps = 1  # of the training, as soon as it starts
@@ -117,7 +118,10 @@ class ExemplarSegmenter(LightningModule):
 
     def segmenter(self, propagation: Propagation | None = None) -> VolumeSegmenter:
         """Return what turns a volume and exemplars into lesions, by this model as it stands."""
-        return VolumeSegmenter(self.backbone, propagation or self.propagation, self.inference)
+        chosen = propagation or self.propagation
+        if chosen not in self._segmenters:
+            self._segmenters[chosen] = VolumeSegmenter(self.backbone, chosen, self.inference)
+        return self._segmenters[chosen]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Work out what a batch's pictures are called in the cache, while they are on the CPU."""
@@ -137,8 +141,6 @@ class ExemplarSegmenter(LightningModule):
         outcome = learn(self.backbone, self.propagations, episode, self.learning, self.global_step, encode)
         total = torch.stack(list(outcome.losses.values())).sum()
         batch_size = episode.query_images.shape[0]
-        if self.encoder is not None:
-            self.log("train/cache_hits", self.encoder.hits, batch_size=batch_size)
         self.log("train/loss", total, prog_bar=True, batch_size=batch_size, sync_dist=True)
         self.log_dict({f"train/loss_{name}": loss for name, loss in outcome.losses.items()}, batch_size=batch_size)
         self.log_dict({f"train/{name}": value for name, value in outcome.figures.items()}, batch_size=batch_size)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 from typing import Any, NoReturn
 
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mois.processes import lost_contact
 from mois.training.checkpoints import way_on
 
 POLL_S = 0.5
@@ -110,10 +109,3 @@ class RankWatch(Callback):
     def _kill(self) -> None:
         for child in self._children:
             child.kill()
-
-
-def lost_contact(error: BaseException) -> bool:
-    """Tell whether an error of a collective operation came of another rank's end or silence."""
-    words = r"Connection (closed|reset) by peer|Timed out waiting \d+ms|gloo/transport|Broken pipe"
-    gloo = isinstance(error, RuntimeError) and re.search(words, str(error)) is not None
-    return gloo or isinstance(error, torch.distributed.DistError)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import save_nifti, scan_with_lesions
+from small_runs import ROOT
 
 from adapters import Frozen
 from mois.backbones import SAM2
@@ -128,3 +136,70 @@ def test_wrong_command_lines_end_in_one_line(
     line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--subjects", "p9")
     assert line == "--subjects: no scan is called 'p9'; choose from p0, p1."
     assert not (tmp_path / "out").exists()
+
+
+@contextmanager
+def apart(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Start `python COMMAND`; nothing of it outlives the context."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()  # torchrun ends its own
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_a_bad_scan_of_one_process_ends_all_with_its_line(make_dataset: Make, tmp_path: Path) -> None:
+    root = make_dataset(subjects=1, held_out=2)
+    for number in (1, 2):
+        save_nifti(tmp_path / "maps" / f"p{number}.nii.gz", scan_with_lesions(number)[1])
+    bad = root / "imagesTs" / "p2_0000.nii.gz"  # the second: rank 1's
+    bad.write_bytes(bad.read_bytes()[:-500])
+    command = ["evaluate", f"--predictions={tmp_path / 'maps'}", f"--data={root}", "--prompted=1", "--counts=[]"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mois.cli"]
+    with apart(*torchrun, *command, f"--out={tmp_path / 'out'}") as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (line,) = [line for line in said.splitlines() if line.startswith(("error: ", "[rank"))]
+    assert line == f"error: {bad}: cut off or no NIfTI file; copy it again from its source."
+    assert "rank      : 1 (local_rank: 1)\n  exitcode  : 2" in said.partition("Root Cause")[2]  # as torchrun sees it
+
+
+WAITING = """
+import sys, time
+from pathlib import Path
+from mois import processes
+processes.LAUNCHER_S = 0.1
+with processes.joined() as these:
+    Path(sys.argv[1]).touch()
+    if these.rank == 1:
+        time.sleep(99)
+    these.wait()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_whose_peer_was_killed_says_so_and_ends(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    with (
+        apart("-c", WAITING, str(tmp_path / "0"), RANK="0", **place) as first,
+        apart("-c", WAITING, str(tmp_path / "1"), RANK="1", **place) as second,
+    ):
+        while not (tmp_path / "1").exists() or not (tmp_path / "0").exists():
+            time.sleep(0.05)
+        second.send_signal(signal.SIGKILL)
+        _, said = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert said == (
+        "error: another process ended, or did not answer for 24 hours, which ends all of them; see what it said, "
+        "and start again: what is finished is not done again\n"
+    )

@@ -143,3 +143,14 @@ def make_scan(
 def box(slices: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> tuple[slice, slice, slice]:
     """Return a box from inclusive starts and exclusive stops."""
     return slice(*slices), slice(*rows), slice(*columns)
+
+
+# Eight lesions of 64 voxels, four of either type, each on a slice of its own with an empty one between.
+PLACES = [(1 + 2 * n, *place) for n, place in enumerate([(12, 12), (32, 12), (12, 28), (32, 28)] * 2)]
+BOXES = [box((s, s + 1), (y, y + 8), (x, x + 8)) for s, y, x in PLACES]
+TYPES = [TYPE_A, TYPE_B, TYPE_B, TYPE_A, TYPE_B, TYPE_A, TYPE_A, TYPE_B]
+
+
+def eight_lesions() -> Volume:
+    """Return a scan of the lesions `BOXES`."""
+    return make_scan(list(zip(TYPES, BOXES, strict=True)), shape=(17, 64, 48))

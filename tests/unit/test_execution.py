@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,17 +16,21 @@ import pytest
 import torch
 from pretended_gpu import pretended_gpu
 from session_fakes import lps, three_lesions
-from torch import Tensor
+from torch import Tensor, nn
 
+from adapters import Frozen, Lora
 from mois.backbones import SAM2
 from mois.encoded import EncodedVolume
+from mois.evaluation.protocol import Shared, evaluate_volume
+from mois.evaluation.settings import ProtocolSettings
 from mois.execution import CACHED_PX, Compiled, autocast, tiles_at_once
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Episode, Features, MaskPrediction, Prompts
-from mois.propagation import Similarity
+from mois.propagation import Prototype, Similarity
 from mois.session import InteractiveSession
 from mois.testing import example_episode, example_patches, nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names
+from mois.training.module import ExemplarSegmenter
 
 CPU = torch.device("cpu")
 SETTINGS = InferenceSettings(pixel_mm=0.75, tile_px=96, batch_size=8, peak_threshold=0.4)
@@ -40,6 +47,13 @@ def on_the_gpu() -> VolumeSegmenter:
     backbone, propagation = nano_backbone(), Similarity()
     propagation.build(backbone)
     return VolumeSegmenter(backbone.to("cuda"), propagation.eval().to("cuda"), replace(SETTINGS, precision="32"))
+
+
+def compiling_module() -> ExemplarSegmenter:
+    """A model of two propagations that takes the 12 tiles of `three_lesions` at once."""
+    inference = replace(SETTINGS, batch_size=32, compile=True)
+    module = ExemplarSegmenter(nano_backbone(), Frozen(), Similarity(), [Prototype()], inference=inference)
+    return module.eval()
 
 
 def two_clicks(segmenter: VolumeSegmenter, encoded: EncodedVolume) -> tuple[np.ndarray, MaskPrediction]:
@@ -152,14 +166,79 @@ def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.
     encode(images)  # said once
 
 
+def eager(graph: Any, given: Any) -> Any:  # inductor's own minute is not ours
+    return graph.forward
+
+
+def test_of_scans_of_one_batch_all_but_the_first_are_encoded_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast: list[int] = []
+
+    def counting(encode: Callable[[Tensor], Features]) -> Callable[[Tensor], Features]:
+        def compiled(images: Tensor) -> Features:
+            fast.append(len(images))
+            return encode(images)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", counting)
+    module = compiling_module()
+    for scan in [three_lesions()] * 3:
+        shared = Shared()
+        for propagation in module.propagations.values():
+            evaluate_volume(module.segmenter(propagation), scan, ProtocolSettings(prompted=1), shared=shared)
+    assert fast == [12, 12]
+
+
+def encoded_compiled(module: ExemplarSegmenter) -> Tensor:
+    """What a model that was compiled sees, after a comparison with what it sees uncompiled."""
+    images, _ = example_patches(2, 64)
+    with torch.inference_mode():
+        for _ in range(2):
+            level = module.segmenter()._see(images).levels[-1]
+        torch.testing.assert_close(level, module.backbone.encode(images).levels[-1], atol=1e-4, rtol=1e-4)
+    return level.clone()
+
+
+def train_all(module: nn.Module, name: str = "") -> None:
+    with torch.no_grad():
+        for parameter in (each for full, each in module.named_parameters() if name in full):
+            parameter.mul_(1.2).add_(0.05)
+
+
+def test_what_was_compiled_sees_what_was_trained_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=eager))
+    module = compiling_module()
+    seen = [encoded_compiled(module)]
+    train_all(module.backbone)
+    seen.append(encoded_compiled(module))
+    Lora().attach(module.backbone, module.propagation)
+    train_all(module.backbone, "lora_")
+    seen.append(encoded_compiled(module))
+    assert all((one - next_).abs().max() > 0.01 for one, next_ in pairwise(seen))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_of_a_compiled_model_computes_with_its_own_weights(
+    copied: Callable[[ExemplarSegmenter], ExemplarSegmenter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=eager))
+    module = compiling_module()
+    names = module.state_dict().keys()
+    before = encoded_compiled(module)
+    other = copied(module)
+    assert other.state_dict().keys() == names
+    train_all(module.backbone)
+    torch.testing.assert_close(encoded_compiled(other), before)
+
+
 def test_an_encoder_is_compiled_once_for_several_images_and_once_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[int] = []
 
-    def eager(graph: Any, given: Any) -> Any:  # inductor's own minute is not ours
+    def counting(graph: Any, given: Any) -> Any:
         compiled.append(len(given))
-        return graph.forward
+        return eager(graph, given)
 
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=eager))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
     backbone = nano_backbone()
     encode = Compiled(backbone.encode)
     with torch.inference_mode():

@@ -17,8 +17,8 @@ import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from mois.errors import explain
+from mois.processes import lost_contact
 from mois.training.interruption import IMPATIENCE_S, StopAtSignal
-from mois.training.ranks import lost_contact
 
 
 @pytest.fixture(autouse=True)

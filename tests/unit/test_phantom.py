@@ -243,10 +243,40 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert told == [(1, 2), (2, 2)]
 
 
+def test_the_same_command_twice_and_after_an_interruption_writes_the_same(tmp_path: Path) -> None:
+    def stop(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path, subjects=2, seed=0, progress=stop, **SMALL)
+    assert not (tmp_path / "dataset.json").exists()  # the demo looks for it: it comes last
+    write_dataset(tmp_path, subjects=2, seed=0, **SMALL)
+    first = content(tmp_path)
+    write_dataset(tmp_path, subjects=2, seed=0, **SMALL)
+    assert content(tmp_path) == first
+
+
+def test_a_folder_with_other_scans_is_refused_and_left_as_it_is(dataset: Path, tmp_path: Path) -> None:
+    before = content(dataset)
+    line = r"^out=.* holds phantoms of other settings: subjects \(4 there, 2 now\), test_subjects \(2 there, 0 now\); "
+    with pytest.raises(ValueError, match=line + "choose another folder, or delete this one"):
+        write_dataset(dataset, subjects=2, sessions=2, seed=7, **SMALL)
+    with pytest.raises(ValueError, match="other settings: types; choose another"):
+        write_dataset(dataset, subjects=4, test_subjects=2, sessions=2, seed=7, types=NAMED[:1], **SMALL)
+    assert content(dataset) == before
+    (tmp_path / "imagesTs").mkdir()
+    (tmp_path / "imagesTs" / "p0_0000.nii.gz").touch()
+    with pytest.raises(ValueError, match=r"^out=.* holds other scans; choose another folder"):
+        write_dataset(tmp_path, subjects=1, seed=0, **SMALL)
+    assert list(content(tmp_path)) == ["imagesTs/p0_0000.nii.gz"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"subjects": 0}, "subjects=0, test_subjects=0, sessions=1; need 1, 0, 1 or more"),
+        ({"subjects": 0}, "^subjects=0 must be 1 or more"),
+        ({"subjects": 1, "test_subjects": -1}, "^test_subjects=-1 must be 0 or more"),
+        ({"subjects": 1, "sessions": 0}, "^sessions=0 must be 1 or more"),
         ({"subjects": 3, "sessions": 2}, "subjects=3, test_subjects=0 must be multiples of sessions=2"),
         ({"subjects": 1, "types": [NAMED[0], NAMED[0]]}, "a name stands twice"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_model import TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, make_scan
+from fake_model import BOXES, TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, eight_lesions, make_scan
 
 from mois.evaluation import protocol
 from mois.evaluation.paper import score_by_paper
@@ -18,14 +18,11 @@ from mois.io import read_image
 from mois.prompts import Reader, correct, first_click
 
 VOXEL_ML = 1.5 * 1.5 * 5 / 1000
-PLACES = [(1 + 2 * n, *place) for n, place in enumerate([(12, 12), (32, 12), (12, 28), (32, 28)] * 2)]
-BOXES = [box((s, s + 1), (y, y + 8), (x, x + 8)) for s, y, x in PLACES]
-TYPES = [TYPE_A, TYPE_B, TYPE_B, TYPE_A, TYPE_B, TYPE_A, TYPE_A, TYPE_B]
 
 
 @pytest.fixture
 def scan() -> Volume:
-    return make_scan(list(zip(TYPES, BOXES, strict=True)), shape=(17, 64, 48))
+    return eight_lesions()
 
 
 class Doubtful(FakePropagation):
