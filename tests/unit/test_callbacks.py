@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from stand_in import Data, Layer, Model
 from torch import nn
 
-from mois.training.callbacks import SeedEachStep, SeldomReadBar, StopAtNaN, WaitingShare
+from mois.training.callbacks import DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
 from mois.training.checkpoints import LastCheckpoint, SafeCheckpointIO, read_checkpoint
 from mois.training.cost import count_parameters
 
@@ -119,14 +119,21 @@ def test_nothing_can_ask_for_an_unsafe_load(tmp_path: Path) -> None:
 
 
 class Steps:
-    """What WaitingShare sees of a training: a clock, steps of one second, a loader, and a cache."""
+    """What DataShares sees of a training: a clock, steps of one second, a loader, and a cache."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
-        self.watch, self.shares, self.now = WaitingShare(), [], 0.0
-        self.cache, self.loader = SimpleNamespace(waited_s=0.0), SimpleNamespace(waited_s=0.0)
-        self.module: Any = SimpleNamespace(log=lambda _, share, **__: self.shares.append(share), encoder=self.cache)
+        self.watch, self.now = DataShares(), 0.0
+        self.shares: list[float] = []
+        self.hits: list[float] = []
+        self.cache, self.loader = SimpleNamespace(waited_s=0.0, hits=0.0), SimpleNamespace(waited_s=0.0)
+        self.module: Any = SimpleNamespace(log=self.log, encoder=self.cache)
         self.trainer: Any = SimpleNamespace(global_step=0, log_every_n_steps=every, train_dataloader=self.loader)
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def log(self, name: str, share: float, **how: Any) -> None:
+        """Note what is logged; ranks do so together."""
+        assert how["sync_dist"]
+        {"train/waiting": self.shares, "train/cache_hits": self.hits}[name].append(share)
 
     def make(self, waited_s: float = 0.0, digests_s: float = 0.0, files_s: float = 0.0, last: bool = True) -> None:
         """Make a step, or one of its batches."""
@@ -147,14 +154,15 @@ def test_the_share_of_waiting_holds_what_the_cache_took(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("late", range(5))
-def test_the_share_of_waiting_is_that_of_all_steps_since_the_last_one(
-    monkeypatch: pytest.MonkeyPatch, late: int
-) -> None:
+def test_shares_are_those_of_all_steps_since_they_were_last_logged(monkeypatch: pytest.MonkeyPatch, late: int) -> None:
     steps = Steps(monkeypatch, every=5)
     for step in range(10):
+        steps.cache.hits = 0.5
         steps.make(last=False)  # gradients are accumulated over two batches
+        steps.cache.hits = float(step % 5 == late)
         steps.make(waited_s=10 if step % 5 == late else 0)
     assert steps.shares == [10 / 20] * 2
+    assert steps.hits == pytest.approx([(5 * 0.5 + 1) / 10] * 2)
 
 
 def test_the_share_of_waiting_stays_a_share_when_the_loader_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
