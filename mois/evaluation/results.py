@@ -11,6 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mois.calibration import Calibration
 from mois.evaluation.statistics import SCHEMA
 from mois.files import write_text
 
@@ -160,3 +161,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def add_confidence(path: Path, calibration: Calibration) -> None:
+    """Add the calibrated confidence to candidates.csv."""
+    rows = read_rows(path)
+    if rows:
+        sure = calibration.confidence([float(row["peak"]) for row in rows])
+        write_rows(path, [{**row, "confidence": f"{value:.6f}"} for row, value in zip(rows, sure, strict=True)])

@@ -16,7 +16,7 @@ from mois.calibration import Calibration
 from mois.evaluation.lesion_pictures import draw_worst_lesions
 from mois.evaluation.report import write_report
 from mois.evaluation.reports import SubjectReport
-from mois.evaluation.results import read_rows, write_rows
+from mois.evaluation.results import add_confidence
 from mois.evaluation.robustness import CHANGES, ChangedScan, changed, plain, summarise_changes, unprompted
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.tables import write_results
@@ -116,7 +116,7 @@ def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path)
     provenance = {**evaluation.provenance, "data": hashlib.sha256("".join(lines).encode()).hexdigest()}
     write_results(out, reports, provenance, protocol=evaluation.protocol, seed=evaluation.seed)
     if evaluation.calibration is not None:
-        _add_confidence(out / "candidates.csv", evaluation.calibration)
+        add_confidence(out / "candidates.csv", evaluation.calibration)
     if evaluation.robustness:
         changes = [
             ChangedScan(
@@ -211,11 +211,3 @@ def _sha256(scan: SubjectFiles, evaluation: Evaluation) -> str:
         if file is not None and file.is_file():
             total.update(file_sha256(file).encode())
     return total.hexdigest()
-
-
-def _add_confidence(path: Path, calibration: Calibration) -> None:
-    """Add the calibrated confidence to candidates.csv."""
-    rows = read_rows(path)
-    if rows:
-        sure = calibration.confidence([float(row["peak"]) for row in rows])
-        write_rows(path, [{**row, "confidence": f"{value:.6f}"} for row, value in zip(rows, sure, strict=True)])

@@ -17,7 +17,7 @@ from torch import Tensor
 from mois.calibration import Calibration
 from mois.exemplars import Exemplar, ExemplarBank, ModelIdentity
 from mois.inference import VolumeSegmenter
-from mois.interfaces import Exemplars, Volume
+from mois.interfaces import Exemplars, Propagation, Volume
 from mois.session.found import confidence, find_lesions, keep_ids, likeness, look_at, outline
 from mois.session.prompting import PromptSegmenter
 from mois.session.state import BoxMask, Lesion, Preview, Prompt, State
@@ -46,7 +46,6 @@ class Workbench:
         volume: The scan; its lesions are not looked at.
         calibration: Of the confidence of found lesions, or None.
         identity: The model; exemplars belong to it.
-        exemplars: How many exemplars a propagation takes; of more, those that differ most.
     """
 
     def __init__(
@@ -55,13 +54,11 @@ class Workbench:
         volume: Volume,
         calibration: Calibration | None,
         identity: ModelIdentity,
-        exemplars: int,
     ) -> None:
         self.segmenter = segmenter
         self.volume = volume
         self.calibration = calibration
         self.identity = identity
-        self.exemplars = exemplars
         self.encoded = segmenter.encode(volume, lazy=True)
         self.grid = self.encoded.grid
         self._prompted = PromptSegmenter(segmenter, self.encoded)
@@ -123,9 +120,13 @@ class Workbench:
         return bank
 
     def asked(self, state: State) -> tuple[list[str], Exemplars]:
-        """Return the keys of the exemplars that a propagation takes, and themselves (B = 1)."""
-        bank = self.bank(state)
-        keys = bank.select(self.exemplars)
+        """Return the keys of the exemplars that a propagation takes, and themselves (B = 1).
+
+        One that merges what is more than `inference.most_exemplars` takes all; any other so many that differ most.
+        """
+        bank, most = self.bank(state), self.segmenter.settings.most_exemplars
+        merges = type(self.segmenter.propagation).condense is not Propagation.condense
+        keys = bank.select(max(most, len(bank)) if merges else most)
         if not keys:
             return [], self.segmenter.no_exemplars(self.encoded)
         return keys, bank.exemplars(keys, self.segmenter.device)

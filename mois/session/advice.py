@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -211,10 +212,12 @@ def influences(
     """
     scores: dict[str, dict[str, float]] = {}
     asked = segmenter.prepare(list(exemplars.values()), merge=False)  # what one of them does is asked for
+    most = segmenter.settings.batch_size  # at once: hundreds would not fit into memory
+    parts = [asked.each(itemgetter(slice(start, start + most))) for start in range(0, len(exemplars), most)]
     for lesion in known:
-        answer = segmenter.ask(encoded, np.array([lesion.row]), asked)[0]  # (R, P, P)
+        answers = [segmenter.ask(encoded, np.array([lesion.row]), part)[0] for part in parts]  # each (<= most, P, P)
         scores[lesion.key] = {
-            key: _agreement(probability, lesion) for key, probability in zip(exemplars, answer, strict=True)
+            key: _agreement(probability, lesion) for key, probability in zip(exemplars, torch.cat(answers), strict=True)
         }
     found = []
     for key in exemplars:

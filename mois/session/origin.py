@@ -31,15 +31,9 @@ def history(actions: Sequence[Action]) -> tuple[list[int], int]:
 
 
 def about_session(
-    segmenter: VolumeSegmenter,
-    volume: Volume,
-    identity: ModelIdentity,
-    calibration: Calibration | None,
-    exemplars: int,
+    segmenter: VolumeSegmenter, volume: Volume, identity: ModelIdentity, calibration: Calibration | None
 ) -> dict[str, Any]:
     """Return what a session's answers depend on besides its actions, as JSON holds it."""
-    if exemplars < 1:
-        raise ValueError(f"exemplars={exemplars} must be 1 or more.")
     digest = hashlib.sha256(np.ascontiguousarray(volume.image.cpu().numpy()).tobytes())
     digest.update(volume.affine.double().cpu().numpy().tobytes())
     settings = {name: value for name, value in asdict(segmenter.settings).items() if name != "memory_gib"}
@@ -52,7 +46,6 @@ def about_session(
         "model": identity.as_dict(),
         "inference": settings,
         "calibration": None if calibration is None else calibration.as_dict(),
-        "exemplars": exemplars,
     }
 
 

@@ -20,8 +20,6 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from mois.arguments import OneLineParser, command_line, read_settings
 from mois.calibration import Calibration
-from mois.evaluation.report import write_report
-from mois.evaluation.results import read_rows, write_rows
 from mois.execution import settled
 from mois.tracking import LateLoggers, Tracker, TrackingSettings, make_loggers
 from mois.training.callbacks import CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
@@ -198,16 +196,12 @@ class MoisCLI(LightningCLI):
         if best.is_file() and self.settings["tracking"]["artifact"]:
             tracker.file(f"{self.folder.name}-best", best, kind="model")
 
-    def after_test(self) -> None:
-        """Say of every candidate, and in the report, how sure the bundle of the tested checkpoint would be of it."""
-        for prefix, validation in self.resumed.get("validation", {}).items() if self.trainer.is_global_zero else ():
-            folder = self.folder / "test" / prefix
-            record, rows = ValidationRecord(**validation), read_rows(folder / "candidates.csv")
-            if record.peaks and rows:
-                sure = Calibration.fit(record.peaks, record.hits).confidence([float(row["peak"]) for row in rows])
-                told = [{**row, "confidence": f"{value:.6f}"} for row, value in zip(rows, sure, strict=True)]
-                write_rows(folder / "candidates.csv", told)
-                write_report(folder, f"{self.folder.resolve().name} {prefix.rstrip('/')}".rstrip())
+    def before_test(self) -> None:
+        """Have the test say of every candidate how sure the bundle of its checkpoint would be."""
+        for prefix, validation in self.resumed.get("validation", {}).items():
+            record = ValidationRecord(**validation)
+            if record.peaks:
+                getattr(self.model, "calibrations", {})[prefix] = Calibration.fit(record.peaks, record.hits)
 
     @property
     def settings(self) -> Any:

@@ -15,9 +15,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from mois.calibration import Calibration
 from mois.evaluation.protocol import ProtocolSettings, Shared, evaluate_volume
 from mois.evaluation.report import write_report
 from mois.evaluation.reports import SubjectReport
+from mois.evaluation.results import add_confidence
 from mois.evaluation.statistics import means
 from mois.evaluation.tables import write_results
 from mois.feature_cache import CachedEncoder, CacheSettings
@@ -98,6 +100,7 @@ class ExemplarSegmenter(LightningModule):
         self.reports: dict[str, list[SubjectReport]] = {}  # by the prefix of a propagation
         self._steps = 1  # of the training, as soon as it starts
         self.provenance: dict[str, Any] = {}  # filled in by the command line, written with every result
+        self.calibrations: dict[str, Calibration] = {}  # likewise; a companion's under its prefix, for a test
         self.strict_loading = (
             False  # a checkpoint holds what was trained; on_load_checkpoint checks that it is all there
         )
@@ -203,6 +206,8 @@ class ExemplarSegmenter(LightningModule):
             for prefix, reports in self.reports.items():
                 folder = self.results_folder("test") / prefix
                 write_results(folder, reports, self.record(), protocol=self.protocol)
+                if prefix in self.calibrations:
+                    add_confidence(folder / "candidates.csv", self.calibrations[prefix])
                 write_report(folder, f"{run} {prefix.rstrip('/')}".rstrip())
 
     def record(self) -> dict[str, Any]:

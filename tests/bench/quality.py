@@ -1,4 +1,4 @@
-"""What compact exemplars cost in quality: Dice on whole phantoms with the bundled nano, as pretrained."""
+"""What compact exemplars cost in quality: Dice of sessions on phantoms with the bundled nano, as pretrained."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from datamodules.lesion_types import draw_lesion_types
 from datamodules.phantom import make_phantom
 from datamodules.pretraining import as_volume
 from mois.backbones import SAM2
-from mois.encoded import EncodedVolume
 from mois.evaluation.truth import Truth
+from mois.exemplars import Exemplar, ExemplarBank
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Propagation
 from mois.metrics import Overlap
 from mois.propagation import Attention, Similarity
+from mois.session import InteractiveSession
 from tests.bench.measure import Measurement, Outcome
 
 SCANS, LESIONS = 3, 200  # of two types: up to a hundred exemplars of each
@@ -42,11 +43,8 @@ def compact_exemplars(repeats: int) -> Outcome:
     for seed in range(SCANS):
         rng = np.random.default_rng(seed)
         volume = as_volume(make_phantom(rng, draw_lesion_types(rng, 2), lesions=(LESIONS, LESIONS)), f"phantom {seed}")
-        encoded = segmenters["similarity_all"].encode(volume)
-        truth = Truth.of(volume, encoded.grid)
-        for target_class in sorted(set(truth.classes.values())):
-            for name, (_, _, most) in arms.items():
-                dice[name].append(_dice(segmenters[name], encoded, truth, target_class, most))
+        for name, (_, _, most) in arms.items():
+            dice[name] += _dice_by_class(InteractiveSession(segmenters[name], volume), most)
     every, merged, dense, foreground = (np.array(dice[name]) for name in arms)
     details = {f"{name}_dice": float(np.mean(found)) for name, found in dice.items()}
     details["merged_apart_at_most"] = float(np.abs(every - merged).max())
@@ -58,14 +56,28 @@ def compact_exemplars(repeats: int) -> Outcome:
     return Outcome(figures, details)
 
 
-def _dice(segmenter: VolumeSegmenter, encoded: EncodedVolume, truth: Truth, target_class: int, most: int) -> float:
-    """Return the Dice of a class whose lesions, at most so many, are exemplars by their true outlines."""
-    ids = truth.of_class(target_class)
-    pixel_mm = segmenter.settings.pixel_mm
-    slices = [(lesion, truth.largest_slice(lesion)) for lesion in sorted(ids)[:most]]
-    shown = [(index, truth.outline(lesion, index, encoded.grid, pixel_mm)) for lesion, index in slices]
-    probability = segmenter.propagate(encoded, segmenter.exemplars(encoded, shown))
-    return Overlap.of(segmenter.lesions(probability, truth.voxel_ml), truth.only(ids)).dice()
+def _dice_by_class(session: InteractiveSession, most: int) -> list[float]:
+    """Return the Dice of each class, when a session is brought its true outlines, at most so many, as a bank."""
+    bench, found = session._bench, []
+    grid, pixel_mm = bench.grid, bench.segmenter.settings.pixel_mm
+    truth = Truth.of(session.volume, grid)
+    for target_class in sorted(set(truth.classes.values())):
+        ids = truth.of_class(target_class)
+        bank = ExemplarBank(bench.identity, pixel_mm)
+        for lesion in sorted(ids)[:most]:
+            index = truth.largest_slice(lesion)
+            shown = truth.outline(lesion, index, grid, pixel_mm)
+            described = bench.segmenter.exemplars(bench.encoded, [(index, shown)])
+            if bool(described.valid.any()):
+                tokens = {name: token[0, 0] for name, token in described.tokens.items()}
+                bank.add(Exemplar(str(lesion), tokens, "true outlines", "phantom", (0.0, 0.0, 0.0), 0.0, 0.0, 0.0))
+        session.use_bank(bank)
+        session.propagate()
+        lesions = grid.to_stack(session.label_map()).numpy()
+        found.append(Overlap.of(lesions, truth.only(ids)).dice())
+        session.undo()
+        session.undo()
+    return found
 
 
 MEASUREMENTS: list[Measurement] = [compact_exemplars]

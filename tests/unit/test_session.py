@@ -2,13 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from fake_model import TYPE_A, box, make_scan
+from fake_model import TYPE_A, FakePropagation, box, make_scan
 from session_fakes import A1, A2, B1, as_stack, lps, make_segmenter, three_lesions
 
 from mois.exemplars import ExemplarBank
@@ -457,3 +458,28 @@ def test_the_scan_is_gone_through_again_only_for_other_exemplars(monkeypatch):
     session.undo()  # before the other weight
     session.propagate()
     assert len(asked) == 3  # one answer is kept, the latest
+
+
+class Merging(FakePropagation):
+    """Keeps the first of what is more than `most`, and notes how many exemplars it was handed."""
+
+    def condense(self, exemplars, most):
+        self.handed = exemplars.count
+        return exemplars.pick(slice(0, most))
+
+
+@pytest.mark.parametrize(("propagation", "taken"), [(FakePropagation(), 2), (Merging(), 41)])
+def test_what_merges_exemplars_is_handed_all_of_them_and_others_the_most_different(propagation, taken):
+    segmenter, scan = make_segmenter(most_exemplars=2), three_lesions()
+    segmenter.propagation = propagation
+    session = InteractiveSession(segmenter, scan)
+    session.click(lps(scan, 2, 20, 20))
+    bank = session.bank
+    for number in range(41):
+        bank.add(replace(bank["scan:1"], key=f"other:{number}", weight=min(1.0, number)))
+    session.use_bank(bank)  # 42 exemplars, one of them without weight
+    session.propagate()
+    keys, asked = session._bench.asked(session.state)
+    assert len(keys) == asked.count == len(session.attribute()) == taken
+    assert "other:0" not in keys
+    assert getattr(propagation, "handed", taken) == taken
