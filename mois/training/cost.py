@@ -126,8 +126,8 @@ def _step(
         del outcome, total
         meter.begin("optimiser")
         copies = [p.detach().clone() for p in trained]
-        for copy, gradient in zip(copies, gradients, strict=True):
-            copy.grad = gradient
+        for weight, gradient in zip(copies, gradients, strict=True):
+            weight.grad = gradient
         torch.optim.AdamW(copies, lr=0.0).step()
         meter.end()
     finally:

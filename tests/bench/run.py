@@ -31,7 +31,7 @@ BETTER_WHEN_HIGH = (
 PACKAGES = ("torch", "lightning", "sam2", "peft", "torchio", "numpy")
 NOTES = ("repeats", "machine", "versions")
 NO_FIGURES = ("details", "groups", *NOTES)  # what bench.json holds besides figures
-STORED = Path(__file__).parents[2] / "docs" / "bench.json"  # the last full run that docs/performance.md tells of
+STORED = Path(__file__).parents[2] / "docs" / "bench.json"  # the full run that docs/performance.md tells of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -58,9 +58,12 @@ def bench(monkeypatch, tmp_path):
         return json.loads((given.out / "bench.json").read_text(encoding="utf-8"))
 
     given.run = measure
+    here = run.machine()
+    monkeypatch.setattr(run, "machine", lambda: here)
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)  # other tests follow in this process
     monkeypatch.setattr(run, "MODULES", (SimpleNamespace(MEASUREMENTS=[slow, big]),))
     monkeypatch.setattr(run, "STORED", given.stored)
-    notes = {"repeats": 5, "machine": {**run.machine(), "cores": 640}, "versions": {**run.versions(), "torch": "1.0"}}
+    notes = {"repeats": 5, "machine": {**here, "cores": 640}, "versions": {**run.versions(), "torch": "1.0"}}
     given.stored.write_text(json.dumps({"slow_vs_fast": 1.0, "big_vs_small": 1.0, **notes}), encoding="utf-8")
     return given
 
