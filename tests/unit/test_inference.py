@@ -154,7 +154,7 @@ def test_many_clicks_are_answered_in_batches_as_one_by_one(scan: Volume) -> None
 
 
 def test_half_precision_features_give_the_same_lesions(scan: Volume) -> None:
-    segmenter = make_segmenter(half_features=True)
+    segmenter = make_segmenter()
     encoded = segmenter.encode(scan)
     assert encoded.store.dtype == torch.float16
     assert torch.equal(segmenter.propagate(encoded) >= 0.5, encoded.grid.to_stack(scan.lesions) > 0)
