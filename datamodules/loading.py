@@ -203,7 +203,7 @@ def _begin_worker(worker: int) -> None:  # noqa: ARG001 - DataLoader passes it
     which it needs its workers; they heed SIGTERM only where it comes from their training.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere nothing tells who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -279,7 +279,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Write what decides the phantoms, or refuse a folder that holds other scans: they would stay beside the new."""
     path = out / "phantom.json"
     if not path.is_file():
-        if (out / "dataset.json").is_file() or any(out.glob("images*/*")):
+        if (out / "dataset.json").is_file() or any(out.glob("images*/[!.]*")):
             raise ValueError(f"out={out} holds other scans; choose another folder.")
         write_bytes(path, (json.dumps(settings, indent=2) + "\n").encode())
         return

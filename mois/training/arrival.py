@@ -14,7 +14,7 @@ class Arrival:
     """
 
     def __init__(self, value: Tensor) -> None:
-        self._value = value.detach().to("cpu", non_blocking=value.is_cuda)  # into pinned memory
+        self._value = value.detach().to("cpu", non_blocking=value.is_cuda, copy=True)  # into pinned memory
         self._copied: torch.cuda.Event | None = None
         if value.is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -140,6 +140,10 @@ class StopAtNaN(Callback):
     def __init__(self) -> None:
         self._losses: list[Arrival] = []  # since the last change of the weights
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an earlier training left."""
+        self._losses = []
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Send for the loss; the accelerator goes on with the backward pass."""
         self._losses.append(Arrival(loss))
@@ -164,19 +168,26 @@ class StopAtNaN(Callback):
 
 
 class SeldomReadBar(Callback):
-    """Has the progress bar read its figures once a second at most, as the host waits for the accelerator each time."""
+    """Has the progress bar read its figures once a second at most, as the host waits for the accelerator each time.
+
+    At the end of an epoch and in a validation it reads them whenever it wants to.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stand between the bar, whichever it is, and the figures."""
         bar: Any = trainer.progress_bar_callback
-        if bar is None:
+        if bar is None or bar is self._bar:
             return
-        read, read_s, figures = bar.get_metrics, -math.inf, {}
+        self._bar, read, read_s, figures = bar, bar.get_metrics, -math.inf, {}
 
-        def get_metrics(*asked: Any) -> dict[str, Any]:
+        def get_metrics(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
             nonlocal read_s, figures
-            if time.monotonic() - read_s >= 1.0:
-                read_s, figures = time.monotonic(), read(*asked)
+            within = trainer.training and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            if not within or time.monotonic() - read_s >= 1.0:
+                read_s, figures = time.monotonic(), read(trainer, pl_module)
             return figures
 
         bar.get_metrics = get_metrics

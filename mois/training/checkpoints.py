@@ -199,7 +199,7 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, to go on from after an interruption: every so many steps, and at the end.
 
-    At the end of an epoch it is saved after the validation: who goes on from one saved before would never validate.
+    Where a validation follows it is saved afterwards: who goes on from one saved before would never validate.
     """
 
     def __init__(self, folder: Path, every_n_steps: int) -> None:
@@ -221,8 +221,14 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save every so many steps within an epoch."""
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if may_save(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after a validation within an epoch, if it is its turn."""
+        within = trainer.state.fn == "fit" and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if within and trainer.global_step % self._every_n_train_steps == 0:
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of an epoch, if it is its turn."""
@@ -237,6 +243,18 @@ class LastCheckpoint(ModelCheckpoint):
         """Save on all ranks together, unless this step was saved already."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def may_save(trainer: Trainer) -> bool:
+    """Tell whether a training goes on exactly from a checkpoint of the step that ends: no validation follows it.
+
+    One that follows by the clock, which ranks do not share, counts as none.
+    """
+    loop = trainer.fit_loop
+    if loop.epoch_loop.batch_progress.is_last_batch:
+        return False
+    by_the_clock = getattr(trainer, "_val_check_time_interval", None) is not None
+    return by_the_clock or not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
 
 def way_on(trainer: Trainer) -> str:

@@ -17,7 +17,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mois.training.arrival import Arrival
-from mois.training.checkpoints import LastCheckpoint, way_on
+from mois.training.checkpoints import LastCheckpoint, may_save, way_on
 
 VALIDATION_S = 10.0
 """How long after SLURM's signal rank 0 has to come to its next scan, before its job is requeued for it."""
@@ -46,9 +46,9 @@ class StopAtSignal(Callback):
         self._agreed = 0
         self._asked: Arrival | None = None  # what matters most to any rank, asked at the last step
         self._step = 0
-        self._before: dict[int, Any] = {}  # handlers that were there, by signal; later ones matter more
+        self._before: dict[int, Any] = {}  # handlers that were there, by signal
         self._requeueing = 0  # number of SLURM's signal
-        self._interrupted_s = 0.0
+        self._interrupted_s: float | None = None  # when Ctrl-C came first
         self._speaks = True
         self._validating_s: float | None = None  # when the present validation began
         self._over = threading.Event()
@@ -56,15 +56,19 @@ class StopAtSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from Lightning's handlers, which it restores itself when the training ends."""
-        self._agreed, self._asked, self._step, self._speaks = 0, None, trainer.global_step, trainer.is_global_zero
+        self._agreed, self._asked, self._interrupted_s = 0, None, None
+        self._step, self._speaks = trainer.global_step, trainer.is_global_zero
+        loop: Any = trainer.fit_loop.epoch_loop
+        loop._broadcast_sigterm_tensor = lambda: None  # Lightning's agreement on SIGTERM, which waits at every step
         self._noted = signal.SIGTERM if trainer.received_sigterm else 0
         if threading.current_thread() is not threading.main_thread():
             return
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeueing = int(environment.requeue_signal or 0)
-        for number in filter(None, [signal.SIGINT, signal.SIGTERM, self._requeueing]):
-            self._before[number] = signal.signal(number, self._note)
+        for number in filter(None, self._order()):
+            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # as of a job behind a shell
+                self._before[number] = signal.signal(number, self._note)
         if self._requeueing and trainer.is_global_zero:
             self._listen(trainer)
 
@@ -87,11 +91,11 @@ class StopAtSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Agree whether to stop, wherever the weights changed; save, unless the epoch's end does it."""
+        """Agree whether to stop, and save, wherever the weights changed and no validation follows."""
         if trainer.global_step == self._step:  # gradients are being accumulated
             return
         self._step = trainer.global_step
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if may_save(trainer):
             self._agree(trainer)
             self._save_if_agreed(trainer)
 
@@ -119,23 +123,27 @@ class StopAtSignal(Callback):
             alone = self._noted != self._requeueing or trainer.is_global_zero
             self._stop(trainer, self._agreed or (self._noted if alone else 0))
 
+    def _order(self) -> list[int]:
+        """Return the signals, on all ranks alike; later ones matter more."""
+        return [0, signal.SIGINT, signal.SIGTERM, self._requeueing]
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Note what matters most: SLURM's signal requeues the job, also where SIGTERM follows it."""
         now_s = time.monotonic()
         if number == signal.SIGINT:
-            if self._noted == number and now_s - self._interrupted_s > IMPATIENCE_S:
+            if self._interrupted_s is not None and now_s - self._interrupted_s > IMPATIENCE_S:
                 raise KeyboardInterrupt
-            if self._speaks:
+            if self._speaks and self._interrupted_s is None:
                 os.write(STDERR, b"\nthe training ends after this step; Ctrl-C once more ends it at once\n")
-            self._interrupted_s = now_s
-        self._noted = max(self._noted, number, key=[0, *self._before].index)
+            self._interrupted_s = now_s if self._interrupted_s is None else self._interrupted_s
+        self._noted = max(self._noted, number, key=self._order().index)
 
     def _agree(self, trainer: Trainer, at_once: bool = False) -> None:
         """Learn what matters most to any rank: of several, what did at the last step, for which nobody has to wait."""
         if trainer.world_size == 1:
             self._agreed = self._noted
             return
-        order = [0, *self._before]
+        order = self._order()
         noted = torch.full((), order.index(self._noted), device=trainer.strategy.root_device)
         torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
         before, self._asked = self._asked, Arrival(noted)

@@ -56,7 +56,7 @@ def test_two_processes_train_as_one(
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
     (scored,), (shared,) = validations(tmp_path / "one"), validations(tmp_path / "two")
     assert scored["val/scan_dice"] > 0
-    assert shared == pytest.approx(scored, rel=0, abs=1e-3)
+    assert shared == pytest.approx(scored, rel=2e-3, abs=2e-3)  # rounding may turn a voxel
 
 
 @pytest.mark.slow

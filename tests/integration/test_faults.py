@@ -194,6 +194,29 @@ def test_a_job_that_slurm_takes_away_is_requeued_and_goes_on(
     assert validations(tmp_path / "run") == whole.validations
 
 
+@pytest.mark.parametrize(("at", "saved"), [(2, 2), (3, 3)], ids=["before it", "after it"])
+def test_a_validation_within_an_epoch_is_made_once_whenever_the_training_stops(
+    make_dataset: Callable[..., Path], tmp_path: Path, at_step: Callable[..., None], at: int, saved: int
+) -> None:
+    scans = data(make_dataset(subjects=2), val_subjects="[p1]", episodes_per_epoch=6, batch_size=1)
+    run = ["fit", *LORA, *scans, "--trainer.max_epochs=1", "--trainer.val_check_interval=3", "--dry_step=false"]
+    run.append("--checkpoints.every_n_steps=1")
+    train(*run, folder(tmp_path / "whole"))
+    again = [*run, "--ckpt_path=last", folder(tmp_path / "again")]
+
+    def fail() -> None:
+        raise MemoryError
+
+    at_step("training_step", at, (lambda: os.kill(os.getpid(), signal.SIGINT)) if at == 2 else fail)
+    with pytest.raises(SystemExit if at == 2 else MemoryError):
+        main(again)
+    assert last(tmp_path / "again")["global_step"] == saved
+    train(*again)
+    assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "whole"), rel=0, abs=1e-6)
+    assert validations(tmp_path / "again") == validations(tmp_path / "whole")
+    assert len(validations(tmp_path / "whole")) == 2
+
+
 @pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, TWO_RANKS), (signal.SIGINT, [])])
 def test_a_signal_to_all_processes_stops_them_at_one_step_and_one_process_goes_on(
     whole: Whole, tmp_path: Path, number: signal.Signals, processes: list[str]
@@ -203,10 +226,12 @@ def test_a_signal_to_all_processes_stops_them_at_one_step_and_one_process_goes_o
         os.killpg(process.pid, number)  # as a terminal, torchrun and SLURM do: the data workers get it too
         _, said = process.communicate(timeout=END_S)
     assert process.returncode == 128 + number, said
-    assert last(tmp_path)["global_step"] == step_in(said, number) == len(losses(tmp_path)) < STEPS
+    step = step_in(said, number)
+    assert step == len(losses(tmp_path)) < STEPS
+    assert last(tmp_path)["global_step"] == (3 if step == 5 else step)  # what a validation follows is not saved
     train(*whole.arguments, "--ckpt_path=last", folder(tmp_path))
     assert losses(tmp_path) == pytest.approx(whole.losses, rel=0, abs=1e-4)
-    assert validations(tmp_path)[-1] == pytest.approx(whole.validations[-1], rel=0, abs=1e-3)
+    assert validations(tmp_path)[-1] == pytest.approx(whole.validations[-1], rel=2e-3, abs=2e-3)  # rounding may turn a voxel
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pretended_gpu import pretended_gpu
 from torch import Tensor
 
@@ -34,6 +37,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def job(device: str) -> Any:
     """Return as much of a trainer of two ranks as is asked for."""
     progress = SimpleNamespace(is_last_batch=False)
+    epoch = SimpleNamespace(batch_progress=progress, _should_check_val_fx=lambda fetcher: False)
     return SimpleNamespace(
         global_step=0,
         received_sigterm=False,
@@ -41,7 +45,7 @@ def job(device: str) -> Any:
         is_global_zero=True,
         checkpoint_callbacks=[],
         strategy=SimpleNamespace(root_device=torch.device(device)),
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        fit_loop=SimpleNamespace(epoch_loop=epoch, _data_fetcher=None),
         _accelerator_connector=SimpleNamespace(cluster_environment=None),
     )
 
@@ -52,7 +56,10 @@ def test_a_number_is_read_after_it_has_come(events: list[str]) -> None:
         assert (events, not waits) == (["recorded"], True)
         assert coming.read() == 1
     assert (events, not waits) == (["recorded", "waited for"], True)
-    assert Arrival(torch.tensor(0.25)).read() == 0.25
+    value = torch.tensor(0.25)
+    coming = Arrival(value)
+    value.zero_()
+    assert coming.read() == 0.25
 
 
 def test_the_loss_is_waited_for_after_the_backward_pass_was_asked_for(events: list[str]) -> None:
@@ -102,6 +109,19 @@ def test_ranks_agree_one_step_after_a_signal_and_at_an_epochs_end_at_once(monkey
         for number, handler in before.items():
             signal.signal(number, handler)
     assert agreed == [0, signal.SIGTERM, 0, 0, signal.SIGTERM]
+
+
+def test_lightnings_own_agreement_on_signals_is_left_out(events: list[str]) -> None:
+    trainer = job("cuda")
+    loop = trainer.fit_loop.epoch_loop = _TrainingEpochLoop(trainer)
+    with pretended_gpu() as waits:
+        with suppress(SIGTERMException):  # all that comes from there is a one
+            loop._broadcast_sigterm_tensor()
+        before = dict(waits)
+        StopAtSignal().on_train_start(trainer, torch.nn.Identity())
+        waits.clear()
+        loop._broadcast_sigterm_tensor()
+    assert (before != {}, dict(waits), events) == (True, {}, [])
 
 
 def test_tiles_that_are_encoded_one_by_one_are_waited_for_once() -> None:

@@ -174,13 +174,21 @@ def test_the_share_of_waiting_stays_a_share_when_the_loader_is_made_anew(monkeyp
     assert steps.shares == [10 / 11, 10 / 11, 3 / 4]
 
 
-def test_the_bar_reads_its_figures_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_reads_its_figures_once_a_second_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     now, read = [5.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     bar = SimpleNamespace(get_metrics=lambda trainer, module: read.append((trainer, module)) or {"loss": len(read)})
-    SeldomReadBar().on_fit_start(SimpleNamespace(progress_bar_callback=bar), nn.Identity())  # type: ignore[arg-type]
-    shown = []
+    progress = SimpleNamespace(is_last_batch=False)
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    trainer: Any = SimpleNamespace(progress_bar_callback=bar, training=True, fit_loop=loop)
+    module, seldom, shown = nn.Identity(), SeldomReadBar(), []
+    for _ in range(2):  # a second training
+        seldom.on_fit_start(trainer, module)
     for now[0] in (5.0, 5.5, 6.0, 6.9, 7.0):
-        shown.append(bar.get_metrics("trainer", "module")["loss"])
-    assert shown == [1, 1, 2, 2, 3]
-    assert read == [("trainer", "module")] * 3
+        shown.append(bar.get_metrics(trainer, module)["loss"])
+    progress.is_last_batch = True
+    shown.append(bar.get_metrics(trainer, module)["loss"])
+    progress.is_last_batch, trainer.training = False, False
+    shown.append(bar.get_metrics(trainer, module)["loss"])
+    assert shown == [1, 1, 2, 2, 3, 4, 5]
+    assert read == [(trainer, module)] * 5

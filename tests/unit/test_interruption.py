@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from mois.errors import explain
 from mois.processes import lost_contact
+from mois.training.checkpoints import may_save
 from mois.training.interruption import IMPATIENCE_S, StopAtSignal
 
 
@@ -32,6 +33,7 @@ def same_handlers() -> Iterator[None]:
 def trainer(steps: int) -> Any:
     """Return as much of a Lightning trainer as is asked for, after so many steps."""
     progress = SimpleNamespace(is_last_batch=False)
+    epoch = SimpleNamespace(batch_progress=progress, _should_check_val_fx=lambda fetcher: False)
     return SimpleNamespace(
         global_step=steps,
         default_root_dir=os.devnull,
@@ -41,7 +43,7 @@ def trainer(steps: int) -> Any:
         checkpoint_callbacks=[],
         state=SimpleNamespace(fn="fit"),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        fit_loop=SimpleNamespace(epoch_loop=epoch, _data_fetcher=None),
         _accelerator_connector=SimpleNamespace(cluster_environment=None),
     )
 
@@ -145,7 +147,33 @@ def test_ctrl_c_ends_the_training_after_its_step_and_once_more_at_once(
     stop.on_train_batch_end(trainer(5), module, None, None, 0)
     with pytest.raises(SystemExit, match="130"):
         stop.on_train_batch_start(trainer(5), module, None, 1)
-    assert "once more" in capfd.readouterr().err
+    assert capfd.readouterr().err.count("once more") == 1
+
+
+def test_ctrl_c_twice_ends_at_once_also_a_training_that_sigterm_is_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("mois.training.interruption.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    StopAtSignal().on_train_start(trainer(4), torch.nn.Identity())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    now_s[0] += 2 * IMPATIENCE_S
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_ctrl_c_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for a job in the background
+    stop = StopAtSignal()
+    stop.on_train_start(trainer(4), torch.nn.Identity())
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop._noted == 0
+
+
+def test_nothing_is_saved_where_a_validation_follows() -> None:
+    job = trainer(4)
+    assert may_save(job)
+    job.fit_loop.epoch_loop._should_check_val_fx = lambda fetcher: True
+    assert not may_save(job)
 
 
 @pytest.mark.parametrize("order", [[signal.SIGUSR1, signal.SIGTERM], [signal.SIGTERM, signal.SIGUSR1]])
