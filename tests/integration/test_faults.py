@@ -231,7 +231,7 @@ def test_a_signal_to_all_processes_stops_them_at_one_step_and_one_process_goes_o
     assert last(tmp_path)["global_step"] == (3 if step == 5 else step)  # what a validation follows is not saved
     train(*whole.arguments, "--ckpt_path=last", folder(tmp_path))
     assert losses(tmp_path) == pytest.approx(whole.losses, rel=0, abs=1e-4)
-    assert validations(tmp_path)[-1] == pytest.approx(whole.validations[-1], rel=2e-3, abs=2e-3)  # rounding may turn a voxel
+    assert validations(tmp_path)[-1] == pytest.approx(whole.validations[-1], rel=2e-3, abs=2e-3)  # or a voxel turns
 
 
 @pytest.mark.parametrize("rank", [0, 1])
