@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 SPACING_MM = (2.0, 6.0, 2.0)  # right-left, anterior-posterior, superior-inferior: slices are coronal
 SHAPE = (40, 8, 48)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its jobs in the background ignore Ctrl-C
 
 
 @pytest.fixture
