@@ -129,13 +129,13 @@ class StopAtSignal(Callback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Note what matters most: SLURM's signal requeues the job, also where SIGTERM follows it."""
-        now_s = time.monotonic()
         if number == signal.SIGINT:
-            if self._interrupted_s is not None and now_s - self._interrupted_s > IMPATIENCE_S:
+            if self._interrupted_s is None:
+                self._interrupted_s = time.monotonic()
+                if self._speaks:
+                    os.write(STDERR, b"\nthe training ends after this step; Ctrl-C once more ends it at once\n")
+            elif time.monotonic() - self._interrupted_s > IMPATIENCE_S:
                 raise KeyboardInterrupt
-            if self._speaks and self._interrupted_s is None:
-                os.write(STDERR, b"\nthe training ends after this step; Ctrl-C once more ends it at once\n")
-            self._interrupted_s = now_s if self._interrupted_s is None else self._interrupted_s
         self._noted = max(self._noted, number, key=self._order().index)
 
     def _agree(self, trainer: Trainer, at_once: bool = False) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -109,3 +111,21 @@ class DataWithoutSeed(Data):
 
     def __init__(self, root: str = "somewhere") -> None:
         super().__init__(root)
+
+
+def trainer(steps: int, world: int = 1, device: str = "cpu") -> Any:
+    """Return as much of a Lightning trainer as callbacks ask for after so many steps."""
+    progress = SimpleNamespace(is_last_batch=False)
+    epoch = SimpleNamespace(batch_progress=progress, _should_check_val_fx=lambda fetcher: False)
+    return SimpleNamespace(
+        global_step=steps,
+        default_root_dir=os.devnull,
+        received_sigterm=False,
+        world_size=world,
+        is_global_zero=True,
+        checkpoint_callbacks=[],
+        state=SimpleNamespace(fn="fit"),
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+        fit_loop=SimpleNamespace(epoch_loop=epoch, _data_fetcher=None),
+        _accelerator_connector=SimpleNamespace(cluster_environment=None),
+    )

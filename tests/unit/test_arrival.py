@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pretended_gpu import pretended_gpu
+from stand_in import trainer
 from torch import Tensor
 
 from mois.feature_store import FeatureStore
@@ -21,33 +20,16 @@ from mois.training.arrival import Arrival
 from mois.training.callbacks import StopAtNaN
 from mois.training.interruption import StopAtSignal
 
+pytestmark = pytest.mark.usefixtures("same_handlers")
+
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return what is done to CUDA's events, in turn."""
     done: list[str] = []
     event = SimpleNamespace(record=lambda: done.append("recorded"), synchronize=lambda: done.append("waited for"))
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield done
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def job(device: str) -> Any:
-    """Return as much of a trainer of two ranks as is asked for."""
-    progress = SimpleNamespace(is_last_batch=False)
-    epoch = SimpleNamespace(batch_progress=progress, _should_check_val_fx=lambda fetcher: False)
-    return SimpleNamespace(
-        global_step=0,
-        received_sigterm=False,
-        world_size=2,
-        is_global_zero=True,
-        checkpoint_callbacks=[],
-        strategy=SimpleNamespace(root_device=torch.device(device)),
-        fit_loop=SimpleNamespace(epoch_loop=epoch, _data_fetcher=None),
-        _accelerator_connector=SimpleNamespace(cluster_environment=None),
-    )
+    return done
 
 
 def test_a_number_is_read_after_it_has_come(events: list[str]) -> None:
@@ -78,47 +60,42 @@ def test_what_the_ranks_agree_on_at_a_step_is_read_at_the_next(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
-    stop, trainer, module = StopAtSignal(), job("cuda"), torch.nn.Identity()
-    stop.on_train_start(trainer, module)
+    stop, job, module = StopAtSignal(), trainer(0, world=2, device="cuda"), torch.nn.Identity()
+    stop.on_train_start(job, module)
     with pretended_gpu() as waits:
         for _ in range(2):
-            trainer.global_step += 1
-            stop.on_train_batch_end(trainer, module, None, None, 0)
+            job.global_step += 1
+            stop.on_train_batch_end(job, module, None, None, 0)
     assert events == ["recorded", "recorded", "waited for"]
     assert not waits
 
 
 def test_ranks_agree_one_step_after_a_signal_and_at_an_epochs_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     agreed = []
-    try:
-        for at_the_end in (False, True):
-            stop, trainer, module = StopAtSignal(), job("cpu"), torch.nn.Identity()
-            stop.on_train_start(trainer, module)
-            for step in (1, 2):
-                stop._note(signal.SIGTERM, None)
-                trainer.global_step = step
-                trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = at_the_end
-                stop.on_train_batch_end(trainer, module, None, None, 0)
-                agreed.append(stop._agreed)
-            if at_the_end:
-                stop.on_train_epoch_end(trainer, module)
-                agreed.append(stop._agreed)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for at_the_end in (False, True):
+        stop, job, module = StopAtSignal(), trainer(0, world=2), torch.nn.Identity()
+        stop.on_train_start(job, module)
+        for step in (1, 2):
+            stop._note(signal.SIGTERM, None)
+            job.global_step = step
+            job.fit_loop.epoch_loop.batch_progress.is_last_batch = at_the_end
+            stop.on_train_batch_end(job, module, None, None, 0)
+            agreed.append(stop._agreed)
+        if at_the_end:
+            stop.on_train_epoch_end(job, module)
+            agreed.append(stop._agreed)
     assert agreed == [0, signal.SIGTERM, 0, 0, signal.SIGTERM]
 
 
 def test_lightnings_own_agreement_on_signals_is_left_out(events: list[str]) -> None:
-    trainer = job("cuda")
-    loop = trainer.fit_loop.epoch_loop = _TrainingEpochLoop(trainer)
+    job = trainer(0, world=2, device="cuda")
+    loop = job.fit_loop.epoch_loop = _TrainingEpochLoop(job)
     with pretended_gpu() as waits:
         with suppress(SIGTERMException):  # all that comes from there is a one
             loop._broadcast_sigterm_tensor()
         before = dict(waits)
-        StopAtSignal().on_train_start(trainer, torch.nn.Identity())
+        StopAtSignal().on_train_start(job, torch.nn.Identity())
         waits.clear()
         loop._broadcast_sigterm_tensor()
     assert (before != {}, dict(waits), events) == (True, {}, [])

@@ -7,45 +7,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from stand_in import trainer
 
 from mois.errors import explain
 from mois.processes import lost_contact
 from mois.training.checkpoints import may_save
 from mois.training.interruption import IMPATIENCE_S, StopAtSignal
 
-
-@pytest.fixture(autouse=True)
-def same_handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def trainer(steps: int) -> Any:
-    """Return as much of a Lightning trainer as is asked for, after so many steps."""
-    progress = SimpleNamespace(is_last_batch=False)
-    epoch = SimpleNamespace(batch_progress=progress, _should_check_val_fx=lambda fetcher: False)
-    return SimpleNamespace(
-        global_step=steps,
-        default_root_dir=os.devnull,
-        received_sigterm=False,
-        world_size=1,
-        is_global_zero=True,
-        checkpoint_callbacks=[],
-        state=SimpleNamespace(fn="fit"),
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        fit_loop=SimpleNamespace(epoch_loop=epoch, _data_fetcher=None),
-        _accelerator_connector=SimpleNamespace(cluster_environment=None),
-    )
+pytestmark = pytest.mark.usefixtures("same_handlers")
 
 
 def test_accumulated_gradients_are_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
