@@ -1,4 +1,4 @@
-# setup, demo, test, check and bench: each first brings .venv up to date, which takes minutes once and nothing after.
+# setup, demo, test, test-ci, check and bench: each first brings .venv up to date, which takes minutes once and nothing after.
 # Another interpreter: make setup PYTHON=python3.12. pip's own settings (index, find-links, constraint, proxy) are kept.
 
 SHELL := /bin/bash
@@ -10,9 +10,11 @@ SETTINGS := pyproject.toml constraints.txt requirements-sam2.txt Makefile
 STAMP := $(VENV)/setup-$(firstword $(shell cat $(SETTINGS) | sha256sum))
 SOURCES := train.py mois adapters datamodules tests
 export OMP_NUM_THREADS ?= 1
-export MOIS_REAL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: setup demo test check bench format constraints clean
+# Two workers of one thread each: more threads make the small tensors of the tests slower.
+PYTEST := $(PY) -m pytest -n 2 --dist worksteal --durations=20
+
+.PHONY: setup demo test test-ci check bench format constraints clean
 .DEFAULT_GOAL := setup
 
 # In a shell of its own, python and mois are not yet those of .venv.
@@ -38,9 +40,13 @@ demo: setup
 	$(PY) -m mois.cli demo --out runs/demo
 	@echo "$(ENTER)"
 
-# Two workers of one thread each: more threads make the small tensors of the tests slower.
+# What every change has to pass, in minutes; the closing line says how many slower ones were left out.
 test: setup
-	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+	$(PYTEST) -m "not ci" $(ARGS)
+
+# The slower ones: fuzzing, trainings, whole predictors as oracles.
+test-ci: setup
+	$(PYTEST) -m ci $(ARGS)
 
 check: setup
 	$(VENV)/bin/ruff check $(SOURCES)

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,33 @@ from numpy.typing import NDArray
 SPACING_MM = (2.0, 6.0, 2.0)  # right-left, anterior-posterior, superior-inferior: slices are coronal
 SHAPE = (40, 8, 48)
 
+LEFT_OUT = pytest.StashKey[int]()
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its jobs in the background ignore Ctrl-C
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count what -m and -k leave out."""
+    stash = items[0].config.stash
+    stash[LEFT_OUT] = stash.get(LEFT_OUT, 0) + len(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send a worker's count to the process that prints: xdist itself does not."""
+    if (sent := getattr(session.config, "workeroutput", None)) is not None:
+        sent["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take a worker's count; every worker collects the same tests."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say how many tests were left out."""
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} tests left out by -m or -k; make test-ci runs those marked ci.")
 
 
 @pytest.fixture
