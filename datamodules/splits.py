@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mois.io import DataError, SubjectFiles
+from mois.text_files import read_json
 
 
 class Fold(NamedTuple):
@@ -55,11 +56,17 @@ def read_splits(path: Path) -> list[Fold]:
     Raises:
         DataError: If it is no list of {"train": [...], "val": [...]}.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [Fold([str(name) for name in fold["train"]], [str(name) for name in fold["val"]]) for fold in content]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{path}: must be a list of {{"train": [...], "val": [...]}}, as nnU-Net writes it.') from error
+    example = '[{"train": ["p1"], "val": ["p2"]}], as nnU-Net writes it'
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path}: must be a list of folds: {example}.")
+    folds = []
+    for number, fold in enumerate(content):
+        parts: list[Any] = [fold.get(key) if isinstance(fold, dict) else None for key in Fold._fields]
+        if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in parts):
+            raise DataError(f"{path}: fold {number} has no lists of names called train and val; write {example}.")
+        folds.append(Fold(*parts))
+    return folds
 
 
 def write_splits(folds: Sequence[Fold], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -113,6 +112,7 @@ def tracking() -> Finding:
 
 def dataset(root: Path) -> Iterator[Finding]:
     """Read every scan of an nnU-Net raw dataset; yield what is wrong, file by file, and at the end what is there."""
+    from mois.dataset_description import read_description
     from mois.io import DataError, read_dataset
 
     try:
@@ -120,7 +120,7 @@ def dataset(root: Path) -> Iterator[Finding]:
     except DataError as error:
         yield Finding("data", False, as_options(str(error), root="--root"))
         return
-    ending = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+    ending = read_description(root / "dataset.json").file_ending
     lesions = faults = 0
     for scan in scans:
         found, wrong = _examine_scan(root, scan, ending)

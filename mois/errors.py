@@ -19,6 +19,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LIBRARIES = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
 
 
+class DataError(ValueError):
+    """A file or a dataset that cannot be used: one line that names it and the cure."""
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what `explain` can explain into `error: ...` on stderr and exit code 2.

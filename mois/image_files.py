@@ -15,11 +15,10 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mois.errors import DataError
 from mois.files import write_bytes
 
-
-class DataError(ValueError):
-    """A file or a dataset that cannot be used: one line that names it and the cure."""
+__all__ = ["DataError", "read_image", "write_volume"]
 
 
 def read_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:

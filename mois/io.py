@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mois.dataset_description import FILE_ENDINGS, read_description
 from mois.image_files import DataError, read_image, write_volume
 from mois.interfaces import Volume
+from mois.text_files import read_table
 
 __all__ = ["DataError", "SubjectFiles", "normalise", "read_dataset", "read_image", "read_volume", "write_volume"]
 
 TOLERANCE_MM = 1e-2
 PERCENTILES = (0.5, 99.5)
-FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 
 def read_volume(
@@ -159,7 +159,7 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
     Raises:
         DataError: If it is no such dataset, or subjects.csv leaves a scan out.
     """
-    classes, ending = _read_description(root / "dataset.json")
+    classes, ending, _ = read_description(root / "dataset.json")
     people = _read_people(root / "subjects.csv")
     found: list[SubjectFiles] = []
     for part in ("Tr", "Ts"):
@@ -171,7 +171,7 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
             images.setdefault(name, {})[int(channel)] = path
         for subject, files in images.items():
             if people and subject not in people:
-                raise DataError(f"{root / 'subjects.csv'}: subject {subject} is missing; add a line for it.")
+                raise DataError(f"{root / 'subjects.csv'}: subject {subject} is missing; {_line_for(subject, people)}.")
             person = people.get(subject, {})
             found.append(
                 SubjectFiles(
@@ -189,6 +189,14 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
     if not found:
         raise DataError(f"{root / 'imagesTr'}: no images (SUBJECT_0000{ending}); {_without_images(root)}.")
     return found
+
+
+def _line_for(subject: str, people: Mapping[str, object]) -> str:
+    """Return what to do where a table of people lacks a scan."""
+    bare = subject.lstrip("0") or "0"
+    if bare != subject and bare in people:  # spreadsheets take names for numbers
+        return f"it has {bare} instead; write {subject} there (as text, so that the zeros stay)"
+    return "add a line for it"
 
 
 def _without_images(root: Path) -> str:
@@ -273,49 +281,15 @@ def _classes_of_instances(
     return kinds
 
 
-def _read_description(path: Path) -> tuple[dict[int, str], str]:
-    """Return the lesion classes and the file ending that dataset.json declares."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file; set data.init_args.root to the folder of an nnU-Net raw dataset.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        labels, ending = dict(content["labels"]), str(content["file_ending"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not valid; it needs labels and file_ending, as nnU-Net describes ({error})."
-        ) from error
-    if ending not in FILE_ENDINGS:
-        raise DataError(f"{path}: file_ending {ending!r} cannot be read; use one of {', '.join(FILE_ENDINGS)}.")
-    classes: dict[int, str] = {}
-    for name, value in labels.items():
-        if name.isdigit() and isinstance(value, str):
-            raise DataError(
-                f"{path}: label {name!r} is {value!r}, as in nnU-Net's first version; swap name and number: "
-                f"{json.dumps({value: int(name)})}."
-            )
-        if not isinstance(value, int) or name == "ignore":
-            raise DataError(
-                f"{path}: label {name!r} must be one whole number; regions and ignored voxels are not supported."
-            )
-        if value in classes:
-            raise DataError(
-                f"{path}: labels {classes[value]!r} and {name!r} are both {value}; give each class its own number."
-            )
-        if value:
-            classes[value] = str(name)
-    return classes, ending
-
-
 def _read_people(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        lines = list(csv.DictReader(stream))
-    if lines and not {"subject", "patient"} <= set(lines[0]):
+    table = read_table(path)
+    if not {"subject", "patient"} <= set(table.columns):
         raise DataError(
-            f"{path}: columns {list(lines[0])}; it needs subject and patient (session and site if you like)."
+            f"{path}: columns {table.columns}; it needs subject and patient (session and site if you like)."
         )
-    return {line["subject"]: line for line in lines}
+    return {row["subject"]: row for row in table.rows}
 
 
 def _if_exists(path: Path) -> Path | None:

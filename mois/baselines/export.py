@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mois.dataset_description import read_description
 from mois.image_files import DataError, write_volume
 from mois.interfaces import Volume
 from mois.io import SubjectFiles
@@ -71,8 +72,7 @@ class RawExport:
 
 def read_channel_names(root: Path) -> dict[int, str]:
     """Return what dataset.json calls each image; nnU-Net chooses the normalisation by it ("CT" has its own)."""
-    names = json.loads((root / "dataset.json").read_text(encoding="utf-8")).get("channel_names", {})
-    return {int(number): str(name) for number, name in names.items()}
+    return read_description(root / "dataset.json").channels
 
 
 def write_raw(export: RawExport, out: Path, tell: Callable[[str], None] | None = None) -> Path:

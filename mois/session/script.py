@@ -10,6 +10,7 @@ from typing import Any
 
 from mois.image_files import read_image
 from mois.session.interactive import InteractiveSession
+from mois.text_files import read_json
 
 WHAT = ("click", "box", "mask", "propagate")
 
@@ -37,15 +38,12 @@ def read_script(path: Path) -> list[Step]:
     Raises:
         ValueError: Naming the entry that cannot be used.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = content["prompts"] if isinstance(content, dict) else content
-    except FileNotFoundError:
-        raise ValueError(f"prompts={path}: there is no such file; give a JSON file of prompts.") from None
-    except (ValueError, KeyError) as error:
-        raise ValueError(f'prompts={path}: is no JSON of the form {{"prompts": [...]}} ({error}).') from error
+    if not path.is_file():
+        raise ValueError(f"prompts={path}: there is no such file; give a JSON file of prompts.")
+    content = read_json(path)
+    entries = content.get("prompts") if isinstance(content, dict) else content
     if not isinstance(entries, list):
-        raise ValueError(f"prompts={path}: prompts is a {type(entries).__name__}; write a list.")
+        raise ValueError(f'prompts={path}: holds no list of prompts; write {{"prompts": [{{"click": [x, y, z]}}]}}.')
     steps = [_step(path, number, entry) for number, entry in enumerate(entries, start=1)]
     if not any(step.what == "propagate" for step in steps):
         steps.append(Step("propagate", True, None, True))
