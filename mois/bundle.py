@@ -1,6 +1,7 @@
 """The result of a training as one folder to share: what was trained, how it is to be used, and what made it.
 
-    bundle.json               format, classes with their arguments, inference settings, calibration, provenance, figures
+    bundle.json               classes with their arguments, inference settings, calibration, provenance, figures, and a
+                              sha256 of each file and of itself (mois.bundle_record)
     adapter/                  what was trained of the backbone, as its adapter writes it (PEFT's format if it is PEFT)
     propagation.safetensors
     README.md                 the same for people
@@ -13,64 +14,40 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import shutil
+import math
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from safetensors.torch import load_file
 
 from mois.backbones.weights import load_exactly
 from mois.bundle_card import write_card
+from mois.bundle_record import (
+    DESCRIPTION,
+    FORMAT_VERSION,
+    BundleRecord,
+    ClassSpec,
+    ModelSpec,
+    read_description,
+)
 from mois.calibration import Calibration
 from mois.exemplars import ModelIdentity
-from mois.files import file_sha256
+from mois.files import file_sha256, read_regular, whole_folder, write_bytes, write_text
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.propagation.weights import save_propagation
 
-FORMAT_VERSION = 1
+__all__ = ["Bundle", "ClassSpec", "ModelSpec", "copy_bundle", "write_bundle"]
+
 OURS = ("mois", "adapters")
-DESCRIPTION, ADAPTER, PROPAGATION = "bundle.json", "adapter", "propagation.safetensors"
+ADAPTER, PROPAGATION = "adapter", "propagation.safetensors"
 
 Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class ClassSpec:
-    """A class by its import path, and what it is made with; as in a config.
-
-    Attributes:
-        class_path: Such as "adapters.Lora".
-        init_args: Plain values.
-    """
-
-    class_path: str
-    init_args: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> ClassSpec:
-        """Read `{class_path: ..., init_args: {...}}`."""
-        return cls(str(plain["class_path"]), dict(plain.get("init_args") or {}))
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """The three parts of a model."""
-
-    backbone: ClassSpec
-    adapter: ClassSpec
-    propagation: ClassSpec
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> ModelSpec:
-        """Read the keys `backbone`, `adapter` and `propagation` of a config's `model`."""
-        return cls(*(ClassSpec.of(plain[name]) for name in ("backbone", "adapter", "propagation")))
 
 
 def write_bundle(
@@ -106,34 +83,38 @@ def write_bundle(
         if told.rpartition(".")[2] != type(made).__name__:
             raise ValueError(f"bundle: the {name} is a {type(made).__name__}, but its class_path is {told}.")
     folder = Path(folder)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    adapter.save(part / ADAPTER)
-    save_propagation(propagation, part / PROPAGATION, backbone.identity)
-    content = {
-        "format": FORMAT_VERSION,
-        "model": asdict(spec),
-        "identity": ModelIdentity.of(backbone, propagation).as_dict(),
-        "inference": asdict(inference),
-        "calibration": calibration.as_dict() if calibration is not None else None,
-        "figures": {name: value if value == value else None for name, value in (figures or {}).items()},
-        "provenance": dict(provenance or {}),
-        "files": {str(file.relative_to(part)): file_sha256(file) for file in _files(part)},
-    }
-    (part / DESCRIPTION).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    foreign = {name.rpartition(".")[0] for name in _class_paths(asdict(spec)) if not _is_trusted(name, ())}
-    write_card(part / "README.md", content, sorted(foreign))
-    _put_in_place(part, folder)
+    spec = _in_full(spec)
+    with whole_folder(folder) as part:
+        adapter.save(part / ADAPTER)
+        save_propagation(propagation, part / PROPAGATION, backbone.identity)
+        content = BundleRecord(
+            FORMAT_VERSION,
+            spec,
+            ModelIdentity.of(backbone, propagation, spec.arguments()),
+            inference,
+            calibration,
+            {name: value if math.isfinite(value) else None for name, value in (figures or {}).items()},
+            dict(provenance or {}),
+            {str(file.relative_to(part)): file_sha256(file) for file in _files(part)},
+        ).as_dict()
+        write_text(part / DESCRIPTION, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        foreign = {name.rpartition(".")[0] for name in _class_paths(asdict(spec)) if not _is_trusted(name, ())}
+        write_card(part / "README.md", folder.name, content, sorted(foreign))
     return folder
 
 
 def copy_bundle(source: Path, target: Path) -> None:
-    """Copy a bundle to another place; an older one there is replaced once the copy is whole."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part)
-    _put_in_place(part, target)
+    """Copy a bundle to another place; an older one there is replaced once the copy is whole.
+
+    Raises:
+        ValueError: If it is no bundle, or holds anything but regular files.
+    """
+    record = read_description(source)
+    _check_files(source, record.files)
+    with whole_folder(target) as part:
+        for name in (DESCRIPTION, *record.files, "README.md"):
+            if (source / name).exists():
+                write_bytes(part / name, read_regular(source / name))
 
 
 @dataclass(frozen=True)
@@ -185,12 +166,11 @@ class Bundle:
                 backbone or the tensors are not those that it was made from.
         """
         path = Path(path)
-        content = _read(path)
-        _check_files(path, content["files"])
-        spec = ModelSpec.of(content["model"])
+        content = read_description(path)
+        _check_files(path, content.files)
+        spec, wanted = content.model, content.identity
         with torch.random.fork_rng(devices=[]):  # building draws numbers that loading overwrites
             backbone = _backbone(spec.backbone, trust, path, backbone_weights)
-            wanted = ModelIdentity.from_dict(content["identity"])
             if backbone.identity.sha256 != wanted.backbone.sha256:
                 raise ValueError(
                     f"bundle={path} belongs to backbone {wanted.backbone.name} ({wanted.backbone.source}, sha256 "
@@ -207,7 +187,7 @@ class Bundle:
             reason = " ".join(str(error).split())
             raise ValueError(f"bundle={path}: its adapter does not fit {spec.adapter.class_path}: {reason}") from error
         load_exactly(propagation, load_file(path / PROPAGATION), f"bundle={path}: {PROPAGATION}")
-        identity = ModelIdentity.of(backbone, propagation)
+        identity = ModelIdentity.of(backbone, propagation, spec.arguments())
         if different := identity.differences(wanted):
             raise ValueError(
                 f"bundle={path} does not give the model that it was made from: {' and '.join(different)}; take the "
@@ -219,29 +199,12 @@ class Bundle:
             path,
             backbone,
             propagation,
-            _inference(content["inference"], path),
-            Calibration.from_dict(content["calibration"]) if content["calibration"] else None,
+            content.inference,
+            content.calibration,
             identity,
-            content["provenance"],
-            content["figures"],
+            content.provenance,
+            content.figures,
         )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    file = path / DESCRIPTION
-    if not file.is_file():
-        raise ValueError(f"bundle={path}: there is no {DESCRIPTION} in it; give the folder `bundle` of a training.")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is cut short or no JSON ({error}); give another bundle.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT_VERSION:
-        given = content.get("format") if isinstance(content, dict) else None
-        raise ValueError(f"{file} is of format {given}, this version reads {FORMAT_VERSION}; give another bundle.")
-    needed = {"model", "identity", "inference", "calibration", "figures", "provenance", "files"}
-    if missing := sorted(needed - content.keys()):
-        raise ValueError(f"{file} lacks {', '.join(missing)}; give another bundle.")
-    return content
 
 
 def _check_files(path: Path, recorded: Mapping[str, str]) -> None:
@@ -251,6 +214,11 @@ def _check_files(path: Path, recorded: Mapping[str, str]) -> None:
         ValueError: With the first such file.
     """
     there = {str(file.relative_to(path)): file for file in _files(path)}
+    for name, file in there.items():
+        if not (file.is_file() and file.resolve().is_relative_to(path.resolve())):
+            raise ValueError(
+                f"bundle={path}: {name} is no regular file of its folder; copy the folder with what its links point to."
+            )
     for name in sorted({PROPAGATION, *recorded, *there}):
         if name not in there:
             raise ValueError(f"bundle={path} lacks {name}; copy the whole folder again.")
@@ -262,8 +230,8 @@ def _check_files(path: Path, recorded: Mapping[str, str]) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """Return the files that hold tensors or say how to read them."""
-    adapter = [file for file in sorted((folder / ADAPTER).rglob("*")) if file.is_file()]
-    return [file for file in (folder / PROPAGATION, *adapter) if file.is_file()]
+    adapter = [file for file in sorted((folder / ADAPTER).rglob("*")) if not file.is_dir() or file.is_symlink()]
+    return [file for file in (folder / PROPAGATION, *adapter) if file.exists() or file.is_symlink()]
 
 
 def _backbone(spec: ClassSpec, trust: Sequence[str], path: Path, weights: str | Path | None) -> Backbone:
@@ -297,6 +265,32 @@ def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], pa
                 f"bundle={path} names {name} for its {role}, which is no class of this project; only if you know who "
                 f"wrote it, trust its module: --trust {module}, or trust=['{module}'] in Python."
             )
+    parser, parsed = _parsed(spec, base, role, path)
+    for inner in {*_class_paths(parsed.as_dict())} - {*_class_paths(spec.init_args)}:  # given in short, or by a file
+        raise ValueError(
+            f"bundle={path} names {inner} for its {role} in a way that is not allowed; give another bundle."
+        )
+    made: Made = parser.instantiate(parsed)[role]
+    return made
+
+
+def _in_full(spec: ModelSpec) -> ModelSpec:
+    """Return a spec with every argument, those that were left at their defaults included."""
+    parts = {}
+    for role, base in (("backbone", Backbone), ("adapter", Adapter), ("propagation", Propagation)):
+        part = getattr(spec, role)
+        parser, parsed = _parsed(part, base, role, Path())
+        plain = json.loads(parser.dump(parsed, format="json", skip_unset=False))
+        parts[role] = replace(part, init_args=plain.get(role, {}))  # no key for a class without arguments
+    return ModelSpec(**parts)
+
+
+def _parsed(spec: ClassSpec, base: type, role: str, path: Path) -> tuple[ArgumentParser, Namespace]:
+    """Import a class, and read its arguments as its signature declares them.
+
+    Raises:
+        ValueError: If the class does not exist, is none of `base`, or does not take these arguments.
+    """
     module, _, name = spec.class_path.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name)
@@ -314,12 +308,7 @@ def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], pa
     except ArgumentError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"bundle={path}: {spec.class_path} does not take its arguments: {reason}") from error
-    for inner in {*_class_paths(parsed.as_dict())} - {*_class_paths(spec.init_args)}:  # given in short, or by a file
-        raise ValueError(
-            f"bundle={path} names {inner} for its {role} in a way that is not allowed; give another bundle."
-        )
-    made: Made = parser.instantiate(parsed)[role]
-    return made
+    return parser, parsed
 
 
 def _is_trusted(class_path: str, trust: Sequence[str]) -> bool:
@@ -335,20 +324,3 @@ def _class_paths(plain: Any) -> Iterator[str]:
     if isinstance(plain, list | tuple):
         for inner in plain:
             yield from _class_paths(inner)
-
-
-def _inference(plain: Mapping[str, Any], path: Path) -> InferenceSettings:
-    known = InferenceSettings.__dataclass_fields__
-    if unknown := sorted(plain.keys() - known.keys()):
-        raise ValueError(f"bundle={path} sets inference.{unknown[0]}, which this version lacks; update this program.")
-    return InferenceSettings(**plain)
-
-
-def _put_in_place(part: Path, folder: Path) -> None:
-    """Rename a finished folder; where there is an old one, it makes way first."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mois.files import write_text
+
 CARD = """# {title}
 
 A lesion segmentation model for `mois`: click a few lesions of a scan, and all others that look like them are found.
@@ -77,18 +79,19 @@ def remarks(right: float | None, wrong: float | None, no_exemplars: float | None
     return said
 
 
-def write_card(path: Path, content: Mapping[str, Any], modules: Sequence[str] = ()) -> None:
+def write_card(path: Path, name: str, content: Mapping[str, Any], modules: Sequence[str] = ()) -> None:
     """Write the card of a bundle.
 
     Args:
         path: Of the card.
+        name: Of the bundle's folder.
         content: What stands in bundle.json.
         modules: Those of others, whose classes the bundle names.
     """
     model, inference, provenance = content["model"], content["inference"], content["provenance"]
     identity = content["identity"]["backbone"]
-    name = path.parent.name.split(".")[1] if path.parent.name.startswith(".") else path.parent.name
-    path.write_text(
+    write_text(
+        path,
         CARD.format(
             title=f"{model['adapter']['class_path'].rpartition('.')[2]} and "
             f"{model['propagation']['class_path'].rpartition('.')[2]} on SAM2 {identity['name']}",
@@ -105,7 +108,6 @@ def write_card(path: Path, content: Mapping[str, Any], modules: Sequence[str] = 
             figures=_figures(content["figures"]),
             provenance=_rows({key: (_one(provenance.get(key)),) for key in ("code", "data", "seed")}),
         ),
-        encoding="utf-8",
     )
 
 

@@ -35,22 +35,28 @@ class ModelIdentity:
         adapter_sha256: Of the backbone's tensors as they stand, with what the adapter made of them.
         propagation: Module and name of its class.
         propagation_sha256: Of its tensors.
+        arguments: By part, what its class was made with, which answers depend on as much as on tensors; None where that
+            is not known (a model made by hand, files of earlier formats) and cannot be compared.
     """
 
     backbone: WeightsIdentity
     adapter_sha256: str
     propagation: str
     propagation_sha256: str
+    arguments: dict[str, dict[str, Any]] | None = None
 
     @classmethod
-    def of(cls, backbone: Backbone, propagation: Propagation) -> ModelIdentity:
-        """Return the identity of a model as it stands."""
+    def of(
+        cls, backbone: Backbone, propagation: Propagation, arguments: dict[str, dict[str, Any]] | None = None
+    ) -> ModelIdentity:
+        """Return the identity of a model as it stands, with what its classes were made with if that is known."""
         kind = type(propagation)
         return cls(
             backbone.identity,
             tensors_sha256(backbone.state_dict()),
             f"{kind.__module__}.{kind.__qualname__}",
             tensors_sha256(propagation.state_dict()),
+            arguments,
         )
 
     def differences(self, other: ModelIdentity) -> list[str]:
@@ -65,6 +71,13 @@ class ModelIdentity:
         elif self.propagation_sha256 != other.propagation_sha256:
             mine, theirs = self.propagation_sha256[:12], other.propagation_sha256[:12]
             found.append(f"the propagation's weights (sha256 {mine} instead of {theirs})")
+        for part, arguments in (self.arguments or {}).items() if self.propagation == other.propagation else ():
+            known = (other.arguments or {}).get(part, {})
+            found += [
+                f"the {part}'s {name} ({value!r} instead of {known[name]!r})"
+                for name, value in arguments.items()
+                if name in known and known[name] != value
+            ]
         return found
 
     def as_dict(self) -> dict[str, Any]:

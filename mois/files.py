@@ -1,12 +1,19 @@
-"""Files that are whole or not there: nobody finds half a result, however a process ends."""
+"""Files that are whole or not there: nobody finds half a result, however a process ends.
+
+What stands at a path may have been put there by anybody: only regular files are read, and only regular files are
+replaced. A temporary file has a name that nobody can guess, and is never opened through a link.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _ABANDONED_S = 3600
@@ -16,16 +23,98 @@ _ABANDONED_S = 3600
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield another name beside a file; what is written there takes the file's place when the block ends well.
 
+    The file gets the permissions that the user's umask leaves, whatever the block's writer gave it.
+
     Args:
         path: What readers will find; its folder is made, an older file is replaced.
+
+    Raises:
+        ValueError: If something stands there that is no regular file: a folder, a device, a pipe or a link.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    _refuse_other(path, stat.S_IFREG)
+    part = _beside(path, "part")
     try:
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        allowed = stat.S_IMODE(part.stat().st_mode)
         yield part
+        if stat.S_IMODE(part.stat().st_mode) != allowed:  # safetensors makes files that their owner alone can read
+            part.chmod(allowed)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside another; it takes that one's place, with all that is in it, when the block ends well.
+
+    Raises:
+        ValueError: If something stands there that is no folder: a file, a device, a pipe or a link.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_other(folder, stat.S_IFDIR)
+    part, old = _beside(folder, "part"), _beside(folder, "old")
+    part.mkdir()
+    try:
+        yield part
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    finally:
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)  # follows no link
+
+
+def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
+    """Return what a regular file holds; a pipe or a device, which might never end, is not waited for.
+
+    Args:
+        path: May be a link to a regular file.
+        most_bytes: Size from which the file is refused unread; None takes any.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no regular file, or too large.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is a {_kind(status.st_mode)}, not a regular file; give another path.")
+        if most_bytes is not None and status.st_size > most_bytes:
+            raise ValueError(f"{path} has {status.st_size} bytes, of {most_bytes} at most; give another file.")
+        return file.read()
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """Return a name in the same folder that nobody can guess; it begins with a dot and ends like the path."""
+    return path.with_name(f".{path.name[-40:]}.{uuid.uuid4().hex}.{ending}")
+
+
+def _refuse_other(path: Path, kind: int) -> None:
+    """Refuse to write over what is of another kind than a file (or folder) of ours.
+
+    Raises:
+        ValueError: If something else stands there.
+    """
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if stat.S_IFMT(mode) != kind:
+            raise ValueError(
+                f"{path} is a {_kind(mode)}, which is not written over; remove it, or choose another path."
+            )
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFREG: "file",
+        stat.S_IFDIR: "folder",
+        stat.S_IFLNK: "symbolic link",
+        stat.S_IFIFO: "pipe",
+        stat.S_IFSOCK: "socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "device")
 
 
 def is_abandoned(part: Path) -> bool:

@@ -21,6 +21,7 @@ from mois.exemplars import ModelIdentity
 from mois.inference import InferenceSettings
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.propagation import Prototype, Similarity
+from mois.records import sealed
 from mois.testing import example_patches
 
 PLAIN = {
@@ -65,10 +66,11 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Write a bundle.json that says something else, and whose digest is right."""
     file = folder / "bundle.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     edit(content)
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(sealed(content)))
 
 
 def test_a_bundle_answers_to_the_bit_like_the_model_that_was_trained(made: Path) -> None:
@@ -87,7 +89,9 @@ def test_a_bundle_answers_to_the_bit_like_the_model_that_was_trained(made: Path)
             answers.append(other(one.encode(images[:1]), exemplars, one))
     assert torch.equal(answers[0].logits, answers[1].logits)
     assert torch.equal(answers[0].presence, answers[1].presence)
-    assert bundle.identity == ModelIdentity.of(backbone, propagation)
+    assert bundle.identity.differences(ModelIdentity.of(backbone, propagation)) == []
+    assert bundle.identity.arguments is not None
+    assert bundle.identity.arguments["propagation"] == {"width": 48, "blocks": 1, "temperature": 0.1}
 
 
 def test_a_bundle_says_what_it_is(made: Path) -> None:
@@ -103,7 +107,7 @@ def test_a_bundle_says_what_it_is(made: Path) -> None:
     for words in (
         "# Lora and Similarity on SAM2 nano",
         "--bundle bundle ",
-        "| adapter | `adapters.Lora` | rank = 2, parts = ['decoder'] |",
+        "| adapter | `adapters.Lora` | rank = 2, alpha = 16, dora = False, parts = ['decoder'], stages = [3, 4], ",
         "| right | 0.500 |",
         "| data | fingerprint/1 |",
         "fitted on 3 candidates of validation scans, of which 2 were lesions",
@@ -143,8 +147,8 @@ def test_a_spec_of_something_else_is_refused(tmp_path: Path) -> None:
     [
         (lambda f: (f / "bundle.json").unlink(), r"bundle=\S+: there is no bundle.json in it; give the folder"),
         (lambda f: (f / "bundle.json").write_text("{"), "bundle.json is cut short or no JSON"),
-        (lambda f: change(f, lambda c: c.update(format=2)), "is of format 2, this version reads 1"),
-        (lambda f: change(f, lambda c: c.pop("files")), "bundle.json lacks files"),
+        (lambda f: change(f, lambda c: c.update(format=3)), "is of format 3, this version reads 1 and 2"),
+        (lambda f: change(f, lambda c: c.pop("files")), "bundle.json: lacks files"),
         (lambda f: (f / "propagation.safetensors").unlink(), "lacks propagation.safetensors; copy the whole folder"),
         (lambda f: shutil.rmtree(f / "adapter"), "lacks adapter/adapter_config.json"),
         (lambda f: (f / "adapter" / "more.safetensors").touch(), "holds adapter/more.safetensors, which is not of it"),
@@ -154,7 +158,7 @@ def test_a_spec_of_something_else_is_refused(tmp_path: Path) -> None:
         ),
         (
             lambda f: change(f, lambda c: c["inference"].update(colour=1)),
-            "sets inference.colour, which this version lacks",
+            "bundle.json: holds inference.colour, which this version does not know",
         ),
         (
             lambda f: change(f, lambda c: c["model"]["adapter"]["init_args"].update(rank=3)),
@@ -195,6 +199,40 @@ def test_a_bundle_that_is_not_whole_or_not_of_this_model_is_refused(
 ) -> None:
     edit(folder)
     with pytest.raises(ValueError, match=message):
+        Bundle.load(folder)
+
+
+def test_a_description_that_was_edited_by_hand_is_refused(folder: Path) -> None:
+    file = folder / "bundle.json"
+    written = file.read_text(encoding="utf-8")
+    for old, new in (
+        ('"temperature": 0.1', '"temperature": 1e300'),
+        ('"right": 0.5', '"right": 0.75'),
+        ('"precision": "auto"', '"precision": "32"'),
+        ('"alpha": 16', '"alpha": 8'),
+    ):
+        assert old in written
+        file.write_text(written.replace(old, new))
+        with pytest.raises(ValueError, match=r"bundle.json was changed after it was written \(its sha256 is"):
+            Bundle.load(folder)
+    file.write_text(written.replace('"temperature": 0.1', '"temperature": NaN'))
+    with pytest.raises(ValueError, match=r"bundle.json is cut short or no JSON \(NaN is no number\)"):
+        Bundle.load(folder)
+
+
+def test_a_setting_that_is_missing_does_not_take_its_default(folder: Path) -> None:
+    change(folder, lambda content: content.update(inference={}))
+    with pytest.raises(ValueError, match=r"bundle.json lacks inference.pixel_mm"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"format": 1}, {"format": True}, {"format": 1.0}, {"sha256": None}, {"format": "2"}]
+)
+def test_a_damaged_description_does_not_pass_as_one_of_before(folder: Path, damage: dict[str, Any]) -> None:
+    file = folder / "bundle.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **damage}))
+    with pytest.raises(ValueError, match=r"bundle.json (holds sha256, which format 1|is of format|was changed)"):
         Bundle.load(folder)
 
 
@@ -253,7 +291,7 @@ def test_a_trusted_class_is_loaded(folder: Path, tmp_path: Path, monkeypatch: py
 )
 def test_the_card_says_what_its_figures_mean(made: Path, tmp_path: Path, figures: Any, words: list[str]) -> None:
     content = {**json.loads((made / "bundle.json").read_text(encoding="utf-8")), "figures": figures}
-    write_card(tmp_path / "README.md", content)
+    write_card(tmp_path / "README.md", "bundle", content)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert all(part in card for part in words)
     assert ("do harm" in card) == (figures["right"] < figures["no_exemplars"])
@@ -263,7 +301,7 @@ def test_the_card_says_what_its_figures_mean(made: Path, tmp_path: Path, figures
 
 def test_the_card_says_whom_to_trust(made: Path, tmp_path: Path) -> None:
     content = json.loads((made / "bundle.json").read_text(encoding="utf-8"))
-    write_card(tmp_path / "README.md", content, ["my_lab.parts"])
+    write_card(tmp_path / "README.md", "bundle", content, ["my_lab.parts"])
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert card.count(" --trust my_lab.parts\n") == 2
     assert ", trust=['my_lab.parts']).segmenter()" in card
