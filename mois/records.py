@@ -1,7 +1,7 @@
 """JSON that was written by anybody: read as it stands, compared with what it must hold, or refused in one line.
 
 `json.loads` takes NaN, keys that stand there twice and any depth; a dict that is read with `[...]` fails with a
-KeyError. Here a text becomes a value of a declared type (a dataclass, or types of `typing`), or a ValueError that names
+KeyError. Here a text becomes a value of a declared type (a dataclass, or types of `typing`), or a DataError that names
 the file and the place in it.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from mois.errors import DataError
 from mois.files import read_regular
 
 Record = TypeVar("Record")
@@ -41,7 +42,7 @@ def read_record(path: Path, kind: type[Record], cure: str = _CURE, most_bytes: i
         most_bytes: Size from which the file is refused unread.
 
     Raises:
-        ValueError: If it is no regular file, too large, no JSON, or holds something else.
+        DataError: If it is no regular file, too large, no JSON, or holds something else.
         FileNotFoundError: If there is no such file.
     """
     return as_record(parse_json(read_regular(path, most_bytes), str(path), cure), kind, str(path), cure)
@@ -61,19 +62,19 @@ def parse_json(content: bytes | str, name: str, cure: str = _CURE) -> Any:
         cure: End of a message.
 
     Raises:
-        ValueError: If it is not such a text.
+        DataError: If it is not such a text.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_unique)
         if _is_deep(value):
-            raise ValueError(f"more than {DEEPEST} lists and objects inside each other")
+            raise DataError(f"more than {DEEPEST} lists and objects inside each other")
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates is no text
     except RecursionError as error:
-        raise ValueError(f"{name} is no JSON that can be read (too many objects inside each other); {cure}.") from error
+        raise DataError(f"{name} is no JSON that can be read (too many objects inside each other); {cure}.") from error
     except ValueError as error:
-        raise ValueError(f"{name} is cut short or no JSON ({_reason(error)}); {cure}.") from error
+        raise DataError(f"{name} is cut short or no JSON ({_reason(error)}); {cure}.") from error
     return value
 
 
@@ -88,18 +89,18 @@ def as_record(plain: Any, kind: type[Record], name: str, cure: str = _CURE, *, l
         later: Keys, with dots between them, that files of this format may lack; they take the dataclass's default.
 
     Raises:
-        ValueError: Naming the first place that is wrong.
+        DataError: Naming the first place that is wrong.
     """
     try:
         made = _adapter(kind).validate_json(json.dumps([plain], allow_nan=False))[0]
     except ValidationError as error:
-        raise ValueError(f"{name}: {_first_fault(error)}; {cure}.") from error
+        raise DataError(f"{name}: {_first_fault(error)}; {cure}.") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no record of this program ({_reason(error)}); {cure}.") from error
+        raise DataError(f"{name} is no record of this program ({_reason(error)}); {cure}.") from error
     whole = json.loads(_adapter(kind).dump_json([made]))[0]
     for missing in _missing(whole, plain):
         if missing not in later:
-            raise ValueError(f"{name} lacks {missing}; {cure}.")
+            raise DataError(f"{name} lacks {missing}; {cure}.")
     return made  # type: ignore[no-any-return]
 
 
@@ -107,7 +108,7 @@ def digest(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a record, whatever the order and layout of its keys; that of `DIGEST` is left out.
 
     Raises:
-        ValueError: If a number in it is not finite.
+        DataError: If a number in it is not finite.
     """
     rest = {key: value for key, value in content.items() if key != DIGEST}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
@@ -122,12 +123,12 @@ def check_seal(content: Mapping[str, Any], name: str, cure: str = _CURE) -> None
     """Refuse a record that is not as it was written.
 
     Raises:
-        ValueError: If its digest is missing or is that of something else.
+        DataError: If its digest is missing or is that of something else.
     """
     if DIGEST not in content:
-        raise ValueError(f"{name} lacks {DIGEST}; {cure}.")
+        raise DataError(f"{name} lacks {DIGEST}; {cure}.")
     if content[DIGEST] != digest(content):
-        raise ValueError(f"{name} was changed after it was written (its {DIGEST} is that of something else); {cure}.")
+        raise DataError(f"{name} was changed after it was written (its {DIGEST} is that of something else); {cure}.")
 
 
 def _adapter(kind: Any) -> TypeAdapter[list[Any]]:
@@ -137,12 +138,12 @@ def _adapter(kind: Any) -> TypeAdapter[list[Any]]:
 
 
 def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is no number")
+    raise DataError(f"{word} is no number")
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text[:SHOWN]} is too large for a number")
+        raise DataError(f"{text[:SHOWN]} is too large for a number")
     return value
 
 
@@ -151,7 +152,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:SHOWN]!r} stands there twice")
+        raise DataError(f"the key {twice[:SHOWN]!r} stands there twice")
     return made
 
 

@@ -151,6 +151,7 @@ def _others(path: Path) -> str:
 def _keep(file: Path, name: Path) -> None:
     """Give a file a second name, so that it is there under its first one at every moment."""
     with whole_file(name) as part:
+        part.unlink()
         try:
             part.hardlink_to(file)
         except OSError:  # some file systems have no links
