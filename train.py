@@ -1,6 +1,9 @@
 """Train, validate, test or predict: `python train.py fit --config configs/demo.yaml`."""
 
-from mois.training.cli import main
+from mois.interrupts import ctrl_c_ends
 
 if __name__ == "__main__":
-    main()
+    with ctrl_c_ends(to_the_end=True):
+        from mois.training.cli import main
+
+        main()

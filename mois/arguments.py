@@ -89,8 +89,8 @@ def explain_usage(error: UsageError, arguments: Sequence[str]) -> str:
     if match := re.match(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.*)\)", message):
         choices = re.findall(r"\w+", match.group(2))
         return f"{match.group(1)} is no command; {_did_you_mean(match.group(1), choices)}"
-    if match := re.match(r'expected "subcommand" to be one of {(.*)}', message):
-        return f"no command was given; choose one of {match.group(1).replace(',', ', ')}"
+    if re.match(r'expected "subcommand" to be one of ', message):  # jsonargparse names the first five
+        return f"no command was given; choose one of {', '.join(_subparsers(error.parser))}"
     if match := re.match(r"the following arguments are required: (.*)", message):
         prefixes = tuple(f"{name}." for name in _subparsers(error.parser))
         keys = [key.partition(".")[2] if key.startswith(prefixes) else key for key in match.group(1).split(", ")]

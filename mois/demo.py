@@ -7,6 +7,7 @@ its result is there already, and the training goes on from its last checkpoint, 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from mois.bundle import copy_bundle
 from mois.evaluation.reports import KEYS
 from mois.evaluation.statistics import paired_gain
 from mois.files import write_text
+from mois.interrupts import AGAIN, WAY_ON
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion_f1")
@@ -81,12 +83,14 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
 
 def run(command: Sequence[str]) -> int:
     """Run a command that ends by itself after Ctrl-C, which may take as long as a step; return its exit code."""
-    with subprocess.Popen(command) as process:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                process.send_signal(signal.SIGINT)  # a terminal has sent it already, anybody else has not
+    told = {WAY_ON: f"{AGAIN}: the demo goes on where it was"}
+    with subprocess.Popen(command, env={**os.environ, **told}) as process:
+        # a terminal has sent it to the command already, anybody else has not
+        before = signal.signal(signal.SIGINT, lambda number, _: process.send_signal(number))
+        try:
+            return process.wait()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 class _Minutes:

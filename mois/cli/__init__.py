@@ -5,80 +5,26 @@ A file holds a command. Every import that costs time stands inside its command, 
 
 from __future__ import annotations
 
-import inspect
-import json
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 
-from jsonargparse import auto_cli
+from mois.interrupts import AGAIN, ctrl_c_ends
 
-from mois.arguments import OneLineParser, command_line
-from mois.cli.compare import compare
-from mois.cli.curves import curves
-from mois.cli.demo import demo
-from mois.cli.doctor import doctor
-from mois.cli.evaluate import evaluate
-from mois.cli.export import export_nnunet
-from mois.cli.journal import journal
-from mois.cli.phantom import phantom
-from mois.cli.segment import segment
-
-COMMANDS: list[Callable[..., None] | type] = [
-    phantom,
-    doctor,
-    demo,
-    curves,
-    export_nnunet,
-    evaluate,
-    compare,
-    segment,
-    journal,
-]
-
-LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions"}
-"""Commands that take a list as the words that follow them, and what its option is called."""
-
-FIRST: dict[str, str] = {"segment": "image"}
-"""Commands that take one value as the word that follows them, and what its option is called."""
+GOES_ON = ("demo", "evaluate", "segment")
+"""Commands that find what they did before."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; mistakes end in one line (MOIS_TRACEBACK=1 shows where)."""
+    """Run the command line; mistakes and Ctrl-C end in one line (MOIS_TRACEBACK=1 shows where a mistake is)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with command_line(given):
-        given = with_options(given)
-        auto_cli(COMMANDS, args=given, as_positional=False, parser_class=OneLineParser, prog="mois")
+    way_on = f"{AGAIN}: it goes on where it was" if given[:1] and given[0] in GOES_ON else AGAIN
+    with ctrl_c_ends(lambda: way_on):
+        from mois.cli.commands import run
+
+        run(given)
 
 
-def with_options(given: Sequence[str]) -> list[str]:
-    """Return `compare A B --names a,b` as `compare --runs=["A", "B"] --names=["a", "b"]`; see `LEADING` and `FIRST`."""
-    command, words = given[:1], list(given[1:])
-    count = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
-    leading: list[str] = []
-    if command and command[0] in LEADING and count:
-        leading = [f"--{LEADING[command[0]]}={json.dumps(words[:count])}"]
-    elif command and command[0] in FIRST and count:
-        leading, count = [f"--{FIRST[command[0]]}={words[0]}"], 1
-    else:
-        count = 0
-    return [*command, *leading, *_with_lists(words[count:], _takes_words(*command))]
-
-
-def _takes_words(name: str = "") -> set[str]:
-    """Return the options of a command that take a list of words."""
-    command = next((command for command in COMMANDS if command.__name__ == name), None)
-    parameters = inspect.signature(command).parameters.values() if command else ()
-    return {one.name for one in parameters if str(one.annotation).startswith("list[str]")}
-
-
-def _with_lists(words: Sequence[str], options: Collection[str]) -> Iterator[str]:
-    """Yield words, with `--trust a,b` as `--trust=["a", "b"]`."""
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name not in options:
-            yield word
-            continue
-        value = value if equals else next(rest, "")
-        plain = value in ("", "null") or value[0] in "[-"
-        yield f"--{name}={value if plain else json.dumps(value.split(','))}"
+def script() -> None:
+    """Run the command line as a program of its own."""
+    with ctrl_c_ends(to_the_end=True):
+        main()

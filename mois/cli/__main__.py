@@ -1,5 +1,5 @@
 """`python -m mois.cli`."""
 
-from mois.cli import main
+from mois.cli import script
 
-main()
+script()

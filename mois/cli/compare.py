@@ -6,10 +6,11 @@ from pathlib import Path
 
 
 def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] | None = None, seed: int = 0) -> None:
-    """Put results on the same scans side by side: paired differences per patient, with intervals and tests.
+    """Compare results on the same scans: paired differences per patient, with tests.
 
     Args:
-        runs: Folders that hold a metrics.json each, two or more; the words after `mois compare` are these.
+        runs: Two or more folders that hold a metrics.json each, or of trainings that were tested; the words after
+            `mois compare` are these.
         out: Folder for compare.json and compare.html.
         names: One for each; by default the parts of their paths in which they differ.
         seed: Of the bootstrap.

@@ -8,7 +8,7 @@ from mois.cli.say import say
 
 
 def curves(run: Path, out: Path | None = None, window: int = 10) -> None:
-    """Draw what a training learned: right, wrong and no_exemplars over its steps, for each of its propagations.
+    """Draw what a training learned: right, wrong and no_exemplars over its steps.
 
     Args:
         run: Folder of the training.

@@ -9,7 +9,7 @@ from mois.cli.say import say
 
 
 def doctor(root: Path | None = None, runs: Path = Path("runs")) -> None:
-    """Check packages, accelerator, disk, W&B and, if you name it, a dataset; one line each, with a cure.
+    """Check this machine and, if you name it, a dataset; propose its settings.
 
     Args:
         root: nnU-Net raw dataset to check, file by file.

@@ -47,8 +47,9 @@ def evaluate(
     trust: list[str] | None = None,
     title: str = "",
 ) -> None:
-    """Score a model, or another system's predictions, on labelled scans; goes on where it was stopped.
+    """Score a model, or another system's predictions, on labelled scans.
 
+    An evaluation that was stopped goes on where it was, with the same command.
     `torchrun --nproc_per_node=N -m mois.cli evaluate ...` shares the scans out to N processes, with the same results.
 
     Args:

@@ -17,7 +17,7 @@ def export_nnunet(
     test: list[str] | None = None,
     channels: tuple[int, ...] = (0,),
 ) -> None:
-    """Write a dataset as nnU-Net raw, with semantic labels and a split that never parts a patient's scans.
+    """Write a dataset for nnU-Net, split so that no patient stands on two sides.
 
     Name the scans as in the training that nnU-Net is compared with: the same ones train, validate and test. Without
     train and val, the folds are those of the dataset's splits_final.json or else of its patients, five or fewer.

@@ -8,7 +8,7 @@ from mois.cli.say import say
 
 
 def journal(sessions: list[Path], out: Path | None = None, lesions: bool = True) -> None:
-    """Tell what sessions took: clicks, seconds of the reader, waited and computed, by lesion and by scan.
+    """Tell what sessions took: clicks and seconds, by lesion and by scan.
 
     Args:
         sessions: Folders of sessions, or their journals, such as [DIR, DIR].

@@ -20,7 +20,7 @@ def segment(
     trust: list[str] | None = None,
     backbone_weights: Path | None = None,
 ) -> None:
-    """Find all lesions of a scan that are like those prompted, and write them on the scanner's grid.
+    """Find all lesions of a scan that are like those prompted.
 
     A run that was killed goes on where it was when it is started again with the same prompts.
 

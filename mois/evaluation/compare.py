@@ -11,7 +11,7 @@ from typing import Any
 from mois.evaluation import charts
 from mois.evaluation.charts import spoken
 from mois.evaluation.page import Page, Part, Picture, Record, Section, Sides, Table, text_of, write_page
-from mois.evaluation.results import Leaf, Results
+from mois.evaluation.results import METRICS, Leaf, Results
 from mois.evaluation.statistics import holm, leaf, paired_test
 from mois.files import write_text
 
@@ -99,12 +99,13 @@ def named_results(folders: Sequence[Path], names: Sequence[str] | None = None) -
     """Read folders of results under names.
 
     Args:
-        folders: Each with a metrics.json.
+        folders: Each with a metrics.json, or of a training that was tested: its results are in `test`.
         names: One for each; None takes the parts of their paths in which they differ.
 
     Raises:
         ValueError: If there are not as many different names as folders, or a folder holds no results.
     """
+    folders = [_tested(folder) for folder in folders]
     if names is not None and (len(names) != len(folders) or len(set(names)) != len(folders)):
         raise ValueError(f"names={list(names)}: give a different one for each of {len(folders)} folders.")
     if len({folder.resolve() for folder in folders}) != len(folders):
@@ -153,6 +154,12 @@ def _differences(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
         for key, given in found.items()
         if any(value != next(iter(given.values())) for value in given.values())
     }
+
+
+def _tested(folder: Path) -> Path:
+    """Return where the results of a folder are: of a run in what `train.py test` wrote there."""
+    within = folder / "test"
+    return within if not (folder / METRICS).is_file() and (within / METRICS).is_file() else folder
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

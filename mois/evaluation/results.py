@@ -15,6 +15,8 @@ from mois.calibration import Calibration
 from mois.evaluation.statistics import SCHEMA
 from mois.files import write_text
 
+METRICS = "metrics.json"
+
 Row = dict[str, str]
 """A line of a CSV; an empty cell is what was not measured."""
 
@@ -91,9 +93,12 @@ class Results:
         Raises:
             ValueError: If it holds no metrics.json, or one of another layout.
         """
-        path = folder / "metrics.json"
+        path = folder / METRICS
         if not path.is_file():
-            raise ValueError(f"{folder}: no metrics.json in it; give a folder that mois evaluate wrote (its --out).")
+            raise ValueError(
+                f"{folder}: no {METRICS} in it; give a folder that mois evaluate wrote (its --out), or that of a run "
+                "which was tested (python train.py test)."
+            )
         try:
             metrics = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mois.evaluation.reports import SubjectReport
 from mois.files import whole_file
+from mois.interrupts import WAY_ON
 from mois.provenance import collect_provenance
 from mois.tracking import CarefulWandbLogger, Tracker
 
@@ -260,6 +261,8 @@ def may_save(trainer: Trainer) -> bool:
 
 def way_on(trainer: Trainer) -> str:
     """Return, for the end of a message, how to go on after an interruption."""
+    if told := os.environ.get(WAY_ON):
+        return told
     for callback in trainer.checkpoint_callbacks if trainer.state.fn == "fit" else ():
         if isinstance(callback, LastCheckpoint) and (callback.folder / "last.ckpt").is_file():
             return f"go on with --ckpt_path last ({callback.folder / 'last.ckpt'})"

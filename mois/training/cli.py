@@ -21,6 +21,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from mois.arguments import OneLineParser, command_line, read_settings
 from mois.calibration import Calibration
 from mois.execution import settled
+from mois.interrupts import ctrl_c_ends
 from mois.tracking import LateLoggers, Tracker, TrackingSettings, make_loggers
 from mois.training.callbacks import CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
 from mois.training.checkpoints import (
@@ -32,6 +33,7 @@ from mois.training.checkpoints import (
     SafeCheckpointIO,
     ValidationRecord,
     read_training,
+    way_on,
 )
 from mois.training.export import BundleSettings, export_bundles
 from mois.training.interruption import StopAtSignal
@@ -173,8 +175,9 @@ class MoisCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.ckpt_path}
 
     def _run_subcommand(self, subcommand: str) -> None:
-        super()._run_subcommand(subcommand)
-        Tracker.of(self.trainer).finish()
+        with ctrl_c_ends(lambda: way_on(self.trainer)):
+            super()._run_subcommand(subcommand)
+            Tracker.of(self.trainer).finish()
 
     def after_fit(self) -> None:
         """Write the best of what was trained as a bundle; keep its checkpoint where a logger keeps artifacts."""
@@ -299,5 +302,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; mistakes in it or in the data end in one line (MOIS_TRACEBACK=1 shows where)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     quieten()
-    with command_line(arguments):
+    with ctrl_c_ends(), command_line(arguments):
         MoisCLI(arguments)

@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mois.interrupts import AGAIN, STDERR, end_now
 from mois.training.arrival import Arrival
 from mois.training.checkpoints import LastCheckpoint, may_save, way_on
 
@@ -23,9 +26,6 @@ VALIDATION_S = 10.0
 """How long after SLURM's signal rank 0 has to come to its next scan, before its job is requeued for it."""
 
 POLL_S = 0.2
-
-STDERR = 2
-"""File descriptor; a handler may not use the stream, in the middle of whose use it may be called."""
 
 IMPATIENCE_S = 1.0
 """How long after Ctrl-C another one is meant; a launcher may pass on what the terminal had sent to everybody."""
@@ -49,6 +49,7 @@ class StopAtSignal(Callback):
         self._before: dict[int, Any] = {}  # handlers that were there, by signal
         self._requeueing = 0  # number of SLURM's signal
         self._interrupted_s: float | None = None  # when Ctrl-C came first
+        self._way_on: Callable[[], str] = lambda: AGAIN
         self._speaks = True
         self._validating_s: float | None = None  # when the present validation began
         self._over = threading.Event()
@@ -57,7 +58,7 @@ class StopAtSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from Lightning's handlers, which it restores itself when the training ends."""
         self._agreed, self._asked, self._interrupted_s = 0, None, None
-        self._step, self._speaks = trainer.global_step, trainer.is_global_zero
+        self._step, self._speaks, self._way_on = trainer.global_step, trainer.is_global_zero, partial(way_on, trainer)
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = lambda: None  # Lightning's agreement on SIGTERM, which waits at every step
         self._noted = signal.SIGTERM if trainer.received_sigterm else 0
@@ -81,8 +82,10 @@ class StopAtSignal(Callback):
         self._validating_s = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop listening."""
+        """Stop listening; what comes after the last step has no step to wait for."""
         self._hear_no_more()
+        if signal.SIGINT in self._before and signal.getsignal(signal.SIGINT) == self._note:
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop listening."""
@@ -133,9 +136,11 @@ class StopAtSignal(Callback):
             if self._interrupted_s is None:
                 self._interrupted_s = time.monotonic()
                 if self._speaks:
-                    os.write(STDERR, b"\nthe training ends after this step; Ctrl-C once more ends it at once\n")
+                    until = "step" if self._validating_s is None else "scan"
+                    told = f"\nthe training ends after this {until}; Ctrl-C once more ends it at once\n"
+                    os.write(STDERR, told.encode())
             elif time.monotonic() - self._interrupted_s > IMPATIENCE_S:
-                raise KeyboardInterrupt
+                end_now(self._way_on())
         self._noted = max(self._noted, number, key=self._order().index)
 
     def _agree(self, trainer: Trainer, at_once: bool = False) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from mois.arguments import command_line
 from mois.calibration import Calibration
 from mois.cli import main as mois_main
-from mois.cli import with_options
+from mois.cli.commands import COMMANDS, with_options
 from mois.doctor import Finding
 from mois.errors import NO_GPU
 from mois.training.callbacks import step_seed
@@ -388,6 +388,14 @@ def test_wrong_mois_commands_end_in_one_line(
 )  # fmt: skip
 def test_words_become_the_lists_that_options_take(given: list[str], parsed: list[str]) -> None:
     assert with_options(given) == parsed
+
+
+@pytest.mark.parametrize("given", [[], ["--help"], ["-h"]])
+def test_all_commands_are_listed_a_line_each(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    mois_main(given)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [command.__name__ for command in COMMANDS]
+    assert all(len(line) <= 100 and line.endswith(".") for line in lines[2:])
 
 
 def test_help_waits_for_no_heavy_package() -> None:

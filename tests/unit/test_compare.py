@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from example_results import example_report, write_example
 
-from mois.cli import main, with_options
+from mois.cli import main
+from mois.cli.commands import with_options
 from mois.evaluation.compare import FIGURES, compare, named_results
 from mois.evaluation.reports import SubjectReport
 from mois.evaluation.settings import ProtocolSettings
@@ -111,6 +112,19 @@ def test_folders_are_named_by_where_they_differ(tmp_path: Path) -> None:
     assert list(named_results(folders)) == ["1/x", "1/y", "2/x", "2/y"]
 
 
+def test_the_folder_of_a_run_stands_for_its_test(tmp_path: Path) -> None:
+    for name in "ab":
+        run(tmp_path / name / "test", DICE)
+    found = named_results([tmp_path / "a", tmp_path / "b" / "test"])
+    assert {name: results.folder for name, results in found.items()} == {
+        name: tmp_path / name / "test" for name in "ab"
+    }
+    run(tmp_path / "a", {"q": 0.5})  # its own results come first
+    assert named_results([tmp_path / "a", tmp_path / "b"])["a"].scan_count == 1
+    with pytest.raises(ValueError, match="the same folder is given twice"):
+        named_results([tmp_path / "b", tmp_path / "b" / "test"])
+
+
 def test_the_page_shows_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [
         write_example(tmp_path / name, 4, level, seed=at)
@@ -132,6 +146,7 @@ def test_the_page_shows_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_words_after_compare_are_its_runs() -> None:
     assert with_options(["compare", "a b", "c", "--out", "d"]) == ["compare", '--runs=["a b", "c"]', "--out", "d"]
     assert with_options(["compare", "--runs", "[a]"]) == ["compare", "--runs", "[a]"]
-    assert with_options(["phantom", "x"]) == ["phantom", "x"]
+    assert with_options(["curves", "runs/x", "--window=5"]) == ["curves", "--run=runs/x", "--window=5"]
+    assert with_options(["export_nnunet", "x"]) == ["export_nnunet", "x"]
     assert with_options([]) == []
     assert with_options(["segment", "a b.nii.gz", "--out", "d"]) == ["segment", "--image=a b.nii.gz", "--out", "d"]

@@ -1,0 +1,91 @@
+"""Which commands there are, what words each takes without an option's name, and the list of them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from jsonargparse import auto_cli
+
+from mois.arguments import OneLineParser, command_line
+from mois.cli.compare import compare
+from mois.cli.curves import curves
+from mois.cli.demo import demo
+from mois.cli.doctor import doctor
+from mois.cli.evaluate import evaluate
+from mois.cli.export import export_nnunet
+from mois.cli.journal import journal
+from mois.cli.phantom import phantom
+from mois.cli.say import say
+from mois.cli.segment import segment
+
+COMMANDS: list[Callable[..., None] | type] = [
+    phantom,
+    doctor,
+    demo,
+    curves,
+    export_nnunet,
+    evaluate,
+    compare,
+    segment,
+    journal,
+]
+
+HELP = ("-h", "--help")
+
+LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions"}
+"""Commands that take a list as the words that follow them, and what its option is called."""
+
+FIRST: dict[str, str] = {"segment": "image", "curves": "run", "doctor": "root", "phantom": "out"}
+"""Commands that take one value as the word that follows them, and what its option is called."""
+
+
+def run(given: Sequence[str]) -> None:
+    """Run a command; without one, tell which there are."""
+    if not given or given[0] in HELP:
+        say(overview())
+        return
+    with command_line(given):
+        auto_cli(COMMANDS, args=with_options(given), as_positional=False, parser_class=OneLineParser, prog="mois")
+
+
+def overview() -> str:
+    """Return all commands, one a line."""
+    width = max(len(command.__name__) for command in COMMANDS)
+    told = [f"  {command.__name__:{width}}  {inspect.getdoc(command).partition(chr(10))[0]}" for command in COMMANDS]
+    return "\n".join(["mois COMMAND ...; what a command takes: mois COMMAND --help", "", *told])
+
+
+def with_options(given: Sequence[str]) -> list[str]:
+    """Return `compare A B --names a,b` as `compare --runs=["A", "B"] --names=["a", "b"]`; see `LEADING` and `FIRST`."""
+    command, words = given[:1], list(given[1:])
+    count = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    leading: list[str] = []
+    if command and command[0] in LEADING and count:
+        leading = [f"--{LEADING[command[0]]}={json.dumps(words[:count])}"]
+    elif command and command[0] in FIRST and count:
+        leading, count = [f"--{FIRST[command[0]]}={words[0]}"], 1
+    else:
+        count = 0
+    return [*command, *leading, *_with_lists(words[count:], _takes_words(*command))]
+
+
+def _takes_words(name: str = "") -> set[str]:
+    """Return the options of a command that take a list of words."""
+    command = next((command for command in COMMANDS if command.__name__ == name), None)
+    parameters = inspect.signature(command).parameters.values() if command else ()
+    return {one.name for one in parameters if str(one.annotation).startswith("list[str]")}
+
+
+def _with_lists(words: Sequence[str], options: Collection[str]) -> Iterator[str]:
+    """Yield words, with `--trust a,b` as `--trust=["a", "b"]`."""
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in options:
+            yield word
+            continue
+        value = value if equals else next(rest, "")
+        plain = value in ("", "null") or value[0] in "[-"
+        yield f"--{name}={value if plain else json.dumps(value.split(','))}"
