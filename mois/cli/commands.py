@@ -53,7 +53,7 @@ def run(given: Sequence[str]) -> None:
 def overview() -> str:
     """Return all commands, one a line."""
     width = max(len(command.__name__) for command in COMMANDS)
-    told = [f"  {command.__name__:{width}}  {inspect.getdoc(command).partition(chr(10))[0]}" for command in COMMANDS]
+    told = [f"  {command.__name__:{width}}  {(command.__doc__ or "").partition(chr(10))[0]}" for command in COMMANDS]
     return "\n".join(["mois COMMAND ...; what a command takes: mois COMMAND --help", "", *told])
 
 
