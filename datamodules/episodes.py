@@ -22,6 +22,7 @@ from datamodules.foreign import Painter, anatomy, cut_from, paint_random_types, 
 from datamodules.subjects import Patch, PreparedSubject, Window
 from datamodules.transforms import Augmentation, augment
 from mois.interfaces import Episode
+from mois.metrics import renumber
 
 SOURCES = ("other_class", "transplant", "anatomy")
 _TRIES = 8
@@ -223,9 +224,9 @@ def _draw_kind(subject: PreparedSubject, rng: np.random.Generator) -> int:
 
 def _kinds(subject: PreparedSubject, lesions: Tensor) -> Tensor:
     """Return the class of every pixel, as `lesions` (P, P) has the id."""
-    table = torch.zeros(int(subject.table.lesion.max()) + 1, dtype=torch.int64)
-    table[torch.from_numpy(subject.table.lesion)] = torch.from_numpy(subject.table.kind)
-    return table[lesions.long()]
+    table = subject.table
+    kinds = renumber(lesions.numpy(), dict(zip(table.lesion.tolist(), table.kind.tolist(), strict=True)))
+    return torch.from_numpy(kinds).long()
 
 
 def _choice(rng: np.random.Generator, weights: Sequence[float]) -> int:

@@ -21,13 +21,11 @@ def slab_slices(volume: Volume, fraction: float, slice_axis: SliceAxis = "auto")
     stack = _grid(volume, slice_axis).to_stack(volume.lesions).numpy()
     slices = len(stack)
     count = min(max(1, round(fraction * slices)), slices - 1)
-    voxels = np.bincount(stack.ravel()).astype(float)
-    where = np.zeros_like(voxels)
-    for number, picture in enumerate(stack):
-        here = np.bincount(picture.ravel(), minlength=len(voxels))
-        where += number * here
-    lesions = np.flatnonzero(voxels[1:]) + 1
-    middle = np.rint(where[lesions] / voxels[lesions]).astype(int)
+    places = np.flatnonzero(stack)
+    lesions, index = np.unique(stack.reshape(-1)[places], return_inverse=True)
+    voxels = np.bincount(index, minlength=len(lesions)).astype(float)
+    where = np.bincount(index, weights=places // stack[0].size, minlength=len(lesions))
+    middle = np.rint(where / voxels).astype(int)
     held = [int(((middle >= start) & (middle < start + count)).sum()) for start in range(slices - count + 1)]
     start = int(np.abs(np.array(held) - fraction * len(lesions)).argmin())
     return range(start, start + count)
@@ -54,5 +52,4 @@ def cut_slab(volume: Volume, slab: range, slice_axis: SliceAxis = "auto") -> Vol
 
 
 def _grid(volume: Volume, slice_axis: SliceAxis) -> SliceGrid:
-    shape = volume.image.shape
-    return SliceGrid.of((shape[0], shape[1], shape[2]), volume.affine, slice_axis)
+    return SliceGrid.of(volume.shape, volume.affine, slice_axis)

@@ -165,9 +165,7 @@ def prepare_volume(
     Raises:
         DataError: If the patch is more than 4 times as large as the scan's slices.
     """
-    grid = SliceGrid.of(
-        (volume.image.shape[0], volume.image.shape[1], volume.image.shape[2]), volume.affine, slice_axis
-    )
+    grid = SliceGrid.of(volume.shape, volume.affine, slice_axis)
     _, height, width = grid.stack_shape
     extent_mm = max(height * grid.row_mm, width * grid.column_mm)
     if patch_px * pixel_mm > _LARGEST_PATCH * extent_mm:
@@ -180,7 +178,7 @@ def prepare_volume(
     if usable is not None:
         image[~usable], lesions[~usable] = 0, 0
     ids, counts = torch.unique(volume.lesions, return_counts=True)
-    voxel_ml = float(torch.linalg.det(volume.affine[:3, :3]).abs()) / 1000
+    voxel_ml = volume.voxel_ml
     volumes_ml = {int(i): int(n) * voxel_ml for i, n in zip(ids, counts, strict=True) if i}
     names = (volume.subject, volume.patient)
     return prepare_stack(image, lesions, volume.classes, volumes_ml, names, (pixel_mm, grid.gap_mm), patch_px)

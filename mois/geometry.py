@@ -15,6 +15,8 @@ from nibabel.orientations import io_orientation
 from torch import Tensor
 from torch.nn import functional
 
+from mois.grid import MOST_VOXELS, Grid
+
 SliceAxis = Literal["auto", "left-right", "anterior-posterior", "superior-inferior"]
 
 # axes of the RAS world
@@ -26,6 +28,8 @@ _PICTURES: dict[int, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] =
     2: ((2, 1), (1, -1), (0, -1)),
 }
 _TIE = 0.99
+MOST_PIXELS = 2**15 - 1
+"""Along an edge of a picture: places in it are kept as int16."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,30 +62,31 @@ class SliceGrid:
             shape: (I, J, K) of the scan.
             affine: (4, 4), voxel indices to RAS millimetres.
             slice_axis: What slices are taken across; "auto" is the coarsest axis, on a tie (within 1 %)
-                superior-inferior before anterior-posterior before left-right.
+                superior-inferior before anterior-posterior before left-right. An axis of one voxel comes before all
+                others, whatever its spacing: a scan of one slice is that slice.
 
         Raises:
             ValueError: If the slice axis does not exist or the affine has no inverse.
         """
         if slice_axis != "auto" and slice_axis not in _AXES:
             raise ValueError(f"slice_axis={slice_axis!r} does not exist; choose auto, {', '.join(_AXES)}.")
-        affine = affine.detach().to("cpu", torch.float64)
-        voxel_mm = affine[:3, :3].norm(dim=0)
-        if not bool(affine.isfinite().all()) or abs(float(torch.linalg.det(affine[:3, :3]))) < 1e-9:
-            raise ValueError("the affine has no inverse: two voxel axes point the same way; write the scan again.")
-        facing = io_orientation(affine.numpy())  # per voxel axis: its world axis, and the sign along it
+        grid = Grid.of(shape, affine)
+        facing = io_orientation(grid.affine.numpy())  # per voxel axis: its world axis, and the sign along it
         of_world = {int(world): (axis, int(sign)) for axis, (world, sign) in enumerate(facing)}
+        voxel_mm = {world: grid.spacing_mm[axis] for world, (axis, _) in of_world.items()}
+        thin = [world for world in (2, 1, 0) if grid.shape[of_world[world][0]] == 1]
         if slice_axis == "auto":
-            coarsest = float(voxel_mm.max())
-            across = next(world for world in (2, 1, 0) if float(voxel_mm[of_world[world][0]]) >= _TIE * coarsest)
+            eligible = thin or [2, 1, 0]
+            coarsest = max(voxel_mm[world] for world in eligible)
+            across = next(world for world in eligible if voxel_mm[world] >= _TIE * coarsest)
         else:
             across = _AXES[slice_axis]
         axes = [of_world[world] for world, _ in _PICTURES[across]]
         flips = [found != wanted for (_, found), (_, wanted) in zip(axes, _PICTURES[across], strict=True)]
-        spacing = [float(voxel_mm[axis]) for axis, _ in axes]
+        spacing = [grid.spacing_mm[axis] for axis, _ in axes]
         return SliceGrid(
-            (int(shape[0]), int(shape[1]), int(shape[2])),
-            affine,
+            grid.shape,
+            grid.affine,
             (axes[0][0], axes[1][0], axes[2][0]),
             (flips[0], flips[1], flips[2]),
             (spacing[0], spacing[1], spacing[2]),
@@ -171,11 +176,37 @@ def resample_stack(stack: Tensor, grid: SliceGrid, pixel_mm: float, *, nearest: 
 
     Returns:
         (S, H2, W2), `grid.picture_shape(pixel_mm)`, covering the same millimetres.
+
+    Raises:
+        ValueError: As `check_pictures` does.
     """
-    if not pixel_mm > 0:
-        raise ValueError(f"pixel_mm={pixel_mm} must be above 0.")
     SliceGrid._check(stack, grid.stack_shape, "a stack")
+    check_pictures(grid, pixel_mm)
     return _resize(stack, grid.picture_shape(pixel_mm), nearest=nearest)
+
+
+def check_pictures(grid: SliceGrid, pixel_mm: float) -> None:
+    """Refuse pictures that cannot be worked on, before memory is taken for them.
+
+    Raises:
+        ValueError: If the pixel is no length, if a scan of one slice would be cut into lines, or if there would be more
+            pixels than `MOST_VOXELS`.
+    """
+    if not 0 < pixel_mm < math.inf:
+        raise ValueError(f"pixel_mm={pixel_mm} must be a length above 0.")
+    slices, height, width = grid.stack_shape
+    if slices > 1 and min(height, width) == 1:
+        raise ValueError(
+            f"slice_axis: a scan of one slice, shape {grid.shape}, would be cut into {slices} lines of "
+            f"{height} x {width} pixels; set it to auto."
+        )
+    rows, columns = grid.picture_shape(pixel_mm)
+    if slices * rows * columns > MOST_VOXELS or max(rows, columns) > MOST_PIXELS:
+        raise ValueError(
+            f"pixel_mm={pixel_mm:g} makes {slices} pictures of {rows} x {columns} pixels of this scan ("
+            f"{grid.row_mm:.4g} x {grid.column_mm:.4g} mm a voxel); at most {MOST_PIXELS} along an edge and "
+            f"{MOST_VOXELS} in all can be worked on; set a larger pixel_mm, or correct the scan's spacing."
+        )
 
 
 def restore_stack(stack: Tensor, grid: SliceGrid, *, nearest: bool = False) -> Tensor:

@@ -138,8 +138,7 @@ class VolumeSegmenter:
                 not depend on the order in which tiles were asked for.
         """
         settings = self.settings
-        shape = (volume.image.shape[0], volume.image.shape[1], volume.image.shape[2])
-        grid = SliceGrid.of(shape, volume.affine, settings.slice_axis)
+        grid = SliceGrid.of(volume.shape, volume.affine, settings.slice_axis)
         pictures = resample_stack(normalise(grid.to_stack(volume.image.float().cpu())), grid, settings.pixel_mm)
         edge = settings.tile_px or self.backbone.patch_px
         tiles = TileGrid.of(pictures.shape[1], pictures.shape[2], edge, settings.overlap)

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mois.grid import Grid
+
 
 class Volume(NamedTuple):
     """A scan on its scanner's grid.
@@ -38,6 +40,21 @@ class Volume(NamedTuple):
     lesions: Tensor
     classes: dict[int, int]
     path: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(I, J, K)."""
+        return int(self.image.shape[0]), int(self.image.shape[1]), int(self.image.shape[2])
+
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels lie."""
+        return Grid.of(self.shape, self.affine)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in millilitres."""
+        return self.grid.voxel_ml
 
 
 class Episode(NamedTuple):

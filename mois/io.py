@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -13,13 +14,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mois.dataset_description import FILE_ENDINGS, read_description
+from mois.grid import Grid, put_on
 from mois.image_files import DataError, read_image, write_volume
 from mois.interfaces import Volume
 from mois.text_files import read_table
 
-__all__ = ["DataError", "SubjectFiles", "normalise", "read_dataset", "read_image", "read_volume", "write_volume"]
+__all__ = [
+    "DataError",
+    "SubjectFiles",
+    "normalise",
+    "read_dataset",
+    "read_image",
+    "read_on_grid",
+    "read_volume",
+    "write_volume",
+]
 
-TOLERANCE_MM = 1e-2
 PERCENTILES = (0.5, 99.5)
 
 
@@ -48,9 +58,10 @@ def read_volume(
 
     Raises:
         DataError: If a file is missing, cut off or not finite, if the image is constant, if the grids of image and
-            label differ by more than 0.01 mm, or if a label value is not declared.
+            label are not the same, or if a label value is not declared.
     """
     raw, affine = read_image(image)
+    grid = Grid.of(raw.shape, affine)
     voxels = np.ascontiguousarray(raw, np.float32)
     broken = int(voxels.size - np.isfinite(voxels).sum())
     if broken:
@@ -65,9 +76,9 @@ def read_volume(
     if label is None:
         lesions, kinds = np.zeros(voxels.shape, np.int32), {}
     else:
-        values = _read_labels(label, image, voxels.shape, affine)
+        values = _read_labels(label, image, grid)
         if instances:
-            kinds = _classes_of_instances(values, label, semantic, image, affine, declared)
+            kinds = _classes_of_instances(values, label, semantic, image, grid, declared)
             lesions = values
         else:
             _check_declared(values, declared, label)
@@ -81,6 +92,27 @@ def read_volume(
         kinds,
         str(image),
     )
+
+
+def read_on_grid(path: Path, grid: Grid, of: str) -> NDArray[Any]:
+    """Read an array that must lie on a scan's grid: label maps, masks, other systems' maps.
+
+    Args:
+        path: As for `read_image`.
+        grid: Of the scan.
+        of: What has that grid, as a message names it.
+
+    Returns:
+        Voxels (I, J, K) in the file's own type and the scan's voxel order, in whatever order the file holds them.
+
+    Raises:
+        DataError: If the file is broken or lies on another grid, saying by how much.
+    """
+    values, affine = read_image(path)
+    try:
+        return put_on(values, Grid.of(values.shape, affine), grid, of)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -210,19 +242,8 @@ def _without_images(root: Path) -> str:
     return "set data.init_args.root to the dataset's folder"
 
 
-def _read_labels(path: Path, image: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.int32]:
-    values, found = read_image(path)
-    if values.shape != shape:
-        raise DataError(
-            f"{path}: shape {values.shape} differs from {shape} of {image.name}; resample the label onto the image."
-        )
-    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
-    shift_mm = float(np.abs((corners @ (found - affine).T)[:, :3]).max())
-    if shift_mm > TOLERANCE_MM:
-        raise DataError(
-            f"{path}: its affine differs from that of {image.name} by {shift_mm:.3g} mm ({TOLERANCE_MM} mm allowed); "
-            "resample the label onto the image's grid, or copy the image's affine if only the header is wrong."
-        )
+def _read_labels(path: Path, image: Path, grid: Grid) -> NDArray[np.int32]:
+    values = read_on_grid(path, grid, image.name)
     if values.dtype.kind == "f" and (not np.isfinite(values).all() or (values != np.rint(values)).any()):
         raise DataError(f"{path}: label values must be whole numbers; round them and save it again.")
     if values.size and (values.min() < 0 or values.max() > np.iinfo(np.int32).max):
@@ -259,7 +280,7 @@ def _classes_of_instances(
     path: Path,
     semantic: Path | None,
     image: Path,
-    affine: NDArray[np.float64],
+    grid: Grid,
     declared: set[int],
 ) -> dict[int, int]:
     if semantic is None:
@@ -267,13 +288,13 @@ def _classes_of_instances(
             raise DataError(f"{path}: lesion ids without a label map do not say their class; add labelsTr/{path.name}.")
         only = next(iter(declared))
         return {int(lesion): only for lesion in np.unique(lesions) if lesion}
-    values = _read_labels(semantic, image, lesions.shape, affine)
+    values = _read_labels(semantic, image, grid)
     _check_declared(values, declared, semantic)
     kinds = _majority(lesions, values)
-    table = np.zeros(int(lesions.max()) + 1, np.int32) if len(kinds) else np.zeros(1, np.int32)
-    table[list(kinds)] = list(kinds.values())
-    if (table[lesions] != values).any() or not all(kinds.values()):
-        where = np.argwhere((table[lesions] != values) | ((lesions > 0) & (values == 0)))[0]
+    known, of_known = np.array([0, *kinds]), np.array([0, *kinds.values()], np.int32)
+    expected = of_known[np.searchsorted(known, lesions)]
+    if (expected != values).any() or not all(kinds.values()):
+        where = np.argwhere((expected != values) | ((lesions > 0) & (values == 0)))[0]
         raise DataError(
             f"{path}: lesion id {lesions[tuple(where)]} meets class {values[tuple(where)]} of {semantic.parent.name} "
             f"at voxel {where.tolist()}; every lesion has one class, and both maps cover the same voxels."

@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from mois.dataset_description import read_description
+from mois.grid import put_on
 from mois.image_files import DataError, write_volume
 from mois.interfaces import Volume
 from mois.io import SubjectFiles
+from mois.metrics import renumber
 
 ENDING = ".nii.gz"
 
@@ -118,12 +120,9 @@ def write_raw(export: RawExport, out: Path, tell: Callable[[str], None] | None =
 
 def semantic_map(volume: Volume, values: Sequence[int]) -> NDArray[np.int32]:
     """Return the class of every voxel, (I, J, K) int32: n + 1 for the n-th of `values`, 0 for background."""
-    lesions = volume.lesions.numpy()
-    table = np.zeros(int(lesions.max(initial=0)) + 1, np.int32)
-    for lesion, value in volume.classes.items():
-        table[lesion] = 1 + values.index(value)
-    classes: NDArray[np.int32] = table[lesions]
-    return classes
+    return renumber(
+        volume.lesions.numpy(), {lesion: 1 + values.index(value) for lesion, value in volume.classes.items()}
+    )
 
 
 def _write_scan(
@@ -134,7 +133,8 @@ def _write_scan(
     volume: Volume | None = None
     for number, channel in enumerate(channels):
         scan = subject.read(channel, instances=subject.label is None)
-        _check_same_grid(subject, volume, scan)
+        if volume is not None:
+            scan = _on_grid(scan, volume)
         volume = volume or scan
         write_volume(scan.image, scan.affine, part / f"images{place}" / f"{subject.subject}_{number:04d}{ENDING}")
         content.update(scan.image.numpy().tobytes())
@@ -144,12 +144,13 @@ def _write_scan(
         content.update(classes.tobytes())
 
 
-def _check_same_grid(subject: SubjectFiles, first: Volume | None, scan: Volume) -> None:
-    same = first is None or (
-        first.image.shape == scan.image.shape and torch.allclose(first.affine, scan.affine, rtol=0, atol=1e-2)
-    )
-    if not same:
-        raise DataError(f"{scan.path}: its grid is not that of the scan's first channel; resample {subject.subject}.")
+def _on_grid(scan: Volume, first: Volume) -> Volume:
+    """Return a channel in the voxel order of the scan's first one."""
+    try:
+        image = put_on(scan.image.numpy(), scan.grid, first.grid, Path(first.path).name)
+    except ValueError as error:
+        raise DataError(f"{scan.path}: {error}") from error
+    return scan._replace(image=torch.from_numpy(np.ascontiguousarray(image)), affine=first.affine)
 
 
 def _describe(export: RawExport, values: Sequence[int], sha256: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mois.evaluation.sections import worst_first
 from mois.files import whole_file, write_text
 from mois.geometry import SliceGrid
 from mois.interfaces import Volume
-from mois.io import read_image
+from mois.io import read_on_grid
 from mois.metrics import InstanceMap, Mask
 
 COUNT = 8
@@ -44,12 +44,13 @@ def draw_worst_lesions(out: Path, read: Callable[[str], Volume], count: int = CO
     for place, row in enumerate(worst_first(read_rows(out / "lesions.csv"))[:count]):
         by_map.setdefault(row["subject"], {}).setdefault(row["target_class"], []).append((place, row))
     for subject, by_class in by_map.items():
-        scan = _Scan.of(read(subject))
+        volume = read(subject)
+        scan = _Scan.of(volume)
         for target_class, rows in by_class.items():
             found = out / "predictions" / f"{subject}_class{target_class}.nii.gz"
             if not found.is_file():
                 continue
-            result = scan.grid.to_stack(torch.from_numpy(read_image(found)[0].astype(np.int32))).numpy()
+            result = scan.grid.to_stack(torch.from_numpy(_read_map(found, volume))).numpy()
             for place, row in rows:
                 lesion = scan.lesions == int(row["lesion"])
                 path = folder / f"{place:02d}_{subject}_lesion{row['lesion']}.png"
@@ -59,6 +60,10 @@ def draw_worst_lesions(out: Path, read: Callable[[str], Volume], count: int = CO
     captions = [{"file": path.name, "caption": caption} for _, (path, caption) in sorted(made.items())]
     write_text(folder / "captions.json", json.dumps(captions, indent=2) + "\n")
     return [path for _, (path, _) in sorted(made.items())]
+
+
+def _read_map(path: Path, volume: Volume) -> InstanceMap:
+    return np.ascontiguousarray(read_on_grid(path, volume.grid, f"scan {volume.subject}"), dtype=np.int32)
 
 
 class _Scan(NamedTuple):
@@ -71,8 +76,7 @@ class _Scan(NamedTuple):
 
     @classmethod
     def of(cls, volume: Volume) -> _Scan:
-        shape = (volume.image.shape[0], volume.image.shape[1], volume.image.shape[2])
-        grid = SliceGrid.of(shape, volume.affine)
+        grid = SliceGrid.of(volume.shape, volume.affine)
         image = grid.to_stack(volume.image.float().cpu()).numpy()
         return cls(grid, image, grid.to_stack(volume.lesions.cpu()).numpy(), white_level(image))
 

@@ -16,7 +16,7 @@ from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.truth import Plan, Truth
 from mois.geometry import SliceAxis, SliceGrid
 from mois.interfaces import Volume
-from mois.metrics import InstanceMap, Mask, Overlap, dilate_in_plane
+from mois.metrics import InstanceMap, Mask, Overlap, dilate_in_plane, renumber
 
 Prediction = Tensor | Mapping[int, Tensor]
 """A map (I, J, K) on the scan's own grid, or one for each class."""
@@ -46,8 +46,7 @@ def score_predictions(
     Raises:
         ValueError: If a map is not on the scan's grid, or shows prompted lesions that the settings would not prompt.
     """
-    shape = (volume.image.shape[0], volume.image.shape[1], volume.image.shape[2])
-    grid = SliceGrid.of(shape, volume.affine, slice_axis)
+    grid = SliceGrid.of(volume.shape, volume.affine, slice_axis)
     truth = Truth.of(volume, grid)
     most = max(settings.prompted, *settings.counts, 0)
     plans = {c: Plan.of(truth.of_class(c), settings.reader, most) for c in sorted(set(truth.classes.values()))}
@@ -129,8 +128,4 @@ def _places(volume: Volume, prompted: InstanceMap, order: tuple[int, ...], plan:
             f"{volume.subject}: the prompted masks hold lesions {sorted(others)[:5]}, which the reader would not "
             "prompt; give the protocol (prompted, reader) of the run that they come from."
         )
-    table = np.zeros(int(prompted.max(initial=0)) + 1, dtype=np.int32)
-    for place, lesion in enumerate(order, start=1):
-        if lesion < len(table):
-            table[lesion] = place
-    return table[prompted]
+    return renumber(prompted, {lesion: place for place, lesion in enumerate(order, start=1)})

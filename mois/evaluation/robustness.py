@@ -40,9 +40,9 @@ def _by(transform: tio.Transform) -> Change:
 
 def _coarser(image: Tensor, volume: Volume) -> Tensor:
     """Scan with pixels 1.5 times as large in plane, and bring that back onto the scan's grid."""
-    grid = SliceGrid.of(_shape(volume), volume.affine)
-    spacing_mm = torch.linalg.vector_norm(volume.affine[:3, :3], dim=0).tolist()
-    target = tuple(mm * (1 if axis == grid.order[0] else COARSER) for axis, mm in enumerate(spacing_mm))
+    grid = SliceGrid.of(volume.shape, volume.affine)
+    wider = [mm * (1 if axis == grid.order[0] else COARSER) for axis, mm in enumerate(volume.grid.spacing_mm)]
+    target = (wider[0], wider[1], wider[2])
     scan = tio.ScalarImage(tensor=image.unsqueeze(0), affine=volume.affine.numpy())
     coarse = tio.Resample(target, image_interpolation="linear", antialias=True)(scan)
     back = tio.Resample(scan, image_interpolation="linear")(coarse)
@@ -144,7 +144,3 @@ def summarise_changes(
         },
         "changes": {change: of(change) for change in names},
     }
-
-
-def _shape(volume: Volume) -> tuple[int, int, int]:
-    return (volume.image.shape[0], volume.image.shape[1], volume.image.shape[2])

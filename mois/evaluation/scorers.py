@@ -20,10 +20,9 @@ from mois.evaluation.truth import Truth
 from mois.geometry import SliceGrid
 from mois.inference import VolumeSegmenter
 from mois.interfaces import Volume
-from mois.io import DataError, read_image, write_volume
+from mois.io import DataError, read_on_grid, write_volume
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
-TOLERANCE_MM = 1e-2
 Kind = Literal["semantic", "instance"]
 
 
@@ -83,23 +82,13 @@ def read_maps(folder: Path, volume: Volume) -> Prediction:
 
 
 def _read(path: Path, volume: Volume) -> Tensor:
-    values, affine = read_image(path)
-    if tuple(values.shape) != tuple(volume.image.shape):
-        raise DataError(
-            f"{path}: shape {tuple(values.shape)}, the scan has {tuple(volume.image.shape)}; write the map on the "
-            "scan's grid."
-        )
-    shape = volume.image.shape
-    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
-    shift_mm = float(np.abs((corners @ (affine - volume.affine.numpy()).T)[:, :3]).max())
-    if shift_mm > TOLERANCE_MM:
-        raise DataError(f"{path}: lies {shift_mm:.2f} mm off the scan; write the map on the scan's grid.")
+    values = read_on_grid(path, volume.grid, f"scan {volume.subject}")
     return torch.from_numpy(np.ascontiguousarray(values).astype(np.int32))
 
 
 def _write(volume: Volume, found: Prediction, report: SubjectReport, kind: Kind, out: Path) -> None:
     """Write the lesions of each class as one map, and a picture of them."""
-    grid = SliceGrid.of((volume.image.shape[0], volume.image.shape[1], volume.image.shape[2]), volume.affine)
+    grid = SliceGrid.of(volume.shape, volume.affine)
     truth = Truth.of(volume, grid)
     image = grid.to_stack(volume.image.float().cpu()).numpy()
     alone = len(set(truth.classes.values())) == 1

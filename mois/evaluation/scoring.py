@@ -10,7 +10,17 @@ import numpy as np
 from mois.components import Candidates
 from mois.evaluation.reports import CandidateRow, CountPoint, Figures, LesionRow, measured
 from mois.evaluation.truth import Plan, Truth
-from mois.metrics import InstanceMap, Mask, Matches, Overlap, dilate_in_plane, mean_of, surface_dice
+from mois.metrics import (
+    InstanceMap,
+    Mask,
+    Matches,
+    Overlap,
+    dilate_in_plane,
+    lesion_volumes_ml,
+    mean_of,
+    renumber,
+    surface_dice,
+)
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,8 @@ def score_answer(
             for name, value in _further(overlap, truth.voxel_ml).items()
         },
     )
-    voxels = np.bincount(answer.found.reshape(-1)) if matches.false else np.zeros(0)
-    false_ml = tuple(float(voxels[lesion]) * truth.voxel_ml for lesion in matches.false)
+    found_ml = lesion_volumes_ml(answer.found, truth.voxel_ml) if matches.false else {}
+    false_ml = tuple(found_ml[lesion] for lesion in matches.false)
     rows = [
         *_lesion_rows(answer.prompted, truth, plan, scan, scan_matches),
         *_lesion_rows(set(plan.lesions).difference(answer.prompted), truth, plan, unprompted, matches),
@@ -138,13 +148,13 @@ def merge(tracked: InstanceMap, found: InstanceMap) -> InstanceMap:
     overlap = Overlap.of(found, tracked)
     if not len(overlap.found_ids):
         return tracked.copy()
-    table = np.zeros(int(overlap.found_ids[-1]) + 1, dtype=np.int32)
     first = int(tracked.max()) + 1
-    table[overlap.found_ids] = np.arange(first, first + len(overlap.found_ids), dtype=np.int32)
+    new = np.arange(first, first + len(overlap.found_ids), dtype=np.int32)
     if len(overlap.true_ids):
         same = 2 * overlap.shared.sum(1) >= overlap.found_voxels
-        table[overlap.found_ids[same]] = overlap.true_ids[overlap.shared[same].argmax(1)]
-    return np.where(tracked > 0, tracked, table[found])
+        new[same] = overlap.true_ids[overlap.shared[same].argmax(1)]
+    renumbered = renumber(found, dict(zip(overlap.found_ids.tolist(), new.tolist(), strict=True)))
+    return np.where(tracked > 0, tracked, renumbered)
 
 
 def _further(overlap: Overlap, voxel_ml: float) -> dict[str, float | None]:

@@ -102,7 +102,7 @@ class Truth:
         index.reshape(-1)[where] = order + 1
         slices = where // (lesions.shape[1] * lesions.shape[2])
         per_slice = np.bincount(slices * len(ids) + order, minlength=len(lesions) * len(ids))
-        voxel_ml = abs(float(torch.linalg.det(volume.affine[:3, :3].double()))) / 1000
+        voxel_ml = volume.voxel_ml
         return cls(
             ids=ids.astype(np.int32),
             index=index,

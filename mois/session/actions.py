@@ -62,7 +62,7 @@ class Workbench:
         self.encoded = segmenter.encode(volume, lazy=True)
         self.grid = self.encoded.grid
         self._prompted = PromptSegmenter(segmenter, self.encoded)
-        self.voxel_ml = abs(float(torch.linalg.det(volume.affine[:3, :3].double()))) / 1000
+        self.voxel_ml = volume.voxel_ml
         self.banks: dict[str, ExemplarBank] = {}
         self._last: tuple[list[Exemplar], Tensor] | None = None  # exemplars of the last propagation and its answer
         self._actions: dict[str, Callable[..., Outcome]] = {
@@ -183,7 +183,7 @@ class Workbench:
         return self._prompt(state, lesion, Prompt("box", one.slice_index, ((top, left), (bottom, right))))
 
     def _mask(self, state: State, mask: Mapping[str, Any], lesion: int | None = None) -> Outcome:
-        given = unpack_mask(mask, tuple(self.volume.image.shape))
+        given = unpack_mask(mask, self.volume.shape)
         box = BoxMask.of(self.grid.to_stack(torch.from_numpy(given)).numpy())
         if not box.voxels:
             raise ValueError("mask: it is empty; give one with a voxel or more.")

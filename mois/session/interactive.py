@@ -15,9 +15,10 @@ from torch import Tensor
 
 from mois.calibration import Calibration
 from mois.exemplars import ExemplarBank, ModelIdentity
+from mois.grid import Grid, put_on
 from mois.inference import VolumeSegmenter
 from mois.interfaces import Exemplars, Volume
-from mois.io import read_volume
+from mois.io import read_on_grid, read_volume
 from mois.journal import Action, Journal, find_journal, header_line, read_journal
 from mois.metrics import InstanceMap
 from mois.session.actions import Workbench, pack_mask
@@ -97,16 +98,41 @@ class InteractiveSession:
         corners = [_plain(corner_lps_mm), _plain(opposite_lps_mm)]
         return int(self._act("box", corners_lps_mm=corners, lesion=lesion))
 
-    def mask(self, mask: Tensor | np.ndarray[Any, np.dtype[Any]], lesion: int | None = None) -> int:
-        """Give a lesion's mask (I, J, K) on the scanner's grid; returns the lesion's id.
+    def mask(
+        self,
+        mask: Tensor | np.ndarray[Any, np.dtype[Any]] | Path | str,
+        lesion: int | None = None,
+        *,
+        affine: Tensor | np.ndarray[Any, np.dtype[Any]] | None = None,
+    ) -> int:
+        """Give a lesion's mask; returns the lesion's id.
 
         A mask on one slice is taken as it is there and followed to the other slices; one on several slices is the whole
         lesion.
+
+        Args:
+            mask: (I, J, K), or an image file. A file lies where its header says: its voxels may be stored in another
+                order than the scan's.
+            lesion: Which lesion is corrected; None begins a new one.
+            affine: (4, 4), voxel indices of the array to RAS mm; None where it is stored as the scan is.
+
+        Raises:
+            ValueError: If the mask is not on the scan's grid, saying by how much.
         """
-        given = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
-        if tuple(given.shape) != tuple(self.volume.image.shape):
-            raise ValueError(f"mask: shape {given.shape}, the scan has {tuple(self.volume.image.shape)}; resample it.")
+        given = self._on_grid(mask, affine)
         return int(self._act("mask", mask=pack_mask(given != 0), lesion=lesion))
+
+    def _on_grid(self, mask: Any, affine: Any) -> np.ndarray[Any, np.dtype[Any]]:
+        volume = self.volume
+        if isinstance(mask, Path | str):
+            return read_on_grid(Path(mask), volume.grid, f"scan {volume.subject}")
+        given: np.ndarray[Any, np.dtype[Any]] = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask
+        given = np.asarray(given)
+        try:
+            grid = Grid.of(given.shape, volume.affine if affine is None else affine)
+            return put_on(given, grid, volume.grid, f"scan {volume.subject}")
+        except ValueError as error:
+            raise ValueError(f"mask: {error}") from error
 
     def propagate(self) -> int:
         """Find all that is like the exemplars in the whole scan; returns how many lesions were found besides."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mois.image_files import read_image
 from mois.session.interactive import InteractiveSession
 from mois.text_files import read_json
 
@@ -110,7 +109,7 @@ def play(session: InteractiveSession, script: Sequence[Step], bank: Path | None 
         elif step.what == "box":
             result = session.box(step.given[0], step.given[1], lesion)
         elif step.what == "mask":
-            result = session.mask(read_image(step.given)[0], lesion)
+            result = session.mask(step.given, lesion)
         else:
             result = session.propagate()
         if step.lesion is not None:

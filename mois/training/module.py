@@ -174,8 +174,7 @@ class ExemplarSegmenter(LightningModule):
         segmenter = self.segmenter()
         encoded = segmenter.encode(volume)
         grid = encoded.grid
-        voxel_ml = grid.gap_mm * grid.row_mm * grid.column_mm / 1000
-        found = segmenter.lesions(segmenter.propagate(encoded), voxel_ml, grid.spacing_mm)
+        found = segmenter.lesions(segmenter.propagate(encoded), volume.voxel_ml, grid.spacing_mm)
         path = out / "predictions" / f"{volume.subject}.nii.gz"
         write_volume(grid.to_volume(torch.from_numpy(found)), volume.affine, path)
 

@@ -1,0 +1,163 @@
+"""Where the voxels of an array lie, and whether two arrays have them in the same places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+TOLERANCE_MM = 1e-2
+TOLERANCE_EDGES = 0.02
+"""Corners of the same grid differ by less than the smaller of the two: millimetres, shares of the shortest voxel edge.
+The second one matters for scans of micrometres."""
+MOST_VOXELS = 2**31
+"""The largest scan, and the largest stack of pictures, that is worked on: 8 GiB as float32."""
+SINGULAR = 1e-6
+"""Volume of a voxel as a share of the product of its edges, below which the edges lie in a plane."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of a scan lie.
+
+    Attributes:
+        shape: (I, J, K).
+        affine: (4, 4) float64 on the CPU, voxel indices to RAS millimetres.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Tensor
+
+    @staticmethod
+    def of(shape: Sequence[int], affine: Tensor | NDArray[Any]) -> Grid:
+        """Return the grid of an array.
+
+        Raises:
+            ValueError: If the array has not three axes, or the affine cannot be inverted.
+        """
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"shape {tuple(shape)} is not that of a scan; give three axes (I, J, K) of 1 or more.")
+        matrix = torch.as_tensor(affine).detach().to("cpu", torch.float64)
+        if tuple(matrix.shape) != (4, 4):
+            raise ValueError(f"an affine has shape (4, 4), got {tuple(matrix.shape)}; give voxel indices to RAS mm.")
+        if not has_inverse(matrix):
+            raise ValueError("the affine has no inverse: two voxel axes point the same way; write the scan again.")
+        return Grid((int(shape[0]), int(shape[1]), int(shape[2])), matrix)
+
+    @cached_property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in millilitres, also where its edges are not at right angles."""
+        return abs(float(torch.linalg.det(self.affine[:3, :3]))) / 1000
+
+    @cached_property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Length of a voxel's edges along I, J, K."""
+        first, second, third = torch.linalg.vector_norm(self.affine[:3, :3], dim=0).tolist()
+        return first, second, third
+
+    @property
+    def tolerance_mm(self) -> float:
+        """How far the corners of a grid may lie from those of this one, which it then is."""
+        return min(TOLERANCE_MM, TOLERANCE_EDGES * min(self.spacing_mm))
+
+    def corners_mm(self) -> NDArray[np.float64]:
+        """Return where the corners lie, (8, 3) in RAS mm: voxel 0 and one past the last, so that each axis has two."""
+        ends = [(0, length) for length in self.shape]
+        corners = np.array([[i, j, k, 1.0] for i in ends[0] for j in ends[1] for k in ends[2]])
+        placed: NDArray[np.float64] = (corners @ self.affine.numpy().T)[:, :3]
+        return placed
+
+    def reordered(self, order: Sequence[int], flipped: Sequence[bool]) -> Grid:
+        """Return the grid of the same voxels in another order: axis n is `order[n]` of this one, maybe backwards."""
+        affine = torch.eye(4, dtype=torch.float64)
+        affine[:, 3] = self.affine[:, 3]
+        for axis, (old, flip) in enumerate(zip(order, flipped, strict=True)):
+            affine[:, axis] = -self.affine[:, old] if flip else self.affine[:, old]
+            if flip:
+                affine[:, 3] += (self.shape[old] - 1) * self.affine[:, old]
+        return Grid((self.shape[order[0]], self.shape[order[1]], self.shape[order[2]]), affine)
+
+
+class Match(NamedTuple):
+    """How the voxels of one grid lie in another one.
+
+    Attributes:
+        order: The axes of the found grid that I, J, K of the wanted one are, as nearly as can be.
+        flipped: Whether they run backwards.
+        shape: Of the found grid in that order.
+        shift_mm: How far the corners of the two then lie apart at most.
+        same: Whether they hold the same voxels.
+    """
+
+    order: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+    shape: tuple[int, int, int]
+    shift_mm: float
+    same: bool
+
+    def turn(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return an array of the found grid in the voxel order of the wanted one; its values are untouched."""
+        turned: NDArray[Any] = np.transpose(array, self.order)[
+            tuple(slice(None, None, -1 if f else 1) for f in self.flipped)
+        ]
+        return turned
+
+
+def match(found: Grid, wanted: Grid) -> Match:
+    """Say whether two grids are the same, whatever order their voxels are stored in, and by how much they differ."""
+    toward = torch.linalg.solve(wanted.affine[:3, :3], found.affine[:3, :3]).numpy()  # found axes in wanted voxels
+    axes: list[int] = [-1, -1, -1]
+    left = np.abs(toward) / np.abs(toward).max(axis=0)
+    for _ in range(3):
+        wanted_axis, found_axis = np.unravel_index(int(np.argmax(left)), left.shape)
+        axes[int(wanted_axis)] = int(found_axis)
+        left[wanted_axis, :] = -1
+        left[:, found_axis] = -1
+    order = (axes[0], axes[1], axes[2])
+    backwards = [bool(toward[axis, old] < 0) for axis, old in enumerate(order)]
+    flipped = (backwards[0], backwards[1], backwards[2])
+    turned = found.reordered(order, flipped)
+    shift_mm = float(np.linalg.norm(turned.corners_mm() - wanted.corners_mm(), axis=1).max())
+    same = turned.shape == wanted.shape and shift_mm <= wanted.tolerance_mm
+    return Match(order, flipped, turned.shape, shift_mm, same)
+
+
+def put_on(array: NDArray[Any], found: Grid, wanted: Grid, of: str) -> NDArray[Any]:
+    """Return an array in the voxel order of another grid that holds the same voxels.
+
+    Args:
+        array: (I, J, K) on the found grid.
+        found: Its own grid.
+        wanted: The grid that it must lie on.
+        of: What has the wanted grid, such as the name of the scan's file.
+
+    Raises:
+        ValueError: If the grids are not the same, saying by how much they differ.
+    """
+    matched = match(found, wanted)
+    if matched.same:
+        return matched.turn(array)
+    apart = f"{matched.shift_mm:.3g} mm"
+    if matched.shape != wanted.shape:
+        raise ValueError(
+            f"shape {found.shape} differs from {wanted.shape} of {of}, and the corners lie up to {apart} apart; "
+            "resample it onto that grid."
+        )
+    raise ValueError(
+        f"its affine differs from that of {of} by {apart} ({wanted.tolerance_mm:.3g} mm allowed); resample it onto "
+        "that grid, or copy the affine if only the header is wrong."
+    )
+
+
+def has_inverse(affine: Tensor) -> bool:
+    """Tell whether an affine (4, 4) float64 is finite and its three axes span the space."""
+    edges = torch.linalg.vector_norm(affine[:3, :3], dim=0)
+    if not bool(affine.isfinite().all()) or not bool((edges > 0).all()):
+        return False
+    return abs(float(torch.linalg.det(affine[:3, :3] / edges))) > SINGULAR
