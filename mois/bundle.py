@@ -177,6 +177,7 @@ class Bundle:
                     f"{wanted.backbone.sha256[:12]}), but the weights at hand are {backbone.identity.source} (sha256 "
                     f"{backbone.identity.sha256[:12]}); give the right file with backbone_weights."
                 )
+            backbone.behave(wanted.behaviour)  # as recorded, whatever the defaults of this version
             adapter = _make(spec.adapter, Adapter, "adapter", trust, path)  # type: ignore[type-abstract]
             propagation = _make(_without_weights(spec.propagation), Propagation, "propagation", trust, path)  # type: ignore[type-abstract]
             propagation.build(backbone)

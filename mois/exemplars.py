@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class ModelIdentity:
         propagation_sha256: Of its tensors.
         arguments: By part, what its class was made with, which answers depend on as much as on tensors; None where that
             is not known (a model made by hand, files of earlier formats) and cannot be compared.
+        behaviour: `Backbone.behaviour`, such as the rules by which SAM2 tracks.
     """
 
     backbone: WeightsIdentity
@@ -44,6 +45,7 @@ class ModelIdentity:
     propagation: str
     propagation_sha256: str
     arguments: dict[str, dict[str, Any]] | None = None
+    behaviour: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class ModelIdentity:
             f"{kind.__module__}.{kind.__qualname__}",
             tensors_sha256(propagation.state_dict()),
             arguments,
+            backbone.behaviour(),
         )
 
     def differences(self, other: ModelIdentity) -> list[str]:
@@ -78,6 +81,8 @@ class ModelIdentity:
                 for name, value in arguments.items()
                 if name in known and known[name] != value
             ]
+        if self.behaviour != other.behaviour:
+            found.append(f"the backbone's rules ({_changed(self, other)} instead of {_changed(other, self)})")
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -322,7 +327,7 @@ class ExemplarBank:
         """Write the bank as safetensors, whole or not at all: a tensor (K, ...) per token, the rest as metadata."""
         content = self.exemplars()
         described = [
-            {field.name: getattr(item, field.name) for field in fields(item) if field.name != "tokens"} for item in self
+            {part.name: getattr(item, part.name) for part in fields(item) if part.name != "tokens"} for item in self
         ]
         metadata = {
             "format": FORMAT,
@@ -394,6 +399,12 @@ def _shapes(exemplar: Exemplar) -> dict[str, tuple[int, ...]]:
 
 def _weights(identity: WeightsIdentity) -> str:
     return f"{identity.name}, {identity.source}, sha256 {identity.sha256[:12]}"
+
+
+def _changed(identity: ModelIdentity, other: ModelIdentity) -> str:
+    """Return the first of the rules of a model that another has not or otherwise."""
+    rules = [f"{name}={value}" for name, value in identity.behaviour.items() if other.behaviour.get(name, ...) != value]
+    return ", ".join([*rules[:3], *(["..."] if len(rules) > 3 else [])]) or "the first ones"
 
 
 def _k_centres(items: Sequence[Exemplar], count: int) -> list[Exemplar]:

@@ -259,7 +259,9 @@ def _identity(backbone: Backbone, part: str) -> tuple[str, ...]:
         seen = backbone.encode_frozen(torch.zeros(1, 64, 64, device=frozen[0].device))
     form = [tuple(tensor.shape) for tensor in seen]
     kind = type(backbone)
-    return f"{kind.__module__}.{kind.__qualname__}", tensors_sha256(tensors), part, str(form), str(VERSION)
+    # as `encode` may heed them; without any, keys are those of before there were rules
+    rules = [json.dumps(backbone.behaviour(), sort_keys=True)] if backbone.behaviour() else []
+    return f"{kind.__module__}.{kind.__qualname__}", tensors_sha256(tensors), part, str(form), str(VERSION), *rules
 
 
 def _digest(tensors: Sequence[Tensor]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mois.encoded import EncodedVolume, Tracked
-from mois.interfaces import Backbone, Memory
+from mois.interfaces import Backbone, Memory, TrackingRules
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Limits:
     Attributes:
         range_mm: How far from the clicked slice.
         growth: A lesion that grows by more than this factor from one slice to the next has been lost.
-        memory: How many of the latest slices are remembered, besides the clicked ones.
+        rules: What of the clicked and of the latest slices is remembered.
     """
 
     range_mm: float
     growth: float
-    memory: int
+    rules: TrackingRules
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,37 @@ class Seeds:
         rows: (N,) int64, rows of an `EncodedVolume`.
         logits: (N, P / 4, P / 4), what the clicks gave.
         pointer: (N, D).
+        presence: (N,), logit that the lesion is there.
     """
 
     rows: npt.NDArray[np.int64]
     logits: Tensor
     pointer: Tensor
+    presence: Tensor
 
     def __getitem__(self, part: slice) -> Seeds:
-        return Seeds(self.rows[part], self.logits[part], self.pointer[part])
+        return Seeds(self.rows[part], self.logits[part], self.pointer[part], self.presence[part])
+
+    def remembered(self, backbone: Backbone, encoded: EncodedVolume) -> Memory:
+        """Return the memory of the slices on which they were clicked."""
+        return backbone.remember_slice(encoded.select(self.rows), self.logits, self.pointer, self.presence, hard=True)
 
 
 @torch.inference_mode()
 def follow_all(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits: Limits, batch_size: int) -> Tracked:
     """Follow N lesions, each clicked on one slice, both ways; several at once.
 
-    A lesion ends where the model sees none (presence below 0, or an empty mask), where it grows too fast, at the end of
-    the scan, in air, and at the end of the range.
+    A lesion ends where the model sees none (presence not above 0, or an empty mask), where it grows too fast, at the
+    end of the scan, in air, and at the end of the range.
     """
     found = [Tracked(np.arange(len(seeds.rows)), seeds.rows, seeds.logits.float())]
     chunk = max(1, batch_size // 2)
     for first in range(0, len(seeds.rows), chunk):
         part = seeds[first : first + chunk]
         count = len(part.rows)
-        memory = backbone.remember(encoded.select(part.rows), part.logits, part.pointer)
+        memory = part.remembered(backbone, encoded)
         both = np.tile(np.arange(count), 2)
-        walkers = Seeds(part.rows[both], _at(part.logits, both), _at(part.pointer, both))
+        walkers = Seeds(part.rows[both], *(_at(of, both) for of in (part.logits, part.pointer, part.presence)))
         direction = np.repeat([1, -1], count)
         steps = np.full(2 * count, int(limits.range_mm / encoded.grid.gap_mm))
         parts = _walk(backbone, encoded, walkers, _pick(memory, both), direction, steps, limits)
@@ -84,10 +90,7 @@ def follow_one(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits:
     """
     places = encoded.places[seeds.rows][:, 0]
     reach = int(limits.range_mm / encoded.grid.gap_mm)
-    memories = [
-        backbone.remember(encoded.select(seeds.rows[[n]]), seeds.logits[n : n + 1], seeds.pointer[n : n + 1])
-        for n in range(len(places))
-    ]
+    memories = [seeds[n : n + 1].remembered(backbone, encoded) for n in range(len(places))]
     found = [Tracked(np.zeros(len(places), np.int64), seeds.rows, seeds.logits.float())]
     shown = (seeds.logits > 0).flatten(1).any(1).tolist()
     for n, place in enumerate(places.tolist()):
@@ -161,14 +164,14 @@ def _walk(
         if not len(going):
             break
         features = encoded.select(at_row[going])
-        remembered = [clicked.at(step, clicked=True)]
-        remembered += [memory.at(step + behind, clicked=True) for behind, memory in others]
-        remembered += [part.at(distance, clicked=False) for distance, part in enumerate(recent, start=1)]
-        memory = Memory.cat([_pick(part, going) for part in remembered])
+        known = [(step, clicked), *((step + behind, memory) for behind, memory in others)]
+        memory = limits.rules.gather(known, recent, slices=len(rows))
+        if len(going) < len(walker):
+            memory = _pick(memory, going)
         answer = backbone.decode(backbone.attend(features, memory), None)
         new_area = (answer.logits > 0).sum((1, 2)).float()
         # + 4: a lesion of one or two cells may double without having been lost.
-        alive = (answer.presence >= 0) & (new_area > 0) & (new_area <= limits.growth * (_at(area, going) + 4))
+        alive = (answer.presence > 0) & (new_area > 0) & (new_area <= limits.growth * (_at(area, going) + 4))
         kept = np.flatnonzero(alive.cpu().numpy())  # the only wait of a step
         if not len(kept):
             break
@@ -176,8 +179,8 @@ def _walk(
         kept_logits = _at(answer.logits, kept)
         found.append(Tracked(walker[index], at_row[index], kept_logits.float()))
         seen = features if len(kept) == len(going) else features.select(_on(kept, kept_logits.device))
-        latest = backbone.remember(seen, kept_logits, _at(answer.pointer, kept))
-        recent = [latest, *(_pick(part, index) for part in recent)][: limits.memory]
+        latest = backbone.remember_slice(seen, kept_logits, _at(answer.pointer, kept), _at(answer.presence, kept))
+        recent = limits.rules.keep(latest, [_pick(part, index) for part in recent])
         clicked = _pick(clicked, index)
         walker, direction, steps = walker[index], direction[index], steps[index]
         start, tile, area = start[index], tile[index], _at(new_area, kept)
@@ -203,5 +206,4 @@ def _on(index: npt.NDArray[np.int64], device: torch.device) -> Tensor:
 
 def _pick(memory: Memory, index: npt.NDArray[np.int64]) -> Memory:
     """Return the memory of some objects."""
-    maps, position, pointers = (_at(part, index) for part in (memory.maps, memory.position, memory.pointers))
-    return memory._replace(maps=maps, position=position, pointers=pointers)
+    return memory.pick(_on(index, memory.maps.device))

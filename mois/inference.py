@@ -7,7 +7,7 @@ model's millimetres per pixel, cut into T overlapping tiles (P, P) each. The mod
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -23,7 +23,7 @@ from mois.execution import Compiled, Precision, autocast, tiles_at_once
 from mois.feature_store import FeatureStore
 from mois.follow import Limits, Seeds, follow_all
 from mois.geometry import SliceGrid, TileGrid, resample_stack, restore_stack
-from mois.interfaces import Backbone, Exemplars, Features, MaskPrediction, Prompts, Propagation, Volume
+from mois.interfaces import Backbone, Exemplars, Features, MaskPrediction, Prompts, Propagation, TrackingRules, Volume
 from mois.io import normalise
 from mois.metrics import InstanceMap
 
@@ -43,7 +43,8 @@ class InferenceSettings:
         min_lesion_ml: Found lesions of less volume are dropped.
         track_mm: How far from the clicked slice a lesion is followed, either way.
         track_growth: A lesion that grows by more than this factor from one slice to the next has been lost.
-        track_memory: How many of the latest slices are remembered, besides the clicked one.
+        track_memory: How many of the latest slices' maps are remembered, besides those of clicked slices; null takes
+            what the backbone's rules say: 6 for SAM 2.1, 1 for the bundled nano.
         air_level: A tile in which no 8 x 8 pixels have this mean normalised intensity is air, and is not encoded.
         slice_axis: Direction across the slices; `auto` is the coarsest one.
         weigh_by_presence: Multiply a tile's probabilities by the probability that there is anything on it.
@@ -69,7 +70,7 @@ class InferenceSettings:
     min_lesion_ml: float = 0.0
     track_mm: float = 60.0
     track_growth: float = 4.0
-    track_memory: int = 1
+    track_memory: int | None = None
     air_level: float = 0.12
     slice_axis: Literal["auto", "left-right", "anterior-posterior", "superior-inferior"] = "auto"
     weigh_by_presence: bool = False
@@ -96,14 +97,19 @@ class InferenceSettings:
             raise ValueError(f"inference.peak_threshold={self.peak_threshold} must be at least 0 and below 1.")
         if self.track_growth <= 1:
             raise ValueError(f"inference.track_growth={self.track_growth} must be above 1.")
-        if self.track_memory < 0:
-            raise ValueError(f"inference.track_memory={self.track_memory} must be at least 0.")
+        if self.track_memory is not None and self.track_memory < 0:
+            raise ValueError(f"inference.track_memory={self.track_memory} must be at least 0, or null.")
         if self.memory_gib < 0:
             raise ValueError(f"inference.memory_gib={self.memory_gib} must be at least 0.")
         if self.most_exemplars < 2:
             raise ValueError(f"inference.most_exemplars={self.most_exemplars} must be at least 2: one of each sign.")
         if self.split_prominence_mm < 0:
             raise ValueError(f"inference.split_prominence_mm={self.split_prominence_mm} must be at least 0.")
+
+    def tracking(self, backbone: Backbone) -> TrackingRules:
+        """Return what of earlier slices a slice attends to, with this backbone."""
+        rules = backbone.tracking
+        return rules if self.track_memory is None else replace(rules, maps=self.track_memory)
 
 
 class VolumeSegmenter:
@@ -189,14 +195,19 @@ class VolumeSegmenter:
             rows: (N,) where each lesion was clicked.
             answer: What the clicks gave there.
         """
-        seeds = Seeds(rows, answer.logits, answer.pointer)
+        seeds = Seeds(rows, answer.logits, answer.pointer, answer.presence)
         with self.autocast():
             return follow_all(self.backbone, encoded, seeds, self.limits, self.settings.batch_size)
 
     @property
     def limits(self) -> Limits:
         """Where the tracking of a lesion ends."""
-        return Limits(self.settings.track_mm, self.settings.track_growth, self.settings.track_memory)
+        return Limits(self.settings.track_mm, self.settings.track_growth, self.tracking)
+
+    @property
+    def tracking(self) -> TrackingRules:
+        """What of earlier slices a slice attends to: the backbone's rules, with `inference.track_memory` maps."""
+        return self.settings.tracking(self.backbone)
 
     def tracked_lesions(self, encoded: EncodedVolume, tracked: Tracked) -> InstanceMap:
         """Return tracked lesions on the scan's own pixels.

@@ -9,13 +9,20 @@ pixel statistics on top.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from mois.memory import Memory as Memory
+from mois.memory import TrackingRules as TrackingRules
+
+CERTAIN = 10.0
+"""Logit of a mask that a reader gave."""
 
 from mois.grid import Grid
 
@@ -154,44 +161,6 @@ class MaskPrediction(NamedTuple):
     presence: Tensor
 
 
-class Memory(NamedTuple):
-    """What is remembered of an object on T slices, for N objects tracked in step.
-
-    Attributes:
-        maps: (N, T, M, h, w), M = `Backbone.memory_width`, on the coarsest grid.
-        position: (N, T, M, h, w), spatial position code.
-        pointers: (N, T, D).
-        distance: T numbers of slices from the remembered slice to the one that attends, positive in tracking direction.
-        clicked: T flags, True for a slice that was prompted; it counts as close whatever its distance.
-    """
-
-    maps: Tensor
-    position: Tensor
-    pointers: Tensor
-    distance: tuple[int, ...] = (1,)
-    clicked: tuple[bool, ...] = (True,)
-
-    def repeat(self, times: int) -> Memory:
-        """Return every object's memory `times` times in a row, (N * times, ...)."""
-        maps, position, pointers = (part.repeat_interleave(times, 0) for part in self[:3])
-        return self._replace(maps=maps, position=position, pointers=pointers)
-
-    def at(self, distance: int, *, clicked: bool) -> Memory:
-        """Return this memory of one slice (T = 1), seen from `distance` slices away."""
-        return self._replace(distance=(distance,), clicked=(clicked,))
-
-    @staticmethod
-    def cat(parts: Sequence[Memory]) -> Memory:
-        """Join memories of the same objects along T."""
-        return Memory(
-            torch.cat([part.maps for part in parts], dim=1),
-            torch.cat([part.position for part in parts], dim=1),
-            torch.cat([part.pointers for part in parts], dim=1),
-            tuple(step for part in parts for step in part.distance),
-            tuple(flag for part in parts for flag in part.clicked),
-        )
-
-
 @dataclass(frozen=True)
 class Exemplars:
     """K exemplars for each of B queries, as the propagation that made them describes them.
@@ -296,6 +265,7 @@ class Backbone(nn.Module, ABC):
         width: D, channels of the coarsest level and of pointers.
         memory_width: M, channels of a memory map.
         identity: Which weights these are.
+        tracking: What of earlier slices a slice attends to while an object is tracked.
     """
 
     patch_px: int
@@ -304,6 +274,20 @@ class Backbone(nn.Module, ABC):
     width: int
     memory_width: int
     identity: WeightsIdentity
+    tracking: TrackingRules = TrackingRules()
+
+    def behaviour(self) -> dict[str, Any]:
+        """Return what besides its weights decides its answers, as plain values; empty where there is no choice."""
+        return {}
+
+    def behave(self, behaviour: Mapping[str, Any]) -> None:
+        """Answer as a backbone of this class did whose `behaviour` this was.
+
+        Raises:
+            ValueError: If this one cannot.
+        """
+        if dict(behaviour) != self.behaviour():
+            raise ValueError(f"{type(self).__name__} answers as {self.behaviour()} alone, not as {dict(behaviour)}.")
 
     @abstractmethod
     def encode(self, images: Tensor) -> Features:
@@ -337,6 +321,38 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def remember(self, features: Features, logits: Tensor, pointer: Tensor) -> Memory:
         """Return the memory (T = 1) of masks given as logits (N, P / 4, P / 4), with their pointers (N, D)."""
+
+    def remember_slice(
+        self, features: Features, logits: Tensor, pointer: Tensor, presence: Tensor, *, hard: bool = False
+    ) -> Memory:
+        """Return the memory of a slice for tracking; what `remember` gives, unless a backbone takes more into account.
+
+        Args:
+            features: Of N images, not conditioned.
+            logits: (N, P / 4, P / 4), the masks.
+            pointer: (N, D).
+            presence: (N,), logit that the object is there.
+            hard: The masks are those that a reader saw and left: they may be taken as inside and outside alone. Not in
+                training, where gradient goes through their shades.
+        """
+        return self.remember(features, logits, pointer)
+
+    def adopt(self, features: Features, masks: Tensor) -> MaskPrediction:
+        """Return masks that a reader gave as if they were answers.
+
+        Args:
+            features: Of N images; not conditioned where `TrackingRules.masks_alone` says so.
+            masks: (N, P, P) float, the share of each pixel that is inside.
+        """
+        cells = functional.avg_pool2d(masks.unsqueeze(1), 4)  # (N, 1, P / 4, P / 4)
+        surest = cells.amax((2, 3), keepdim=True)
+        small = (surest > 0) & (surest <= 0.5)  # a mask smaller than a cell keeps its surest cell
+        larger = cells * (0.6 / surest.double()).to(cells.dtype)
+        logits = (torch.where(small, larger, cells) * 2 - 1) * CERTAIN
+        nowhere = masks.new_zeros(len(masks), 1, 2)
+        padding = torch.full((len(masks), 1), -1, dtype=torch.int32, device=masks.device)
+        answer = self.decode(features, Prompts(nowhere, padding, logits))
+        return answer._replace(logits=logits.squeeze(1).to(answer.logits.dtype))
 
     @abstractmethod
     def attend(self, features: Features, memory: Memory) -> Features:

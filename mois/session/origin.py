@@ -38,6 +38,7 @@ def about_session(
     digest.update(volume.affine.double().cpu().numpy().tobytes())
     settings = {name: value for name, value in asdict(segmenter.settings).items() if name != "memory_gib"}
     settings["precision"] = settled(segmenter.device, segmenter.settings.precision)  # `auto` differs by device
+    settings["track_memory"] = segmenter.tracking.maps
     return {
         "subject": volume.subject,
         "patient": volume.patient,

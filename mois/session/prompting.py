@@ -26,8 +26,6 @@ from mois.metrics import Mask
 from mois.session.state import BoxMask, Prompt
 
 Value = TypeVar("Value")
-CERTAIN = 10.0
-"""Logit of a mask that the reader gave."""
 ANSWERS = 128
 """Answers that are kept, 4 kB each for the nano and 66 kB at 512 px."""
 TRACKS = 16
@@ -47,14 +45,15 @@ class _Part:
 
 
 class _Seen(NamedTuple):
-    """What is needed further of a `MaskPrediction`: logits (1, P / 4, P / 4) and pointer (1, D)."""
+    """What is needed further of a `MaskPrediction`: logits (1, P / 4, P / 4), pointer (1, D) and presence (1,)."""
 
     logits: Tensor
     pointer: Tensor
+    presence: Tensor
 
     @staticmethod
     def of(answer: MaskPrediction) -> _Seen:
-        return _Seen(answer.logits, answer.pointer)
+        return _Seen(answer.logits, answer.pointer, answer.presence)
 
     @property
     def shows(self) -> bool:
@@ -193,8 +192,8 @@ class PromptSegmenter:
         if tracked is None:
             answers = dict(sorted(self._answers(part).items()))
             rows = self._rows(part.tile, answers)
-            logits, pointers = (torch.cat(parts) for parts in zip(*answers.values(), strict=True))
-            tracked = follow_one(self._backbone, self._encoded, Seeds(rows, logits, pointers), self._segmenter.limits)
+            seeds = Seeds(rows, *(torch.cat(parts) for parts in zip(*answers.values(), strict=True)))
+            tracked = follow_one(self._backbone, self._encoded, seeds, self._segmenter.limits)
             self._followed.put(key, tracked)
         return tracked
 
@@ -236,10 +235,10 @@ class PromptSegmenter:
         if answer is not None and known == len(asked):
             return answer
         index = asked[0].slice_index
-        features = self._encoded.select(self._rows(tile, [index]))
+        plain = features = self._encoded.select(self._rows(tile, [index]))
         memory = self._near(tile, index, answers, memories)
         if memory is not None:
-            features = self._backbone.attend(features, memory)
+            features = self._backbone.attend(plain, memory)
         if answer is None and not asked[0].positive:
             answer = _Seen.of(self._backbone.decode(features, None))
             if memory is None:  # nothing there to take away from
@@ -254,7 +253,8 @@ class PromptSegmenter:
             if count <= known:
                 continue
             if prompt.mask is not None:
-                answer = self._given(tile, features, prompt.mask, index)
+                alone = self._segmenter.tracking.masks_alone
+                answer = self._given(tile, plain if alone else features, prompt.mask, index)
             elif prompt.positive or answer is None or answer.shows:
                 answer = self._decode(features, points, labels, answer)
             self._answered.put((tile, *before, *asked[:count]), answer)
@@ -272,9 +272,10 @@ class PromptSegmenter:
         for other in near:
             if other not in memories:
                 features = self._encoded.select(self._rows(tile, [other]))
-                memories[other] = self._backbone.remember(features, *answers[other])
+                memories[other] = self._backbone.remember_slice(features, *answers[other], hard=True)
         direction = 1 if index > near[0] else -1
-        return Memory.cat([memories[other].at(direction * (index - other), clicked=True) for other in near])
+        known = [(direction * (index - other), memories[other]) for other in near]
+        return self._segmenter.tracking.gather(known, [], slices=len(self._encoded.pictures))
 
     def _on_tile(self, tile: int, prompt: Prompt) -> list[tuple[float, float]]:
         """Return the points of a prompt in the pixels of a tile, x before y."""
@@ -301,15 +302,7 @@ class PromptSegmenter:
         soft = functional.interpolate(
             plane[None, None].float(), (int(size[0]), int(size[1])), mode="bilinear", antialias=True
         )
-        cell = functional.avg_pool2d(encoded.crop(soft[0, 0], tile)[None, None], 4)[0]  # (1, P / 4, P / 4)
-        surest = float(cell.amax())
-        if 0 < surest <= 0.5:
-            cell = cell * (0.6 / surest)  # a mask smaller than a cell keeps its surest cell
-        logits = ((cell * 2 - 1) * CERTAIN).to(device)
-        nowhere = torch.zeros(1, 1, 2, device=device)
-        padding = torch.full((1, 1), -1, dtype=torch.int32, device=device)
-        answer = self._backbone.decode(features, Prompts(nowhere, padding, logits.unsqueeze(1)))
-        return _Seen(logits.to(answer.logits.dtype), answer.pointer)
+        return _Seen.of(self._backbone.adopt(features, encoded.crop(soft[0, 0], tile).unsqueeze(0).to(device)))
 
     def _scores(self, tracked: Sequence[Tracked]) -> dict[int, Tensor]:
         """Return slice to the highest logit (h, w) of what was answered there."""

@@ -120,7 +120,8 @@ def _step(
         with precision(), torch.autograd.graph.saved_tensors_hooks(meter.pack, meter.unpack):
             if module.encoder is not None:
                 meter.begin("cache")
-            outcome = learn(backbone, module.propagations, episode, module.learning, 0, encode, meter.begin)
+            tracking = module.inference.tracking(backbone)
+            outcome = learn(backbone, module.propagations, episode, module.learning, 0, encode, meter.begin, tracking)
             total = torch.stack(list(outcome.losses.values())).sum()
         gradients = torch.autograd.grad(total, trained, allow_unused=True)
         del outcome, total

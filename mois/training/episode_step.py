@@ -19,6 +19,7 @@ from mois.interfaces import (
     Memory,
     Propagation,
     SemanticPrediction,
+    TrackingRules,
 )
 from mois.losses import mask_loss, masked_average, soft_iou
 from mois.prompts import correct, first_click
@@ -108,6 +109,7 @@ def learn(
     step: int,
     encode: Callable[[Tensor], Features] | None = None,
     begin: Callable[[str], None] | None = None,
+    tracking: TrackingRules | None = None,
 ) -> Outcome:
     """Run a batch of episodes.
 
@@ -121,6 +123,7 @@ def learn(
         step: Number of the training step; it sets the number of clicks, alike on all ranks.
         encode: Gives the features of `pictures`; the backbone does by default.
         begin: Is told the name of each part before it begins: click, track, semantic.
+        tracking: What of earlier slices a slice attends to; what the backbone's rules say by default.
     """
     begin = begin or _untold
     batch, groups, count = episode.support_valid.shape
@@ -142,7 +145,7 @@ def learn(
     if tracks(backbone, episode):
         begin("track")
         track = features.select(slice(supports + batch, None))
-        tracked = _track(backbone, track, episode, episode.track_images.shape[1])
+        tracked = _track(backbone, track, episode, tracking or backbone.tracking)
         losses |= {
             "track": settings.track_weight * tracked.loss,
             "track_presence": settings.presence_weight * tracked.presence_loss,
@@ -254,30 +257,29 @@ def _click(
     )
 
 
-def _track(backbone: Backbone, features: Features, episode: Episode, clip: int) -> _Answers:
+def _track(backbone: Backbone, features: Features, episode: Episode, rules: TrackingRules) -> _Answers:
     """Click the middle slice of each clip and follow the lesion both ways, in step."""
-    batch, middle = episode.track_images.shape[0], clip // 2
+    batch, clip = episode.track_images.shape[:2]
+    middle = clip // 2
     masks = episode.track_masks
     slices = torch.arange(batch * clip, device=masks.device).view(batch, clip)
     start = features.select(slices[:, middle])
     first = backbone.decode(start, first_click(masks[:, middle], episode.chance[:, -1]))
-    clicked = backbone.remember(start, first.logits, first.pointer)
-    clicked = clicked.repeat(2)
+    clicked = backbone.remember_slice(start, first.logits, first.pointer, first.presence).repeat(2)
     target, present = _halve(masks.flatten(0, 1)), masks.flatten(0, 1).flatten(1).any(1)
     losses = [masked_average(_best_candidate_loss(first, target[slices[:, middle]]), present[slices[:, middle]])]
     presence, found, truth = [], [], []
-    previous: list[Memory] = []
+    latest: list[Memory] = []
     for step in range(1, middle + 1):
         here = torch.stack([slices[:, middle - step], slices[:, middle + step]], dim=1).flatten()
-        memory = Memory.cat([clicked.at(step, clicked=True), *previous])
         pictures = features.select(here)
-        answer = backbone.decode(backbone.attend(pictures, memory), None)
+        answer = backbone.decode(backbone.attend(pictures, rules.gather([(step, clicked)], latest)), None)
         # masks and their quality are learned where the lesion is; that it is gone is for the presence score to say
         losses.append(masked_average(_best_candidate_loss(answer, target[here]), present[here]))
         presence.append(_presence_loss(answer, masks.flatten(0, 1)[here]).mean())
         found.append(_enlarge(answer.logits.unsqueeze(1)).squeeze(1) > 0)
         truth.append(target[here] > 0.5)
-        previous = [backbone.remember(pictures, answer.logits, answer.pointer).at(1, clicked=False)]
+        latest = rules.keep(backbone.remember_slice(pictures, answer.logits, answer.pointer, answer.presence), latest)
     there = torch.cat(truth)
     figure = _pooled_dice(torch.cat(found), there, torch.ones_like(there[:, 0, 0]))
     return _Answers(torch.stack(losses).mean(), torch.stack(presence).mean(), figure, figure, first.logits)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -94,6 +94,7 @@ class ExemplarSegmenter(LightningModule):
         self.optimisation = optimisation
         self.inference = inference
         self.protocol = protocol
+        self.cache = cache
         self.encoder = CachedEncoder(backbone, cache) if cache.folder is not None else None
         self._segmenters: dict[Propagation, VolumeSegmenter] = {}  # kept, since each compiles at its second use
         self._keys: list[str] = []  # of the pictures of the present batch
@@ -141,7 +142,15 @@ class ExemplarSegmenter(LightningModule):
         if self.encoder is not None:
             keys = self._keys or self.encoder.keys(pictures(self.backbone, episode), str(self.trainer.precision))
             encode, self._keys = partial(self.encoder, keys=keys), []  # a datamodule may have that hook to itself
-        outcome = learn(self.backbone, self.propagations, episode, self.learning, self.global_step, encode)
+        outcome = learn(
+            self.backbone,
+            self.propagations,
+            episode,
+            self.learning,
+            self.global_step,
+            encode,
+            tracking=self.inference.tracking(self.backbone),
+        )
         total = torch.stack(list(outcome.losses.values())).sum()
         batch_size = episode.query_images.shape[0]
         self.log("train/loss", total, prog_bar=True, batch_size=batch_size, sync_dist=True)
@@ -275,6 +284,7 @@ class ExemplarSegmenter(LightningModule):
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in self._trained()}
         identity = self.backbone.identity
         checkpoint["backbone"] = {"name": identity.name, "source": identity.source, "sha256": identity.sha256}
+        checkpoint["backbone"]["behaviour"] = self.backbone.behaviour()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that is not of this model.
@@ -304,6 +314,18 @@ class ExemplarSegmenter(LightningModule):
                 f"the checkpoint belongs to backbone {theirs['name']} ({theirs['source']}, sha256 "
                 f"{theirs['sha256'][:12]}), this one is {ours.name} ({ours.source}, sha256 {ours.sha256[:12]}); set "
                 "model.backbone.weights accordingly."
+            )
+        if "behaviour" not in theirs:
+            if self.backbone.behaviour():
+                rank_zero_info("the checkpoint records no rules of its backbone: those of its time are taken")
+                self.backbone.behave({})
+                if self.encoder is not None:  # its keys hold the rules
+                    self.encoder = CachedEncoder(self.backbone, self.cache)
+        elif theirs["behaviour"] != self.backbone.behaviour():
+            raise ValueError(
+                f"the checkpoint was trained with the backbone's rules {theirs['behaviour'] or 'of the nano'}, these "
+                f"are {self.backbone.behaviour() or 'those of the nano'}; set model.backbone.init_args.rules "
+                "accordingly."
             )
 
     def _trained(self) -> dict[str, Tensor]:

@@ -1,0 +1,125 @@
+"""What is remembered of an object from slice to slice, and what of it a later slice attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Memory(NamedTuple):
+    """What is remembered of an object: maps of T slices and pointers of R, for N objects tracked in step.
+
+    Attributes:
+        maps: (N, T, M, h, w), M = `Backbone.memory_width`, on the coarsest grid.
+        position: (N, T, M, h, w), spatial position code.
+        pointers: (N, R, D).
+        distance: T numbers of slices from the remembered slice to the one that attends, positive in tracking direction.
+        clicked: T flags, True for a slice that was prompted; it counts as close whatever its distance.
+        pointer_distance: R numbers like `distance`; None where R = T and both are of the same slices.
+        slices: How many slices the scan has; None where nobody knows.
+    """
+
+    maps: Tensor
+    position: Tensor
+    pointers: Tensor
+    distance: tuple[int, ...] = (1,)
+    clicked: tuple[bool, ...] = (True,)
+    pointer_distance: tuple[int, ...] | None = None
+    slices: int | None = None
+
+    @property
+    def pointer_steps(self) -> tuple[int, ...]:
+        """R numbers of slices, from each pointer's slice to the one that attends."""
+        return self.distance if self.pointer_distance is None else self.pointer_distance
+
+    def repeat(self, times: int) -> Memory:
+        """Return every object's memory `times` times in a row, (N * times, ...)."""
+        return self._each(lambda part: part.repeat_interleave(times, 0))
+
+    def pick(self, index: Tensor) -> Memory:
+        """Return the memory of the objects at `index` (int64)."""
+        return self._each(lambda part: part[index])
+
+    def at(self, distance: int, *, clicked: bool) -> Memory:
+        """Return this memory of one slice, seen from `distance` slices away."""
+        maps, pointers = self.maps.shape[1], self.pointers.shape[1]
+        steps = None if maps == pointers else (distance,) * pointers
+        return self._replace(distance=(distance,) * maps, clicked=(clicked,) * maps, pointer_distance=steps)
+
+    def without_map(self) -> Memory:
+        """Return the pointer of one slice alone."""
+        steps = self.pointer_steps
+        return self._replace(
+            maps=self.maps[:, :0], position=self.position[:, :0], distance=(), clicked=(), pointer_distance=steps
+        )
+
+    def without_pointer(self) -> Memory:
+        """Return the map of one slice alone."""
+        return self._replace(pointers=self.pointers[:, :0], pointer_distance=())
+
+    @staticmethod
+    def cat(parts: Sequence[Memory]) -> Memory:
+        """Join memories of the same objects along T and R."""
+        apart = any(part.pointer_distance is not None for part in parts)
+        return Memory(
+            torch.cat([part.maps for part in parts], dim=1),
+            torch.cat([part.position for part in parts], dim=1),
+            torch.cat([part.pointers for part in parts], dim=1),
+            tuple(step for part in parts for step in part.distance),
+            tuple(flag for part in parts for flag in part.clicked),
+            tuple(step for part in parts for step in part.pointer_steps) if apart else None,
+            parts[0].slices,
+        )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Memory:
+        maps, position, pointers = (change(part) for part in self[:3])
+        return self._replace(maps=maps, position=position, pointers=pointers)
+
+
+@dataclass(frozen=True)
+class TrackingRules:
+    """What of earlier slices a slice attends to while an object is tracked; clicked slices are always remembered.
+
+    Attributes:
+        maps: How many of the latest slices are remembered as maps.
+        pointers: How many of the latest slices are remembered as pointers; None: of the slices with maps.
+        past_pointers: Pointers of clicked slices that lie ahead are left out; needs a number of pointers.
+        masks_alone: A mask that a reader gave is described without what is remembered of other slices.
+    """
+
+    maps: int = 1
+    pointers: int | None = None
+    past_pointers: bool = False
+    masks_alone: bool = False
+
+    def gather(
+        self, clicked: Iterable[tuple[int, Memory]], latest: Iterable[Memory], slices: int | None = None
+    ) -> Memory:
+        """Return what a slice attends to.
+
+        Args:
+            clicked: Memories of clicked slices, each with the number of slices from there to here, in tracking
+                direction; negative where the clicked slice lies ahead.
+            latest: Memories of the slices before this one, the last one first, as `keep` left them.
+            slices: How many slices the scan has, None if unknown.
+        """
+        parts = []
+        for distance, memory in clicked:
+            part = memory.at(distance, clicked=True)
+            parts.append(part.without_pointer() if self.past_pointers and distance < 0 else part)
+        parts += [memory.at(distance, clicked=False) for distance, memory in enumerate(latest, start=1)]
+        return Memory.cat(parts)._replace(slices=slices)
+
+    def keep(self, last: Memory, latest: Sequence[Memory]) -> list[Memory]:
+        """Return what is still remembered of the latest slices once there is one more, the last one first."""
+        pointers = self.maps if self.pointers is None else self.pointers
+        kept = []
+        for age, memory in enumerate([last, *latest][: max(self.maps, pointers)], start=1):
+            if age > self.maps:
+                memory = memory.without_map()
+            kept.append(memory.without_pointer() if age > pointers else memory)
+        return kept
