@@ -20,8 +20,8 @@ from mois.records import DIGEST, as_record, check_seal, read_json, sealed
 
 FORMAT_VERSION = 2
 DESCRIPTION = "bundle.json"
-SECONDARY = ("weights", "seed")
-"""Arguments that say where tensors come from; which they are stands in the identity."""
+SECONDARY = ("weights", "seed", "rules")
+"""Arguments that say where tensors and rules come from; which they are stands in the identity."""
 _CURE = "take the bundle from where it was made again"
 
 
@@ -138,7 +138,8 @@ def _upgraded(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     made = dict(content)
     if isinstance(content["inference"], Mapping):
         _exactly(content["inference"], _INFERENCE_1, f"{name}: inference")
-    made["identity"] = {**content["identity"], "arguments": None} if isinstance(content["identity"], Mapping) else None
+    if isinstance(content["identity"], Mapping):
+        made["identity"] = {**content["identity"], "arguments": None, "behaviour": {}}
     return made
 
 

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mois.grid import Grid
 from mois.memory import Memory as Memory
 from mois.memory import TrackingRules as TrackingRules
 
 CERTAIN = 10.0
 """Logit of a mask that a reader gave."""
-
-from mois.grid import Grid
 
 
 class Volume(NamedTuple):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mois.interfaces import TrackingRules
+from mois.records import as_record
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,12 @@ class SAM2Rules:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SAM2Rules:
-        """Return what `as_dict` was made from."""
-        return cls(**plain) if plain else FIRST
+        """Return what `as_dict` was made from.
+
+        Raises:
+            DataError: If it is nothing of the kind.
+        """
+        return as_record(dict(plain), cls, "the backbone's rules") if plain else FIRST
 
 
 MOST_MAPS = 6

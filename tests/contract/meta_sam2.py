@@ -62,7 +62,7 @@ def meta_image_predictor(model: Any, image: Tensor) -> SAM2ImagePredictor:
     """`SAM2ImagePredictor` that has seen an image (P, P), 0 to 1; its own transforms take bytes."""
     predictor = SAM2ImagePredictor(model)
     predictor._bb_feat_sizes = [(model.image_size // stride,) * 2 for stride in (4, 8, 16)]  # fixed at those of 1024
-    with mock.patch.object(type(predictor._transforms), "__call__", lambda self, given: as_seen(image[None])[0]):
+    with mock.patch.object(type(predictor._transforms), "__call__", return_value=as_seen(image[None])[0]):
         predictor.set_image(image.numpy()[..., None])
     return predictor
 
@@ -89,7 +89,7 @@ def full_precision() -> Iterator[None]:
 def video_state(predictor: Any, images: Tensor) -> Any:
     """A fresh state of pictures (T, P, P), 0 to 1."""
     edge = images.shape[-1]
-    with mock.patch.object(video, "load_video_frames", lambda **_: (as_seen(images), edge, edge)):
+    with mock.patch.object(video, "load_video_frames", return_value=(as_seen(images), edge, edge)):
         return predictor.init_state("")
 
 
