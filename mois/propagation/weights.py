@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from mois.backbones.weights import bundled_file, load_exactly, read_tensors
+from mois.backbones.checkpoint_files import read_tensor_file
+from mois.backbones.weights import bundled_file, load_exactly
 from mois.files import whole_file
 from mois.interfaces import Backbone, Propagation, WeightsIdentity
 
@@ -27,6 +27,11 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
     """
     if weights == "random":
         return
+    if not weights:
+        raise ValueError(
+            f"propagation.weights={'null' if weights is None else repr(weights)} names nothing; give random, bundled or a "
+            "path to a .safetensors file."
+        )
     name = type(propagation).__name__.lower()
     path = bundled_file(f"{backbone.identity.name}_{name}.safetensors") if weights == "bundled" else Path(weights)
     if not path.is_file():
@@ -34,15 +39,21 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
             f"propagation.weights={weights}: there is no {path.name}; bundled weights exist for the nano backbone with "
             "similarity and attention; otherwise give a path to a .safetensors file, or random."
         )
-    with safe_open(path, "pt") as file:
-        theirs = (file.metadata() or {}).get("backbone_sha256", "unknown")
+    what = f"propagation.weights={weights}"
+    file = read_tensor_file(path, what)
+    if "backbone_sha256" not in file.metadata:
+        raise ValueError(
+            f"{what} does not say which backbone it was trained with; give a propagation.safetensors of a bundle, bundled "
+            "or random."
+        )
+    theirs = file.metadata["backbone_sha256"]
     if theirs != backbone.identity.sha256:
         raise ValueError(
             f"propagation.weights={weights} were trained with backbone sha256 {theirs[:12]}, this one is "
             f"{backbone.identity.name} ({backbone.identity.source}, sha256 {backbone.identity.sha256[:12]}); use "
             "its own weights, or random."
         )
-    load_exactly(propagation, read_tensors(path), f"propagation.weights={weights}")
+    load_exactly(propagation, file.tensors, what)
 
 
 def save_propagation(

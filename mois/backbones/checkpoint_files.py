@@ -1,0 +1,164 @@
+"""Files of tensors, told by what they hold and not by their names; whatever else is given is called what it is."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+GIVE = "give a .pt or .safetensors file of SAM 2.1"
+_AGAIN = "download or copy it again"
+_MOST_HEADER = 100 << 20  # bytes; what safetensors itself allows
+_TABLES = ("model", "state_dict", "model_state_dict", "module")
+"""Where training programs keep a model's tensors in a checkpoint, the first that is there."""
+
+_ARCHIVES = ((b"\x1f\x8b", "gzip"), (b"7z\xbc\xaf", "7z"), (b"Rar!", "rar"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2"))
+_OTHERS = ((b"\x89HDF", "an HDF5 file (Keras?)"), (b"GGUF", "a GGUF file"), (b"\x89PNG", "a picture"), (b"%PDF", "a PDF"))
+
+
+class TensorFile(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        tensors: By name, in the file's own types.
+        metadata: What a .safetensors file says of itself.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def read_tensor_file(path: Path, what: str) -> TensorFile:
+    """Read a checkpoint's tensors without running any code that it holds.
+
+    Args:
+        path: A file, whatever its suffix.
+        what: What a message calls it, such as "backbone.weights=sam.pt".
+
+    Raises:
+        ValueError: If it holds no plain table of tensors; the message says what it is instead.
+    """
+    with path.open("rb") as file:
+        head = file.read(1 << 10)
+    if head.startswith(b"PK\x03\x04"):
+        return TensorFile(_table(_unpack(path, what), what), {})
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MOST_HEADER:
+        return _read_safetensors(path, what)
+    if head[:1] == b"\x80":
+        return TensorFile(_table(_load(path, what), what), {})
+    raise ValueError(f"{what} {_called(head, path)}.")
+
+
+def _called(head: bytes, path: Path) -> str:
+    """Return, as the end of a sentence, what a file is that holds no tensors, and what to do."""
+    if not head:
+        return f"is an empty file; {_AGAIN}"
+    if head.startswith(b"version https://git-lfs"):
+        size = re.search(rb"size (\d+)", head)
+        missing = f" of {int(size[1]) / 1e6:.0f} MB" if size else ""
+        return f"is a git-lfs pointer instead of the file{missing}; fetch that with `git lfs pull`"
+    for start, name in _ARCHIVES:
+        if head.startswith(start):
+            return f"is a {name} archive; unpack it, and {GIVE}"
+    if head[257:262] == b"ustar":
+        return f"is a tar archive; unpack it, and {GIVE}"
+    for start, name in _OTHERS:
+        if head.startswith(start):
+            return f"is {name}; {GIVE}"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"<"):
+        return f"is a web page instead of the file; {_AGAIN} (the address of the file itself, not of its page)"
+    if text.startswith((b"{", b"[")):
+        index = "weight_map" in head.decode(errors="replace")
+        return f"is {'the index of a checkpoint in several files' if index else 'a JSON file'}; {GIVE}"
+    if b"\0" not in head and head.isascii():
+        return f"is a text file; {GIVE}"
+    if not any(head):
+        return f"begins with {len(head)} zeros, so that its copy was cut short; {_AGAIN}"
+    return f"is no checkpoint (its {path.stat().st_size} bytes begin with {head[:4].hex(' ')}); {GIVE}"
+
+
+def _read_safetensors(path: Path, what: str) -> TensorFile:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length)
+    wanted = 8 + length + _end_of_data(header)
+    if len(header) < length or size < wanted:
+        whole = f" of {wanted}" if wanted > size else ""
+        raise ValueError(f"{what} is cut short ({size}{whole} bytes); {_AGAIN}.")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            return TensorFile(tensors, dict(file.metadata() or {}))
+    except (SafetensorError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{what} is a damaged .safetensors file ({reason}); {_AGAIN}.") from error
+
+
+def _end_of_data(header: bytes) -> int:
+    """Return where the last tensor of a .safetensors file ends, counted from its header's end; 0 if it does not say."""
+    try:
+        entries = json.loads(header)
+        return max((int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return 0
+
+
+def _unpack(path: Path, what: str) -> Any:
+    """Return what a checkpoint of torch's present format holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if any(name.endswith("constants.pkl") for name in names):
+                raise ValueError(f"{what} is a TorchScript program; {GIVE}.")
+            if not any(name.endswith("data.pkl") for name in names):
+                shown = ", ".join(names[:3]) or "nothing"
+                raise ValueError(f"{what} is a zip archive (of {shown}) and no checkpoint; {GIVE}.")
+            if damaged := archive.testzip():  # torch does not look at check sums
+                raise ValueError(f"{what} is damaged (the check sum of {damaged} is wrong); {_AGAIN}.")
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{what} is cut short or damaged; {_AGAIN}.") from error
+    return _load(path, what)
+
+
+def _load(path: Path, what: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        named = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|Trying to load unsupported GLOBAL) (\S+)", str(error))
+        if named is None:
+            raise ValueError(f"{what} is cut short or damaged, or no checkpoint ({reason}); {_AGAIN}.") from error
+        raise ValueError(
+            f"{what} is refused: it does not load as plain tensors (weights_only=True), since it names "
+            f"{named[1].rstrip('.,')}, and loading it could run foreign code; {GIVE} that holds tensors alone "
+            "(model.state_dict())."
+        ) from error
+
+
+def _table(content: Any, what: str) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint, from wherever a training program keeps them."""
+    if isinstance(content, Mapping) and {"mois", "state_dict", "global_step"} <= content.keys():
+        raise ValueError(
+            f"{what} is the checkpoint of a training at step {content['global_step']}, which holds only what was trained; "
+            "give it to --ckpt_path, or the training's folder `bundle` to --bundle."
+        )
+    tables = [content] if isinstance(content, Mapping) else []
+    tables += [content[key] for key in _TABLES if tables and isinstance(content.get(key), Mapping)]
+    for table in tables:
+        if table and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in table.items()):
+            return dict(table)
+    if isinstance(content, Mapping):
+        there = f"its keys are {', '.join(map(str, list(content)[:5])) or 'none'}"
+    else:
+        there = f"it is a {type(content).__name__}"
+    raise ValueError(f"{what} holds no table of tensors by name ({there}); {GIVE}.")
