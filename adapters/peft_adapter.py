@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from mois.backbones.checkpoint_files import read_tensor_file
+from mois.backbones.layouts import check_values
 from mois.files import whole_file, write_text
 from mois.interfaces import Adapter, Backbone, Propagation
 
@@ -116,9 +118,10 @@ class PeftAdapter(Adapter):
         """See `Adapter.load`."""
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        state = {
-            key.removeprefix(PREFIX): value for key, value in load_file(folder / "adapter_model.safetensors").items()
-        }
+        file = folder / "adapter_model.safetensors"
+        tensors = read_tensor_file(file, f"{file}").tensors
+        check_values(tensors, f"{file}")
+        state = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
         wanted = get_peft_model_state_dict(self.backbone).keys()
         if state.keys() != wanted:
             missing, unknown = sorted(wanted - state.keys())[:5], sorted(state.keys() - wanted)[:5]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from mois.backbones.checkpoint_files import read_tensor_file
+from mois.backbones.layouts import check_values
 from mois.files import whole_file
 from mois.interfaces import Adapter, Backbone, Propagation
 
@@ -80,4 +82,7 @@ def _write(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
+    file = folder / "adapter_model.safetensors"
+    tensors = read_tensor_file(file, f"{file}").tensors
+    check_values(tensors, f"{file}")
+    return tensors

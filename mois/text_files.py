@@ -5,12 +5,13 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mois.errors import DataError
+from mois.files import read_regular
+from mois.records import MOST_BYTES, parse_json
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -43,9 +44,12 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: If it cannot be opened.
-        DataError: If it is in another encoding, or no text.
+        DataError: If it is in another encoding, no text, or no regular file.
     """
-    content = path.read_bytes()
+    try:
+        content = read_regular(path, MOST_BYTES)
+    except ValueError as error:  # a pipe, a folder, or far too large
+        raise DataError(str(error)) from error
     mark, encoding = next(((mark, name) for mark, name in _MARKS if content.startswith(mark)), (b"", "utf-8"))
     try:
         text = content[len(mark) :].decode(encoding)
@@ -63,20 +67,12 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: If it cannot be opened.
-        DataError: If it is no JSON, or a key stands twice in one object, of which one value would be lost.
+        DataError: If it is no text or no JSON (`mois.records.parse_json`).
     """
     text = read_text(path)
     if not text.strip():
         raise DataError(f"{path}: is empty; copy it again from its source.")
-    try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _object(path, pairs))
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"{path}: is no JSON ({place}: {error.msg}); correct that place.") from error
-    except RecursionError as error:
-        raise DataError(
-            f"{path}: is nested too deeply for JSON that is meant to be read; give another file."
-        ) from error
+    return parse_json(text, str(path), "correct that place")
 
 
 def read_table(path: Path) -> Table:
@@ -128,12 +124,3 @@ def _columns(path: Path, names: Sequence[str]) -> list[str]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path}: column {twice[0]!r} stands twice in its header; rename one.")
     return list(names)
-
-
-def _object(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise DataError(f"{path}: key {twice!r} stands twice in one object; keep one of them.")
-    return content

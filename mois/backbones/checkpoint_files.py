@@ -21,7 +21,12 @@ _TABLES = ("model", "state_dict", "model_state_dict", "module")
 """Where training programs keep a model's tensors in a checkpoint, the first that is there."""
 
 _ARCHIVES = ((b"\x1f\x8b", "gzip"), (b"7z\xbc\xaf", "7z"), (b"Rar!", "rar"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2"))
-_OTHERS = ((b"\x89HDF", "an HDF5 file (Keras?)"), (b"GGUF", "a GGUF file"), (b"\x89PNG", "a picture"), (b"%PDF", "a PDF"))
+_OTHERS = (
+    (b"\x89HDF", "an HDF5 file (Keras?)"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89PNG", "a picture"),
+    (b"%PDF", "a PDF"),
+)
 
 
 class TensorFile(NamedTuple):
@@ -93,7 +98,7 @@ def _read_safetensors(path: Path, what: str) -> TensorFile:
         header = file.read(length)
     wanted = 8 + length + _end_of_data(header)
     if len(header) < length or size < wanted:
-        whole = f" of {wanted}" if wanted > size else ""
+        whole = f" of {wanted}" if len(header) == length else ""
         raise ValueError(f"{what} is cut short ({size}{whole} bytes); {_AGAIN}.")
     try:
         with safe_open(path, "pt") as file:
@@ -108,7 +113,9 @@ def _end_of_data(header: bytes) -> int:
     """Return where the last tensor of a .safetensors file ends, counted from its header's end; 0 if it does not say."""
     try:
         entries = json.loads(header)
-        return max((int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"), default=0)
+        return max(
+            (int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"), default=0
+        )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return 0
 
@@ -132,10 +139,21 @@ def _unpack(path: Path, what: str) -> Any:
 
 def _load(path: Path, what: str) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        with path.open("rb") as file:  # of a path, torch takes the suffix for the format
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         reason = str(error).partition("\n")[0]
-        named = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|Trying to load unsupported GLOBAL) (\S+)", str(error))
+        named = re.search(
+            r"(?:Unsupported global: GLOBAL|Unsupported class|Trying to load unsupported GLOBAL) (\S+)", str(error)
+        )
         if named is None:
             raise ValueError(f"{what} is cut short or damaged, or no checkpoint ({reason}); {_AGAIN}.") from error
         raise ValueError(
@@ -149,8 +167,8 @@ def _table(content: Any, what: str) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, from wherever a training program keeps them."""
     if isinstance(content, Mapping) and {"mois", "state_dict", "global_step"} <= content.keys():
         raise ValueError(
-            f"{what} is the checkpoint of a training at step {content['global_step']}, which holds only what was trained; "
-            "give it to --ckpt_path, or the training's folder `bundle` to --bundle."
+            f"{what} is the checkpoint of a training (step {content['global_step']}), which holds only what was "
+            "trained; give it to --ckpt_path, or the training's folder `bundle` to --bundle."
         )
     tables = [content] if isinstance(content, Mapping) else []
     tables += [content[key] for key in _TABLES if tables and isinstance(content.get(key), Mapping)]

@@ -16,7 +16,9 @@ _WRAPPERS = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_m
 
 _META = "image_encoder.trunk.patch_embed.proj.weight"
 _TRANSFORMERS = "vision_encoder.backbone.patch_embed.projection.weight"
-_ADAPTED = re.compile(r"^base_model\.model\.|\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_w|lokr_w|ia3_l)")
+_ADAPTED = re.compile(
+    r"^base_model\.model\.|\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_w|lokr_w|ia3_l)"
+)
 _SINCE_2_1 = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.weight")
 """Tensors of SAM 2.1 that SAM 2.0 lacks."""
 
@@ -26,7 +28,7 @@ _TRANSFORMERS_NAMES = (
     (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
     (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
     (r"patch_embed\.proj\.", "patch_embed.projection."),
-    (r"^sam_prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", "prompt_encoder.shared_embedding.positional_embedding"),
+    (r"pe_layer\.positional_encoding_gaussian_matrix$", "shared_embedding.positional_embedding"),
     (r"^sam_prompt_encoder\.", "prompt_encoder."),
     (r"mask_downscaling\.0\.", "mask_embed.conv1."),
     (r"mask_downscaling\.1\.", "mask_embed.layer_norm1."),
@@ -115,7 +117,7 @@ def _something_else(file: TensorFile) -> str:
         )
     if "backbone_sha256" in file.metadata:
         return (
-            "is a propagation's file; it goes to model.propagation.init_args.weights, and the backbone's own checkpoint "
+            "is a propagation's file, which goes to model.propagation.init_args.weights; the backbone's own checkpoint "
             "is wanted here"
         )
     if file.metadata.get("format") == "mois exemplar bank":
@@ -199,5 +201,5 @@ def check_values(tensors: Mapping[str, Tensor], what: str) -> None:
         broken = int(tensor.numel() - torch.isfinite(tensor.float()).sum())
         if broken:
             raise ValueError(
-                f"{what}: {broken} of {tensor.numel()} numbers in tensor {name} are NaN or infinite; give another copy of it."
+                f"{what}: {broken} of {tensor.numel()} numbers in tensor {name} are NaN or infinite; give another copy."
             )

@@ -38,8 +38,8 @@ def load_weights(model: nn.Module, name: str, weights: str) -> WeightsIdentity:
     Args:
         model: To be filled.
         name: Size of the model, for the identity and for `bundled`.
-        weights: `bundled`, `random`, a path (.pt or .safetensors, by Meta or by transformers, or a folder that holds one) or
-            a hub id.
+        weights: `bundled`, `random`, a path (.pt or .safetensors, in Meta's layout or that of transformers; or a folder
+            that holds one) or a hub id.
 
     Returns:
         Which weights the model holds now.
@@ -104,7 +104,9 @@ def tensors_sha256(tensors: dict[str, Tensor]) -> str:
 
 def _locate(name: str, weights: str | None) -> tuple[Path, str]:
     if not weights:
-        raise ValueError(f"backbone.weights={'null' if weights is None else repr(weights)} names nothing; {_choices()}.")
+        raise ValueError(
+            f"backbone.weights={'null' if weights is None else repr(weights)} names nothing; {_choices()}."
+        )
     if weights == "bundled":
         path = bundled_file(f"{name}.safetensors")
         if not path.is_file():
@@ -140,7 +142,7 @@ def _of_folder(folder: Path) -> Path:
     what = f"backbone.weights={folder}"
     if (folder / "bundle.json").is_file():
         raise ValueError(
-            f"{what} is a bundle; give it to --bundle (mois segment, mois evaluate), and here the backbone's checkpoint."
+            f"{what} is a bundle; give it to --bundle (mois segment, mois evaluate), and here the backbone's own file."
         )
     if (folder / "adapter_config.json").is_file() or (folder / "adapter_model.safetensors").is_file():
         raise ValueError(
@@ -169,8 +171,8 @@ def _download(hub_id: str) -> Path:
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
     raise ValueError(
-        f"backbone.weights={hub_id} cannot be downloaded ({reason}); download {file} from {constants.ENDPOINT}/{hub_id} "
-        "on a machine that can, and give its path."
+        f"backbone.weights={hub_id} cannot be downloaded ({reason}); download {file} from "
+        f"{constants.ENDPOINT}/{hub_id} on a machine that can, and give its path."
     )
 
 

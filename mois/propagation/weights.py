@@ -29,8 +29,8 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
         return
     if not weights:
         raise ValueError(
-            f"propagation.weights={'null' if weights is None else repr(weights)} names nothing; give random, bundled or a "
-            "path to a .safetensors file."
+            f"propagation.weights={'null' if weights is None else repr(weights)} names nothing; give random, bundled, "
+            "or a path to a .safetensors file."
         )
     name = type(propagation).__name__.lower()
     path = bundled_file(f"{backbone.identity.name}_{name}.safetensors") if weights == "bundled" else Path(weights)
@@ -43,8 +43,8 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
     file = read_tensor_file(path, what)
     if "backbone_sha256" not in file.metadata:
         raise ValueError(
-            f"{what} does not say which backbone it was trained with; give a propagation.safetensors of a bundle, bundled "
-            "or random."
+            f"{what} does not say which backbone it was trained with; give the propagation.safetensors of a bundle, "
+            "bundled or random."
         )
     theirs = file.metadata["backbone_sha256"]
     if theirs != backbone.identity.sha256:

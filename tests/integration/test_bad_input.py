@@ -250,7 +250,7 @@ def test_backbone_weights_that_do_not_fit_or_run_code_are_refused(
         "image_encoder.neck.convs.0"
     )
     assert failing(capsys, *run, f"{BACKBONE}weights=hostile.pt").startswith(
-        "hostile.pt is refused: it does not load as plain tensors (weights_only=True)"
+        "backbone.weights=hostile.pt is refused: it does not load as plain tensors (weights_only=True), since it names "
     )
     assert not Path("pickle_was_executed").exists()
 

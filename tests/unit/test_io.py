@@ -313,7 +313,7 @@ def test_a_subject_without_a_table_is_its_own_patient(make_dataset):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("dataset.json", "{", "is no JSON"),
+        ("dataset.json", "{", "no JSON"),
         ("dataset.json", json.dumps({"labels": {"a": 1}}), "needs labels and file_ending"),
         ("dataset.json", json.dumps({"labels": {"a": [1, 2]}, "file_ending": ".nii.gz"}), "one whole number"),
         ("dataset.json", json.dumps({"labels": {"a": 1, "b": 1}, "file_ending": ".nii"}), "'a' and 'b' are both 1"),

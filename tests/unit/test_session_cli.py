@@ -78,7 +78,7 @@ def test_segment_writes_results_goes_on_and_the_journal_is_told(files, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "no JSON"),
         ('{"prompts": [{"tap": [1, 2, 3]}]}', "exactly one of click"),
         ('{"prompts": [{"click": [1, 2]}]}', "three numbers"),
         ('{"prompts": [{"box": [[1, 2, 3]]}]}', "two opposite corners"),

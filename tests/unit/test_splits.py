@@ -49,7 +49,7 @@ def test_nnunets_file_is_written_and_read(tmp_path):
 @pytest.mark.parametrize("content", ["{", '[{"train": []}]', '{"train": 1}', "[1]"])
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "splits_final.json").write_text(content)
-    with pytest.raises(DataError, match=r"is no JSON|as nnU-Net writes it"):
+    with pytest.raises(DataError, match=r"no JSON|as nnU-Net writes it"):
         read_splits(tmp_path / "splits_final.json")
 
 
