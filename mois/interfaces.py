@@ -37,6 +37,7 @@ class Volume(NamedTuple):
         lesions: Instance map (I, J, K) int32, 0 is background; all zero where nothing was annotated.
         classes: Lesion id to class, both >= 1.
         path: The file that the image came from; its grid is the one that results are written on.
+        declared: The classes that its dataset declares; empty where nobody says.
     """
 
     subject: str
@@ -46,6 +47,7 @@ class Volume(NamedTuple):
     lesions: Tensor
     classes: dict[int, int]
     path: str = ""
+    declared: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from mois.dataset_description import FILE_ENDINGS, read_description
 from mois.grid import Grid, put_on
 from mois.image_files import DataError, read_image, write_volume
 from mois.interfaces import Volume
+from mois.labels import check_declared, whole_numbers
 from mois.text_files import read_table
 
 __all__ = [
@@ -81,7 +83,7 @@ def read_volume(
             kinds = _classes_of_instances(values, label, semantic, image, grid, declared)
             lesions = values
         else:
-            _check_declared(values, declared, label)
+            check_declared(values, declared, label)
             lesions, kinds = _components(values)
     return Volume(
         subject,
@@ -91,6 +93,7 @@ def read_volume(
         torch.from_numpy(lesions),
         kinds,
         str(image),
+        tuple(sorted(declared)),
     )
 
 
@@ -243,23 +246,7 @@ def _without_images(root: Path) -> str:
 
 
 def _read_labels(path: Path, image: Path, grid: Grid) -> NDArray[np.int32]:
-    values = read_on_grid(path, grid, image.name)
-    if values.dtype.kind == "f" and (not np.isfinite(values).all() or (values != np.rint(values)).any()):
-        raise DataError(f"{path}: label values must be whole numbers; round them and save it again.")
-    if values.size and (values.min() < 0 or values.max() > np.iinfo(np.int32).max):
-        raise DataError(
-            f"{path}: label values must lie between 0 and 2147483647, got {values.min()} to {values.max()}."
-        )
-    return np.ascontiguousarray(values, np.int32)
-
-
-def _check_declared(values: NDArray[np.int32], declared: set[int], path: Path) -> None:
-    strange = sorted(set(np.unique(values).tolist()) - declared - {0})
-    if strange:
-        raise DataError(
-            f"{path}: holds label {strange[0]}, dataset.json declares {sorted(declared)}; add it to labels there, "
-            "or set its voxels to 0."
-        )
+    return whole_numbers(read_on_grid(path, grid, image.name), path)
 
 
 def _components(values: NDArray[np.int32]) -> tuple[NDArray[np.int32], dict[int, int]]:
@@ -289,15 +276,17 @@ def _classes_of_instances(
         only = next(iter(declared))
         return {int(lesion): only for lesion in np.unique(lesions) if lesion}
     values = _read_labels(semantic, image, grid)
-    _check_declared(values, declared, semantic)
+    check_declared(values, declared, semantic)
     kinds = _majority(lesions, values)
-    known, of_known = np.array([0, *kinds]), np.array([0, *kinds.values()], np.int32)
-    expected = of_known[np.searchsorted(known, lesions)]
-    if (expected != values).any() or not all(kinds.values()):
-        where = np.argwhere((expected != values) | ((lesions > 0) & (values == 0)))[0]
+    there = np.flatnonzero((lesions != 0) | (values != 0))
+    at, value = lesions.flat[there], values.flat[there]
+    expected = np.array([0, *kinds.values()], np.int32)[np.searchsorted([0, *kinds], at)]  # ids are ascending
+    wrong = np.flatnonzero((expected != value) | (value == 0))
+    if len(wrong):
+        where = np.unravel_index(there[wrong[0]], lesions.shape)
         raise DataError(
-            f"{path}: lesion id {lesions[tuple(where)]} meets class {values[tuple(where)]} of {semantic.parent.name} "
-            f"at voxel {where.tolist()}; every lesion has one class, and both maps cover the same voxels."
+            f"{path}: lesion id {lesions[where]} meets class {values[where]} of {semantic.parent.name} "
+            f"at voxel {[int(at) for at in where]}; every lesion has one class, and both maps cover the same voxels."
         )
     return kinds
 
@@ -310,7 +299,31 @@ def _read_people(path: Path) -> dict[str, dict[str, str]]:
         raise DataError(
             f"{path}: columns {table.columns}; it needs subject and patient (session and site if you like)."
         )
-    return {row["subject"]: row for row in table.rows}
+    if not table.rows:
+        raise DataError(f"{path}: names no subject; add a line for each scan, or delete the file.")
+    people: dict[str, dict[str, str]] = {}
+    written: dict[str, str] = {}  # a patient as it sounds, and as it was written first
+    for row, line in zip(table.rows, table.lines, strict=True):
+        subject, patient = row["subject"], row["patient"]
+        if not subject or not patient:
+            lacks = "patient" if subject else "subject"
+            raise DataError(f"{path}: line {line} has no {lacks}; fill it in, or delete the line.")
+        if subject in people:
+            raise DataError(f"{path}: line {line} lists subject {subject} a second time; keep one of them.")
+        other = written.setdefault(_as_it_sounds(patient), patient)
+        if other != patient:
+            raise DataError(
+                f"{path}: line {line}: are patients {other!r} and {patient!r} the same person? Write them alike, or "
+                "give them names that differ in more than case and blanks."
+            )
+        people[subject] = row
+    return people
+
+
+def _as_it_sounds(name: str) -> str:
+    """Return a name without what the eye does not tell apart: case, kinds of blanks, invisible and composed signs."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return " ".join("".join(sign for sign in plain if unicodedata.category(sign) != "Cf").split())
 
 
 def _if_exists(path: Path) -> Path | None:

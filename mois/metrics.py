@@ -14,14 +14,14 @@ from math import nan
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
-from scipy.spatial import KDTree
+
+from mois.surface import surface_dice as surface_dice
 
 Mask = npt.NDArray[np.bool_]
 InstanceMap = npt.NDArray[np.int32]
 
 MATCH_IOU = 0.1
 PANOPTIC_IOU = 0.5
-SURFACE_MM = 2.0
 
 
 def dice(found: Mask, truth: Mask, ignore: Mask | None = None) -> float:
@@ -222,6 +222,10 @@ class Overlap:
         both = self.found_voxels[:, None] + self.true_voxels[None]
         return np.asarray(2.0 * self.shared / np.maximum(both, 1), dtype=np.float64)
 
+    def apart(self) -> set[int]:
+        """Return the found lesions that share no voxel with any true one."""
+        return set(self.found_ids[~(self.shared > 0).any(1)].tolist())
+
     def match(self, min_iou: float = MATCH_IOU) -> Matches:
         """Pair found and true lesions one to one, with the greatest sum of IoU among pairs of at least `min_iou`.
 
@@ -277,55 +281,6 @@ def any_overlap(found: InstanceMap, truth: InstanceMap) -> Matches:
         false=tuple(overlap.found_ids[~touch.any(1)].tolist()),
         ignored=(),
     )
-
-
-def surface_dice(
-    found: Mask, truth: Mask, spacing_mm: tuple[float, float, float], tolerance_mm: float = SURFACE_MM
-) -> float:
-    """Return the share of both surfaces that lies within a tolerance of the other one.
-
-    A surface is the voxels with an outer face, each weighted by the area of these; distances are between centres.
-
-    Args:
-        found: (S, H, W) bool.
-        truth: (S, H, W) bool.
-        spacing_mm: Edges of a voxel along S, H and W.
-        tolerance_mm: Distance up to which surfaces agree.
-
-    Returns:
-        0 to 1; NaN where the truth is empty.
-
-    Source: Nikolov et al., J Med Internet Res 23(7), 2021, e26151.
-    """
-    if not truth.any():
-        return nan
-    found_mm, found_area = _surface(found, spacing_mm)
-    true_mm, true_area = _surface(truth, spacing_mm)
-    if not len(found_mm):
-        return 0.0
-    near = 0.0
-    for points, area, others in ((found_mm, found_area, true_mm), (true_mm, true_area, found_mm)):
-        # the bound is exclusive, and distances are rounded
-        distance, _ = KDTree(others).query(points, distance_upper_bound=tolerance_mm * (1 + 1e-6) + 1e-9)
-        near += float(area[np.isfinite(distance)].sum())
-    return near / float(found_area.sum() + true_area.sum())
-
-
-def _surface(
-    mask: Mask, spacing_mm: tuple[float, float, float]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return where the voxels with an outer face lie, (N, 3) in mm, and the area of these faces, (N,) in mm2."""
-    voxels = np.argwhere(mask)
-    area = np.zeros(len(voxels))
-    padded = np.pad(mask, 1)
-    for axis in range(3):
-        face = float(np.prod(spacing_mm) / spacing_mm[axis])
-        for step in (-1, 1):
-            neighbours = voxels + 1
-            neighbours[:, axis] += step
-            area += face * ~padded[tuple(neighbours.T)]
-    outer = area > 0
-    return voxels[outer].astype(np.float64) * np.asarray(spacing_mm), area[outer]
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

@@ -10,6 +10,8 @@ SHOWN = {
     "unprompted Dice": ("unprompted", "dice"),
     "unprompted F1": ("unprompted", "f1"),
     "false lesions per scan": ("unprompted", "fp_per_scan"),
+    "  apart from any lesion": ("unprompted", "false_apart"),
+    "  fragments of one": ("unprompted", "fragments"),
     "prompted Dice": ("prompted", "dice"),
     "scan Dice": ("scan_dice",),
     "right": ("conditioning", "right"),
@@ -132,6 +134,7 @@ def _show(metrics: Mapping[str, Any], out: Path) -> None:
     from rich.table import Table
 
     from mois.bundle_card import COMPARED, remarks
+    from mois.evaluation.report import other_system
 
     summary = metrics["summary"]
     table = Table(title=f"{summary['n_subjects']} scans of {summary['n_patients']} patients")
@@ -147,6 +150,7 @@ def _show(metrics: Mapping[str, Any], out: Path) -> None:
     console = Console()
     console.print(table)
     words = summary["conditioning"]
-    for remark in remarks(*(words[name]["mean"] for name in COMPARED)):
+    said = [] if other_system(metrics) else remarks(*(words[name]["mean"] for name in COMPARED))
+    for remark in said:
         console.print(remark, soft_wrap=True)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)

@@ -26,6 +26,8 @@ SHOWN: dict[str, tuple[str, ...]] = {
     **FIGURES,
     "unprompted_precision": ("unprompted", "precision"),
     "unprompted_recall": ("unprompted", "recall"),
+    "unprompted_false_apart": ("unprompted", "false_apart"),
+    "unprompted_fragments": ("unprompted", "fragments"),
     "unprompted_surface_dice_2mm": ("unprompted", "surface_dice_2mm"),
     "prompted_dice": ("prompted", "dice"),
     "scan_f1": ("scan", "f1"),

@@ -20,6 +20,7 @@ from mois.files import whole_file, write_text
 from mois.geometry import SliceGrid
 from mois.interfaces import Volume
 from mois.io import read_on_grid
+from mois.labels import whole_numbers
 from mois.metrics import InstanceMap, Mask
 
 COUNT = 8
@@ -63,7 +64,7 @@ def draw_worst_lesions(out: Path, read: Callable[[str], Volume], count: int = CO
 
 
 def _read_map(path: Path, volume: Volume) -> InstanceMap:
-    return np.ascontiguousarray(read_on_grid(path, volume.grid, f"scan {volume.subject}"), dtype=np.int32)
+    return whole_numbers(read_on_grid(path, volume.grid, f"scan {volume.subject}"), path)
 
 
 class _Scan(NamedTuple):

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from mois.components import components
+from mois.errors import DataError
 from mois.evaluation.paper import score_by_paper
 from mois.evaluation.reports import ClassReport, Figures, SubjectReport, measured
 from mois.evaluation.scoring import Answer, curve_point, score_answer
@@ -16,6 +18,7 @@ from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.truth import Plan, Truth
 from mois.geometry import SliceAxis, SliceGrid
 from mois.interfaces import Volume
+from mois.labels import check_declared, whole_numbers
 from mois.metrics import InstanceMap, Mask, Overlap, dilate_in_plane, renumber
 
 Prediction = Tensor | Mapping[int, Tensor]
@@ -35,8 +38,9 @@ def score_predictions(
 
     Args:
         volume: The scan with its true lesions.
-        prediction: `semantic`: classes, whose lesions are the 26-connected components; `instance`: lesions by id, of
-            whatever class unless there is a map for each. In a semantic map of a single class, anything above 0 is it.
+        prediction: Whole numbers (`mois.labels.whole_numbers`). `semantic`: classes that the dataset declares, whose
+            lesions are the 26-connected components; `instance`: lesions by id, of whatever class unless there is a map
+            for each. In a semantic map that is of one class, anything above 0 is it.
         settings: Those of the run to compare with; its reader's choice is taken out of `unprompted`.
         prompted_masks: Prompted lesions of another run with their true ids, as `prompted/*.nii.gz` holds them: they are
             merged into the answer. None scores the system alone.
@@ -44,25 +48,29 @@ def score_predictions(
         slice_axis: Direction across the slices, as in `InferenceSettings`.
 
     Raises:
-        ValueError: If a map is not on the scan's grid, or shows prompted lesions that the settings would not prompt.
+        ValueError: If a map is not on the scan's grid, holds anything but whole numbers, or a class that the dataset
+            does not declare; or shows prompted lesions that the settings would not prompt or the scan does not have.
     """
     grid = SliceGrid.of(volume.shape, volume.affine, slice_axis)
     truth = Truth.of(volume, grid)
     most = max(settings.prompted, *settings.counts, 0)
     plans = {c: Plan.of(truth.of_class(c), settings.reader, most) for c in sorted(set(truth.classes.values()))}
     scored = [c for c in plans if settings.target_class in (None, c)]
-    found = _Maps(volume, grid, prediction, "the prediction has")
-    given = None if prompted_masks is None else _Maps(volume, grid, prompted_masks, "the prompted masks have")
+    found = _Maps(volume, grid, prediction, "the prediction")
+    if kind == "semantic" and volume.declared and 0 in found.maps:
+        check_declared(found.maps[0], volume.declared, f"{volume.subject}: the prediction")
+    given = None if prompted_masks is None else _Maps(volume, grid, prompted_masks, "the map of prompted masks")
+    if given is not None:
+        given.check_ids(truth.ids)
     promptable = [lesion for plan in plans.values() for lesion in plan.promptable]
     taken_out = dilate_in_plane(truth.only(promptable) > 0, settings.margin_px)
     reports = []
     for c in scored:
-        lesions = found.lesions(c, kind, alone=len(plans) == 1)
+        lesions = found.lesions(c, kind)
         order = plans[c].order[: settings.prompted]
         answer = Answer(order, lesions, None if given is None else _places(volume, given.of(c), order, plans[c]))
         reports.append(_report(c, truth, plans[c], answer, settings, taken_out))
-    anything = found.everything(kind)
-    false = int((Overlap.of(anything, truth.index).shared.sum(1) == 0).sum())
+    false = len(Overlap.of(found.everything(kind), truth.index).apart())
     return SubjectReport(volume.subject, volume.patient, tuple(reports), false, {})
 
 
@@ -89,29 +97,46 @@ class _Maps:
     """Maps of a scan as stacks (S, H, W) int32, one for all classes or one for each."""
 
     def __init__(self, volume: Volume, grid: SliceGrid, given: Prediction, name: str) -> None:
+        self.name = f"{volume.subject}: {name}"
         self.shared = isinstance(given, Tensor)
         maps = {0: given} if isinstance(given, Tensor) else dict(given)
+        strange = sorted(set(maps) - set(volume.declared)) if volume.declared and not self.shared else []
+        if strange:
+            raise DataError(
+                f"{self.name}: there is a map of class {strange[0]}, dataset.json declares {sorted(volume.declared)}; "
+                "add it to labels there, or remove the map."
+            )
         for one in maps.values():
             if one.shape != volume.image.shape:
                 raise ValueError(
-                    f"{volume.subject}: {name} shape {tuple(one.shape)}, the scan "
-                    f"{tuple(volume.image.shape)}; write them on the scan's grid."
+                    f"{self.name} has shape {tuple(one.shape)}, the scan {tuple(volume.image.shape)}; write it on the "
+                    "scan's grid."
                 )
         self.maps: dict[int, InstanceMap] = {
-            c: grid.to_stack(m.cpu()).numpy().astype(np.int32) for c, m in maps.items()
+            c: whole_numbers(grid.to_stack(m.cpu()).numpy(), self.name) for c, m in maps.items()
         }
         self.empty: InstanceMap = np.zeros(grid.stack_shape, dtype=np.int32)
+
+    def check_ids(self, known: npt.NDArray[np.int32]) -> None:
+        """Refuse lesions that the scan does not have."""
+        for one in self.maps.values():
+            strange = np.setdiff1d(one, [0, *known])
+            if len(strange):
+                raise DataError(
+                    f"{self.name}: holds lesion {strange[0]}, which the scan does not have; give masks that were "
+                    "written for the same labels (instances true or false as then)."
+                )
 
     def of(self, target_class: int) -> InstanceMap:
         """Return the map that holds a class."""
         return self.maps.get(0 if self.shared else target_class, self.empty)
 
-    def lesions(self, target_class: int, kind: str, *, alone: bool) -> InstanceMap:
-        """Return the lesions found for a class; `alone` where the scan has no other."""
+    def lesions(self, target_class: int, kind: str) -> InstanceMap:
+        """Return the lesions found for a class."""
         held = self.of(target_class)
         if kind == "instance":
             return held
-        return components(held > 0 if alone or not self.shared else held == target_class)
+        return components(held == target_class if self.shared else held > 0)
 
     def everything(self, kind: str) -> InstanceMap:
         """Return all lesions found, whatever their class."""

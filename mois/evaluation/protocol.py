@@ -206,8 +206,7 @@ class Run:
                     for c, truth in truths.items() if self.scored else ():
                         self.on_never[key, c] = Overlap.of(found, truth, self.taken_out)
                     if key == NONE:
-                        touched = Overlap.of(found, self.truth.index).shared.sum(1) > 0
-                        self.false_without_exemplars = int((~touched).sum())
+                        self.false_without_exemplars = len(Overlap.of(found, self.truth.index).apart())
                 if key in main:
                     self.candidates[key] = candidates
 

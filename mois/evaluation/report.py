@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mois.bundle_card import COMPARED, remarks
 from mois.evaluation.page import Page, Section, Tile, interval_of, text_of, write_page
@@ -32,6 +34,10 @@ WHAT_THEY_DECIDE = (
     "Dice on one set of lesions that is never prompted. If right is no better than wrong, the model ignores what it is "
     "shown."
 )
+TAKES_NONE = (
+    "Dice on one set of lesions that is never prompted. This system takes no exemplars, so that right and no_exemplars "
+    "are one number."
+)
 _IGNORES = 0.8
 """Share of `right` from which `wrong` is an alarm."""
 
@@ -58,11 +64,7 @@ def write_report(folder: Path, title: str = "") -> Path:
             "reader has not touched, are scored apart: the prompted ones are taken out of truth and answer. A dash is "
             "what could not be measured.",
         ),
-        Section(
-            "What the exemplars decide",
-            conditioning(results),
-            " ".join((WHAT_THEY_DECIDE, *remarks(*compared(results)))),
-        ),
+        Section("What the exemplars decide", conditioning(results), _on_exemplars(results)),
         Section(
             "Prompted lesions and clicks",
             curves(results),
@@ -99,10 +101,21 @@ def compared(results: Results) -> list[float | None]:
     return [None if leaf is None else leaf.mean for leaf in leaves]
 
 
+def _on_exemplars(results: Results) -> str:
+    if other_system(results.metrics):
+        return TAKES_NONE
+    return " ".join((WHAT_THEY_DECIDE, *remarks(*compared(results))))
+
+
+def other_system(metrics: Mapping[str, Any]) -> str:
+    """Return whose predictions were scored, "" for those of a model of ours."""
+    return str((metrics.get("provenance") or {}).get("predictions") or "")
+
+
 def _lead(results: Results) -> str:
     protocol = results.metrics["protocol"]
     prompted, clicks = protocol.get("prompted"), protocol.get("clicks")
-    other = (results.metrics.get("provenance") or {}).get("predictions")
+    other = other_system(results.metrics)
     words = [f"{_count(results.scan_count, 'scan')} of {_count(results.patient_count, 'patient')}."]
     if other:
         words.append(f"Predictions of another system ({other}), scored by the same code as ours.")

@@ -42,7 +42,9 @@ class Figures:
         lesion_f1: Of lesions.
         lesion_precision: Share of the lesions found that are true.
         lesion_recall: Share of the true lesions that were found.
-        false_lesions: How many of the lesions found are not true.
+        false_lesions: How many of the lesions found match no true one: those of the next two together.
+        false_apart: How many of these touch no true voxel, of whatever class.
+        fragments: How many of these touch one: mostly further pieces of a true lesion that another one stands for.
         unprompted_panoptic_quality: Sum of IoU over pairs of IoU >= 0.5, over the mean number of true and found ones.
         unprompted_surface_dice: Share of the surfaces that lies within 2 mm of the other one.
         unprompted_volume_error_ml: Found minus true volume.
@@ -56,6 +58,8 @@ class Figures:
         scan_lesion_precision: Likewise.
         scan_lesion_recall: Likewise.
         scan_false_lesions: Likewise.
+        scan_false_apart: Likewise.
+        scan_fragments: Likewise.
         scan_panoptic_quality: Likewise.
         scan_surface_dice: Likewise.
         scan_volume_error_ml: Likewise.
@@ -90,6 +94,10 @@ class Figures:
     scan_volume_error_ml: float | None = None
     scan_volume_error_percent: float | None = None
     scan_volume_absolute_error_percent: float | None = None
+    false_apart: float | None = None
+    fragments: float | None = None
+    scan_false_apart: float | None = None
+    scan_fragments: float | None = None
 
     @classmethod
     def mean(cls, parts: Sequence[Figures]) -> Figures:
@@ -107,11 +115,13 @@ KEYS: dict[str, tuple[str, ...]] = {
     "unprompted_dice": ("unprompted", "dice"),
     **{name: ("unprompted", word) for word, name in _LESION_WORDS.items()},
     "false_lesions": ("unprompted", "fp_per_scan"),
+    **{name: ("unprompted", name) for name in ("false_apart", "fragments")},
     "unprompted_surface_dice": ("unprompted", "surface_dice_2mm"),
     **{f"unprompted_{word}": ("unprompted", word) for word in _FURTHER},
     **{f"prompted_{word}": ("prompted", word) for word in ("dice", "lesions", "clicks")},
     **{f"scan_{name}": ("scan", word) for word, name in _LESION_WORDS.items()},
     "scan_false_lesions": ("scan", "fp_per_scan"),
+    **{f"scan_{name}": ("scan", name) for name in ("false_apart", "fragments")},
     "scan_surface_dice": ("scan", "surface_dice_2mm"),
     **{f"scan_{word}": ("scan", word) for word in _FURTHER},
 }
@@ -205,6 +215,7 @@ class LesionRow:
         z_mm: Likewise.
         third: Of the scan's extent from feet to head, where its centre lies.
         contrast: Mean normalised intensity inside minus that of a ring around it; None where other lesions fill it.
+        fragments: How many found lesions that match no true one touch it; None in results of earlier versions.
     """
 
     lesion: int
@@ -218,6 +229,7 @@ class LesionRow:
     z_mm: float = 0.0
     third: Third = "middle"
     contrast: float | None = None
+    fragments: int | None = None
 
 
 @dataclass(frozen=True)

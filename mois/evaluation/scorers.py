@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from mois.geometry import SliceGrid
 from mois.inference import VolumeSegmenter
 from mois.interfaces import Volume
 from mois.io import DataError, read_on_grid, write_volume
+from mois.labels import whole_numbers
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 Kind = Literal["semantic", "instance"]
@@ -83,7 +83,7 @@ def read_maps(folder: Path, volume: Volume) -> Prediction:
 
 def _read(path: Path, volume: Volume) -> Tensor:
     values = read_on_grid(path, volume.grid, f"scan {volume.subject}")
-    return torch.from_numpy(np.ascontiguousarray(values).astype(np.int32))
+    return torch.from_numpy(whole_numbers(values, path))
 
 
 def _write(volume: Volume, found: Prediction, report: SubjectReport, kind: Kind, out: Path) -> None:
@@ -91,13 +91,12 @@ def _write(volume: Volume, found: Prediction, report: SubjectReport, kind: Kind,
     grid = SliceGrid.of(volume.shape, volume.affine)
     truth = Truth.of(volume, grid)
     image = grid.to_stack(volume.image.float().cpu()).numpy()
-    alone = len(set(truth.classes.values())) == 1
     for one in report.classes:
         held = found.get(one.target_class) if not isinstance(found, Tensor) else found
         held = torch.zeros_like(volume.lesions) if held is None else held
-        stack = grid.to_stack(held).numpy().astype(np.int32)
+        stack = grid.to_stack(held).numpy()
         if kind == "semantic":
-            stack = components(stack > 0 if alone else stack == one.target_class)
+            stack = components(stack == one.target_class)
         name = f"{volume.subject}_class{one.target_class}"
         write_volume(grid.to_volume(torch.from_numpy(stack)), volume.affine, out / "predictions" / f"{name}.nii.gz")
         true = truth.only([row.lesion for row in one.lesions])

@@ -19,8 +19,8 @@ from mois.metrics import (
     lesion_volumes_ml,
     mean_of,
     renumber,
-    surface_dice,
 )
+from mois.surface import surface_dice
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ def score_answer(
     rest, taken_out = unprompted_truth(truth, plan, answer.prompted, margin_px)
     unprompted, scan = Overlap.of(answer.found, rest, taken_out), Overlap.of(result, truth.only(plan.lesions))
     matches, scan_matches = unprompted.match(), scan.match()
+    on_any = Overlap.of(answer.found, truth.index)
+    apart = len(on_any.apart().intersection(matches.false))
+    scan_apart = len(Overlap.of(result, truth.index).apart().intersection(scan_matches.false))
     own = {} if answer.tracked is None else _own_dice(answer.tracked, truth.only(answer.prompted), answer.prompted)
     seen: Mask = (answer.found > 0) & ~(taken_out & (rest == 0))
     figures = replace(
@@ -78,6 +81,10 @@ def score_answer(
         scan_lesion_precision=measured(scan_matches.precision),
         scan_lesion_recall=measured(scan_matches.recall),
         scan_false_lesions=len(scan_matches.false),
+        false_apart=apart,
+        fragments=len(matches.false) - apart,
+        scan_false_apart=scan_apart,
+        scan_fragments=len(scan_matches.false) - scan_apart,
         unprompted_surface_dice=measured(surface_dice(seen, rest > 0, truth.spacing_mm)),
         scan_surface_dice=measured(surface_dice(result > 0, truth.only(plan.lesions) > 0, truth.spacing_mm)),
         **{
@@ -185,6 +192,7 @@ def _lesion_rows(
     iou, dice = overlap.iou(), overlap.lesion_dice()
     rows = {int(found): row for row, found in enumerate(overlap.found_ids)}
     columns = {int(lesion): column for column, lesion in enumerate(overlap.true_ids)}
+    pieces = (overlap.shared[np.isin(overlap.found_ids, matches.false)] > 0).sum(0)
     made = []
     for lesion in lesions:
         pair = (rows[matches.pairs[lesion]], columns[lesion]) if lesion in matches.pairs else None
@@ -196,6 +204,7 @@ def _lesion_rows(
                 found=pair is not None,
                 iou=float(iou[pair]) if pair else 0.0,
                 dice=float(dice[pair]) if pair else 0.0,
+                fragments=int(pieces[columns[lesion]]),
                 **truth.surroundings[lesion]._asdict(),
             )
         )

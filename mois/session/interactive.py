@@ -20,6 +20,7 @@ from mois.inference import VolumeSegmenter
 from mois.interfaces import Exemplars, Volume
 from mois.io import read_on_grid, read_volume
 from mois.journal import Action, Journal, find_journal, header_line, read_journal
+from mois.labels import one_mask
 from mois.metrics import InstanceMap
 from mois.session.actions import Workbench, pack_mask
 from mois.session.advice import Influence, Known, Suggestion, coverage_warnings, influences, suggestions
@@ -111,21 +112,24 @@ class InteractiveSession:
         lesion.
 
         Args:
-            mask: (I, J, K), or an image file. A file lies where its header says: its voxels may be stored in another
-                order than the scan's.
+            mask: (I, J, K): bool; 0 and one other whole number; or soft, 0 to 1, inside from 0.5 on. Or an image file
+                of these, which lies where its header says: its voxels may be stored in another order than the scan's.
             lesion: Which lesion is corrected; None begins a new one.
             affine: (4, 4), voxel indices of the array to RAS mm; None where it is stored as the scan is.
 
         Raises:
-            ValueError: If the mask is not on the scan's grid, saying by how much.
+            ValueError: If the mask is not on the scan's grid, saying by how much; is empty; or is no such mask (several
+                labels, logits).
         """
-        given = self._on_grid(mask, affine)
-        return int(self._act("mask", mask=pack_mask(given != 0), lesion=lesion))
+        given = one_mask(self._on_grid(mask, affine), mask if isinstance(mask, Path | str) else "mask")
+        return int(self._act("mask", mask=pack_mask(given), lesion=lesion))
 
     def _on_grid(self, mask: Any, affine: Any) -> np.ndarray[Any, np.dtype[Any]]:
         volume = self.volume
         if isinstance(mask, Path | str):
             return read_on_grid(Path(mask), volume.grid, f"scan {volume.subject}")
+        if isinstance(mask, Tensor) and mask.dtype == torch.bfloat16:  # numpy has no such type
+            mask = mask.float()
         given: np.ndarray[Any, np.dtype[Any]] = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask
         given = np.asarray(given)
         try:

@@ -306,6 +306,12 @@ def test_a_dataset_is_listed(make_dataset):
         subjects[0].read(1)
 
 
+def test_blanks_around_a_patient_are_not_part_of_the_name(make_dataset):
+    root = make_dataset(subjects=3)
+    (root / "subjects.csv").write_text("subject, patient\np0,anna\np1,anna \n p2 ,\tberta\n", encoding="utf-8")
+    assert [subject.patient for subject in read_dataset(root)] == ["anna", "anna", "berta"]
+
+
 def test_a_subject_without_a_table_is_its_own_patient(make_dataset):
     assert [subject.patient for subject in read_dataset(make_dataset())] == ["p0", "p1"]
 
@@ -322,12 +328,19 @@ def test_a_subject_without_a_table_is_its_own_patient(make_dataset):
         ("dataset.json", json.dumps({"labels": {"a": 1}, "file_ending": ".nrrd"}), "no images .* to .nii.gz"),
         ("subjects.csv", "name\np0\n", "needs subject and patient"),
         ("subjects.csv", "subject,patient\np0,a\n", "subject p1 is missing"),
+        ("subjects.csv", "subject,patient\n", "names no subject"),
+        ("subjects.csv", "subject,patient\np0,a\np1,\n", "line 3 has no patient"),
+        ("subjects.csv", "subject,patient\np0,a\n ,b\np1,c\n", "line 3 has no subject"),
+        ("subjects.csv", "subject,patient\np0,a\np1,b\np0 ,b\n", "line 4 lists subject p0 a second time"),
+        ("subjects.csv", "subject,patient\np0,anna\np1,Anna\n", "line 3: are patients 'anna' and 'Anna' the same"),
+        ("subjects.csv", "subject,patient\np0,an na\np1,an\u00a0 na\n", "the same person"),
+        ("subjects.csv", "subject,patient\np0,M\u00fcller\np1,Mu\u0308ller\n", "the same person"),
         ("imagesTr/p7.nii.gz", "", "rename it"),
     ],
 )
 def test_a_wrong_dataset_is_explained_in_one_line(make_dataset, file, content, message):
     root = make_dataset()
-    (root / file).write_text(content)
+    (root / file).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message) as caught:
         read_dataset(root)
     assert "\n" not in str(caught.value)

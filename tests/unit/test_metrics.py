@@ -4,7 +4,6 @@ from math import isnan
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from mois.metrics import (
     Overlap,
@@ -16,7 +15,6 @@ from mois.metrics import (
     lesion_volumes_ml,
     match_lesions,
     mean_of,
-    surface_dice,
 )
 
 
@@ -187,52 +185,3 @@ def test_volume_error_has_a_sign() -> None:
     nothing = Overlap.of(instances([1]), instances([0]))
     assert nothing.volume_error_ml(0.5) == 0.5
     assert isnan(nothing.volume_error_percent())
-
-
-def test_surface_dice_of_shifted_slabs() -> None:
-    truth = np.zeros((9, 4, 4), dtype=bool)
-    found = truth.copy()
-    truth[1:3], found[4:6] = True, True  # two slices thick; the voxels nearest to each other are two slices apart
-    # Faces of a slab, 1 x 1 x 1 mm: each slice has 16 outwards and 16 around it, 32. Within 2 mm: one slice of either.
-    assert surface_dice(found, truth, (1.0, 1.0, 1.0)) == pytest.approx(32 / 64)
-    assert surface_dice(found, truth, (1.0, 1.0, 1.0), tolerance_mm=3.0) == 1.0
-    assert surface_dice(found, truth, (1.5, 1.0, 1.0)) == 0.0
-    assert surface_dice(truth, truth, (5.0, 1.0, 1.0)) == 1.0
-
-
-def test_surface_voxels_weigh_as_much_as_their_outer_faces() -> None:
-    # One voxel of 4 x 1 x 1 mm next to a second along S: alone 2 * 1 + 4 * 4 = 18 mm2; the pair 2 * 1 + 8 * 4 = 34.
-    truth = np.zeros((4, 3, 3), dtype=bool)
-    found = truth.copy()
-    truth[1, 1, 1] = True
-    found[1:3, 1, 1] = True
-    # of the pair, the half (17 mm2) that lies where the truth is counts; the other is 4 mm away
-    assert surface_dice(found, truth, (4.0, 1.0, 1.0)) == pytest.approx((18 + 17) / (18 + 34))
-
-
-def test_surface_dice_where_there_is_nothing() -> None:
-    empty, full = np.zeros((3, 3, 3), dtype=bool), np.ones((3, 3, 3), dtype=bool)
-    assert isnan(surface_dice(empty, empty, (1, 1, 1)))
-    assert isnan(surface_dice(full, empty, (1, 1, 1)))
-    assert surface_dice(empty, full, (1, 1, 1)) == 0.0
-
-
-def test_surface_distances_are_those_of_the_exact_distance_transform() -> None:
-    rng = np.random.default_rng(0)
-    spacing = (3.0, 0.7, 1.1)
-    found, truth = (ndimage.binary_opening(rng.random((8, 20, 20)) < 0.7) for _ in range(2))
-
-    def surface(mask: np.ndarray) -> np.ndarray:
-        padded, area = np.pad(mask, 1), np.zeros(mask.shape)
-        for axis in range(3):
-            for step in (-1, 1):
-                face = np.prod(spacing) / spacing[axis]
-                area += face * (mask & ~np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1])
-        return area
-
-    near = total = 0.0
-    for one, other in ((found, truth), (truth, found)):
-        area, distance = surface(one), ndimage.distance_transform_edt(surface(other) == 0, spacing)
-        near, total = near + area[distance <= 2.0].sum(), total + area.sum()
-    assert 0 < near < total
-    assert surface_dice(found, truth, spacing) == pytest.approx(near / total)

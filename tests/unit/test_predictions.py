@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_model import BOXES, TYPE_A, FakeBackbone, FakePropagation, box, eight_lesions, make_scan
+from fake_model import BOXES, TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, eight_lesions, make_scan
 
 from mois.evaluation.predictions import score_predictions
 from mois.evaluation.protocol import evaluate_volume
@@ -76,9 +76,76 @@ def test_a_class_of_its_own_map_and_a_map_for_each_class(scan: Volume) -> None:
     assert whole.figures == single.figures
     assert single.figures.scan_dice == 1.0
     assert score_predictions(scan, {1: ours}, settings).figures.scan_dice == 0.0  # nothing was said about class 2
-    scan_of_one = make_scan([(TYPE_A, where) for where in BOXES[:3]], shape=(7, 64, 48))
-    anything = (scan_of_one.lesions > 0).int() * 7
-    assert score_predictions(scan_of_one, anything, ProtocolSettings()).figures.scan_dice == 1.0
+
+
+@pytest.mark.parametrize("declared", [(), (1, 2)])
+def test_lesions_that_are_called_another_class_are_not_found(declared: tuple[int, ...]) -> None:
+    scan = make_scan([(TYPE_A, where) for where in BOXES[:3]], shape=(7, 64, 48))._replace(declared=declared)
+    second = (scan.lesions > 0).int() * 2
+    for given in (second, {2: scan.lesions}):
+        figures = score_predictions(scan, given, ProtocolSettings()).figures
+        assert (figures.scan_dice, figures.scan_lesion_f1, figures.scan_lesion_precision) == (0.0, 0.0, None)
+    assert score_predictions(scan, (scan.lesions > 0).int(), ProtocolSettings()).figures.scan_dice == 1.0
+
+
+def test_a_class_that_the_dataset_does_not_declare_is_refused(scan: Volume) -> None:
+    scan = scan._replace(declared=(1, 2))
+    strange = semantic(scan)
+    strange[0, 0, 0] = 7
+    with pytest.raises(ValueError, match=r"scan: the prediction: holds label 7, dataset.json declares \[1, 2\]; add"):
+        score_predictions(scan, strange, ProtocolSettings())
+    with pytest.raises(ValueError, match=r"scan: the prediction: there is a map of class 7, dataset.json declares \[1"):
+        score_predictions(scan, {1: scan.lesions, 7: scan.lesions}, ProtocolSettings())
+    assert score_predictions(scan, strange * 0 + scan.lesions * 7, ProtocolSettings(), kind="instance").classes
+
+
+@pytest.mark.parametrize(
+    ("of_one", "dice"), [(0.9999999, 1.0), (1.0004, 1.0), (0.98, None), (float("nan"), None), (-1.0, None)]
+)
+@pytest.mark.parametrize("kind", ["semantic", "instance"])
+def test_numbers_of_a_map_are_whole_or_refused(of_one: float, dice: float | None, kind: str) -> None:
+    scan = make_scan([(TYPE_A, where) for where in BOXES[:3]], shape=(7, 64, 48))
+    given = (scan.lesions > 0).double() * of_one
+    if dice is None:
+        with pytest.raises(ValueError, match="scan: the prediction: "):
+            score_predictions(scan, given, ProtocolSettings(), kind=kind)
+    else:
+        assert score_predictions(scan, given, ProtocolSettings(), kind=kind).figures.scan_dice == dice
+
+
+def test_ids_may_be_as_large_as_they_like(scan: Volume) -> None:
+    last = 2**31 - 1
+    mirrored = torch.where(scan.lesions > 0, last - scan.lesions, 0)
+    figures = score_predictions(scan, mirrored, ProtocolSettings(prompted=1), kind="instance").figures
+    assert figures.scan_lesion_f1 is not None
+    assert figures.scan_dice is not None
+    found = mirrored.long()
+    found[0, 0, 0] = last + 1
+    with pytest.raises(ValueError, match="the prediction: label values must lie between 0 and 2147483647"):
+        score_predictions(scan, found, ProtocolSettings(), kind="instance")
+
+
+def test_false_lesions_are_apart_or_fragments() -> None:
+    scan = make_scan([(TYPE_A, BOXES[0]), (TYPE_B, BOXES[1]), (TYPE_A, BOXES[3])], shape=(17, 64, 48))
+    ids = scan.lesions
+    found = torch.zeros_like(ids)
+    first, second = (torch.nonzero(ids == lesion) for lesion in (1, 2))
+    for place, (at, number) in enumerate([(first, 40), (first, 16), (first, 4), (second, 64)]):
+        start = [0, 44, 60, 0][place]  # three pieces of lesion 1, and all of lesion 2, which is of another class
+        found[tuple(at[start : start + number].T)] = place + 1
+    found[20:22, 20, 15] = 9
+    report = score_predictions(scan, found, ProtocolSettings(prompted=0, target_class=1), kind="instance")
+    figures = report.figures
+    assert (figures.false_lesions, figures.false_apart, figures.fragments) == (4, 1, 3)
+    assert (figures.scan_false_lesions, figures.scan_false_apart, figures.scan_fragments) == (4, 1, 3)
+    assert {row.lesion: (row.found, row.fragments) for row in report.lesions} == {1: (True, 2), 3: (False, 0)}
+
+
+def test_prompted_masks_of_lesions_that_the_scan_does_not_have_are_refused(scan: Volume) -> None:
+    strange = torch.zeros_like(scan.lesions)
+    strange[0, 0, 0] = 99
+    with pytest.raises(ValueError, match="scan: the map of prompted masks: holds lesion 99, which the scan does not"):
+        score_predictions(scan, semantic(scan), ProtocolSettings(prompted=1), strange)
 
 
 def test_touching_lesions_of_a_semantic_map_are_one_hit_and_of_an_instance_map_as_many_as_there_are() -> None:

@@ -150,6 +150,13 @@ def test_boxes_and_masks_are_prompts_too(scan, session):
     assert torch.equal(session.label_map() == 3, whole)
 
 
+def test_a_soft_mask_is_what_reaches_a_half(scan, session):
+    hard = torch.zeros_like(scan.lesions)
+    hard[30:34, 42:48, 3:5] = 1
+    number = session.mask(torch.where(hard > 0, 0.9, 1e-4).to(torch.bfloat16))
+    assert torch.equal(session.label_map() == number, hard > 0)
+
+
 def test_a_mask_over_several_slices_replaces_all_that_was_there_before():
     scan = three_lesions()
     session = InteractiveSession(make_segmenter(), scan)
@@ -426,6 +433,10 @@ def test_the_journal_tells_places_in_mm_and_times(scan, tmp_path):
         (lambda s: s.box((30.0, 30.0, 0.0), (40.0, 40.0, 20.0)), "drawn on one slice"),
         (lambda s: s.mask(np.zeros((2, 2, 2))), "resample it"),
         (lambda s: s.mask(np.zeros((48, 64, 6))), "it is empty"),
+        (lambda s: s.mask(np.full((48, 64, 6), 0.4)), "it is empty"),
+        (lambda s: s.mask(np.where(np.arange(6) > 2, 5.0, -5.0) * np.ones((48, 64, 6))), "are no mask"),
+        (lambda s: s.mask(np.full((48, 64, 6), np.nan)), "NaN"),
+        (lambda s: s.mask(np.arange(6) * np.ones((48, 64, 6), int)), r"holds 5 labels \(1, 2, 3, 4, 5\)"),
         (lambda s: s.save(), "in memory alone"),
         (lambda s: s.reweigh("nobody", 1.0), "no exemplar nobody"),
     ],
