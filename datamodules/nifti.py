@@ -22,6 +22,7 @@ from datamodules.subjects import PreparedSubject, prepare_volume
 from datamodules.transforms import Augmentation
 from mois.files import file_sha256
 from mois.geometry import SliceAxis
+from mois.image_files import parts_of
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles, read_dataset
 
@@ -197,8 +198,8 @@ class NiftiDataModule(LightningDataModule):
         for split, subjects in self.splits._asdict().items():
             for subject in subjects:
                 for file in self._files(subject):
-                    if file is not None:
-                        total.update(f"{split} {file.relative_to(self.root)} {file_sha256(file)}\n".encode())
+                    for part in [] if file is None else parts_of(file):
+                        total.update(f"{split} {part.relative_to(self.root)} {file_sha256(part)}\n".encode())
         return total.hexdigest()
 
     def _divide(self, subjects: list[SubjectFiles]) -> Splits:

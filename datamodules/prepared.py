@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import re
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,16 +27,14 @@ from numpy.typing import NDArray
 
 from datamodules.subjects import LesionSampler, LesionSlices, PreparedSubject, as_scan
 from mois.files import file_sha256, is_abandoned, whole_file
-from mois.image_files import DataError
+from mois.image_files import DataError, parts_of
 
-VERSION = 1
+VERSION = 2
 """Part of every key: count on when a scan is prepared otherwise, or an entry's form changes."""
 
 _ALIGNED = 64  # bytes
 _CRC = 4  # bytes
 _CHUNK = 1 << 20
-_ELSEWHERE = re.compile(rb"^(?:ElementDataFile *=|data ?file:) *(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
-_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 log = logging.getLogger(__name__)
 
 
@@ -118,7 +115,7 @@ def key_of(files: Sequence[Path | None], settings: object) -> str:
     Raises:
         DataError: If the voxels of an .mhd or .nrrd file are in several others.
     """
-    contents = [[file_sha256(part) for part in _parts(file)] if file is not None else None for file in files]
+    contents = [[file_sha256(part) for part in parts_of(file)] if file is not None else None for file in files]
     return hashlib.sha256(repr((VERSION, contents, settings)).encode()).hexdigest()
 
 
@@ -200,18 +197,3 @@ def _check(path: Path) -> None:
             crc, left = zlib.crc32(piece, crc), left - len(piece)
         if crc.to_bytes(_CRC, "little") != stream.read():
             raise ValueError("its checksum is another one")
-
-
-def _parts(file: Path) -> list[Path]:
-    """Return an image file, and the file that holds its voxels where it is a mere header."""
-    if not file.name.endswith((".mhd", ".nrrd")):
-        return [file]
-    with file.open("rb") as stream:
-        header = _BLANK_LINE.split(stream.read(_CHUNK), maxsplit=1)[0]
-    named = _ELSEWHERE.search(header)
-    if named is None or named[1].upper() == b"LOCAL":
-        return [file]
-    voxels = file.parent / os.fsdecode(named[1])
-    if not voxels.is_file():
-        raise DataError(f"{file}: its voxels are not in one file ({voxels.name}); write it as .nii.gz.")
-    return [file, voxels]

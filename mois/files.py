@@ -14,7 +14,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
+
+from mois.errors import DataError
 
 _ABANDONED_S = 3600
 
@@ -77,14 +80,31 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no regular file, or too large.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is a {_kind(status.st_mode)}, not a regular file; give another path.")
-        if most_bytes is not None and status.st_size > most_bytes:
-            raise ValueError(f"{path} has {status.st_size} bytes, of {most_bytes} at most; give another file.")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most_bytes is not None and size > most_bytes:
+            raise ValueError(f"{path} has {size} bytes, of {most_bytes} at most; give another file.")
         return file.read()
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file to be read; a pipe or a device is not waited for.
+
+    Args:
+        path: May be a link to a regular file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DataError: If it is no regular file.
+    """
+    mode = path.stat().st_mode  # a socket cannot be opened
+    if stat.S_ISREG(mode):
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISREG(mode):
+            return os.fdopen(handle, "rb")
+        os.close(handle)
+    raise DataError(f"{path} is a {_kind(mode)}, not a regular file; give another path.")
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -139,6 +159,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a regular file's content."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

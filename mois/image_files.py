@@ -3,41 +3,56 @@
 from __future__ import annotations
 
 import gzip
-import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mois.errors import DataError
-from mois.files import write_bytes
+from mois.files import open_regular, write_bytes
+from mois.grid import has_inverse
+from mois.scans import metaimage, nrrd
+from mois.scans.dicom import is_dicom, read_dicom
+from mois.scans.metaimage import is_metaimage, read_metaimage
+from mois.scans.nifti import is_nifti, is_pair, pair_of, read_nifti
+from mois.scans.nrrd import is_nrrd, read_nrrd
+from mois.scans.stored import GZIP, Inflated
 
-__all__ = ["DataError", "read_image", "write_volume"]
+__all__ = ["DataError", "parts_of", "read_image", "write_volume"]
+
+_START_BYTES = 512
 
 
 def read_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read any scan or label map.
+    """Read any scan or label map; docs/data.md says which entries of headers are honoured, and which are refused.
 
     Args:
-        path: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series.
+        path: NIfTI (one file, or .hdr and .img), NRRD or MetaImage, known by what it holds and not by its name; or a
+            folder that holds one DICOM series, or a DICOM file.
 
     Returns:
         Voxels (I, J, K) in the file's own type, and the affine (4, 4) from voxel indices to RAS mm.
 
     Raises:
-        DataError: If it is missing, cut off, not three-dimensional or has no orientation.
+        DataError: If it is missing, cut off, damaged, not three-dimensional, has no orientation, is larger than what
+            can be worked on, or has a header that is not honoured.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file; correct the path.")
-    if path.is_dir() or not path.name.endswith((".nii", ".nii.gz")):
-        return _read_with_itk(path)
-    return _read_nifti(path)
+    if path.is_dir():
+        return _as_scan(*read_dicom(path), path)
+    header = pair_of(path)[0] if is_pair(path) else path
+    start = _start_of(header)
+    known = (is_nifti, read_nifti), (is_nrrd, read_nrrd), (is_metaimage, read_metaimage), (is_dicom, read_dicom)
+    read = next((read for is_it, read in known if is_it(start)), None)
+    if read is None:
+        raise DataError(f"{path}: cut off or of an unknown format; copy it again, or convert it to .nii.gz.")
+    try:
+        return _as_scan(*read(header), path)
+    except MemoryError as error:
+        raise DataError(f"{path}: this machine has not the memory to read it; crop it.") from error
 
 
 def write_volume(array: Tensor | NDArray[Any], affine: Tensor, path: Path) -> None:
@@ -63,76 +78,41 @@ def write_volume(array: Tensor | NDArray[Any], affine: Tensor, path: Path) -> No
     write_bytes(path, data)
 
 
-def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    data = path.read_bytes()
-    try:
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        kind = nib.Nifti2Image if data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-        picture = kind.from_bytes(data)
-        voxels = np.asanyarray(picture.dataobj)
-    except (EOFError, OSError, ValueError, zlib.error, HeaderDataError, ImageFileError, WrapStructError) as error:
-        raise DataError(f"{path}: cut off or no NIfTI file; copy it again from its source.") from error
-    if int(picture.header["sform_code"]) == 0 and int(picture.header["qform_code"]) == 0:
-        raise DataError(
-            f"{path}: says nothing about orientation (sform and qform codes are 0); convert it from DICOM again."
-        )
-    return _as_scan(voxels, np.asarray(picture.affine, np.float64), path)
+def parts_of(path: Path) -> list[Path]:
+    """Return the files that hold a scan: one, or a header and its voxels, or all files of a folder.
+
+    Raises:
+        DataError: If it is no scan, or its voxels are missing or elsewhere.
+    """
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    if is_pair(path):
+        return list(pair_of(path))
+    start = _start_of(path)
+    beside = nrrd.voxels_beside if is_nrrd(start) else metaimage.voxels_beside if is_metaimage(start) else None
+    voxels = None if beside is None else beside(path)
+    return [path] if voxels is None else [path, voxels]
 
 
-def _read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    sitk = _itk()
-    try:
-        picture = sitk.ReadImage(_series_files(path) if path.is_dir() else str(path))
-    except RuntimeError as error:
-        raise DataError(f"{path}: cut off or of an unknown format; copy it again, or convert it to .nii.gz.") from error
-    if picture.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(f"{path}: holds colours or vectors; write one file per channel.")
-    voxels = sitk.GetArrayFromImage(picture).T
-    affine = np.eye(4)
-    if picture.GetDimension() == 3:
-        direction = np.array(picture.GetDirection()).reshape(3, 3)
-        affine[:3, :3] = direction * np.array(picture.GetSpacing())
-        affine[:3, 3] = picture.GetOrigin()
-    return _as_scan(voxels, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, path)  # LPS to RAS
-
-
-def _itk() -> Any:
-    """Return SimpleITK, which keeps its warnings to itself: what they lead to is said in our line."""
-    import SimpleITK as sitk  # noqa: N813 - its name everywhere; most scans are NIfTI and do without
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    return sitk
-
-
-def _series_files(folder: Path) -> list[str]:
-    """Return the files of a folder's only DICOM series, in order of place, refusing gaps."""
-    sitk = _itk()
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise DataError(f"{folder}: holds {len(series)} DICOM series; give a folder with the files of exactly one.")
-    files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
-    places = []
-    for file in files:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(file)
-        reader.ReadImageInformation()
-        places.append(reader.GetOrigin())
-    steps_mm = np.linalg.norm(np.diff(np.array(places), axis=0), axis=1)
-    if len(steps_mm) and float(np.ptp(steps_mm)) > 0.05 * float(np.median(steps_mm)):
-        raise DataError(
-            f"{folder}: slices lie {steps_mm.min():.3g} to {steps_mm.max():.3g} mm apart; add the missing files."
-        )
-    return files
+def _start_of(path: Path) -> bytes:
+    """Return what a file begins with, decompressed, enough to know its format by."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file; correct the path.")
+    with open_regular(path) as file:
+        start = file.read(_START_BYTES)
+        if start[: len(GZIP)] != GZIP:
+            return start
+        file.seek(0)
+        return bytes(Inflated(path, file).read(_START_BYTES))
 
 
 def _as_scan(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return what can be a scan, without trailing axes of length 1."""
+    """Return what can be a scan, without trailing axes of length 1 and in this machine's byte order."""
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     if voxels.ndim != 3 or voxels.size == 0 or voxels.dtype.kind not in "biuf":
         shape = " x ".join(map(str, voxels.shape))
         raise DataError(f"{path}: {shape} {voxels.dtype} is no three-dimensional scan; write one file per channel.")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not has_inverse(torch.from_numpy(affine)):
         raise DataError(f"{path}: its affine has no inverse (a voxel edge of 0 mm?); convert it from its source again.")
-    return voxels, affine
+    return voxels.astype(voxels.dtype.newbyteorder("="), copy=False), affine

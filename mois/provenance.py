@@ -14,7 +14,19 @@ import mois
 from mois.files import write_text
 from mois.interfaces import WeightsIdentity
 
-PACKAGES = ("torch", "torchvision", "lightning", "sam2", "peft", "torchio", "SimpleITK", "nibabel", "numpy", "wandb")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "sam2",
+    "peft",
+    "torchio",
+    "SimpleITK",
+    "nibabel",
+    "pydicom",
+    "numpy",
+    "wandb",
+)
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,7 @@ def test_voxels_beside_their_header_count(tmp_path):
     (tmp_path / "a.raw").write_bytes(b"2")
     assert key_of([header], ()) != before
     (tmp_path / "a.raw").unlink()
-    with pytest.raises(DataError, match=r"a.mhd: its voxels are not in one file \(a.raw\)"):
+    with pytest.raises(DataError, match=r"a.mhd: its voxels are in a.raw, which is missing"):
         key_of([header], ())
     attached = tmp_path / "b.nrrd"
     attached.write_bytes(b"NRRD0004\ndimension: 3\n\ndata file: these are voxels")

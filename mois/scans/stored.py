@@ -1,0 +1,221 @@
+"""Voxels as a file stores them: sizes are checked against the header before memory is taken, sums before use."""
+
+from __future__ import annotations
+
+import bz2
+import math
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mois.errors import DataError
+from mois.grid import MOST_VOXELS
+
+GZIP = b"\x1f\x8b"
+HEADER_BYTES = 1 << 20
+"""The longest text header."""
+PADDING_BYTES = 1 << 16
+"""Zeros that may follow the voxels."""
+_CHUNK = 1 << 16
+_RATIO = 1040  # deflate makes a byte of up to 1032
+_EITHER_SUM = 47  # zlib's code: a gzip or a zlib stream, whichever it is
+Data = TypeVar("Data", bytes, bytearray)
+DAMAGED = "cut off or damaged; copy it again from its source"
+
+
+class Inflated:
+    """A gzip or zlib stream, decompressed no further than asked; check sums are compared where a part of it ends.
+
+    What follows the last whole part is left alone.
+
+    Args:
+        path: Of the file.
+        file: At the start of the stream.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._file = file
+        self.compressed = left_in(file)
+        self._part = zlib.decompressobj(_EITHER_SUM)
+        self._waiting = b""
+        self._ended = False
+
+    def read(self, count: int) -> bytearray:
+        """Return the next `count` bytes, fewer at the end.
+
+        Raises:
+            DataError: If the stream is damaged, or stops in the middle.
+        """
+        found = bytearray()
+        while len(found) < count and not self._ended:
+            if self._part.eof:
+                self._next_part()
+                continue
+            piece = self._waiting or self._file.read(_CHUNK)
+            try:
+                out = self._part.decompress(piece, min(count - len(found), 16 * _CHUNK))
+            except zlib.error as error:
+                raise DataError(f"{self._path}: {DAMAGED}.") from error
+            self._waiting = self._part.unconsumed_tail
+            found += out
+            if not piece and not out and not self._part.eof:
+                raise DataError(f"{self._path}: {DAMAGED}.")
+        return found
+
+    def _next_part(self) -> None:
+        """Go on with another gzip part, as parallel compressors write them."""
+        rest = self._part.unused_data
+        if len(rest) < len(GZIP):
+            rest += self._file.read(_CHUNK)
+        self._ended = not rest.startswith(GZIP)
+        self._part, self._waiting = zlib.decompressobj(_EITHER_SUM), rest
+
+
+def check_size(path: Path, shape: Sequence[int], kind: np.dtype[Any]) -> int:
+    """Return how many bytes an array takes.
+
+    Raises:
+        DataError: If there is none of that shape, if it has more voxels than `MOST_VOXELS`, or if the machine has not
+            the memory for it.
+    """
+    written = " x ".join(map(str, shape))
+    if not shape or min(shape) < 1:
+        raise DataError(f"{path}: its header declares {written or 'no'} voxels; convert it from its source again.")
+    voxels = math.prod(shape)
+    if voxels > MOST_VOXELS:
+        raise DataError(
+            f"{path}: its header declares {written} voxels; at most {MOST_VOXELS} can be read; crop it, or copy it "
+            "again if the header is damaged."
+        )
+    needed, there = voxels * (kind.itemsize + 4), memory_bytes()
+    if needed > there:
+        raise DataError(
+            f"{path}: {written} voxels take {needed / 2**30:.1f} GiB, this machine has {there / 2**30:.1f}; crop it, "
+            "or use a machine with more memory."
+        )
+    return voxels * kind.itemsize
+
+
+def memory_bytes() -> int:
+    """Return how much memory this machine, or the container that we are in, has."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return there
+    return min(there, int(limit)) if limit.isdigit() else there
+
+
+def left_in(file: BinaryIO) -> int:
+    """Return how many bytes follow in a regular file."""
+    return os.fstat(file.fileno()).st_size - file.tell()
+
+
+def read_plain(path: Path, file: BinaryIO, wanted: int) -> bytes:
+    """Read bytes that are stored as they are, up to the end of the file.
+
+    Raises:
+        DataError: If there are fewer or more.
+    """
+    if (there := left_in(file)) < wanted:
+        raise DataError(f"{path}: holds {max(0, there)} of the {wanted} bytes that its header declares: {DAMAGED}.")
+    return _just(path, file.read(wanted), file.read(PADDING_BYTES + 1), wanted)
+
+
+def read_inflated(path: Path, stream: Inflated, wanted: int) -> bytearray:
+    """Read the rest of a compressed stream, and compare its check sums.
+
+    Args:
+        path: Of the file.
+        stream: Maybe read in part.
+        wanted: How many bytes the header declares.
+
+    Raises:
+        DataError: If there are more or fewer, or if a sum is wrong.
+    """
+    if wanted > (stream.compressed + 64) * _RATIO:
+        raise DataError(
+            f"{path}: {stream.compressed} bytes cannot hold the {wanted} that its header declares: {DAMAGED}."
+        )
+    return _just(path, stream.read(wanted), stream.read(PADDING_BYTES + 1), wanted)
+
+
+def read_bzip2(path: Path, file: BinaryIO, skip: int, wanted: int) -> bytes:
+    """Read a bzip2 stream, as `read_inflated`, after `skip` bytes of what is in it."""
+    with bz2.BZ2File(file) as stream:
+        try:
+            stream.seek(skip)
+            found = stream.read(wanted)
+            more = stream.read(PADDING_BYTES + 1)
+        except (EOFError, OSError, ValueError) as error:
+            raise DataError(f"{path}: {DAMAGED}.") from error
+    return _just(path, found, more, wanted)
+
+
+def _just(path: Path, found: Data, more: bytes | bytearray, wanted: int) -> Data:
+    """Return what was found, if it is neither less nor more than what the header declares."""
+    if len(found) < wanted:
+        raise DataError(f"{path}: holds {len(found)} of the {wanted} bytes that its header declares: {DAMAGED}.")
+    if len(more) > PADDING_BYTES or any(more):
+        raise DataError(f"{path}: holds more than the {wanted} bytes that its header declares; convert it again.")
+    return found
+
+
+def as_array(data: bytes | bytearray, kind: np.dtype[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """Return bytes as an array whose first axis runs fastest."""
+    return np.frombuffer(data, kind).reshape(tuple(shape), order="F")
+
+
+def numbers_from_text(path: Path, file: BinaryIO, kind: np.dtype[Any], count: int) -> NDArray[Any]:
+    """Read numbers that are written as text.
+
+    Raises:
+        DataError: If there are more or fewer, or anything else.
+    """
+    if left_in(file) > 64 * count + PADDING_BYTES:
+        raise DataError(f"{path}: holds more than the {count} numbers that its header declares; convert it again.")
+    try:
+        numbers = np.array(file.read().split()).astype(kind)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{path}: its voxels are no numbers of type {kind} ({error}); convert it again.") from error
+    if len(numbers) != count:
+        raise DataError(f"{path}: holds {len(numbers)} of the {count} numbers that its header declares: {DAMAGED}.")
+    return numbers
+
+
+def voxel_file(path: Path, name: str) -> Path:
+    """Return the file that a header names for its voxels.
+
+    Raises:
+        DataError: If there are several, or it is missing or not in the header's folder.
+    """
+    if name.upper().startswith("LIST") or "%" in name:
+        raise DataError(f"{path}: its voxels are not in one file ({name}); write it as .nii.gz.")
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise DataError(f"{path}: its voxels are in {name!r}, outside its folder; put them beside it.")
+    if not (path.parent / name).exists():
+        raise DataError(f"{path}: its voxels are in {name}, which is missing; put it beside the header.")
+    return path.parent / name
+
+
+def length_of(units: str) -> float | None:
+    """Return how many millimetres a unit of length is; None if it is no such unit, 1 where none is named."""
+    return _LENGTHS.get(units.strip().lower())
+
+
+_LENGTHS = {
+    **dict.fromkeys(("", "???", "none", "mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
+    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1000.0),
+    **dict.fromkeys(
+        ("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"),
+        1e-3,
+    ),
+    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-6),
+}
