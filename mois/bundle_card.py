@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mois.files import write_text
+from mois.remarks import COMPARED, remarks
 
 CARD = """# {title}
 
@@ -50,33 +51,10 @@ a lesion is kept if one of its voxels reaches {peak_threshold}. {calibration}
 `bundle.json` holds all settings, the versions of the packages, and a sha256 of every file.
 """
 
-COMPARED = ("right", "wrong", "no_exemplars")
 FOREIGN = """
 Parts of it are classes of {modules}, which this project does not bring along: put that on PYTHONPATH, and trust it only
 if you know who wrote it.
 """
-
-
-def remarks(right: float | None, wrong: float | None, no_exemplars: float | None) -> list[str]:
-    """Return sentences on what Dice with and without exemplars says where its reader would have to compare figures.
-
-    Args:
-        right: On never-prompted lesions, with exemplars of their own type; None if not measured.
-        wrong: The same, with exemplars of another type.
-        no_exemplars: The same, without exemplars.
-    """
-    said = []
-    if right is not None and no_exemplars is not None and right < no_exemplars:
-        said.append(
-            f"The exemplars do harm here: with those of their own type (right) Dice on the never-prompted lesions is "
-            f"{right:.3f}, without any (no_exemplars) {no_exemplars:.3f}."
-        )
-    if right is not None and wrong is None:
-        said.append(
-            "wrong: not measured, there is one lesion class in each scan; compare right with no_exemplars "
-            "(no better: the exemplars are not used)."
-        )
-    return said
 
 
 def write_card(path: Path, name: str, content: Mapping[str, Any], modules: Sequence[str] = ()) -> None:
@@ -105,7 +83,7 @@ def write_card(path: Path, name: str, content: Mapping[str, Any], modules: Seque
             threshold=inference["threshold"],
             peak_threshold=f"{inference['peak_threshold']:.3g}",
             calibration=_calibration(content["calibration"]),
-            figures=_figures(content["figures"]),
+            figures=_figures(content["figures"], provenance.get("made_worse") or ()),
             provenance=_rows({key: (_one(provenance.get(key)),) for key in ("code", "data", "seed")}),
         ),
     )
@@ -120,12 +98,13 @@ def _calibration(plain: Mapping[str, Any] | None) -> str:
     )
 
 
-def _figures(figures: Mapping[str, float | None]) -> str:
+def _figures(figures: Mapping[str, float | None], made_worse: Sequence[str]) -> str:
     measured = {name: (f"{value:.3f}",) for name, value in figures.items() if value is not None}
     if not measured:
         return "It was not validated."
     head = "| validation | mean over scans |\n|---|---|\n"
-    notes = "".join(f"\n\n{note}" for note in remarks(*(figures.get(name) for name in COMPARED)))
+    said = [*remarks(*(figures.get(name) for name in COMPARED)), *made_worse]
+    notes = "".join(f"\n\n{note}" for note in said)
     flatter = "The checkpoint was chosen by this validation, so that its figures flatter."
     return f"{head}{_rows(measured)}{notes}\n\n{flatter}"
 

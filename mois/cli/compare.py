@@ -44,6 +44,8 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
     console = Console()
     console.print(figures)
     console.print(tests)
+    for remark in found["remarks"]:
+        console.print(remark, soft_wrap=True, markup=False)
     for key, given in found["protocol_differences"].items():
         console.print(f"protocols differ in {key}: {given}", soft_wrap=True, markup=False)
     console.print(f"report: {out / 'compare.html'}", soft_wrap=True)

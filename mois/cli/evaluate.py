@@ -133,8 +133,8 @@ def _show(metrics: Mapping[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mois.bundle_card import COMPARED, remarks
     from mois.evaluation.report import other_system
+    from mois.remarks import COMPARED, remarks, told_worse
 
     summary = metrics["summary"]
     table = Table(title=f"{summary['n_subjects']} scans of {summary['n_patients']} patients")
@@ -151,6 +151,7 @@ def _show(metrics: Mapping[str, Any], out: Path) -> None:
     console.print(table)
     words = summary["conditioning"]
     said = [] if other_system(metrics) else remarks(*(words[name]["mean"] for name in COMPARED))
+    said += [f"the model's own validation: {sentence}" for sentence in told_worse(metrics["provenance"])]
     for remark in said:
         console.print(remark, soft_wrap=True)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mois.evaluation.page import Page, Part, Picture, Record, Section, Sides, Ta
 from mois.evaluation.results import METRICS, Leaf, Results
 from mois.evaluation.statistics import holm, leaf, paired_test
 from mois.files import write_text
+from mois.remarks import FALL, does_harm
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "unprompted_dice": ("unprompted", "dice"),
@@ -35,6 +36,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "wrong": ("conditioning", "wrong"),
     "swapped": ("conditioning", "swapped"),
     "no_exemplars": ("conditioning", "no_exemplars"),
+    "exemplar_gain": ("conditioning", "exemplar_gain"),
 }
 PROTOCOL = ("prompted", "clicks", "masks", "reader", "target_class", "margin_px")
 """Settings in which compared results should agree."""
@@ -51,7 +53,8 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
         What stands in compare.json. `scans`: those that all have; `left_out`: others, by name of the result.
         `truth_differs`: scans of which the results count different numbers of true lesions.
         `protocol_differences`: setting to its value in each result, where they differ. `runs`: the figures of each, as
-        leaves over the common scans. `comparisons`: for each pair and each of `FIGURES` the leaf of second minus first,
+        leaves over the common scans. `remarks`: what is wrong with one of them, or worse than in the one before it, in
+        sentences. `comparisons`: for each pair and each of `FIGURES` the leaf of second minus first,
         `patients`, the two-sided Wilcoxon `p` over patients, and `p_holm`, corrected for all tests in the list.
 
     Raises:
@@ -80,19 +83,21 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
                 comparisons.append({"figure": figure, "first": one, "second": other, **test})
     for entry, corrected in zip(comparisons, holm([entry["p"] for entry in comparisons]), strict=True):
         entry["p_holm"] = corrected
+    runs = {
+        name: {
+            "folder": str(of.folder),
+            **{figure: leaf(values(name, place), seed=seed) for figure, place in SHOWN.items()},
+        }
+        for name, of in results.items()
+    }
     return {
         "scans": scans,
         "patients": len(set(patients.values())),
         "left_out": {name: sorted(set(table) - set(scans)) for name, table in tables.items()},
         "truth_differs": [scan for scan in scans if len({table[scan]["lesions"] for table in tables.values()}) > 1],
         "protocol_differences": _differences({name: of.metrics["protocol"] for name, of in results.items()}),
-        "runs": {
-            name: {
-                "folder": str(of.folder),
-                **{figure: leaf(values(name, place), seed=seed) for figure, place in SHOWN.items()},
-            }
-            for name, of in results.items()
-        },
+        "runs": runs,
+        "remarks": _remarks(runs),
         "comparisons": comparisons,
     }
 
@@ -147,6 +152,21 @@ def _at(entry: Mapping[str, Any], place: tuple[str, ...]) -> float | None:
     for name in place:
         part = part.get(name) if isinstance(part, Mapping) else None
     return None if part is None else float(part)
+
+
+def _remarks(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return where exemplars do harm, and where clicks are answered worse than in the result before."""
+    means = {name: {figure: run[figure]["mean"] for figure in SHOWN} for name, run in runs.items()}
+    said = [
+        f"In {name} the exemplars do harm: right is {of['right']:.3f}, no_exemplars {of['no_exemplars']:.3f}."
+        for name, of in means.items()
+        if does_harm(of["right"], of["no_exemplars"])
+    ]
+    for (one, old), (other, new) in pairwise(means.items()):
+        clicks = old["prompted_dice"], new["prompted_dice"]
+        if None not in clicks and clicks[1] < clicks[0] - FALL:
+            said.append(f"Clicks are answered worse in {other} than in {one}: {clicks[1]:.2f}, not {clicks[0]:.2f}.")
+    return said
 
 
 def _differences(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -258,7 +278,7 @@ def _sizes(results: Mapping[str, Results]) -> list[Part]:
 
 
 def _alarms(found: Mapping[str, Any]) -> list[str]:
-    alarms = []
+    alarms = list(found["remarks"])
     if found["protocol_differences"]:
         told = "; ".join(
             f"{key}: " + ", ".join(f"{name} {value}" for name, value in given.items())

@@ -282,7 +282,7 @@ class Run:
         settings, plan = self.settings, self.plans[target_class]
         right, wrong, swapped = self.words(target_class, settings.prompted, settings.clicks)
         without = self.on_never[NONE, target_class]
-        words = Figures(measured(right.dice()), wrong, swapped, measured(without.dice()))
+        words = Figures.of_words(measured(right.dice()), wrong, swapped, measured(without.dice()))
         answer = self.answer(target_class)
         with timed(self.seconds, "score", self.segmenter):
             figures, rows, false_ml, result = score_answer(self.truth, plan, answer, settings.margin_px, words)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mois.bundle_card import COMPARED, remarks
 from mois.evaluation.page import Page, Section, Tile, interval_of, text_of, write_page
 from mois.evaluation.results import Results
 from mois.evaluation.sections import (
@@ -22,6 +21,7 @@ from mois.evaluation.sections import (
     timing,
     worst_lesions,
 )
+from mois.remarks import COMPARED, does_harm, remarks, told_worse
 
 TILES = (
     (("unprompted", "dice"), "Unprompted Dice"),
@@ -153,7 +153,14 @@ def _alarms(results: Results) -> list[str]:
             f"The exemplars hardly decide: with those of the right type Dice is {right.mean:.2f}, with those of "
             f"another type {wrong.mean:.2f}. What is found, the model finds by itself."
         )
-    trained_on = (results.metrics.get("provenance") or {}).get("trained_on")
+    with_them, _, without = compared(results)
+    if does_harm(with_them, without):
+        alarms.append(
+            f"The exemplars do harm: with them (right) Dice is {with_them:.3f}, without (no_exemplars) {without:.3f}."
+        )
+    provenance = results.metrics.get("provenance") or {}
+    alarms += [f"The model's own validation: {sentence}" for sentence in told_worse(provenance)]
+    trained_on = provenance.get("trained_on")
     if trained_on:
         alarms.append(f"The model was trained on {len(trained_on)} of these scans: {', '.join(trained_on[:10])}.")
     if results.patient_count == 1:

@@ -38,6 +38,7 @@ class Figures:
         swapped: On the never-prompted lesions of the other classes, with their own exemplars (mean over them): an empty
             answer to the wrong exemplars is no way out.
         no_exemplars: On the lesions of `right`, with K = 0.
+        exemplar_gain: `right` minus `no_exemplars`; below 0 the exemplars do harm.
         unprompted_dice: Voxel Dice.
         lesion_f1: Of lesions.
         lesion_precision: Share of the lesions found that are true.
@@ -71,6 +72,7 @@ class Figures:
     wrong: float | None = None
     swapped: float | None = None
     no_exemplars: float | None = None
+    exemplar_gain: float | None = None
     unprompted_dice: float | None = None
     lesion_f1: float | None = None
     lesion_precision: float | None = None
@@ -100,6 +102,14 @@ class Figures:
     scan_fragments: float | None = None
 
     @classmethod
+    def of_words(
+        cls, right: float | None, wrong: float | None, swapped: float | None, no_exemplars: float | None
+    ) -> Figures:
+        """Return what the exemplars decide, alone."""
+        gain = None if right is None or no_exemplars is None else right - no_exemplars
+        return cls(right, wrong, swapped, no_exemplars, gain)
+
+    @classmethod
     def mean(cls, parts: Sequence[Figures]) -> Figures:
         """Return the mean of each figure over the parts in which it was measured."""
         return cls(**{field.name: mean_of([getattr(part, field.name) for part in parts]) for field in fields(cls)})
@@ -111,7 +121,7 @@ _LESION_WORDS = {"precision": "lesion_precision", "recall": "lesion_recall", "f1
 _FURTHER = ("panoptic_quality", "volume_error_ml", "volume_error_percent", "volume_absolute_error_percent")
 KEYS: dict[str, tuple[str, ...]] = {
     "scan_dice": ("scan_dice",),
-    **{name: ("conditioning", name) for name in ("right", "wrong", "swapped", "no_exemplars")},
+    **{name: ("conditioning", name) for name in ("right", "wrong", "swapped", "no_exemplars", "exemplar_gain")},
     "unprompted_dice": ("unprompted", "dice"),
     **{name: ("unprompted", word) for word, name in _LESION_WORDS.items()},
     "false_lesions": ("unprompted", "fp_per_scan"),

@@ -94,6 +94,9 @@ def conditioning(results: Results) -> list[Part]:
     if not found:
         return []
     rows = [[spoken(word), text_of(leaf.mean, 2), interval_of(leaf, 2), WORDS[word]] for word, leaf in found.items()]
+    gain = results.leaf("conditioning", "exemplar_gain")
+    if gain is not None and gain.mean is not None:
+        rows.append([spoken("exemplar_gain"), f"{gain.mean:+.2f}", interval_of(gain, 2), "right minus no exemplars"])
     table = Table(("exemplars", "Dice", "95 % interval", "what it is"), rows, words=(3,))
     return [Sides([Picture(charts.bars({"": found}, "Dice"), ""), table])]
 

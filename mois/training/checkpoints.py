@@ -297,6 +297,7 @@ class RunRecord(Callback):
         checkpoint[RECORD] = {
             "provenance": self.record,
             "run_id": run_ids[0] if run_ids else None,
+            "step_0": dict(getattr(pl_module, "step_0", {})),
             "validation": {
                 prefix: ValidationRecord.of(reports, trainer.callback_metrics, prefix).as_dict()
                 for prefix, reports in getattr(pl_module, "reports", {}).items()

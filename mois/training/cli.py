@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from mois.arguments import OneLineParser, command_line, read_settings
 from mois.calibration import Calibration
@@ -35,6 +36,7 @@ from mois.training.checkpoints import (
     read_training,
     way_on,
 )
+from mois.training.epoch_lines import EpochLines
 from mois.training.export import BundleSettings, export_bundles
 from mois.training.interruption import StopAtSignal
 from mois.training.module import ExemplarSegmenter
@@ -120,6 +122,13 @@ class MoisCLI(LightningCLI):
         parser.add_argument("--checkpoints", type=CheckpointSettings, default=CheckpointSettings())
         parser.add_argument("--bundle", type=BundleSettings, default=BundleSettings())
         parser.add_argument("--dry_step", type=bool, default=True, help="Show before a training what a step will cost.")
+        parser.add_argument(
+            "--validate_first",
+            type=bool,
+            default=True,
+            help="Validate before the first step, so that a training which makes things worse says so; it takes as "
+            "long as every later validation.",
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -165,6 +174,8 @@ class MoisCLI(LightningCLI):
         plugins = given["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()]
         kwargs["logger"] = self._loggers(given["logger"])
+        if self._validates_first(given):
+            kwargs["num_sanity_val_steps"] = -1  # all of the validation, and its random draws are undone
         self.trainer_defaults["callbacks"] = self._callbacks(given["enable_checkpointing"] is not False)
         trainer = super().instantiate_trainer(**kwargs)
         LateLoggers(trainer)
@@ -175,6 +186,9 @@ class MoisCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.ckpt_path}
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if isinstance(self.model, ExemplarSegmenter):
+            self.model.step_0 = dict(self.resumed.get("step_0", {}))
+            self.model.validated = _figures(self.resumed.get("validation", {}))
         with ctrl_c_ends(lambda: way_on(self.trainer)):
             super()._run_subcommand(subcommand)
             Tracker.of(self.trainer).finish()
@@ -189,6 +203,10 @@ class MoisCLI(LightningCLI):
                 checkpoint = read_training(best)
                 self.model.load_state_dict(checkpoint["state_dict"], strict=False)
                 validation = checkpoint.get(RECORD, {}).get("validation", {})
+            self.model.validated = _figures(validation)
+            for prefix in self.model.propagations:
+                for sentence in self.model.record(prefix).get("made_worse", []):
+                    rank_zero_warn(f"{self.folder / 'bundle'} is worse than what the training began with: {sentence}")
             settings = BundleSettings(**self.settings["bundle"].as_dict())
             export_bundles(self.model, self.folder, self.plain_config()["model"], validation, settings)
         if not best.is_file() and not any(name.startswith("val/") for name in self.trainer.callback_metrics):
@@ -244,12 +262,21 @@ class MoisCLI(LightningCLI):
         seed = self.settings["seed_everything"]
         callbacks: list[Callback] = [self.ranks, RunRecord(self.plain_config(), seed), StopAtNaN()]
         callbacks += [CostTable(bool(self.settings["dry_step"])), DataShares(), SeldomReadBar()]
-        callbacks += [SeedEachStep(int(seed)), StopAtSignal()]
+        callbacks += [SeedEachStep(int(seed)), StopAtSignal(), EpochLines()]
         if checkpointing:
             kept = self.settings["checkpoints"]
             callbacks.append(BestCheckpoint(self.checkpoints, kept["monitor"], kept["mode"]))
             callbacks.append(LastCheckpoint(self.checkpoints, kept["every_n_steps"]))
         return callbacks
+
+    def _validates_first(self, trainer: Any) -> bool:
+        """Tell whether a new training is validated before its first step: it will be again, and nobody forbids it."""
+        wanted = self.settings["validate_first"] if self.subcommand == "fit" else False
+        if not wanted or self.ckpt_path is not None or not isinstance(self.model, ExemplarSegmenter):
+            return False
+        epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
+        never = epochs is not None and every is not None and 0 <= epochs < every
+        return not (never or trainer["num_sanity_val_steps"])
 
     def _refuse_a_second_seed(self) -> None:
         seed = self.settings["seed_everything"]
@@ -282,6 +309,11 @@ class MoisCLI(LightningCLI):
             )
 
 
+def _figures(validation: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a checkpoint holds of a validation as figures by their names with the propagations' prefixes."""
+    return {prefix + name: value for prefix, one in validation.items() for name, value in one["figures"].items()}
+
+
 def choose_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
     """Return bf16-mixed where a CUDA device will be used that has bfloat16 in hardware, 32-true everywhere else."""
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -289,13 +321,23 @@ def choose_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
 
 
 def quieten() -> None:
-    """Leave out what Lightning says at every start and nobody has to act upon."""
+    """Leave out what Lightning says at every start and nobody has to act upon; our own warnings take a line."""
+    warnings.formatwarning = partial(_format_warning, warnings.formatwarning)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # for the cache's keys
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts are, on purpose
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+
+
+def _format_warning(
+    others: Callable[..., str], message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    line: str | None = None,
+) -> str:  # fmt: skip
+    """Return a warning as its sentence where we give it, and as `others` has it where a library does."""
+    ours = Path(filename).is_relative_to(Path(__file__).parents[1])
+    return f"warning: {message}\n" if ours else others(message, category, filename, lineno, line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

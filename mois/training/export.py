@@ -91,7 +91,7 @@ def export_bundles(
             propagation,
             inference,
             calibration=calibration,
-            provenance=module.record(),
+            provenance=module.record(prefix),
             figures=record.figures if record is not None else None,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,15 @@ from mois.feature_cache import CachedEncoder, CacheSettings
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
 from mois.io import write_volume
+from mois.remarks import does_harm, made_worse
 from mois.tracking import Tracker
 from mois.training.episode_step import EpisodeLearning, check_all_learn, learn, names, pictures
+
+
+def of_prefix(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Return the figures of one propagation, under their plain names."""
+    own = {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix)}
+    return {name: value for name, value in own.items() if "/" not in name}
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,8 @@ class ExemplarSegmenter(LightningModule):
         self.reports: dict[str, list[SubjectReport]] = {}  # by the prefix of a propagation
         self._steps = 1  # of the training, as soon as it starts
         self.provenance: dict[str, Any] = {}  # filled in by the command line, written with every result
+        self.step_0: dict[str, float] = {}  # what a validation before the first step gave
+        self.validated: dict[str, float] = {}  # likewise of the validation that goes with the present weights
         self.calibrations: dict[str, Calibration] = {}  # likewise; a companion's under its prefix, for a test
         self.strict_loading = (
             False  # a checkpoint holds what was trained; on_load_checkpoint checks that it is all there
@@ -196,8 +205,13 @@ class ExemplarSegmenter(LightningModule):
         self.reports = {prefix: [] for prefix in self.propagations}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean over all volumes of all ranks, each counted once; warn where exemplars are ignored."""
+        """Log the mean over all volumes of all ranks, each counted once; warn of exemplars that are of no use."""
         figures = self._log_figures("val")
+        if self.trainer.sanity_checking:  # before the first step, where Lightning logs nothing
+            self.step_0 = figures
+            Tracker.of(self.trainer).scalars({f"val/{name}": value for name, value in figures.items()}, 0)
+            self.reports = {prefix: [] for prefix in self.propagations}  # no checkpoint's validation is of step 0
+            return
         for prefix in self.propagations:
             right, wrong = figures.get(f"{prefix}right"), figures.get(f"{prefix}wrong")
             if right is not None and wrong is not None and right > 0.1 and wrong > 0.8 * right:
@@ -205,22 +219,37 @@ class ExemplarSegmenter(LightningModule):
                     f"val/{prefix}right={right:.2f} and val/{prefix}wrong={wrong:.2f} are close: the propagation "
                     "ignores its exemplars. Give the episodes more of another class (data.init_args.mix), or train on."
                 )
+            self._warn_of_harm("val", figures, prefix)
+            for sentence in made_worse(of_prefix(self.step_0, prefix), of_prefix(figures, prefix)):
+                rank_zero_warn(f"val/{prefix}{sentence}")
 
     def on_test_epoch_end(self) -> None:
         """Log as validation does; write metrics.json, tables and a report, a companion's into a folder of its name."""
-        self._log_figures("test")
+        figures = self._log_figures("test")
+        for prefix in self.propagations:
+            self._warn_of_harm("test", figures, prefix)
         if self.trainer.is_global_zero:
             run = Path(self.trainer.default_root_dir).resolve().name
             for prefix, reports in self.reports.items():
                 folder = self.results_folder("test") / prefix
-                write_results(folder, reports, self.record(), protocol=self.protocol)
+                write_results(folder, reports, self.record(prefix), protocol=self.protocol)
                 if prefix in self.calibrations:
                     add_confidence(folder / "candidates.csv", self.calibrations[prefix])
                 write_report(folder, f"{run} {prefix.rstrip('/')}".rstrip())
 
-    def record(self) -> dict[str, Any]:
-        """Return what made a result: the run's provenance, and how much was trained."""
-        return {**self.provenance, "trainable_fraction": round(self.trainable_fraction, 4)}
+    def _warn_of_harm(self, split: Literal["val", "test"], figures: Mapping[str, float], prefix: str) -> None:
+        right, without = figures.get(f"{prefix}right"), figures.get(f"{prefix}no_exemplars")
+        if does_harm(right, without):
+            rank_zero_warn(
+                f"{split}/{prefix}right={right:.3f} is below {split}/{prefix}no_exemplars={without:.3f}: the exemplars "
+                "do harm. Train on, or compare with the model before the training (test without --ckpt_path)."
+            )
+
+    def record(self, prefix: str = "") -> dict[str, Any]:
+        """Return what made a propagation's result: the run's provenance, how much was trained, what that spoiled."""
+        worse = made_worse(of_prefix(self.step_0, prefix), of_prefix(self.validated, prefix))
+        told = {"made_worse": worse} if worse else {}
+        return {**self.provenance, "trainable_fraction": round(self.trainable_fraction, 4), **told}
 
     def results_folder(self, name: str) -> Path:
         """Return where whole-volume results are written; not `trainer.log_dir`, which waits for all ranks."""

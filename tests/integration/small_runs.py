@@ -30,6 +30,7 @@ SMALL = [
     "--model.inference.tile_px=64",
     "--model.protocol.prompted=2",
     "--tracking.wandb=disabled",
+    "--validate_first=false",
 ]
 SCANS = [*SMALL, "--data.init_args.pixel_mm=2", "--model.inference.pixel_mm=2"]
 LORA = [

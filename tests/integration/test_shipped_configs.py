@@ -21,7 +21,7 @@ from mois.training.cli import main
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
-TESTED = {"demo", "ms_lesions", "neurofibroma", "pretrain_nano", "compare_propagations", "zero_shot"}
+TESTED = {"demo", "ms_lesions", "neurofibroma", "pretrain_nano", "compare_propagations", "template", "zero_shot"}
 INIT = "--data.init_args."
 ONE_PROCESS = ["--trainer.devices=1", "--trainer.strategy=auto"]
 pytestmark = pytest.mark.usefixtures("same_process")
@@ -60,6 +60,34 @@ def test_demo_trains(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
     scans = data(make_dataset(subjects=2), val_subjects="[p1]", batch_size=1)
     train("fit", config("demo.yaml"), *SCANS, *ONE_PROCESS, *scans, "--trainer.max_steps=2", folder(tmp_path / "run"))
     assert list(losses(tmp_path / "run")) == [0, 1]
+
+
+def test_the_template_trains_a_copy_with_nothing_but_its_marked_lines_set(
+    make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    template = (ROOT / "configs" / "template.yaml").read_text(encoding="utf-8")
+    values = {
+        "root": f"{make_dataset(subjects=2, held_out=1)}",
+        "pixel_mm": "2",
+        "val_subjects": "[p1]",
+        "test_subjects": "null",
+    }
+    marked = [line for line in template.splitlines() if "# SET: " in line]
+    assert sorted(line.partition(":")[0].strip() for line in marked) == sorted([*values, "pixel_mm"])
+    lines = [
+        f"{line.partition(':')[0]}: {values[line.partition(':')[0].strip()]}" if line in marked else line
+        for line in template.splitlines()
+    ]
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("\n".join(lines), encoding="utf-8")
+    small = [f"{INIT}{name}" for name in ("episodes_per_epoch=1", "batch_size=1")]
+    run = [f"--config={mine}", *SMALL, *small, folder(tmp_path / "run")]
+    train("fit", *run, "--trainer.max_epochs=1")
+    assert list(losses(tmp_path / "run")) == [0]
+    train("test", *run, "--ckpt_path=best")
+    assert (tmp_path / "run" / "test" / "report.html").is_file()
+    assert "companions" not in template
+    assert "configs/mine.yaml" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 
 def test_ms_lesions_trains_on_one_patient_and_tests_on_the_other(

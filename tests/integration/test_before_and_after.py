@@ -1,0 +1,125 @@
+"""A training is compared with what it began with, and says so where it made things worse."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import write_dataset
+from small_runs import LORA, data, folder, last, losses, rows, train, validations
+
+from mois.evaluation.results import Results
+from mois.training.cli import quieten
+from mois.training.epoch_lines import spoken_s
+from mois.training.module import ExemplarSegmenter
+
+pytestmark = pytest.mark.usefixtures("same_process")
+FIRST = "--validate_first=true"
+
+
+class Trained(NamedTuple):
+    """A training of two epochs of one step that spoils the clicks, and what it said."""
+
+    run: Path
+    arguments: list[str]
+    warnings: list[str]
+    lines: list[str]
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    root = tmp_path_factory.mktemp("spoiled")
+    scans = data(write_dataset(root / "data", subjects=2), val_subjects="[p1]", episodes_per_epoch=1, num_workers=0)
+    arguments = [*LORA, *scans, "--trainer.check_val_every_n_epoch=1", folder(root / "run")]
+    figures = [{"right": 0.5, "no_exemplars": 0.4, "prompted_dice": 0.63}]
+    figures += [{"right": 0.3, "no_exemplars": 0.4, "prompted_dice": 0.33}] * 2
+    given = iter(figures)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        said: list[str] = []
+        patch.setattr("mois.training.epoch_lines._say", lambda trainer, line: said.append(line))
+        patch.setattr("mois.training.module.means", lambda reports: next(given))
+        train("fit", *arguments, FIRST, "--trainer.max_epochs=2")
+    ours = [str(one.message) for one in caught if "mois" in one.filename]
+    return Trained(root / "run", arguments, ours, said)
+
+
+def test_step_0_is_the_first_row_of_a_trainings_figures(spoiled: Trained) -> None:
+    table = [(int(row["step"]), round(float(row["val/right"]), 6)) for row in rows(spoiled.run) if row.get("val/right")]
+    assert table == [(0, 0.5), (0, 0.3), (1, 0.3)]
+    assert last(spoiled.run)["mois"]["step_0"] == {"right": 0.5, "no_exemplars": 0.4, "prompted_dice": 0.63}
+
+
+def test_what_got_worse_is_said_at_every_validation_and_at_the_end(spoiled: Trained) -> None:
+    harm = [line for line in spoiled.warnings if "the exemplars do harm" in line]
+    assert len(harm) == 2
+    assert harm[0].startswith("val/right=0.300 is below val/no_exemplars=0.400: ")
+    clicks = [line for line in spoiled.warnings if "prompted_dice fell from 0.63 (step 0) to 0.33" in line]
+    assert [line.split("prompted_dice")[0] for line in clicks] == ["val/"] * 2 + [
+        f"{spoiled.run / 'bundle'} is worse than what the training began with: "
+    ]
+    card = (spoiled.run / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert "prompted_dice fell from 0.63 (step 0) to 0.33" in card
+    assert "The exemplars do harm here" in card
+
+
+def test_every_epoch_takes_a_line(spoiled: Trained) -> None:
+    first, step_0, *epochs = spoiled.lines
+    assert first.startswith("validating before the first step")
+    assert step_0 == "step 0: right 0.50, no_exemplars 0.40, prompted_dice 0.63"
+    assert len(epochs) == 2
+    for number, (line, loss) in enumerate(zip(epochs, losses(spoiled.run).values(), strict=True), start=1):
+        start = f"epoch {number} of 2, step {number}: loss {loss:.3f}; right 0.30, "
+        assert line.startswith(start)
+        assert line.endswith(" left")
+
+
+def test_a_training_that_goes_on_compares_with_the_same_step_0(
+    spoiled: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(UserWarning, match=r"val/prompted_dice fell from 0\.63 \(step 0\) to "):
+        made = train("fit", *spoiled.arguments, FIRST, "--trainer.max_epochs=3", "--ckpt_path=last")
+    assert made.trainer.num_sanity_val_steps == 0
+    assert "before the first step" not in capsys.readouterr().err
+    assert [int(row["step"]) for row in rows(spoiled.run) if row.get("val/right")] == [0, 0, 1, 2]
+    tested = [*spoiled.arguments, "--data.init_args.test_subjects=[p1]", "--data.init_args.val_subjects=[]"]
+    train("test", *tested, "--ckpt_path=last")
+    alarms = (spoiled.run / "test" / "report.html").read_text(encoding="utf-8")
+    assert "prompted_dice fell from 0.63 (step 0)" in alarms
+    leaf = Results.read(spoiled.run / "test").leaf
+    gain, right, without = (leaf("conditioning", word) for word in ("exemplar_gain", "right", "no_exemplars"))
+    assert gain is not None
+    assert right is not None
+    assert without is not None
+    assert gain.mean == pytest.approx((right.mean or 0) - (without.mean or 0))
+
+
+@pytest.mark.ci
+def test_a_validation_before_the_first_step_changes_no_step(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    scans = data(make_dataset(subjects=2), val_subjects="[p1]", episodes_per_epoch=2, num_workers=0)
+    run = [*LORA, *scans, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
+    train("fit", *run, FIRST, folder(tmp_path / "with"))
+    train("fit", *run, folder(tmp_path / "without"))
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    assert [len(validations(tmp_path / name)) for name in ("with", "without")] == [2, 1]
+    train("fit", *run, FIRST, folder(tmp_path / "never"), "--trainer.check_val_every_n_epoch=2")
+    assert validations(tmp_path / "never") == []  # it would be compared with nothing
+
+
+def test_a_warning_of_ours_takes_a_line() -> None:
+    quieten()
+    assert warnings.formatwarning("sentence.", UserWarning, ExemplarSegmenter.__init__.__code__.co_filename, 7) == (
+        "warning: sentence.\n"
+    )
+    assert "UserWarning" in warnings.formatwarning("sentence.", UserWarning, "/elsewhere/module.py", 7)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (3540, "59 min"), (3600, "1 h 00 min"), (3901, "1 h 06 min")],
+)
+def test_time_left_is_told_as_a_reader_wants_it(seconds: float, told: str) -> None:
+    assert spoken_s(seconds) == told
