@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from datamodules.episodes import collate
 from mois.interfaces import Episode, Volume
 from mois.io import DataError
+from mois.records import as_record
 
 
 class EpisodeBatches(Sampler[list[tuple[int, int]]]):
@@ -64,6 +66,25 @@ class EpisodeBatches(Sampler[list[tuple[int, int]]]):
         for number in range(self.start, self.start + self.batches):
             epoch, batch = divmod(number, self.batches)
             yield [(epoch, batch * at_once + j * self.world + self.rank) for j in range(self.batch_size)]
+
+
+@dataclass(frozen=True)
+class LoaderState:
+    """What a checkpoint says of an `EpisodeLoader`.
+
+    Attributes:
+        consumed: Batches handed out, counted from the first epoch on.
+        batch: Episodes in a batch, of all processes.
+        accumulate: Batches in a step; 0 where an older checkpoint does not say.
+    """
+
+    consumed: int
+    batch: int
+    accumulate: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.consumed < 2**40 and self.batch > 0 and self.accumulate >= 0):
+            raise ValueError("a data loader counts batches of one episode or more")
 
 
 class EpisodeLoader(DataLoader[Episode]):
@@ -129,14 +150,15 @@ class EpisodeLoader(DataLoader[Episode]):
         Raises:
             ValueError: If a step would hold another number of episodes than before, so that it could not be exact.
         """
-        before = state.get("accumulate", self.accumulate)  # older checkpoints do not say
-        if (episodes := state["batch"] * before) != self.order.a_step:
+        told = as_record(state, LoaderState, "the checkpoint's data loader", later=("accumulate",))
+        before = told.accumulate or self.accumulate  # older checkpoints do not say
+        if (episodes := told.batch * before) != self.order.a_step:
             raise ValueError(
                 f"the checkpoint was trained with {episodes} episodes a step, this run has {self.order.a_step}; set "
                 "data.init_args.batch_size and trainer.accumulate_grad_batches so that batch_size x processes x "
                 "accumulate_grad_batches stays the same."
             )
-        self.consumed = _batches(state["consumed"], before, self.accumulate)
+        self.consumed = _batches(told.consumed, before, self.accumulate)
         if self.trainer is not None and before != self.accumulate:
             progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress  # Lightning counts an epoch's batches too
             for counts in (progress.total, progress.current):

@@ -4,64 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from mois.evaluation.reports import SubjectReport
+from mois.errors import DataError
 from mois.files import whole_file
 from mois.interrupts import WAY_ON
 from mois.provenance import collect_provenance
 from mois.tracking import CarefulWandbLogger, Tracker
-
-RECORD = "mois"
-"""Key of a checkpoint under which provenance and the W&B run id stand."""
+from mois.training.checkpoint_content import RECORD, ValidationRecord, checked_training, score_of
 
 NAMED = ("best", "last", "previous")
 """What `--ckpt_path` knows by name; previous.ckpt is the last.ckpt before the present one."""
-
-
-@dataclass(frozen=True)
-class ValidationRecord:
-    """What a validation found, kept in the checkpoint: confidences are fitted on it.
-
-    Attributes:
-        peaks: Highest probability of each candidate.
-        hits: Whether it is a lesion.
-        scans: How often a scan was searched: once for each class that is scored in it.
-        figures: Mean over the scans of what was measured.
-    """
-
-    peaks: list[float]
-    hits: list[bool]
-    scans: int
-    figures: dict[str, float]
-
-    @classmethod
-    def of(cls, reports: Sequence[SubjectReport], logged: Mapping[str, Tensor], prefix: str = "") -> ValidationRecord:
-        """Read the reports of a propagation, and its logged figures `val/PREFIX...`."""
-        rows = [row for report in reports for row in report.candidates]
-        start = f"val/{prefix}"
-        figures = {name.removeprefix(start): float(value) for name, value in logged.items() if name.startswith(start)}
-        return cls(
-            [row.peak for row in rows],
-            [bool(row.hit) for row in rows],
-            sum(max(1, len(report.classes)) for report in reports),
-            {name: value for name, value in figures.items() if "/" not in name},
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain lists and numbers, as checkpoints hold them."""
-        return asdict(self)
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -76,35 +40,41 @@ def read_checkpoint(path: Path) -> Any:
     cure = "go on from the one before it with --ckpt_path previous"
     cure = cure if path.name == "last.ckpt" and previous.is_file() else "give another one"
     try:
-        with ZipFile(path) as archive:
+        with path.open("rb") as file, ZipFile(file) as archive:
+            if any(member.compress_type != ZIP_STORED for member in archive.infolist()):  # torch never packs them
+                raise DataError(f"ckpt_path={path}: it is packed, which train.py never does; {cure}")
             damaged = archive.testzip()  # torch.load does not look at the check sums
         if damaged is not None:
-            raise ValueError(f"ckpt_path={path}: it is damaged (the check sum of {damaged} is wrong); {cure}")
+            raise DataError(f"ckpt_path={path}: it is damaged (the check sum of {damaged} is wrong); {cure}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         reason = "holds more than tensors and plain values, and loading it could run foreign code"
-        raise ValueError(f"ckpt_path={path}: it {reason}; give a checkpoint that train.py wrote") from error
-    except (BadZipFile, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"ckpt_path={path}: it is cut short or no checkpoint; {cure}") from error
+        raise DataError(f"ckpt_path={path}: it {reason}; give a checkpoint that train.py wrote") from error
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # whatever a pickle that somebody made brings up: nothing of it was run
+        raise DataError(f"ckpt_path={path}: it is cut short or no checkpoint; {cure}") from error
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """Return the checkpoint of a training; raises as `read_checkpoint` does, and for what is none.
+    """Return the checkpoint of a training (`checked_training`); raises as `read_checkpoint` does, and for what is none.
 
     Raises:
-        ValueError: If it is of no training.
+        DataError: If it is of no training.
     """
-    content = read_checkpoint(path)
-    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
-        raise ValueError(
-            f"ckpt_path={path}: it is no checkpoint of a training; give one that train.py wrote (backbone weights go "
-            "to model.backbone.init_args.weights)"
-        )
-    return content
+    return checked_training(read_checkpoint(path), f"ckpt_path={path}")
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name in the same folder and renames; reads with `weights_only=True`, whatever is asked."""
+    """Writes to a temporary name in the same folder and renames; reads with `weights_only=True`, whatever is asked.
+
+    Args:
+        folder: Of the run's checkpoints; besides what was written here, only files in it are ever removed.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._written: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; killed at any moment, the file at `path` is the old one or the new one.
@@ -124,6 +94,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                     os.fsync(file.fileno())
                 if target.name == "last.ckpt" and target.is_file():
                     _keep(target, target.with_name("previous.ckpt"))
+            self._written.add(_place(target))
         except (OSError, RuntimeError) as error:
             if (cause := _write_error(error)) is None:
                 raise
@@ -132,9 +103,23 @@ class SafeCheckpointIO(TorchCheckpointIO):
             raise OSError(cause.errno, f"{reason}; make room, then go on with --ckpt_path last", str(target)) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Return a checkpoint (`read_checkpoint`), on the CPU."""
+        """Return the checkpoint of a training (`read_training`), on the CPU."""
         del map_location, weights_only
-        return read_checkpoint(Path(path))
+        return read_training(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint of this run; anything else stays, whoever asks (Lightning would remove whole folders)."""
+        place = _place(Path(path))
+        own = place in self._written or (self._folder is not None and place.parent == _place(self._folder / "_").parent)
+        if own and place.suffix == ".ckpt" and place.is_file() and not place.is_symlink():
+            place.unlink()
+        else:
+            rank_zero_warn(f"{path} is no checkpoint of this run and is not removed")
+
+
+def _place(path: Path) -> Path:
+    """Return where a file lies, links in the folders before it followed, but not the file itself."""
+    return path.parent.resolve() / path.name
 
 
 def _others(path: Path) -> str:
@@ -185,6 +170,19 @@ class BestCheckpoint(ModelCheckpoint):
         """The same for all settings: there is one of it."""
         return type(self).__name__
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score so far; no paths, which mean nothing in another folder."""
+        return {"monitor": self.monitor, "best_model_score": self.best_model_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score over for the best.ckpt of this folder; without one, the best is found anew."""
+        path = _own_path(self)
+        score = score_of(state_dict, self.monitor)
+        if score is not None and path.is_file():
+            self.best_k_models = {str(path): score}
+            self.best_model_path = self.kth_best_model_path = str(path)
+            self.best_model_score = self.kth_value = self.current_score = score
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lay down where to save; without validation there is no best, and `last.ckpt` is what remains."""
         super().setup(trainer, pl_module, stage)
@@ -219,6 +217,13 @@ class LastCheckpoint(ModelCheckpoint):
         """The same for all settings: there is one of it."""
         return type(self).__name__
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: last.ckpt is that of the folder, whatever stood there before."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing over."""
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -245,6 +250,11 @@ class LastCheckpoint(ModelCheckpoint):
         """Save on all ranks together, unless this step was saved already."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _own_path(callback: ModelCheckpoint) -> Path:
+    """Return where a callback keeps its checkpoint, which always has the same name."""
+    return Path(str(callback.dirpath)) / f"{callback.filename}{callback.FILE_EXTENSION}"
 
 
 def may_save(trainer: Trainer) -> bool:

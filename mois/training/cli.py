@@ -25,14 +25,13 @@ from mois.execution import settled
 from mois.interrupts import ctrl_c_ends
 from mois.tracking import LateLoggers, Tracker, TrackingSettings, make_loggers
 from mois.training.callbacks import CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
+from mois.training.checkpoint_content import RECORD, CheckProgress, ValidationRecord
 from mois.training.checkpoints import (
     NAMED,
-    RECORD,
     BestCheckpoint,
     LastCheckpoint,
     RunRecord,
     SafeCheckpointIO,
-    ValidationRecord,
     read_training,
     way_on,
 )
@@ -172,7 +171,7 @@ class MoisCLI(LightningCLI):
         """Add our loggers, callbacks and checkpoint files to what the config asks for."""
         given = self._get(self.config_init, "trainer")
         plugins = given["plugins"] or []
-        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()]
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO(self.checkpoints)]
         kwargs["logger"] = self._loggers(given["logger"])
         if self._validates_first(given):
             kwargs["num_sanity_val_steps"] = -1  # all of the validation, and its random draws are undone
@@ -260,7 +259,7 @@ class MoisCLI(LightningCLI):
 
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         seed = self.settings["seed_everything"]
-        callbacks: list[Callback] = [self.ranks, RunRecord(self.plain_config(), seed), StopAtNaN()]
+        callbacks: list[Callback] = [self.ranks, CheckProgress(), RunRecord(self.plain_config(), seed), StopAtNaN()]
         callbacks += [CostTable(bool(self.settings["dry_step"])), DataShares(), SeldomReadBar()]
         callbacks += [SeedEachStep(int(seed)), StopAtSignal(), EpochLines()]
         if checkpointing:

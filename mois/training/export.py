@@ -17,7 +17,7 @@ from mois.calibration import Calibration
 from mois.files import file_sha256, whole_file
 from mois.interfaces import Backbone, WeightsIdentity
 from mois.propagation.weights import save_propagation
-from mois.training.checkpoints import ValidationRecord
+from mois.training.checkpoint_content import ValidationRecord
 from mois.training.module import ExemplarSegmenter
 
 

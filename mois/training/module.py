@@ -24,9 +24,10 @@ from mois.evaluation.statistics import means
 from mois.evaluation.tables import write_results
 from mois.feature_cache import CachedEncoder, CacheSettings
 from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
+from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume, WeightsIdentity
 from mois.io import write_volume
 from mois.remarks import does_harm, made_worse
+from mois.records import as_record
 from mois.tracking import Tracker
 from mois.training.episode_step import EpisodeLearning, check_all_learn, learn, names, pictures
 
@@ -330,6 +331,11 @@ class ExemplarSegmenter(LightningModule):
                 "was trained with."
             )
         for name, tensor in trained.items():
+            if given[name].dtype != tensor.dtype:
+                raise ValueError(
+                    f"the checkpoint does not fit the model: {name} is {given[name].dtype} there and {tensor.dtype} "
+                    "here; give a checkpoint that train.py wrote."
+                )
             if given[name].shape != tensor.shape:
                 raise ValueError(
                     f"the checkpoint does not fit the model: {name} has shape {tuple(given[name].shape)} there and "
@@ -337,12 +343,13 @@ class ExemplarSegmenter(LightningModule):
                 )
         if "backbone" not in checkpoint:
             raise ValueError("the checkpoint does not say which backbone it belongs to; give one that train.py wrote.")
-        theirs, ours = checkpoint["backbone"], self.backbone.identity
-        if theirs["sha256"] != ours.sha256:
+        theirs = as_record(checkpoint["backbone"], WeightsIdentity, "the checkpoint's backbone")
+        ours = self.backbone.identity
+        if theirs.sha256 != ours.sha256:
             raise ValueError(
-                f"the checkpoint belongs to backbone {theirs['name']} ({theirs['source']}, sha256 "
-                f"{theirs['sha256'][:12]}), this one is {ours.name} ({ours.source}, sha256 {ours.sha256[:12]}); set "
-                "model.backbone.weights accordingly."
+                f"the checkpoint belongs to backbone {theirs.name} ({theirs.source}, sha256 {theirs.sha256[:12]}), "
+                f"this one is {ours.name} ({ours.source}, sha256 {ours.sha256[:12]}); set model.backbone.weights "
+                "accordingly."
             )
         if "behaviour" not in theirs:
             if self.backbone.behaviour():

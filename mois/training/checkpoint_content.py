@@ -1,0 +1,275 @@
+"""What a checkpoint may say to the training that goes on from it, whoever wrote the file.
+
+A checkpoint sets weights, optimiser, schedule, counters and scores. It names no file: paths that stand in it are those
+of another run, or of somebody who wants ours to remove or overwrite them, so that they are left out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from mois.errors import DataError
+from mois.evaluation.reports import SubjectReport
+from mois.records import DEEPEST, as_record
+
+RECORD = "mois"
+"""Key of a checkpoint under which provenance and the W&B run id stand."""
+
+MOST = 2**40
+"""No training counts further: steps, batches, epochs."""
+_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path", "dirpath", "best_k_models")
+"""What Lightning's `ModelCheckpoint` removes files by."""
+_VERSION = "pytorch-lightning_version"
+_CURE = "give a checkpoint that train.py wrote"
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""Of W&B, which makes a folder of that name."""
+
+
+@dataclass(frozen=True)
+class ValidationRecord:
+    """What a validation found, kept in the checkpoint: confidences are fitted on it.
+
+    Attributes:
+        peaks: Highest probability of each candidate.
+        hits: Whether it is a lesion.
+        scans: How often a scan was searched: once for each class that is scored in it.
+        figures: Mean over the scans of what was measured.
+    """
+
+    peaks: list[float]
+    hits: list[bool]
+    scans: int
+    figures: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if len(self.peaks) != len(self.hits) or self.scans < 0 or not all(0 <= peak <= 1 for peak in self.peaks):
+            raise ValueError("peaks are probabilities, one for each of the hits, of 0 or more scans.")
+
+    @classmethod
+    def of(cls, reports: Sequence[SubjectReport], logged: Mapping[str, Tensor], prefix: str = "") -> ValidationRecord:
+        """Read the reports of a propagation, and its logged figures `val/PREFIX...`."""
+        rows = [row for report in reports for row in report.candidates]
+        start = f"val/{prefix}"
+        figures = {name.removeprefix(start): float(value) for name, value in logged.items() if name.startswith(start)}
+        return cls(
+            [row.peak for row in rows],
+            [bool(row.hit) for row in rows],
+            sum(max(1, len(report.classes)) for report in reports),
+            {name: value for name, value in figures.items() if "/" not in name and math.isfinite(value)},
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain lists and numbers, as checkpoints hold them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What stands under `RECORD`.
+
+    Attributes:
+        provenance: What made it.
+        run_id: Of W&B.
+        validation: What the validation found, by a propagation's prefix.
+    """
+
+    provenance: dict[str, Any] = field(default_factory=dict)
+    run_id: str | None = None
+    validation: dict[str, ValidationRecord] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.run_id is not None and not _RUN_ID.fullmatch(self.run_id):
+            raise ValueError("a run_id has letters, digits, - and _ alone")
+
+
+def checked_training(content: Any, name: str) -> dict[str, Any]:
+    """Return the checkpoint of a training without the paths in it, once everything in it has the type that it needs.
+
+    Args:
+        content: As `torch.load(..., weights_only=True)` gives it.
+        name: Of the file, for messages.
+
+    Raises:
+        DataError: If it is of no training, or holds what no training of ours writes.
+    """
+    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
+        raise DataError(
+            f"{name}: it is no checkpoint of a training; give one that train.py wrote (backbone weights go to "
+            "model.backbone.init_args.weights)"
+        )
+    for place, value in _leaves(content, name):
+        _check_leaf(value, place, name)
+    for key in ("global_step", "epoch"):
+        value = content.get(key, 0)
+        if type(value) is not int or value < 0:
+            raise DataError(f"{name}: {key} is {value!r}, no number of 0 or more; {_CURE}")
+    if not re.fullmatch(r"\d+(\.\d+){1,3}\S{0,20}", str(content.get(_VERSION))):
+        raise DataError(f"{name}: {_VERSION} is {content.get(_VERSION)!r:.60}, no version; {_CURE}")
+    state = content["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(f"{name}: state_dict is no table of tensors; {_CURE}")
+    record = content.get(RECORD, {})
+    as_record(record, RunFacts, f"{name}: {RECORD}", _CURE, later=("provenance", "run_id", "validation"))
+    callbacks = content.get("callbacks", {})
+    if not isinstance(callbacks, Mapping):
+        raise DataError(f"{name}: callbacks is no table; {_CURE}")
+    return {**content, "callbacks": {key: _without_paths(value) for key, value in callbacks.items()}}
+
+
+def check_progress(content: Mapping[str, Any], trainer: Trainer) -> None:
+    """Refuse counters, optimiser and schedule that are not those of this training.
+
+    Raises:
+        DataError: If what the checkpoint holds has other keys, types or shapes than what this training has itself.
+    """
+    name = f"ckpt_path={trainer.ckpt_path}"
+    ours = {"fit_loop": trainer.fit_loop.state_dict()}
+    loops = content.get("loops")
+    if not isinstance(loops, Mapping) or "fit_loop" not in loops:
+        raise DataError(f"{name}: it lacks loops.fit_loop; {_CURE}")
+    _check_alike(loops["fit_loop"], ours["fit_loop"], "loops.fit_loop", name)
+    for number, state in enumerate(_loaders(loops["fit_loop"], name)):
+        if not isinstance(state, Mapping):
+            raise DataError(f"{name}: loops.fit_loop.state_dict.combined_loader.{number} is no table; {_CURE}")
+    states, optimisers = content.get("optimizer_states"), trainer.optimizers
+    if not isinstance(states, list) or len(states) != len(optimisers):
+        raise DataError(f"{name}: it lacks optimizer_states, one for each of {len(optimisers)}; {_CURE}")
+    for number, (state, optimiser) in enumerate(zip(states, optimisers, strict=True)):
+        _check_optimiser(state, optimiser, f"optimizer_states.{number}", name)
+    schedules, configs = content.get("lr_schedulers"), trainer.lr_scheduler_configs
+    if not isinstance(schedules, list) or len(schedules) != len(configs):
+        raise DataError(f"{name}: it lacks lr_schedulers, one for each of {len(configs)}; {_CURE}")
+    for number, (schedule, config) in enumerate(zip(schedules, configs, strict=True)):
+        _check_alike(schedule, config.scheduler.state_dict(), f"lr_schedulers.{number}", name)
+
+
+class CheckProgress(Callback):
+    """Checks counters, optimiser and schedule of a checkpoint before Lightning takes them over (`check_progress`)."""
+
+    def __init__(self) -> None:
+        self._given: Mapping[str, Any] | None = None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the checkpoint until the optimiser is there; with some strategies it is there already."""
+        self._given = checkpoint if trainer.state.fn == "fit" else None
+        if trainer.optimizers:
+            self.on_fit_start(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check it."""
+        given, self._given = self._given, None
+        if given is not None:
+            check_progress(given, trainer)
+
+
+def score_of(state: Mapping[str, Any], monitor: str | None) -> Tensor | None:
+    """Return the best score so far, from the state of a callback that kept the best by the same figure."""
+    score = state.get("best_model_score")
+    if state.get("monitor") != monitor or not isinstance(score, Tensor | float) or isinstance(score, bool):
+        return None
+    value = float(score) if not isinstance(score, Tensor) or score.numel() == 1 else math.nan
+    return None if math.isnan(value) else torch.tensor(value)
+
+
+def _loaders(fit_loop: Mapping[str, Any], name: str) -> list[Any]:
+    """Return the states of the data loaders, which check them themselves."""
+    states = fit_loop["state_dict"].get("combined_loader", [])
+    if not isinstance(states, list):
+        raise DataError(f"{name}: loops.fit_loop.state_dict.combined_loader is no list; {_CURE}")
+    return states
+
+
+def _without_paths(state: Any) -> Any:
+    """Return a callback's state without what stands for files."""
+    if not isinstance(state, Mapping):
+        return state
+    empty: dict[str, Any] = {"best_k_models": {}}
+    return {key: empty.get(key, "") if key in _PATHS else value for key, value in state.items()}
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place and value of everything that is no dict, list or tuple.
+
+    Raises:
+        DataError: If it is nested too deeply, or a key is neither a text nor a number.
+    """
+    level: list[tuple[str, Any]] = [("", value)]
+    for _ in range(2 * DEEPEST):
+        inner: list[tuple[str, Any]] = []
+        for place, one in level:
+            if isinstance(one, Mapping):
+                if not all(isinstance(key, str | int) for key in one):
+                    raise DataError(f"{name}: {place or 'it'} has a key that is no text; {_CURE}")
+                inner += [(f"{place}.{key}".lstrip("."), each) for key, each in one.items()]
+            elif isinstance(one, list | tuple):
+                inner += [(f"{place}.{number}", each) for number, each in enumerate(one)]
+            else:
+                yield place, one
+        level = inner
+        if not level:
+            return
+    raise DataError(f"{name}: more than {2 * DEEPEST} tables and lists stand inside each other; {_CURE}")
+
+
+def _check_leaf(value: Any, place: str, name: str) -> None:
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise DataError(f"{name}: {place} is a tensor of a kind that no training writes; {_CURE}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise DataError(f"{name}: {place} claims more values than the file holds; {_CURE}")
+        if place.startswith(("state_dict.", "optimizer_states.")) and not bool(value.isfinite().all()):
+            raise DataError(f"{name}: {place} holds values that are not finite; go on from an earlier checkpoint")
+    elif not (value is None or isinstance(value, bool | float | str) or (type(value) is int and abs(value) < 2**63)):
+        raise DataError(f"{name}: {place} is a {type(value).__name__}; {_CURE}")
+
+
+def _check_alike(given: Any, ours: Any, place: str, name: str) -> None:
+    """Refuse what is not built like ours: the same keys, and leaves of the same type; lists may be of another length.
+
+    Raises:
+        DataError: With the first place that is not.
+    """
+    if isinstance(ours, Mapping) and ours and isinstance(given, Mapping):
+        if different := sorted(map(str, given.keys() ^ ours.keys())):
+            raise DataError(f"{name}: {place} has other keys than this training ({different[0]}); {_CURE}")
+        for key, value in ours.items():
+            _check_alike(given[key], value, f"{place}.{key}", name)
+        return
+    if isinstance(ours, Mapping | list | tuple):
+        alike = isinstance(given, Mapping) == isinstance(ours, Mapping) and isinstance(given, Mapping | list | tuple)
+        for number, value in enumerate(given if alike and ours and not isinstance(ours, Mapping) else ()):
+            _check_alike(value, ours[0], f"{place}.{number}", name)
+    else:
+        alike = type(given) is type(ours) or {type(given), type(ours)} == {int, float}
+        alike = alike and not (type(given) in (int, float) and not 0 <= given < MOST)
+    if not alike:
+        raise DataError(f"{name}: {place} is {given!r:.60}, this training has {ours!r:.60} there; {_CURE}")
+
+
+def _check_optimiser(given: Any, optimiser: torch.optim.Optimizer, place: str, name: str) -> None:
+    ours = optimiser.state_dict()
+    if not isinstance(given, Mapping) or {*given} != {"state", "param_groups"}:
+        raise DataError(f"{name}: {place} is no state of an optimiser; {_CURE}")
+    groups = given["param_groups"]
+    if not isinstance(groups, list) or len(groups) != len(ours["param_groups"]):
+        raise DataError(f"{name}: {place}.param_groups are not those of this training; {_CURE}")
+    for number, (theirs, wanted) in enumerate(zip(groups, ours["param_groups"], strict=True)):
+        _check_alike(theirs, wanted, f"{place}.param_groups.{number}", name)
+        if theirs["params"] != wanted["params"]:
+            raise DataError(f"{name}: {place}.param_groups.{number}.params are not those of this training; {_CURE}")
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    states = given["state"]
+    if not isinstance(states, Mapping) or not {*states} <= {*range(len(parameters))}:
+        raise DataError(f"{name}: {place}.state is not of the parameters of this training; {_CURE}")
+    for number, state in states.items():
+        for key, value in state.items() if isinstance(state, Mapping) else [("", None)]:
+            if not isinstance(value, Tensor) or (value.ndim and value.shape != parameters[number].shape):
+                raise DataError(f"{name}: {place}.state.{number}.{key} does not fit its parameter; {_CURE}")
