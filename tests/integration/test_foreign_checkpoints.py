@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import pytest
 import torch
 from small_runs import failing, train
 
-from mois.training.checkpoint_content import check_progress
-from mois.training.checkpoints import SafeCheckpointIO, read_training
+from mois.training.checkpoint_content import check_progress, checked_training
+from mois.training.checkpoints import SafeCheckpointIO
 from mois.training.cli import MoisCLI
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "format_1"
@@ -29,13 +30,11 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "copy"
 
 
-def forge(edit: Callable[[dict[str, Any]], object], name: str = "last") -> Path:
+def forge(edit: Callable[[dict[str, Any]], object]) -> None:
     """Write a checkpoint that says something else."""
     content = torch.load(CKPT, weights_only=True)
     edit(content)
-    path = CKPT.with_name(f"{name}.ckpt")
-    torch.save(content, path)
-    return path
+    torch.save(content, CKPT)
 
 
 def resume(*more: str) -> list[str]:
@@ -151,24 +150,25 @@ WRONG: list[tuple[Callable[[dict[str, Any]], object], str]] = [
 ]
 
 
-def take_over(checkpoint: Path, run: MoisCLI) -> None:
+def take_over(checkpoint: dict[str, Any], run: MoisCLI) -> None:
     """Do what a training does before it goes on."""
-    content = read_training(checkpoint)
+    content = checked_training(checkpoint, "it")
     run.model.on_load_checkpoint(content)
     check_progress(content, run.trainer)
 
 
 @pytest.mark.usefixtures("copied", "same_process", "same_handlers")
 def test_a_checkpoint_that_no_training_wrote_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    good = CKPT.read_bytes()
+    good = torch.load(CKPT, weights_only=True)
     run = train(*resume())
     for edit, message in WRONG:
-        CKPT.write_bytes(good)
-        forged = forge(edit, "forged")
+        content = copy.deepcopy(good)
+        edit(content)
         with pytest.raises(ValueError, match=r"\S") as error:
-            take_over(forged, run)
+            take_over(content, run)
         assert any(part in str(error.value) for part in message.split("|")), (message, error.value)
-    assert "lr_schedulers" in failing(capsys, *resume(f"--ckpt_path={forged}"))
+    forge(lambda c: c.update(lr_schedulers={}))
+    assert "it lacks lr_schedulers" in failing(capsys, *resume())
 
 
 @pytest.mark.usefixtures("copied")
