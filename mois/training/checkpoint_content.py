@@ -72,6 +72,23 @@ class ValidationRecord:
 
 
 @dataclass(frozen=True)
+class BackboneFacts:
+    """Which backbone a checkpoint belongs to.
+
+    Attributes:
+        name: See `WeightsIdentity`.
+        source: See `WeightsIdentity`.
+        sha256: See `WeightsIdentity`.
+        behaviour: `Backbone.behaviour`; None where an older checkpoint does not say.
+    """
+
+    name: str
+    source: str
+    sha256: str
+    behaviour: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """What stands under `RECORD`.
 

@@ -24,11 +24,12 @@ from mois.evaluation.statistics import means
 from mois.evaluation.tables import write_results
 from mois.feature_cache import CachedEncoder, CacheSettings
 from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume, WeightsIdentity
+from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
 from mois.io import write_volume
 from mois.remarks import does_harm, made_worse
 from mois.records import as_record
 from mois.tracking import Tracker
+from mois.training.checkpoint_content import BackboneFacts
 from mois.training.episode_step import EpisodeLearning, check_all_learn, learn, names, pictures
 
 
@@ -343,7 +344,7 @@ class ExemplarSegmenter(LightningModule):
                 )
         if "backbone" not in checkpoint:
             raise ValueError("the checkpoint does not say which backbone it belongs to; give one that train.py wrote.")
-        theirs = as_record(checkpoint["backbone"], WeightsIdentity, "the checkpoint's backbone")
+        theirs = as_record(checkpoint["backbone"], BackboneFacts, "the checkpoint's backbone", later=("behaviour",))
         ours = self.backbone.identity
         if theirs.sha256 != ours.sha256:
             raise ValueError(
@@ -351,15 +352,15 @@ class ExemplarSegmenter(LightningModule):
                 f"this one is {ours.name} ({ours.source}, sha256 {ours.sha256[:12]}); set model.backbone.weights "
                 "accordingly."
             )
-        if "behaviour" not in theirs:
+        if theirs.behaviour is None:
             if self.backbone.behaviour():
                 rank_zero_info("the checkpoint records no rules of its backbone: those of its time are taken")
                 self.backbone.behave({})
                 if self.encoder is not None:  # its keys hold the rules
                     self.encoder = CachedEncoder(self.backbone, self.cache)
-        elif theirs["behaviour"] != self.backbone.behaviour():
+        elif theirs.behaviour != self.backbone.behaviour():
             raise ValueError(
-                f"the checkpoint was trained with the backbone's rules {theirs['behaviour'] or 'of the nano'}, these "
+                f"the checkpoint was trained with the backbone's rules {theirs.behaviour or 'of the nano'}, these "
                 f"are {self.backbone.behaviour() or 'those of the nano'}; set model.backbone.init_args.rules "
                 "accordingly."
             )
