@@ -26,8 +26,8 @@ from mois.feature_cache import CachedEncoder, CacheSettings
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
 from mois.io import write_volume
-from mois.remarks import does_harm, made_worse
 from mois.records import as_record
+from mois.remarks import does_harm, made_worse
 from mois.tracking import Tracker
 from mois.training.checkpoint_content import BackboneFacts
 from mois.training.episode_step import EpisodeLearning, check_all_learn, learn, names, pictures
