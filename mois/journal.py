@@ -93,6 +93,15 @@ def find_journal(path: Path) -> Path:
     return file
 
 
+def has_begun(journal: Path) -> bool:
+    """Tell whether a file holds more than the start of a first line, at which a session was killed."""
+    if not journal.is_file():
+        return False
+    head = journal.read_bytes()[:4096]
+    start = header_line({})[: -len(b"}\n")]
+    return b"\n" in head or not (start.startswith(head) or head.startswith(start))
+
+
 def read_journal(path: Path) -> Journal:
     """Read a journal; an unfinished last line is left out.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 from mois.cli.say import say
@@ -22,7 +23,8 @@ def segment(
 ) -> None:
     """Find all lesions of a scan that are like those prompted.
 
-    A run that was killed goes on where it was when it is started again with the same prompts.
+    A run that was killed goes on where it was when it is started again with the same prompts; entries that were
+    appended to them are done after those that were there. Anything else that differs is refused.
 
     Args:
         image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series.
@@ -41,23 +43,43 @@ def segment(
     Raises:
         ValueError: If a file cannot be used, or the folder holds a session with other prompts.
     """
+    import torch
+
     from mois.bundle import Bundle
+    from mois.bundle_record import read_description
+    from mois.exemplars import ExemplarBank
     from mois.io import read_volume
-    from mois.journal import NAME
+    from mois.journal import NAME, has_begun, read_journal
     from mois.session import InteractiveSession
-    from mois.session.script import play, read_script
+    from mois.session.origin import about_session, check_origin
+    from mois.session.playing import asked_for, match, play
+    from mois.session.results import check_free
+    from mois.session.script import read_script
 
     script = read_script(prompts)
     name = subject or image.name.split(".")[0]
     volume = read_volume(image, None, subject=name, patient=patient or name, classes={})
+    with warnings.catch_warnings(action="ignore"):  # loading it says the same
+        told = read_description(bundle)
+    shown = None if bank is None else ExemplarBank.load(bank, told.identity, told.inference.pixel_mm)
+    asked = asked_for(script, volume, shown)
+    again = has_begun(out / NAME)
+    if again:  # compared before the model is made, which takes long
+        journal = read_journal(out)
+        now = (told.inference, torch.device(device), volume, told.identity, told.calibration)
+        check_origin(journal.header, about_session(*now, track_memory=None))
+        match(journal.actions, asked, out)
+    else:
+        check_free(out)
     model = Bundle.load(bundle, device, trust or (), backbone_weights)
     known = {"calibration": model.calibration, "identity": model.identity}
-    if (out / NAME).is_file():
+    if again:
         session = InteractiveSession.load(out, model.segmenter(), volume, **known)  # type: ignore[arg-type]
         say(f"going on after {len(session.actions)} actions in {out}")
     else:
         session = InteractiveSession(model.segmenter(), volume, out, **known)  # type: ignore[arg-type]
-    play(session, script, bank)
+    for kept in play(session, asked, out, shown).kept:
+        say(f"{kept} stays, which the prompts do not name: they have become more since")
     session.save()
     rows = session.lesions()
     found = sum(row.origin == "found" for row in rows)

@@ -8,6 +8,7 @@ import operator
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,12 @@ from torch import Tensor
 
 from mois.calibration import Calibration
 from mois.exemplars import Exemplar, ExemplarBank, ModelIdentity
+from mois.geometry import SliceGrid
+from mois.grid import Grid, put_on
 from mois.inference import VolumeSegmenter
 from mois.interfaces import Exemplars, Propagation, Volume
+from mois.io import read_on_grid
+from mois.labels import one_mask
 from mois.session.found import confidence, find_lesions, keep_ids, likeness, look_at, outline
 from mois.session.prompting import PromptSegmenter
 from mois.session.state import BoxMask, Lesion, Preview, Prompt, State
@@ -91,22 +96,8 @@ class Workbench:
         return self._actions[name](state, **arguments)
 
     def place(self, point_lps_mm: Sequence[float]) -> Place:
-        """Return where a point lies.
-
-        Raises:
-            ValueError: If it is no point, or lies outside the scan.
-        """
-        if len(point_lps_mm) != 3 or not all(math.isfinite(value) for value in point_lps_mm):
-            raise ValueError(f"point_lps_mm={list(point_lps_mm)} must be three numbers: left, back and head in mm.")
-        index = self.grid.to_stack_index(torch.tensor([list(point_lps_mm)], dtype=torch.float64))[0].tolist()
-        if not all(-0.5 <= value <= count - 0.5 for value, count in zip(index, self.grid.stack_shape, strict=True)):
-            last = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in self.grid.stack_shape]], dtype=torch.float64)
-            corners = self.grid.to_lps_mm(last)
-            low, high = corners.amin(0).tolist(), corners.amax(0).tolist()
-            span = ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
-            raise ValueError(f"point_lps_mm={list(point_lps_mm)} lies outside the scan ({span} mm); correct it.")
-        whole = [min(max(value, 0.0), count - 1.0) for value, count in zip(index, self.grid.stack_shape, strict=True)]
-        return Place(round(whole[0]), whole[1], whole[2])
+        """Return where a point lies; raises as `place_on` does."""
+        return place_on(self.grid, point_lps_mm)
 
     def key(self, lesion: int) -> str:
         """Return the key of a lesion's exemplar."""
@@ -364,6 +355,56 @@ class Workbench:
         return lesion
 
 
+def place_on(grid: SliceGrid, point_lps_mm: Sequence[float]) -> Place:
+    """Return where a point lies in a scan.
+
+    Raises:
+        ValueError: If it is no point, or lies outside the scan.
+    """
+    if len(point_lps_mm) != 3 or not all(math.isfinite(value) for value in point_lps_mm):
+        raise ValueError(f"point_lps_mm={list(point_lps_mm)} must be three numbers: left, back and head in mm.")
+    index = grid.to_stack_index(torch.tensor([list(point_lps_mm)], dtype=torch.float64))[0].tolist()
+    if not all(-0.5 <= value <= count - 0.5 for value, count in zip(index, grid.stack_shape, strict=True)):
+        last = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in grid.stack_shape]], dtype=torch.float64)
+        corners = grid.to_lps_mm(last)
+        low, high = corners.amin(0).tolist(), corners.amax(0).tolist()
+        span = ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
+        raise ValueError(f"point_lps_mm={list(point_lps_mm)} lies outside the scan ({span} mm); correct it.")
+    whole = [min(max(value, 0.0), count - 1.0) for value, count in zip(index, grid.stack_shape, strict=True)]
+    return Place(round(whole[0]), whole[1], whole[2])
+
+
+def checked_mask(mask: Any, volume: Volume, affine: Any = None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return a lesion's mask (I, J, K) as bool, in the scan's order of voxels.
+
+    Args:
+        mask: (I, J, K), or an image file, which lies where its header says.
+        volume: The scan.
+        affine: (4, 4), voxel indices of the array to RAS mm; None where it is stored as the scan is.
+
+    Raises:
+        ValueError: If it is not on the scan's grid, saying by how much; is empty; or is no such mask (several labels,
+            logits).
+    """
+    scan = f"scan {volume.subject}"
+    if isinstance(mask, Path | str):
+        return _some(one_mask(read_on_grid(Path(mask), volume.grid, scan), mask), str(mask))
+    if isinstance(mask, Tensor) and mask.dtype == torch.bfloat16:  # numpy has no such type
+        mask = mask.float()
+    given = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    try:
+        given = put_on(given, Grid.of(given.shape, volume.affine if affine is None else affine), volume.grid, scan)
+    except ValueError as error:
+        raise ValueError(f"mask: {error}") from error
+    return _some(one_mask(given, "mask"), "mask")
+
+
+def _some(mask: np.ndarray[Any, np.dtype[np.bool_]], name: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    if not mask.any():
+        raise ValueError(f"{name}: it is empty; give one with a voxel or more.")
+    return mask
+
+
 def pack_mask(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
     """Return a mask on the scanner's grid (I, J, K) as JSON holds it: the box that holds it, its bits compressed."""
     box = BoxMask.of(mask)
@@ -373,6 +414,16 @@ def pack_mask(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
         "shape": list(box.inside.shape),
         "bits": base64.b64encode(bits).decode("ascii"),
     }
+
+
+def same_masks(one: Any, other: Any) -> bool:
+    """Tell whether two packed masks hold the same voxels, however each was compressed; what is no mask is no other."""
+    try:
+        places = [[packed["corner"], packed["shape"]] for packed in (one, other)]
+        bits = [zlib.decompress(base64.b64decode(packed["bits"])) for packed in (one, other)]
+    except (KeyError, TypeError, ValueError, zlib.error):
+        return False
+    return places[0] == places[1] and bits[0] == bits[1]
 
 
 def unpack_mask(packed: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -15,14 +15,12 @@ from torch import Tensor
 
 from mois.calibration import Calibration
 from mois.exemplars import ExemplarBank, ModelIdentity
-from mois.grid import Grid, put_on
 from mois.inference import VolumeSegmenter
 from mois.interfaces import Exemplars, Volume
-from mois.io import read_on_grid, read_volume
-from mois.journal import Action, Journal, find_journal, header_line, read_journal
-from mois.labels import one_mask
+from mois.io import read_volume
+from mois.journal import PROMPTS, Action, Journal, find_journal, header_line, read_journal
 from mois.metrics import InstanceMap
-from mois.session.actions import Workbench, pack_mask
+from mois.session.actions import Workbench, checked_mask, pack_mask
 from mois.session.advice import Influence, Known, Suggestion, coverage_warnings, influences, suggestions
 from mois.session.found import outline
 from mois.session.origin import about_session, bank_name, check_origin, history
@@ -62,7 +60,7 @@ class InteractiveSession:
         identity: ModelIdentity | None = None,
     ) -> None:
         who = identity if identity is not None else ModelIdentity.of(segmenter.backbone, segmenter.propagation)
-        about = about_session(segmenter, volume, who, calibration)
+        about = _about(segmenter, volume, who, calibration)
         about |= {"session": uuid.uuid4().hex, "started": _now()}
         self._start(Workbench(segmenter, volume, calibration, who), about)
         if out is not None:
@@ -121,22 +119,7 @@ class InteractiveSession:
             ValueError: If the mask is not on the scan's grid, saying by how much; is empty; or is no such mask (several
                 labels, logits).
         """
-        given = one_mask(self._on_grid(mask, affine), mask if isinstance(mask, Path | str) else "mask")
-        return int(self._act("mask", mask=pack_mask(given), lesion=lesion))
-
-    def _on_grid(self, mask: Any, affine: Any) -> np.ndarray[Any, np.dtype[Any]]:
-        volume = self.volume
-        if isinstance(mask, Path | str):
-            return read_on_grid(Path(mask), volume.grid, f"scan {volume.subject}")
-        if isinstance(mask, Tensor) and mask.dtype == torch.bfloat16:  # numpy has no such type
-            mask = mask.float()
-        given: np.ndarray[Any, np.dtype[Any]] = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask
-        given = np.asarray(given)
-        try:
-            grid = Grid.of(given.shape, volume.affine if affine is None else affine)
-            return put_on(given, grid, volume.grid, f"scan {volume.subject}")
-        except ValueError as error:
-            raise ValueError(f"mask: {error}") from error
+        return int(self._act("mask", mask=pack_mask(checked_mask(mask, self.volume, affine)), lesion=lesion))
 
     def propagate(self) -> int:
         """Find all that is like the exemplars in the whole scan; returns how many lesions were found besides."""
@@ -349,6 +332,9 @@ class InteractiveSession:
             out: Folder of the new session, or None.
             calibration: As at the start.
             identity: Of the model, where it is known already.
+
+        Raises:
+            ValueError: As `load` does, or if a prompt makes another lesion than it did.
         """
         told = read_journal(Path(journal))
         session = cls._of(told, segmenter, volume, calibration, identity)
@@ -359,7 +345,13 @@ class InteractiveSession:
             for name, bank in session._bench.banks.items():
                 bank.save(session._store.folder / BANKS / f"{name}.safetensors")
         for action in told.actions:
-            session._act(action.name, **action.arguments)
+            result = session._act(action.name, **action.arguments)
+            if action.name in PROMPTS and result != action.result:
+                session.close()
+                raise ValueError(
+                    f"{journal}: action {action.number}, {action.name}, gave lesion {action.result} and now gives "
+                    f"{result}: what follows would mean other lesions; replay it with the packages that made it."
+                )
         return session
 
     @classmethod
@@ -377,7 +369,7 @@ class InteractiveSession:
             path, subject, patient = (str(header[key]) for key in ("path", "subject", "patient"))
             volume = read_volume(Path(path), None, subject=subject, patient=patient, classes={})
         who = identity if identity is not None else ModelIdentity.of(segmenter.backbone, segmenter.propagation)
-        check_origin(header, about_session(segmenter, volume, who, calibration))
+        check_origin(header, _about(segmenter, volume, who, calibration))
         session = cls.__new__(cls)
         session._start(Workbench(segmenter, volume, calibration, who), header)
         return session
@@ -427,6 +419,13 @@ class InteractiveSession:
         self._history, self._at = states, at
         self._idle_since = time.perf_counter()
         return result
+
+
+def _about(
+    segmenter: VolumeSegmenter, volume: Volume, who: ModelIdentity, calibration: Calibration | None
+) -> dict[str, Any]:
+    maps = segmenter.tracking.maps
+    return about_session(segmenter.settings, segmenter.device, volume, who, calibration, maps)
 
 
 def _plain(point: Point) -> list[float]:

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 
 from mois.calibration import Calibration
 from mois.execution import settled
 from mois.exemplars import ExemplarBank, ModelIdentity
-from mois.inference import InferenceSettings, VolumeSegmenter
+from mois.inference import InferenceSettings
 from mois.interfaces import Volume
 from mois.journal import Action
 
@@ -31,21 +32,37 @@ def history(actions: Sequence[Action]) -> tuple[list[int], int]:
 
 
 def about_session(
-    segmenter: VolumeSegmenter, volume: Volume, identity: ModelIdentity, calibration: Calibration | None
+    settings: InferenceSettings,
+    device: torch.device,
+    volume: Volume,
+    identity: ModelIdentity,
+    calibration: Calibration | None,
+    track_memory: int | None,
 ) -> dict[str, Any]:
-    """Return what a session's answers depend on besides its actions, as JSON holds it."""
+    """Return what a session's answers depend on besides its actions, as JSON holds it.
+
+    Args:
+        settings: How the scan is cut, decided and put together.
+        device: Where the model computes.
+        volume: The scan.
+        identity: The model.
+        calibration: Of the confidence of found lesions.
+        track_memory: What `inference.track_memory` comes to with this backbone; None while that is not known.
+    """
     digest = hashlib.sha256(np.ascontiguousarray(volume.image.cpu().numpy()).tobytes())
     digest.update(volume.affine.double().cpu().numpy().tobytes())
-    settings = {name: value for name, value in asdict(segmenter.settings).items() if name != "memory_gib"}
-    settings["precision"] = settled(segmenter.device, segmenter.settings.precision)  # `auto` differs by device
-    settings["track_memory"] = segmenter.tracking.maps
+    kept = {name: value for name, value in asdict(settings).items() if name != "memory_gib"}
+    kept["precision"] = settled(device, settings.precision)  # `auto` differs by device
+    kept["track_memory"] = settings.track_memory if track_memory is None else track_memory
+    if kept["track_memory"] is None:
+        del kept["track_memory"]
     return {
         "subject": volume.subject,
         "patient": volume.patient,
         "path": volume.path,
         "scan_sha256": digest.hexdigest(),
         "model": identity.as_dict(),
-        "inference": settings,
+        "inference": kept,
         "calibration": None if calibration is None else calibration.as_dict(),
     }
 
@@ -59,10 +76,17 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
     where = f"the session of {header['subject']}"
     if header["scan_sha256"] != now["scan_sha256"]:
         raise ValueError(f"{where} is of another scan than {now['subject']}; give the one that it was made on.")
+    for name in ("subject", "patient"):  # exemplars carry both
+        if header[name] != now[name]:
+            raise ValueError(f"{where} has {name}={header[name]}, now it is {now[name]}; give the same {name}.")
     made, given = (ModelIdentity.from_dict(about["model"]) for about in (header, now))
     if different := made.differences(given):
         raise ValueError(
             f"{where} was made by another model: {' and '.join(different)}; use the bundle it was made with."
+        )
+    if unknown := sorted(header["inference"].keys() - InferenceSettings.__dataclass_fields__.keys()):
+        raise ValueError(
+            f"{where} was made with inference.{unknown[0]}, which this version lacks; update this program."
         )
     for name, value in now["inference"].items():
         # a setting that came later was at its default; before there was a precision, all was float32

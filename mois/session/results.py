@@ -17,6 +17,9 @@ from mois.geometry import SliceGrid
 from mois.image_files import write_volume
 from mois.session.state import Lesion, State
 
+RESULTS = ("lesions.nii.gz", "confidence.nii.gz", "lesions.csv", "bank.safetensors")
+"""What a session writes beside its journal."""
+
 
 @dataclass(frozen=True)
 class LesionRow:
@@ -67,6 +70,19 @@ def _row(number: int, lesion: Lesion, grid: SliceGrid, voxel_ml: float) -> Lesio
         lesion.explained_by,
         len(lesion.prompts),
     )
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds results, but no session that they could be of.
+
+    Raises:
+        ValueError: With the file that would be overwritten.
+    """
+    for name in RESULTS:
+        if (folder / name).exists():
+            raise ValueError(
+                f"out={folder} holds {name}, but no session; choose another folder, or move the file away."
+            )
 
 
 def write_results(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:

@@ -1,17 +1,19 @@
-"""A session from a file of prompts."""
+"""A file of prompts: what it may hold, and what it holds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mois.session.interactive import InteractiveSession
 from mois.text_files import read_json
 
 WHAT = ("click", "box", "mask", "propagate")
+FARTHEST_MM = 1e6
+"""No scan reaches further from its origin; a number beyond it is a slip."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,17 @@ class Step:
 
     Attributes:
         what: click, box, mask or propagate.
-        given: A point, two points, a file or nothing.
+        given: A point, two points, a file or True.
         lesion: The user's name for the lesion, or None.
         positive: Of a click.
+        entry: Its number in the file, from 1; 0 for the propagation that a file without one ends with.
     """
 
     what: str
     given: Any
-    lesion: str | None
-    positive: bool
+    lesion: str | None = None
+    positive: bool = True
+    entry: int = 0
 
 
 def read_script(path: Path) -> list[Step]:
@@ -40,78 +44,68 @@ def read_script(path: Path) -> list[Step]:
     if not path.is_file():
         raise ValueError(f"prompts={path}: there is no such file; give a JSON file of prompts.")
     content = read_json(path)
-    entries = content.get("prompts") if isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        raise ValueError(f'prompts={path}: holds no list of prompts; write {{"prompts": [{{"click": [x, y, z]}}]}}.')
-    steps = [_step(path, number, entry) for number, entry in enumerate(entries, start=1)]
+    if isinstance(content, dict):
+        if unknown := sorted(content.keys() - {"prompts"}):
+            raise ValueError(f"prompts={path}: {unknown[0]!r} is unknown beside prompts; take it out.")
+        if "prompts" not in content:
+            raise ValueError(f'prompts={path}: is no JSON of the form {{"prompts": [...]}}; write it so.')
+        content = content["prompts"]
+    if not isinstance(content, list):
+        raise ValueError(f"prompts={path}: prompts is {_shown(content)}; write a list.")
+    steps = [_step(path, number, entry) for number, entry in enumerate(content, start=1)]
     if not any(step.what == "propagate" for step in steps):
-        steps.append(Step("propagate", True, None, True))
+        steps.append(Step("propagate", True))
     return steps
 
 
 def _step(path: Path, number: int, entry: Any) -> Step:
-    what = [key for key in WHAT if isinstance(entry, dict) and key in entry]
-    unknown = sorted(set(entry) - {*WHAT, "lesion", "positive"}) if isinstance(entry, dict) else []
-    if len(what) != 1 or unknown:
-        raise ValueError(
-            f"prompts={path}: entry {number} is {json.dumps(entry)[:80]}; it needs exactly one of {', '.join(WHAT)}, "
-            "and may have lesion and positive."
-        )
-    given = entry[what[0]]
-    points = [given] if what[0] == "click" else given if what[0] == "box" else []
-    if not isinstance(points, list) or len(points) != {"click": 1, "box": 2}.get(what[0], 0):
-        raise ValueError(f"prompts={path}: entry {number}: a box has two opposite corners.")
-    for point in points:
-        numbers = isinstance(point, list) and len(point) == 3 and all(isinstance(v, int | float) for v in point)
-        if not numbers:
-            raise ValueError(f"prompts={path}: entry {number}: {point} must be three numbers, LPS mm.")
-    if what[0] == "mask":
-        if not isinstance(given, str):
-            raise ValueError(f"prompts={path}: entry {number}: mask is the name of a file on the scan's grid.")
-        given = path.parent / given
-    lesion = entry.get("lesion")
-    return Step(what[0], given, None if lesion is None else str(lesion), bool(entry.get("positive", True)))
+    def refuse(reason: str) -> ValueError:
+        return ValueError(f"prompts={path}: entry {number} is {_shown(entry)}: {reason}.")
+
+    if not isinstance(entry, dict):
+        raise refuse('write an object, such as {"click": [x, y, z]}')
+    what = [key for key in WHAT if key in entry]
+    if len(what) != 1:
+        raise refuse(f"it needs exactly one of {', '.join(WHAT)}")
+    allowed = {"click": ("lesion", "positive"), "propagate": ()}.get(what[0], ("lesion",))
+    for key in entry:
+        if key != what[0] and key not in allowed:
+            known = f"may have {' and '.join(allowed)} besides" if allowed else "has nothing besides"
+            raise refuse(f"{key!r} does not belong to a {what[0]}, which {known}")
+    lesion, positive = entry.get("lesion"), entry.get("positive", True)
+    if lesion is not None and (not isinstance(lesion, str) or not lesion or lesion != lesion.strip()):
+        raise refuse("lesion must be a name in quotes, without blanks around it")
+    if not isinstance(positive, bool):
+        raise refuse("positive must be true or false, without quotes")
+    return Step(what[0], _given(path, what[0], entry[what[0]], refuse), lesion, positive, number)
 
 
-def play(session: InteractiveSession, script: Sequence[Step], bank: Path | None = None) -> dict[str, int]:
-    """Do what a file of prompts says; what the session did already is not done again.
+def _given(path: Path, what: str, given: Any, refuse: Callable[[str], ValueError]) -> Any:
+    """Return what an entry gives, checked; `refuse` makes the error that names the entry."""
+    if what == "click":
+        return _point(given, refuse)
+    if what == "box":
+        if not isinstance(given, list) or len(given) != 2:
+            raise refuse("a box has two opposite corners")
+        return [_point(corner, refuse) for corner in given]
+    if what == "mask":
+        if not isinstance(given, str) or not given:
+            raise refuse("mask is the name of a file on the scan's grid")
+        return path.parent / given
+    if given is not True:
+        raise refuse("propagate must be true; leave the entry out if nothing is to be propagated there")
+    return True
 
-    Args:
-        session: New, or interrupted while it played the same file.
-        script: The prompts in order.
-        bank: Exemplars to begin with, or None.
 
-    Returns:
-        The user's names to the lesions' ids.
+def _point(given: Any, refuse: Callable[[str], ValueError]) -> list[float]:
+    whole = isinstance(given, list) and len(given) == 3
+    if not whole or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in given):
+        raise refuse("a point must be three numbers, LPS mm")
+    if not all(abs(v) <= FARTHEST_MM and math.isfinite(v) for v in given):
+        raise refuse(f"a point must be three numbers of at most {FARTHEST_MM:.0f}, LPS mm")
+    return [float(v) for v in given]
 
-    Raises:
-        ValueError: If the session did something else before.
-    """
-    done = list(session.actions)
-    wanted = (["use_bank"] if bank is not None else []) + [step.what for step in script]
-    if [action.name for action in done] != wanted[: len(done)]:
-        raise ValueError("out holds a session with other prompts; choose another folder.")
-    if bank is not None:
-        if done:
-            done.pop(0)
-        else:
-            session.use_bank(bank)
-    names: dict[str, int] = {}
-    for place, step in enumerate(script):
-        lesion = names.get(step.lesion) if step.lesion is not None else None
-        if place < len(done):
-            before = done[place]
-            if step.what == "click" and before.arguments["point_lps_mm"] != [float(value) for value in step.given]:
-                raise ValueError("out holds a session with other prompts; choose another folder.")
-            result = before.result
-        elif step.what == "click":
-            result = session.click(step.given, lesion, step.positive)
-        elif step.what == "box":
-            result = session.box(step.given[0], step.given[1], lesion)
-        elif step.what == "mask":
-            result = session.mask(step.given, lesion)
-        else:
-            result = session.propagate()
-        if step.lesion is not None:
-            names[step.lesion] = int(result)
-    return names
+
+def _shown(entry: Any) -> str:
+    text = json.dumps(entry, ensure_ascii=True)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mois.exemplars import Exemplar
-from mois.journal import NAME, append_line
+from mois.journal import NAME, append_line, has_begun
 from mois.session.state import BoxMask, Lesion, Maybe, Prompt, State
 
 STATES = "states"
@@ -51,7 +51,7 @@ class SessionStore:
         except OSError as error:
             os.close(self._file)
             raise ValueError(f"{folder}: another process has this session open; close it there first.") from error
-        if size == 0 and os.fstat(self._file).st_size:
+        if size == 0 and has_begun(folder / NAME):
             os.close(self._file)
             raise ValueError(f"{folder}: holds a session already; load it, or choose another folder.")
         os.ftruncate(self._file, size)

@@ -16,7 +16,8 @@ from mois.grid import Grid, match, put_on
 from mois.interfaces import Volume
 from mois.io import DataError, read_on_grid, read_volume
 from mois.session import InteractiveSession
-from mois.session.script import Step, play
+from mois.session.playing import asked_for, play
+from mois.session.script import Step
 
 AFFINE = np.diag([*SPACING_MM, 1.0])
 ORIENTATIONS = [
@@ -174,7 +175,7 @@ def test_a_mask_lies_where_its_header_says(tmp_path, given):
     elif given == "array with its affine":
         session.mask(stored, affine=affine)
     else:
-        play(session, [Step("mask", path, None, True)])
+        play(session, asked_for([Step("mask", path)], scan), tmp_path)
     assert torch.equal(session.label_map() == 1, torch.from_numpy(mask > 0))
 
 
@@ -189,7 +190,7 @@ def test_a_mask_on_another_grid_is_refused(tmp_path):
     for refused in (
         lambda: session.mask(path),
         lambda: session.mask(torch.from_numpy(mask), affine=torch.from_numpy(off)),
-        lambda: play(session, [Step("mask", path, None, True)]),
+        lambda: play(session, asked_for([Step("mask", path)], scan), tmp_path),
     ):
         with pytest.raises(ValueError, match="by 50 mm"):
             refused()

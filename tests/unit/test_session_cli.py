@@ -18,6 +18,7 @@ from mois.image_files import write_volume
 from mois.inference import InferenceSettings
 from mois.journal import Action, Journal, motion_rows, read_journal, time_and_motion
 from mois.propagation import Similarity
+from mois.records import DIGEST, sealed
 from mois.session import InteractiveSession
 from mois.session.advice import Suggestion
 from mois.session.script import read_script
@@ -73,6 +74,56 @@ def test_segment_writes_results_goes_on_and_the_journal_is_told(files, capsys):
     assert lines[0][:3] == ["scan", "lesion", "clicks"]
     assert [line[:3] for line in lines[1:4]] == [["scan", "1", "2"], ["scan", "2", "1"], ["scan", "all", "3"]]
     assert (files / "table.csv").read_text(encoding="utf-8").startswith("scan,lesion,clicks,")
+
+
+def refused(files, capsys, *more):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(files, *more)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "going on" not in said.out
+    return said.err
+
+
+def test_what_a_session_may_not_go_on_with_is_refused_before_the_model_is_made(files, capsys, monkeypatch):
+    prompts = json.loads((files / "prompts.json").read_text())["prompts"]
+    run(files)
+    bank = files / "out" / "bank.safetensors"
+    before = {path: path.read_bytes() for path in (files / "out").rglob("*") if path.is_file()}
+
+    def late(*_):
+        raise AssertionError("the model was made")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mois.bundle.Bundle.load", late)
+        assert "the bank: click there, use_bank now" in refused(files, capsys, f"--bank={bank}")
+        assert "has patient=scan, now it is anna" in refused(files, capsys, "--patient=anna")
+        assert "has subject=scan, now it is anna" in refused(files, capsys, "--subject=anna", "--patient=scan")
+        changed = [{**prompts[0], "click": prompts[1]["click"]}, *prompts[1:]]
+        (files / "prompts.json").write_text(json.dumps(changed))
+        said = refused(files, capsys)
+        assert f"out={files / 'out'} holds a session with other prompts (entry 1: point_lps_mm=" in said
+        description = files / "bundle" / "bundle.json"
+        told = description.read_text()
+        other = json.loads(told)
+        other["inference"]["threshold"] = 0.45
+        description.write_text(json.dumps(sealed({key: other[key] for key in other if key != DIGEST})))
+        assert "inference.threshold=0.35, now it is 0.45" in refused(files, capsys)
+        description.write_text(told)
+    assert {path: path.read_bytes() for path in before} == before
+    (files / "prompts.json").write_text(json.dumps([*prompts, {"click": prompts[1]["click"], "lesion": "b"}]))
+    run(files)
+    said = capsys.readouterr().out
+    assert "going on after 4 actions" in said
+    assert "the propagation after entry 3 stays" in said
+
+
+def test_results_of_no_session_are_not_overwritten(files, capsys):
+    (files / "out").mkdir()
+    (files / "out" / "lesions.nii.gz").write_bytes(b"mine")
+    assert "holds lesions.nii.gz, but no session; choose another folder" in refused(files, capsys)
+    assert (files / "out" / "lesions.nii.gz").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize(
