@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mois.errors import DataError, one_line
 from mois.files import open_regular
+from mois.scans.decompress import Decompressor
 from mois.scans.stored import DAMAGED, check_size
 
 PREAMBLE = 132
@@ -78,8 +79,7 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         first = slices[0]
         shape = (int(first.header.Columns), int(first.header.Rows), len(slices))
         check_size(path, shape, np.dtype(np.float64))
-        reader = _Pictures()
-        pictures = [reader.of(one) for one in slices]
+        pictures = _Pictures().all_of(slices)
     kind = np.result_type(*(picture.dtype for picture in pictures))
     voxels = np.empty(shape, kind, order="F")
     for number, (one, picture) in enumerate(zip(slices, pictures, strict=True)):
@@ -260,20 +260,44 @@ def _name(one: _Slice) -> str:
 class _Pictures:
     """Reads pictures; the file that was read last is kept for its other frames."""
 
-    _path: Path | None = None
-    _stored: NDArray[Any] = np.zeros(0)
-    _rescaled = False
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._stored: NDArray[Any] = np.zeros(0)
+        self._rescaled = False
+        self._decompressor = Decompressor()
 
-    def of(self, one: _Slice) -> NDArray[Any]:
-        """Return a picture (rows, columns), rescaled; whole numbers stay whole where the rescaling is trivial."""
+    def all_of(self, slices: Sequence[_Slice]) -> list[NDArray[Any]]:
+        """Return pictures (rows, columns), rescaled; whole numbers stay whole where the rescaling is trivial."""
+        try:
+            return [self._picture(one) for one in slices]
+        finally:
+            self._decompressor.close()
+
+    def _picture(self, one: _Slice) -> NDArray[Any]:
         if one.path != self._path:
-            self._stored, self._rescaled = _stored(one.path)
+            self._stored, self._rescaled = self._read(one.path)
             self._path = one.path
         picture = self._stored
         if one.frame is not None:
             picture = picture.reshape(-1, *picture.shape[-2:])[one.frame]
         slope, intercept = (1.0, 0.0) if self._rescaled else _rescale(one)
         return picture if (slope, intercept) == (1.0, 0.0) else picture * slope + intercept
+
+    def _read(self, file: Path) -> tuple[NDArray[Any], bool]:
+        """Return the pictures of a file, and whether they are rescaled already."""
+        whole = _read(file, pixels=True)
+        try:
+            return whole.pixel_array, False
+        except Exception as error:  # missing, cut off, or of a codec that pydicom has not
+            syntax = getattr(getattr(whole, "file_meta", None), "TransferSyntaxUID", None)
+            packed = syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed
+            if not packed or int(whole.get("NumberOfFrames") or 1) > 1:
+                what = one_line(str(error))[:80]
+                raise DataError(f"{file}: its pixels cannot be read ({what}): {DAMAGED}.") from error
+        picture = self._decompressor.read(file, (int(whole.Rows), int(whole.Columns)))
+        if picture is None:
+            raise DataError(f"{file}: its pixels cannot be decompressed: {DAMAGED}.")
+        return picture, True
 
 
 def _rescale(one: _Slice) -> tuple[float, float]:
@@ -291,28 +315,3 @@ def _rescale(one: _Slice) -> tuple[float, float]:
         return 1.0 if slope in (None, "") else float(slope), 0.0 if intercept in (None, "") else float(intercept)
     except (TypeError, ValueError):
         raise DataError(f"{one.path}: RescaleSlope or RescaleIntercept is no number; export it again.") from None
-
-
-def _stored(file: Path) -> tuple[NDArray[Any], bool]:
-    """Return the pictures of a file, and whether they are rescaled already."""
-    whole = _read(file, pixels=True)
-    try:
-        return whole.pixel_array, False
-    except Exception as error:  # missing, cut off, or of a codec that pydicom has not
-        syntax = getattr(getattr(whole, "file_meta", None), "TransferSyntaxUID", None)
-        packed = syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed
-        if not packed or int(whole.get("NumberOfFrames") or 1) > 1:
-            raise DataError(f"{file}: its pixels cannot be read ({one_line(str(error))[:80]}): {DAMAGED}.") from error
-    return _by_itk(file), True
-
-
-def _by_itk(file: Path) -> NDArray[Any]:
-    """Decompress a picture of the JPEG family."""
-    import SimpleITK as sitk  # noqa: N813 - its name everywhere; few scans need it
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        picture: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
-    except RuntimeError as error:
-        raise DataError(f"{file}: its pixels cannot be decompressed: {DAMAGED}.") from error
-    return picture.reshape(picture.shape[-2:])

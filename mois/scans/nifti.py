@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import nibabel as nib
 import numpy as np
@@ -36,7 +36,7 @@ _AGREE = 0.5  # of the shortest voxel edge: what rounding of sform and qform doe
 
 def is_nifti(start: bytes) -> bool:
     """Tell whether a file that begins so, decompressed, is NIfTI or its forerunner ANALYZE."""
-    return _header_size(start) is not None
+    return _form(start) is not None
 
 
 def read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -51,8 +51,8 @@ def read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         stream = Inflated(path, file) if packed else None
         header = _read_header(path, file, stream)
         shape, kind = _check_header(path, header)
-        affine = _affine(path, header, shape)
         wanted = check_size(path, shape, kind)
+        affine = _affine(path, header, shape)
         if header["magic"].item().startswith(b"n+"):
             data = _read_single(path, file, stream, int(header["vox_offset"]), header["sizeof_hdr"].item(), wanted)
         else:
@@ -75,24 +75,27 @@ def is_pair(path: Path) -> bool:
     return path.name.lower().endswith((".hdr", ".img", ".hdr.gz", ".img.gz"))
 
 
-def _header_size(start: bytes) -> int | None:
-    sizes = (int.from_bytes(start[:4], order, signed=True) for order in ("little", "big"))
-    return next((size for size in sizes if size in _SIZES and len(start) >= 348), None)
+def _form(start: bytes) -> tuple[int, Literal["little", "big"]] | None:
+    """Return the length of a header and the order of its bytes; None if this is none."""
+    orders: tuple[Literal["little"], Literal["big"]] = ("little", "big")
+    forms = ((int.from_bytes(start[:4], order, signed=True), order) for order in orders)
+    return next(((size, order) for size, order in forms if size in _SIZES and len(start) >= HEADER_BYTES), None)
 
 
 def _read_header(path: Path, file: BinaryIO, stream: Inflated | None) -> Any:
     source = stream or file
-    start = bytes(source.read(348))
-    size = _header_size(start)
-    if size is None:
+    start = bytes(source.read(HEADER_BYTES))
+    form = _form(start)
+    if form is None:
         raise DataError(f"{path}: cut off or no NIfTI file; copy it again from its source.")
-    start += bytes(source.read(size - 348))
+    size, order = form
+    start += bytes(source.read(size - HEADER_BYTES))
     magic = start[_MAGIC[size]]
     if magic not in (b"n+1", b"ni1", b"n+2", b"ni2") or (magic[-1:] == b"1") != (size == 348):
         raise DataError(f"{path}: says nothing about orientation (ANALYZE 7.5); convert it from DICOM again.")
     if len(start) < size:
         raise DataError(f"{path}: {DAMAGED}.")
-    header: Any = _SIZES[size](start, check=False)  # type: ignore[no-untyped-call]
+    header: Any = _SIZES[size](start, order, check=False)  # type: ignore[no-untyped-call]
     return header
 
 
@@ -103,7 +106,7 @@ def _check_header(path: Path, header: Any) -> tuple[tuple[int, ...], np.dtype[An
         raise DataError(f"{path}: dim[0]={dim[0]} is no number of axes (1 to 7): {DAMAGED}.")
     try:
         kind = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise DataError(f"{path}: datatype {int(header['datatype'])} is none of NIfTI's; convert it again.") from error
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or offset != int(offset) or not 0 <= offset < 2**62:
