@@ -5,94 +5,21 @@ A bank belongs to the model that described its exemplars (`ModelIdentity`); to a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from mois.backbones.weights import tensors_sha256
-from mois.files import whole_file
-from mois.interfaces import Backbone, Exemplars, Propagation, WeightsIdentity
+from mois.bank_record import ExemplarFacts, read_bank, write_bank
+from mois.identity import ModelIdentity
+from mois.interfaces import Exemplars
+from mois.tensor_records import LARGEST, check_features
 
-FORMAT = "mois exemplar bank"
-FORMAT_VERSION = 2
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model gave a result.
-
-    Attributes:
-        backbone: The weights that were adapted.
-        adapter_sha256: Of the backbone's tensors as they stand, with what the adapter made of them.
-        propagation: Module and name of its class.
-        propagation_sha256: Of its tensors.
-        arguments: By part, what its class was made with, which answers depend on as much as on tensors; None where that
-            is not known (a model made by hand, files of earlier formats) and cannot be compared.
-        behaviour: `Backbone.behaviour`, such as the rules by which SAM2 tracks.
-    """
-
-    backbone: WeightsIdentity
-    adapter_sha256: str
-    propagation: str
-    propagation_sha256: str
-    arguments: dict[str, dict[str, Any]] | None = None
-    behaviour: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, backbone: Backbone, propagation: Propagation, arguments: dict[str, dict[str, Any]] | None = None
-    ) -> ModelIdentity:
-        """Return the identity of a model as it stands, with what its classes were made with if that is known."""
-        kind = type(propagation)
-        return cls(
-            backbone.identity,
-            tensors_sha256(backbone.state_dict()),
-            f"{kind.__module__}.{kind.__qualname__}",
-            tensors_sha256(propagation.state_dict()),
-            arguments,
-            backbone.behaviour(),
-        )
-
-    def differences(self, other: ModelIdentity) -> list[str]:
-        """Return in words what differs from another model, this one's first; empty if they are the same."""
-        found = []
-        if self.backbone.sha256 != other.backbone.sha256:
-            found.append(f"the backbone ({_weights(self.backbone)} instead of {_weights(other.backbone)})")
-        elif self.adapter_sha256 != other.adapter_sha256:
-            found.append(f"the adapter (sha256 {self.adapter_sha256[:12]} instead of {other.adapter_sha256[:12]})")
-        if self.propagation != other.propagation:
-            found.append(f"the propagation ({self.propagation} instead of {other.propagation})")
-        elif self.propagation_sha256 != other.propagation_sha256:
-            mine, theirs = self.propagation_sha256[:12], other.propagation_sha256[:12]
-            found.append(f"the propagation's weights (sha256 {mine} instead of {theirs})")
-        for part, arguments in (self.arguments or {}).items() if self.propagation == other.propagation else ():
-            known = (other.arguments or {}).get(part, {})
-            found += [
-                f"the {part}'s {name} ({value!r} instead of {known[name]!r})"
-                for name, value in arguments.items()
-                if name in known and known[name] != value
-            ]
-        if self.behaviour != other.behaviour:
-            found.append(f"the backbone's rules ({_changed(self, other)} instead of {_changed(other, self)})")
-        return found
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain dicts and strings, as JSON holds them."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> ModelIdentity:
-        """Return what `as_dict` was made from."""
-        return cls(**{**plain, "backbone": WeightsIdentity(**plain["backbone"])})
+__all__ = ["Exemplar", "ExemplarBank", "ModelIdentity", "measure_mask"]
 
 
 @dataclass(frozen=True)
@@ -126,9 +53,10 @@ class Exemplar:
     def __post_init__(self) -> None:
         if not self.key:
             raise ValueError("an exemplar needs a key; give it one that is unique within the bank.")
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"exemplar {self.key}: weight={self.weight} must be a number of 0 or more.")
+        if not 0 <= self.weight <= LARGEST:
+            raise ValueError(f"exemplar {self.key}: weight={self.weight} must be a number from 0 to {LARGEST:g}.")
         tokens = {name: token.detach().float().cpu().contiguous() for name, token in self.tokens.items()}
+        check_features(tokens, f"exemplar {self.key}", "leave it out")
         object.__setattr__(self, "tokens", tokens)
 
     @classmethod
@@ -324,21 +252,10 @@ class ExemplarBank:
             )
 
     def save(self, path: Path) -> None:
-        """Write the bank as safetensors, whole or not at all: a tensor (K, ...) per token, the rest as metadata."""
-        content = self.exemplars()
-        described = [
-            {part.name: getattr(item, part.name) for part in fields(item) if part.name != "tokens"} for item in self
-        ]
-        metadata = {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
-            "version": str(self.version),
-            "identity": json.dumps(self.identity.as_dict()),
-            "pixel_mm": repr(self.pixel_mm),
-            "exemplars": json.dumps(described),
-        }
-        with whole_file(Path(path)) as part:
-            save_file({name: token[0].contiguous() for name, token in content.tokens.items()}, part, metadata)
+        """Write the bank as safetensors, whole or not at all."""
+        tensors = {name: token[0].contiguous() for name, token in self.exemplars().tokens.items()}
+        facts = [ExemplarFacts(**{one.name: getattr(item, one.name) for one in fields(ExemplarFacts)}) for item in self]
+        write_bank(Path(path), tensors, facts, self.identity, self.pixel_mm, self.version)
 
     @classmethod
     def load(cls, path: Path, identity: ModelIdentity, pixel_mm: float) -> ExemplarBank:
@@ -347,36 +264,12 @@ class ExemplarBank:
         Raises:
             ValueError: If the file is no bank, is damaged or of another format, or `check` refuses it.
         """
-        path = Path(path)
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tokens = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except FileNotFoundError:
-            raise ValueError(f"{path}: there is no such bank; give the file that a session saved.") from None
-        except SafetensorError as error:
-            raise ValueError(f"{path} is cut short or no exemplar bank ({error}); give another file.") from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is no exemplar bank; give the file that a session saved.")
-        if metadata["format_version"] != str(FORMAT_VERSION):
-            raise ValueError(
-                f"{path} is a bank of format {metadata['format_version']}, this version reads {FORMAT_VERSION}; "
-                "make it again with this version, or use that which made it."
-            )
-        try:
-            bank = cls(ModelIdentity.from_dict(json.loads(metadata["identity"])), float(metadata["pixel_mm"]))
-            described = json.loads(metadata["exemplars"])
-            version = int(metadata["version"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is a damaged exemplar bank ({error}); give another file.") from error
+        record, tensors = read_bank(Path(path))
+        bank = cls(record.identity, record.pixel_mm)
         bank.check(identity, pixel_mm, str(path))
-        if any(len(token) != len(described) for token in tokens.values()):
-            raise ValueError(f"{path} is a damaged exemplar bank (tokens and entries differ in number).")
-        for index, entry in enumerate(described):
-            place = tuple(entry.pop("position_lps_mm"))
-            one = {name: token[index].clone() for name, token in tokens.items()}
-            bank.add(Exemplar(**entry, position_lps_mm=place, tokens=one))  # type: ignore[arg-type]
-        bank.version = version
+        for index, facts in enumerate(record.exemplars):
+            bank.add(Exemplar(tokens={name: token[index].clone() for name, token in tensors.items()}, **vars(facts)))
+        bank.version = record.version
         return bank
 
     def _require(self, key: str) -> None:
@@ -395,16 +288,6 @@ class ExemplarBank:
 
 def _shapes(exemplar: Exemplar) -> dict[str, tuple[int, ...]]:
     return {name: tuple(token.shape) for name, token in sorted(exemplar.tokens.items())}
-
-
-def _weights(identity: WeightsIdentity) -> str:
-    return f"{identity.name}, {identity.source}, sha256 {identity.sha256[:12]}"
-
-
-def _changed(identity: ModelIdentity, other: ModelIdentity) -> str:
-    """Return the first of the rules of a model that another has not or otherwise."""
-    rules = [f"{name}={value}" for name, value in identity.behaviour.items() if other.behaviour.get(name, ...) != value]
-    return ", ".join([*rules[:3], *(["..."] if len(rules) > 3 else [])]) or "the first ones"
 
 
 def _k_centres(items: Sequence[Exemplar], count: int) -> list[Exemplar]:

@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mois.backbones.weights import tensors_sha256
 from mois.files import is_abandoned, write_bytes
 from mois.interfaces import Backbone, Features
+from mois.tensor_records import tensors_sha256
 
 VERSION = 1
 """Part of every key: count on when `Backbone.encode` treats images otherwise, or an entry's form changes."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import urllib.error
 import urllib.request
 import warnings
 from importlib.resources import files
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from mois.backbones.checkpoint_files import read_tensor_file
 from mois.backbones.layouts import arrange, check_values
 from mois.files import file_sha256
 from mois.interfaces import WeightsIdentity
+from mois.tensor_records import tensors_sha256
 
 _SIZES = ("tiny", "small", "base-plus", "large")
 HUB_FILES = {f"facebook/sam2.1-hiera-{size}": f"sam2.1_hiera_{size.replace('-', '_')}.pt" for size in _SIZES}
@@ -90,16 +89,6 @@ def load_exactly(model: nn.Module, tensors: dict[str, Tensor], what: str, *, con
         given = " and ".join(sorted(kind.removeprefix("torch.") for kind in kinds))
         warnings.warn(f"{what} holds {given}; it is converted to float32.", stacklevel=2)
     model.load_state_dict(tensors)
-
-
-def tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    """Return a digest of names, shapes and values, whatever the order."""
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        tensor = tensors[key].detach().cpu().contiguous()
-        digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _locate(name: str, weights: str | None) -> tuple[Path, str]:
