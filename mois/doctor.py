@@ -16,6 +16,7 @@ from mois.arguments import as_options
 from mois.wandb_server import SERVER_TIMEOUT_S, wandb_server, why_unreachable
 
 if TYPE_CHECKING:  # torch is imported where it is needed: it may be missing
+    from mois.dataset_facts import ScanFacts
     from mois.io import SubjectFiles
 
 DISK_NEEDED_GB = 5.0
@@ -120,13 +121,17 @@ def dataset(root: Path) -> Iterator[Finding]:
     except DataError as error:
         yield Finding("data", False, as_options(str(error), root="--root"))
         return
-    ending = read_description(root / "dataset.json").file_ending
-    lesions = faults = 0
+    from mois.dataset_facts import describe
+
+    description = read_description(root / "dataset.json")
+    ending = description.file_ending
+    facts, faults = [], 0
     for scan in scans:
         found, wrong = _examine_scan(root, scan, ending)
-        lesions += found
+        facts += [] if found is None else [found]
         faults += len(wrong)
         yield from (Finding("data", False, fault) for fault in wrong)
+    lesions = sum(len(found.classes) for found in facts)
     strays = list(_strays(root, scans, ending))
     yield from (Finding("data", False, stray) for stray in strays)
     faults += len(strays)
@@ -136,17 +141,20 @@ def dataset(root: Path) -> Iterator[Finding]:
         f"{_count(faults, 'fault')} to mend"
     )
     yield Finding("data", faults == 0 and lesions > 0, text + ("" if lesions else "; annotate some lesions"))
+    yield from (Finding(topic, True, told) for topic, told in (describe(facts, description) if facts else ()))
 
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _examine_scan(root: Path, scan: SubjectFiles, ending: str) -> tuple[int, list[str]]:
-    """Return how many lesions a scan has, and what is wrong with it."""
+def _examine_scan(root: Path, scan: SubjectFiles, ending: str) -> tuple[ScanFacts | None, list[str]]:
+    """Return what a scan is like, None if it cannot be read, and what is wrong with it."""
+    from mois.dataset_facts import ScanFacts
     from mois.io import DataError
 
-    lesions, wrong = 0, []
+    facts: ScanFacts | None = None
+    wrong = []
     if 0 not in scan.images:
         first = scan.images[min(scan.images)]
         cure = f"call it {scan.subject}_0000{ending}, or set data.init_args.channel"
@@ -156,10 +164,11 @@ def _examine_scan(root: Path, scan: SubjectFiles, ending: str) -> tuple[int, lis
         wrong.append(f"{root}: training scan {scan.subject} has no label map; {cure}")
     for channel in scan.images:
         try:
-            lesions = len(scan.read(channel).classes)
+            volume = scan.read(channel)
+            facts = facts or ScanFacts.of(volume, scan.instances is not None)
         except DataError as error:
             wrong.append(str(error))
-    return lesions, wrong
+    return facts, wrong
 
 
 def _strays(root: Path, scans: Sequence[SubjectFiles], ending: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ def doctor(root: Path | None = None, runs: Path = Path("runs")) -> None:
     """Check this machine and, if you name it, a dataset; propose its settings.
 
     Args:
-        root: nnU-Net raw dataset to check, file by file.
+        root: nnU-Net raw dataset to check, file by file; its lesions are measured, and sizes proposed.
         runs: Where runs would be written.
 
     Raises:
