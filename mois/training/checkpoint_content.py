@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -96,11 +96,13 @@ class RunFacts:
         provenance: What made it.
         run_id: Of W&B.
         validation: What the validation found, by a propagation's prefix.
+        step_0: What the validation before the first step found.
     """
 
     provenance: dict[str, Any] = field(default_factory=dict)
     run_id: str | None = None
     validation: dict[str, ValidationRecord] = field(default_factory=dict)
+    step_0: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.run_id is not None and not _RUN_ID.fullmatch(self.run_id):
@@ -134,7 +136,7 @@ def checked_training(content: Any, name: str) -> dict[str, Any]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{name}: state_dict is no table of tensors; {_CURE}")
     record = content.get(RECORD, {})
-    as_record(record, RunFacts, f"{name}: {RECORD}", _CURE, later=("provenance", "run_id", "validation"))
+    as_record(record, RunFacts, f"{name}: {RECORD}", _CURE, later=tuple(one.name for one in fields(RunFacts)))
     callbacks = content.get("callbacks", {})
     if not isinstance(callbacks, Mapping):
         raise DataError(f"{name}: callbacks is no table; {_CURE}")
