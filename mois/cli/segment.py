@@ -30,8 +30,9 @@ def segment(
         image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series.
         bundle: The model: folder `bundle` of a training.
         prompts: JSON file: {"prompts": [{"click": [x, y, z], "lesion": "a"}, {"click": [x, y, z], "lesion": "a",
-            "positive": false}, {"box": [[x, y, z], [x, y, z]]}, {"mask": "a.nii.gz"}, {"propagate": true}]}, in LPS mm;
-            `lesion` is a name of yours and may be left out. Without any "propagate", there is one at the end.
+            "positive": false}, {"box": [[x, y, z], [x, y, z]]}, {"mask": "a.nii.gz"}, {"propagate": true}]}. Points
+            are LPS mm, {"ras": [x, y, z]} in mm, or {"voxel": [i, j, k]}; `lesion` is a name of yours and may be left
+            out. Without any "propagate", there is one at the end.
         out: Folder for lesions.nii.gz, confidence.nii.gz, lesions.csv, bank.safetensors and the journal.
         bank: Exemplars of another scan, from its bank.safetensors.
         subject: Name of the scan; that of the file by default.
@@ -52,7 +53,7 @@ def segment(
     from mois.journal import NAME, has_begun, read_journal
     from mois.session import InteractiveSession
     from mois.session.origin import about_session, check_origin
-    from mois.session.playing import asked_for, match, play
+    from mois.session.playing import asked_for, doubts, match, play
     from mois.session.results import check_free
     from mois.session.script import read_script
 
@@ -63,6 +64,8 @@ def segment(
         told = read_description(bundle)
     shown = None if bank is None else ExemplarBank.load(bank, told.identity, told.inference.pixel_mm)
     asked = asked_for(script, volume, shown)
+    for doubt in doubts(asked, volume):
+        say(doubt)
     again = has_begun(out / NAME)
     if again:  # compared before the model is made, which takes long
         journal = read_journal(out)

@@ -24,6 +24,7 @@ from mois.interfaces import Exemplars, Propagation, Volume
 from mois.io import read_on_grid
 from mois.labels import one_mask
 from mois.session.found import confidence, find_lesions, keep_ids, likeness, look_at, outline
+from mois.session.points import mirrored
 from mois.session.prompting import PromptSegmenter
 from mois.session.state import BoxMask, Lesion, Preview, Prompt, State
 
@@ -363,15 +364,22 @@ def place_on(grid: SliceGrid, point_lps_mm: Sequence[float]) -> Place:
     """
     if len(point_lps_mm) != 3 or not all(math.isfinite(value) for value in point_lps_mm):
         raise ValueError(f"point_lps_mm={list(point_lps_mm)} must be three numbers: left, back and head in mm.")
-    index = grid.to_stack_index(torch.tensor([list(point_lps_mm)], dtype=torch.float64))[0].tolist()
-    if not all(-0.5 <= value <= count - 0.5 for value, count in zip(index, grid.stack_shape, strict=True)):
+    index, inside = _index(grid, point_lps_mm)
+    if not inside:
         last = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in grid.stack_shape]], dtype=torch.float64)
         corners = grid.to_lps_mm(last)
         low, high = corners.amin(0).tolist(), corners.amax(0).tolist()
         span = ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
-        raise ValueError(f"point_lps_mm={list(point_lps_mm)} lies outside the scan ({span} mm); correct it.")
+        ras = "did you give RAS? Negate x and y" if _index(grid, mirrored(point_lps_mm))[1] else "correct it"
+        raise ValueError(f"point_lps_mm={list(point_lps_mm)} lies outside the scan ({span} mm); {ras}.")
     whole = [min(max(value, 0.0), count - 1.0) for value, count in zip(index, grid.stack_shape, strict=True)]
     return Place(round(whole[0]), whole[1], whole[2])
+
+
+def _index(grid: SliceGrid, point_lps_mm: Sequence[float]) -> tuple[list[float], bool]:
+    """Return a point's place in the stack, and whether that is inside."""
+    index: list[float] = grid.to_stack_index(torch.tensor([list(point_lps_mm)], dtype=torch.float64))[0].tolist()
+    return index, all(-0.5 <= value <= count - 0.5 for value, count in zip(index, grid.stack_shape, strict=True))
 
 
 def checked_mask(mask: Any, volume: Volume, affine: Any = None) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -16,6 +16,7 @@ from mois.journal import Action
 from mois.session.actions import checked_mask, pack_mask, place_on, same_masks, unpack_mask
 from mois.session.interactive import InteractiveSession
 from mois.session.origin import bank_name
+from mois.session.points import mirrored, ras_suspected, to_lps_mm
 from mois.session.script import Step
 
 
@@ -56,15 +57,29 @@ def asked_for(script: Sequence[Step], volume: Volume, bank: ExemplarBank | None 
 
 def _arguments(step: Step, volume: Volume, grid: SliceGrid) -> dict[str, Any]:
     if step.what == "click":
-        place_on(grid, step.given)
-        return {"point_lps_mm": step.given, "positive": step.positive}
+        return {"point_lps_mm": _placed(step.given, volume, grid), "positive": step.positive}
     if step.what == "box":
-        for corner in step.given:
-            place_on(grid, corner)
-        return {"corners_lps_mm": step.given}
+        return {"corners_lps_mm": [_placed(corner, volume, grid) for corner in step.given]}
     if step.what == "mask":
         return {"mask": pack_mask(checked_mask(step.given, volume))}
     return {}
+
+
+def _placed(given: Sequence[float], volume: Volume, grid: SliceGrid) -> list[float]:
+    point = to_lps_mm(given, volume)
+    place_on(grid, point)
+    return point
+
+
+def doubts(asked: Sequence[Asked], volume: Volume) -> list[str]:
+    """Return a sentence on every positive click outside the body that would lie in it if it was meant as RAS."""
+    clicks = [one for one in asked if one.name == "click" and one.arguments["positive"]]
+    return [
+        f"{one.where}: {one.arguments['point_lps_mm']} (LPS mm) lies outside the body, its mirror image within it; did "
+        f'you give RAS? Then write {{"ras": {mirrored(one.arguments["point_lps_mm"])}}}'
+        for one in clicks
+        if ras_suspected(one.arguments["point_lps_mm"], volume)
+    ]
 
 
 @dataclass(frozen=True)

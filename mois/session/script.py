@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mois.session.points import VoxelPoint, read_point
 from mois.text_files import read_json
 
 WHAT = ("click", "box", "mask", "propagate")
-FARTHEST_MM = 1e6
-"""No scan reaches further from its origin; a number beyond it is a slip."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Step:
 
     Attributes:
         what: click, box, mask or propagate.
-        given: A point, two points, a file or True.
+        given: A point (in LPS mm, or a `VoxelPoint`), two points, a file or True.
         lesion: The user's name for the lesion, or None.
         positive: Of a click.
         entry: Its number in the file, from 1; 0 for the propagation that a file without one ends with.
@@ -97,13 +95,11 @@ def _given(path: Path, what: str, given: Any, refuse: Callable[[str], ValueError
     return True
 
 
-def _point(given: Any, refuse: Callable[[str], ValueError]) -> list[float]:
-    whole = isinstance(given, list) and len(given) == 3
-    if not whole or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in given):
-        raise refuse("a point must be three numbers, LPS mm")
-    if not all(abs(v) <= FARTHEST_MM and math.isfinite(v) for v in given):
-        raise refuse(f"a point must be three numbers of at most {FARTHEST_MM:.0f}, LPS mm")
-    return [float(v) for v in given]
+def _point(given: Any, refuse: Callable[[str], ValueError]) -> list[float] | VoxelPoint:
+    try:
+        return read_point(given)
+    except ValueError as error:
+        raise refuse(str(error)) from error
 
 
 def _shown(entry: Any) -> str:
