@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mois.errors import DataError
 from mois.geometry import SliceAxis, SliceGrid
 from mois.interfaces import Volume
 
@@ -17,9 +18,17 @@ def slab_slices(volume: Volume, fraction: float, slice_axis: SliceAxis = "auto")
         volume: The scan.
         fraction: Of its slices, above 0 and below 1.
         slice_axis: What slices are taken across.
+
+    Raises:
+        DataError: If there is one slice only.
     """
     stack = _grid(volume, slice_axis).to_stack(volume.lesions).numpy()
     slices = len(stack)
+    if slices < 2:
+        raise DataError(
+            f"data.init_args.val_slab={fraction:g}: subject {volume.subject} has one slice, which cannot be trained "
+            "and validated on; set val_slab to 0 and name val_subjects."
+        )
     count = min(max(1, round(fraction * slices)), slices - 1)
     places = np.flatnonzero(stack)
     lesions, index = np.unique(stack.reshape(-1)[places], return_inverse=True)

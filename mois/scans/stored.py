@@ -96,8 +96,8 @@ def check_size(path: Path, shape: Sequence[int], kind: np.dtype[Any]) -> int:
     needed, there = voxels * (kind.itemsize + 4), memory_bytes()
     if needed > there:
         raise DataError(
-            f"{path}: {written} voxels take {needed / 2**30:.1f} GiB, this machine has {there / 2**30:.1f}; crop it, "
-            "or use a machine with more memory."
+            f"{path}: its header declares {written} voxels, which take {needed / 2**30:.1f} GiB, and this machine has "
+            f"{there / 2**30:.1f}; crop it, or use a machine with more memory."
         )
     return voxels * kind.itemsize
 

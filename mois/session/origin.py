@@ -13,6 +13,7 @@ import torch
 from mois.calibration import Calibration
 from mois.execution import settled
 from mois.exemplars import ExemplarBank, ModelIdentity
+from mois.geometry import SliceAxis, SliceGrid
 from mois.inference import InferenceSettings
 from mois.interfaces import Volume
 from mois.journal import Action
@@ -61,10 +62,17 @@ def about_session(
         "patient": volume.patient,
         "path": volume.path,
         "scan_sha256": digest.hexdigest(),
+        "one_slice": _is_one_slice(volume, settings.slice_axis),
         "model": identity.as_dict(),
         "inference": kept,
         "calibration": None if calibration is None else calibration.as_dict(),
     }
+
+
+def _is_one_slice(volume: Volume, slice_axis: SliceAxis) -> bool:
+    """Tell whether slices are taken across an axis because it has one voxel, though it is not the coarsest."""
+    by_spacing = SliceGrid.of((2, 2, 2), volume.affine, slice_axis)
+    return SliceGrid.of(volume.shape, volume.affine, slice_axis).order != by_spacing.order
 
 
 def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
@@ -79,6 +87,8 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
     for name in ("subject", "patient"):  # exemplars carry both
         if header[name] != now[name]:
             raise ValueError(f"{where} has {name}={header[name]}, now it is {now[name]}; give the same {name}.")
+    if now["one_slice"] and not header.get("one_slice"):
+        raise ValueError(f"{where} was made when a scan of one slice was cut into lines; begin a new session.")
     made, given = (ModelIdentity.from_dict(about["model"]) for about in (header, now))
     if different := made.differences(given):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Whether two grids are the same, and everything that has to lie on a scan's grid."""
 
 import itertools
+import json
 import math
 
 import nibabel as nib
@@ -10,6 +11,8 @@ import torch
 from conftest import SHAPE, SPACING_MM, save_nifti, scan_with_lesions
 from session_fakes import make_segmenter, three_lesions
 
+from datamodules.slabs import slab_slices
+from datamodules.subjects import prepare_volume
 from mois.evaluation.scorers import read_maps
 from mois.geometry import SliceGrid, check_pictures
 from mois.grid import Grid, match, put_on
@@ -262,3 +265,39 @@ def test_pictures_that_no_memory_holds_are_refused_before_it_is_taken(shape, spa
     grid = SliceGrid.of(shape, torch.diag(torch.tensor([*spacing, 1.0])))
     with pytest.raises(ValueError, match=r"80000 x 80000 pixels .*; set a larger pixel_mm|96000 x 80000 pixels"):
         check_pictures(grid, pixel_mm)
+
+
+def one_slice() -> Volume:
+    torch.manual_seed(0)
+    flat = torch.diag(torch.tensor([2.0, 2.0, 1.0, 1.0], dtype=torch.float64))
+    lesions = torch.zeros(64, 64, 1, dtype=torch.int32)
+    lesions[20:24, 20:24] = 1
+    return Volume("s", "p", 100 + torch.rand(64, 64, 1), flat, lesions, {1: 1}, "s.nii.gz")
+
+
+def test_a_session_on_one_slice_is_of_one_picture(tmp_path):
+    session = InteractiveSession(make_segmenter(), one_slice(), tmp_path / "s")
+    session.click((-44.0, -44.0, 0.0))
+    session.close()
+    again = InteractiveSession.load(tmp_path / "s", make_segmenter(), one_slice())
+    assert torch.equal(again.label_map(), session.label_map())
+    again.close()
+    # before, such a scan was cut across its coarsest axis, and the header said nothing of it
+    journal = tmp_path / "s" / "journal.jsonl"
+    header, *lines = journal.read_text().splitlines(keepends=True)
+    old = {key: value for key, value in json.loads(header).items() if key != "one_slice"}
+    journal.write_text("".join([json.dumps(old) + "\n", *lines]))
+    with pytest.raises(ValueError, match="was made when a scan of one slice was cut into lines; begin a new session"):
+        InteractiveSession.load(tmp_path / "s", make_segmenter(), one_slice())
+
+
+def test_one_slice_cannot_be_trained_and_validated_on():
+    with pytest.raises(DataError, match=r"val_slab=0.2: subject s has one slice"):
+        slab_slices(one_slice(), 0.2)
+
+
+def test_one_slice_is_prepared_as_one_picture():
+    prepared = prepare_volume(one_slice(), pixel_mm=2.0, patch_px=32)
+    assert prepared.stack_shape == (1, 64, 64)
+    with pytest.raises(ValueError, match="set it to auto"):
+        prepare_volume(one_slice(), pixel_mm=2.0, patch_px=32, slice_axis="left-right")
