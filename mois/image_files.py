@@ -28,7 +28,7 @@ _START_BYTES = 512
 
 
 def read_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read any scan or label map; docs/image_files.md says which entries of headers are honoured, and which are refused.
+    """Read any scan or label map; docs/image_files.md says which entries of headers are honoured, which refused.
 
     Args:
         path: NIfTI (one file, or .hdr and .img), NRRD or MetaImage, known by what it holds and not by its name; or a
