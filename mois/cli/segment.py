@@ -33,7 +33,8 @@ def segment(
             "positive": false}, {"box": [[x, y, z], [x, y, z]]}, {"mask": "a.nii.gz"}, {"propagate": true}]}. Points
             are LPS mm, {"ras": [x, y, z]} in mm, or {"voxel": [i, j, k]}; `lesion` is a name of yours and may be left
             out. Without any "propagate", there is one at the end.
-        out: Folder for lesions.nii.gz, confidence.nii.gz, lesions.csv, bank.safetensors and the journal.
+        out: Folder for lesions.nii.gz, confidence.nii.gz, lesions.csv, lesions.png, lesions.html, bank.safetensors and
+            the journal.
         bank: Exemplars of another scan, from its bank.safetensors.
         subject: Name of the scan; that of the file by default.
         patient: Whom it was taken of; the subject by default.
@@ -48,6 +49,7 @@ def segment(
 
     from mois.bundle import Bundle
     from mois.bundle_record import read_description
+    from mois.evaluation.scan_page import write_scan_page
     from mois.exemplars import ExemplarBank
     from mois.io import read_volume
     from mois.journal import NAME, has_begun, read_journal
@@ -64,7 +66,8 @@ def segment(
         told = read_description(bundle)
     shown = None if bank is None else ExemplarBank.load(bank, told.identity, told.inference.pixel_mm)
     asked = asked_for(script, volume, shown)
-    for doubt in doubts(asked, volume):
+    doubted = doubts(asked, volume)
+    for doubt in doubted:
         say(doubt)
     again = has_begun(out / NAME)
     if again:  # compared before the model is made, which takes long
@@ -87,11 +90,14 @@ def segment(
     rows = session.lesions()
     found = sum(row.origin == "found" for row in rows)
     say(f"{len(rows)} lesions ({len(rows) - found} prompted, {found} found), {sum(r.volume_ml for r in rows):.1f} ml")
-    for line in session.warnings():
-        say(line)
+    warned, advised = session.warnings(), []
     for each in session.suggest(1):
         click = json.dumps({"click": [round(value, 1) for value in each.point_lps_mm]})
         lesion = "" if each.lesion is None else f" (lesion {each.lesion})"
-        say(f"suggestion: {click}{lesion}: {each.reason}")
+        advised.append(f"suggestion: {click}{lesion}: {each.reason}")
+    for line in [*warned, *advised]:
+        say(line)
+    pictures = write_scan_page(out, volume._replace(lesions=session.label_map()), rows, [*doubted, *warned], advised)
+    say(f"pictures: {' and '.join(str(file) for file in pictures)}")
     say(f"results in {out}")
     session.close()

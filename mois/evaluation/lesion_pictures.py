@@ -13,7 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mois.evaluation.overlays import STYLES, white_level
+from mois.evaluation.overlays import STYLES, grey_levels
 from mois.evaluation.results import Row, read_rows
 from mois.evaluation.sections import worst_first
 from mois.files import whole_file, write_text
@@ -68,18 +68,19 @@ def _read_map(path: Path, volume: Volume) -> InstanceMap:
 
 
 class _Scan(NamedTuple):
-    """A scan as stacks (S, H, W): raw intensities and lesion ids, and the intensity that is drawn white."""
+    """A scan as stacks (S, H, W): raw intensities and lesion ids, and which intensities are drawn black and white."""
 
     grid: SliceGrid
     image: npt.NDArray[np.float32]
     lesions: InstanceMap
+    black: float
     white: float
 
     @classmethod
     def of(cls, volume: Volume) -> _Scan:
         grid = SliceGrid.of(volume.shape, volume.affine)
         image = grid.to_stack(volume.image.float().cpu()).numpy()
-        return cls(grid, image, grid.to_stack(volume.lesions.cpu()).numpy(), white_level(image))
+        return cls(grid, image, grid.to_stack(volume.lesions.cpu()).numpy(), *grey_levels(image))
 
 
 def _caption(lesion: Mask, result: InstanceMap, row: Row) -> str:
@@ -101,7 +102,7 @@ def _draw(scan: _Scan, lesion: Mask, result: InstanceMap, row: Row) -> Figure:
     figure = Figure(figsize=(2.4, 2.4), facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(scan.image[window], cmap="gray", vmin=0, vmax=scan.white, aspect=grid.row_mm / grid.column_mm)
+    axes.imshow(scan.image[window], cmap="gray", vmin=scan.black, vmax=scan.white, aspect=grid.row_mm / grid.column_mm)
     kind = "found" if row["found"].lower() == "true" else "missed"
     for mask, (colour, style) in ((lesion[window], STYLES[kind]), (result[window] > 0, ("#FFFFFF", "dotted"))):
         if mask.any():

@@ -63,9 +63,13 @@ def telling_slices(truth: InstanceMap, result: InstanceMap, count: int = PANELS)
     return sorted(chosen)
 
 
-def white_level(image: npt.NDArray[np.float32]) -> float:
-    """Return what is drawn white: the 99.5th percentile of what is not 0, as the model sees it."""
-    return float(np.percentile(image[image != 0], 99.5)) if image.any() else 1.0
+def grey_levels(image: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Return what is drawn black and white: percentiles of what is not 0, as the model sees it; 0 is black if least."""
+    if not image.any():
+        return 0.0, 1.0
+    low, high = np.percentile(image[image != 0], (0.5, 99.5))
+    black = 0.0 if not float(image.min()) else float(low)
+    return black, max(float(high), black + 1e-12)
 
 
 def draw_overlay(
@@ -86,11 +90,11 @@ def draw_overlay(
     width = panel_inches * image.shape[2] / (image.shape[1] * pixel_aspect)
     figure = Figure(figsize=(max(6.0, width * len(slices)), panel_inches + 1.0), facecolor="black")
     FigureCanvasAgg(figure)
-    white = white_level(image)
+    black, white = grey_levels(image)
     for axes, index in zip(figure.subplots(1, len(slices), squeeze=False)[0], slices, strict=True):
-        axes.imshow(image[index], cmap="gray", vmin=0, vmax=white, aspect=pixel_aspect, interpolation="nearest")
+        axes.imshow(image[index], cmap="gray", vmin=black, vmax=white, aspect=pixel_aspect, interpolation="nearest")
         for kind, mask in masks.items():
-            _outline(axes, mask[index], *STYLES[kind])
+            outline(axes, mask[index], *STYLES[kind])
         axes.set_title(f"slice {index + 1} of {len(image)}", color="white", fontsize=8)
         axes.set_axis_off()
     handles = [Line2D([], [], color=colour, linestyle=style, label=kind) for kind, (colour, style) in STYLES.items()]
@@ -121,7 +125,10 @@ def save_overlay(
         draw_overlay(image, truth, result, report, pixel_aspect).savefig(part, format="png", dpi=120)
 
 
-def _outline(axes: Axes, mask: Mask, colour: str, style: Literal["solid", "dashed", "dotted"]) -> None:
+def outline(
+    axes: Axes, mask: Mask, colour: str, style: Literal["solid", "dashed", "dotted"], width: float = 0.8
+) -> None:
+    """Draw the outline of a mask (H, W) bool, if there is anything in it."""
     if not mask.any():
         return
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
@@ -129,7 +136,7 @@ def _outline(axes: Axes, mask: Mask, colour: str, style: Literal["solid", "dashe
     # a contour keeps several copies of what it is drawn from: of the whole picture 16 MB, twenty times a figure
     padded = np.pad(mask[top:bottom, left:right], 1).astype(np.float32)  # so that an outline closes at the border
     across, down = np.arange(left - 1, right + 1), np.arange(top - 1, bottom + 1)
-    axes.contour(across, down, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=0.8)
+    axes.contour(across, down, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=width)
 
 
 def _text(value: float | None) -> str:

@@ -17,7 +17,7 @@ from mois.geometry import SliceGrid
 from mois.image_files import write_volume
 from mois.session.state import Lesion, State
 
-RESULTS = ("lesions.nii.gz", "confidence.nii.gz", "lesions.csv", "bank.safetensors")
+RESULTS = ("lesions.nii.gz", "confidence.nii.gz", "lesions.csv", "lesions.png", "lesions.html", "bank.safetensors")
 """What a session writes beside its journal."""
 
 

@@ -62,6 +62,8 @@ def test_segment_writes_results_goes_on_and_the_journal_is_told(files, capsys):
         rows = list(csv.DictReader(file))
     assert [row["clicks"] for row in rows[:2]] == ["2", "1"]
     assert read_journal(files / "out").actions[-1].name == "propagate"
+    assert (files / "out" / "lesions.png").read_bytes().startswith(b"\x89PNG")
+    assert "2 prompted" in (files / "out" / "lesions.html").read_text(encoding="utf-8")
     # killed after two clicks: the same command does the rest
     whole = np.asarray(labels.dataobj)
     journal = files / "out" / "journal.jsonl"
