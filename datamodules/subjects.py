@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from mois.geometry import SliceAxis, SliceGrid, resample_stack
+from mois.geometry import LARGEST_TILE, SliceAxis, SliceGrid, resample_stack
 from mois.image_files import DataError
 from mois.interfaces import Volume
 from mois.io import normalise
 
 BODY = 0.1  # normalised intensity above which a pixel counts as tissue
 _BODY_PIXELS = 20_000
-_LARGEST_PATCH = 4.0  # times the scan's larger edge in a slice
 _ID_TYPES = (torch.uint8, torch.int16, torch.int32)
 
 
@@ -166,12 +165,10 @@ def prepare_volume(
         DataError: If the patch is more than 4 times as large as the scan's slices.
     """
     grid = SliceGrid.of(volume.shape, volume.affine, slice_axis)
-    _, height, width = grid.stack_shape
-    extent_mm = max(height * grid.row_mm, width * grid.column_mm)
-    if patch_px * pixel_mm > _LARGEST_PATCH * extent_mm:
+    if patch_px * pixel_mm > LARGEST_TILE * grid.extent_mm:
         raise DataError(
             f"data.init_args.patch_px={patch_px} at pixel_mm={pixel_mm} is {patch_px * pixel_mm:.0f} mm, more than 4 "
-            f"times subject {volume.subject} ({extent_mm:.0f} mm); choose a smaller patch_px or pixel_mm."
+            f"times subject {volume.subject} ({grid.extent_mm:.0f} mm); choose a smaller patch_px or pixel_mm."
         )
     image = resample_stack(grid.to_stack(normalise(volume.image)), grid, pixel_mm)
     lesions = resample_stack(grid.to_stack(volume.lesions), grid, pixel_mm, nearest=True)

@@ -28,6 +28,8 @@ _PICTURES: dict[int, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] =
     2: ((2, 1), (1, -1), (0, -1)),
 }
 _TIE = 0.99
+LARGEST_TILE = 4.0
+"""Times the longer edge of a scan's slices: a tile beyond that shows almost nothing but what lies around the scan."""
 MOST_PIXELS = 2**15 - 1
 """Along an edge of a picture: places in it are kept as int16."""
 
@@ -111,6 +113,11 @@ class SliceGrid:
     def column_mm(self) -> float:
         """Distance between columns: width of a pixel."""
         return self.spacing_mm[2]
+
+    @property
+    def extent_mm(self) -> float:
+        """Longer edge of a slice."""
+        return max(self.stack_shape[1] * self.row_mm, self.stack_shape[2] * self.column_mm)
 
     def to_stack(self, array: Tensor) -> Tensor:
         """Return a scan's array (I, J, K) as a stack (S, H, W), same values."""

@@ -6,6 +6,7 @@ model's millimetres per pixel, cut into T overlapping tiles (P, P) each. The mod
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -22,7 +23,7 @@ from mois.encoded import EncodedVolume, Tracked, mask_centre, paste
 from mois.execution import Compiled, Precision, autocast, tiles_at_once
 from mois.feature_store import FeatureStore
 from mois.follow import Limits, Seeds, follow_all
-from mois.geometry import SliceGrid, TileGrid, resample_stack, restore_stack
+from mois.geometry import LARGEST_TILE, SliceGrid, TileGrid, resample_stack, restore_stack
 from mois.interfaces import Backbone, Exemplars, Features, MaskPrediction, Prompts, Propagation, TrackingRules, Volume
 from mois.io import normalise
 from mois.metrics import InstanceMap
@@ -147,6 +148,7 @@ class VolumeSegmenter:
         grid = SliceGrid.of(volume.shape, volume.affine, settings.slice_axis)
         pictures = resample_stack(normalise(grid.to_stack(volume.image.float().cpu())), grid, settings.pixel_mm)
         edge = settings.tile_px or self.backbone.patch_px
+        self._warn_of_wide_tiles(edge, grid, volume.subject)
         tiles = TileGrid.of(pictures.shape[1], pictures.shape[2], edge, settings.overlap)
         shows = torch.zeros(len(pictures), len(tiles.corners), dtype=torch.bool)
         for index, picture in enumerate(pictures):
@@ -165,6 +167,17 @@ class VolumeSegmenter:
                 rows = np.arange(start, min(start + step, len(places)))
                 store.put(rows, encoded.images(rows))
         return encoded
+
+    def _warn_of_wide_tiles(self, edge: int, grid: SliceGrid, subject: str) -> None:
+        pixel_mm = self.settings.pixel_mm
+        tile_mm, scan_mm = edge * pixel_mm, grid.extent_mm
+        if tile_mm > LARGEST_TILE * scan_mm:
+            warnings.warn(
+                f"a tile of {edge} pixels of {pixel_mm} mm is {tile_mm:.0f} mm wide, {tile_mm / scan_mm:.0f} times as "
+                f"much as {subject} ({scan_mm:.0f} mm), whose lesions it shows too small; lower inference.pixel_mm (to "
+                f"{scan_mm / edge:.2g} the scan fills a tile) or inference.tile_px",
+                stacklevel=3,
+            )
 
     def _see(self, images: Tensor) -> Features:
         with self.autocast():

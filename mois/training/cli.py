@@ -169,6 +169,7 @@ class MoisCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add our loggers, callbacks and checkpoint files to what the config asks for."""
+        self._refuse_two_edges()
         given = self._get(self.config_init, "trainer")
         plugins = given["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO(self.checkpoints)]
@@ -298,6 +299,25 @@ class MoisCLI(LightningCLI):
             raise ValueError(
                 f"data.init_args.pixel_mm={trained} and model.inference.pixel_mm={inferred} differ; "
                 "set both to the same"
+            )
+
+    def _refuse_two_edges(self) -> None:
+        """Refuse patches of another edge than the tiles of whole volumes, in every command, as with two scales.
+
+        Raises:
+            ValueError: Naming both edges and where they come from.
+        """
+        model, data = (self._get(self.config_init, name) for name in ("model", "data"))
+        patch_px = getattr(getattr(data, "settings", None), "patch_px", None)  # not every datamodule has one
+        if patch_px is None or not isinstance(model, ExemplarSegmenter):
+            return
+        own, tile_px = model.backbone.patch_px, model.inference.tile_px
+        edge, key = (tile_px, "model.inference.tile_px") if tile_px else (own, "model.backbone.init_args.patch_px")
+        if patch_px != edge:
+            raise ValueError(
+                f"data.init_args.patch_px={patch_px} is what the model would learn on, {key}={edge} what it would see "
+                f"of whole volumes (size {model.backbone.identity.name} was made for {own}); set both to the same, "
+                "such as 512 for SAM 2.1's own weights"
             )
 
     def _refuse_to_overwrite(self) -> None:
