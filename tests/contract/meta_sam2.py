@@ -94,6 +94,7 @@ def video_state(predictor: Any, images: Tensor) -> Any:
 
 
 def randomise(model: nn.Module) -> None:
+    """Make norms, biases and scales matter, memories be heard, and masks so steep that most are stable."""
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if name.endswith("gamma"):
@@ -104,6 +105,12 @@ def randomise(model: nn.Module) -> None:
                 tensor.normal_(1.0 if name.endswith("weight") else 0.0, 0.2)
             elif "embed" in name or "tpos" in name:
                 tensor.normal_(0, 0.5)
+            elif "hypernetworks_mlps" in name and "layers.2" in name:
+                tensor *= 5
+            elif "cross_attn_image" in name:
+                tensor *= 3
+            elif name.startswith(("memory_encoder", "obj_ptr")):
+                tensor *= 2
 
 
 def save_checkpoint(model: nn.Module, path: Path) -> Path:

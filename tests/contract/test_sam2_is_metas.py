@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from meta_sam2 import (
-    CONFIGS,
-    as_seen,
-    bodies,
-    full_precision,
-    meta_image_predictor,
-    meta_model,
-    meta_predictor,
-    save_checkpoint,
-    video_state,
-    without_numbers,
-)
+from meta_sam2 import CONFIGS, as_seen, full_precision, meta_image_predictor, without_numbers
 from sam2.build_sam import build_sam2
+from sam2_pair import Pair, apart, by_mask, by_points, by_slice, disc, limits, make_pair, meta_run, seeds
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,55 +18,16 @@ from mois.backbones import SAM2
 from mois.backbones.rules import FIRST
 from mois.backbones.sam2_network import Network
 from mois.backbones.sizes import SIZES
-from mois.encoded import EncodedVolume, Tracked
-from mois.follow import Limits, Seeds, follow_all, follow_one
-from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.interfaces import MaskPrediction, Prompts, Volume
-from mois.propagation import Sam2Only
+from mois.follow import follow_all, follow_one
 
 TOLERANCE = 1e-4
 OURS = {"training", "dynamic_multimask_via_stability"}  # the one is a mode, the other a rule of ours
 SLICES = 9
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Meta's model and ours, of the same checkpoint, and the scan that both look at."""
-
-    meta: Any
-    predictor: Any
-    ours: SAM2
-    images: Tensor  # (S, P, P)
-    encoded: EncodedVolume
-
-    @property
-    def px(self) -> int:
-        return self.ours.patch_px
-
-    def places(self, *points: tuple[float, float]) -> Tensor:
-        """Points as shares of the edge, (1, Q, 2) in pixels."""
-        return torch.tensor([points]) * self.px
-
-    def clicks(self, *points: tuple[float, float], labels: tuple[int, ...] = (1,)) -> Prompts:
-        return Prompts(self.places(*points), torch.tensor([labels], dtype=torch.int32))
-
-    def decode(self, index: int, prompts: Prompts) -> MaskPrediction:
-        return self.ours.decode(self.encoded.select(np.array([index])), prompts)
-
-
-def make_pair(folder: Path, px: int, slices: int) -> Pair:
-    meta = meta_model("tiny", px)
-    with torch.no_grad():
-        meta.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += 3.0  # the object is there on all slices
-    ours = SAM2("tiny", str(save_checkpoint(meta, folder / "tiny.pt")), patch_px=px)
-    stack = bodies(slices, px)
-    affine = torch.diag(torch.tensor([-1.0, -1.0, 5.0, 1.0], dtype=torch.float64))
-    image = stack.permute(2, 1, 0).contiguous()
-    volume = Volume("scan", "scan", image, affine, torch.zeros(image.shape, dtype=torch.int32), {})
-    settings = InferenceSettings(pixel_mm=1.0, air_level=0.0, half_features=False, precision="32")
-    encoded = VolumeSegmenter(ours, Sam2Only(), settings).encode(volume)
-    images = encoded.images(np.arange(slices)).clamp(0, 1)
-    return Pair(meta, meta_predictor("tiny", px, meta.state_dict()), ours, images, encoded)
+def same_on(ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor], slices: range) -> None:
+    differences = {index: apart(ours[index], theirs[index]) for index in slices}
+    assert max(differences.values()) < TOLERANCE, differences
 
 
 @pytest.fixture(scope="module", params=[128, pytest.param(512, marks=pytest.mark.ci)])
@@ -100,11 +49,6 @@ def plain_settings(model: nn.Module) -> dict[str, object]:
         for name, value in vars(module).items()
         if isinstance(value, int | float | str | Sequence) and name not in OURS
     }
-
-
-def apart(one: Tensor, other: Tensor) -> float:
-    assert one.shape == other.shape
-    return float((one - other).abs().max())
 
 
 # ---------------------------------------------------------------------------------------------- the network
@@ -177,55 +121,6 @@ def test_answers_to_prompts_are_those_of_the_image_predictor(pair: Pair, name: s
 
 
 # ---------------------------------------------------------------------------------------------- tracking
-
-
-def meta_run(
-    pair: Pair, ask: Mapping[int, Callable[[Any, int], None]], start: int, *, reverse: bool, steps: int = 99
-) -> tuple[dict[int, Tensor], Any]:
-    """The low-resolution logits of every frame from a fresh state, and the state."""
-    state = video_state(pair.predictor, pair.images)
-    with full_precision():
-        for index, prompt in ask.items():
-            prompt(state, index)
-        for _ in pair.predictor.propagate_in_video(state, start, steps, reverse):
-            pass
-    told = state["output_dict_per_obj"][0]
-    frames = {**told["non_cond_frame_outputs"], **told["cond_frame_outputs"]}
-    return {index: out["pred_masks"][0] for index, out in frames.items()}, state
-
-
-def by_points(pair: Pair, prompts: Prompts) -> Callable[[Any, int], None]:
-    def ask(state: Any, index: int) -> None:
-        pair.predictor.add_new_points_or_box(state, index, 1, prompts.points[0], prompts.labels[0])
-
-    return ask
-
-
-def by_mask(pair: Pair, mask: Tensor) -> Callable[[Any, int], None]:
-    return lambda state, index: pair.predictor.add_new_mask(state, index, 1, mask)
-
-
-def limits(ours: SAM2) -> Limits:
-    return Limits(range_mm=1e4, growth=1e9, rules=ours.tracking)
-
-
-def seeds(answers: Mapping[int, MaskPrediction]) -> Seeds:
-    parts = zip(*((answer.logits, answer.pointer, answer.presence) for answer in answers.values()), strict=True)
-    return Seeds(np.array(list(answers)), *(torch.cat(part) for part in parts))
-
-
-def by_slice(tracked: Tracked) -> dict[int, Tensor]:
-    return dict(zip(tracked.rows.tolist(), tracked.logits.unsqueeze(1), strict=True))
-
-
-def same_on(ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor], slices: range) -> None:
-    differences = {index: apart(ours[index], theirs[index]) for index in slices}
-    assert max(differences.values()) < TOLERANCE, differences
-
-
-def disc(px: int) -> Tensor:
-    line = torch.arange(px) - 0.4 * px
-    return line[:, None] ** 2 + line[None] ** 2 < (px / 8) ** 2
 
 
 @pytest.mark.parametrize("name", ["a click", "two clicks", "a box", "a mask"])

@@ -99,7 +99,7 @@ def test_a_second_scale_is_refused_by_every_command(
         ),
         pytest.param(
             nothing,
-            ["--data.init_args.patch_px=416"],
+            ["--data.init_args.patch_px=416", "--model.inference.tile_px=416"],
             "data.init_args.patch_px=416 at pixel_mm=2.0 is 832 mm, more than 4 times subject p0 (96 mm); choose",
             id="patch that cannot fit",
         ),
@@ -114,6 +114,18 @@ def test_a_second_scale_is_refused_by_every_command(
             ["--trainer.precision=bf16-true"],
             "trainer.precision=bf16-true is not supported; use 32-true, 32, bf16-mixed, bf16, 16-mixed, 16",
             id="weights in half precision",
+        ),
+        pytest.param(
+            nothing,
+            ["--data.init_args.patch_px=96"],
+            "data.init_args.patch_px=96 is what the model would learn on, model.inference.tile_px=64 what it would see",
+            id="patches smaller than tiles",
+        ),
+        pytest.param(
+            nothing,
+            ["--model.inference.tile_px=null", "--model.backbone.init_args.size=tiny", "--data.init_args.patch_px=128"],
+            "data.init_args.patch_px=128 is what the model would learn on, model.backbone.init_args.patch_px=1024 what",
+            id="patches of the nano, tiles of SAM 2.1",
         ),
         pytest.param(
             nothing,

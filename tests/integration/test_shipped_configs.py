@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import save_nifti
 from small_runs import ROOT, SCANS, SMALL, config, data, folder, losses, rows, train, validations
 from torch.nn.parallel import DistributedDataParallel
 
 from datamodules import PretrainDataModule
+from mois.backbones import SAM2
+from mois.backbones.rules import SAM2Rules
+from mois.bundle import Bundle
 from mois.cli import main as mois_main
 from mois.training.cli import main
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
-TESTED = {"demo", "ms_lesions", "neurofibroma", "pretrain_nano", "compare_propagations", "template", "zero_shot"}
+TESTED = {
+    "compare_propagations", "demo", "ms_lesions", "neurofibroma", "pretrain_nano", "sam2", "template", "zero_shot",
+}  # fmt: skip
 INIT = "--data.init_args."
 ONE_PROCESS = ["--trainer.devices=1", "--trainer.strategy=auto"]
 pytestmark = pytest.mark.usefixtures("same_process")
@@ -114,6 +122,25 @@ def test_neurofibroma_trains_with_another_backbone(make_dataset: Callable[..., P
     small = [*SCANS, *data(make_dataset(subjects=2), fold=0, batch_size=1, episodes_per_epoch=2, num_workers=0)]
     train("fit", config("neurofibroma.yaml"), *backbone, *small, "--trainer.max_epochs=1", folder(tmp_path / "run"))
     assert list(losses(tmp_path / "run")) == [0, 1]
+
+
+@pytest.mark.ci
+def test_the_line_in_the_readme_for_metas_weights_trains_tests_and_leaves_a_bundle(
+    make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (given,) = re.findall(r"`python train.py (fit --config configs/sam2.yaml[^`]*)`", (ROOT / "README.md").read_text())
+    meta = SAM2("tiny", "random", patch_px=64)  # as Meta's file holds it
+    torch.save({"model": meta.weights()}, tmp_path / "sam2.1_hiera_tiny.pt")
+    monkeypatch.chdir(ROOT)
+    run = given.replace("DIR", str(make_dataset(subjects=2))).split()
+    run += [f"--model.backbone.init_args.weights={tmp_path / 'sam2.1_hiera_tiny.pt'}", *SCANS, f"{INIT}num_workers=0"]
+    run += [f"{INIT}batch_size=1", f"{INIT}episodes_per_epoch=1", folder(tmp_path / "run"), "--dry_step=false"]
+    small = ["--model.backbone.init_args.patch_px=64", "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
+    train(*run, *small)
+    assert list(losses(tmp_path / "run")) == [0]
+    made = Bundle.load(tmp_path / "run" / "bundle")
+    assert made.segmenter().tracking.maps == 6
+    assert made.identity.behaviour == asdict(SAM2Rules())
 
 
 @pytest.mark.slow
