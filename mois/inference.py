@@ -173,7 +173,7 @@ class VolumeSegmenter:
         tile_mm, scan_mm = edge * pixel_mm, grid.extent_mm
         if tile_mm > LARGEST_TILE * scan_mm:
             warnings.warn(
-                f"a tile of {edge} pixels of {pixel_mm} mm is {tile_mm:.0f} mm wide, {tile_mm / scan_mm:.0f} times as "
+                f"a tile of {edge} pixels of {pixel_mm} mm is {tile_mm:.0f} mm wide, {tile_mm / scan_mm:.2g} times as "
                 f"much as {subject} ({scan_mm:.0f} mm), whose lesions it shows too small; lower inference.pixel_mm (to "
                 f"{scan_mm / edge:.2g} the scan fills a tile) or inference.tile_px",
                 stacklevel=3,

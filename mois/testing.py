@@ -16,7 +16,18 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from mois.backbones.sam2 import SAM2
-from mois.interfaces import Adapter, Backbone, Episode, Exemplars, Features, Prompts, Propagation, Volume
+from mois.interfaces import (
+    Adapter,
+    Backbone,
+    Episode,
+    Exemplars,
+    Features,
+    MaskPrediction,
+    Memory,
+    Prompts,
+    Propagation,
+    Volume,
+)
 
 TOLERANCE = 1e-4
 
@@ -81,6 +92,7 @@ def check_backbone(backbone: Backbone) -> None:
         _require(memory.maps.shape[2] == backbone.memory_width, "a memory map is not memory_width wide")
         followed = backbone.decode(backbone.attend(features, memory), None)
         _require(followed.logits.shape == both.logits.shape, "tracking answers in another shape than clicking")
+        _check_tracking(backbone, features, both)
         again = backbone.encode_rest(images, backbone.encode_frozen(images))
         same = all(_close(one, two) for one, two in zip(again.levels, features.levels, strict=True))
         _require(same and _close(again.position, features.position), "encode_frozen and encode_rest are not encode")
@@ -194,6 +206,26 @@ def check_datamodule(datamodule: LightningDataModule) -> None:
         _require(value.dtype == wanted, f"Episode.{name} is {value.dtype}, not {wanted}")
     for volume in islice(datamodule.val_dataloader(), 1):
         _require(isinstance(volume, Volume), f"val_dataloader yields {type(volume).__name__}, not Volume")
+
+
+def _check_tracking(backbone: Backbone, features: Features, answer: MaskPrediction) -> None:
+    """Check that any number of remembered slices is attended to, and that rules, masks and behaviour are taken."""
+    rules = backbone.tracking
+    latest: list[Memory] = []
+    clicked = backbone.remember_slice(features, answer.logits, answer.pointer, answer.presence, hard=True)
+    for step in range(1, 5):
+        known = [(step, clicked), (step - 9, clicked)]  # one behind, one ahead
+        followed = backbone.decode(backbone.attend(features, rules.gather(known, latest, slices=9)), None)
+        _require(bool(followed.logits.isfinite().all()), f"after {step} slices tracking gives no finite mask")
+        seen = backbone.remember_slice(features, followed.logits, followed.pointer, followed.presence)
+        latest = rules.keep(seen, latest)
+    masks = torch.zeros(2, *features.image.shape[-2:])
+    masks[0, 8:24, 8:24] = 1
+    given = backbone.adopt(features, masks)
+    _require(given.logits.shape == answer.logits.shape, "a reader's mask comes back in another shape than an answer")
+    shown = (given.logits > 0).flatten(1).any(1).tolist()
+    _require(shown == [True, False], "a reader's mask is lost, or an empty one shows something")
+    backbone.behave(backbone.behaviour())
 
 
 def _check_prepared(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:

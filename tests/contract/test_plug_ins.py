@@ -45,7 +45,9 @@ def test_the_nano_backbone_keeps_the_contract() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["tiny", "small", "base_plus", "large"])
+@pytest.mark.parametrize(
+    "size", ["tiny", "small", *(pytest.param(name, marks=pytest.mark.ci) for name in ("base_plus", "large"))]
+)
 def test_official_sizes_keep_the_contract(size: str) -> None:
     check_backbone(SAM2(size, "random", patch_px=64))  # type: ignore[arg-type]
 

@@ -1,5 +1,6 @@
 """Whole volumes with a model that can be computed by hand: where things land, and what is computed how often."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -198,6 +199,18 @@ def test_tracking_ends_where_a_lesion_explodes() -> None:
     encoded = segmenter.encode(scan)
     lesions = segmenter.tracked_lesions(encoded, track_from(segmenter, encoded, [(2, 24.0, 24.0)]))
     assert np.flatnonzero(lesions.any((1, 2))).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("tile_px", "said"), [(256, False), (288, True)])
+def test_tiles_far_wider_than_the_scan_are_said(tile_px: int, said: bool) -> None:
+    scan = make_scan([(TYPE_A, box((1, 2), (20, 28), (20, 28)))])  # 64 x 48 pixels of 1.5 mm: 96 mm
+    segmenter = make_segmenter(tile_px=tile_px)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        segmenter.encode(scan)
+    told = [str(warning.message) for warning in caught]
+    wide = "a tile of 288 pixels of 1.5 mm is 432 mm wide, 4.5 times as much as scan (96 mm)"
+    assert [line.startswith(wide) for line in told] == [True] * said
 
 
 def test_tracking_remembers_the_clicked_slice_and_the_latest_ones() -> None:
