@@ -39,8 +39,12 @@ class Table(NamedTuple):
     lines: list[int]
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, plain: bool = False) -> str:
     """Return the text of a file: UTF-8, or UTF-16 and UTF-32 that begin with their mark.
+
+    Args:
+        path: A regular file.
+        plain: Whether it has to be UTF-8, because another program reads it as well.
 
     Raises:
         OSError: If it cannot be opened.
@@ -50,7 +54,8 @@ def read_text(path: Path) -> str:
         content = read_regular(path, MOST_BYTES)
     except ValueError as error:  # a pipe, a folder, or far too large
         raise DataError(str(error)) from error
-    mark, encoding = next(((mark, name) for mark, name in _MARKS if content.startswith(mark)), (b"", "utf-8"))
+    known = _MARKS[:1] if plain else _MARKS
+    mark, encoding = next(((mark, name) for mark, name in known if content.startswith(mark)), (b"", "utf-8"))
     try:
         text = content[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:

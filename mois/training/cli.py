@@ -19,10 +19,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from mois.arguments import OneLineParser, command_line, read_settings
+from mois.arguments import OneLineParser, command_line
 from mois.calibration import Calibration
 from mois.execution import settled
 from mois.interrupts import ctrl_c_ends
+from mois.settings import read_settings
 from mois.tracking import LateLoggers, Tracker, TrackingSettings, make_loggers
 from mois.training.callbacks import CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
 from mois.training.checkpoint_content import RECORD, CheckProgress, ValidationRecord
@@ -145,6 +146,7 @@ class MoisCLI(LightningCLI):
                 volumes would be seen at two scales, or weights would be kept in another type than float32.
         """
         self._refuse_a_second_seed()
+        self._refuse_a_value_for_a_group()
         self._refuse_two_scales()
         trainer = self.settings["trainer"]
         if trainer["default_root_dir"] is None:
@@ -285,6 +287,16 @@ class MoisCLI(LightningCLI):
                 raise ValueError(
                     f"{setting.key}={setting.value}{setting.place} is not taken: seed_everything={seed} serves all; "
                     "leave it out"
+                )
+
+    def _refuse_a_value_for_a_group(self) -> None:
+        """Refuse `trainer: 5` in a config, which the parser would drop."""
+        groups = self._parser(self.subcommand).groups or {}
+        for setting in read_settings(self.arguments):
+            if setting.key in groups and not isinstance(setting.value, dict | str | None):
+                raise ValueError(
+                    f"{setting.key}={setting.value}{setting.place} is not allowed: {setting.key} is a group of "
+                    f"settings; write them under it, {setting.key}: {{NAME: VALUE}}"
                 )
 
     def _refuse_two_scales(self) -> None:

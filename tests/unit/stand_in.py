@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,10 +87,24 @@ class Resumable(DataLoader[Tensor]):
         self.handed_out = state["handed_out"]
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Settings within settings."""
+
+    first: float = 0.5
+
+
 class Data(LightningDataModule):
     """Eight numbers in order, in batches of two; the first two validate."""
 
-    def __init__(self, root: str = "somewhere", seed: int = 0, batch_size: int = 2) -> None:
+    def __init__(
+        self,
+        root: str = "somewhere",
+        seed: int = 0,
+        batch_size: int = 2,
+        names: list[str] | None = None,
+        shares: Shares = Shares(),
+    ) -> None:
         super().__init__()
         self.root, self.seed, self.batch_size = root, seed, batch_size
 

@@ -121,6 +121,75 @@ def losses(folder: str) -> dict[int, float]:
             ["fit", *SMALL, "--checkpoints.mode=most"],
             "checkpoints.mode=most is not allowed; give max, min",
         ),
+        (
+            ["fit", "--data.init_args.batch_size=3", *SMALL],
+            "data.init_args.batch_size stands before --data=stand_in.Data, which names its class; write it behind that",
+        ),
+        (
+            ["fit", "--data.init_args.batch_size=3"],
+            "data.init_args.batch_size: no class is named that has it; name one first, --data=MODULE.CLASS",
+        ),
+        (
+            ["fit", *SMALL, "--data.init_args.names=[001,010]"],
+            "data.init_args.names=1 is not allowed; give str or null: YAML takes names like 001 (1) and 010 (8) for "
+            """numbers; put them in quotes, --data.init_args.names='["001", "010"]'""",
+        ),
+        (
+            ["fit", *SMALL, "--data.init_args.batch_size=null"],
+            "data.init_args.batch_size=null is not allowed; give int.",
+        ),
+        (["fit", *SMALL, "--data.init_args.batch_size=two"], "data.init_args.batch_size=two is not allowed; give int"),
+        (
+            ["fit", *SMALL, "--data.init_args.shares.first=null"],
+            "data.init_args.shares.first=null is not allowed; give float.",
+        ),
+        (
+            ["fit", *SMALL, "--data.init_args.shares.frist=1"],
+            "data.init_args.shares.frist is no setting of stand_in.Data.shares; there is first.",
+        ),
+        (["fit", *SMALL, "--model.rate=null"], "model.rate=null is not allowed; give float"),
+        (
+            ["fit", *SMALL, "--model.layer=null"],
+            "model.layer=null is not allowed; give a class (Layer) by its import path",
+        ),
+        (
+            ["fit", *SMALL, "--model.layer=stand_in"],
+            "model.layer=stand_in is no class; write its import path, MODULE.CLASS",
+        ),
+        (
+            ["fit", *SMALL, "--model.layer=stand_in.Numbers"],
+            "model.layer=stand_in.Numbers is no Layer; did you mean stand_in.Layer?",
+        ),
+        (
+            ["fit", *SMALL, "--trainer.callbacks=[foo]"],
+            "trainer.callbacks=foo is no class; write its import path, MODULE.CLASS",
+        ),
+        (
+            ["fit", *SMALL, "--tracking=offline"],
+            "tracking=offline is not allowed: tracking is a group of settings; set one of them, --tracking.NAME=VALUE",
+        ),
+        (["fit", *SMALL, "--trainer.max_steps"], "trainer.max_steps has no value; write --trainer.max_steps=VALUE"),
+        (
+            ["fit", *SMALL, "-trainer.max_steps=3"],
+            "-trainer.max_steps=3 is taken for no option; write two hyphens: --trainer.max_steps=3",
+        ),
+        (
+            ["fit", *SMALL, "\N{EM DASH}trainer.max_steps=3"],
+            "\N{EM DASH}trainer.max_steps=3 is taken for no option; write two hyphens: --trainer.max_steps=3",
+        ),
+        (
+            ["fit", *SMALL, "--trainer.max_steps 3"],
+            "--trainer.max_steps 3 is one argument; write --trainer.max_steps=3",
+        ),
+        (
+            ["fit", *SMALL, "extra"],
+            "extra belongs to no option; write --OPTION=extra, and what a command takes without one comes first",
+        ),
+        (["fit", *SMALL, "--seed_everything=-1"], "seed_everything=-1 is no seed; choose 0 to 4294967295."),
+        (
+            ["fit", *SMALL, "--seed_everything=4294967296"],
+            "seed_everything=4294967296 is no seed; choose 0 to 4294967295.",
+        ),
     ],
 )
 def test_a_wrong_command_line_ends_in_one_line(failing: Callable[..., str], arguments: list[str], line: str) -> None:
@@ -150,11 +219,72 @@ def test_a_wrong_command_line_ends_in_one_line(failing: Callable[..., str], argu
             "trainer=part/none.yaml: there is no such file; paths in a config are relative to that config",
         ),
         ("trainer: {max_steps: 3", "c.yaml is no YAML: line 2, column 1: expected ',' or '}', but got '<stream end>'"),
+        (
+            "trainer: {max_steps: 3}\ntrainer: {max_epochs: 2}",
+            "c.yaml is no YAML: line 2, column 1: trainer stands twice",
+        ),
+        (
+            "model: {layer: stand_in.Layer}\ntrainer: 5",
+            "trainer=5 (c.yaml) is not allowed: trainer is a group of settings; write them under it, "
+            "trainer: {NAME: VALUE}",
+        ),
+        ("", "config=c.yaml is empty; a config is a table of settings, `key: value`."),
+        ("hello", "config=c.yaml holds a str; a config is a table of settings, `key: value`."),
+        ("1: 2", "c.yaml: key 1 is no text; write a setting's name"),
+        ("trainer: &a {callbacks: [*a]}", "c.yaml: a value holds itself; write it out"),
+        (
+            "model: {layer: {class_path: stand_in.Layer, width: 3}}",
+            "model.layer.width stands beside class_path (c.yaml); write it under model.layer.init_args",
+        ),
+        (
+            "model: {layer: {class_path: stand_in.Layer, init_arg: {width: 3}}}",
+            "model.layer.init_arg is no key of a class (c.yaml); did you mean init_args?",
+        ),
+        (
+            "model: {layer: {class_path: stand_in.Layer, init_args: null}}",
+            "model.layer.init_args of stand_in.Layer is null; write settings under it, or leave it out",
+        ),
+        (
+            "model: {layer: {class_path: stand_in.Layer, init_args: {width: null}}}",
+            "model.layer.init_args.width=null (c.yaml) is not allowed; give int.",
+        ),
     ],
 )
 def test_a_wrong_config_ends_in_one_line(failing: Callable[..., str], config: str, line: str) -> None:
     Path("c.yaml").write_text(config + "\n", encoding="utf-8")
     assert failing("fit", "--config", "c.yaml", "--data=stand_in.Data") == line
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("model: {} # Größe".encode("latin-1"), "byte 14 (0xf6) is no UTF-8"),
+        ("\ufeffmodel: {}".encode("utf-16-le"), "byte 0 (0xff) is no UTF-8"),
+        (b"model:\0 {}", "byte 6 is 0, so it is no text, or UTF-16 without its mark"),
+    ],
+)
+def test_a_config_in_another_encoding_is_named(failing: Callable[..., str], content: bytes, said: str) -> None:
+    Path("c.yaml").write_bytes(content)
+    assert (
+        failing("fit", "--config", "c.yaml", "--data=stand_in.Data")
+        == f"c.yaml: {said}; save it as UTF-8 (Excel: CSV UTF-8)."
+    )
+
+
+def test_a_config_may_begin_with_a_byte_order_mark() -> None:
+    Path("c.yaml").write_text("\ufefftrainer: {max_steps: 1}\nmodel: {layer: stand_in.Layer}\n", encoding="utf-8")
+    assert train("fit", "--config=c.yaml", *SMALL[1:]).trainer.global_step == 1
+
+
+def test_names_that_look_like_numbers_are_found_in_a_config(failing: Callable[..., str]) -> None:
+    Path("c.yaml").write_text(
+        "data:\n  class_path: stand_in.Data\n  init_args: {names: [001, p2]}\nmodel: {layer: stand_in.Layer}\n",
+        encoding="utf-8",
+    )
+    assert failing("fit", "--config=c.yaml") == (
+        "data.init_args.names=1 is not allowed; give str or null: YAML takes names like 001 (1) and 010 (8) for "
+        'numbers; put them in quotes, names: ["001", "010"]'
+    )
 
 
 def test_a_config_that_is_missing_is_named(failing: Callable[..., str], tmp_path: Path) -> None:
@@ -165,7 +295,7 @@ def test_a_list_that_is_none_is_offered_an_empty_one(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         train_main(["fit", "--model.companions=null", "--data=stand_in.Data"])
     assert capsys.readouterr().err == (
-        "error: model.companions=None is not allowed; give a list, [] for an empty one\n"
+        "error: model.companions=null is not allowed; give a list, [] for an empty one\n"
     )
 
 
@@ -349,6 +479,8 @@ def test_a_seed_belongs_to_its_step() -> None:
     ("arguments", "line"),
     [
         (["doctr"], "doctr is no command; did you mean doctor?"),
+        (["fit", "--config=c.yaml"], "fit is a command of train.py: python train.py fit"),
+        (["phantom", "--out=p", "--seed=-1"], "seed=-1 is no seed; choose 0 to 4294967295."),
         (["phantom"], "not set: out; set it with --out=VALUE, or in a file given with --config FILE"),
         (["phantom", "--out=p", "--subjcts=2"], "subjcts is no setting; did you mean subjects?"),
         (
