@@ -35,6 +35,8 @@ def evaluate(
     miss: float = 0.0,
     masks: Literal["predicted", "true"] = "predicted",
     target_class: int | None = None,
+    surface_mm: float = 2.0,
+    bins_ml: tuple[float, ...] = (0.5, 2.0, 10.0),
     protocol: Literal["ours", "paper"] = "ours",
     robustness: bool = False,
     prompted_masks: Path | None = None,
@@ -69,6 +71,8 @@ def evaluate(
         miss: Share of the lesions that the reader overlooks.
         masks: What becomes an exemplar: what the clicks gave, or the truth.
         target_class: The class to score; all of them by default.
+        surface_mm: Tolerance of the surface Dice; mois doctor proposes one for very small lesions.
+        bins_ml: Volumes between the bins of lesions by size, such as [0.5,2,10].
         protocol: With paper, the rules of arXiv 2509.19277 beside ours.
         robustness: Score the scans also with bias field, noise, motion, gamma, ghosting and coarser pixels.
         prompted_masks: With predictions: folder prompted of another run, whose prompted lesions are given to them.
@@ -109,6 +113,8 @@ def evaluate(
         counts=tuple(counts),
         curve_clicks=tuple(curve_clicks),
         target_class=target_class,
+        surface_mm=surface_mm,
+        bins_ml=tuple(bins_ml),
         rules=protocol,
     )
     base = Common(settings, channel, instances, robustness, seed, title)

@@ -25,7 +25,7 @@ SPELLED = {
     "volume_error_ml": "volume error, ml",
     "volume_error_percent": "volume error, %",
     "volume_absolute_error_percent": "absolute volume error, %",
-    "surface_dice_2mm": "surface Dice at 2 mm",
+    r"surface_dice_(\S+?)mm": r"surface Dice at \1 mm",
     "fp_per_scan": "false lesions per scan",
     "dice": "Dice",
     "f1": "F1",

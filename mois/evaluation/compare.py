@@ -12,9 +12,11 @@ from mois.evaluation import charts
 from mois.evaluation.charts import spoken
 from mois.evaluation.page import Page, Part, Picture, Record, Section, Sides, Table, text_of, write_page
 from mois.evaluation.results import METRICS, Leaf, Results
+from mois.evaluation.settings import BINS_ML, surface_key
 from mois.evaluation.statistics import holm, leaf, paired_test
 from mois.files import write_text
 from mois.remarks import FALL, does_harm
+from mois.surface import SURFACE_MM
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "unprompted_dice": ("unprompted", "dice"),
@@ -29,7 +31,6 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "unprompted_recall": ("unprompted", "recall"),
     "unprompted_false_apart": ("unprompted", "false_apart"),
     "unprompted_fragments": ("unprompted", "fragments"),
-    "unprompted_surface_dice_2mm": ("unprompted", "surface_dice_2mm"),
     "prompted_dice": ("prompted", "dice"),
     "scan_f1": ("scan", "f1"),
     "right": ("conditioning", "right"),
@@ -38,7 +39,9 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "no_exemplars": ("conditioning", "no_exemplars"),
     "exemplar_gain": ("conditioning", "exemplar_gain"),
 }
-PROTOCOL = ("prompted", "clicks", "masks", "reader", "target_class", "margin_px")
+LATER = {"surface_mm": SURFACE_MM, "bins_ml": list(BINS_ML)}
+"""Settings that older results do not hold, and what they were then."""
+PROTOCOL = ("prompted", "clicks", "masks", "reader", "target_class", "margin_px", *LATER)
 """Settings in which compared results should agree."""
 
 
@@ -74,6 +77,7 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
     def values(name: str, place: tuple[str, ...]) -> list[tuple[str, float | None]]:
         return [(patients[subject], _at(tables[name][subject], place)) for subject in scans]
 
+    shown = _shown(results)
     comparisons: list[dict[str, Any]] = []
     for figure, place in FIGURES.items():
         for one, other in combinations(results, 2):
@@ -86,7 +90,7 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
     runs = {
         name: {
             "folder": str(of.folder),
-            **{figure: leaf(values(name, place), seed=seed) for figure, place in SHOWN.items()},
+            **{figure: leaf(values(name, place), seed=seed) for figure, place in shown.items()},
         }
         for name, of in results.items()
     }
@@ -154,6 +158,13 @@ def _at(entry: Mapping[str, Any], place: tuple[str, ...]) -> float | None:
     return None if part is None else float(part)
 
 
+def _shown(results: Mapping[str, Results]) -> dict[str, tuple[str, ...]]:
+    """Return `SHOWN` with the surface Dice, whose tolerance is part of its name, where all results have the same."""
+    tolerances = {of.metrics["protocol"].get("surface_mm", SURFACE_MM) for of in results.values()}
+    keys = [surface_key(tolerance) for tolerance in tolerances]
+    return SHOWN | ({f"unprompted_{keys[0]}": ("unprompted", keys[0])} if len(keys) == 1 else {})
+
+
 def _remarks(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return where exemplars do harm, and where clicks are answered worse than in the result before."""
     means = {name: {figure: run[figure]["mean"] for figure in SHOWN} for name, run in runs.items()}
@@ -170,7 +181,7 @@ def _remarks(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _differences(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    found = {key: {name: of.get(key) for name, of in protocols.items()} for key in PROTOCOL}
+    found = {key: {name: of.get(key, LATER.get(key)) for name, of in protocols.items()} for key in PROTOCOL}
     return {
         key: given
         for key, given in found.items()
@@ -197,7 +208,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _figures(found: Mapping[str, Any]) -> list[Part]:
     runs: Mapping[str, Mapping[str, Any]] = found["runs"]
-    kept = [name for name in SHOWN if any(run[name]["mean"] is not None for run in runs.values())]
+    names = [name for name in next(iter(runs.values())) if name != "folder"]
+    kept = [name for name in names if any(run[name]["mean"] is not None for run in runs.values())]
     rows = [[spoken(name), *(_cell(Leaf.of(run[name])) for run in runs.values())] for name in kept]
     drawn = {
         name: {run: Leaf.of(of[name]) for run, of in runs.items()}

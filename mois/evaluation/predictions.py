@@ -80,7 +80,7 @@ def _report(
     never = Overlap.of(answer.found, truth.only(plan.never), taken_out)
     dice = measured(never.dice())
     words = Figures.of_words(dice, None, None, dice)
-    figures, rows, false_ml, _ = score_answer(truth, plan, answer, settings.margin_px, words)
+    figures, rows, false_ml, _ = score_answer(truth, plan, answer, settings, words)
     curve = tuple(
         curve_point(clicks, count, min(count, len(plan.order)), never, None, None)
         for clicks in settings.every_clicks

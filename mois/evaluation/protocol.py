@@ -285,7 +285,7 @@ class Run:
         words = Figures.of_words(measured(right.dice()), wrong, swapped, measured(without.dice()))
         answer = self.answer(target_class)
         with timed(self.seconds, "score", self.segmenter):
-            figures, rows, false_ml, result = score_answer(self.truth, plan, answer, settings.margin_px, words)
+            figures, rows, false_ml, result = score_answer(self.truth, plan, answer, settings, words)
             curve = tuple(
                 curve_point(k, n, self.key(target_class, n, k)[1], *self.words(target_class, n, k))
                 for k in settings.every_clicks

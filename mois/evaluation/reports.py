@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from math import isnan
 from typing import Any, Literal
 
+from mois.evaluation.settings import surface_key
 from mois.metrics import mean_of
+from mois.surface import SURFACE_MM
 
 Role = Literal["prompted", "promptable", "never"]
 Third = Literal["lower", "middle", "upper"]
@@ -47,7 +49,7 @@ class Figures:
         false_apart: How many of these touch no true voxel, of whatever class.
         fragments: How many of these touch one: mostly further pieces of a true lesion that another one stands for.
         unprompted_panoptic_quality: Sum of IoU over pairs of IoU >= 0.5, over the mean number of true and found ones.
-        unprompted_surface_dice: Share of the surfaces that lies within 2 mm of the other one.
+        unprompted_surface_dice: Share of the surfaces that lies within `ProtocolSettings.surface_mm` of the other one.
         unprompted_volume_error_ml: Found minus true volume.
         unprompted_volume_error_percent: The same, of the true volume.
         unprompted_volume_absolute_error_percent: The same without its sign.
@@ -126,22 +128,28 @@ KEYS: dict[str, tuple[str, ...]] = {
     **{name: ("unprompted", word) for word, name in _LESION_WORDS.items()},
     "false_lesions": ("unprompted", "fp_per_scan"),
     **{name: ("unprompted", name) for name in ("false_apart", "fragments")},
-    "unprompted_surface_dice": ("unprompted", "surface_dice_2mm"),
+    "unprompted_surface_dice": ("unprompted", surface_key(SURFACE_MM)),
     **{f"unprompted_{word}": ("unprompted", word) for word in _FURTHER},
     **{f"prompted_{word}": ("prompted", word) for word in ("dice", "lesions", "clicks")},
     **{f"scan_{name}": ("scan", word) for word, name in _LESION_WORDS.items()},
     "scan_false_lesions": ("scan", "fp_per_scan"),
     **{f"scan_{name}": ("scan", name) for name in ("false_apart", "fragments")},
-    "scan_surface_dice": ("scan", "surface_dice_2mm"),
+    "scan_surface_dice": ("scan", surface_key(SURFACE_MM)),
     **{f"scan_{word}": ("scan", word) for word in _FURTHER},
 }
 """The keys that lead to each of `Figures` in metrics.json: below `summary`, and below each of `subjects`."""
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return figures by name as metrics.json has them; see `KEYS`."""
+def keys(surface_mm: float = SURFACE_MM) -> dict[str, tuple[str, ...]]:
+    """Return `KEYS` for a tolerance of the surface Dice, which is part of its name."""
+    usual, given = surface_key(SURFACE_MM), surface_key(surface_mm)
+    return {name: tuple(given if part == usual else part for part in place) for name, place in KEYS.items()}
+
+
+def nested(values: Mapping[str, Any], surface_mm: float = SURFACE_MM) -> dict[str, Any]:
+    """Return figures by name as metrics.json has them; see `keys`."""
     tree: dict[str, Any] = {}
-    for name, place in KEYS.items():
+    for name, place in keys(surface_mm).items():
         branch = tree
         for part in place[:-1]:
             branch = branch.setdefault(part, {})
@@ -321,27 +329,27 @@ class SubjectReport:
             _mean_point([p for r in self.classes for p in r.curve if (p.clicks, p.count) == key]) for key in keys
         )
 
-    def row(self) -> dict[str, Any]:
-        """Return the scan as one flat row of a table."""
+    def row(self, surface_mm: float = SURFACE_MM) -> dict[str, Any]:
+        """Return the scan as one flat row of a table; the tolerance of the surface Dice is part of its name."""
         return {
             "subject": self.subject,
             "patient": self.patient,
             "classes": " ".join(str(report.target_class) for report in self.classes),
             "lesions": len(self.lesions),
-            **{"_".join(place): getattr(self.figures, name) for name, place in KEYS.items()},
+            **{"_".join(place): getattr(self.figures, name) for name, place in keys(surface_mm).items()},
             "false_without_exemplars": self.false_without_exemplars,
             **({f"paper_{name}": value for name, value in asdict(self.paper).items()} if self.paper else {}),
             **{f"seconds_{step}": round(spent, 3) for step, spent in self.seconds.items()},
         }
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self, surface_mm: float = SURFACE_MM) -> dict[str, Any]:
         """Return the scan as it stands in `subjects` of metrics.json."""
         return {
             "subject": self.subject,
             "patient": self.patient,
             "classes": [report.target_class for report in self.classes],
             "lesions": len(self.lesions),
-            **nested(asdict(self.figures)),
+            **nested(asdict(self.figures), surface_mm),
             "false_without_exemplars": self.false_without_exemplars,
             **({"paper": asdict(self.paper)} if self.paper else {}),
             "seconds": {step: round(spent, 3) for step, spent in self.seconds.items()},

@@ -142,6 +142,8 @@ def _claim(evaluation: Evaluation, out: Path) -> None:
         write_text(path, json.dumps(mine, indent=2) + "\n")
         return
     theirs = json.loads(path.read_text(encoding="utf-8"))
+    usual = json.loads(json.dumps(asdict(ProtocolSettings())))  # of settings that there were not yet
+    theirs["protocol"] = {**usual, **theirs.get("protocol", {})}
     different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
     if different == ["protocol"]:
         old, new = theirs["protocol"], mine["protocol"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from mois.components import Candidates
 from mois.evaluation.reports import CandidateRow, CountPoint, Figures, LesionRow, measured
+from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.truth import Plan, Truth
 from mois.metrics import (
     InstanceMap,
@@ -42,7 +43,7 @@ class Answer:
 
 
 def score_answer(
-    truth: Truth, plan: Plan, answer: Answer, margin_px: int, conditioning: Figures
+    truth: Truth, plan: Plan, answer: Answer, settings: ProtocolSettings, conditioning: Figures
 ) -> tuple[Figures, tuple[LesionRow, ...], tuple[float, ...], InstanceMap]:
     """Score what a system made of one class of a scan.
 
@@ -50,7 +51,7 @@ def score_answer(
         truth: The true lesions.
         plan: What may be prompted, of this class.
         answer: What is scored.
-        margin_px: How many pixels around a prompted lesion, in plane, are taken out with it.
+        settings: How much around a prompted lesion is taken out with it, and the tolerance of the surface Dice.
         conditioning: Figures that are known already.
 
     Returns:
@@ -58,7 +59,7 @@ def score_answer(
         up with as an instance map.
     """
     result = answer.found if answer.tracked is None else merge(answer.tracked, answer.found)
-    rest, taken_out = unprompted_truth(truth, plan, answer.prompted, margin_px)
+    rest, taken_out = unprompted_truth(truth, plan, answer.prompted, settings.margin_px)
     unprompted, scan = Overlap.of(answer.found, rest, taken_out), Overlap.of(result, truth.only(plan.lesions))
     matches, scan_matches = unprompted.match(), scan.match()
     on_any = Overlap.of(answer.found, truth.index)
@@ -85,8 +86,10 @@ def score_answer(
         fragments=len(matches.false) - apart,
         scan_false_apart=scan_apart,
         scan_fragments=len(scan_matches.false) - scan_apart,
-        unprompted_surface_dice=measured(surface_dice(seen, rest > 0, truth.spacing_mm)),
-        scan_surface_dice=measured(surface_dice(result > 0, truth.only(plan.lesions) > 0, truth.spacing_mm)),
+        unprompted_surface_dice=measured(surface_dice(seen, rest > 0, truth.spacing_mm, settings.surface_mm)),
+        scan_surface_dice=measured(
+            surface_dice(result > 0, truth.only(plan.lesions) > 0, truth.spacing_mm, settings.surface_mm)
+        ),
         **{
             f"{whose}_{name}": value
             for whose, overlap in (("unprompted", unprompted), ("scan", scan))

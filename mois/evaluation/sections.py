@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,6 @@ MEANINGS = {
     "fp_per_scan": "found lesions that match no true one",
     "false_apart": "of these, those that touch no true lesion of any class",
     "fragments": "of these, those that touch one: further pieces of what was found",
-    "surface_dice_2mm": "share of the surfaces within 2 mm of each other",
     "panoptic_quality": "at IoU of at least 0.5",
     "volume_error_ml": "found minus true",
     "volume_error_percent": "found minus true, of the true volume",
@@ -66,7 +66,7 @@ def figures(results: Results) -> list[Part]:
     names = list(dict.fromkeys(name for part in parts for name in part))
     scan = {"dice": summary.get("scan_dice"), **parts[1]}
     rows = [
-        [spoken(name), *(_cell(_leaf(part.get(name)), results) for part in (parts[0], scan)), MEANINGS.get(name, "")]
+        [spoken(name), *(_cell(_leaf(part.get(name)), results) for part in (parts[0], scan)), _meaning(name)]
         for name in names
     ]
     columns = ("", "unprompted lesions", "whole scan, as the reader ends up with it", "what it is")
@@ -86,6 +86,12 @@ def figures(results: Results) -> list[Part]:
         if rows
     ]
     return [*made, Sides(small)] if small else made
+
+
+def _meaning(name: str) -> str:
+    if tolerance := re.fullmatch(r"surface_dice_(.+)mm", name):
+        return f"share of the surfaces within {tolerance[1]} mm of each other"
+    return MEANINGS.get(name, "")
 
 
 def conditioning(results: Results) -> list[Part]:

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf, isfinite
 from typing import Literal
 
 from mois.prompts import Reader
+from mois.surface import SURFACE_MM
+
+BINS_ML = (0.5, 2.0, 10.0)
+
+
+def size_bins(edges_ml: Sequence[float]) -> dict[str, tuple[float, float]]:
+    """Return the bins of lesions by size: name to lower end, which is included, and upper end.
+
+    Raises:
+        ValueError: If the volumes between them are not ascending, or their first six digits are the same.
+    """
+    edges = [float(edge) for edge in edges_ml]
+    if not edges or edges[0] <= 0 or not all(map(isfinite, edges)) or any(a >= b for a, b in pairwise(edges)):
+        raise ValueError(f"protocol.bins_ml={list(edges_ml)} must be one or more volumes above 0, ascending.")
+    named = [f"<{edges[0]:g}", *(f"{low:g}-{high:g}" for low, high in pairwise(edges)), f">{edges[-1]:g}"]
+    ends = [0.0, *edges, inf]
+    if len(set(named)) < len(named) or any(f"{a:g}" == f"{b:g}" for a, b in pairwise(edges)):
+        raise ValueError(f"protocol.bins_ml={list(edges_ml)}: some are the same in six digits; leave one out.")
+    return dict(zip(named, pairwise(ends), strict=True))
+
+
+def surface_key(surface_mm: float) -> str:
+    """Return what the surface Dice of a tolerance is called in metrics.json."""
+    return f"surface_dice_{surface_mm:g}mm"
 
 
 @dataclass(frozen=True)
@@ -21,6 +48,8 @@ class ProtocolSettings:
         curve_clicks: Numbers of clicks for the curves, such as 1 and 3; empty for `clicks` alone.
         target_class: The class to score; None scores every class and averages.
         margin_px: How many pixels around a prompted lesion, in plane, are taken out with it.
+        surface_mm: Tolerance of the surface Dice: a voxel's edge or two, and well below a lesion's diameter.
+        bins_ml: Volumes between the bins of lesions by size, ascending.
         rules: `paper` scores every scan by the rules of arXiv 2509.19277 as well, never instead.
     """
 
@@ -33,6 +62,8 @@ class ProtocolSettings:
     target_class: int | None = None
     margin_px: int = 2
     rules: Literal["ours", "paper"] = "ours"
+    surface_mm: float = SURFACE_MM
+    bins_ml: tuple[float, ...] = BINS_ML
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -44,6 +75,9 @@ class ProtocolSettings:
             )
         if self.margin_px < 0:
             raise ValueError(f"protocol.margin_px={self.margin_px} must be 0 or more.")
+        if not (isfinite(self.surface_mm) and self.surface_mm > 0):
+            raise ValueError(f"protocol.surface_mm={self.surface_mm} must be a number of millimetres above 0.")
+        size_bins(self.bins_ml)
         if self.masks not in ("predicted", "true"):
             raise ValueError(f"protocol.masks={self.masks!r} is unknown; choose predicted or true.")
         if self.rules not in ("ours", "paper"):

@@ -11,13 +11,15 @@ import numpy as np
 from scipy import stats
 
 from mois.evaluation.reports import FIGURES, ClassReport, CountPoint, LesionRow, PaperFigures, SubjectReport, nested
+from mois.evaluation.settings import BINS_ML, size_bins
 from mois.metrics import bootstrap_interval, mean_of
+from mois.surface import SURFACE_MM
 
 SCHEMA = 1
 """Of metrics.json; docs/metrics.md describes it."""
 
-SIZES_ML: dict[str, tuple[float, float]] = {"<0.5": (0, 0.5), "0.5-2": (0.5, 2), "2-10": (2, 10), ">10": (10, inf)}
-CONTRASTS: dict[str, tuple[float, float]] = {"<0.1": (0, 0.1), "0.1-0.3": (0.1, 0.3), ">0.3": (0.3, inf)}
+Bins = Mapping[str, tuple[float, float]]
+CONTRASTS: Bins = {"<0.1": (0, 0.1), "0.1-0.3": (0.1, 0.3), ">0.3": (0.3, inf)}
 THIRDS = ("lower", "middle", "upper")
 # figures of a point of the curve: name in metrics.json to that of `CountPoint`
 POINT = {
@@ -50,12 +52,14 @@ def summarise(
         provenance: What made the result.
         seed: Of the bootstrap.
     """
+    given = dict(protocol or {})
+    surface_mm, sizes = given.get("surface_mm", SURFACE_MM), size_bins(given.get("bins_ml", BINS_ML))
     return {
         "schema": SCHEMA,
-        "protocol": dict(protocol or {}),
-        "summary": _summary(reports, seed),
+        "protocol": given,
+        "summary": _summary(reports, seed, surface_mm, sizes),
         "curve": {"points": _points(reports, seed), "slope": _slopes(reports, seed)},
-        "subjects": [report.entry() for report in reports],
+        "subjects": [report.entry(surface_mm) for report in reports],
         "provenance": dict(provenance or {}),
     }
 
@@ -135,7 +139,7 @@ def paired_test(pairs: Sequence[tuple[str, float | None, float | None]], *, seed
     return {**leaf(differences, seed=seed), "patients": len(per_patient), "p": p}
 
 
-def bin_of(value: float | None, bins: Mapping[str, tuple[float, float]]) -> str | None:
+def bin_of(value: float | None, bins: Bins) -> str | None:
     """Return the name of the bin that holds a value, its lower end included; None for None."""
     if value is None:
         return None
@@ -160,7 +164,7 @@ def _differences(pairs: Sequence[tuple[str, float | None, float | None]]) -> lis
     return [(patient, None if old is None or new is None else new - old) for patient, old, new in pairs]
 
 
-def _summary(reports: Sequence[SubjectReport], seed: int) -> dict[str, Any]:
+def _summary(reports: Sequence[SubjectReport], seed: int, surface_mm: float, sizes: Bins) -> dict[str, Any]:
     def of(value: Callable[[SubjectReport], float | None]) -> dict[str, Any]:
         return leaf([(report.patient, value(report)) for report in reports], seed=seed)
 
@@ -171,16 +175,16 @@ def _summary(reports: Sequence[SubjectReport], seed: int) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "n_subjects": len(reports),
         "n_patients": len({report.patient for report in reports}),
-        **nested(figures),
+        **nested(figures, surface_mm),
         "false_without_exemplars": of(lambda report: float(report.false_without_exemplars)),
         "false_in_empty_scans": leaf([(r.patient, float(r.false_without_exemplars)) for r in empty], seed=seed),
-        "by_size": _bins(reports, SIZES_ML, lambda row: bin_of(row.volume_ml, SIZES_ML), seed),
+        "by_size": _bins(reports, sizes, lambda row: bin_of(row.volume_ml, sizes), seed),
         "by_location": _bins(reports, THIRDS, lambda row: row.third, seed),
         "by_absolute_contrast": _bins(reports, CONTRASTS, lambda row: bin_of(_absolute(row.contrast), CONTRASTS), seed),
         "seconds": {step: of(lambda report, step=step: report.seconds.get(step)) for step in steps},  # type: ignore[misc]
     }
     for name, entry in summary["by_size"].items():
-        entry["fp_per_scan"] = of(lambda report, name=name: _false_of_size(report, name))  # type: ignore[misc]
+        entry["fp_per_scan"] = of(lambda report, name=name: _false_of_size(report, name, sizes))  # type: ignore[misc]
     papers = [(report.patient, report.paper) for report in reports if report.paper is not None]
     if papers:
         summary["paper"] = {
@@ -212,9 +216,9 @@ def _absolute(contrast: float | None) -> float | None:
     return None if contrast is None else abs(contrast)
 
 
-def _false_of_size(report: SubjectReport, name: str) -> float | None:
+def _false_of_size(report: SubjectReport, name: str, sizes: Bins) -> float | None:
     """Return how many false lesions are of a size; the mean over the classes."""
-    return mean_of([float(sum(bin_of(ml, SIZES_ML) == name for ml in one.false_volumes_ml)) for one in report.classes])
+    return mean_of([float(sum(bin_of(ml, sizes) == name for ml in one.false_volumes_ml)) for one in report.classes])
 
 
 def _points(reports: Sequence[SubjectReport], seed: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from mois.evaluation.reports import SubjectReport
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import summarise
 from mois.files import write_text
+from mois.surface import SURFACE_MM
 
 
 def write_results(
@@ -41,7 +42,7 @@ def write_results(
         summarise(reports, protocol=settings, provenance=provenance, seed=seed), indent=2, allow_nan=False
     )
     write_text(out / "metrics.json", text + "\n")
-    write_text(out / "subjects.csv", _table([report.row() for report in reports]))
+    write_text(out / "subjects.csv", _table([report.row(settings.get("surface_mm", SURFACE_MM)) for report in reports]))
     whose = [(report.subject, one) for report in reports for one in report.classes]
     write_text(
         out / "lesions.csv",

@@ -85,6 +85,23 @@ def test_other_protocols_and_other_truth_are_said(tmp_path: Path) -> None:
     assert "The runs count different lesions in b" in page
 
 
+def test_the_surface_dice_is_compared_at_one_tolerance(tmp_path: Path) -> None:
+    fine = ProtocolSettings(surface_mm=0.25)
+    a, b, c = run(tmp_path / "a", DICE, fine), run(tmp_path / "b", DICE, fine), run(tmp_path / "c", DICE)
+    same = compare(named_results([a, b]))
+    assert "unprompted_surface_dice_0.25mm" in same["runs"]["a"]
+    assert same["protocol_differences"] == {}
+    other = compare(named_results([a, c]))
+    assert not any("surface" in name for name in other["runs"]["a"])
+    assert other["protocol_differences"] == {"surface_mm": {"a": 0.25, "c": 2.0}}
+    metrics = json.loads((c / "metrics.json").read_text(encoding="utf-8"))
+    for name in ("surface_mm", "bins_ml"):  # as results were before these were settings
+        del metrics["protocol"][name]
+    (c / "metrics.json").write_text(json.dumps(metrics))
+    d = run(tmp_path / "d", DICE)
+    assert compare(named_results([c, d]))["protocol_differences"] == {}
+
+
 @pytest.mark.parametrize(
     ("given", "names", "message"),
     [

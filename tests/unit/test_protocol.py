@@ -110,6 +110,8 @@ def test_further_figures_of_a_perfect_and_of_a_deaf_model(scan: Volume) -> None:
     assert deaf.unprompted_panoptic_quality == pytest.approx(3 / (3 + 4 / 2))
     # The surfaces of the true ones agree; the others lie a slice or more away: 2 * 3 / (3 + 7) of equal areas.
     assert deaf.unprompted_surface_dice == pytest.approx(0.6)
+    wide = ProtocolSettings(prompted=1, surface_mm=1000.0)
+    assert evaluate_volume(segmenter(FakePropagation(deaf=True)), scan, wide).figures.unprompted_surface_dice == 1.0
     assert deaf.scan_false_lesions == 4
 
 

@@ -1,10 +1,12 @@
 """Intervals, slopes and tests that can be computed by hand."""
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from mois.evaluation.report import write_report
 from mois.evaluation.reports import (
     CandidateRow,
     ClassReport,
@@ -14,8 +16,9 @@ from mois.evaluation.reports import (
     PaperFigures,
     SubjectReport,
 )
-from mois.evaluation.settings import ProtocolSettings
-from mois.evaluation.statistics import SIZES_ML, bin_of, holm, paired_test, slope_per_doubling, summarise
+from mois.evaluation.settings import BINS_ML, ProtocolSettings, size_bins
+from mois.evaluation.statistics import bin_of, holm, paired_test, slope_per_doubling, summarise
+from mois.evaluation.tables import write_results
 
 
 def point(count: int, used: float, right: float | None, clicks: int = 1) -> CountPoint:
@@ -90,7 +93,7 @@ def test_dark_and_bright_lesions_of_one_contrast_share_a_bin() -> None:
 
 @pytest.mark.parametrize(("volume_ml", "name"), [(0.0, "<0.5"), (0.5, "0.5-2"), (2, "2-10"), (10, ">10"), (99, ">10")])
 def test_the_lower_end_belongs_to_a_bin(volume_ml: float, name: str) -> None:
-    assert bin_of(volume_ml, SIZES_ML) == name
+    assert bin_of(volume_ml, size_bins(BINS_ML)) == name
 
 
 def test_scans_without_lesions_are_counted_apart() -> None:
@@ -136,6 +139,41 @@ def test_holm_multiplies_the_smallest_most_and_never_turns_the_order_round() -> 
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, None, 0.9]) == [1.0, None, 1.0]
     assert holm([]) == []
+
+
+def test_bins_and_the_surface_dice_are_named_by_their_settings(tmp_path: Path) -> None:
+    one = ClassReport(1, Figures(unprompted_surface_dice=0.7), (), (row(1, volume_ml=0.02), row(2, volume_ml=0.003)))
+    protocol = ProtocolSettings(surface_mm=0.25, bins_ml=(0.005, 0.015))
+    written = write_results(tmp_path, [report("a", one)], protocol=protocol)
+    summary = written["summary"]
+    assert {name: of["lesions"] for name, of in summary["by_size"].items()} == {
+        "<0.005": 1,
+        "0.005-0.015": 0,
+        ">0.015": 1,
+    }
+    assert summary["unprompted"]["surface_dice_0.25mm"]["mean"] == 0.7
+    assert written["subjects"][0]["scan"].keys() == summary["scan"].keys()
+    assert "surface_dice_2mm" not in json.dumps(written)
+    assert written["protocol"]["surface_mm"] == 0.25
+    assert written["protocol"]["bins_ml"] == [0.005, 0.015]
+    assert "unprompted_surface_dice_0.25mm" in (tmp_path / "subjects.csv").read_text(encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "surface Dice at 0.25 mm" in page
+    assert "share of the surfaces within 0.25 mm of each other" in page
+
+
+@pytest.mark.parametrize(
+    "edges", [(), (0.0, 1.0), (-1.0,), (2.0, 1.0), (1.0, 1.0), (1.0, float("inf")), (1.0, 1.0000001)]
+)
+def test_bins_that_hold_nothing_are_refused(edges: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"protocol\.bins_ml=\["):
+        ProtocolSettings(bins_ml=edges)
+
+
+@pytest.mark.parametrize("surface_mm", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_tolerance_that_is_none_is_refused(surface_mm: float) -> None:
+    with pytest.raises(ValueError, match=r"protocol\.surface_mm="):
+        ProtocolSettings(surface_mm=surface_mm)
 
 
 def test_every_key_of_metrics_json_is_documented() -> None:
