@@ -25,6 +25,9 @@ from mois.scans.stored import GZIP, Inflated
 __all__ = ["DataError", "parts_of", "read_image", "write_volume"]
 
 _START_BYTES = 512
+EDGES_MM = (1e-7, 1e5)
+FAR_MM = 1e7
+"""What a header may say: from a tenth of a nanometre to a hundred metres a voxel, ten kilometres from the origin."""
 
 
 def read_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -115,4 +118,10 @@ def _as_scan(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> t
         raise DataError(f"{path}: {shape} {voxels.dtype} is no three-dimensional scan; write one file per channel.")
     if not has_inverse(torch.from_numpy(affine)):
         raise DataError(f"{path}: its affine has no inverse (a voxel edge of 0 mm?); convert it from its source again.")
+    edges_mm, far_mm = np.linalg.norm(affine[:3, :3], axis=0), np.abs(affine[:3, 3]).max()
+    if not EDGES_MM[0] <= edges_mm.min() <= edges_mm.max() <= EDGES_MM[1] or far_mm > FAR_MM:
+        raise DataError(
+            f"{path}: voxel edges of {', '.join(f'{edge:.3g}' for edge in edges_mm)} mm, {far_mm:.3g} mm from the "
+            "origin, are no scan's; correct the header."
+        )
     return voxels.astype(voxels.dtype.newbyteorder("="), copy=False), affine

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class _Slice:
         path: The file.
         header: Everything but the pixels.
         frame: Number of the picture in its file, None where that has no other.
+        size: Columns and rows.
         position: Of the first pixel's centre, LPS mm.
         axes: (3, 2), how far a step along a row's columns and along the rows leads, LPS mm.
         thickness_mm: None where nobody says.
@@ -49,6 +51,7 @@ class _Slice:
     path: Path
     header: Any
     frame: int | None
+    size: tuple[int, int]
     position: NDArray[np.float64]
     axes: NDArray[np.float64]
     thickness_mm: float | None
@@ -77,7 +80,7 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         slices = [one for file, header in headers for one in _slices(file, header)]
         slices, step = _in_order(path, slices)
         first = slices[0]
-        shape = (int(first.header.Columns), int(first.header.Rows), len(slices))
+        shape = (*first.size, len(slices))
         check_size(path, shape, np.dtype(np.float64))
         pictures = _Pictures().all_of(slices)
     kind = np.result_type(*(picture.dtype for picture in pictures))
@@ -114,7 +117,7 @@ def _headers(path: Path) -> list[tuple[Path, Any]]:
             if not is_dicom(stream.read(PREAMBLE)):
                 continue
         header = _read(file, pixels=False)
-        kind = getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID", "")
+        kind = _value(file, getattr(header, "file_meta", {}), "MediaStorageSOPClassUID", "")
         if kind != _DIRECTORY and "SOPClassUID" in header and "DirectoryRecordSequence" not in header:
             found.append((file, header))
     return found
@@ -153,9 +156,9 @@ def _slices(file: Path, header: Any) -> Iterator[_Slice]:
     """Yield the pictures of a file."""
     if "MOSAIC" in (_value(file, header, "ImageType", []) or []):
         raise DataError(f"{file}: ImageType MOSAIC holds many slices in one picture; convert it with dcm2niix.")
-    if int(_value(file, header, "SamplesPerPixel", 1) or 1) != 1:
+    if _whole(file, header, "SamplesPerPixel", 1) != 1:
         raise DataError(f"{file}: SamplesPerPixel says colours; write one file per channel.")
-    frames = int(_value(file, header, "NumberOfFrames", 1) or 1)
+    frames = _whole(file, header, "NumberOfFrames", 1)
     if "PerFrameFunctionalGroupsSequence" not in header:
         if frames > 1:
             raise DataError(
@@ -163,10 +166,10 @@ def _slices(file: Path, header: Any) -> Iterator[_Slice]:
             )
         yield _slice(file, header, None, header, header, header)
         return
-    groups = header.PerFrameFunctionalGroupsSequence
+    groups = _sequence(file, header, "PerFrameFunctionalGroupsSequence")
     if len(groups) != frames:
         raise DataError(f"{file}: NumberOfFrames is {frames}, but {len(groups)} frames are described: {DAMAGED}.")
-    shared = (_value(file, header, "SharedFunctionalGroupsSequence", []) or [None])[0]
+    shared = next(iter(_sequence(file, header, "SharedFunctionalGroupsSequence")), None)
     for number, own in enumerate(groups):
         position, orientation, measures = (
             _group(file, name, own, shared)
@@ -177,8 +180,8 @@ def _slices(file: Path, header: Any) -> Iterator[_Slice]:
 
 def _group(file: Path, name: str, own: Any, shared: Any) -> Any:
     for place in (own, shared):
-        if place is not None and place.get(name):
-            return place[name][0]
+        if place is not None and (items := _sequence(file, place, name)):
+            return items[0]
     raise DataError(f"{file}: has no {name}, so nothing says where its pictures lie; export the series again.")
 
 
@@ -192,7 +195,8 @@ def _slice(file: Path, header: Any, frame: int | None, position: Any, orientatio
         raise DataError(f"{file}: PixelSpacing {between.tolist()} is not above 0; export it again.")
     axes = np.stack([along[0] * between[1], along[1] * between[0]], axis=1)
     thickness = _value(file, measures, "SliceThickness", None)
-    return _Slice(file, header, frame, at, axes, float(thickness) if thickness else None)
+    size = _whole(file, header, "Columns", 0), _whole(file, header, "Rows", 0)
+    return _Slice(file, header, frame, size, at, axes, _number(file, "SliceThickness", thickness, 0.0) or None)
 
 
 def _numbers(file: Path, holder: Any, name: str, count: int) -> NDArray[np.float64]:
@@ -208,6 +212,33 @@ def _numbers(file: Path, holder: Any, name: str, count: int) -> NDArray[np.float
     return numbers
 
 
+def _number(file: Path, name: str, value: Any, usual: float) -> float:
+    """Return a finite number; the usual one where there is none."""
+    if value is None or value == "":
+        return usual
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{file}: {name} is no finite number; export the series again.")
+    return number
+
+
+def _whole(file: Path, holder: Any, name: str, usual: int) -> int:
+    number = _number(file, name, _value(file, holder, name, None), usual)
+    if number != int(number) or number < 1:
+        raise DataError(f"{file}: {name} is not a whole number of 1 or more; export the series again.")
+    return int(number)
+
+
+def _sequence(file: Path, holder: Any, name: str) -> list[Any]:
+    value = _value(file, holder, name, None)
+    if value is None or (isinstance(value, MutableSequence) and all(hasattr(item, "get") for item in value)):
+        return list(value or [])
+    raise DataError(f"{file}: {name} is no sequence: {DAMAGED}.")
+
+
 def _value(file: Path, holder: Any, name: str, usual: Any) -> Any:
     """Return an entry; one that is there and cannot be read is a fault of the file."""
     try:
@@ -220,7 +251,7 @@ def _in_order(path: Path, slices: Sequence[_Slice]) -> tuple[list[_Slice], NDArr
     """Return pictures in order of place, and the step from one to the next, LPS mm."""
     first = slices[0]
     for one in slices[1:]:
-        size = (one.header.Rows, one.header.Columns) != (first.header.Rows, first.header.Columns)
+        size = one.size != first.size
         if size or np.abs(one.axes - first.axes).max() > _ORTHOGONAL * np.linalg.norm(first.axes[:, 0]):
             what = "Rows and Columns differ" if size else "ImageOrientationPatient or PixelSpacing differs"
             raise DataError(
@@ -275,7 +306,7 @@ class _Pictures:
 
     def _picture(self, one: _Slice) -> NDArray[Any]:
         if one.path != self._path:
-            self._stored, self._rescaled = self._read(one.path)
+            self._stored, self._rescaled = self._read(one)
             self._path = one.path
         picture = self._stored
         if one.frame is not None:
@@ -283,18 +314,18 @@ class _Pictures:
         slope, intercept = (1.0, 0.0) if self._rescaled else _rescale(one)
         return picture if (slope, intercept) == (1.0, 0.0) else picture * slope + intercept
 
-    def _read(self, file: Path) -> tuple[NDArray[Any], bool]:
+    def _read(self, one: _Slice) -> tuple[NDArray[Any], bool]:
         """Return the pictures of a file, and whether they are rescaled already."""
-        whole = _read(file, pixels=True)
+        file, whole = one.path, _read(one.path, pixels=True)
         try:
             return whole.pixel_array, False
         except Exception as error:  # missing, cut off, or of a codec that pydicom has not
-            syntax = getattr(getattr(whole, "file_meta", None), "TransferSyntaxUID", None)
+            syntax = _value(file, getattr(whole, "file_meta", {}), "TransferSyntaxUID", None)
             packed = syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed
-            if not packed or int(whole.get("NumberOfFrames") or 1) > 1:
+            if not packed or one.frame is not None:
                 what = one_line(str(error))[:80]
                 raise DataError(f"{file}: its pixels cannot be read ({what}): {DAMAGED}.") from error
-        picture = self._decompressor.read(file, (int(whole.Rows), int(whole.Columns)))
+        picture = self._decompressor.read(file, (one.size[1], one.size[0]))
         if picture is None:
             raise DataError(f"{file}: its pixels cannot be decompressed: {DAMAGED}.")
         return picture, True
@@ -305,13 +336,9 @@ def _rescale(one: _Slice) -> tuple[float, float]:
     if "ModalityLUTSequence" in holder:
         raise DataError(f"{one.path}: ModalityLUTSequence is not honoured; convert it with dcm2niix.")
     if one.frame is not None:
-        shared = (holder.get("SharedFunctionalGroupsSequence") or [None])[0]
-        for place in (holder.PerFrameFunctionalGroupsSequence[one.frame], shared):
-            if place is not None and place.get("PixelValueTransformationSequence"):
-                holder = place.PixelValueTransformationSequence[0]
-                break
+        shared = _sequence(one.path, holder, "SharedFunctionalGroupsSequence")[:1]
+        own = _sequence(one.path, holder, "PerFrameFunctionalGroupsSequence")[one.frame]
+        given = (_sequence(one.path, place, "PixelValueTransformationSequence") for place in (own, *shared))
+        holder = next((items[0] for items in given if items), holder)
     slope, intercept = (_value(one.path, holder, f"Rescale{name}", None) for name in ("Slope", "Intercept"))
-    try:
-        return 1.0 if slope in (None, "") else float(slope), 0.0 if intercept in (None, "") else float(intercept)
-    except (TypeError, ValueError):
-        raise DataError(f"{one.path}: RescaleSlope or RescaleIntercept is no number; export it again.") from None
+    return _number(one.path, "RescaleSlope", slope, 1.0), _number(one.path, "RescaleIntercept", intercept, 0.0)

@@ -22,6 +22,8 @@ from mois.scans.stored import (
     numbers_from_text,
     read_inflated,
     read_plain,
+    seek,
+    shown,
     voxel_file,
 )
 
@@ -87,7 +89,7 @@ def _fields(path: Path, file: BinaryIO) -> dict[str, str]:
         if not is_entry or (not line.endswith(b"\n") and name != _LAST) or file.tell() > HEADER_BYTES:
             raise DataError(f"{path}: its header does not end in {_LAST}: {DAMAGED}.")
         if name in fields:
-            raise DataError(f"{path}: its header has {name} twice; delete one.")
+            raise DataError(f"{path}: its header has {shown(name)} twice; delete one.")
         fields[name] = value.strip()
         if name == _LAST:
             return fields
@@ -114,7 +116,7 @@ class _Header:
             raise self._wrong("ObjectType", "is no Image; export the scan")
 
     def _wrong(self, name: str, what: str) -> DataError:
-        return DataError(f"{self._path}: {name} = {self._fields.get(name, '')[:80]} {what}.")
+        return DataError(f"{self._path}: {name} = {shown(self._fields.get(name, ''))} {what}.")
 
     def text(self, name: str) -> str:
         return self._fields[name]
@@ -187,7 +189,7 @@ def _read(path: Path, file: BinaryIO, header: _Header, wanted: int, kind: np.dty
     if packed or skip != int(skip) or skip < -1:
         raise DataError(f"{path}: HeaderSize = {skip:g} is not honoured here; convert it from its source again.")
     if skip == -1:
-        file.seek(max(0, file.tell() + left_in(file) - wanted))
+        seek(path, file, file.tell() + max(0, left_in(file) - wanted))
     elif skip:
-        file.seek(int(skip))
+        seek(path, file, int(skip))
     return read_plain(path, file, wanted)

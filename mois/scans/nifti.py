@@ -23,13 +23,13 @@ from mois.scans.stored import (
     check_size,
     read_inflated,
     read_plain,
+    seek,
 )
 
 HEADER_BYTES = 348
 _SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MAGIC = {348: slice(344, 347), 540: slice(4, 7)}
 _MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}  # unknown, metre, millimetre, micrometre
-_EXTENSIONS_BYTES = 1 << 26
 _BEFORE_VOXELS = 4  # bytes that say whether extensions follow
 _AGREE = 0.5  # of the shortest voxel edge: what rounding of sform and qform does not reach
 
@@ -57,7 +57,10 @@ def read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
             data = _read_single(path, file, stream, int(header["vox_offset"]), header["sizeof_hdr"].item(), wanted)
         else:
             data = _read_other(path, int(header["vox_offset"]), wanted)
-    slope, inter = header.get_slope_inter()
+    try:
+        slope, inter = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise DataError(f"{path}: scl_slope or scl_inter is no number; convert it from its source again.") from error
     voxels = as_array(data, kind, shape)
     return (voxels if slope is None else apply_read_scaling(voxels, slope, inter)), affine
 
@@ -119,12 +122,12 @@ def _read_single(
 ) -> bytes | bytearray:
     """Return the voxels that follow a header in the same file."""
     lowest = header_bytes + _BEFORE_VOXELS
-    if not lowest <= offset <= _EXTENSIONS_BYTES:
+    if offset < lowest:
         raise DataError(f"{path}: vox_offset={offset} lies not behind the header ({lowest} bytes); convert it again.")
     if stream is None:
-        file.seek(offset)
+        seek(path, file, offset)
         return read_plain(path, file, wanted)
-    stream.read(offset - header_bytes)
+    stream.skip(offset - header_bytes)
     return read_inflated(path, stream, wanted)
 
 
@@ -135,11 +138,11 @@ def _read_other(path: Path, offset: int, wanted: int) -> bytes | bytearray:
         raise DataError(f"{path}: its voxels are in {voxels.name}, which is missing; put it beside the header.")
     with open_regular(voxels) as file:
         packed = file.read(2) == GZIP
-        file.seek(0 if packed else offset)
+        seek(voxels, file, 0 if packed else offset)
         if not packed:
             return read_plain(voxels, file, wanted)
         stream = Inflated(voxels, file)
-        stream.read(offset)
+        stream.skip(offset)
         return read_inflated(voxels, stream, wanted)
 
 

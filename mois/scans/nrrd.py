@@ -24,6 +24,8 @@ from mois.scans.stored import (
     read_bzip2,
     read_inflated,
     read_plain,
+    seek,
+    shown,
     voxel_file,
 )
 
@@ -110,7 +112,9 @@ def _fields(path: Path, file: BinaryIO) -> dict[str, str]:
         name, is_entry, value = text.partition(":")
         name = _SYNONYMS.get(name.strip().lower(), name.strip().lower())
         if not is_entry or name in fields:
-            raise DataError(f"{path}: its header has {text[:40]!r} {'twice' if is_entry else 'in it'}: {DAMAGED}.")
+            raise DataError(
+                f"{path}: its header has {shown(text[:40])!r} {'twice' if is_entry else 'in it'}: {DAMAGED}."
+            )
         fields[name] = value.strip()
         if name == "data file" and value.strip().upper().startswith("LIST"):
             return fields  # names of files follow, not entries
@@ -122,7 +126,7 @@ class _Header:
     fields: dict[str, str]
 
     def wrong(self, name: str, what: str) -> DataError:
-        return DataError(f"{self.path}: {name}: {self.fields.get(name, '')[:80]} {what}.")
+        return DataError(f"{self.path}: {name}: {shown(self.fields.get(name, ''))} {what}.")
 
     def need(self, name: str) -> str:
         if name not in self.fields:
@@ -256,7 +260,7 @@ def _read(path: Path, file: BinaryIO, header: _Header, wanted: int, kind: np.dty
         return read_bzip2(path, file, skip, wanted)
     if coding == "gzip":
         stream = Inflated(path, file)
-        stream.read(skip)
+        stream.skip(skip)
         return read_inflated(path, stream, wanted)
-    file.seek(max(0, file.tell() + left_in(file) - wanted) if skip == -1 else file.tell() + skip)
+    seek(path, file, file.tell() + (max(0, left_in(file) - wanted) if skip == -1 else skip))
     return read_plain(path, file, wanted)

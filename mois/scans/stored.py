@@ -17,10 +17,12 @@ from mois.errors import DataError
 from mois.grid import MOST_VOXELS
 
 GZIP = b"\x1f\x8b"
+MOST_AXES = 16
 HEADER_BYTES = 1 << 20
 """The longest text header."""
 PADDING_BYTES = 1 << 16
 """Zeros that may follow the voxels."""
+SKIPPED_BYTES = 1 << 26
 _CHUNK = 1 << 16
 _RATIO = 1040  # deflate makes a byte of up to 1032
 _EITHER_SUM = 47  # zlib's code: a gzip or a zlib stream, whichever it is
@@ -68,6 +70,15 @@ class Inflated:
                 raise DataError(f"{self._path}: {DAMAGED}.")
         return found
 
+    def skip(self, count: int) -> None:
+        """Pass over what lies before the voxels.
+
+        Raises:
+            DataError: If that is more than any header takes.
+        """
+        check_skip(self._path, count)
+        self.read(count)
+
     def _next_part(self) -> None:
         """Go on with another gzip part, as parallel compressors write them."""
         rest = self._part.unused_data
@@ -77,6 +88,16 @@ class Inflated:
         self._part, self._waiting = zlib.decompressobj(_EITHER_SUM), rest
 
 
+def check_skip(path: Path, count: int) -> None:
+    """Refuse to inflate more than `SKIPPED_BYTES` that are not voxels.
+
+    Raises:
+        DataError: If that is wanted.
+    """
+    if count > SKIPPED_BYTES:
+        raise DataError(f"{path}: its voxels begin at byte {count:.4g} of a compressed stream: {DAMAGED}.")
+
+
 def check_size(path: Path, shape: Sequence[int], kind: np.dtype[Any]) -> int:
     """Return how many bytes an array takes.
 
@@ -84,7 +105,9 @@ def check_size(path: Path, shape: Sequence[int], kind: np.dtype[Any]) -> int:
         DataError: If there is none of that shape, if it has more voxels than `MOST_VOXELS`, or if the machine has not
             the memory for it.
     """
-    written = " x ".join(map(str, shape))
+    written = " x ".join(map(str, shape[:MOST_AXES]))
+    if len(shape) > MOST_AXES:
+        raise DataError(f"{path}: its header declares {len(shape)} axes; a scan has three; convert it again.")
     if not shape or min(shape) < 1:
         raise DataError(f"{path}: its header declares {written or 'no'} voxels; convert it from its source again.")
     voxels = math.prod(shape)
@@ -148,6 +171,7 @@ def read_inflated(path: Path, stream: Inflated, wanted: int) -> bytearray:
 
 def read_bzip2(path: Path, file: BinaryIO, skip: int, wanted: int) -> bytes:
     """Read a bzip2 stream, as `read_inflated`, after `skip` bytes of what is in it."""
+    check_skip(path, skip)
     with bz2.BZ2File(file) as stream:
         try:
             stream.seek(skip)
@@ -196,12 +220,35 @@ def voxel_file(path: Path, name: str) -> Path:
         DataError: If there are several, or it is missing or not in the header's folder.
     """
     if name.upper().startswith("LIST") or "%" in name:
-        raise DataError(f"{path}: its voxels are not in one file ({name}); write it as .nii.gz.")
-    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-        raise DataError(f"{path}: its voxels are in {name!r}, outside its folder; put them beside it.")
-    if not (path.parent / name).exists():
-        raise DataError(f"{path}: its voxels are in {name}, which is missing; put it beside the header.")
-    return path.parent / name
+        raise DataError(f"{path}: its voxels are not in one file ({shown(name)}); write it as .nii.gz.")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"{path}: its voxels are in {shown(name)}, outside its folder; put them beside it.")
+    voxels = path.parent / name
+    try:
+        voxels.stat()
+    except (OSError, ValueError) as error:  # also a name that cannot be
+        raise DataError(
+            f"{path}: its voxels are in {shown(name)}, which is missing; put it beside the header."
+        ) from error
+    if voxels.is_dir():
+        raise DataError(f"{path}: its voxels are in {shown(name) or 'no file'}, which is a folder; name a file.")
+    return voxels
+
+
+def seek(path: Path, file: BinaryIO, place: int) -> None:
+    """Go to a place in a file that its header names.
+
+    Raises:
+        DataError: If it lies outside.
+    """
+    if not 0 <= place <= os.fstat(file.fileno()).st_size:
+        raise DataError(f"{path}: its voxels begin at byte {place:.4g}, outside the file: {DAMAGED}.")
+    file.seek(place)
+
+
+def shown(text: str) -> str:
+    """Return what a header holds as a message can show it: short, and without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
 
 
 def length_of(units: str) -> float | None:
