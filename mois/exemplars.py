@@ -17,7 +17,7 @@ from torch.nn import functional
 from mois.bank_record import ExemplarFacts, read_bank, write_bank
 from mois.identity import ModelIdentity
 from mois.interfaces import Exemplars
-from mois.tensor_records import LARGEST, check_features
+from mois.tensor_records import LARGEST, check_features, tensors_sha256
 
 __all__ = ["Exemplar", "ExemplarBank", "ModelIdentity", "measure_mask"]
 
@@ -58,6 +58,15 @@ class Exemplar:
         tokens = {name: token.detach().float().cpu().contiguous() for name, token in self.tokens.items()}
         check_features(tokens, f"exemplar {self.key}", "leave it out")
         object.__setattr__(self, "tokens", tokens)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what it shows, and of whether that is to be found."""
+        return tensors_sha256({**self.tokens, "negative": torch.tensor(self.negative)})
+
+    def same_as(self, other: Exemplar) -> bool:
+        """Tell whether two show the same, whatever they are called and however much they count."""
+        return self.sha256 == other.sha256
 
     @classmethod
     def of(

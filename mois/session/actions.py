@@ -22,7 +22,9 @@ from mois.grid import Grid, put_on
 from mois.inference import VolumeSegmenter
 from mois.interfaces import Exemplars, Propagation, Volume
 from mois.io import read_on_grid
+from mois.journal import PackedMask
 from mois.labels import one_mask
+from mois.records import as_record
 from mois.session.found import confidence, find_lesions, keep_ids, likeness, look_at, outline
 from mois.session.points import mirrored
 from mois.session.prompting import PromptSegmenter
@@ -52,6 +54,8 @@ class Workbench:
         volume: The scan; its lesions are not looked at.
         calibration: Of the confidence of found lesions, or None.
         identity: The model; exemplars belong to it.
+        scan: What stands for the scan's content in the keys of its exemplars; empty in sessions of the first format,
+            which called them by the subject alone.
     """
 
     def __init__(
@@ -60,8 +64,10 @@ class Workbench:
         volume: Volume,
         calibration: Calibration | None,
         identity: ModelIdentity,
+        scan: str,
     ) -> None:
         self.segmenter = segmenter
+        self.scan = scan
         self.volume = volume
         self.calibration = calibration
         self.identity = identity
@@ -102,7 +108,7 @@ class Workbench:
 
     def key(self, lesion: int) -> str:
         """Return the key of a lesion's exemplar."""
-        return f"{self.volume.subject}:{lesion}"
+        return f"{self.volume.subject}:{lesion}@{self.scan}" if self.scan else f"{self.volume.subject}:{lesion}"
 
     def bank(self, state: State) -> ExemplarBank:
         """Return a state's exemplars as a bank."""
@@ -330,9 +336,25 @@ class Workbench:
         brought.check(self.identity, self.segmenter.settings.pixel_mm)
         exemplars = dict(state.exemplars)
         for exemplar in brought:
-            exemplars[exemplar.key] = exemplar
+            key = self._free_key(exemplar, exemplars) if self.scan else exemplar.key
+            if key is not None:
+                exemplars[key] = exemplar if key == exemplar.key else replace(exemplar, key=key)
         self.bank(replace(state, exemplars=exemplars))  # tokens that do not fit are refused here
         return replace(state, exemplars=exemplars), len(brought)
+
+    def _free_key(self, exemplar: Exemplar, there: Mapping[str, Exemplar]) -> str | None:
+        """Return the key of an exemplar that comes in, None where it is there already.
+
+        It keeps its own key unless another exemplar has that, or a lesion of this scan could come to have it.
+        """
+        known = there.get(exemplar.key)
+        mine = exemplar.key.startswith(f"{self.volume.subject}:") and exemplar.key.endswith(f"@{self.scan}")
+        if known is None and not mine:
+            return exemplar.key
+        if known is not None and known.same_as(exemplar):
+            return None
+        key = f"{exemplar.key}~{exemplar.sha256[:8]}"
+        return None if key in there else key
 
     def _reweigh(self, state: State, exemplar: str, weight: float) -> Outcome:
         bank = self.bank(state)
@@ -436,8 +458,18 @@ def same_masks(one: Any, other: Any) -> bool:
 
 def unpack_mask(packed: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Return what `pack_mask` was given, in a scan of this shape."""
-    bits = np.frombuffer(zlib.decompress(base64.b64decode(packed["bits"])), dtype=np.uint8)
-    inside = np.unpackbits(bits, count=int(np.prod(packed["shape"]))).astype(bool).reshape(packed["shape"])
+    given = as_record(dict(packed), PackedMask, "the mask")
+    ends = [start + count for start, count in zip(given.corner, given.shape, strict=True)]
+    if min(*given.corner, *given.shape) < 0 or any(end > most for end, most in zip(ends, shape, strict=True)):
+        raise ValueError(f"mask: its box ends at {ends}, the scan has {list(shape)} voxels; give a mask of this scan.")
+    voxels = math.prod(given.shape)
+    try:
+        content = zlib.decompressobj().decompress(base64.b64decode(given.bits, validate=True), -(-voxels // 8) + 1)
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"mask: its bits are damaged ({error}); take a copy of the journal.") from error
+    if len(content) != -(-voxels // 8):
+        raise ValueError("mask: it has other bits than its shape; take a copy of the journal.")
+    inside = np.unpackbits(np.frombuffer(content, dtype=np.uint8), count=voxels).astype(bool).reshape(given.shape)
     full = np.zeros(shape, dtype=bool)
-    BoxMask(tuple(packed["corner"]), inside).paint(full, True)
+    BoxMask(given.corner, inside).paint(full, True)
     return full

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,22 @@ import torch
 from torch import Tensor
 
 from mois.calibration import Calibration
+from mois.errors import DataError
 from mois.exemplars import ExemplarBank, ModelIdentity
 from mois.inference import VolumeSegmenter
 from mois.interfaces import Exemplars, Volume
 from mois.io import read_volume
-from mois.journal import PROMPTS, Action, Journal, find_journal, header_line, read_journal
+from mois.journal import FORMAT_VERSION, PROMPTS, Action, Journal, find_journal, read_journal
 from mois.metrics import InstanceMap
 from mois.session.actions import Workbench, checked_mask, pack_mask
 from mois.session.advice import Influence, Known, Suggestion, coverage_warnings, influences, suggestions
 from mois.session.found import outline
-from mois.session.origin import about_session, bank_name, check_origin, history
+from mois.session.origin import about_session, bank_name, check_about, check_origin, history, scan_name
 from mois.session.results import LesionRow, lesion_rows, write_results
 from mois.session.state import Preview, State
-from mois.session.store import SessionStore, StateReader
+from mois.session.store import BANKS, SessionStore, StateReader
 
 Point = Sequence[float] | Tensor
-BANKS = "banks"
 
 
 class InteractiveSession:
@@ -62,14 +63,15 @@ class InteractiveSession:
         who = identity if identity is not None else ModelIdentity.of(segmenter.backbone, segmenter.propagation)
         about = _about(segmenter, volume, who, calibration)
         about |= {"session": uuid.uuid4().hex, "started": _now()}
-        self._start(Workbench(segmenter, volume, calibration, who), about)
+        self._start(Workbench(segmenter, volume, calibration, who, scan_name(about)), about)
         if out is not None:
             self._store = SessionStore(Path(out))
-            self._store.append(header_line(about))
+            self._store.begin(about)
 
-    def _start(self, bench: Workbench, about: dict[str, Any]) -> None:
+    def _start(self, bench: Workbench, about: dict[str, Any], version: int = FORMAT_VERSION) -> None:
         self._bench = bench
         self._about = about
+        self._version = version
         self._actions: list[Action] = []
         self._history: list[tuple[int, State]] = [(0, State())]
         self._at = 0
@@ -302,13 +304,17 @@ class InteractiveSession:
         folder = Path(folder)
         journal = read_journal(folder)
         session = cls._of(journal, segmenter, volume, calibration, identity)
-        store = SessionStore(folder, journal.size)
-        reader = StateReader(store)
-        numbers, at = history(journal.actions)
-        session._history = [(0, State()), *((number, reader.read(number)) for number in numbers[1:])]
+        store = SessionStore(folder, journal)
+        try:
+            reader = StateReader(store, journal.actions, session._bench.grid.stack_shape)
+            numbers, at = history(journal.actions)
+            session._history = [(0, State()), *((number, reader.read(number)) for number in numbers[1:])]
+            session._read_banks(folder)
+        except BaseException:
+            store.close()
+            raise
         session._at = at
         session._actions = list(journal.actions)
-        session._read_banks(folder)
         session._store = store
         return session
 
@@ -340,8 +346,8 @@ class InteractiveSession:
         session = cls._of(told, segmenter, volume, calibration, identity)
         session._read_banks(find_journal(Path(journal)).parent)
         if out is not None:
-            session._store = SessionStore(Path(out))
-            session._store.append(header_line(session._about))
+            session._store = SessionStore(Path(out), version=session._version)
+            session._store.begin(session._about)
             for name, bank in session._bench.banks.items():
                 bank.save(session._store.folder / BANKS / f"{name}.safetensors")
         for action in told.actions:
@@ -365,32 +371,38 @@ class InteractiveSession:
     ) -> InteractiveSession:
         """Return an empty session as a journal's began."""
         header = {key: value for key, value in journal.header.items() if key not in ("format", "format_version")}
+        check_about(journal.header)
         if volume is None:
             path, subject, patient = (str(header[key]) for key in ("path", "subject", "patient"))
             volume = read_volume(Path(path), None, subject=subject, patient=patient, classes={})
         who = identity if identity is not None else ModelIdentity.of(segmenter.backbone, segmenter.propagation)
-        check_origin(header, _about(segmenter, volume, who, calibration))
+        check_origin(journal.header, _about(segmenter, volume, who, calibration))
         session = cls.__new__(cls)
-        session._start(Workbench(segmenter, volume, calibration, who), header)
+        scan = scan_name(header) if journal.version > 1 else ""
+        session._start(Workbench(segmenter, volume, calibration, who, scan), header, journal.version)
         return session
 
     def _read_banks(self, folder: Path) -> None:
         for path in sorted((folder / BANKS).glob("*.safetensors")):
-            self._bench.banks[path.stem] = self._read_bank(path)
+            if path.is_symlink():
+                raise DataError(f"{path} is a link, which no session makes; copy what it points to instead.")
+            bank = self._read_bank(path)
+            if bank_name(bank) != path.stem:
+                raise DataError(f"{path} was changed after it was written; use the bank as a new one (use_bank).")
+            self._bench.banks[path.stem] = bank
 
     def _read_bank(self, path: Path) -> ExemplarBank:
         return ExemplarBank.load(path, self._bench.identity, self._bench.segmenter.settings.pixel_mm)
 
     def _copy_to(self, folder: Path) -> None:
-        store = SessionStore(folder)
+        store = SessionStore(folder, version=self._version)
         try:
-            store.append(header_line(self._about))
-            for number, state in self._history[1:]:
-                store.write(number, state)
+            store.begin(self._about)
+            written = {number: store.write(number, state) for number, state in self._history[1:]}
             for name, bank in self._bench.banks.items():
                 bank.save(folder / BANKS / f"{name}.safetensors")
             for action in self._actions:
-                store.append(action.line())
+                store.append(replace(action, state=written.get(action.number, "")))
         finally:
             store.close()
 
@@ -398,7 +410,7 @@ class InteractiveSession:
         """Do something, write it down, and return its result."""
         begin, started = time.perf_counter(), _now()
         number = len(self._actions) + 1
-        states, at = self._history, self._at
+        states, at, written = self._history, self._at, ""
         result: Any
         if name in ("undo", "redo"):
             at += -1 if name == "undo" else 1
@@ -410,11 +422,11 @@ class InteractiveSession:
             computed = time.perf_counter() - begin
             states, at = [*states[: at + 1], (number, state)], at + 1
             if self._store is not None:
-                self._store.write(number, state)
+                written = self._store.write(number, state)
         waited = time.perf_counter() - begin
-        action = Action(number, name, arguments, result, started, begin - self._idle_since, computed, waited)
+        action = Action(number, name, arguments, result, started, begin - self._idle_since, computed, waited, written)
         if self._store is not None:
-            self._store.append(action.line())
+            self._store.append(action)
         self._actions.append(action)
         self._history, self._at = states, at
         self._idle_since = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from mois.geometry import SliceAxis, SliceGrid
 from mois.inference import InferenceSettings
 from mois.interfaces import Volume
 from mois.journal import Action
+from mois.records import as_record
 
 
 def history(actions: Sequence[Action]) -> tuple[list[int], int]:
@@ -75,12 +76,54 @@ def _is_one_slice(volume: Volume, slice_axis: SliceAxis) -> bool:
     return SliceGrid.of(volume.shape, volume.affine, slice_axis).order != by_spacing.order
 
 
+@dataclass(frozen=True)
+class About:
+    """What the first line of a session's journal states; see `about_session`.
+
+    Attributes:
+        session: Name of the session, which no other has.
+        started: When, ISO 8601.
+        one_slice: Whether a scan of one slice is taken as one picture; earlier sessions cut it into lines.
+    """
+
+    subject: str
+    patient: str
+    path: str
+    scan_sha256: str
+    model: ModelIdentity
+    inference: dict[str, Any]
+    calibration: Calibration | None
+    session: str
+    started: str
+    one_slice: bool = False
+
+
+def check_about(header: dict[str, Any]) -> None:
+    """Refuse a first line that lacks something, or holds what no session writes.
+
+    Args:
+        header: With the journal's format.
+
+    Raises:
+        DataError: Naming it.
+    """
+    plain = {key: value for key, value in header.items() if key not in ("format", "format_version")}
+    later = ("model.arguments", "model.behaviour", "one_slice") if header["format_version"] == 1 else ()
+    as_record(plain, About, "the session's first line", "begin a new session", later=later)
+
+
+def scan_name(about: dict[str, Any]) -> str:
+    """Return what stands for the scan in the keys of exemplars: a name alone may be that of several scans."""
+    return str(about["scan_sha256"])[:8]
+
+
 def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to go on with a session on another scan, model or settings.
 
     Raises:
         ValueError: Saying what differs.
     """
+    check_about(header)
     where = f"the session of {header['subject']}"
     if header["scan_sha256"] != now["scan_sha256"]:
         raise ValueError(f"{where} is of another scan than {now['subject']}; give the one that it was made on.")

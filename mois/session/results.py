@@ -88,11 +88,11 @@ def check_free(folder: Path) -> None:
 def write_results(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:
     """Write lesions.nii.gz (int32), confidence.nii.gz (float32), both on the scanner's grid, and lesions.csv."""
     labels = state.label_map(grid.stack_shape)
-    table = np.zeros(max(state.lesions, default=0) + 1, dtype=np.float32)
-    for number, lesion in state.lesions.items():
-        table[number] = lesion.confidence
+    confidence = np.zeros(grid.stack_shape, dtype=np.float32)
+    for lesion in state.lesions.values():
+        lesion.mask.paint(confidence, lesion.confidence)
     write_volume(grid.to_volume(torch.from_numpy(labels)), affine, folder / "lesions.nii.gz")
-    write_volume(grid.to_volume(torch.from_numpy(table[labels])), affine, folder / "confidence.nii.gz")
+    write_volume(grid.to_volume(torch.from_numpy(confidence)), affine, folder / "confidence.nii.gz")
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(LesionRow)], lineterminator="\n")
     writer.writeheader()

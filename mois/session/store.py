@@ -11,24 +11,30 @@ the journal's line, and an unfinished line is cut off when the session is loaded
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
+from mois.errors import DataError
 from mois.exemplars import Exemplar
-from mois.journal import NAME, append_line, has_begun
+from mois.files import read_regular, whole_file
+from mois.journal import FORMAT_VERSION, NAME, Action, Journal, Lines, append_line, has_begun
+from mois.records import as_record, parse_json
 from mois.session.state import BoxMask, Lesion, Maybe, Prompt, State
+from mois.session.state_record import ExemplarRecord, LesionRecord, MaskRecord, PromptRecord, StateRecord
+from mois.tensor_records import check_features, parse_tensors
 
-STATES = "states"
+STATES, BANKS = "states", "banks"
 
 
 class SessionStore:
@@ -36,27 +42,32 @@ class SessionStore:
 
     Args:
         folder: Made if it is missing.
-        size: Bytes of the journal that count; what follows is cut off. 0 for a new session.
+        journal: What of its journal counts; what follows is cut off. None for a new session.
+        version: Of the journal's format, where it is new.
 
     Raises:
-        ValueError: If the folder holds a session already, or another process has it.
+        ValueError: If the folder holds a session already, links that lead out of it, or another process has it.
     """
 
-    def __init__(self, folder: Path, size: int = 0) -> None:
+    def __init__(self, folder: Path, journal: Journal | None = None, version: int = FORMAT_VERSION) -> None:
         self.folder = folder
+        for name in (STATES, BANKS, NAME):
+            if (folder / name).is_symlink():
+                raise ValueError(f"{folder / name} is a link, which no session makes; copy what it points to instead.")
         (folder / STATES).mkdir(parents=True, exist_ok=True)
-        self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._file)
             raise ValueError(f"{folder}: another process has this session open; close it there first.") from error
-        if size == 0 and has_begun(folder / NAME):
+        if journal is None and has_begun(folder / NAME):
             os.close(self._file)
             raise ValueError(f"{folder}: holds a session already; load it, or choose another folder.")
-        os.ftruncate(self._file, size)
+        os.ftruncate(self._file, 0 if journal is None else journal.size)
         os.fsync(self._file)
         _sync_folder(folder)
+        self._lines = Lines(version) if journal is None else Lines(journal.version, journal.last)
         self._names: dict[int, tuple[object, str]] = {}  # id of an array's owner -> the owner (kept alive), its name
 
     def close(self) -> None:
@@ -65,12 +76,20 @@ class SessionStore:
             os.close(self._file)
             self._file = -1
 
-    def append(self, line: bytes) -> None:
-        """Write a line of the journal."""
-        append_line(self._file, line)
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Write the first line of the journal."""
+        append_line(self._file, self._lines.header(about))
 
-    def write(self, number: int, state: State) -> None:
-        """Write the state after an action: arrays that no earlier file holds, and which ones make up the state."""
+    def append(self, action: Action) -> None:
+        """Write an action's line."""
+        append_line(self._file, self._lines.action(action))
+
+    def write(self, number: int, state: State) -> str:
+        """Write the state after an action: arrays that no earlier file holds, and which ones make up the state.
+
+        Returns:
+            SHA-256 of the file.
+        """
         new: dict[str, Tensor] = {}
 
         def mask(box: BoxMask) -> dict[str, Any]:
@@ -103,13 +122,13 @@ class SessionStore:
             "propagated": state.propagated,
         }
         path = _path(self.folder, number)
-        part = path.with_name(f".{path.name}.part")
-        with part.open("wb") as file:
-            file.write(save(new, {"state": json.dumps(content)}))
+        data = save(new, {"state": json.dumps(content, allow_nan=False)})
+        with whole_file(path) as part, part.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
         _sync_folder(path.parent)
+        return hashlib.sha256(data).hexdigest()
 
     def _name(self, owner: object, number: int, new: dict[str, Tensor], make: Any) -> str:
         """Return the name of an array, which goes into this file if no file has it yet."""
@@ -126,70 +145,89 @@ class StateReader:
 
     Args:
         store: The session's folder; what is read is not written again.
+        actions: Of its journal.
+        shape: Of the scan's stack, (S, H, W).
     """
 
-    def __init__(self, store: SessionStore) -> None:
+    def __init__(self, store: SessionStore, actions: Sequence[Action], shape: tuple[int, int, int]) -> None:
         self._store = store
-        self._files: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+        self._actions = actions
+        self._shape = shape
+        self._files: dict[int, tuple[dict[str, Tensor], StateRecord]] = {}
         self._owners: dict[str, object] = {}
 
     def read(self, number: int) -> State:
         """Return the state after an action.
 
         Raises:
-            ValueError: If a file is missing or damaged.
+            ValueError: If a file is missing, damaged or not of this session.
         """
         content = self._file(number)[1]
         return State(
-            {int(key): self._lesion(entry) for key, entry in content["lesions"].items()},
-            {entry["key"]: self._exemplar(entry) for entry in content["exemplars"]},
-            {key: self._mask(entry) for key, entry in content["rejected"].items()},
-            tuple(Maybe(**{**entry, "point": tuple(entry["point"])}) for entry in content["maybes"]),
-            content["next_id"],
-            content["propagated"],
+            {int(key): self._lesion(entry) for key, entry in content.lesions.items()},
+            {entry.key: self._exemplar(entry) for entry in content.exemplars},
+            {key: self._mask(entry) for key, entry in content.rejected.items()},
+            tuple(Maybe(**vars(entry)) for entry in content.maybes),
+            content.next_id,
+            content.propagated,
         )
 
-    def _file(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _file(self, number: int) -> tuple[dict[str, Tensor], StateRecord]:
         if number not in self._files:
             path = _path(self._store.folder, number)
             try:
-                data = path.read_bytes()
-                tensors = load(data)
-                length = int.from_bytes(data[:8], "little")
-                content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
-            except (OSError, SafetensorError, KeyError, ValueError) as error:
-                raise ValueError(
-                    f"{path}: is missing or damaged; replay the session's {NAME} into another folder."
+                if path.is_symlink() or not 0 < number <= len(self._actions):
+                    raise DataError("is none of this session's files")
+                data = read_regular(path)
+                known = self._actions[number - 1].state
+                if known and known != hashlib.sha256(data).hexdigest():
+                    raise DataError("was changed after it was written")
+                tensors, metadata = parse_tensors(data, path.name)
+                content = as_record(parse_json(metadata.get("state", ""), path.name), StateRecord, path.name)
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{path}: is missing or damaged ({error}); replay the session's {NAME} into another folder."
                 ) from error
             self._files[number] = tensors, content
         return self._files[number]
 
     def _array(self, name: str) -> Tensor:
         number, _, key = name.partition("/")
-        return self._file(int(number))[0][key]
+        tensors = self._file(int(number))[0]
+        if key not in tensors:
+            raise DataError(f"{_path(self._store.folder, int(number))} lacks array {key}; replay the session's {NAME}.")
+        return tensors[key]
 
-    def _mask(self, entry: Mapping[str, Any]) -> BoxMask:
-        name = str(entry["bits"])
-        if name not in self._owners:
-            shape = tuple(entry["shape"])
-            bits = np.unpackbits(self._array(name).numpy(), count=int(np.prod(shape))).astype(bool).reshape(shape)
-            self._remember(name, BoxMask(tuple(entry["corner"]), bits))
-        owner = self._owners[name]
-        return owner if isinstance(owner, BoxMask) else BoxMask((0, 0, 0), np.zeros((0, 0, 0), bool))
+    def _mask(self, entry: MaskRecord) -> BoxMask:
+        if entry.bits not in self._owners:
+            where = f"{self._store.folder}: mask {entry.bits}"
+            ends = [start + count for start, count in zip(entry.corner, entry.shape, strict=True)]
+            if min(*entry.corner, *entry.shape) < 0 or any(a > b for a, b in zip(ends, self._shape, strict=True)):
+                raise DataError(f"{where} lies outside the scan; replay the session's {NAME} into another folder.")
+            bits, voxels = self._array(entry.bits), math.prod(entry.shape)
+            if bits.dtype != torch.uint8 or bits.shape != (-(-voxels // 8),):
+                raise DataError(f"{where} has other bits than its shape; replay the session's {NAME}.")
+            inside = np.unpackbits(bits.numpy(), count=voxels).astype(bool).reshape(entry.shape)
+            self._remember(entry.bits, BoxMask(entry.corner, inside))
+        owner = self._owners[entry.bits]
+        if not isinstance(owner, BoxMask) or (owner.corner, owner.inside.shape) != (entry.corner, entry.shape):
+            raise DataError(f"{self._store.folder}: mask {entry.bits} stands there twice, differently.")
+        return owner
 
-    def _prompt(self, entry: dict[str, Any]) -> Prompt:
-        mask = None if entry["mask"] is None else self._mask(entry["mask"])
-        return Prompt(**{**entry, "points": tuple(tuple(point) for point in entry["points"]), "mask": mask})
+    def _prompt(self, entry: PromptRecord) -> Prompt:
+        if not 0 <= entry.slice_index < self._shape[0]:
+            raise DataError(f"{self._store.folder}: a prompt on slice {entry.slice_index}, which the scan has not.")
+        return Prompt(**{**vars(entry), "mask": None if entry.mask is None else self._mask(entry.mask)})
 
-    def _lesion(self, entry: dict[str, Any]) -> Lesion:
-        prompts = tuple(self._prompt(prompt) for prompt in entry["prompts"])
-        return Lesion(**{**entry, "mask": self._mask(entry["mask"]), "prompts": prompts})
+    def _lesion(self, entry: LesionRecord) -> Lesion:
+        prompts = tuple(self._prompt(prompt) for prompt in entry.prompts)
+        return Lesion(**{**vars(entry), "mask": self._mask(entry.mask), "prompts": prompts})
 
-    def _exemplar(self, entry: dict[str, Any]) -> Exemplar:
-        tokens = {name: self._array(place) for name, place in entry["tokens"].items()}
-        place = tuple(entry["position_lps_mm"])
-        made = Exemplar(**{**entry, "tokens": tokens, "position_lps_mm": place})
-        for name, array in entry["tokens"].items():
+    def _exemplar(self, entry: ExemplarRecord) -> Exemplar:
+        tokens = {name: self._array(place) for name, place in entry.tokens.items()}
+        check_features(tokens, f"{self._store.folder}: exemplar {entry.key}", f"replay the session's {NAME}")
+        made = Exemplar(**{**vars(entry), "tokens": tokens})
+        for name, array in entry.tokens.items():
             self._remember(array, made.tokens[name])
         return made
 

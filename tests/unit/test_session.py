@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from fake_model import TYPE_A, FakePropagation, box, make_scan
+from fake_model import TYPE_A, TYPE_B, FakePropagation, box, make_scan
 from session_fakes import A1, A2, B1, as_stack, lps, make_segmenter, three_lesions
 
 from mois.exemplars import ExemplarBank
@@ -36,6 +36,10 @@ def cells(where):
     return slices * (rows * columns - 4)
 
 
+def key_of(session, lesion):
+    return f"{session.volume.subject}:{lesion}@{session._about['scan_sha256'][:8]}"
+
+
 def test_a_click_gives_a_lesion_in_three_dimensions_and_a_second_one_another(scan, session):
     assert session.click(lps(scan, 2, 20, 20)) == 1
     assert session.click(lps(scan, 3, 46, 32)) == 2
@@ -48,7 +52,12 @@ def test_a_click_gives_a_lesion_in_three_dimensions_and_a_second_one_another(sca
     assert [row.id for row in rows] == [1, 2]
     assert rows[0].volume_ml == pytest.approx(cells(A1) * 1.5 * 1.5 * 5 / 1000)
     assert (rows[0].x_lps_mm, rows[0].y_lps_mm, rows[0].z_lps_mm) == pytest.approx((19.5 * 1.5, 19.5 * 1.5, 10.0))
-    assert (rows[0].confidence, rows[0].origin, rows[0].exemplar, rows[0].clicks) == (1.0, "prompted", "scan:1", 1)
+    assert (rows[0].confidence, rows[0].origin, rows[0].exemplar, rows[0].clicks) == (
+        1.0,
+        "prompted",
+        key_of(session, 1),
+        1,
+    )
 
 
 def test_propagation_finds_what_is_like_the_clicked_ones_and_leaves_them_alone(scan, session):
@@ -59,7 +68,7 @@ def test_propagation_finds_what_is_like_the_clicked_ones_and_leaves_them_alone(s
     assert (labels[B1] == 0).all()
     assert (labels == 1).sum() == cells(A1)
     row = session.lesions()[1]
-    assert (row.origin, row.status, row.exemplar) == ("found", "open", "scan:1")
+    assert (row.origin, row.status, row.exemplar) == ("found", "open", key_of(session, 1))
     assert row.confidence == pytest.approx(1 / (1 + np.exp(-10)))
 
 
@@ -221,8 +230,8 @@ def test_an_accepted_lesion_is_locked_and_an_exemplar(scan, session):
     session.propagate()
     session.accept(2)
     row = session.lesions()[1]
-    assert (row.status, row.confidence, row.exemplar) == ("accepted", 1.0, "scan:2")
-    assert session.bank.keys() == ["scan:1", "scan:2"]
+    assert (row.status, row.confidence, row.exemplar) == ("accepted", 1.0, key_of(session, 2))
+    assert session.bank.keys() == [key_of(session, 1), key_of(session, 2)]
 
 
 def test_undo_and_redo_are_exact(scan, session):
@@ -335,7 +344,7 @@ def test_an_unfinished_last_line_is_ignored_and_a_damaged_middle_refused(scan, t
     assert len(journal.read_bytes().splitlines()) == 3
     lines = whole.splitlines(keepends=True)
     journal.write_bytes(lines[0] + lines[1][:-9] + b"\n" + lines[2])
-    with pytest.raises(ValueError, match="line 2 is damaged"):
+    with pytest.raises(ValueError, match="line 2 is cut short or no JSON"):
         InteractiveSession.load(tmp_path, make_segmenter(), scan)
 
 
@@ -378,8 +387,8 @@ def test_results_are_files_on_the_scanners_grid(scan, tmp_path):
     with (tmp_path / "lesions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["id"], row["origin"], row["exemplar"]) for row in rows] == [
-        ("1", "prompted", "scan:1"),
-        ("2", "found", "scan:1"),
+        ("1", "prompted", key_of(session, 1)),
+        ("2", "found", key_of(session, 1)),
     ]
     assert len(ExemplarBank.load(tmp_path / "bank.safetensors", session._bench.identity, 1.5)) == 1
 
@@ -397,20 +406,56 @@ def test_a_bank_of_one_scan_finds_the_lesions_of_another(scan, tmp_path):
     first.click(lps(scan, 2, 20, 20))
     bank = tmp_path / "bank.safetensors"
     first.bank.save(bank)
+    (key,) = first.bank.keys()
     later = make_scan([(TYPE_A, A2)], subject="later")
     session = InteractiveSession(make_segmenter(), later, tmp_path / "session")
     assert session.use_bank(bank) == 1
     assert session.propagate() == 1
-    assert session.lesions()[0].exemplar == "scan:1"
+    assert session.lesions()[0].exemplar == key
     session.close()
     again = InteractiveSession.replay(tmp_path / "session", make_segmenter(), later)
     assert torch.equal(again.label_map(), session.label_map())
     session = InteractiveSession.load(tmp_path / "session", make_segmenter(), later)
-    session.reweigh("scan:1", 0.0)
+    session.reweigh(key, 0.0)
     session.propagate()
-    assert session.bank["scan:1"].weight == 0
-    session.forget("scan:1")
+    assert session.bank[key].weight == 0
+    session.forget(key)
     assert not len(session.bank)
+
+
+def test_a_scan_of_the_same_name_takes_no_exemplar_away(scan, tmp_path):
+    visit_1 = InteractiveSession(make_segmenter(), scan)
+    visit_1.click(lps(scan, 2, 20, 20))
+    visit_1.bank.save(tmp_path / "bank.safetensors")
+    visit_2 = make_scan([(TYPE_B, B1), (TYPE_A, A2)])  # called scan, too
+    session = InteractiveSession(make_segmenter(), visit_2, tmp_path / "session")
+    session.use_bank(tmp_path / "bank.safetensors")
+    session.click(lps(visit_2, 2, 40, 12))
+    assert session.bank.keys() == [key_of(visit_1, 1), key_of(session, 1)]
+    assert session.propagate() == 1  # what visit 1 showed is found in visit 2
+    session.reject(2)
+    assert len(session.bank) == 3
+    session.close()
+    again = InteractiveSession.replay(tmp_path / "session", make_segmenter(), visit_2)
+    assert again.bank.keys() == session.bank.keys()
+
+
+def test_another_exemplar_under_the_same_key_is_kept_beside_it(scan):
+    session, other = (InteractiveSession(make_segmenter(), scan) for _ in range(2))
+    session.click(lps(scan, 2, 20, 20))
+    own = session.bank
+    other.click(lps(scan, 2, 40, 12))  # another reader's first lesion of the same scan
+    assert session.use_bank(other.bank) == 1
+    first, second = session.bank
+    assert (first.key, second.key) == (key_of(session, 1), f"{key_of(session, 1)}~{second.sha256[:8]}")
+    assert first.same_as(own[first.key])
+    session.use_bank(other.bank)
+    session.use_bank(own)
+    assert len(session.bank) == 2  # the same ones are there already
+    third = InteractiveSession(make_segmenter(), scan)
+    third.use_bank(other.bank)  # before a lesion of this scan has the key
+    third.click(lps(scan, 2, 20, 20))
+    assert len(third.bank) == 2
 
 
 def test_the_journal_tells_places_in_mm_and_times(scan, tmp_path):
@@ -487,7 +532,7 @@ def test_what_merges_exemplars_is_handed_all_of_them_and_others_the_most_differe
     session.click(lps(scan, 2, 20, 20))
     bank = session.bank
     for number in range(41):
-        bank.add(replace(bank["scan:1"], key=f"other:{number}", weight=min(1.0, number)))
+        bank.add(replace(bank[key_of(session, 1)], key=f"other:{number}", weight=min(1.0, number)))
     session.use_bank(bank)  # 42 exemplars, one of them without weight
     session.propagate()
     keys, asked = session._bench.asked(session.state)
