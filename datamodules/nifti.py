@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from datamodules.transforms import Augmentation
 from mois.files import file_sha256
 from mois.geometry import SliceAxis
 from mois.image_files import parts_of
+from mois.intensities import Normalisation, doubt
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles, read_dataset
 
@@ -55,6 +57,7 @@ class NiftiDataModule(LightningDataModule):
         val_slab: Share of every training scan's slices that is kept from training and validated on; 0 for none.
         instances: Take lesions from the maps of lesion ids in instancesTr, where there are any.
         slice_axis: What slices are taken across.
+        normalisation: How raw intensities become those that the model sees; set model.inference.normalisation alike.
         pixel_mm: Edge of the pixels to train at.
         patch_px: Edge of the patches to train on, a multiple of 32.
         exemplars: Exemplars of a group.
@@ -94,6 +97,7 @@ class NiftiDataModule(LightningDataModule):
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         views: int = 0,
         prepared: Path | None = None,
+        normalisation: Normalisation = Normalisation(),  # noqa: B008
     ) -> None:
         super().__init__()
         if not 0 <= val_slab < 1:
@@ -121,6 +125,7 @@ class NiftiDataModule(LightningDataModule):
         self.seed = seed
         self.views = views
         self.prepared = prepared
+        self.normalisation = normalisation
         self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
         self._splits: Splits | None = None
         self._prepared: list[PreparedSubject] = []
@@ -191,6 +196,10 @@ class NiftiDataModule(LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move episodes; whole volumes stay where they are, and go to the device tile by tile."""
         return batch if isinstance(batch, Volume) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def settled_normalisation(self) -> Normalisation:
+        """Return the rule that this dataset's images are normalised by: what a model trained on them records."""
+        return self._rule(self.splits.train[0] if self.splits.train else self.splits.test[0])
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the names, splits and contents of all files in use."""
@@ -276,10 +285,15 @@ class NiftiDataModule(LightningDataModule):
             self.instances,
             self.val_slab,
         )
-        return key_of(self._files(subject), (*shaped_by, sorted(subject.classes)))
+        return key_of(self._files(subject), (*shaped_by, sorted(subject.classes), str(self._rule(subject))))
+
+    def _rule(self, subject: SubjectFiles) -> Normalisation:
+        return self.normalisation.settled(subject.channels.get(self.channel, ""))
 
     def _prepare(self, subject: SubjectFiles) -> Entry:
         volume = self._read(subject, "train on")
+        if said := doubt(volume.image, self._rule(subject)):
+            warnings.warn(f"scan {volume.subject}: {said}", stacklevel=1)
         slab = self._slab(volume) if self.val_slab else None
         prepared = prepare_volume(
             volume,
@@ -287,6 +301,7 @@ class NiftiDataModule(LightningDataModule):
             patch_px=self.settings.patch_px,
             slice_axis=self.slice_axis,
             usable=None if slab is None else usable_slices(volume, slab, self.slice_axis),
+            normalisation=self.normalisation,
         )
         return Entry(prepared, slab)
 

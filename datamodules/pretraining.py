@@ -19,7 +19,7 @@ from datamodules.transforms import Augmentation
 from mois.interfaces import Episode, Volume
 
 GAP_MM = 7.8
-BRIGHT = 0.62  # times the gain: the 99.5th percentile of a whole phantom, which `mois.io.normalise` sets to 1
+BRIGHT = 0.62  # times the gain: the 99.5th percentile of a whole phantom, which `mois.intensities` sets to 1
 _TRIES = 20
 
 

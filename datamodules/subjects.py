@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from mois.geometry import LARGEST_TILE, SliceAxis, SliceGrid, resample_stack
 from mois.image_files import DataError
+from mois.intensities import Normalisation, normalise
 from mois.interfaces import Volume
-from mois.io import normalise
 
 BODY = 0.1  # normalised intensity above which a pixel counts as tissue
 _BODY_PIXELS = 20_000
@@ -151,6 +151,7 @@ def prepare_volume(
     patch_px: int,
     slice_axis: SliceAxis = "auto",
     usable: Tensor | None = None,
+    normalisation: Normalisation | None = None,
 ) -> PreparedSubject:
     """Make a scan ready.
 
@@ -160,6 +161,7 @@ def prepare_volume(
         patch_px: Edge of the patches to draw.
         slice_axis: What slices are taken across.
         usable: (S,) bool; all other slices are blanked, image and lesions, so that nothing of them can be learned.
+        normalisation: How raw intensities become those that the model sees; None is `auto`.
 
     Raises:
         DataError: If the patch is more than 4 times as large as the scan's slices.
@@ -170,7 +172,7 @@ def prepare_volume(
             f"data.init_args.patch_px={patch_px} at pixel_mm={pixel_mm} is {patch_px * pixel_mm:.0f} mm, more than 4 "
             f"times subject {volume.subject} ({grid.extent_mm:.0f} mm); choose a smaller patch_px or pixel_mm."
         )
-    image = resample_stack(grid.to_stack(normalise(volume.image)), grid, pixel_mm)
+    image = resample_stack(grid.to_stack(normalise(volume.image, normalisation, volume.channel)), grid, pixel_mm)
     lesions = resample_stack(grid.to_stack(volume.lesions), grid, pixel_mm, nearest=True)
     if usable is not None:
         image[~usable], lesions[~usable] = 0, 0

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mois.errors import DataError
 from mois.identity import ModelIdentity
+from mois.intensities import FIRST, Normalisation
 from mois.records import DIGEST, as_record, check_seal, parse_json, sealed
 from mois.tensor_records import check_features, read_tensors, tensors_sha256, write_tensors
 
@@ -52,6 +53,7 @@ class BankRecord:
         version: How many times the bank was changed.
         identity: The model that described the exemplars.
         pixel_mm: Edge of the pixels that it saw them at.
+        normalisation: How the scans' intensities became those that it saw.
         exemplars: In the order of the tensors' first axis.
         tensors_sha256: Of the tensors (`tensors_sha256`).
     """
@@ -59,6 +61,7 @@ class BankRecord:
     version: int
     identity: ModelIdentity
     pixel_mm: float
+    normalisation: Normalisation
     exemplars: tuple[ExemplarFacts, ...]
     tensors_sha256: str
 
@@ -76,10 +79,11 @@ def write_bank(
     exemplars: Sequence[ExemplarFacts],
     identity: ModelIdentity,
     pixel_mm: float,
+    normalisation: Normalisation,
     version: int,
 ) -> None:
     """Write a bank, whole or not at all: a tensor (K, ...) per token, and the record."""
-    record = BankRecord(version, identity, pixel_mm, tuple(exemplars), tensors_sha256(tensors))
+    record = BankRecord(version, identity, pixel_mm, normalisation, tuple(exemplars), tensors_sha256(tensors))
     content = sealed({**asdict(record), "identity": identity.as_dict()})
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "content": json.dumps(content)}
     write_tensors(path, tensors, metadata)
@@ -139,7 +143,8 @@ def _upgraded(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], name: 
         _exactly(identity, _IDENTITY_2, f"{name}: identity", "2")
         identity = {**identity, "arguments": None, "behaviour": {}}
     numbers = {key: parse_json(metadata[key], f"{name}: {key}", _CURE) for key in ("version", "pixel_mm", "exemplars")}
-    return {**numbers, "identity": identity, "tensors_sha256": tensors_sha256(tensors)}
+    later = {"normalisation": FIRST.as_dict(), "tensors_sha256": tensors_sha256(tensors)}
+    return {**numbers, "identity": identity, **later}
 
 
 def _exactly(there: Mapping[str, Any], wanted: Sequence[str], name: str, version: str) -> None:

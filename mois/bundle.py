@@ -91,7 +91,7 @@ def write_bundle(
             FORMAT_VERSION,
             spec,
             ModelIdentity.of(backbone, propagation, spec.arguments()),
-            inference,
+            replace(inference, normalisation=inference.normalisation.settled()),
             calibration,
             {name: value if math.isfinite(value) else None for name, value in (figures or {}).items()},
             dict(provenance or {}),

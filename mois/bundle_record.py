@@ -16,6 +16,7 @@ from typing import Any
 from mois.calibration import Calibration
 from mois.exemplars import ModelIdentity
 from mois.inference import InferenceSettings
+from mois.intensities import FIRST
 from mois.records import DIGEST, as_record, check_seal, read_json, sealed
 
 FORMAT_VERSION = 2
@@ -138,6 +139,7 @@ def _upgraded(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     made = dict(content)
     if isinstance(content["inference"], Mapping):
         _exactly(content["inference"], _INFERENCE_1, f"{name}: inference")
+        made["inference"] = {**content["inference"], "normalisation": FIRST.as_dict()}
     if isinstance(content["identity"], Mapping):
         made["identity"] = {**content["identity"], "arguments": None, "behaviour": {}}
     return made

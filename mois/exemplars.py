@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from mois.bank_record import ExemplarFacts, read_bank, write_bank
 from mois.identity import ModelIdentity
+from mois.intensities import Normalisation
 from mois.interfaces import Exemplars
 from mois.tensor_records import LARGEST, check_features, tensors_sha256
 
@@ -134,12 +135,14 @@ class ExemplarBank:
     Attributes:
         identity: The model that described them.
         pixel_mm: Edge of the pixels that it saw them at; the same lesion looks different to it at another size.
+        normalisation: How the scans' intensities became those that it saw; settled.
         version: How many times the bank was changed; a loaded one counts on from where it was saved.
     """
 
-    def __init__(self, identity: ModelIdentity, pixel_mm: float) -> None:
+    def __init__(self, identity: ModelIdentity, pixel_mm: float, normalisation: Normalisation | None = None) -> None:
         self.identity = identity
         self.pixel_mm = pixel_mm
+        self.normalisation = (normalisation or Normalisation()).settled()
         self.version = 0
         self._items: dict[str, Exemplar] = {}
 
@@ -164,7 +167,7 @@ class ExemplarBank:
 
     def copy(self) -> ExemplarBank:
         """Return a bank that changes on its own; the exemplars themselves never change."""
-        twin = ExemplarBank(self.identity, self.pixel_mm)
+        twin = ExemplarBank(self.identity, self.pixel_mm, self.normalisation)
         twin.version, twin._items = self.version, dict(self._items)
         return twin
 
@@ -243,8 +246,14 @@ class ExemplarBank:
             torch.tensor([[item.weight for item in items]], dtype=torch.float32, device=device),
         )
 
-    def check(self, identity: ModelIdentity, pixel_mm: float, name: str = "the bank") -> None:
-        """Refuse to be used by another model, or at another pixel size.
+    def check(
+        self,
+        identity: ModelIdentity,
+        pixel_mm: float,
+        normalisation: Normalisation | None = None,
+        name: str = "the bank",
+    ) -> None:
+        """Refuse to be used by another model, at another pixel size, or by another rule for intensities.
 
         Raises:
             ValueError: Saying what differs.
@@ -259,23 +268,32 @@ class ExemplarBank:
                 f"{name} was described at {self.pixel_mm:g} mm a pixel, this model looks at {pixel_mm:g} mm; set "
                 f"inference.pixel_mm={self.pixel_mm:g}, or make a new bank."
             )
+        if normalisation is not None and self.normalisation != normalisation:
+            raise ValueError(
+                f"{name} was described on scans normalised by the rule {self.normalisation}, here it is "
+                f"{normalisation}; make a new bank, or use the bundle that it was made with."
+            )
 
     def save(self, path: Path) -> None:
         """Write the bank as safetensors, whole or not at all."""
         tensors = {name: token[0].contiguous() for name, token in self.exemplars().tokens.items()}
         facts = [ExemplarFacts(**{one.name: getattr(item, one.name) for one in fields(ExemplarFacts)}) for item in self]
-        write_bank(Path(path), tensors, facts, self.identity, self.pixel_mm, self.version)
+        write_bank(Path(path), tensors, facts, self.identity, self.pixel_mm, self.normalisation, self.version)
 
     @classmethod
-    def load(cls, path: Path, identity: ModelIdentity, pixel_mm: float) -> ExemplarBank:
-        """Read a bank for a model that looks at pixels of this size.
+    def load(
+        cls, path: Path, identity: ModelIdentity, pixel_mm: float, normalisation: Normalisation | None = None
+    ) -> ExemplarBank:
+        """Read a bank for a model that looks at pixels of this size, of scans normalised by this rule.
+
+        Without a rule that is not compared here, but when a session takes the bank.
 
         Raises:
             ValueError: If the file is no bank, is damaged or of another format, or `check` refuses it.
         """
         record, tensors = read_bank(Path(path))
-        bank = cls(record.identity, record.pixel_mm)
-        bank.check(identity, pixel_mm, str(path))
+        bank = cls(record.identity, record.pixel_mm, record.normalisation)
+        bank.check(identity, pixel_mm, normalisation, str(path))
         for index, facts in enumerate(record.exemplars):
             bank.add(Exemplar(tokens={name: token[index].clone() for name, token in tensors.items()}, **vars(facts)))
         bank.version = record.version

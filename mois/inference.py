@@ -24,8 +24,8 @@ from mois.execution import Compiled, Precision, autocast, tiles_at_once
 from mois.feature_store import FeatureStore
 from mois.follow import Limits, Seeds, follow_all
 from mois.geometry import LARGEST_TILE, SliceGrid, TileGrid, resample_stack, restore_stack
+from mois.intensities import Normalisation, doubt, normalise
 from mois.interfaces import Backbone, Exemplars, Features, MaskPrediction, Prompts, Propagation, TrackingRules, Volume
-from mois.io import normalise
 from mois.metrics import InstanceMap
 
 
@@ -58,6 +58,8 @@ class InferenceSettings:
         memory_gib: How much of a scan's features is kept in memory; the rest goes to a file in the temporary folder.
         split_prominence_mm: Touching lesions are parted where the waist between them is thinner than the thinner of the
             two by this much, as a radius; 0 parts none.
+        normalisation: How raw intensities become those that the model sees: as its training patches were
+            (data.init_args.normalisation).
         most_exemplars: Of more, a propagation that can merges those that look most alike (`Propagation.condense`).
     """
 
@@ -81,6 +83,7 @@ class InferenceSettings:
     memory_gib: float = 4.0
     split_prominence_mm: float = 0.0
     most_exemplars: int = 16
+    normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -131,6 +134,10 @@ class VolumeSegmenter:
         """Where the model is."""
         return next(self.backbone.parameters()).device
 
+    def normalisation(self, volume: Volume) -> Normalisation:
+        """Return by which rule a scan is normalised."""
+        return self.settings.normalisation.settled(volume.channel)
+
     def autocast(self) -> torch.autocast:
         """Return the context in which the model computes, as `inference.precision` says."""
         return autocast(self.device, self.settings.precision)
@@ -146,7 +153,10 @@ class VolumeSegmenter:
         """
         settings = self.settings
         grid = SliceGrid.of(volume.shape, volume.affine, settings.slice_axis)
-        pictures = resample_stack(normalise(grid.to_stack(volume.image.float().cpu())), grid, settings.pixel_mm)
+        raw, rule = grid.to_stack(volume.image.float().cpu()), self.normalisation(volume)
+        if said := doubt(raw, rule, volume.channel):
+            warnings.warn(f"scan {volume.subject}: {said}", stacklevel=1)
+        pictures = resample_stack(normalise(raw, rule), grid, settings.pixel_mm)
         edge = settings.tile_px or self.backbone.patch_px
         self._warn_of_wide_tiles(edge, grid, volume.subject)
         tiles = TileGrid.of(pictures.shape[1], pictures.shape[2], edge, settings.overlap)

@@ -2,7 +2,7 @@
 
 Axes, used everywhere: B episodes, G exemplar groups of an episode, K exemplars of a group, N images, P patch edge in
 pixels, S slices. Images of a patch are (..., P, P) with rows first; row 0 is the top of the picture. Image intensities
-are normalised floats: 0 is the scan's low percentile, 1 its high one (`mois.io.normalise`); a backbone applies its own
+are normalised floats: 0 is the scan's low percentile, 1 its high one (`mois.intensities`); a backbone applies its own
 pixel statistics on top.
 """
 
@@ -38,6 +38,8 @@ class Volume(NamedTuple):
         classes: Lesion id to class, both >= 1.
         path: The file that the image came from; its grid is the one that results are written on.
         declared: The classes that its dataset declares; empty where nobody says.
+        channel: What its dataset calls the image, such as "T2"; "CT" is normalised in its own way. Empty where nobody
+            says.
     """
 
     subject: str
@@ -48,6 +50,7 @@ class Volume(NamedTuple):
     classes: dict[int, int]
     path: str = ""
     declared: tuple[int, ...] = ()
+    channel: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -12,11 +12,11 @@ import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mois.dataset_description import FILE_ENDINGS, read_description
 from mois.grid import Grid, put_on
 from mois.image_files import DataError, read_image, write_volume
+from mois.intensities import normalise
 from mois.interfaces import Volume
 from mois.labels import check_declared, whole_numbers
 from mois.text_files import read_table
@@ -32,8 +32,6 @@ __all__ = [
     "write_volume",
 ]
 
-PERCENTILES = (0.5, 99.5)
-
 
 def read_volume(
     image: Path,
@@ -44,6 +42,7 @@ def read_volume(
     classes: dict[int, str],
     instances: bool = False,
     semantic: Path | None = None,
+    channel: str = "",
 ) -> Volume:
     """Read a scan and its lesions.
 
@@ -57,6 +56,7 @@ def read_volume(
         instances: Whether the values of `label` are lesion ids instead of classes.
         semantic: With `instances`, the label map that says which class each lesion is of; may be left out where only
             one class is declared.
+        channel: What the dataset calls the image.
 
     Raises:
         DataError: If a file is missing, cut off or not finite, if the image is constant, if the grids of image and
@@ -94,6 +94,7 @@ def read_volume(
         kinds,
         str(image),
         tuple(sorted(declared)),
+        channel,
     )
 
 
@@ -118,24 +119,6 @@ def read_on_grid(path: Path, grid: Grid, of: str) -> NDArray[Any]:
         raise DataError(f"{path}: {error}") from error
 
 
-def normalise(image: Tensor) -> Tensor:
-    """Return intensities on a common scale.
-
-    Args:
-        image: Raw intensities, any shape; 0 is outside the body.
-
-    Returns:
-        Float32: 0 at the 0.5th percentile of the non-zero voxels, 1 at the 99.5th, linear, cut to 0..2; zeros stay 0.
-    """
-    image = image.to(torch.float32)
-    inside = image != 0
-    if not bool(inside.any()):
-        return torch.zeros_like(image)
-    low, high = np.percentile(image[inside].cpu().numpy(), PERCENTILES)
-    width = float(high - low) or 1.0
-    return ((image - float(low)) / width).clamp_(0, 2).mul_(inside)
-
-
 @dataclass(frozen=True)
 class SubjectFiles:
     """The files of one scan of a dataset.
@@ -150,6 +133,7 @@ class SubjectFiles:
         held_out: Whether it lies in imagesTs instead of imagesTr.
         session: When it was taken, in the words of subjects.csv.
         site: Where it was taken, in the words of subjects.csv.
+        channels: Channel number to what dataset.json calls it; empty where it does not say.
     """
 
     subject: str
@@ -161,6 +145,7 @@ class SubjectFiles:
     held_out: bool = False
     session: str = ""
     site: str = ""
+    channels: dict[int, str] = field(default_factory=dict)
 
     def read(self, channel: int = 0, *, instances: bool = True) -> Volume:
         """Read the scan, with its lesion ids where it has some and they are wanted.
@@ -182,6 +167,7 @@ class SubjectFiles:
             classes=self.classes,
             instances=ids is not None,
             semantic=self.label,
+            channel=self.channels.get(channel, ""),
         )
 
 
@@ -194,7 +180,7 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
     Raises:
         DataError: If it is no such dataset, or subjects.csv leaves a scan out.
     """
-    classes, ending, _ = read_description(root / "dataset.json")
+    classes, ending, channels = read_description(root / "dataset.json")
     people = _read_people(root / "subjects.csv")
     found: list[SubjectFiles] = []
     for part in ("Tr", "Ts"):
@@ -219,6 +205,7 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
                     part == "Ts",
                     person.get("session") or "",
                     person.get("site") or "",
+                    channels,
                 )
             )
     if not found:

@@ -80,7 +80,8 @@ class _Scan(NamedTuple):
     def of(cls, volume: Volume) -> _Scan:
         grid = SliceGrid.of(volume.shape, volume.affine)
         image = grid.to_stack(volume.image.float().cpu()).numpy()
-        return cls(grid, image, grid.to_stack(volume.lesions.cpu()).numpy(), *grey_levels(image))
+        levels = grey_levels(image, volume.channel)
+        return cls(grid, image, grid.to_stack(volume.lesions.cpu()).numpy(), *levels)
 
 
 def _caption(lesion: Mask, result: InstanceMap, row: Row) -> str:

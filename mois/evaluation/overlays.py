@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from mois.evaluation.reports import ClassReport
 from mois.files import whole_file
+from mois.intensities import is_ct, levels
 from mois.metrics import InstanceMap, Mask, match_lesions
 
 # Okabe and Ito's palette, told apart by readers of any colour vision; what the model drew is broken as well.
@@ -63,17 +65,25 @@ def telling_slices(truth: InstanceMap, result: InstanceMap, count: int = PANELS)
     return sorted(chosen)
 
 
-def grey_levels(image: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Return what is drawn black and white: percentiles of what is not 0, as the model sees it; 0 is black if least."""
-    if not image.any():
-        return 0.0, 1.0
-    low, high = np.percentile(image[image != 0], (0.5, 99.5))
-    black = 0.0 if not float(image.min()) else float(low)
-    return black, max(float(high), black + 1e-12)
+def grey_levels(image: npt.NDArray[np.float32], channel: str = "") -> tuple[float, float]:
+    """Return what is drawn black and white of a whole scan: what lies around the body, and what models see as 1.
+
+    Args:
+        image: Raw intensities.
+        channel: What dataset.json calls the image: CT is drawn in its window.
+    """
+    outside, low, high = levels(torch.from_numpy(image), channel=channel)
+    black = low if outside is None or is_ct(channel) else float(image[outside.numpy()].max())
+    return black, high if high > black else black + 1.0
 
 
 def draw_overlay(
-    image: npt.NDArray[np.float32], truth: InstanceMap, result: InstanceMap, report: ClassReport, pixel_aspect: float
+    image: npt.NDArray[np.float32],
+    truth: InstanceMap,
+    result: InstanceMap,
+    report: ClassReport,
+    pixel_aspect: float,
+    channel: str = "",
 ) -> Figure:
     """Draw a result.
 
@@ -83,6 +93,7 @@ def draw_overlay(
         result: Instance map of what the reader ends up with.
         report: On this class.
         pixel_aspect: Height of a pixel over its width.
+        channel: What dataset.json calls the image.
     """
     masks = lesion_kinds(truth, result, report)
     slices = telling_slices(truth, result) or [len(image) // 2]
@@ -90,7 +101,7 @@ def draw_overlay(
     width = panel_inches * image.shape[2] / (image.shape[1] * pixel_aspect)
     figure = Figure(figsize=(max(6.0, width * len(slices)), panel_inches + 1.0), facecolor="black")
     FigureCanvasAgg(figure)
-    black, white = grey_levels(image)
+    black, white = grey_levels(image, channel)
     for axes, index in zip(figure.subplots(1, len(slices), squeeze=False)[0], slices, strict=True):
         axes.imshow(image[index], cmap="gray", vmin=black, vmax=white, aspect=pixel_aspect, interpolation="nearest")
         for kind, mask in masks.items():
@@ -119,10 +130,11 @@ def save_overlay(
     result: InstanceMap,
     report: ClassReport,
     pixel_aspect: float,
+    channel: str = "",
 ) -> None:
     """Write `draw_overlay` as PNG, whole or not at all."""
     with whole_file(path) as part:
-        draw_overlay(image, truth, result, report, pixel_aspect).savefig(part, format="png", dpi=120)
+        draw_overlay(image, truth, result, report, pixel_aspect, channel).savefig(part, format="png", dpi=120)
 
 
 def outline(

@@ -333,7 +333,9 @@ def _write(volume: Volume, run: Run, report: ClassReport, answer: Answer, result
         write_volume(grid.to_volume(torch.from_numpy(prompted)), volume.affine, out / "prompted" / f"{name}.nii.gz")
     image = grid.to_stack(volume.image.float().cpu()).numpy()
     truth = run.truth.only([row.lesion for row in report.lesions])
-    save_overlay(out / "overlays" / f"{name}.png", image, truth, result, report, grid.row_mm / grid.column_mm)
+    save_overlay(
+        out / "overlays" / f"{name}.png", image, truth, result, report, grid.row_mm / grid.column_mm, volume.channel
+    )
 
 
 @contextmanager

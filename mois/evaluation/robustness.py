@@ -1,7 +1,7 @@
 """The same scans as other scanners might have made them: stand-ins for other field strengths, coils and protocols.
 
 What changes is the image alone: grid, truth, prompted lesions and clicks stay, so that every difference is one of the
-image. Air (exact zeros) stays air.
+image. What lies around the body (`mois.intensities.find_background`) stays as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mois.evaluation.reports import SubjectReport
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import leaf, paired_gain
 from mois.geometry import SliceGrid
+from mois.intensities import find_background
 from mois.interfaces import Volume
 
 COARSER = 1.5
@@ -75,15 +76,18 @@ def changed(volume: Volume, name: str, seed: int = 0) -> Volume:
     if name not in CHANGES:
         raise ValueError(f"robustness change {name!r} is unknown; choose from {', '.join(CHANGES)}.")
     image = volume.image.float().cpu()
-    outside = image == 0
+    around = find_background(image.numpy())
+    outside = torch.zeros_like(image, dtype=torch.bool) if around is None else torch.from_numpy(around)
     if bool(outside.all()):
         return volume
-    ranked = image[~outside].sort().values
+    # changes are of a signal that begins at 0: a background of 10, or air of -1024, is where this one does
+    dark = min(0.0, float(image.min())) if around is None else float(image[outside].median()) if around.any() else 0.0
+    ranked = (image[~outside] - dark).sort().values
     white = float(ranked[int(WHITE * (len(ranked) - 1))]) or 1.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(f"{seed} {name} {volume.subject}".encode()))
-        new = CHANGES[name](image / white, volume).to(torch.float32) * white
-    return volume._replace(image=new.masked_fill(outside, 0))
+        new = CHANGES[name]((image - dark) / white, volume).to(torch.float32) * white + dark
+    return volume._replace(image=torch.where(outside, image, new))
 
 
 def plain(settings: ProtocolSettings) -> ProtocolSettings:

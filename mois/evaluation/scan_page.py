@@ -54,7 +54,9 @@ def write_scan_page(
     image = grid.to_stack(volume.image.float().cpu()).numpy()
     picture = folder / PICTURE
     with whole_file(picture) as part:
-        draw_lesions(image, lesions, rows, grid.row_mm / grid.column_mm).savefig(part, format="png", dpi=120)
+        draw_lesions(image, lesions, rows, grid.row_mm / grid.column_mm, volume.channel).savefig(
+            part, format="png", dpi=120
+        )
     page = Page(
         f"Lesions in {volume.subject}",
         f"{_count(rows, 'prompted')} prompted, {_count(rows, 'found')} found. For research; not a medical device.",
@@ -73,7 +75,11 @@ def write_scan_page(
 
 
 def draw_lesions(
-    image: npt.NDArray[np.float32], lesions: InstanceMap, rows: Sequence[LesionRow], pixel_aspect: float
+    image: npt.NDArray[np.float32],
+    lesions: InstanceMap,
+    rows: Sequence[LesionRow],
+    pixel_aspect: float,
+    channel: str = "",
 ) -> Figure:
     """Draw the slices that show most lesions, with an outline around each and its number.
 
@@ -82,6 +88,7 @@ def draw_lesions(
         lesions: (S, H, W) int32, their numbers.
         rows: A line on each.
         pixel_aspect: Height of a pixel over its width.
+        channel: What dataset.json calls the image.
     """
     of_kind = {kind: [row.id for row in rows if row.origin == kind] for kind in KINDS}
     maps = {kind: np.where(np.isin(lesions, ids), lesions, 0) for kind, ids in of_kind.items()}
@@ -92,7 +99,7 @@ def draw_lesions(
     size = (max(6.0, columns * PANEL_INCHES * width), lines * PANEL_INCHES + 0.9)
     figure = Figure(figsize=size, facecolor="black")
     FigureCanvasAgg(figure)
-    black, white = grey_levels(image)
+    black, white = grey_levels(image, channel)
     panels = figure.subplots(lines, columns, squeeze=False).reshape(-1)
     for axes in panels:
         axes.set_axis_off()

@@ -100,7 +100,9 @@ def _write(volume: Volume, found: Prediction, report: SubjectReport, kind: Kind,
         name = f"{volume.subject}_class{one.target_class}"
         write_volume(grid.to_volume(torch.from_numpy(stack)), volume.affine, out / "predictions" / f"{name}.nii.gz")
         true = truth.only([row.lesion for row in one.lesions])
-        save_overlay(out / "overlays" / f"{name}.png", image, true, stack, one, grid.row_mm / grid.column_mm)
+        save_overlay(
+            out / "overlays" / f"{name}.png", image, true, stack, one, grid.row_mm / grid.column_mm, volume.channel
+        )
 
 
 def _ending(path: Path) -> str:

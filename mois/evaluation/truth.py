@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from mois.evaluation.reports import Third
 from mois.geometry import SliceGrid
+from mois.intensities import normalise
 from mois.interfaces import Volume
-from mois.io import normalise
 from mois.metrics import InstanceMap, dilate_in_plane, lesion_volumes_ml
 from mois.prompts import Reader
 
@@ -150,7 +150,7 @@ def _surroundings(
 ) -> dict[int, Surroundings]:
     if not len(ids):
         return {}
-    image = normalise(grid.to_stack(volume.image.float().cpu())).numpy()
+    image = normalise(grid.to_stack(volume.image.float().cpu()), channel=volume.channel).numpy()
     ends = torch.tensor(list(product(*((-0.5, size - 0.5) for size in index.shape))), dtype=torch.float64)
     lowest, highest = (float(end) for end in grid.to_lps_mm(ends)[:, 2].aminmax())
     found = {}

@@ -71,6 +71,7 @@ class Workbench:
         self.volume = volume
         self.calibration = calibration
         self.identity = identity
+        self.normalisation = segmenter.normalisation(volume)
         self.encoded = segmenter.encode(volume, lazy=True)
         self.grid = self.encoded.grid
         self._prompted = PromptSegmenter(segmenter, self.encoded)
@@ -112,7 +113,7 @@ class Workbench:
 
     def bank(self, state: State) -> ExemplarBank:
         """Return a state's exemplars as a bank."""
-        bank = ExemplarBank(self.identity, self.segmenter.settings.pixel_mm)
+        bank = ExemplarBank(self.identity, self.segmenter.settings.pixel_mm, self.normalisation)
         for exemplar in state.exemplars.values():
             bank.add(exemplar)
         return bank
@@ -333,7 +334,7 @@ class Workbench:
         if bank not in self.banks:
             raise ValueError(f"bank {bank} is not in the session's folder; bring it in with use_bank.")
         brought = self.banks[bank]
-        brought.check(self.identity, self.segmenter.settings.pixel_mm)
+        brought.check(self.identity, self.segmenter.settings.pixel_mm, self.normalisation)
         exemplars = dict(state.exemplars)
         for exemplar in brought:
             key = self._free_key(exemplar, exemplars) if self.scan else exemplar.key

@@ -154,7 +154,8 @@ class InteractiveSession:
             ValueError: If the bank was made by another model, or at another pixel size.
         """
         brought = bank if isinstance(bank, ExemplarBank) else self._read_bank(bank)
-        brought.check(self._bench.identity, self._bench.segmenter.settings.pixel_mm)  # before it is kept
+        bench = self._bench
+        brought.check(bench.identity, bench.segmenter.settings.pixel_mm, bench.normalisation)  # before it is kept
         name = bank_name(brought)
         self._bench.banks[name] = brought
         if self._store is not None:
@@ -392,7 +393,8 @@ class InteractiveSession:
             self._bench.banks[path.stem] = bank
 
     def _read_bank(self, path: Path) -> ExemplarBank:
-        return ExemplarBank.load(path, self._bench.identity, self._bench.segmenter.settings.pixel_mm)
+        bench = self._bench
+        return ExemplarBank.load(path, bench.identity, bench.segmenter.settings.pixel_mm, bench.normalisation)
 
     def _copy_to(self, folder: Path) -> None:
         store = SessionStore(folder, version=self._version)

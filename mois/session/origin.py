@@ -15,9 +15,12 @@ from mois.execution import settled
 from mois.exemplars import ExemplarBank, ModelIdentity
 from mois.geometry import SliceAxis, SliceGrid
 from mois.inference import InferenceSettings
+from mois.intensities import FIRST
 from mois.interfaces import Volume
 from mois.journal import Action
 from mois.records import as_record
+
+_FORMERLY: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()}
 
 
 def history(actions: Sequence[Action]) -> tuple[list[int], int]:
@@ -55,6 +58,7 @@ def about_session(
     digest.update(volume.affine.double().cpu().numpy().tobytes())
     kept = {name: value for name, value in asdict(settings).items() if name != "memory_gib"}
     kept["precision"] = settled(device, settings.precision)  # `auto` differs by device
+    kept["normalisation"] = settings.normalisation.settled(volume.channel).as_dict()  # `auto` differs by scan
     kept["track_memory"] = settings.track_memory if track_memory is None else track_memory
     if kept["track_memory"] is None:
         del kept["track_memory"]
@@ -142,8 +146,8 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
             f"{where} was made with inference.{unknown[0]}, which this version lacks; update this program."
         )
     for name, value in now["inference"].items():
-        # a setting that came later was at its default; before there was a precision, all was float32
-        default = "32" if name == "precision" else getattr(InferenceSettings, name)
+        # a setting that came later was at its default, but for those that there was no choice of before
+        default = _FORMERLY[name] if name in _FORMERLY else getattr(InferenceSettings, name)
         before = header["inference"].get(name, default)
         if before != value:
             raise ValueError(

@@ -210,7 +210,9 @@ class MoisCLI(LightningCLI):
                 for sentence in self.model.record(prefix).get("made_worse", []):
                     rank_zero_warn(f"{self.folder / 'bundle'} is worse than what the training began with: {sentence}")
             settings = BundleSettings(**self.settings["bundle"].as_dict())
-            export_bundles(self.model, self.folder, self.plain_config()["model"], validation, settings)
+            says = getattr(self.datamodule, "settled_normalisation", None)  # a datamodule of others may not
+            model = self.plain_config()["model"]
+            export_bundles(self.model, self.folder, model, validation, settings, says() if says is not None else None)
         if not best.is_file() and not any(name.startswith("val/") for name in self.trainer.callback_metrics):
             rank_zero_info(
                 "this training was never validated: there is no best.ckpt (test with --ckpt_path last); lower "
@@ -300,18 +302,18 @@ class MoisCLI(LightningCLI):
                 )
 
     def _refuse_two_scales(self) -> None:
-        """Refuse patches of another pixel than whole volumes, in every command.
+        """Refuse patches of other pixels or intensities than whole volumes, in every command.
 
         Who tests or predicts at another scale on purpose sets both keys: then the saved config says so twice.
         """
         config = self.plain_config()
-        trained = ((config.get("data") or {}).get("init_args") or {}).get("pixel_mm")  # not every datamodule has one
-        inferred = (config["model"].get("inference") or {}).get("pixel_mm")
-        if trained is not None and inferred is not None and trained != inferred:
-            raise ValueError(
-                f"data.init_args.pixel_mm={trained} and model.inference.pixel_mm={inferred} differ; "
-                "set both to the same"
-            )
+        data, inference = (config.get("data") or {}).get("init_args") or {}, config["model"].get("inference") or {}
+        for key in ("pixel_mm", "normalisation"):
+            trained, inferred = data.get(key), inference.get(key)  # not every datamodule has them
+            if trained is not None and inferred is not None and trained != inferred:
+                raise ValueError(
+                    f"data.init_args.{key}={trained} and model.inference.{key}={inferred} differ; set both to the same"
+                )
 
     def _refuse_two_edges(self) -> None:
         """Refuse patches of another edge than the tiles of whole volumes, in every command, as with two scales.

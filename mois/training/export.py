@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from mois.bundle import ClassSpec, ModelSpec, write_bundle
 from mois.calibration import Calibration
 from mois.files import file_sha256, whole_file
+from mois.intensities import Normalisation
 from mois.interfaces import Backbone, WeightsIdentity
 from mois.propagation.weights import save_propagation
 from mois.training.checkpoint_content import ValidationRecord
@@ -64,6 +65,7 @@ def export_bundles(
     config: Mapping[str, Any],
     validation: Mapping[str, Any],
     settings: BundleSettings,
+    normalisation: Normalisation | None = None,
 ) -> None:
     """Write `bundle` into a run's folder, and `bundle_NAME` for each companion, to compare them by.
 
@@ -73,11 +75,13 @@ def export_bundles(
         config: What stands under `model`.
         validation: What the validation of these weights found, by a propagation's prefix; empty if there was none.
         settings: How to choose what is left open.
+        normalisation: The rule that the training's scans were normalised by; None where their datamodule does not say.
     """
+    rule = normalisation or module.inference.normalisation.settled()
     specs = [config["propagation"], *(config.get("companions") or [])]
     for (prefix, propagation), spec in zip(module.propagations.items(), specs, strict=True):
         record = ValidationRecord(**validation[prefix]) if prefix in validation else None
-        inference, calibration = module.inference, None
+        inference, calibration = replace(module.inference, normalisation=rule), None
         if record is not None and record.peaks:
             calibration = Calibration.fit(record.peaks, record.hits)
             if settings.false_per_scan is not None:

@@ -8,7 +8,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from conftest import save_nifti, scan_with_lesions
 
-from mois.io import DataError, normalise, read_dataset, read_image, read_volume, write_volume
+from mois.io import DataError, read_dataset, read_image, read_volume, write_volume
 
 CLASSES = {1: "bright", 2: "dark"}
 
@@ -204,18 +204,6 @@ def test_ids_alone_need_a_single_class(files):
         read(image, ids, instances=True)
     one = read_volume(image, ids, subject="s", patient="p", classes={0: "background", 1: "lesion"}, instances=True)
     assert set(one.classes.values()) == {1}
-
-
-def test_intensities_are_scaled_by_percentiles_of_what_is_not_zero():
-    image = torch.cat([torch.zeros(500), torch.arange(1.0, 202.0)])  # 1..201: percentiles 2 and 200
-    out = normalise(image)
-    assert not out[:500].any()
-    assert out[500:].max() == pytest.approx(199 / 198)
-    assert out[500] == 0  # below the low percentile
-    assert out[600] == pytest.approx(0.5)  # 101 lies half way
-    assert normalise(torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0] * 100 + [1e6])).max() == 2
-    assert not normalise(torch.zeros(4)).any()
-    assert normalise(torch.full((4,), 7.0)).isfinite().all()
 
 
 @pytest.mark.parametrize("ending", ["mha", "nrrd", "nii"])

@@ -1,0 +1,289 @@
+"""From raw intensities to the scale that models see: which rule it is, and what is outside of the body.
+
+Models see 0 at the low level and 1 at the high one, cut to 0..2; what is outside of the body is exactly 0. Which rule
+gives the levels is part of a model: bundles and banks record it, and it is checked where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Rule = Literal["auto", "body", "window", "nonzero"]
+RULES: tuple[Rule, ...] = ("auto", "body", "window", "nonzero")
+PERCENTILES = (0.5, 99.5)
+MOST = 2.0
+CT_WINDOW_HU = (-160.0, 240.0)
+"""Soft tissue, the usual 400 HU around 40; the cut at 2 lies at 640 HU."""
+LOWEST_SHARE = 0.25
+"""Share of the scan's edges from which their commonest value is the background, if nothing in the scan is lower."""
+ANY_SHARE = 0.9
+"""The same for a value that something in the scan is lower than, such as 0 around a difference of two scans."""
+SPREADS = 3.0
+"""How many standard deviations above its level a noisy background reaches."""
+DARK_SHARE = 0.25
+"""Share of the range of intensities below which a noisy background ends, or else it is none."""
+LEAST_SHARE = 0.05
+"""Share of the voxels that a noisy background takes at least."""
+
+_Image = npt.NDArray[np.float32]
+_Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How raw intensities become those that a model sees.
+
+    Attributes:
+        rule: `body`: low and high are the 0.5th and 99.5th percentile of the body; what is around it is found in each
+            scan, a single value (0, -1024) or noise. `window`: the ends of `window`. `nonzero`: as `body`, but around
+            the body everything is 0, and nothing in it is: the rule of bundles that record none. `auto`: `window` where
+            dataset.json calls the channel CT, else `body`; bundles record which of the two it was.
+        window: Low and high raw intensity; for `auto` and CT soft tissue, -160 to 240 HU.
+    """
+
+    rule: Rule = "auto"
+    window: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if self.rule not in RULES:
+            raise ValueError(f"normalisation.rule={self.rule!r} is unknown; choose {', '.join(RULES)}.")
+        if self.rule == "window" and self.window is None:
+            raise ValueError(
+                "normalisation.rule=window needs normalisation.window, its ends, such as [-160, 240] for CT."
+            )
+        if self.rule in ("body", "nonzero") and self.window is not None:
+            raise ValueError(
+                f"normalisation.window={list(self.window)} is not used by rule={self.rule}; leave it out, or set "
+                "normalisation.rule=window."
+            )
+        if self.window is not None:
+            low, high = self.window
+            if not -np.inf < low < high < np.inf:
+                raise ValueError(f"normalisation.window={[low, high]} must be two numbers, the lower one first.")
+            object.__setattr__(self, "window", (float(low), float(high)))
+
+    def settled(self, channel: str = "") -> Normalisation:
+        """Return the rule for images that a dataset calls this; "" where nobody says."""
+        if self.rule != "auto":
+            return self
+        if is_ct(channel) or self.window is not None:
+            return Normalisation("window", self.window or CT_WINDOW_HU)
+        return Normalisation("body")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, as JSON holds them."""
+        plain = asdict(self)
+        return {**plain, "window": None if self.window is None else list(self.window)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any] | None) -> Normalisation:
+        """Return what `as_dict` was made from; of None the rule of files that record none."""
+        if plain is None:
+            return FIRST
+        window = plain["window"]
+        return cls(plain["rule"], None if window is None else (window[0], window[1]))
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return self.rule if self.window is None else f"{self.rule} {self.window[0]:g} to {self.window[1]:g}"
+
+
+FIRST = Normalisation("nonzero")
+"""The rule of bundles, banks and sessions that record none: there was no other."""
+
+
+class Levels(NamedTuple):
+    """What a scan is normalised by.
+
+    Attributes:
+        outside: What is around the body, bool, same shape as the image; None where nothing is set apart.
+        low: Raw intensity that becomes 0.
+        high: Raw intensity that becomes 1.
+    """
+
+    outside: Tensor | None
+    low: float
+    high: float
+
+
+def normalise(image: Tensor, normalisation: Normalisation | None = None, channel: str = "") -> Tensor:
+    """Return intensities as a model sees them.
+
+    Args:
+        image: Raw intensities of a whole scan (I, J, K), in whatever order of axes.
+        normalisation: The rule; None is `auto`.
+        channel: What dataset.json calls the image, for `auto`.
+
+    Returns:
+        Float32, 0 at the low level and 1 at the high one, linear, cut to 0..2; outside of the body exactly 0.
+
+    Raises:
+        ValueError: If an intensity is NaN or infinite.
+    """
+    image = image.to(torch.float32)
+    outside, low, high = levels(image, normalisation, channel)
+    width = high - low or 1.0
+    scaled = ((image - low) / width).clamp_(0, MOST)
+    return scaled if outside is None else scaled.mul_(~outside)
+
+
+def levels(image: Tensor, normalisation: Normalisation | None = None, channel: str = "") -> Levels:
+    """Return what a scan is normalised by; see `normalise`."""
+    settled = (normalisation or Normalisation()).settled(channel)
+    voxels = np.atleast_3d(image.detach().to("cpu", torch.float32).numpy())
+    if not np.isfinite(voxels).all():
+        raise ValueError("the scan holds NaN or infinite intensities; replace them (numpy.nan_to_num).")
+    if settled.window is not None:
+        outside = find_frame(voxels)
+        low, high = settled.window
+    else:
+        outside = voxels == 0 if settled.rule == "nonzero" else find_background(voxels)
+        outside = outside if outside is not None and outside.any() else None
+        inside = voxels if outside is None else voxels[~outside]
+        low, high = np.percentile(inside, PERCENTILES) if inside.size else (0.0, 0.0)
+    around = None if outside is None else torch.from_numpy(outside).view(image.shape).to(image.device)
+    return Levels(around, float(low), float(high))
+
+
+def doubt(image: Tensor, normalisation: Normalisation, channel: str = "") -> str:
+    """Return what speaks against a rule in a scan, "" where nothing does.
+
+    Args:
+        image: Raw intensities (I, J, K).
+        normalisation: A settled rule.
+        channel: What dataset.json calls the image.
+    """
+    asked = Normalisation().settled(channel)
+    if channel and (asked.window is None) != (normalisation.window is None):
+        return (
+            f"dataset.json calls its image {channel!r}, which would be normalised by the rule {asked}; the model's own "
+            f"rule is used, {normalisation}"
+        )
+    voxels = image.detach().to("cpu", torch.float32).numpy()
+    if normalisation.window is not None and float(voxels.min()) >= normalisation.window[0]:
+        return (
+            f"no intensity lies below {normalisation.window[0]:g}, the low end of normalisation.window; is it a CT in "
+            "Hounsfield units?"
+        )
+    if normalisation.rule == "nonzero":
+        zero, around = voxels == 0, find_background(voxels)
+        if (zero != around).any() if around is not None else zero.any():
+            return (
+                "what lies around its body is not 0, but the model takes 0 for that (normalisation.rule=nonzero); "
+                "train it again, with the rule of this version"
+            )
+    return ""
+
+
+def find_background(voxels: _Image) -> _Mask | None:
+    """Return what lies around the body, as the scan itself tells.
+
+    Along the twelve edges of a scan there is little but background:
+
+    - their commonest value, where it is the lowest of all: 0 around most MR, padding around CT;
+    - such a value that is not the lowest: what is connected to the border, where the edges hold hardly anything else;
+    - noise that reaches down to 0, as magnitude MR has it: what is exactly 0;
+    - noise around another level, or within a padding below 0: what is not above it, if it is clearly the darkest.
+
+    Args:
+        voxels: (I, J, K) float32.
+
+    Returns:
+        bool, same shape; None where nothing tells.
+    """
+    edges = _edges(voxels)
+    common = _framed_by(voxels, edges)
+    if common is None:
+        return np.asarray(voxels == 0) if _reaches_zero(voxels, edges) else _noise(voxels, edges)
+    outside: _Mask = voxels == common
+    if common > voxels.min():
+        outside = _from_border(outside)
+    if common >= 0:
+        return outside
+    rest = ~outside
+    air = _noise(voxels[rest], voxels[_beside(outside)])
+    if air is not None:
+        outside[rest] = air
+    return outside
+
+
+def find_frame(voxels: _Image) -> _Mask | None:
+    """Return what is connected to the border of a scan (I, J, K) and of the one value that frames it, if one does."""
+    common = _framed_by(voxels, _edges(voxels))
+    return None if common is None else _from_border(voxels == common)
+
+
+def _framed_by(voxels: _Image, edges: _Image) -> np.float32 | None:
+    """Return the single value of the background, None where it has none."""
+    values, counts = np.unique(edges, return_counts=True)
+    common, share = values[counts.argmax()], counts.max() / len(edges)
+    framed = share >= (LOWEST_SHARE if common == voxels.min() else ANY_SHARE)
+    return common if framed else None
+
+
+def _reaches_zero(voxels: _Image, edges: _Image) -> bool:
+    middle, spread = _level(edges)
+    return bool(voxels.min() >= 0 and middle <= SPREADS * spread)
+
+
+def _level(sample: _Image) -> tuple[float, float]:
+    """Return the middle of a sample, and its standard deviation if it were normal, both robust."""
+    middle = float(np.median(sample))
+    return middle, 1.4826 * float(np.median(np.abs(sample - middle)))
+
+
+def _noise(voxels: _Image, sample: _Image) -> _Mask | None:
+    """Return which voxels (N, ...) are a noisy background of which this is a sample, None where it is none."""
+    if not sample.size or not voxels.size:
+        return None
+    middle, spread = _level(sample)
+    top = middle + SPREADS * spread
+    low, high = np.percentile(voxels, PERCENTILES)
+    dark = voxels <= top
+    clear = top - low <= DARK_SHARE * (high - low) and dark.mean() >= LEAST_SHARE
+    return np.asarray(dark) if clear else None
+
+
+def is_ct(channel: str) -> bool:
+    """Return whether dataset.json calls a channel CT, as nnU-Net reads it."""
+    return channel.strip().casefold() == "ct"
+
+
+def _edges(voxels: _Image) -> _Image:
+    """Return the voxels along the twelve edges; those at the corners three times."""
+    lines = []
+    for axis in range(3):
+        along = np.moveaxis(voxels, axis, 0)
+        lines.append(along[:, :: max(1, along.shape[1] - 1), :: max(1, along.shape[2] - 1)].ravel())
+    return np.concatenate(lines)
+
+
+def _from_border(mask: _Mask) -> _Mask:
+    """Return what of a mask is connected to the border of the scan, face to face."""
+    parts = cc3d.connected_components(mask, connectivity=6)
+    reach = np.zeros(int(parts.max()) + 1, dtype=bool)
+    for axis in range(3):
+        for end in (0, -1):
+            reach[np.unique(parts.take(end, axis))] = True
+    reach[0] = False
+    return np.asarray(reach[parts])
+
+
+def _beside(mask: _Mask) -> _Mask:
+    """Return the voxels outside of a mask that share a face with it."""
+    grown = np.zeros_like(mask)
+    for axis in range(mask.ndim):
+        one, other = [slice(None)] * mask.ndim, [slice(None)] * mask.ndim
+        one[axis], other[axis] = slice(1, None), slice(None, -1)
+        grown[tuple(one)] |= mask[tuple(other)]
+        grown[tuple(other)] |= mask[tuple(one)]
+    return grown & ~mask
