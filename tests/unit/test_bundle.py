@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mois.bundle_card import write_card
 from mois.calibration import Calibration
 from mois.exemplars import ModelIdentity
 from mois.inference import InferenceSettings
+from mois.intensities import Normalisation
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.propagation import Prototype, Similarity
 from mois.records import sealed
@@ -96,7 +98,7 @@ def test_a_bundle_answers_to_the_bit_like_the_model_that_was_trained(made: Path)
 
 def test_a_bundle_says_what_it_is(made: Path) -> None:
     bundle = Bundle.load(str(made))
-    assert bundle.segmenter().settings == SETTINGS
+    assert bundle.segmenter().settings == replace(SETTINGS, normalisation=Normalisation("body"))  # auto is settled
     assert bundle.calibration == Calibration.fit([0.4, 0.6, 0.9], [False, True, True])
     assert bundle.figures == {"right": 0.5, "wrong": None}
     assert bundle.provenance["code"] == "1.2 git abc"

@@ -130,7 +130,7 @@ def test_what_lies_within_a_difference_of_scans_is_not_taken_for_what_lies_aroun
     assert (inside == 0).float().mean() > 0.04
     seen = normalise(image)[5:-5, 5:-5, 3:-3][inside == 0]
     assert 0.3 < float(seen.median()) < 0.7
-    assert (seen == seen.median()).float().mean() > 0.95  # but for chains of zeros to the border
+    assert (seen == seen.median()).float().mean() > 0.9  # but for chains of zeros to the border
     assert not normalise(image)[:4].any()
 
 
