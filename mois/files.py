@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 import time
@@ -33,6 +34,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: If something stands there that is no regular file: a folder, a device, a pipe or a link.
+        OSError: If the system refuses it, as on a full disk; its file name is this path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_other(path, stat.S_IFREG)
@@ -40,7 +42,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         allowed = stat.S_IMODE(part.stat().st_mode)
-        yield part
+        with _named(path, part):
+            yield part
         if stat.S_IMODE(part.stat().st_mode) != allowed:  # safetensors makes files that their owner alone can read
             part.chmod(allowed)
         part.replace(path)
@@ -105,6 +108,22 @@ def open_regular(path: Path) -> BufferedReader:
             return os.fdopen(handle, "rb")
         os.close(handle)
     raise DataError(f"{path} is a {_kind(mode)}, not a regular file; give another path.")
+
+
+@contextmanager
+def _named(path: Path, part: Path) -> Iterator[None]:
+    """Let the system's errors name the file that was to be written, where they know none or its unfinished part."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and str(error.filename) in ("None", str(part)):
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _beside(path: Path, ending: str) -> Path:

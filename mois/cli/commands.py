@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 
 from jsonargparse import auto_cli
 
@@ -19,6 +20,7 @@ from mois.cli.journal import journal
 from mois.cli.phantom import phantom
 from mois.cli.say import say
 from mois.cli.segment import segment
+from mois.full_memory import ACCELERATOR, full_memory, memory_cure
 
 COMMANDS: list[Callable[..., None] | type] = [
     phantom,
@@ -46,8 +48,15 @@ def run(given: Sequence[str]) -> None:
     if not given or given[0] in HELP:
         say(overview())
         return
-    with command_line(given):
+    with command_line(given), memory_cure(partial(_what_frees_memory, given[0])):
         auto_cli(COMMANDS, args=with_options(given), as_positional=False, parser_class=OneLineParser, prog="mois")
+
+
+def _what_frees_memory(command: str, error: BaseException) -> str:
+    """Return what makes room for a command."""
+    of_the_gpu = full_memory(error).startswith(ACCELERATOR) and command in ("segment", "evaluate")
+    first = "compute on the CPU (--device cpu), or " if of_the_gpu else ""
+    return f"{first}end other programs that use it, or take a machine with more"
 
 
 def overview() -> str:

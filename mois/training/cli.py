@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from mois.arguments import OneLineParser, command_line
 from mois.calibration import Calibration
 from mois.execution import settled
+from mois.full_memory import memory_cure
 from mois.interrupts import ctrl_c_ends
 from mois.settings import read_settings
 from mois.tracking import LateLoggers, Tracker, TrackingSettings, make_loggers
@@ -39,6 +40,7 @@ from mois.training.checkpoints import (
 from mois.training.epoch_lines import EpochLines
 from mois.training.export import BundleSettings, export_bundles
 from mois.training.interruption import StopAtSignal
+from mois.training.memory import what_frees_memory
 from mois.training.module import ExemplarSegmenter
 from mois.training.ranks import RankWatch
 
@@ -156,6 +158,12 @@ class MoisCLI(LightningCLI):
         if str(trainer["precision"]) not in PRECISIONS:
             raise ValueError(f"trainer.precision={trainer['precision']} is not supported; use {', '.join(PRECISIONS)}")
         given = self.settings["ckpt_path"]
+        if given == "":
+            raise ValueError("ckpt_path names nothing; give last, best or a path, or leave it out")
+        if self.settings["checkpoints"]["every_n_steps"] < 1:
+            raise ValueError(
+                f"checkpoints.every_n_steps={self.settings['checkpoints']['every_n_steps']}: choose 1 or more"
+            )
         path = self.checkpoints / f"{given}.ckpt" if given in NAMED else Path(given) if given else None
         if given == "last" and self.subcommand == "fit" and path is not None and not path.exists():
             rank_zero_info(f"there is no {path} yet: the training starts anew")
@@ -191,7 +199,8 @@ class MoisCLI(LightningCLI):
         if isinstance(self.model, ExemplarSegmenter):
             self.model.step_0 = dict(self.resumed.get("step_0", {}))
             self.model.validated = _figures(self.resumed.get("validation", {}))
-        with ctrl_c_ends(lambda: way_on(self.trainer)):
+        frees = partial(what_frees_memory, config=self.plain_config(), command=subcommand)
+        with ctrl_c_ends(lambda: way_on(self.trainer)), memory_cure(frees):
             super()._run_subcommand(subcommand)
             Tracker.of(self.trainer).finish()
 
@@ -354,23 +363,13 @@ def choose_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
 
 
 def quieten() -> None:
-    """Leave out what Lightning says at every start and nobody has to act upon; our own warnings take a line."""
-    warnings.formatwarning = partial(_format_warning, warnings.formatwarning)
+    """Leave out what Lightning says at every start and nobody has to act upon."""
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # for the cache's keys
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts are, on purpose
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
-
-
-def _format_warning(
-    others: Callable[..., str], message: Warning | str, category: type[Warning], filename: str, lineno: int,
-    line: str | None = None,
-) -> str:  # fmt: skip
-    """Return a warning as its sentence where we give it, and as `others` has it where a library does."""
-    ours = Path(filename).is_relative_to(Path(__file__).parents[1])
-    return f"warning: {message}\n" if ours else others(message, category, filename, lineno, line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -199,6 +199,6 @@ def test_a_killed_worker_and_a_full_disk_are_no_faults_of_the_program() -> None:
     worker = RuntimeError("DataLoader worker (pid(s) 11, 12) exited unexpectedly")
     assert str(explain(worker)).startswith("DataLoader worker (pid(s) 11, 12) exited unexpectedly, maybe for want of")
     assert explain(OSError(28, "No space left on device", "run/metrics.csv")) == (
-        "run/metrics.csv: No space left on device"
+        "run/metrics.csv: No space left on device; make room, or choose another disk"
     )
     assert explain(RuntimeError("another one")) is None
