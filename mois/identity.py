@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -66,7 +67,8 @@ class ModelIdentity:
                 if name in known and known[name] != value
             ]
         if self.behaviour != other.behaviour:
-            found.append(f"the backbone's rules ({_changed(self, other)} instead of {_changed(other, self)})")
+            mine, theirs = rules_apart(self.behaviour, other.behaviour), rules_apart(other.behaviour, self.behaviour)
+            found.append(f"the backbone's rules ({mine} instead of {theirs})")
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def _weights(identity: WeightsIdentity) -> str:
     return f"{identity.name}, {identity.source}, sha256 {identity.sha256[:12]}"
 
 
-def _changed(identity: ModelIdentity, other: ModelIdentity) -> str:
-    """Return the first of the rules of a model that another has not or otherwise."""
-    rules = [f"{name}={value}" for name, value in identity.behaviour.items() if other.behaviour.get(name, ...) != value]
+def rules_apart(behaviour: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return in words the first rules of a backbone's behaviour that another has not or otherwise."""
+    rules = [f"{name}={value}" for name, value in behaviour.items() if other.get(name, ...) != value]
     return ", ".join([*rules[:3], *(["..."] if len(rules) > 3 else [])]) or "the first ones"

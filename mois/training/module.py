@@ -23,6 +23,7 @@ from mois.evaluation.results import add_confidence
 from mois.evaluation.statistics import means
 from mois.evaluation.tables import write_results
 from mois.feature_cache import CachedEncoder, CacheSettings
+from mois.identity import rules_apart
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
 from mois.io import write_volume
@@ -358,11 +359,10 @@ class ExemplarSegmenter(LightningModule):
                 self.backbone.behave({})
                 if self.encoder is not None:  # its keys hold the rules
                     self.encoder = CachedEncoder(self.backbone, self.cache)
-        elif theirs.behaviour != self.backbone.behaviour():
+        elif theirs.behaviour != (now := self.backbone.behaviour()):
             raise ValueError(
-                f"the checkpoint was trained with the backbone's rules {theirs.behaviour or 'of the nano'}, these "
-                f"are {self.backbone.behaviour() or 'those of the nano'}; set model.backbone.init_args.rules "
-                "accordingly."
+                f"the checkpoint was trained with other rules of its backbone ({rules_apart(theirs.behaviour, now)} "
+                f"instead of {rules_apart(now, theirs.behaviour)}); set model.backbone.init_args.rules accordingly."
             )
 
     def _trained(self) -> dict[str, Tensor]:

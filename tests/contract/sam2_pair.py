@@ -46,11 +46,12 @@ class Pair:
         return self.ours.decode(self.encoded.select(np.array([index])), prompts)
 
 
-def make_pair(folder: Path, px: int, slices: int) -> Pair:
-    meta = meta_model("tiny", px)
+def make_pair(folder: Path, px: int, slices: int, size: str = "tiny", presence: float = 3.0) -> Pair:
+    """Return both models, whose object is there on all slices, or on none where `presence` is far below 0."""
+    meta = meta_model(size, px)
     with torch.no_grad():
-        meta.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += 3.0  # the object is there on all slices
-    ours = SAM2("tiny", str(save_checkpoint(meta, folder / "tiny.pt")), patch_px=px)
+        meta.sam_mask_decoder.pred_obj_score_head.layers[-1].bias += presence
+    ours = SAM2(size, str(save_checkpoint(meta, folder / "meta.pt")), patch_px=px)  # type: ignore[arg-type]
     stack = bodies(slices, px)
     affine = torch.diag(torch.tensor([-1.0, -1.0, 5.0, 1.0], dtype=torch.float64))
     image = stack.permute(2, 1, 0).contiguous()
@@ -58,7 +59,7 @@ def make_pair(folder: Path, px: int, slices: int) -> Pair:
     settings = InferenceSettings(pixel_mm=1.0, air_level=0.0, half_features=False, precision="32")
     encoded = VolumeSegmenter(ours, Sam2Only(), settings).encode(volume)
     images = encoded.images(np.arange(slices)).clamp(0, 1)
-    return Pair(meta, meta_predictor("tiny", px, meta.state_dict()), ours, images, encoded)
+    return Pair(meta, meta_predictor(size, px, meta.state_dict()), ours, images, encoded)
 
 
 def apart(one: Tensor, other: Tensor) -> float:

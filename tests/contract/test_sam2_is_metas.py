@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +145,50 @@ def test_tracking_to_the_end_of_a_scan_is_that_of_the_video_predictor(pair: Pair
     prompts = pair.clicks(*PROMPTS["a click"][0])
     found = by_slice(follow_all(pair.ours, pair.encoded, seeds({0: pair.decode(0, prompts)}), limits(pair.ours), 32))
     same_on(found, meta_run(pair, {0: by_points(pair, prompts)}, 0, reverse=False)[0], range(SLICES))
+
+
+@torch.no_grad()
+def test_several_objects_are_tracked_at_once_as_one_by_one(pair: Pair) -> None:
+    given = {2: pair.clicks((0.4, 0.4)), 5: pair.clicks((0.6, 0.3)), 8: pair.clicks((0.2, 0.7))}
+    answers = {index: pair.decode(index, prompts) for index, prompts in given.items()}
+    tracked = follow_all(pair.ours, pair.encoded, seeds(answers), limits(pair.ours), 32)
+    for number, (index, prompts) in enumerate(given.items()):
+        own = tracked.lesion == number
+        found = dict(zip(tracked.rows[own].tolist(), tracked.logits[torch.from_numpy(own)].unsqueeze(1), strict=True))
+        same_on(found, meta_run(pair, {index: by_points(pair, prompts)}, index, reverse=True)[0], range(index + 1))
+        assert sorted(found) == list(range(SLICES))
+
+
+@torch.no_grad()
+def test_where_the_score_sees_nothing_memory_and_pointer_are_metas_and_tracking_ends(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, 64, 4, presence=-9.0)
+    prompts = pair.clicks((0.4, 0.4))
+    answer = pair.decode(1, prompts)
+    theirs, state = meta_run(pair, {1: by_points(pair, prompts)}, 1, reverse=False)
+    told = state["output_dict_per_obj"][0]["cond_frame_outputs"][1]
+    assert answer.presence.item() < 0 < answer.logits.max()  # a click is answered all the same
+    assert apart(answer.pointer, told["obj_ptr"]) < TOLERANCE
+    memory = seeds({1: answer}).remembered(pair.ours, pair.encoded)
+    assert apart(memory.maps[:, 0], told["maskmem_features"]) < TOLERANCE
+    assert {float(logits.max()) for logits in theirs.values()} == {-1024.0}
+    assert sorted(by_slice(follow_all(pair.ours, pair.encoded, seeds({1: answer}), limits(pair.ours), 32))) == [1]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("size", "px"),
+    [("small", 128), ("base_plus", 128), ("large", 128), ("tiny", 224), ("base_plus", 224), ("tiny", 640)],
+)
+@torch.no_grad()
+def test_other_sizes_and_inputs_are_metas(tmp_path: Path, size: str, px: int) -> None:
+    pair = make_pair(tmp_path, px, 4, size)
+    for name in ("a click", "two clicks", "a box"):
+        prompts = pair.clicks(*PROMPTS[name][0], labels=PROMPTS[name][1])
+        found = by_slice(
+            follow_all(pair.ours, pair.encoded, seeds({1: pair.decode(1, prompts)}), limits(pair.ours), 32)
+        )
+        for reverse, reached in ((False, range(1, 4)), (True, range(2))):
+            same_on(found, meta_run(pair, {1: by_points(pair, prompts)}, 1, reverse=reverse)[0], reached)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
