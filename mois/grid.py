@@ -14,8 +14,9 @@ from torch import Tensor
 
 TOLERANCE_MM = 1e-2
 TOLERANCE_EDGES = 0.02
-"""Corners of the same grid differ by less than the smaller of the two: millimetres, shares of the shortest voxel edge.
-The second one matters for scans of micrometres."""
+FLOAT32 = 4 * float(np.finfo(np.float32).eps)
+"""Corners of the same grid differ by less than the smaller of the first two: millimetres, shares of the shortest voxel
+edge. The second one matters for scans of micrometres; it is no less than what float32, as in NIfTI, rounds there."""
 MOST_VOXELS = 2**31
 """The largest scan, and the largest stack of pictures, that is worked on: 8 GiB as float32."""
 SINGULAR = 1e-6
@@ -64,7 +65,8 @@ class Grid:
     @property
     def tolerance_mm(self) -> float:
         """How far the corners of a grid may lie from those of this one, which it then is."""
-        return min(TOLERANCE_MM, TOLERANCE_EDGES * min(self.spacing_mm))
+        far_mm = float(np.abs(self.corners_mm()).max())
+        return min(TOLERANCE_MM, max(TOLERANCE_EDGES * min(self.spacing_mm), FLOAT32 * far_mm))
 
     def corners_mm(self) -> NDArray[np.float64]:
         """Return where the corners lie, (8, 3) in RAS mm: voxel 0 and one past the last, so that each axis has two."""

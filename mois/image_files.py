@@ -73,7 +73,8 @@ def write_volume(array: Tensor | NDArray[Any], affine: Tensor, path: Path) -> No
         raise ValueError(f"{path}: results are written as NIfTI; choose a name that ends in .nii.gz or .nii.")
     values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
     kind = np.uint8 if values.dtype == bool else np.float32 if values.dtype.kind == "f" else np.int32
-    picture = nib.Nifti1Image(values.astype(kind, copy=False), affine.detach().cpu().numpy().astype(np.float64))
+    form = nib.Nifti1Image if max(values.shape) < 2**15 else nib.Nifti2Image  # its lengths are int16
+    picture: Any = form(values.astype(kind, copy=False), affine.detach().cpu().numpy().astype(np.float64))  # type: ignore[no-untyped-call]
     picture.header.set_xyzt_units("mm")
     data = picture.to_bytes()
     if path.name.endswith(".gz"):

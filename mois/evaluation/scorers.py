@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mois.components import components
+from mois.dataset_description import FILE_ENDINGS
 from mois.evaluation.overlays import save_overlay
 from mois.evaluation.predictions import Prediction, score_predictions
 from mois.evaluation.protocol import evaluate_volume
@@ -22,7 +23,6 @@ from mois.interfaces import Volume
 from mois.io import DataError, read_on_grid, write_volume
 from mois.labels import whole_numbers
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 Kind = Literal["semantic", "instance"]
 
 
@@ -58,9 +58,9 @@ def score_maps(predictions: Path, prompted: Path | None, kind: Kind) -> Score:
 
 def map_files(folder: Path, subject: str) -> list[Path]:
     """Return the maps of a scan: SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on; none where there are none."""
-    whole = [path for ending in ENDINGS if (path := folder / f"{subject}{ending}").is_file()]
+    whole = [path for ending in FILE_ENDINGS if (path := folder / f"{subject}{ending}").is_file()]
     return whole or sorted(
-        path for ending in ENDINGS for path in folder.glob(f"{_escaped(subject)}_class*{ending}") if _class(path)
+        path for ending in FILE_ENDINGS for path in folder.glob(f"{_escaped(subject)}_class*{ending}") if _class(path)
     )
 
 
@@ -76,8 +76,13 @@ def read_maps(folder: Path, volume: Volume) -> Prediction:
             f"{folder}: no map of scan {volume.subject}; write {volume.subject}.nii.gz (or one file "
             f"{volume.subject}_class1.nii.gz for each class), an empty one where nothing was found."
         )
-    if files[0].name.removesuffix(_ending(files[0])) == volume.subject:
-        return _read(files[0], volume)
+    by_name = {path.name.removesuffix(_ending(path)): path for path in files}
+    if len(by_name) < len(files):
+        raise DataError(
+            f"{folder}: holds {' and '.join(path.name for path in files)[:200]}, several maps of the same; keep one."
+        )
+    if volume.subject in by_name:
+        return _read(by_name[volume.subject], volume)
     return {_class(path): _read(path, volume) for path in files}
 
 
@@ -106,7 +111,7 @@ def _write(volume: Volume, found: Prediction, report: SubjectReport, kind: Kind,
 
 
 def _ending(path: Path) -> str:
-    return next(ending for ending in ENDINGS if path.name.endswith(ending))
+    return next(ending for ending in FILE_ENDINGS if path.name.endswith(ending))
 
 
 def _class(path: Path) -> int:

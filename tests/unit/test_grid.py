@@ -17,7 +17,7 @@ from mois.evaluation.scorers import read_maps
 from mois.geometry import SliceGrid, check_pictures
 from mois.grid import Grid, match, put_on
 from mois.interfaces import Volume
-from mois.io import DataError, read_on_grid, read_volume
+from mois.io import DataError, read_on_grid, read_volume, write_volume
 from mois.session import InteractiveSession
 from mois.session.playing import asked_for, play
 from mois.session.script import Step
@@ -301,3 +301,25 @@ def test_one_slice_is_prepared_as_one_picture():
     assert prepared.stack_shape == (1, 64, 64)
     with pytest.raises(ValueError, match="set it to auto"):
         prepare_volume(one_slice(), pixel_mm=2.0, patch_px=32, slice_axis="left-right")
+
+
+def test_a_scan_longer_than_nifti_1_can_say_is_written(tmp_path):
+    long = np.arange(40000, dtype=np.int32).reshape(40000, 1, 1)
+    write_volume(long, torch.from_numpy(AFFINE), tmp_path / "a.nii.gz")
+    assert np.array_equal(read_on_grid(tmp_path / "a.nii.gz", Grid.of(long.shape, AFFINE), "a"), long)
+
+
+def test_what_float32_rounds_is_no_other_grid(tmp_path):
+    far = np.diag([2e-4, 2e-4, 2e-4, 1.0])
+    far[:3, 3] = 100.00001, -7.3, 55.5  # a fifth of a micrometre a voxel, ten centimetres away
+    write_volume(np.ones((4, 5, 6), np.int32), torch.from_numpy(far), tmp_path / "a.nii")
+    assert read_on_grid(tmp_path / "a.nii", Grid.of((4, 5, 6), far), "a").all()
+
+
+def test_two_maps_of_the_same_scan_are_refused(tmp_path):
+    image, classes, _ = scan_with_lesions()
+    volume = read_volume(save_nifti(tmp_path / "p0.nii.gz", image), None, subject="p0", patient="p", classes={})
+    for ending in ("nii", "nii.gz"):
+        save_nifti(tmp_path / "found" / f"p0.{ending}", classes)
+    with pytest.raises(DataError, match=r"holds p0.nii.gz and p0.nii, several maps of the same; keep one"):
+        read_maps(tmp_path / "found", volume)
