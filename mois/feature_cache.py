@@ -12,24 +12,26 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from mois.files import is_abandoned, write_bytes
+from mois.files import is_abandoned, read_regular, write_bytes
 from mois.interfaces import Backbone, Features
-from mois.tensor_records import tensors_sha256
+from mois.tensor_records import parse_tensors, tensors_sha256
 
 VERSION = 1
 """Part of every key: count on when `Backbone.encode` treats images otherwise, or an entry's form changes."""
 
 GIB = 1 << 30
+_SMALL = 64
+"""Pixels of the image by which the shapes of an entry are known."""
 LOOKS = 64
 """How often a folder is looked through while as much is written as it may hold, whoever writes."""
 
@@ -79,27 +81,39 @@ class FeatureCache:
         self._writes = True
         self._reported = False
 
-    def read(self, key: str) -> tuple[Tensor, ...] | None:
-        """Return an entry's tensors, float16 on the CPU; None where there is none, or a damaged one."""
+    def read(self, key: str, fits: Callable[[Sequence[Tensor]], bool] = lambda _: True) -> tuple[Tensor, ...] | None:
+        """Return an entry's tensors, float16 on the CPU; None where there is none, or a damaged one.
+
+        Args:
+            key: As it was written under.
+            fits: Whether tensors have the number and shapes that are expected.
+        """
         path = self._path(key)
         try:
             # at once: another process may replace or remove the file (safe_open opens twice)
-            content = path.read_bytes()
+            content = read_regular(path)
         except FileNotFoundError:
             return None
         except OSError as error:
             self._report(path, error.strerror or str(error))
             return None
+        except ValueError as error:  # a pipe or a device
+            self._report(path, str(error))
+            return None
         with suppress(OSError):  # another process has removed it by now, or it is another user's
             os.utime(path)
         try:
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            named = load(content)
+            named, told = parse_tensors(content, "it")
             tensors = tuple(named[str(number)] for number in range(len(named)))
-            if header["__metadata__"]["digest"] == _digest(tensors):
+            if told["digest"] != _digest(tensors):
+                reason = "its checksum is another one"
+            elif not all(tensor.dtype == torch.float16 and bool(tensor.isfinite().all()) for tensor in tensors):
+                reason = "it holds what is no finite half-precision number"
+            elif not fits(tensors):
+                reason = "its tensors are of another number or shape"
+            else:
                 return tensors
-            reason = "its checksum is another one"
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError) as error:
             reason = str(error)
         self._report(path, reason)
         return None
@@ -184,7 +198,8 @@ class CachedEncoder:
         self.cache = FeatureCache(settings.folder, settings.gib)
         self.hits = 0.0
         self.waited_s = 0.0
-        self._identity = _identity(backbone, self.part)
+        self._form = _form(backbone)
+        self._identity = _identity(backbone, self.part, self._form)
         self._trained = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
 
     def keys(self, images: Tensor, precision: str = "32-true") -> list[str]:
@@ -214,7 +229,7 @@ class CachedEncoder:
         rows, hits = [], 0
         for number, key in enumerate(keys):
             with self._waiting():
-                kept = self.cache.read(key)
+                kept = self.cache.read(key, partial(_fits, self._form, images.shape[-1]))
             hits += kept is not None
             if kept is None:
                 with torch.no_grad():
@@ -251,13 +266,38 @@ class CachedEncoder:
         self.waited_s += time.perf_counter() - start
 
 
-def _identity(backbone: Backbone, part: str) -> tuple[str, ...]:
+def _form(backbone: Backbone) -> list[tuple[int, ...]]:
+    """Return the shapes of what the frozen part makes of one image of `_SMALL` pixels."""
+    device = next(backbone.parameters()).device
+    with torch.no_grad():
+        return [tuple(tensor.shape) for tensor in backbone.encode_frozen(torch.zeros(1, _SMALL, _SMALL, device=device))]
+
+
+def _fits(form: Sequence[tuple[int, ...]], pixels: int, tensors: Sequence[Tensor]) -> bool:
+    """Tell whether tensors are what the frozen part makes of an image of so many pixels: rows and columns grow with it.
+
+    Args:
+        form: Shapes for one image of `_SMALL` pixels.
+        pixels: Edge of the image.
+        tensors: Of one image, without the axis of images.
+    """
+    if len(tensors) != len(form):
+        return False
+    for tensor, (_, *small) in zip(tensors, form, strict=True):
+        if tensor.ndim != len(small):
+            return False
+        grown = [(count, edge) for count, edge in zip(tensor.shape, small, strict=True) if count != edge]
+        if any(count * _SMALL != edge * pixels for count, edge in grown) or len(grown) != (
+            2 if pixels != _SMALL else 0
+        ):
+            return False
+    return True
+
+
+def _identity(backbone: Backbone, part: str, form: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
     """Return what an image's features depend on; tensors by their order, for an adapter gives them other names."""
     frozen = [value for value in backbone.parameters() if not value.requires_grad]
     tensors = {str(number): value for number, value in enumerate([*frozen, *backbone.buffers()])}
-    with torch.no_grad():
-        seen = backbone.encode_frozen(torch.zeros(1, 64, 64, device=frozen[0].device))
-    form = [tuple(tensor.shape) for tensor in seen]
     kind = type(backbone)
     # as `encode` may heed them; without any, keys are those of before there were rules
     rules = [json.dumps(backbone.behaviour(), sort_keys=True)] if backbone.behaviour() else []

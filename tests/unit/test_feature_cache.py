@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 
 from adapters import Frozen, Full, Lora
+from mois import feature_cache
 from mois.backbones import SAM2
 from mois.feature_cache import GIB, LOOKS, CachedEncoder, CacheSettings, FeatureCache
 from mois.interfaces import Adapter, Backbone, Features
@@ -220,6 +221,38 @@ def test_a_damaged_entry_is_made_anew_and_reported_once(tmp_path: Path) -> None:
     assert encode.hits == 1
 
 
+@pytest.mark.parametrize("part", ["encoder", "trunk.4"])
+def test_what_no_encoder_makes_is_not_taken_though_its_digest_is_right(tmp_path: Path, part: str) -> None:
+    images, _ = example_patches(1, 64)
+    wide = torch.nn.functional.pad(images, (0, 64, 0, 64))
+    encode = encoder(tmp_path, None if part == "encoder" else Lora(**LATE))
+    for pictures in (images, wide):
+        (key,) = encode.keys(pictures)
+        good = encode(pictures, [key])
+        right = encode.cache.read(key)
+        assert right is not None
+        (other,) = encode.keys(wide if pictures is images else images)
+        encode(wide if pictures is images else images, [other])
+        elsewhere = encode.cache.read(other)
+        assert elsewhere is not None
+        for wrong in (
+            [torch.full_like(one, torch.nan) for one in right],
+            [torch.full_like(one, torch.inf) for one in right],
+            [one.float() for one in right],
+            [one[..., :1] for one in right],
+            [one.flatten() for one in right],
+            right[:-1],
+            (*right, right[0]),
+            elsewhere,
+            [],
+        ):
+            encode.cache.write(key, wrong)
+            fresh = encoder(tmp_path, None if part == "encoder" else Lora(**LATE))
+            with pytest.warns(UserWarning, match="this entry of the feature cache is damaged"):
+                assert same(good, fresh(pictures, [key]))
+            assert fresh.hits == 0
+
+
 def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, gib=16 * ENTRY / GIB)
     for number in range(10):
@@ -272,7 +305,7 @@ def test_an_entry_of_another_user_is_read_and_one_that_cannot_be_read_is_made_an
     with monkeypatch.context() as patch:
         patch.setattr(os, "utime", refuse)
         assert cache.read("aa")[0][0] == 1
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(feature_cache, "read_regular", refuse)
     with pytest.warns(UserWarning, match=r"damaged \(Operation not permitted\); it is made anew"):
         assert cache.read("aa") is None
 
