@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from packaging.requirements import Requirement
 
 from mois.arguments import as_options
-from mois.wandb_server import SERVER_TIMEOUT_S, wandb_server, why_unreachable
+from mois.wandb_server import SERVER_TIMEOUT_S, choose, logged_in_key, wandb_server, why_unreachable
 
 if TYPE_CHECKING:  # torch is imported where it is needed: it may be missing
     from mois.dataset_facts import ScanFacts
@@ -102,13 +102,20 @@ def disk(folder: Path) -> Finding:
 
 def tracking() -> Finding:
     """Say whether W&B would record online or offline."""
-    key = os.environ.get("WANDB_API_KEY")
-    if not key:
-        return Finding("tracking", True, "W&B offline, in the run's folder; set WANDB_API_KEY to record online")
-    reason = why_unreachable(wandb_server(), key, SERVER_TIMEOUT_S)
+    choice = choose()
+    asked = f" (WANDB_MODE={mode})" if (mode := os.environ.get("WANDB_MODE")) else ""
+    if choice.reason:
+        return Finding("tracking", False, f"W&B offline, because {choice.reason}")
+    if choice.mode == "disabled":
+        return Finding("tracking", True, f"W&B disabled{asked}")
+    if choice.mode == "offline":
+        way = "WANDB_MODE=online, since there is a key of `wandb login`," if logged_in_key() else "WANDB_API_KEY"
+        cure = "" if asked else f"; set {way} to record online"
+        return Finding("tracking", True, f"W&B offline{asked}, in the run's folder{cure}")
+    reason = why_unreachable(wandb_server(), choice.key, SERVER_TIMEOUT_S)
     if reason is None:
         return Finding("tracking", True, f"W&B online at {wandb_server()}")
-    return Finding("tracking", False, f"W&B offline, because {reason}; mend it, or unset WANDB_API_KEY")
+    return Finding("tracking", False, f"W&B offline, because {reason}; mend it, or set WANDB_MODE=offline")
 
 
 def dataset(root: Path) -> Iterator[Finding]:

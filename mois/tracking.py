@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from mois.files import whole_file
-from mois.wandb_server import SERVER_TIMEOUT_S, first_line, wandb_server, why_unreachable
+from mois.wandb_server import SERVER_TIMEOUT_S, choose, first_line, forget_unknown_mode, wandb_server, why_unreachable
 
 FINISH_TIMEOUT_S = 30.0
 
@@ -34,7 +34,8 @@ class TrackingSettings:
     """What to record beside the run's own folder.
 
     Attributes:
-        wandb: "auto": online where WANDB_API_KEY is set and the server accepts it, else offline; "offline"; "disabled".
+        wandb: "auto": online where WANDB_API_KEY is set, or WANDB_MODE=online and there is a key of `wandb login`, and
+            the server accepts the key, else offline; "offline"; "disabled".
         project: W&B project; WANDB_PROJECT overrides it.
         name: W&B display name, by default the name of the run's folder.
         tags: W&B tags.
@@ -60,7 +61,7 @@ def make_loggers(
         resume_step: Step that training goes on from; rows of metrics.csv from there on are dropped. None keeps all.
     """
     loggers: list[Logger] = [CsvLogger(folder, resume_step)]
-    if settings.wandb != "disabled" and os.environ.get("WANDB_MODE") != "disabled":
+    if choose(settings.wandb).mode != "disabled":
         loggers.append(CarefulWandbLogger(folder, settings, run_id))
     return loggers
 
@@ -138,7 +139,7 @@ class CarefulWandbLogger(WandbLogger):
         server_timeout_s: float = SERVER_TIMEOUT_S,
     ) -> None:
         self.run_id = run_id or secrets.token_hex(4)
-        self._mode = "offline" if os.environ.get("WANDB_MODE") in ("offline", "dryrun") else settings.wandb
+        self._setting = settings.wandb
         self._server_timeout_s = server_timeout_s
         super().__init__(
             name=settings.name or folder.resolve().name,
@@ -207,6 +208,8 @@ class CarefulWandbLogger(WandbLogger):
     def _start(self) -> Any:
         import wandb
 
+        choice = choose(self._setting)
+        forget_unknown_mode()
         server = wandb_server()
         settings = wandb.Settings(
             base_url=server,
@@ -218,9 +221,9 @@ class CarefulWandbLogger(WandbLogger):
             finish_timeout=FINISH_TIMEOUT_S,
             reinit="finish_previous",
         )
-        key = os.environ.get("WANDB_API_KEY")
-        if self._mode == "auto" and key:
-            reason = why_unreachable(server, key, self._server_timeout_s)
+        reason: str | None = choice.reason
+        if choice.mode == "online":
+            reason = why_unreachable(server, choice.key, self._server_timeout_s)
             try:
                 if reason is None:
                     run = wandb.init(**self._wandb_init, mode="online", settings=settings)
@@ -229,6 +232,7 @@ class CarefulWandbLogger(WandbLogger):
             except Exception as error:  # refused or cut off after all
                 reason = first_line(error)
                 self.run_id = secrets.token_hex(4)  # W&B keeps the id of a failed start to itself
+        if reason:
             rank_zero_warn(f"W&B is recorded offline, because {reason}; upload it later with `wandb sync`")
         try:
             run = wandb.init(

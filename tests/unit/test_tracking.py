@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -15,8 +16,9 @@ import pytest
 import torch
 import wandb
 
+from mois.doctor import tracking as doctors_tracking
 from mois.tracking import CarefulWandbLogger, CsvLogger, Tracker, TrackingSettings, make_loggers
-from mois.wandb_server import why_unreachable
+from mois.wandb_server import Choice, choose, logged_in_key, why_unreachable
 
 CLOSED = "http://127.0.0.1:9"
 KEY = "a" * 40
@@ -26,6 +28,8 @@ KEY = "a" * 40
 def no_account(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "/nowhere")
+    monkeypatch.setenv("HOME", "/nowhere")
 
 
 @pytest.fixture
@@ -158,8 +162,8 @@ def test_server_that_refuses_the_run_after_the_check_falls_back_too(
     ("status", "body", "wait_s", "reason"),
     [
         (200, {"data": {"viewer": {"id": "1"}}}, 0.0, None),
-        (200, {"data": {"viewer": None}}, 0.0, "does not know WANDB_API_KEY"),
-        (401, {}, 0.0, "answered HTTP 401 (is WANDB_API_KEY valid?)"),
+        (200, {"data": {"viewer": None}}, 0.0, "does not know the key"),
+        (401, {}, 0.0, "answered HTTP 401 (is the key valid?)"),
         (200, {}, 1.0, "did not answer within 0.3 s"),
     ],
 )
@@ -181,3 +185,127 @@ def test_an_error_of_wandb_does_not_stop_the_run(tmp_path: Path) -> None:
 
 def test_off_leaves_only_the_csv(tmp_path: Path) -> None:
     assert [type(logger) for logger in make_loggers(tmp_path, TrackingSettings(wandb="disabled"))] == [CsvLogger]
+
+
+def log_in(folder: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Leave a key for a server as `wandb login` does."""
+    host = address.removeprefix("http://")
+    (folder / "netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n", encoding="utf-8")
+    monkeypatch.setenv("NETRC", str(folder / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+
+
+NONSENSE = "WANDB_MODE=onlin is none of online, offline and disabled"
+NO_KEY = "there is no key; run `wandb login`, or set WANDB_API_KEY"
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "logged_in", "choice"),
+    [
+        (None, False, False, Choice("offline")),
+        (None, False, True, Choice("offline")),  # a login alone uploads nothing
+        (None, True, False, Choice("online", KEY)),
+        ("", True, False, Choice("online", KEY)),
+        ("online", False, True, Choice("online", KEY)),
+        ("online", True, False, Choice("online", KEY)),
+        ("online", False, False, Choice("offline", reason=NO_KEY)),
+        ("shared", False, True, Choice("online", KEY)),
+        ("run", False, True, Choice("online", KEY)),
+        ("offline", True, True, Choice("offline")),
+        ("dryrun", True, True, Choice("offline")),
+        ("disabled", True, True, Choice("disabled")),
+        ("onlin", True, True, Choice("offline", reason=NONSENSE)),
+    ],
+)
+def test_the_environment_says_how_wandb_records_and_doctor_says_the_same(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server: tuple[str, dict[str, object]],
+    mode: str | None,
+    key: bool,
+    logged_in: bool,
+    choice: Choice,
+) -> None:
+    address, answer = server
+    answer.update(body={"data": {"viewer": {"id": "1"}}})
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    if mode is not None:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    if logged_in:
+        log_in(tmp_path, monkeypatch, address)
+    assert choose() == choice
+    assert choose("disabled") == Choice("disabled")
+    assert choose("offline").mode == ("disabled" if mode == "disabled" else "offline")
+    finding = doctors_tracking()
+    assert finding.good == (choice.reason == "")
+    assert finding.text.startswith(f"W&B {choice.mode}")
+    assert choice.reason in finding.text
+    loggers = [type(logger) for logger in make_loggers(tmp_path, TrackingSettings())]
+    assert loggers == ([CsvLogger] if choice.mode == "disabled" else [CsvLogger, CarefulWandbLogger])
+
+
+def test_doctor_tells_how_a_login_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: tuple[str, dict[str, object]]
+) -> None:
+    log_in(tmp_path, monkeypatch, server[0])
+    assert doctors_tracking().text == (
+        "W&B offline, in the run's folder; set WANDB_MODE=online, since there is a key of `wandb login`, to record "
+        "online"
+    )
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert doctors_tracking().text == "W&B disabled (WANDB_MODE=disabled)"
+
+
+def test_a_login_is_tried_where_online_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: tuple[str, dict[str, object]]
+) -> None:
+    address, answer = server
+    answer.update(body={"data": {"viewer": {"id": "1"}}}, then=500)  # the check passes, all that comes after it fails
+    log_in(tmp_path, monkeypatch, address)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    logger = CarefulWandbLogger(tmp_path, TrackingSettings(), server_timeout_s=1.0)
+    init, modes = wandb.init, []
+    monkeypatch.setattr(wandb, "init", lambda **given: (modes.append(given["mode"]), init(**given))[1])
+    with pytest.warns(UserWarning, match="W&B is recorded offline"):
+        logger.log_metrics({"train/loss": 1.0}, step=0)
+    logger.finish()
+    assert modes == ["online", "offline"]
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("onlin", NONSENSE), ("online", NO_KEY)])
+def test_a_mode_that_cannot_be_is_said_and_recorded_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, reason: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    logger = CarefulWandbLogger(tmp_path, TrackingSettings())
+    with pytest.warns(UserWarning, match=f"W&B is recorded offline, because {reason}"):
+        logger.log_metrics({"train/loss": 1.0}, step=0)
+    logger.finish()
+    assert any("history" in record for record in read_back(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["machine", "machine other.example\n  login user\n  password x\n", "\xff"])
+def test_a_netrc_without_a_key_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    (tmp_path / "netrc").write_text(content, encoding="latin-1")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert logged_in_key() == ""
+
+
+@pytest.mark.parametrize(("given", "left"), [(None, "false"), ("true", "true")])
+def test_wandb_reports_its_errors_to_nobody_unless_it_is_asked_to(given: str | None, left: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_ERROR_REPORTING"}
+    code = (
+        "import os, sys, mois.tracking\nassert 'wandb' not in sys.modules\n"
+        "import wandb.env\nprint(os.environ['WANDB_ERROR_REPORTING'], wandb.env.error_reporting_enabled())"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | ({} if given is None else {"WANDB_ERROR_REPORTING": given}),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    assert said.stdout.split() == [left, str(left == "true")]
