@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mois.grid import MOST_VOXELS, Grid
+from mois.processes import memory_bytes
 
 SliceAxis = Literal["auto", "left-right", "anterior-posterior", "superior-inferior"]
 
@@ -208,11 +209,12 @@ def check_pictures(grid: SliceGrid, pixel_mm: float) -> None:
             f"{height} x {width} pixels; set it to auto."
         )
     rows, columns = grid.picture_shape(pixel_mm)
-    if slices * rows * columns > MOST_VOXELS or max(rows, columns) > MOST_PIXELS:
+    pixels, fitting = slices * rows * columns, min(MOST_VOXELS, memory_bytes() // 8)  # the stack, and a copy of it
+    if pixels > fitting or max(rows, columns) > MOST_PIXELS:
         raise ValueError(
             f"pixel_mm={pixel_mm:g} makes {slices} pictures of {rows} x {columns} pixels of this scan ("
             f"{grid.row_mm:.4g} x {grid.column_mm:.4g} mm a voxel); at most {MOST_PIXELS} along an edge and "
-            f"{MOST_VOXELS} in all can be worked on; set a larger pixel_mm, or correct the scan's spacing."
+            f"{fitting} in all can be worked on; set a larger pixel_mm, or correct the scan's spacing."
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -89,3 +90,13 @@ def lost_contact(error: BaseException) -> bool:
     words = r"Connection (closed|reset) by peer|Timed out waiting \d+ms|gloo/transport|Broken pipe"
     gloo = isinstance(error, RuntimeError) and re.search(words, str(error)) is not None
     return gloo or isinstance(error, torch.distributed.DistError)
+
+
+def memory_bytes() -> int:
+    """Return how much memory this machine, or the container that we are in, has."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return there
+    return min(there, int(limit)) if limit.isdigit() else there

@@ -159,7 +159,7 @@ def _affine(path: Path, header: Any, shape: tuple[int, ...]) -> NDArray[np.float
     by_q = _qform(path, header) if qform > 0 else None
     affine = np.asarray(header.get_sform(), np.float64) if sform > 0 else by_q
     if by_q is not None and sform > 0:
-        _check_agreement(path, shape, affine, by_q)
+        _check_agreement(path, shape, affine, by_q, _MM[unit])
     affine = np.array(affine)
     affine[:3] *= _MM[unit]
     return affine
@@ -178,7 +178,7 @@ def _qform(path: Path, header: Any) -> NDArray[np.float64]:
 
 
 def _check_agreement(
-    path: Path, shape: tuple[int, ...], sform: NDArray[np.float64] | None, qform: NDArray[np.float64]
+    path: Path, shape: tuple[int, ...], sform: NDArray[np.float64] | None, qform: NDArray[np.float64], unit_mm: float
 ) -> None:
     """Refuse a file that lies in two places: which of them a viewer shows, and clicks are given in, nobody knows."""
     first, second = torch.from_numpy(np.asarray(sform)), torch.from_numpy(qform)
@@ -189,8 +189,8 @@ def _check_agreement(
     in_order = apart.order == (0, 1, 2) and not any(apart.flipped)
     if in_order and apart.shift_mm <= _AGREE * min(places[0].spacing_mm):
         return
-    shift = float(np.linalg.norm(places[0].corners_mm() - places[1].corners_mm(), axis=1).max())
+    shift_mm = unit_mm * float(np.linalg.norm(places[0].corners_mm() - places[1].corners_mm(), axis=1).max())
     raise DataError(
-        f"{path}: lies in two places: sform and qform are up to {shift:.3g} units apart; delete the wrong one (set its "
+        f"{path}: lies in two places: sform and qform are up to {shift_mm:.3g} mm apart; delete the wrong one (set its "
         "code to 0), or export the scan again."
     )

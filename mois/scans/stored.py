@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mois.errors import DataError
 from mois.grid import MOST_VOXELS
+from mois.processes import memory_bytes
 
 GZIP = b"\x1f\x8b"
 MOST_AXES = 16
@@ -123,16 +124,6 @@ def check_size(path: Path, shape: Sequence[int], kind: np.dtype[Any]) -> int:
             f"{there / 2**30:.1f}; crop it, or use a machine with more memory."
         )
     return voxels * kind.itemsize
-
-
-def memory_bytes() -> int:
-    """Return how much memory this machine, or the container that we are in, has."""
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return there
-    return min(there, int(limit)) if limit.isdigit() else there
 
 
 def left_in(file: BinaryIO) -> int:

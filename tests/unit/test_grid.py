@@ -1,7 +1,6 @@
 """Whether two grids are the same, and everything that has to lie on a scan's grid."""
 
 import itertools
-import json
 import math
 
 import nibabel as nib
@@ -18,7 +17,9 @@ from mois.geometry import SliceGrid, check_pictures
 from mois.grid import Grid, match, put_on
 from mois.interfaces import Volume
 from mois.io import DataError, read_on_grid, read_volume, write_volume
+from mois.journal import read_journal
 from mois.session import InteractiveSession
+from mois.session.origin import check_origin
 from mois.session.playing import asked_for, play
 from mois.session.script import Step
 
@@ -283,12 +284,11 @@ def test_a_session_on_one_slice_is_of_one_picture(tmp_path):
     assert torch.equal(again.label_map(), session.label_map())
     again.close()
     # before, such a scan was cut across its coarsest axis, and the header said nothing of it
-    journal = tmp_path / "s" / "journal.jsonl"
-    header, *lines = journal.read_text().splitlines(keepends=True)
-    old = {key: value for key, value in json.loads(header).items() if key != "one_slice"}
-    journal.write_text("".join([json.dumps(old) + "\n", *lines]))
+    now = dict(read_journal(tmp_path / "s").header)
+    assert now["one_slice"] is True
+    old = {key: value for key, value in now.items() if key != "one_slice"}
     with pytest.raises(ValueError, match="was made when a scan of one slice was cut into lines; begin a new session"):
-        InteractiveSession.load(tmp_path / "s", make_segmenter(), one_slice())
+        check_origin(old, now)
 
 
 def test_one_slice_cannot_be_trained_and_validated_on():

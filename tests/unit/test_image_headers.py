@@ -56,7 +56,7 @@ def test_lengths_are_millimetres_whatever_the_unit(tmp_path, unit, mm):
     ("change", "message"),
     [
         (put("xyzt_units", 5), "xyzt_units=5"),
-        (lambda p: p.set_sform(affine() + np.eye(4, k=3) * 9, 1), r"lies in two places: .* up to 9 units apart"),
+        (lambda p: p.set_sform(affine() + np.eye(4, k=3) * 9, 1), r"lies in two places: .* up to 9 mm apart"),
         (lambda p: p.set_sform(np.diag([-1, 1, 1, 1]) @ affine(), 4), "lies in two places"),
         (lambda p: (put("sform_code", 0)(p), put("qform_code", 0)(p)), "nothing about orientation"),
         (lambda p: (put("sform_code", 0)(p), p.header["pixdim"].__setitem__(0, -2)), r"pixdim\[0\]=-2"),
