@@ -130,7 +130,7 @@ def describe(scans: Sequence[ScanFacts], description: DatasetDescription) -> Ite
     yield "touching", _touching(touching, len(diameters), all(scan.instances for scan in scans if len(scan.classes)))
     made = propose(diameters, touching >= CROWDED * len(diameters))
     yield "proposal", _proposal(made, diameters, scans)
-    if further := _measures(diameters, volumes):
+    if further := _measures(diameters, volumes, max(scan.spacing_mm[1] for scan in scans)):
         yield "measures", further
 
 
@@ -165,9 +165,7 @@ def _touching(touching: int, lesions: int, instances: bool) -> str:
     share = f"{touching} of {lesions} lesions touch another one ({touching / lesions:.0%})"
     if instances:
         return share
-    return (
-        f"{share}; labels without lesion ids make one lesion of those of a class that touch (instancesTr: docs/data.md)"
-    )
+    return f"{share}; those of one class that touch count as one, since labels hold no ids (instancesTr, docs/data.md)"
 
 
 def _proposal(made: Proposal, diameters: npt.NDArray[np.float64], scans: Sequence[ScanFacts]) -> str:
@@ -187,18 +185,19 @@ def _tiles(slice_mm: tuple[float, float], made: Proposal) -> int:
     return math.prod(1 + max(0, math.ceil(pixels / step)) for pixels in rest)
 
 
-def _measures(diameters: npt.NDArray[np.float64], volumes: npt.NDArray[np.float64]) -> str:
+def _measures(diameters: npt.NDArray[np.float64], volumes: npt.NDArray[np.float64], voxel_mm: float) -> str:
     """Return settings of the evaluation where the usual ones do not tell these lesions apart."""
     said = []
     middle = float(np.median(diameters))
     if not middle / 16 <= TOLERANCE_MM <= middle / 2:
+        tolerance = float(f"{max(middle / 8, voxel_mm):.1g}")
         said.append(
-            f"surface_mm {_digits(middle / 8)} (the usual {TOLERANCE_MM:g} mm is {TOLERANCE_MM / middle:.0%} of a "
+            f"surface_mm {tolerance:g} (the usual {TOLERANCE_MM:g} mm is {TOLERANCE_MM / middle:.0%} of a "
             "median lesion)"
         )
     bins = np.digitize(volumes, BINS_ML)
     if np.bincount(bins).max() > 0.9 * len(volumes):
-        edges = sorted({float(_digits(edge)) for edge in np.quantile(volumes, (0.25, 0.5, 0.75))})
+        edges = sorted({float(f"{edge:.2g}") for edge in np.quantile(volumes, (0.25, 0.5, 0.75))})
         told = ",".join(f"{edge:g}" for edge in edges)
         said.append(f"bins_ml [{told}] (of the usual ones, one holds nearly all lesions)")
     return f"for model.protocol and mois evaluate: {'; '.join(said)}" if said else ""

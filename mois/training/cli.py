@@ -37,7 +37,7 @@ from mois.training.checkpoints import (
     read_training,
     way_on,
 )
-from mois.training.epoch_lines import EpochLines
+from mois.training.epoch_lines import EpochLines, say
 from mois.training.export import BundleSettings, export_bundles
 from mois.training.interruption import StopAtSignal
 from mois.training.memory import what_frees_memory
@@ -222,6 +222,7 @@ class MoisCLI(LightningCLI):
             says = getattr(self.datamodule, "settled_normalisation", None)  # a datamodule of others may not
             model = self.plain_config()["model"]
             export_bundles(self.model, self.folder, model, validation, settings, says() if says is not None else None)
+            say(self.trainer, f"bundle: {self.folder / 'bundle'}")
         if not best.is_file() and not any(name.startswith("val/") for name in self.trainer.callback_metrics):
             rank_zero_info(
                 "this training was never validated: there is no best.ckpt (test with --ckpt_path last); lower "

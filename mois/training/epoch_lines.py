@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+SCAN_SHOWN = ("right", "no_exemplars", "prompted_dice", "unprompted_dice")
+"""Figures of a scan, as far as they were measured."""
 
 SHOWN = ("right", "wrong", "no_exemplars", "prompted_dice", "unprompted_dice", "lesion_f1")
 """Figures of a validation, as far as they were measured; of companions metrics.csv tells."""
@@ -18,7 +22,8 @@ EVERY_S = 60.0
 class EpochLines(Callback):
     """Writes to stderr, on one rank, what was learned in an epoch and how long the rest will take.
 
-    Steps in between are told where stderr is no terminal, whose bar shows them.
+    Steps in between, and scans of a validation, test or prediction, are told where stderr is no terminal, whose bar
+    shows them.
     """
 
     def __init__(self) -> None:
@@ -27,14 +32,15 @@ class EpochLines(Callback):
         self._total: Any = 0.0  # of the losses since the last epoch began, where they are computed
         self._batches = 0
         self._validated = ""
+        self._scan_s, self._scans = 0.0, 0  # when the present scan began, and how many there are
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why the first step does not come yet."""
-        _say(trainer, "validating before the first step, to compare with later (--validate_first false leaves it out)")
+        say(trainer, "validating before the first step, to compare with later (--validate_first false leaves it out)")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell what the model found before it learned anything."""
-        _say(trainer, f"step 0: {_told(getattr(pl_module, 'step_0', {}))}")
+        say(trainer, f"step 0: {_told(getattr(pl_module, 'step_0', {}))}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
@@ -70,6 +76,47 @@ class EpochLines(Callback):
         self._tell(trainer, f"epoch {trainer.current_epoch + 1}{of}, step {trainer.global_step}")
         self._forget()
 
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Note when the scan began; say beforehand how many there are."""
+        self._scan_s = time.monotonic()
+        if batch_idx == 0 and _counts_scans(trainer):
+            stage = str(getattr(trainer.state.fn, "value", ""))
+            self._scans = sum(getattr(trainer, f"num_{'val' if stage == 'validate' else stage}_batches"))
+            say(trainer, f"{stage}: {self._scans} {'scan' if self._scans == 1 else 'scans'}")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Tell of the scan."""
+        if not _counts_scans(trainer):
+            return
+        reports = getattr(pl_module, "reports", {}).get("") or []
+        figures = vars(reports[-1].figures) if reports and trainer.state.fn != "predict" else {}
+        told = ", ".join(f"{name} {figures[name]:.2f}" for name in SCAN_SHOWN if figures.get(name) is not None)
+        parts = [told, spoken_s(time.monotonic() - self._scan_s)]
+        name = getattr(batch, "subject", "")
+        say(trainer, f"scan {batch_idx + 1} of {self._scans}, {name}: {'; '.join(filter(None, parts))}")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where to look."""
+        if (report := Path(trainer.default_root_dir) / "test" / "report.html").is_file():
+            say(trainer, f"report: {report}")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where to look."""
+        say(trainer, f"label maps: {Path(trainer.default_root_dir) / 'predict' / 'predictions'}")
+
+    on_validation_batch_start = on_predict_batch_start = on_test_batch_start
+    on_validation_batch_end = on_predict_batch_end = on_test_batch_end
+
     def _forget(self) -> None:
         self._total, self._batches, self._validated = 0.0, 0, ""
 
@@ -78,7 +125,7 @@ class EpochLines(Callback):
         if not trainer.is_global_zero:
             return
         loss = [f"loss {float(self._total) / self._batches:.3f}"] if self._batches else []
-        _say(trainer, f"{where}: {'; '.join([*loss, *filter(None, [self._validated]), self._time_left(trainer)])}")
+        say(trainer, f"{where}: {'; '.join([*loss, *filter(None, [self._validated]), self._time_left(trainer)])}")
 
     def _time_left(self, trainer: Trainer) -> str:
         made, wanted = trainer.global_step - self._first_step, trainer.estimated_stepping_batches
@@ -86,6 +133,11 @@ class EpochLines(Callback):
             return "time left unknown"
         passed_s = time.monotonic() - self._began_s
         return f"{spoken_s(passed_s / made * max(0.0, wanted - trainer.global_step))} left"
+
+
+def _counts_scans(trainer: Trainer) -> bool:
+    """Tell whether each scan is told of: where no bar counts them, and no epoch sums them up."""
+    return trainer.state.fn != "fit" and not sys.stderr.isatty()
 
 
 def spoken_s(seconds: float) -> str:
@@ -100,7 +152,8 @@ def _told(figures: Any) -> str:
     return ", ".join(f"{name} {float(figures[name]):.2f}" for name in SHOWN if name in figures)
 
 
-def _say(trainer: Trainer, line: str) -> None:
+def say(trainer: Trainer, line: str) -> None:
+    """Write a line to stderr, on one rank and above the bar where there is one."""
     if not trainer.is_global_zero:
         return
     bar: Any = trainer.progress_bar_callback

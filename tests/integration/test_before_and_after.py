@@ -40,7 +40,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         said: list[str] = []
-        patch.setattr("mois.training.epoch_lines._say", lambda trainer, line: said.append(line))
+        patch.setattr("mois.training.epoch_lines.say", lambda trainer, line: said.append(line))
         patch.setattr("mois.training.module.means", lambda reports: next(given))
         train("fit", *arguments, FIRST, "--trainer.max_epochs=2")
     ours = [str(one.message) for one in caught if "mois" in one.filename]
@@ -87,6 +87,9 @@ def test_a_training_that_goes_on_compares_with_the_same_step_0(
     assert [int(row["step"]) for row in rows(spoiled.run) if row.get("val/right")] == [0, 0, 1, 2]
     tested = [*spoiled.arguments, "--data.init_args.test_subjects=[p1]", "--data.init_args.val_subjects=[]"]
     train("test", *tested, "--ckpt_path=last")
+    said = capsys.readouterr().err
+    assert "test: 1 scan\nscan 1 of 1, p1: right " in said
+    assert said.endswith(f"report: {spoiled.run / 'test' / 'report.html'}\n")
     alarms = (spoiled.run / "test" / "report.html").read_text(encoding="utf-8")
     assert "prompted_dice fell from 0.63 (step 0)" in alarms
     leaf = Results.read(spoiled.run / "test").leaf

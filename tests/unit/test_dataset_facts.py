@@ -49,7 +49,7 @@ def test_the_lines_tell_spacing_lesions_and_sizes() -> None:
 
 
 def test_labels_without_ids_say_what_they_cannot_tell() -> None:
-    assert "instancesTr" in dict(describe([scan(instances=False)], DESCRIPTION))["touching"]
+    assert "hold no ids (instancesTr" in dict(describe([scan(instances=False)], DESCRIPTION))["touching"]
 
 
 @pytest.mark.parametrize("median_mm", [0.003, 0.1, 1.0, 2.99, 4.66, 18.7, 99.0, 1200.0])
@@ -70,7 +70,7 @@ def test_the_proposals_are_round(median_mm: float, crowded: bool, pixel_mm: floa
 
 def test_measures_are_proposed_where_the_usual_ones_tell_nothing() -> None:
     told = dict(describe([scan(scale=0.001)], DESCRIPTION))["measures"]  # micrometres, written as they are
-    assert told.startswith("for model.protocol and mois evaluate: surface_mm 0.000564 (")
+    assert told.startswith("for model.protocol and mois evaluate: surface_mm 0.002 (")
     assert "bins_ml [8e-11," in told
     assert "measures" not in dict(describe([scan(scale=3.0)], DESCRIPTION))
 
