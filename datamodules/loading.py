@@ -21,6 +21,9 @@ from mois.interfaces import Episode, Volume
 from mois.io import DataError
 from mois.records import as_record
 
+WORKERS = 4
+"""Processes that draw episodes for each GPU, by default."""
+
 
 class EpisodeBatches(Sampler[list[tuple[int, int]]]):
     """The (epoch, index) of the episodes of this rank's batches, one training epoch from batch `start` on.
@@ -95,8 +98,7 @@ class EpisodeLoader(DataLoader[Episode]):
         batch_size: Episodes in a batch, on each process.
         episodes_per_epoch: On all processes together.
         trainer: Whose process gets its share, and whose steps are counted; None for a process that is alone.
-        num_workers: Processes that draw episodes.
-        pin_memory: Hand out what an accelerator can copy by itself.
+        num_workers: Processes that draw episodes; None decides (`workers_of`).
 
     Attributes:
         consumed: Number of batches handed out, counted from the first epoch on.
@@ -110,21 +112,21 @@ class EpisodeLoader(DataLoader[Episode]):
         batch_size: int,
         episodes_per_epoch: int,
         trainer: Trainer | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
+        num_workers: int | None = None,
     ) -> None:
         self.consumed = 0
         self.waited_s = 0.0
         self.trainer = trainer
         self.accumulate = 1 if trainer is None else trainer.accumulate_grad_batches
         self.order = EpisodeBatches(episodes_per_epoch, batch_size, *place(trainer), self.accumulate)
+        num_workers = workers_of(trainer) if num_workers is None else num_workers
         super().__init__(
             dataset,
             batch_sampler=self.order,
             collate_fn=collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            pin_memory=pin_memory,
+            pin_memory=on_gpu(trainer),  # or the host would wait for every copy to the device
             worker_init_fn=_begin_worker,
         )
 
@@ -189,6 +191,21 @@ class VolumeLoader:
 def place(trainer: Trainer | None) -> tuple[int, int]:
     """Return the rank of this process and the number of processes."""
     return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+def on_gpu(trainer: Trainer | None) -> bool:
+    """Tell whether this process trains on a CUDA device."""
+    strategy = getattr(trainer, "strategy", None)
+    return strategy is not None and strategy.root_device.type == "cuda"
+
+
+def workers_of(trainer: Trainer | None) -> int:
+    """Return how many processes draw episodes where nobody said so: WORKERS beside a GPU, as far as there are cores.
+
+    On a CPU there are none: training and drawing would take each other's cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(WORKERS, cores) if on_gpu(trainer) else 0
 
 
 @contextmanager

@@ -64,7 +64,8 @@ class NiftiDataModule(LightningDataModule):
         clip: Slices to track a lesion over, odd.
         batch_size: Episodes in a batch, on each process.
         episodes_per_epoch: On all processes together.
-        num_workers: Processes that draw episodes, for each training process; 0 draws in the training process.
+        num_workers: Processes that draw episodes, for each training process; 0 draws in the training process. None
+            takes 4 for each GPU, and 0 on a CPU.
         seed: Of the episodes and the folds.
         mix: Of what episodes are made.
         augmentation: How training patches are varied.
@@ -91,7 +92,7 @@ class NiftiDataModule(LightningDataModule):
         clip: int = 3,
         batch_size: int = 4,
         episodes_per_epoch: int = 400,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         seed: int = 0,
         mix: EpisodeMix = EpisodeMix(),  # noqa: B008 (frozen)
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
@@ -106,6 +107,8 @@ class NiftiDataModule(LightningDataModule):
             raise ValueError("data.init_args.val_slab validates on training scans; leave out fold and val_subjects.")
         if fold is not None and (train_subjects or val_subjects):
             raise ValueError("data.init_args.fold says who trains; leave out train_subjects and val_subjects.")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"data.init_args.num_workers={num_workers} must be 0 or more.")
         if not pixel_mm > 0:
             raise ValueError(f"data.init_args.pixel_mm={pixel_mm} must be above 0.")
         self.root = Path(root)
@@ -175,7 +178,6 @@ class NiftiDataModule(LightningDataModule):
             episodes_per_epoch=self.episodes_per_epoch,
             trainer=self.trainer,
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
         )
 
     def val_dataloader(self) -> VolumeLoader:
@@ -192,10 +194,6 @@ class NiftiDataModule(LightningDataModule):
     def predict_dataloader(self) -> VolumeLoader:
         """Return this process's scans to predict, one at a time."""
         return self._volumes(self.splits.test)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move episodes; whole volumes stay where they are, and go to the device tile by tile."""
-        return batch if isinstance(batch, Volume) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def settled_normalisation(self) -> Normalisation:
         """Return the rule that this dataset's images are normalised by: what a model trained on them records."""

@@ -91,7 +91,7 @@ class PretrainDataModule(LightningDataModule):
     Args:
         episodes_per_epoch: How many, over all processes.
         batch_size: Episodes of a step, on each process.
-        num_workers: Processes that draw episodes, on each training process.
+        num_workers: Processes that draw episodes, on each training process; None takes 4 for each GPU, and 0 on a CPU.
         val_subjects: Whole phantoms to validate on.
         test_subjects: Whole phantoms to test on, others than those.
         lesions: Fewest and most lesions of a whole phantom, of both types together.
@@ -107,7 +107,7 @@ class PretrainDataModule(LightningDataModule):
         self,
         episodes_per_epoch: int = 2000,
         batch_size: int = 4,
-        num_workers: int = 1,
+        num_workers: int | None = 1,
         val_subjects: int = 4,
         test_subjects: int = 12,
         lesions: tuple[int, int] = (20, 60),

@@ -36,6 +36,7 @@ from mois.bundle_record import (
     read_description,
 )
 from mois.calibration import Calibration
+from mois.execution import chosen_device
 from mois.exemplars import ModelIdentity
 from mois.files import file_sha256, read_regular, whole_folder, write_bytes, write_text
 from mois.inference import InferenceSettings, VolumeSegmenter
@@ -149,7 +150,7 @@ class Bundle:
     def load(
         cls,
         path: str | Path,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         trust: Sequence[str] = (),
         backbone_weights: str | Path | None = None,
     ) -> Bundle:
@@ -157,7 +158,7 @@ class Bundle:
 
         Args:
             path: The bundle's folder.
-            device: Where the model shall be.
+            device: Where the model shall be; `auto` is an accelerator where there is one.
             trust: Modules or packages, besides ours, whose classes a bundle may name.
             backbone_weights: Where the backbone's weights are on this machine, if not where they were at training.
 
@@ -166,6 +167,7 @@ class Bundle:
                 backbone or the tensors are not those that it was made from.
         """
         path = Path(path)
+        device = chosen_device(str(device))
         content = read_description(path)
         _check_files(path, content.files)
         spec, wanted = content.model, content.identity

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,6 +18,48 @@ Precision = Literal["auto", "32", "bf16"]
 CACHED_PX = 1 << 17
 """Pixels that go through a model at once on a CPU: their activations fit its cache, which is a third faster than 32
 tiles of 128 pixels at once."""
+
+
+DRIVER = Path("/proc/driver/nvidia/version")
+"""What NVIDIA's driver writes on Linux."""
+
+
+def chosen_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """Return the device of a name; `auto` is an accelerator where there is one, and the CPU elsewhere.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:1` and so on.
+        local_rank: Number of this process on its machine: with `auto`, each takes an accelerator of its own.
+
+    Raises:
+        ValueError: If it is no device of this machine.
+    """
+    if name == "auto":
+        here = torch.cuda.is_available()
+        return torch.device("cuda", local_rank % torch.cuda.device_count()) if here else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name} is none; choose auto, cpu, cuda, or cuda:1 for the second GPU.") from error
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        reason = f"; {why}" if (why := unused_gpu()) else ""
+        raise ValueError(f"device={name}: torch finds {count} CUDA devices here{reason}; choose auto or cpu.")
+    return device
+
+
+def unused_gpu() -> str | None:
+    """Return in words why an NVIDIA GPU of this machine is not used; None where one is, or where there is none."""
+    if not DRIVER.is_file() or torch.cuda.is_available():
+        return None
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and not any(part.strip() not in ("", "-1") for part in hidden.split(",")):
+        return None  # on purpose
+    if torch.version.cuda is None:
+        return f"there is an NVIDIA driver, but torch {torch.__version__} was built without CUDA; install another torch"
+    return (
+        f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it: the driver is older than CUDA "
+        f"{torch.version.cuda} asks for, or the GPU is not shared with this container; update the driver"
+    )
 
 
 def settled(device: torch.device, precision: Precision) -> Literal["32", "bf16"]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +44,8 @@ class CacheSettings:
 
     Attributes:
         folder: Shared by all ranks, workers and runs that can write to it; None keeps nothing.
-        gib: Most that it may hold, in GiB; what was not used for longest goes first.
+        gib: Most that it may hold, in GiB. Where that is not enough for all patches of a training, a share of them is
+            kept, always the same; what only earlier trainings used goes as soon as patches come again.
     """
 
     folder: Path | None = None
@@ -57,13 +60,22 @@ class CacheSettings:
 class FeatureCache:
     """Half-precision tensors by key, one file for each, written whole or not at all and checked when read.
 
-    Whoever writes an entry whose key says so looks through the folder, and removes the entries that were not read for
-    longest until an eighth is free. Keys are as good as chance: it is looked through as often, and at other times,
-    however many processes write (test_it_stays_bounded_however_many_write_and_is_seldom_looked_through).
+    Whoever writes an entry whose key says so looks through the folder. Keys are as good as chance: it is looked through
+    as often, and at other times, however many processes write
+    (test_it_stays_bounded_however_many_write_and_is_seldom_looked_through).
+
+    A training asks for the same entries in the same order, epoch after epoch: where they do not all fit, removing the
+    one not read for longest would remove the one that is needed next, and nothing would ever be found. So the entries
+    of the lowest keys stay, for all processes and runs alike, and others are not written any more
+    (test_room_for_a_part_of_what_is_read_in_turn_serves_nearly_that_part). Once entries come again, those that were not
+    read since this cache was opened are of no use to this training, and go first.
 
     Args:
         folder: Where the files are.
         gib: Most that they may take, in GiB.
+
+    Attributes:
+        most_bytes: The same.
 
     Raises:
         ValueError: If the folder cannot be made.
@@ -77,7 +89,11 @@ class FeatureCache:
                 f"model.cache.folder={folder} cannot be made ({error.strerror}); choose one that can be written to."
             ) from error
         self.folder = folder
-        self._most = int(gib * GIB)
+        self.most_bytes = int(gib * GIB)
+        self._opened = _now(folder)
+        self._first_left_out: str | None = None  # of the keys for which there is no room
+        self._first_read: str | None = None
+        self._comes_again = False
         self._writes = True
         self._reported = False
 
@@ -89,6 +105,9 @@ class FeatureCache:
             fits: Whether tensors have the number and shapes that are expected.
         """
         path = self._path(key)
+        if key == self._first_read and not self._comes_again:
+            self._comes_again, self._first_left_out = True, None
+        self._first_read = self._first_read or key
         try:
             # at once: another process may replace or remove the file (safe_open opens twice)
             content = read_regular(path)
@@ -130,8 +149,10 @@ class FeatureCache:
         kept = {str(number): tensor.contiguous() for number, tensor in enumerate(tensors)}
         content = save(kept, {"digest": _digest(tensors)})
         try:
-            write_bytes(self._path(key), content)
-            if int(key[:8], 16) * self._most < 2**32 * LOOKS * len(content):
+            if self._first_left_out is None or key < self._first_left_out:
+                write_bytes(self._path(key), content)
+            # by the key's end, since its beginning says whether it is kept: or those that look would soon all be there
+            if int(key[-8:], 16) * self.most_bytes < 2**32 * LOOKS * len(content):
                 self._make_room()
         except OSError as error:
             self._writes = False
@@ -153,20 +174,47 @@ class FeatureCache:
             )
 
     def _make_room(self) -> None:
-        entries: list[tuple[float, int, Path]] = []
+        total = 0
+        unread: list[tuple[float, int, Path]] = []
+        read: list[tuple[str, int, Path]] = []
         for path in self.folder.glob("*/*.safetensors*"):  # and those that are being written
             with suppress(FileNotFoundError):  # another process may remove it now
                 if is_abandoned(path):
                     path.unlink()
+                    continue
+                status = path.stat()
+                total += status.st_size
+                if path.suffix == ".part":
+                    continue
+                if self._comes_again and status.st_mtime < self._opened:
+                    unread.append((status.st_mtime, status.st_size, path))
                 else:
-                    status = path.stat()
-                    entries.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in sorted(entries):
-            if total <= self._most * 7 // 8:
+                    read.append((path.stem, status.st_size, path))
+        if total <= self.most_bytes * (LOOKS - 2) // LOOKS:
+            self._first_left_out = None
+        if total <= self.most_bytes:
+            return
+        for _, size, path in sorted(unread):
+            if total <= self.most_bytes * 7 // 8:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+        for key, size, path in sorted(read, reverse=True):
+            if total <= self.most_bytes * (LOOKS - 1) // LOOKS:  # as much is written until it is looked through again
                 break
             path.unlink(missing_ok=True)
             total -= size
+            self._first_left_out = key
+
+
+def _now(folder: Path) -> float:
+    """Return the time by the clock of a folder's disk, which another machine may keep; by our own where it is not ours.
+
+    A file without a name does for that.
+    """
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
+    return time.time()
 
 
 class CachedEncoder:
@@ -201,6 +249,10 @@ class CachedEncoder:
         self._form = _form(backbone)
         self._identity = _identity(backbone, self.part, self._form)
         self._trained = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
+
+    def bytes_per_image(self, patch_px: int) -> int:
+        """Return what is kept of an image (P, P): every tensor grows as its area does."""
+        return sum(2 * math.prod(shape) for shape in self._form) * patch_px**2 // _SMALL**2
 
     def keys(self, images: Tensor, precision: str = "32-true") -> list[str]:
         """Return the key of each image.
@@ -299,9 +351,10 @@ def _identity(backbone: Backbone, part: str, form: Sequence[tuple[int, ...]]) ->
     frozen = [value for value in backbone.parameters() if not value.requires_grad]
     tensors = {str(number): value for number, value in enumerate([*frozen, *backbone.buffers()])}
     kind = type(backbone)
+    name = f"{kind.__module__}.{kind.__qualname__}"
     # as `encode` may heed them; without any, keys are those of before there were rules
     rules = [json.dumps(backbone.behaviour(), sort_keys=True)] if backbone.behaviour() else []
-    return f"{kind.__module__}.{kind.__qualname__}", tensors_sha256(tensors), part, str(form), str(VERSION), *rules
+    return name, tensors_sha256(tensors), part, str(form), str(VERSION), *rules
 
 
 def _digest(tensors: Sequence[Tensor]) -> str:

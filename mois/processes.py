@@ -65,10 +65,6 @@ class Processes:
             speaks = self.rank < 2  # 0 may be the one that is gone
             raise SystemExit(f"error: {reason}; {cure}" if speaks else 1) from error
 
-    def device(self) -> str:
-        """Return the accelerator that this process computes on, or the CPU where there is none."""
-        return f"cuda:{self.local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-
 
 @contextmanager
 def joined() -> Iterator[Processes]:

@@ -150,13 +150,22 @@ class _RotaryAttention(RoPEAttention):  # type: ignore[misc]
 
 
 class _Sine(PositionEmbeddingSine):  # type: ignore[misc]
-    """sam2's codes of places, kept on the device that uses them; sam2 would copy them there every time."""
+    """sam2's codes of places: one copy for each grid and type, kept where it is used, that all images look at.
 
-    def _pe(self, batch: int, device: torch.device, *size: int) -> Tensor:
-        if size in self.cache:
-            self.cache[size] = self.cache[size].to(device)
-        codes: Tensor = super()._pe(batch, device, *size)
-        return codes
+    sam2 keeps a view of the codes of all images of its first call, and gives every later image a copy of its own
+    (test_position_codes_of_many_images_are_kept_once).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the codes of maps (N, C, h, w): (N, num_pos_feats, h, w) of their type, a view of one copy."""
+        key = (*x.shape[-2:], x.device, x.dtype)
+        if key not in self.cache:
+            with torch.inference_mode(False):  # or nothing could be trained with what is kept
+                code = self._pe(1, x.device, *x.shape[-2:])
+                del self.cache[tuple(x.shape[-2:])]
+                self.cache[key] = code[0].to(x.dtype)
+        kept: Tensor = self.cache[key]
+        return kept.expand(len(x), -1, -1, -1)
 
 
 def _sine(width: int) -> PositionEmbeddingSine:

@@ -102,6 +102,7 @@ def evaluate(
     from mois.cli.evaluations import Common, choose_scans, of_bundle, of_maps
     from mois.evaluation.run import evaluate_scans
     from mois.evaluation.settings import ProtocolSettings
+    from mois.execution import chosen_device
     from mois.processes import joined
     from mois.prompts import Reader
 
@@ -125,7 +126,7 @@ def evaluate(
         else:
             from mois.bundle import Bundle
 
-            where = processes.device() if device == "auto" else device
+            where = chosen_device(device, processes.local_rank)
             made = Bundle.load(str(bundle), where, trust or (), backbone_weights)
             scans, trained_on = choose_scans(data, split, subjects, fold, made.provenance)
             evaluation = of_bundle(base, made, trained_on)

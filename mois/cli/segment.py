@@ -17,7 +17,7 @@ def segment(
     bank: Path | None = None,
     subject: str | None = None,
     patient: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     trust: list[str] | None = None,
     backbone_weights: Path | None = None,
 ) -> None:
@@ -38,7 +38,7 @@ def segment(
         bank: Exemplars of another scan, from its bank.safetensors.
         subject: Name of the scan; that of the file by default.
         patient: Whom it was taken of; the subject by default.
-        device: Where to compute, such as cpu or cuda.
+        device: Such as cpu or cuda; auto takes an accelerator where there is one.
         trust: Modules of others whose classes the bundle may name, such as my_module.
         backbone_weights: Where the backbone's weights are, if not where they were at training.
 

@@ -40,6 +40,7 @@ from mois.training.checkpoints import (
 from mois.training.epoch_lines import EpochLines, say
 from mois.training.export import BundleSettings, export_bundles
 from mois.training.interruption import StopAtSignal
+from mois.training.machines import check_accelerator, check_strategy
 from mois.training.memory import what_frees_memory
 from mois.training.module import ExemplarSegmenter
 from mois.training.ranks import RankWatch
@@ -145,12 +146,15 @@ class MoisCLI(LightningCLI):
 
         Raises:
             ValueError: If the checkpoint cannot be read, a new training would overwrite an old one, patches and whole
-                volumes would be seen at two scales, or weights would be kept in another type than float32.
+                volumes would be seen at two scales, weights would be kept in another type than float32, or the
+                trainer's accelerator or strategy cannot work here.
         """
         self._refuse_a_second_seed()
         self._refuse_a_value_for_a_group()
         self._refuse_two_scales()
         trainer = self.settings["trainer"]
+        check_strategy(trainer["strategy"])
+        check_accelerator(trainer["accelerator"])
         if trainer["default_root_dir"] is None:
             trainer["default_root_dir"] = str(Path("runs") / self._name())
         if trainer["precision"] is None:
@@ -367,7 +371,7 @@ def quieten() -> None:
     """Leave out what Lightning says at every start and nobody has to act upon."""
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # for the cache's keys
+    warnings.filterwarnings("ignore", message="You have overridden `.*` in `LightningModule`")  # it serves all data
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts are, on purpose
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless" not in record.getMessage())

@@ -22,7 +22,7 @@ from mois.evaluation.reports import SubjectReport
 from mois.evaluation.results import add_confidence
 from mois.evaluation.statistics import means
 from mois.evaluation.tables import write_results
-from mois.feature_cache import CachedEncoder, CacheSettings
+from mois.feature_cache import GIB, CachedEncoder, CacheSettings
 from mois.identity import rules_apart
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
@@ -145,6 +145,10 @@ class ExemplarSegmenter(LightningModule):
         if self.encoder is not None and isinstance(batch, Episode):
             self._keys = self.encoder.keys(pictures(self.backbone, batch), str(self.trainer.precision))
         return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move episodes; whole volumes stay where they are, and go to the device tile by tile."""
+        return batch if isinstance(batch, Volume) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Learn from a batch of episodes."""
@@ -284,13 +288,29 @@ class ExemplarSegmenter(LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Warn of a cache that this training fills for nothing: its patches do not come again."""
-        views, epochs = getattr(getattr(self.trainer, "datamodule", None), "views", None), self.trainer.max_epochs
-        if self.encoder is not None and views is not None and (views < 1 or 0 < (epochs or 0) <= views):
+        """Warn of a cache that this training fills for nothing, or that cannot hold what it needs."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        epochs = self.trainer.max_epochs
+        views = getattr(data, "views", None)
+        if self.encoder is None or views is None:
+            return
+        if views < 1 or 0 < (epochs or 0) <= views:
             again = "no patch comes again" if views < 1 else f"none comes again within trainer.max_epochs={epochs}"
             rank_zero_warn(
                 f"model.cache.folder={self.encoder.cache.folder} serves only another run of the same seed: with "
                 f"data.init_args.views={views} {again}; set it to 1 or more, below the epochs, or leave model.cache out"
+            )
+            return
+        shape, episodes = data.settings, views * data.episodes_per_epoch
+        images = 2 * shape.exemplars + 1 + (shape.clip if shape.clip > 1 and self._backbone_learns() else 0)
+        each = images * self.encoder.bytes_per_image(shape.patch_px)
+        if each * episodes > self.encoder.cache.most_bytes:
+            share = self.encoder.cache.most_bytes / (each * episodes)
+            rank_zero_warn(
+                f"model.cache.gib={self.encoder.cache.most_bytes / GIB:g} holds {100 * share:.0f} % of what this "
+                f"training looks at: {each / 1e6:.3g} MB an episode x {episodes} episodes = "
+                f"{each * episodes / GIB:.3g} GiB; the rest is worked out in every epoch. Set it so high, or lower "
+                "data.init_args.views or data.init_args.episodes_per_epoch"
             )
 
     def on_train_start(self) -> None:
@@ -364,6 +384,9 @@ class ExemplarSegmenter(LightningModule):
                 f"the checkpoint was trained with other rules of its backbone ({rules_apart(theirs.behaviour, now)} "
                 f"instead of {rules_apart(now, theirs.behaviour)}); set model.backbone.init_args.rules accordingly."
             )
+
+    def _backbone_learns(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.backbone.parameters())
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -51,17 +51,23 @@ def test_a_cache_changes_nothing_but_the_time(
 
 
 @pytest.mark.parametrize(
-    ("views", "said"),
+    ("views", "gib", "said"),
     [
-        (0, r"^model.cache.folder=.*: with data.init_args.views=0 no patch comes again; set it"),
-        (2, r"^model.cache.folder=.*: with data.init_args.views=2 none comes again within trainer.max_epochs=2; set"),
-        (1, None),
+        (0, 1, r"^model.cache.folder=.*: with data.init_args.views=0 no patch comes again; set it"),
+        (
+            2,
+            1,
+            r"^model.cache.folder=.*: with data.init_args.views=2 none comes again within trainer.max_epochs=2;",
+        ),
+        (1, 1, None),
+        (1, 0.0001, r"gib=0\.0001 holds 13 % .*: 0\.041 MB an episode x 20 episodes = 0\.000763 GiB"),
     ],
 )
-def test_a_cache_of_patches_that_do_not_come_again_is_warned_of(
-    make_dataset: Callable[..., Path], tmp_path: Path, views: int, said: str | None
+def test_a_cache_that_serves_for_nothing_or_not_for_all_is_warned_of(
+    make_dataset: Callable[..., Path], tmp_path: Path, views: int, gib: float, said: str | None
 ) -> None:
     run = ["fit", *LORA, *FROZEN, *data(make_dataset(subjects=2), views=views), "--trainer.max_epochs=2"]
+    run += [f"--model.cache.gib={gib}", "--data.init_args.episodes_per_epoch=20"]
     run += ["--trainer.limit_train_batches=1", "--dry_step=false", f"--model.cache.folder={tmp_path / 'features'}"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -253,21 +253,34 @@ def test_what_no_encoder_makes_is_not_taken_though_its_digest_is_right(tmp_path:
             assert fresh.hits == 0
 
 
-def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path, gib=16 * ENTRY / GIB)
-    for number in range(10):
-        cache.write(f"{number:02}", numbers(number))
-        os.utime(tmp_path / f"{number:02}" / f"{number:02}.safetensors", (number, number))
-    assert cache.read("00") is not None  # now it is the latest
-    for number in range(10, 16):
-        cache.write(f"{number:02}", numbers(number))
-    assert cache.read("00")[0][0] == 0
-    assert cache.read("01") is None
-    for number in range(16, 40):
-        cache.write(f"{number:02}", numbers(number))
-    size = sum(path.stat().st_size for path in tmp_path.glob("*/*"))
-    assert 8 * ENTRY < size <= 16 * ENTRY
-    assert cache.read("39")[0][0] == 39
+def in_turn(cache: FeatureCache, keys: list[str]) -> float:
+    """Ask for all of them, as an epoch does; return the share that was there."""
+    hits = 0
+    for key in keys:
+        if cache.read(key) is None:
+            cache.write(key, numbers(0))
+        else:
+            hits += 1
+    return hits / len(keys)
+
+
+def random_keys(count: int) -> list[str]:
+    return [hashlib.blake2b(number.to_bytes(2, "little"), digest_size=20).hexdigest() for number in range(count)]
+
+
+@pytest.mark.parametrize(("room", "least"), [(0.5, 0.4), (0.95, 0.85)])
+def test_room_for_a_part_of_what_is_read_in_turn_serves_nearly_that_part(
+    tmp_path: Path, room: float, least: float
+) -> None:
+    keys, others = random_keys(800)[:400], random_keys(800)[400:]
+    entry = len(save({"0": numbers(0)[0]}, {"digest": "0" * 40}))
+    for run in range(2):  # the second run finds what the first one left
+        cache = FeatureCache(tmp_path, gib=room * len(keys) * entry / GIB)
+        epochs = [in_turn(cache, keys) for _ in range(4)]
+        assert min(epochs[1 - run :]) > least
+    cache = FeatureCache(tmp_path, gib=room * len(keys) * entry / GIB)  # of a run that needs others
+    assert [in_turn(cache, others) for _ in range(4)][-1] > least
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 1.05 * room * len(keys) * entry
 
 
 @pytest.mark.parametrize("writers", [16, 64])

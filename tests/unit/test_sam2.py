@@ -58,3 +58,16 @@ def test_a_backbone_is_built_where_it_is_told_to_be(monkeypatch: pytest.MonkeyPa
     Attention(rotary_keys=True).build(backbone)
     images, _ = example_patches(1, 64)
     backbone.attend(backbone.encode(images), remembered(backbone, images))
+
+
+def test_position_codes_of_many_images_are_kept_once() -> None:
+    def bytes_held(count: int) -> int:
+        backbone = nano_backbone()
+        features = backbone.encode(torch.rand(count, 64, 64))
+        backbone.remember(features, torch.zeros(count, 16, 16), torch.zeros(count, backbone.width))
+        codes = [features.position]
+        for module in backbone.modules():
+            codes += [code for code in getattr(module, "cache", {}).values() if isinstance(code, torch.Tensor)]
+        return sum({code.untyped_storage().data_ptr(): code.untyped_storage().nbytes() for code in codes}.values())
+
+    assert bytes_held(32) <= 1.2 * bytes_held(1)

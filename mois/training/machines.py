@@ -1,0 +1,77 @@
+"""Which of Lightning's ways to use a machine this training can go, said before anything is made."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from mois.execution import unused_gpu
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "single_device")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+_KINDS = (DDPStrategy, SingleDeviceStrategy)
+_OWN_PROCESSES = "popen"
+
+
+def check_strategy(given: Any) -> None:
+    """Refuse a strategy under which this training would fail in the middle, or go on unwatched.
+
+    FSDP and DeepSpeed shard weights, of which checkpoints, adapters and the clipping of gradients need the whole; what
+    forks or spawns processes shares a CUDA context or cannot send the model, and `RankWatch` cannot watch it.
+
+    Args:
+        given: `trainer.strategy` as in the config: a name, or a class_path with init_args.
+
+    Raises:
+        ValueError: If it is none of `STRATEGIES`, and no class of their kind.
+    """
+    path, start = given, _OWN_PROCESSES
+    if isinstance(given, Mapping) or hasattr(given, "class_path"):
+        path = given["class_path"]
+        start = (given.get("init_args") or {}).get("start_method") or _OWN_PROCESSES
+    if path is None or path in STRATEGIES or (_is_of_their_kind(str(path)) and start == _OWN_PROCESSES):
+        return
+    name = path if start == _OWN_PROCESSES else f"{path} with start_method={start}"
+    raise ValueError(
+        f"trainer.strategy={name} is not supported: a training needs whole weights on every rank, and ranks that are "
+        f"processes of their own; choose one of {', '.join(STRATEGIES)}. Where memory is short, lower "
+        "data.init_args.batch_size, or set model.backbone.init_args.checkpoint_trunk=true."
+    )
+
+
+def _is_of_their_kind(path: str) -> bool:
+    module, _, name = path.rpartition(".")
+    if not module:
+        return False
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return False
+    if module.startswith(("lightning.", "pytorch_lightning.")):
+        return kind in _KINDS  # of Lightning's own ones, DeepSpeed and XLA are among the descendants
+    return isinstance(kind, type) and issubclass(kind, _KINDS)
+
+
+def check_accelerator(given: Any) -> None:
+    """Refuse what is no accelerator, and say why a training is not on the GPU that the machine has.
+
+    Args:
+        given: `trainer.accelerator` as in the config.
+
+    Raises:
+        ValueError: If it is none of `ACCELERATORS`, or a GPU was asked for that torch cannot use.
+    """
+    if not isinstance(given, str):
+        return  # an object that a program gives
+    if given not in ACCELERATORS:
+        raise ValueError(f"trainer.accelerator={given} is not supported; choose one of {', '.join(ACCELERATORS)}.")
+    why = unused_gpu()
+    if why is None or given in ("cpu", "mps"):
+        return
+    if given != "auto":
+        raise ValueError(f"trainer.accelerator={given}: {why}, or set trainer.accelerator=cpu.")
+    rank_zero_warn(f"trainer.accelerator=auto trains on the CPU: {why}, or say so with trainer.accelerator=cpu.")
