@@ -44,6 +44,7 @@ from mois.training.machines import check_accelerator, check_strategy
 from mois.training.memory import what_frees_memory
 from mois.training.module import ExemplarSegmenter
 from mois.training.ranks import RankWatch
+from mois.training.resume_point import ResumePoint
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -278,7 +279,13 @@ class MoisCLI(LightningCLI):
 
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         seed = self.settings["seed_everything"]
-        callbacks: list[Callback] = [self.ranks, CheckProgress(), RunRecord(self.plain_config(), seed), StopAtNaN()]
+        callbacks: list[Callback] = [
+            self.ranks,
+            CheckProgress(),
+            ResumePoint(),
+            RunRecord(self.plain_config(), seed),
+            StopAtNaN(),
+        ]
         callbacks += [CostTable(bool(self.settings["dry_step"])), DataShares(), SeldomReadBar()]
         callbacks += [SeedEachStep(int(seed)), StopAtSignal(), EpochLines()]
         if checkpointing:

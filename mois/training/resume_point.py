@@ -1,0 +1,70 @@
+"""Where a training goes on from a checkpoint: within an epoch, or between two.
+
+Lightning keeps a counter for each stage of a batch, an epoch and a validation, and guesses from their differences at
+which moment the checkpoint was written. Some moments it takes for others: steps are then counted twice, an epoch is
+begun again, a validation is left out. Our checkpoints are written after a step whose validation, if there was to be
+one, is over. So two places are all there are, and the counters are set to one of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+_EPOCHS = "epoch_progress"
+_BATCHES = "epoch_loop.batch_progress"
+_STEPS = "epoch_loop.automatic_optimization.optim_progress"
+_VALIDATION = "epoch_loop.val_loop.batch_progress"
+_LOGGED = "epoch_loop.state_dict"
+
+
+class ResumePoint(Callback):
+    """Has a training go on exactly where its checkpoint was written, also if it had reached its last step there."""
+
+    def __init__(self) -> None:
+        self._between_epochs = False
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Settle the counters before Lightning takes them over."""
+        if trainer.state.fn == "fit":
+            self._between_epochs = settle(checkpoint["loops"]["fit_loop"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the next epoch as any other: nothing of the one before is to be made up for."""
+        if self._between_epochs:
+            trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop.restarting = False
+            self._between_epochs = False
+
+
+def settle(loop: dict[str, Any]) -> bool:
+    """Set the counters of a checkpoint's fit loop to one of the two places; return whether it is between epochs.
+
+    Args:
+        loop: Changed in place. Counted are epochs and batches that are ready, started, processed and completed.
+    """
+    epochs, batches = loop[_EPOCHS], loop[_BATCHES]
+    steps = loop[_STEPS]["optimizer"]["step"]["total"]["completed"]
+    begun, within, handed_out = (
+        counts["started"] for counts in (epochs["total"], batches["current"], batches["total"])
+    )
+    between = bool(batches["is_last_batch"]) or not within
+    over = begun if between else max(0, begun - 1)
+    for counts in epochs.values():
+        _set(counts, ready=begun, started=begun, processed=over, completed=over)
+    if between:
+        _set(batches["total"], ready=handed_out, started=handed_out, processed=handed_out, completed=handed_out)
+        _set(batches["current"], ready=0, started=0, processed=0, completed=0)
+    else:  # at the end of a batch, where one thing is left to do: to count it
+        for counts, count in ((batches["total"], handed_out), (batches["current"], within)):
+            _set(counts, ready=count, started=count, processed=count, completed=count - 1)
+    batches["is_last_batch"] = False
+    loop[_LOGGED]["_batches_that_stepped"] = steps if between else steps - 1
+    for counts in (loop[_VALIDATION]["total"], loop[_VALIDATION]["current"]):
+        _set(counts, ready=0, started=0, processed=0, completed=0)
+    loop[_VALIDATION]["is_last_batch"] = False
+    return between
+
+
+def _set(counts: dict[str, int], **values: int) -> None:
+    counts.update({name: value for name, value in values.items() if name in counts})
