@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,38 @@ from mois.evaluation.reports import KEYS
 from mois.evaluation.statistics import paired_gain
 from mois.files import write_text
 from mois.interrupts import AGAIN, WAY_ON
+from mois.records import as_record, read_json
+from mois.text_files import read_text
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion_f1")
+
+
+def claim_demo(out: Path, seed: int, config: Path) -> None:
+    """Write what decides the demo, or refuse a folder that holds another one: its steps would count as done.
+
+    Raises:
+        ValueError: If seed or config differ from those of the demo in the folder.
+    """
+    mine = {"seed": seed, "config": read_text(config)}
+    path = out / "demo.json"
+    if path.is_file():
+        theirs = as_record(read_json(path, "choose another folder"), _Asked, str(path), "choose another folder")
+        for name, value in mine.items():
+            if getattr(theirs, name) != value:
+                there, now = (theirs.seed, seed) if name == "seed" else ("another one", config)
+                raise ValueError(f"out={out} holds a demo of {name}={there}, now it is {now}; choose another folder.")
+    elif (out / "minutes.json").is_file():
+        warnings.warn(f"out={out} holds a demo that does not say its seed and config: unverified", stacklevel=2)
+    write_text(path, json.dumps(mine, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What stands in demo.json."""
+
+    seed: int
+    config: str
 
 
 def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:

@@ -66,6 +66,20 @@ class Processes:
             raise SystemExit(f"error: {reason}; {cure}" if speaks else 1) from error
 
 
+def first_rank() -> bool:
+    """Tell, before the processes of a job have met, whether this is the first, which writes what there is one of.
+
+    Who starts them says so in the environment: torchrun the rank; Lightning the local rank of all but the first, and
+    the user the number of the machine; srun a number for each.
+    """
+    given = os.environ
+    if "RANK" in given:
+        return given["RANK"] == "0"
+    if "LOCAL_RANK" in given or "NODE_RANK" in given:
+        return given.get("LOCAL_RANK", "0") == given.get("NODE_RANK", "0") == "0"
+    return given.get("SLURM_PROCID", "0") == "0"
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """Join the processes that torchrun started; without torchrun this one is alone."""

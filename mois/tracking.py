@@ -58,7 +58,8 @@ def make_loggers(
         folder: The run's folder.
         settings: What to record.
         run_id: W&B id of the run that is continued, as its checkpoint holds it; None starts a new one.
-        resume_step: Step that training goes on from; rows of metrics.csv from there on are dropped. None keeps all.
+        resume_step: Step that training goes on from; rows of metrics.csv from there on are dropped, but
+            for those of tests; 0 drops all. None keeps all.
     """
     loggers: list[Logger] = [CsvLogger(folder, resume_step)]
     if choose(settings.wandb).mode != "disabled":
@@ -113,7 +114,12 @@ class CsvLogger(Logger):
 
     def _old_rows(self) -> list[dict[str, str]]:
         rows = _read_rows(self.path)
-        return rows if self._resume_step is None else [row for row in rows if int(row["step"]) < self._resume_step]
+        if self._resume_step is None:
+            return rows
+        told = [row for row in rows if int(row["step"]) < self._resume_step]
+        if self._resume_step:  # what is trained again is logged again, a test of a checkpoint is not
+            told += [row for row in rows if int(row["step"]) >= self._resume_step and _is_of_test(row)]
+        return told
 
     def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> list[str]:
         columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
@@ -335,6 +341,10 @@ class Tracker:
         for logger in self.loggers:
             if isinstance(logger, CarefulWandbLogger):
                 logger.finish()
+
+
+def _is_of_test(row: Mapping[str, str]) -> bool:
+    return any(value for name, value in row.items() if name.startswith("test/"))
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

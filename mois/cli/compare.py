@@ -24,8 +24,11 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
     from mois.evaluation.charts import spoken
     from mois.evaluation.compare import FIGURES, named_results, p_text, pair, signed, write_comparison
     from mois.evaluation.results import Leaf
+    from mois.folder_lock import locked
 
-    found = write_comparison(out, named_results(runs, names), seed=seed)
+    given = named_results(runs, names)
+    with locked(out):
+        found = write_comparison(out, given, seed=seed)
     figures = Table(title=f"{len(found['scans'])} scans of {found['patients']} patients")
     figures.add_column("")
     for name in found["runs"]:
@@ -46,6 +49,6 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
     console.print(tests)
     for remark in found["remarks"]:
         console.print(remark, soft_wrap=True, markup=False)
-    for key, given in found["protocol_differences"].items():
-        console.print(f"protocols differ in {key}: {given}", soft_wrap=True, markup=False)
+    for key, values in found["protocol_differences"].items():
+        console.print(f"protocols differ in {key}: {values}", soft_wrap=True, markup=False)
     console.print(f"report: {out / 'compare.html'}", soft_wrap=True)

@@ -12,14 +12,20 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, training: Path = Path("co
         out: Folder of the run; an interrupted demo goes on where it was.
         seed: Of phantoms, training and the simulated reader.
         training: Config of the training (`config` is a name that jsonargparse keeps to itself).
+
+    Raises:
+        ValueError: If the folder holds a demo of another seed or config, or another process writes into it.
     """
     import numpy as np
 
     from datamodules.lesion_types import draw_lesion_types
     from datamodules.phantom import write_dataset
-    from mois.demo import run_demo
+    from mois.demo import claim_demo, run_demo
+    from mois.folder_lock import locked
 
-    if not (out / "data" / "dataset.json").is_file():
-        types = draw_lesion_types(np.random.default_rng(seed), 2, held_back=True)
-        write_dataset(out / "data", subjects=12, test_subjects=12, seed=seed, types=types, lesions=(20, 60))
-    run_demo(out, seed, training)
+    with locked(out):
+        claim_demo(out, seed, training)
+        if not (out / "data" / "dataset.json").is_file():
+            types = draw_lesion_types(np.random.default_rng(seed), 2, held_back=True)
+            write_dataset(out / "data", subjects=12, test_subjects=12, seed=seed, types=types, lesions=(20, 60))
+        run_demo(out, seed, training)

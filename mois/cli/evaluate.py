@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +104,7 @@ def evaluate(
     from mois.evaluation.run import evaluate_scans
     from mois.evaluation.settings import ProtocolSettings
     from mois.execution import chosen_device
+    from mois.folder_lock import locked
     from mois.processes import joined
     from mois.prompts import Reader
 
@@ -119,7 +121,7 @@ def evaluate(
         rules=protocol,
     )
     base = Common(settings, channel, instances, robustness, seed, title)
-    with joined() as processes:
+    with joined() as processes, locked(out) if processes.first else nullcontext():
         if predictions is not None:
             scans, _ = choose_scans(data, split, subjects, fold, {})
             evaluation = of_maps(base, predictions, prompted_masks, kind, scans)

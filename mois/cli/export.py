@@ -40,6 +40,7 @@ def export_nnunet(
     from datamodules.nifti import NiftiDataModule
     from datamodules.splits import check_leak, patient_folds, pick, read_splits
     from mois.baselines.export import RawExport, read_channel_names, write_raw
+    from mois.folder_lock import locked
 
     module = NiftiDataModule(data, train_subjects=train, val_subjects=val, test_subjects=test)
     splits = module.splits
@@ -59,5 +60,6 @@ def export_nnunet(
     if name is None:
         name = re.sub(r"^Dataset\d+_", "", re.sub(r"[^A-Za-z0-9]+", "_", data.resolve().name).strip("_")) or "mois"
     export = RawExport(subjects, splits.test, folds, dataset, name, tuple(channels), read_channel_names(data))
-    folder = write_raw(export, out, say)
+    with locked(out):
+        folder = write_raw(export, out, say)
     say(f"{len(subjects)} scans to train on, {len(splits.test)} to predict, {len(folds)} folds in {folder}")

@@ -29,10 +29,12 @@ def phantom(
         ValueError: If a lesion type is unknown, there is nothing to write, or the folder holds other scans.
     """
     from datamodules.phantom import NAMED_TYPES, write_dataset
+    from mois.folder_lock import locked
 
     unknown = [name for name in types or [] if name not in NAMED_TYPES]
     if unknown:
         raise ValueError(f"types={', '.join(unknown)}: no such lesion type; there is {', '.join(NAMED_TYPES)}")
     chosen = None if types is None else [NAMED_TYPES[name] for name in types]
-    write_dataset(out, subjects=subjects, seed=seed, types=chosen, test_subjects=test_subjects, sessions=sessions)
+    with locked(out):
+        write_dataset(out, subjects=subjects, seed=seed, types=chosen, test_subjects=test_subjects, sessions=sessions)
     say(f"{subjects + test_subjects} scans in {out}")

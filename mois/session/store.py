@@ -10,7 +10,6 @@ the journal's line, and an unfinished line is cut off when the session is loaded
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -28,6 +27,7 @@ from torch import Tensor
 from mois.errors import DataError
 from mois.exemplars import Exemplar
 from mois.files import read_regular, whole_file
+from mois.folder_lock import FolderLock
 from mois.journal import FORMAT_VERSION, NAME, Action, Journal, Lines, append_line, has_begun
 from mois.records import as_record, parse_json
 from mois.session.state import BoxMask, Lesion, Maybe, Prompt, State
@@ -54,17 +54,17 @@ class SessionStore:
         for name in (STATES, BANKS, NAME):
             if (folder / name).is_symlink():
                 raise ValueError(f"{folder / name} is a link, which no session makes; copy what it points to instead.")
-        (folder / STATES).mkdir(parents=True, exist_ok=True)
-        self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        self._lock = FolderLock(folder)
+        self._file = -1
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._file)
-            raise ValueError(f"{folder}: another process has this session open; close it there first.") from error
-        if journal is None and has_begun(folder / NAME):
-            os.close(self._file)
-            raise ValueError(f"{folder}: holds a session already; load it, or choose another folder.")
-        os.ftruncate(self._file, 0 if journal is None else journal.size)
+            if journal is None and has_begun(folder / NAME):
+                raise ValueError(f"{folder}: holds a session already; load it, or choose another folder.")
+            (folder / STATES).mkdir(exist_ok=True)
+            self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+            os.ftruncate(self._file, 0 if journal is None else journal.size)
+        except BaseException:
+            self.close()
+            raise
         os.fsync(self._file)
         _sync_folder(folder)
         self._lines = Lines(version) if journal is None else Lines(journal.version, journal.last)
@@ -75,6 +75,7 @@ class SessionStore:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+        self._lock.release()
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Write the first line of the journal."""

@@ -289,7 +289,6 @@ class RunRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Collect the provenance, once the datamodule knows its files; one rank reads them all for it."""
-        del stage
         datamodule = getattr(trainer, "datamodule", None) if trainer.is_global_zero else None
         provenance = collect_provenance(pl_module, datamodule, self.config, self.seed)
         provenance = replace(provenance, data=trainer.strategy.broadcast(provenance.data))
@@ -299,7 +298,8 @@ class RunRecord(Callback):
         tracker = Tracker.of(trainer)
         tracker.settings(self.record)
         if trainer.is_global_zero:
-            provenance.write(tracker.folder / "provenance.json")
+            command = "" if stage == "fit" else f"_{getattr(stage, 'value', stage)}"  # Lightning's enum prints its name
+            provenance.write(tracker.folder / f"provenance{command}.json")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add provenance, the W&B run that a resumed training has to go on in, and what the latest validation found."""

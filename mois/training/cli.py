@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from mois.arguments import OneLineParser, command_line
 from mois.calibration import Calibration
 from mois.execution import settled
+from mois.folder_lock import locked
 from mois.full_memory import memory_cure
 from mois.interrupts import ctrl_c_ends
+from mois.processes import first_rank
 from mois.settings import read_settings
 from mois.tracking import LateLoggers, Tracker, TrackingSettings, make_loggers
 from mois.training.callbacks import CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
@@ -100,20 +102,21 @@ class MoisCLI(LightningCLI):
         self.resumed: dict[str, Any] = {}
         self.ranks = RankWatch()
         self.ckpt_path: str | None = None
-        super().__init__(
-            model_class,
-            LightningDataModule,
-            save_config_callback=NamedConfig,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-            seed_everything_default=0,
-            parser_class=TrainParser,
-            parser_kwargs={"parser_mode": "omegaconf"},
-            subclass_mode_data=True,
-            args=self.arguments,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # nothing of ours builds classes that a checkpoint names
-        )
+        with ExitStack() as self.held:
+            super().__init__(
+                model_class,
+                LightningDataModule,
+                save_config_callback=NamedConfig,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults=dict(TRAINER_DEFAULTS),
+                seed_everything_default=0,
+                parser_class=TrainParser,
+                parser_kwargs={"parser_mode": "omegaconf"},
+                subclass_mode_data=True,
+                args=self.arguments,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # nothing of ours builds classes that a checkpoint names
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -147,8 +150,8 @@ class MoisCLI(LightningCLI):
 
         Raises:
             ValueError: If the checkpoint cannot be read, a new training would overwrite an old one, patches and whole
-                volumes would be seen at two scales, weights would be kept in another type than float32, or the
-                trainer's accelerator or strategy cannot work here.
+                volumes would be seen at two scales, weights would be kept in another type than float32, the trainer's
+                accelerator or strategy cannot work here, or another process writes into the run's folder.
         """
         self._refuse_a_second_seed()
         self._refuse_a_value_for_a_group()
@@ -162,6 +165,8 @@ class MoisCLI(LightningCLI):
             trainer["precision"] = choose_precision(trainer["accelerator"])
         if str(trainer["precision"]) not in PRECISIONS:
             raise ValueError(f"trainer.precision={trainer['precision']} is not supported; use {', '.join(PRECISIONS)}")
+        if first_rank():
+            self.held.enter_context(locked(self.folder))
         given = self.settings["ckpt_path"]
         if given == "":
             raise ValueError("ckpt_path names nothing; give last, best or a path, or leave it out")
@@ -179,7 +184,7 @@ class MoisCLI(LightningCLI):
         if path is not None:
             checkpoint = read_training(path)
             self.resumed = {"step": checkpoint.get("global_step"), **checkpoint.get(RECORD, {})}
-        elif self.subcommand == "fit" and given is None and os.environ.get("LOCAL_RANK", "0") == "0":
+        elif self.subcommand == "fit" and given is None and first_rank():
             self._refuse_to_overwrite()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -270,7 +275,7 @@ class MoisCLI(LightningCLI):
     def _loggers(self, given: Logger | list[Logger] | bool | None) -> list[Logger] | bool:
         if given is False:
             return False
-        resume_step = self.resumed.get("step") if self.subcommand == "fit" else None
+        resume_step = self.resumed.get("step", 0) if self.subcommand == "fit" else None
         tracking = TrackingSettings(**self.settings["tracking"].as_dict())
         if given not in (None, True):  # the user's own ones, beside metrics.csv
             tracking.wandb = "disabled"

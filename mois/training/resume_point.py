@@ -29,6 +29,8 @@ class ResumePoint(Callback):
         """Settle the counters before Lightning takes them over."""
         if trainer.state.fn == "fit":
             self._between_epochs = settle(checkpoint["loops"]["fit_loop"])
+        else:  # figures of a test stand at the step of its checkpoint
+            trainer.fit_loop.epoch_loop._batches_that_stepped = checkpoint["global_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next epoch as any other: nothing of the one before is to be made up for."""

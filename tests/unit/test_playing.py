@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from conftest import save_nifti
 from session_fakes import lps, make_segmenter, three_lesions
 
 from mois.exemplars import ExemplarBank
+from mois.journal import FORMAT_VERSION, Lines, read_journal
 from mois.session import InteractiveSession
 from mois.session.actions import pack_mask, same_masks
+from mois.session.origin import check_origin
 from mois.session.playing import asked_for, play
 from mois.session.script import read_script
 
@@ -204,10 +207,10 @@ def test_a_mask_is_compared_by_its_voxels() -> None:
 
 def test_a_setting_that_this_version_lacks_is_refused(folder: Path) -> None:
     run(folder, [{"click": A}])
-    journal = folder / "out" / "journal.jsonl"
-    journal.write_bytes(journal.read_bytes().replace(b'"inference":{', b'"inference":{"later":1,', 1))
+    header = read_journal(folder / "out").header
+    header["inference"]["later"] = 1
     with pytest.raises(ValueError, match=r"inference\.later, which this version lacks"):
-        InteractiveSession.load(folder / "out", make_segmenter(), SCAN)
+        check_origin(header, read_journal(folder / "out").header)
     moved = SCAN._replace(affine=SCAN.affine + 1)
     with pytest.raises(ValueError, match="of another scan"):
         InteractiveSession.load(folder / "out", make_segmenter(), moved)
@@ -233,7 +236,9 @@ def test_a_session_that_died_before_its_first_line_was_whole_begins_anew(folder:
 
 def test_a_replay_whose_prompts_make_other_lesions_is_refused(folder: Path) -> None:
     run(folder, [{"click": A}, {"click": B}])
-    journal = folder / "out" / "journal.jsonl"
-    journal.write_bytes(journal.read_bytes().replace(b'"result":2', b'"result":3', 1))
+    told, lines = read_journal(folder / "out"), Lines(FORMAT_VERSION)
+    others = [replace(action, result=3) if action.result == 2 else action for action in told.actions]
+    written = lines.header(told.header) + b"".join(lines.action(action) for action in others)
+    (folder / "out" / "journal.jsonl").write_bytes(written)
     with pytest.raises(ValueError, match="action 2, click, gave lesion 3 and now gives 2"):
         InteractiveSession.replay(folder / "out", make_segmenter(), SCAN)

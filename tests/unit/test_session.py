@@ -350,7 +350,7 @@ def test_an_unfinished_last_line_is_ignored_and_a_damaged_middle_refused(scan, t
 
 def test_one_process_at_a_time_and_no_session_over_another(scan, tmp_path):
     session = InteractiveSession(make_segmenter(), scan, tmp_path)
-    with pytest.raises(ValueError, match="another process has this session open"):
+    with pytest.raises(ValueError, match="is being written by this process"):
         InteractiveSession.load(tmp_path, make_segmenter(), scan)
     session.close()
     with pytest.raises(ValueError, match="holds a session already"):
