@@ -26,6 +26,7 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _ORTHOGONAL = 1e-3
 _UNEVEN = 0.1
 """How far a slice may lie off its place, as a share of the gap: positions are often rounded to a tenth of a mm."""
+_PLAIN = {True: "1.2.840.10008.1.2", False: "1.2.840.10008.1.2.1"}  # implicit, explicit
 _DIRECTORY = "1.2.840.10008.1.3.10"
 
 
@@ -318,6 +319,8 @@ class _Pictures:
         """Return the pictures of a file, and whether they are rescaled already."""
         file, whole = one.path, _read(one.path, pixels=True)
         try:
+            if "TransferSyntaxUID" not in whole.file_meta:  # a file without preamble does not say it
+                whole.file_meta.TransferSyntaxUID = _PLAIN[bool(whole.original_encoding[0])]
             return whole.pixel_array, False
         except Exception as error:  # missing, cut off, or of a codec that pydicom has not
             syntax = _value(file, getattr(whole, "file_meta", {}), "TransferSyntaxUID", None)
@@ -341,4 +344,6 @@ def _rescale(one: _Slice) -> tuple[float, float]:
         given = (_sequence(one.path, place, "PixelValueTransformationSequence") for place in (own, *shared))
         holder = next((items[0] for items in given if items), holder)
     slope, intercept = (_value(one.path, holder, f"Rescale{name}", None) for name in ("Slope", "Intercept"))
+    if slope == 0:
+        raise DataError(f"{one.path}: RescaleSlope is 0, so that every voxel is the same; export it again.")
     return _number(one.path, "RescaleSlope", slope, 1.0), _number(one.path, "RescaleIntercept", intercept, 0.0)

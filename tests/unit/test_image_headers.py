@@ -353,6 +353,7 @@ def twice(one, number):
         (lambda one, n: setattr(one, "PixelData", one.PixelData[:-2]), "pixels cannot be read"),
         (lambda one, n: delattr(one, "PixelData"), "pixels cannot be read"),
         (lambda one, n: setattr(one, "ModalityLUTSequence", [Dataset()]), "ModalityLUTSequence"),
+        (lambda one, n: setattr(one, "RescaleSlope", 0), "RescaleSlope is 0"),
     ],
 )
 def test_what_is_no_even_series_is_refused(tmp_path, change, message):
@@ -404,6 +405,18 @@ def test_a_file_of_many_frames_is_a_scan(tmp_path):
     del again.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence
     again.save_as(path)
     refused(path, "has no PlanePositionSequence")
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_files_without_a_preamble_are_dicom_too(tmp_path, implicit):
+    write_dicom(tmp_path / "a", scan(), affine())
+    for path in (tmp_path / "a").iterdir():
+        one = pydicom.dcmread(path)
+        del one.file_meta
+        one.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    voxels, found = read_image(tmp_path / "a")
+    assert np.array_equal(voxels, scan())
+    assert np.allclose(found, affine())
 
 
 def test_other_files_in_a_series_folder_are_passed_over(tmp_path):
