@@ -65,11 +65,9 @@ class ScanFacts(NamedTuple):
         grid = SliceGrid.of(volume.shape, volume.affine)
         lesions = np.ascontiguousarray(grid.to_stack(volume.lesions).numpy())
         ids = np.array(sorted(volume.classes), dtype=np.int64)
-        place = np.zeros(int(lesions.max(initial=0)) + 1, dtype=np.int64)
-        place[ids] = np.arange(1, len(ids) + 1)
         pixels = np.zeros((len(lesions), len(ids)), dtype=np.int64)  # (S, L)
         for row, of_slice in zip(pixels, lesions, strict=True):
-            row[:] = np.bincount(place[of_slice[of_slice > 0]], minlength=len(ids) + 1)[1:]
+            row[:] = np.bincount(np.searchsorted(ids, of_slice[of_slice > 0]), minlength=len(ids))
         largest_mm2 = pixels.max(0, initial=0) * grid.row_mm * grid.column_mm
         pairs = cc3d.contacts(lesions, connectivity=26) if len(ids) > 1 else {}
         return cls(

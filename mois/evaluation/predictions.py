@@ -55,7 +55,7 @@ def score_predictions(
     truth = Truth.of(volume, grid)
     most = max(settings.prompted, *settings.counts, 0)
     plans = {c: Plan.of(truth.of_class(c), settings.reader, most) for c in sorted(set(truth.classes.values()))}
-    scored = [c for c in plans if settings.target_class in (None, c)]
+    scored = settings.scored(plans, volume.declared)
     found = _Maps(volume, grid, prediction, "the prediction")
     if kind == "semantic" and volume.declared and 0 in found.maps:
         check_declared(found.maps[0], volume.declared, f"{volume.subject}: the prediction")

@@ -107,6 +107,7 @@ def evaluate_volume(
     """
     seconds: dict[str, float] = {}
     shared = shared or Shared()
+    settings.scored((), volume.declared)  # refused before anything is encoded
     encoded = shared.once(seconds, segmenter, "encode", (), lambda: segmenter.encode(volume))
     run = Run(segmenter, encoded, Truth.of(volume, encoded.grid), settings, seconds, shared)
     reports = []
@@ -146,7 +147,7 @@ class Run:
         self.shared = shared
         most = max(settings.prompted, *settings.counts, 0)
         self.plans = {c: Plan.of(truth.of_class(c), settings.reader, most) for c in sorted(set(truth.classes.values()))}
-        self.scored = [c for c in self.plans if settings.target_class in (None, c)]
+        self.scored = settings.scored(self.plans, ())
         promptable = [lesion for plan in self.plans.values() for lesion in plan.promptable]
         self.taken_out: Mask = dilate_in_plane(truth.only(promptable) > 0, settings.margin_px)
         self.false_without_exemplars = 0

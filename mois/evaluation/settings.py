@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf, isfinite
@@ -82,6 +82,23 @@ class ProtocolSettings:
             raise ValueError(f"protocol.masks={self.masks!r} is unknown; choose predicted or true.")
         if self.rules not in ("ours", "paper"):
             raise ValueError(f"protocol.rules={self.rules!r} is unknown; choose ours or paper.")
+
+    def scored(self, classes: Iterable[int], declared: Collection[int]) -> list[int]:
+        """Return which classes of a scan are scored.
+
+        Args:
+            classes: Those that it has lesions of.
+            declared: Those that its dataset declares; empty where nobody says.
+
+        Raises:
+            ValueError: If the class to score is not declared.
+        """
+        if self.target_class is not None and declared and self.target_class not in declared:
+            raise ValueError(
+                f"protocol.target_class={self.target_class} is not declared, dataset.json declares {sorted(declared)}; "
+                "choose one of those."
+            )
+        return [one for one in classes if self.target_class in (None, one)]
 
     @property
     def every_clicks(self) -> tuple[int, ...]:

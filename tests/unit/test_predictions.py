@@ -181,3 +181,16 @@ def test_a_map_of_another_grid_is_refused(scan: Volume) -> None:
 def test_prompted_masks_of_another_reader_are_refused(scan: Volume) -> None:
     with pytest.raises(ValueError, match=r"scan: the prompted masks hold lesions .* which the reader would not prompt"):
         score_predictions(scan, semantic(scan), ProtocolSettings(prompted=1), scan.lesions)
+
+
+def test_the_class_to_score_is_one_that_the_dataset_declares(scan: Volume) -> None:
+    scan, settings = scan._replace(declared=(1, 2)), ProtocolSettings(target_class=7)
+    model = VolumeSegmenter(FakeBackbone(), FakePropagation(), InferenceSettings(tile_px=32))
+    for score in (
+        lambda: score_predictions(scan, semantic(scan), settings),
+        lambda: evaluate_volume(model, scan, settings),
+    ):
+        with pytest.raises(
+            ValueError, match=r"protocol\.target_class=7 is not declared, dataset.json declares \[1, 2\]"
+        ):
+            score()
