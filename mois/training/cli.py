@@ -351,13 +351,13 @@ class MoisCLI(LightningCLI):
         patch_px = getattr(getattr(data, "settings", None), "patch_px", None)  # not every datamodule has one
         if patch_px is None or not isinstance(model, ExemplarSegmenter):
             return
-        own, tile_px = model.backbone.patch_px, model.inference.tile_px
-        edge, key = (tile_px, "model.inference.tile_px") if tile_px else (own, "model.backbone.init_args.patch_px")
+        edge, key = model.inference.tile_px, "model.inference.tile_px"
+        if edge is None:
+            edge, key = model.backbone.patch_px, "model.backbone.init_args.patch_px"
         if patch_px != edge:
             raise ValueError(
-                f"data.init_args.patch_px={patch_px} is what the model would learn on, {key}={edge} what it would see "
-                f"of whole volumes (size {model.backbone.identity.name} was made for {own}); set both to the same, "
-                "such as 512 for SAM 2.1's own weights"
+                f"data.init_args.patch_px={patch_px} (what the model learns on) and {key}={edge} (what it sees of "
+                "whole volumes at once) differ; set both to the same, such as 512 for SAM 2.1's own sizes"
             )
 
     def _refuse_to_overwrite(self) -> None:

@@ -118,13 +118,13 @@ def test_a_second_scale_is_refused_by_every_command(
         pytest.param(
             nothing,
             ["--data.init_args.patch_px=96"],
-            "data.init_args.patch_px=96 is what the model would learn on, model.inference.tile_px=64 what it would see",
+            "data.init_args.patch_px=96 (what the model learns on) and model.inference.tile_px=64 (what it sees of",
             id="patches smaller than tiles",
         ),
         pytest.param(
             nothing,
             ["--model.inference.tile_px=null", "--model.backbone.init_args.size=tiny", "--data.init_args.patch_px=128"],
-            "data.init_args.patch_px=128 is what the model would learn on, model.backbone.init_args.patch_px=1024 what",
+            "data.init_args.patch_px=128 (what the model learns on) and model.backbone.init_args.patch_px=1024 (what",
             id="patches of the nano, tiles of SAM 2.1",
         ),
         pytest.param(
