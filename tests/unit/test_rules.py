@@ -28,6 +28,7 @@ from mois.training.episode_step import EpisodeLearning, learn, names
 from mois.training.module import ExemplarSegmenter
 
 RULES = SAM2Rules()
+FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format_1"
 
 
 def slice_memory(number: int) -> Memory:
@@ -145,6 +146,14 @@ def test_a_bundle_records_the_rules_whatever_its_arguments_say(tmp_path: Path, r
     made = Bundle.load(tmp_path / "b")
     assert made.backbone.rules == backbone.rules  # type: ignore[union-attr]
     assert made.segmenter().tracking == backbone.tracking
+
+
+def test_a_bundle_that_records_no_rules_is_of_the_first_ones_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mois.backbones.sam2.FIRST", RULES)  # as if the nano were of Meta's sizes
+    assert nano(None).rules == RULES
+    with pytest.warns(UserWarning, match="unverified: format 1"):
+        made = Bundle.load(FORMAT_1 / "bundle")
+    assert made.backbone.rules == FIRST  # type: ignore[union-attr]
 
 
 def test_another_rule_is_another_model() -> None:
