@@ -242,7 +242,7 @@ def test_what_no_encoder_makes_is_not_taken_though_its_digest_is_right(tmp_path:
             [one[..., :1] for one in right],
             [one.flatten() for one in right],
             right[:-1],
-            (*right, right[0]),
+            (*right, right[0].clone()),
             elsewhere,
             [],
         ):
