@@ -13,7 +13,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -154,6 +154,24 @@ def _kind(mode: int) -> str:
         stat.S_IFSOCK: "socket",
     }
     return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def refuse_links(folder: Path, parts: Sequence[str] = ("",)) -> None:
+    """Refuse a folder in which a link leads out of it: what it points to is not part of it.
+
+    Args:
+        folder: Itself may be a link.
+        parts: Folders within it that are looked at; "" is the folder itself.
+
+    Raises:
+        DataError: Naming the first such link.
+    """
+    inside = folder.resolve()
+    for part in parts:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for path in sorted((folder / part).iterdir()):
+                if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                    raise DataError(f"{path} is a link that leads out of {folder}; copy what it points to instead.")
 
 
 def is_abandoned(part: Path) -> bool:

@@ -78,7 +78,15 @@ def parse_json(content: bytes | str, name: str, cure: str = _CURE) -> Any:
     return value
 
 
-def as_record(plain: Any, kind: type[Record], name: str, cure: str = _CURE, *, later: Collection[str] = ()) -> Record:
+def as_record(
+    plain: Any,
+    kind: type[Record],
+    name: str,
+    cure: str = _CURE,
+    *,
+    later: Collection[str] = (),
+    complete: bool = True,
+) -> Record:
     """Return plain JSON values as a value of a type, every key of which is there.
 
     Args:
@@ -87,6 +95,7 @@ def as_record(plain: Any, kind: type[Record], name: str, cure: str = _CURE, *, l
         name: Of the file, for messages.
         cure: End of a message.
         later: Keys, with dots between them, that files of this format may lack; they take the dataclass's default.
+        complete: Whether all others have to be there, those with a default included.
 
     Raises:
         DataError: Naming the first place that is wrong.
@@ -97,7 +106,7 @@ def as_record(plain: Any, kind: type[Record], name: str, cure: str = _CURE, *, l
         raise DataError(f"{name}: {_first_fault(error)}; {cure}.") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is no record of this program ({_reason(error)}); {cure}.") from error
-    whole = json.loads(_adapter(kind).dump_json([made]))[0]
+    whole = json.loads(_adapter(kind).dump_json([made]))[0] if complete else None
     for missing in _missing(whole, plain):
         if missing not in later:
             raise DataError(f"{name} lacks {missing}; {cure}.")

@@ -23,7 +23,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, r
 from PIL import Image
 from torch import Tensor
 
-from mois.files import whole_file
+from mois.csv_tables import csv_text
+from mois.errors import DataError
+from mois.files import whole_file, write_text
+from mois.text_files import read_table
 from mois.wandb_server import SERVER_TIMEOUT_S, choose, first_line, forget_unknown_mode, wandb_server, why_unreachable
 
 FINISH_TIMEOUT_S = 30.0
@@ -116,9 +119,9 @@ class CsvLogger(Logger):
         rows = _read_rows(self.path)
         if self._resume_step is None:
             return rows
-        told = [row for row in rows if int(row["step"]) < self._resume_step]
+        told = [row for row in rows if _step(self.path, row) < self._resume_step]
         if self._resume_step:  # what is trained again is logged again, a test of a checkpoint is not
-            told += [row for row in rows if int(row["step"]) >= self._resume_step and _is_of_test(row)]
+            told += [row for row in rows if _step(self.path, row) >= self._resume_step and _is_of_test(row)]
         return told
 
     def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> list[str]:
@@ -321,9 +324,7 @@ class Tracker:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         """Record a table as `tables/NAME_STEP.csv`."""
         path = self.folder / "tables" / f"{name}_{step:06d}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([columns, *rows])
+        write_text(path, csv_text(columns, rows))
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_table(name, columns=list(columns), data=[list(row) for row in rows], step=step)
@@ -347,8 +348,14 @@ def _is_of_test(row: Mapping[str, str]) -> bool:
     return any(value for name, value in row.items() if name.startswith("test/"))
 
 
+def _step(path: Path, row: Mapping[str, str]) -> int:
+    text = row.get("step") or ""
+    if not (text.isascii() and text.isdigit()):
+        raise DataError(f"{path}: a line's step is {text[:40]!r}; correct the line, or move the file away.")
+    return int(text[:18])
+
+
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return read_table(path).rows if path.stat().st_size else []

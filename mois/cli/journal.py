@@ -18,9 +18,7 @@ def journal(sessions: list[Path], out: Path | None = None, lesions: bool = True)
     Raises:
         ValueError: If there is no session, or a journal is missing or damaged.
     """
-    import csv
-    import io
-
+    from mois.csv_tables import csv_text
     from mois.files import write_text
     from mois.journal import motion_rows, read_journal, time_and_motion
 
@@ -31,6 +29,4 @@ def journal(sessions: list[Path], out: Path | None = None, lesions: bool = True)
     for row in rows:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if out is not None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write_text(out, text.getvalue())
+        write_text(out, csv_text(rows[0], rows[1:]))

@@ -10,7 +10,9 @@ import pandas as pd
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from mois.errors import DataError
 from mois.files import whole_file
+from mois.text_files import read_table
 
 WORDS = {"right": "tab:green", "wrong": "tab:red", "no_exemplars": "tab:gray"}
 
@@ -32,14 +34,16 @@ def plot_learning(run: Path, out: Path, window: int = 10) -> list[str]:
     path = run / "metrics.csv"
     if not path.is_file():
         raise ValueError(f"run={run} holds no metrics.csv; give the folder of a training (trainer.default_root_dir).")
-    table = pd.read_csv(path)
-    columns = [str(column) for column in table if str(column).startswith("train/") and str(column).endswith("right")]
+    table = _numbers(path)
+    columns = [name for name in map(str, table) if name.startswith("train/") and name.endswith("right")]
     names = sorted(column.removeprefix("train/").removesuffix("right") for column in columns)
     if not names:
         raise ValueError(f"{path} has no train/right; give the folder of a training (train.py fit).")
     figure, panels = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.2), sharey=True, squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         for word, colour in WORDS.items():
+            if f"train/{name}{word}" not in table:
+                raise DataError(f"{path} has no train/{name}{word}; give the folder of a training (train.py fit).")
             training = table[["step", f"train/{name}{word}"]].dropna()
             panel.plot(
                 training["step"], training[f"train/{name}{word}"].rolling(window, min_periods=1).mean(), c=colour
@@ -57,3 +61,21 @@ def plot_learning(run: Path, out: Path, window: int = 10) -> list[str]:
         figure.savefig(part, format="png", dpi=110)
     plt.close(figure)
     return names
+
+
+def _numbers(path: Path) -> pd.DataFrame:
+    """Return a table of numbers, NaN where a cell is empty.
+
+    Raises:
+        DataError: If it is no table, has no steps, or a cell is no number.
+    """
+    given = read_table(path)
+    if "step" not in given.columns:
+        raise DataError(f"{path} has no column step; give the folder of a training (train.py fit).")
+    columns: dict[str, list[float]] = {}
+    for name in given.columns:
+        try:
+            columns[name] = [float(row[name] or "nan") for row in given.rows]
+        except ValueError as error:
+            raise DataError(f"{path}: column {name} holds what is no number ({error}); correct it.") from error
+    return pd.DataFrame(columns)

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mois.evaluation.overlays import STYLES, grey_levels
-from mois.evaluation.results import Row, read_rows
+from mois.evaluation.results import Row, read_lesions
 from mois.evaluation.sections import worst_first
 from mois.files import whole_file, write_text
 from mois.geometry import SliceGrid
@@ -42,7 +42,7 @@ def draw_worst_lesions(out: Path, read: Callable[[str], Volume], count: int = CO
         old.unlink()
     made: dict[int, tuple[Path, str]] = {}
     by_map: dict[str, dict[str, list[tuple[int, Row]]]] = {}  # subject -> class -> place and line
-    for place, row in enumerate(worst_first(read_rows(out / "lesions.csv"))[:count]):
+    for place, row in enumerate(worst_first(read_lesions(out))[:count]):
         by_map.setdefault(row["subject"], {}).setdefault(row["target_class"], []).append((place, row))
     for subject, by_class in by_map.items():
         volume = read(subject)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from mois.evaluation.settings import surface_key
 from mois.metrics import mean_of
+from mois.records import as_record
 from mois.surface import SURFACE_MM
 
 Role = Literal["prompted", "promptable", "never"]
@@ -360,22 +361,13 @@ class SubjectReport:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> SubjectReport:
-        """Return the report that `to_json` stored."""
-        classes = tuple(
-            ClassReport(
-                target_class=one["target_class"],
-                figures=Figures(**one["figures"]),
-                curve=tuple(CountPoint(**point) for point in one["curve"]),
-                lesions=tuple(LesionRow(**row) for row in one["lesions"]),
-                false_volumes_ml=tuple(one["false_volumes_ml"]),
-                paper=None if one["paper"] is None else PaperFigures(**one["paper"]),
-            )
-            for one in stored["classes"]
-        )
-        candidates = tuple(CandidateRow(**row) for row in stored["candidates"])
-        plain = {name: stored[name] for name in ("subject", "patient", "false_without_exemplars")}
-        return cls(**plain, classes=classes, seconds=dict(stored["seconds"]), candidates=candidates)
+    def from_json(cls, stored: Any, name: str = "the report") -> SubjectReport:
+        """Return the report that `to_json` stored, by this version or an earlier one.
+
+        Raises:
+            DataError: If it is nothing of the kind.
+        """
+        return as_record(stored, cls, name, "score the scan again", complete=False)
 
 
 def _mean_point(points: Sequence[CountPoint]) -> CountPoint:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -12,8 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mois.calibration import Calibration
+from mois.csv_tables import csv_text
+from mois.evaluation.result_records import AGAIN, CaptionRecord, ChangesRecord, read_metrics, read_rows
 from mois.evaluation.statistics import SCHEMA
-from mois.files import write_text
+from mois.files import refuse_links, write_text
+from mois.records import as_record, read_json, read_record
 
 METRICS = "metrics.json"
 
@@ -99,15 +99,9 @@ class Results:
                 f"{folder}: no {METRICS} in it; give a folder that mois evaluate wrote (its --out), or that of a run "
                 "which was tested (python train.py test)."
             )
-        try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: not valid JSON ({error}); evaluate again.") from error
-        if metrics.get("schema") != SCHEMA:
-            raise ValueError(
-                f"{path}: schema {metrics.get('schema')} is not the one that is read here ({SCHEMA}); evaluate again."
-            )
-        subjects = read_rows(folder / "subjects.csv")
+        metrics = read_metrics(path, SCHEMA)
+        refuse_links(folder, ("", "overlays", "overlays/worst"))
+        subjects = read_rows(folder / "subjects.csv", ["subject"])
         names = sorted({row["subject"] for row in subjects}, key=len, reverse=True)
         overlays: dict[str, list[tuple[str, Path]]] = {}
         for picture in sorted((folder / "overlays").glob("*.png")):
@@ -118,8 +112,8 @@ class Results:
             folder,
             metrics,
             subjects,
-            read_rows(folder / "lesions.csv"),
-            read_rows(folder / "candidates.csv"),
+            read_lesions(folder),
+            read_rows(folder / "candidates.csv", ["hit", "peak"], shares=["peak"]),
             overlays,
         )
 
@@ -140,18 +134,25 @@ class Results:
             part = part.get(name) if isinstance(part, Mapping) else None
         return Leaf.of(part) if is_leaf(part) else None
 
-    def optional(self, name: str) -> Any:
-        """Return another JSON file of the folder, such as robustness.json; None where there is none."""
-        path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    def changes(self) -> dict[str, Any] | None:
+        """Return robustness.json, None where there is none."""
+        path = self.folder / "robustness.json"
+        if not path.exists():
+            return None
+        found: dict[str, Any] = read_json(path, AGAIN)
+        as_record(found, ChangesRecord, str(path), AGAIN)
+        return found
+
+    def captions(self) -> list[CaptionRecord]:
+        """Return which pictures of single lesions there are, and what they show; none where there are none."""
+        path = self.folder / "overlays" / "worst" / "captions.json"
+        return read_record(path, list[CaptionRecord], AGAIN) if path.exists() else []
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Return the lines of a CSV; none where there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+def read_lesions(folder: Path) -> list[Row]:
+    """Return the lines of lesions.csv."""
+    needed = ["subject", "target_class", "lesion", "role", "found", "volume_ml", "dice"]
+    return read_rows(folder / "lesions.csv", needed, ["volume_ml"])
 
 
 def _parts(name: str, stem: str) -> tuple[str, ...]:
@@ -161,16 +162,12 @@ def _parts(name: str, stem: str) -> tuple[str, ...]:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write lines as CSV, whole or not at all; there is at least one."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(list(rows[0]), rows))
 
 
 def add_confidence(path: Path, calibration: Calibration) -> None:
     """Add the calibrated confidence to candidates.csv."""
-    rows = read_rows(path)
+    rows = read_rows(path, ["peak"], shares=["peak"])
     if rows:
         sure = calibration.confidence([float(row["peak"]) for row in rows])
         write_rows(path, [{**row, "confidence": f"{value:.6f}"} for row, value in zip(rows, sure, strict=True)])

@@ -227,9 +227,9 @@ def worst_lesions(results: Results) -> list[Part]:
     table = Table(("scan", "class", "lesion", "ml", "third", "contrast", "", "Dice"), cells)
     caption = f"{len(missed)} of {len(rows)} unprompted lesions were missed (Dice 0)."
     crops = [
-        Picture(picture_uri(path), one["caption"], style="crop")
-        for one in results.optional("overlays/worst/captions.json") or []
-        if (path := results.folder / "overlays" / "worst" / one["file"]).is_file()
+        Picture(picture_uri(path), one.caption, style="crop")
+        for one in results.captions()
+        if (path := results.folder / "overlays" / "worst" / one.file).is_file()
     ]
     return [Sides([Picture(cloud, caption), table]), *([Sides(crops, style="crops")] if crops else [])]
 
@@ -284,7 +284,7 @@ def expected_calibration_error(values: Sequence[float], hits: Sequence[bool], bi
 
 def robustness(results: Results) -> list[Part]:
     """Return what is lost on changed scans, from robustness.json."""
-    found = results.optional("robustness.json")
+    found = results.changes()
     if not found:
         return []
     changes: Mapping[str, Mapping[str, Any]] = found["changes"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mois.csv_tables import csv_text
 from mois.evaluation.reports import SubjectReport
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import summarise
@@ -70,9 +69,4 @@ def write_results(
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as CSV; an empty cell is what was not measured. Columns are those of all rows, in order of coming."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(list(dict.fromkeys(name for row in rows for name in row)), rows)

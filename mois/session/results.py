@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mois.csv_tables import csv_text
 from mois.files import write_text
 from mois.geometry import SliceGrid
 from mois.image_files import write_volume
@@ -93,12 +92,10 @@ def write_results(folder: Path, state: State, grid: SliceGrid, affine: Tensor, r
         lesion.mask.paint(confidence, lesion.confidence)
     write_volume(grid.to_volume(torch.from_numpy(labels)), affine, folder / "lesions.nii.gz")
     write_volume(grid.to_volume(torch.from_numpy(confidence)), affine, folder / "confidence.nii.gz")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(LesionRow)], lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for row in rows:
         plain = asdict(row)
         for name in ("volume_ml", "x_lps_mm", "y_lps_mm", "z_lps_mm", "confidence"):
             plain[name] = f"{plain[name]:.4f}"
-        writer.writerow(plain)
-    write_text(folder / "lesions.csv", text.getvalue())
+        lines.append(plain)
+    write_text(folder / "lesions.csv", csv_text([field.name for field in fields(LesionRow)], lines))

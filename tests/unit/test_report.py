@@ -128,7 +128,7 @@ def test_names_are_text_not_markup(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "no metrics.json in it; give a folder that mois evaluate wrote"),
-        ("{", "not valid JSON"),
+        ("{", "is cut short or no JSON"),
         ('{"figures": {}}', "schema None is not the one that is read here (1); evaluate again."),
     ],
 )

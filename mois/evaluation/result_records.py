@@ -1,0 +1,231 @@
+"""What a folder of results holds: metrics.json, robustness.json, captions.json and the tables beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from mois.csv_tables import plain
+from mois.errors import DataError
+from mois.files import read_regular
+from mois.records import as_record, read_json
+from mois.text_files import read_table
+
+AGAIN = "evaluate again"
+
+
+@dataclass(frozen=True)
+class LeafRecord:
+    """A figure over scans; see `mois.evaluation.statistics.leaf`."""
+
+    mean: float | None
+    ci95: tuple[float, float] | None
+    n: int
+
+
+Leaves = dict[str, LeafRecord]
+Numbers = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class BinRecord:
+    """Lesions of one kind."""
+
+    lesions: int
+    recall: LeafRecord
+    dice: LeafRecord
+    fp_per_scan: LeafRecord | None = None
+
+
+@dataclass(frozen=True)
+class SummaryRecord:
+    """Figures over all scans."""
+
+    n_subjects: int
+    n_patients: int
+    scan_dice: LeafRecord
+    conditioning: Leaves
+    unprompted: Leaves
+    prompted: Leaves
+    scan: Leaves
+    false_without_exemplars: LeafRecord
+    false_in_empty_scans: LeafRecord
+    by_size: dict[str, BinRecord]
+    by_location: dict[str, BinRecord]
+    by_absolute_contrast: dict[str, BinRecord]
+    seconds: Leaves
+    paper: Leaves = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PointRecord:
+    """One point of the curves."""
+
+    clicks: int
+    count: int
+    used: LeafRecord
+    right: LeafRecord
+    wrong: LeafRecord
+    swapped: LeafRecord
+    f1: LeafRecord
+    precision: LeafRecord | None = None
+    recall: LeafRecord | None = None
+    fp_per_scan: LeafRecord | None = None
+
+
+@dataclass(frozen=True)
+class CurveRecord:
+    """The curves and their slopes, by number of clicks."""
+
+    points: list[PointRecord]
+    slope: dict[str, Leaves]
+
+
+@dataclass(frozen=True)
+class SubjectRecord:
+    """One scan."""
+
+    subject: str
+    patient: str
+    classes: list[int]
+    lesions: int
+    scan_dice: float | None
+    conditioning: Numbers
+    unprompted: Numbers
+    prompted: Numbers
+    scan: Numbers
+    false_without_exemplars: int
+    seconds: dict[str, float]
+    paper: Numbers = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReaderRecord:
+    """The simulated reader."""
+
+    strategy: str = ""
+    seed: int = 0
+    noise_mm: float = 0.0
+    miss: float = 0.0
+
+
+@dataclass(frozen=True)
+class ProtocolRecord:
+    """What was asked of the scans, so far as results are compared and described by it; {} where it is not known."""
+
+    prompted: int | None = None
+    clicks: int | None = None
+    masks: str | None = None
+    reader: ReaderRecord | None = None
+    counts: list[int] | None = None
+    curve_clicks: list[int] | None = None
+    target_class: int | None = None
+    margin_px: int | None = None
+    surface_mm: float | None = None
+    bins_ml: list[float] | None = None
+    rules: str | None = None
+
+
+@dataclass(frozen=True)
+class MetricsRecord:
+    """metrics.json."""
+
+    schema: int
+    protocol: ProtocolRecord
+    summary: SummaryRecord
+    curve: CurveRecord
+    subjects: list[SubjectRecord]
+    provenance: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        names = [one.subject for one in self.subjects]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"scan {twice[:40]} stands there twice")
+        predictions, trained_on = (self.provenance.get(key) for key in ("predictions", "trained_on"))
+        if not isinstance(predictions, str | None) or not isinstance(trained_on, list | None):
+            raise ValueError("provenance.predictions is a name, provenance.trained_on a list of scans")
+        if not all(isinstance(name, str) for name in trained_on or ()):
+            raise ValueError("provenance.trained_on holds names of scans")
+
+
+@dataclass(frozen=True)
+class ChangesRecord:
+    """robustness.json."""
+
+    unchanged: Leaves
+    changes: dict[str, Leaves]
+
+    def __post_init__(self) -> None:
+        for leaves in self.changes.values():
+            if missing := {"dice", "f1", "change_dice", "change_f1"} - leaves.keys():
+                raise ValueError(f"a change lacks {min(missing)}")
+        if missing := {"dice", "f1"} - self.unchanged.keys():
+            raise ValueError(f"unchanged lacks {min(missing)}")
+
+
+@dataclass(frozen=True)
+class CaptionRecord:
+    """What a picture beside captions.json shows."""
+
+    file: str
+    caption: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[^/\\\0]+", self.file) or self.file in (".", ".."):
+            raise ValueError(f"{self.file[:40]!r} is no name of a file in this folder")
+
+
+def read_metrics(path: Path, schema: int) -> dict[str, Any]:
+    """Return metrics.json, whose parts all have the type that readers of it expect.
+
+    Raises:
+        DataError: If it is damaged, or of another layout.
+    """
+    content = read_json(path, AGAIN)
+    given = content.get("schema") if isinstance(content, dict) else None
+    if given != schema or type(given) is not int:
+        raise DataError(f"{path}: schema {given} is not the one that is read here ({schema}); {AGAIN}.")
+    as_record(content, MetricsRecord, str(path), AGAIN, complete=False)
+    metrics: dict[str, Any] = content
+    return metrics
+
+
+def read_rows(
+    path: Path, needed: Sequence[str] = (), numbers: Sequence[str] = (), shares: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Return the lines of a table; none where there is no such file, or nothing in it.
+
+    Args:
+        path: A CSV.
+        needed: Columns that it has, if it has lines.
+        numbers: Of these, those that hold finite numbers.
+        shares: Of these, those that hold numbers from 0 to 1.
+
+    Raises:
+        DataError: If it is no such table.
+    """
+    if not path.exists() or not read_regular(path).strip():
+        return []
+    if not (table := read_table(path)).rows:
+        return []
+    if missing := [name for name in needed if name not in table.columns]:
+        raise DataError(f"{path}: lacks the column {missing[0]}; {AGAIN}.")
+    for row, line in zip(table.rows, table.lines, strict=True):
+        for name in (*numbers, *shares):
+            value = _number(row[name])
+            if value is None or (name in shares and not 0 <= value <= 1):
+                kind = "a number from 0 to 1" if name in shares else "a number"
+                raise DataError(f"{path}: line {line}: {name} is {row[name][:40]!r}, not {kind}; {AGAIN}.")
+    return [{name: plain(value) for name, value in row.items()} for row in table.rows]
+
+
+def _number(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
