@@ -41,6 +41,7 @@ class Provenance:
         config: Every setting of the run.
         seed: Of every random draw, None where the run was not seeded.
         trainable_fraction: Trained parameters over all parameters, None where the model does not say.
+        resumed: Where the run was gone on with: the step, and what was other before, by setting.
     """
 
     code: str
@@ -50,6 +51,7 @@ class Provenance:
     config: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     trainable_fraction: float | None = None
+    resumed: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers, as JSON and safe checkpoints hold them."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,11 +19,12 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from mois.errors import DataError
-from mois.files import whole_file
+from mois.files import whole_file, write_text
 from mois.interrupts import WAY_ON
-from mois.provenance import collect_provenance
+from mois.provenance import Provenance, collect_provenance
 from mois.tracking import CarefulWandbLogger, Tracker
 from mois.training.checkpoint_content import RECORD, ValidationRecord, checked_training, score_of
+from mois.training.same_run import check_same_data
 
 NAMED = ("best", "last", "previous")
 """What `--ckpt_path` knows by name; previous.ckpt is the last.ckpt before the present one."""
@@ -279,12 +281,38 @@ def way_on(trainer: Trainer) -> str:
     return "nothing was saved yet: start it again" if trainer.state.fn == "fit" else "start it again"
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """What a training goes on from.
+
+    Attributes:
+        name: Of the checkpoint.
+        step: At which it was written.
+        provenance: What it says of the training; empty where an older one says nothing.
+        changed: Settings that are others now, with their values before and now.
+    """
+
+    name: str
+    step: int
+    provenance: dict[str, Any]
+    changed: dict[str, list[Any]]
+
+    def record(self, now: Provenance) -> list[dict[str, Any]]:
+        """Return the parts that the training has been made in, with what changed between them."""
+        then = {"code": self.provenance.get("code"), **self.provenance.get("packages", {})}
+        made = {"code": now.code, **now.packages}
+        other = {key: [then[key], made[key]] for key in made if then.get(key) not in (None, made[key])}
+        before: list[dict[str, Any]] = list(self.provenance.get("resumed", []))
+        return [*before, {"step": self.step, "from": self.name, "changed": {**self.changed, **other}}]
+
+
 class RunRecord(Callback):
     """Writes down who makes this run's results: beside them, in every checkpoint, and at the loggers."""
 
-    def __init__(self, config: dict[str, Any], seed: int | None) -> None:
+    def __init__(self, config: dict[str, Any], seed: int | None, resumed: Resumed | None = None) -> None:
         self.config = config
         self.seed = seed
+        self.resumed = resumed
         self.record: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -292,6 +320,9 @@ class RunRecord(Callback):
         datamodule = getattr(trainer, "datamodule", None) if trainer.is_global_zero else None
         provenance = collect_provenance(pl_module, datamodule, self.config, self.seed)
         provenance = replace(provenance, data=trainer.strategy.broadcast(provenance.data))
+        if stage == "fit" and self.resumed is not None:
+            check_same_data(self.resumed.provenance, provenance.data, self.resumed.name)
+            provenance = replace(provenance, resumed=self.resumed.record(provenance))
         self.record = provenance.as_dict()
         model: Any = pl_module
         model.provenance = self.record
@@ -300,6 +331,17 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             command = "" if stage == "fit" else f"_{getattr(stage, 'value', stage)}"  # Lightning's enum prints its name
             provenance.write(tracker.folder / f"provenance{command}.json")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say at the top of config.yaml which of its settings were others before the run was gone on with."""
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        lines = [
+            f"# until step {part['step']}: {name}: {json.dumps(values[0])}\n"
+            for part in self.record.get("resumed", [])
+            for name, values in part["changed"].items()
+        ]
+        if lines and trainer.is_global_zero and path.is_file():
+            write_text(path, "".join(lines) + path.read_text(encoding="utf-8"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add provenance, the W&B run that a resumed training has to go on in, and what the latest validation found."""

@@ -34,6 +34,7 @@ from mois.training.checkpoints import (
     NAMED,
     BestCheckpoint,
     LastCheckpoint,
+    Resumed,
     RunRecord,
     SafeCheckpointIO,
     read_training,
@@ -47,6 +48,7 @@ from mois.training.memory import what_frees_memory
 from mois.training.module import ExemplarSegmenter
 from mois.training.ranks import RankWatch
 from mois.training.resume_point import ResumePoint
+from mois.training.same_run import changed_settings
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -100,6 +102,7 @@ class MoisCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str], model_class: type[LightningModule] = ExemplarSegmenter) -> None:
         self.arguments = list(arguments)
         self.resumed: dict[str, Any] = {}
+        self.parts: Resumed | None = None
         self.ranks = RankWatch()
         self.ckpt_path: str | None = None
         with ExitStack() as self.held:
@@ -176,16 +179,39 @@ class MoisCLI(LightningCLI):
             )
         path = self.checkpoints / f"{given}.ckpt" if given in NAMED else Path(given) if given else None
         if given == "last" and self.subcommand == "fit" and path is not None and not path.exists():
-            rank_zero_info(f"there is no {path} yet: the training starts anew")
-            path = None
+            best = self.checkpoints / "best.ckpt"
+            path = best if best.is_file() else None
+            rank_zero_info(
+                f"there is no last.ckpt yet: the training {f'goes on from {best}' if path else 'starts anew'}"
+            )
         self.ckpt_path = None if path is None else str(path)
         if self.subcommand == "fit":
             self.settings["ckpt_path"] = None  # config.yaml makes the whole run again, not its second half
         if path is not None:
             checkpoint = read_training(path)
             self.resumed = {"step": checkpoint.get("global_step"), **checkpoint.get(RECORD, {})}
+            if self.subcommand == "fit":
+                if path.parent.resolve() != self.checkpoints.resolve() and first_rank():
+                    self._refuse_to_overwrite()
+                self.parts = self._parts(f"ckpt_path={path}")
         elif self.subcommand == "fit" and given is None and first_rank():
             self._refuse_to_overwrite()
+
+    def _parts(self, name: str) -> Resumed:
+        """Compare the settings with those of the checkpoint, and say which of them are others.
+
+        Raises:
+            ValueError: If one differs that changes what is learned.
+        """
+        step, provenance = self.resumed["step"], self.resumed.get("provenance") or {}
+        if not provenance.get("config"):
+            rank_zero_info(f"{name}: unverified: it does not say with which settings it was trained")
+            return Resumed(name, step, provenance, {})
+        changed = changed_settings(provenance["config"], self.plain_config(), name)
+        for key, (before, now) in changed.items():
+            if key.partition(".")[0] not in ("config", "ckpt_path"):
+                rank_zero_info(f"from step {step} on: {key}={now}, which was {before}")
+        return Resumed(name, step, provenance, changed)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add our loggers, callbacks and checkpoint files to what the config asks for."""
@@ -288,7 +314,7 @@ class MoisCLI(LightningCLI):
             self.ranks,
             CheckProgress(),
             ResumePoint(),
-            RunRecord(self.plain_config(), seed),
+            RunRecord(self.plain_config(), seed, self.parts),
             StopAtNaN(),
         ]
         callbacks += [CostTable(bool(self.settings["dry_step"])), DataShares(), SeldomReadBar()]
@@ -361,7 +387,7 @@ class MoisCLI(LightningCLI):
             )
 
     def _refuse_to_overwrite(self) -> None:
-        if (self.checkpoints / "last.ckpt").exists():
+        if any((self.checkpoints / f"{name}.ckpt").exists() for name in NAMED):
             raise ValueError(
                 f"trainer.default_root_dir={self.folder} holds a training already; go on with it (--ckpt_path last), "
                 "or choose another folder"

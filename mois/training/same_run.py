@@ -1,0 +1,137 @@
+"""Whether a training that goes on is still the training that its checkpoint is of: every setting, one by one.
+
+A setting that changes what is learned stays as it was: an optimiser takes its learning rate from the checkpoint, so
+that another one in the config would be recorded and not used. Settings of where and how fast it runs, how long, and
+what is watched may change; what changed is said, and recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MAY_CHANGE = (
+    "config",
+    "ckpt_path",
+    "dry_step",
+    "validate_first",
+    "tracking",
+    "checkpoints",
+    "bundle",
+    "trainer.default_root_dir",
+    # where and how fast
+    "trainer.accelerator",
+    "trainer.strategy",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.benchmark",
+    "trainer.plugins",
+    "trainer.accumulate_grad_batches",  # the loader sees to it that a step stays as large
+    "data.init_args.root",  # the fingerprint says whether the files are the same
+    "data.init_args.num_workers",
+    "data.init_args.pin_memory",
+    "data.init_args.prepared",
+    "model.cache",
+    "model.backbone.init_args.weights",  # their digest is compared
+    "model.backbone.init_args.checkpoint_trunk",
+    "model.inference.batch_size",
+    "model.inference.compile",
+    "model.inference.memory_gib",
+    # how long
+    "trainer.max_epochs",
+    "trainer.min_epochs",
+    "trainer.max_steps",
+    "trainer.min_steps",
+    "trainer.max_time",
+    # what is watched
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.profiler",
+    "trainer.val_check_interval",
+    "trainer.check_val_every_n_epoch",
+    "trainer.num_sanity_val_steps",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+    "trainer.limit_predict_batches",
+    "trainer.log_every_n_steps",
+    "trainer.enable_checkpointing",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.enable_autolog_hparams",
+    "trainer.model_registry",
+    "trainer.detect_anomaly",
+    "trainer.deterministic",
+    "trainer.inference_mode",
+    "trainer.barebones",
+)
+"""Settings, and groups of them, that may differ from those of the checkpoint."""
+_OURS = "datamodules."
+_SHOWN = 4
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> dict[str, list[Any]]:
+    """Return what a training that goes on does differently, by setting: the value before and now.
+
+    A setting that only one of the two has came or went with a version of this program, and is left out.
+
+    Args:
+        before: Every setting of the training, as its checkpoint records them.
+        now: Every setting now.
+        name: Of the checkpoint, for the message.
+
+    Raises:
+        ValueError: If a setting differs that changes what is learned.
+    """
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    differ = {key: [old[key], new[key]] for key in new if key in old and not _same(key, old[key], new[key])}
+    refused = [key for key in differ if not _may_change(key, now)]
+    if refused:
+        told = ", ".join(f"{key}={old[key]} (now {new[key]})" for key in refused[:_SHOWN])
+        more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+        raise ValueError(
+            f"{name} is of a training with {told}{more}; set it back to go on, or start a new training in another "
+            "folder (--trainer.default_root_dir)"
+        )
+    return differ
+
+
+def check_same_data(before: Mapping[str, Any], now: str, name: str) -> None:
+    """Refuse other data than those that a training began with.
+
+    Args:
+        before: The provenance in its checkpoint.
+        now: Fingerprint of the data at hand.
+        name: Of the checkpoint.
+
+    Raises:
+        ValueError: If both are known and differ.
+    """
+    then = before.get("data", "unknown")
+    if "unknown" not in (then, now) and then != now:
+        raise ValueError(
+            f"{name} is of a training on other data: files, or their split, have changed since (data.init_args.root); "
+            "bring them back to go on, or start a new training in another folder"
+        )
+
+
+def _may_change(key: str, now: Mapping[str, Any]) -> bool:
+    if key == "data.init_args.batch_size":  # our loaders refuse a step of another size
+        return str((now.get("data") or {}).get("class_path", "")).startswith(_OURS)
+    return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+
+
+def _same(key: str, one: Any, other: Any) -> bool:
+    if key == "model.inference.track_memory" and None in (one, other):  # null takes what the backbone says
+        return True
+    if {type(one), type(other)} == {int, float}:
+        return bool(one == other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _leaves(settings: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings by name; a list, and what is empty, is one value."""
+    if isinstance(settings, Mapping) and settings:
+        for key, value in settings.items():
+            yield from _leaves(value, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, [*settings] if isinstance(settings, list | tuple) else settings
