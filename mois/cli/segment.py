@@ -45,11 +45,10 @@ def segment(
     Raises:
         ValueError: If a file cannot be used, or the folder holds a session with other prompts.
     """
-    import torch
-
     from mois.bundle import Bundle
     from mois.bundle_record import read_description
     from mois.evaluation.scan_page import write_scan_page
+    from mois.execution import chosen_device
     from mois.exemplars import ExemplarBank
     from mois.io import read_volume
     from mois.journal import NAME, has_begun, read_journal
@@ -72,7 +71,7 @@ def segment(
     again = has_begun(out / NAME)
     if again:  # compared before the model is made, which takes long
         journal = read_journal(out)
-        now = (told.inference, torch.device(device), volume, told.identity, told.calibration)
+        now = (told.inference, chosen_device(device), volume, told.identity, told.calibration)
         check_origin(journal.header, about_session(*now, track_memory=None))
         match(journal.actions, asked, out)
     else:
