@@ -146,7 +146,7 @@ def put_on(array: NDArray[Any], found: Grid, wanted: Grid, of: str) -> NDArray[A
     if matched.same:
         return matched.turn(array)
     apart = f"{matched.shift_mm:.3g} mm"
-    if matched.shape != wanted.shape:
+    if wanted.shape not in (matched.shape, found.shape):
         raise ValueError(
             f"shape {found.shape} differs from {wanted.shape} of {of}, and the corners lie up to {apart} apart; "
             "resample it onto that grid."

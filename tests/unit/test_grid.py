@@ -94,8 +94,11 @@ def test_how_much_two_grids_differ_is_said():
     # two slices of 6 mm more
     with pytest.raises(ValueError, match=r"shape \(40, 10, 48\) differs from \(40, 8, 48\) of a.* up to 12 mm apart"):
         put_on(np.zeros((40, 10, 48)), Grid.of((40, 10, 48), AFFINE), wanted, "a")
-    with pytest.raises(ValueError, match="differs from that of a by"):
+    with pytest.raises(ValueError, match="its affine differs from that of a by"):
         put_on(array, Grid.of(array.shape, oblique()), wanted, "a")
+    turned = np.array([[0, -6.0, 0, 0], [2, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])  # the same shape, the axes swapped
+    with pytest.raises(ValueError, match="its affine differs from that of a by"):
+        put_on(array, Grid.of(array.shape, turned), wanted, "a")
 
 
 def test_the_volume_of_a_voxel_is_that_of_its_edges_at_whatever_angle():
