@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors.torch import save_file
 from torch import nn
 
-from mois.backbones.checkpoint_files import read_tensor_file
-from mois.backbones.layouts import check_values
+from adapters.adapter_file import NAME, read_adapter
 from mois.files import whole_file, write_text
 from mois.interfaces import Adapter, Backbone, Propagation
 
@@ -110,7 +109,7 @@ class PeftAdapter(Adapter):
             for key, value in config.items()
             if not (hasattr(value, "items") and key == "runtime_config")
         }
-        with whole_file(folder / "adapter_model.safetensors") as part:
+        with whole_file(folder / NAME) as part:
             save_file({PREFIX + key: value.detach().cpu().contiguous() for key, value in state.items()}, part)
         write_text(folder / "adapter_config.json", json.dumps(plain, indent=2, default=str, sort_keys=True))
 
@@ -118,14 +117,7 @@ class PeftAdapter(Adapter):
         """See `Adapter.load`."""
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        file = folder / "adapter_model.safetensors"
-        tensors = read_tensor_file(file, f"{file}").tensors
-        check_values(tensors, f"{file}")
-        state = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
-        wanted = get_peft_model_state_dict(self.backbone).keys()
-        if state.keys() != wanted:
-            missing, unknown = sorted(wanted - state.keys())[:5], sorted(state.keys() - wanted)[:5]
-            raise ValueError(f"{folder} is not of this adapter: missing {missing}, unknown {unknown}.")
+        state = read_adapter(folder, get_peft_model_state_dict(self.backbone), PREFIX)
         set_peft_model_state_dict(self.backbone, state)
 
     @contextmanager

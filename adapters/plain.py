@@ -8,8 +8,7 @@ from typing import Literal
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mois.backbones.checkpoint_files import read_tensor_file
-from mois.backbones.layouts import check_values
+from adapters.adapter_file import NAME, read_adapter
 from mois.files import whole_file
 from mois.interfaces import Adapter, Backbone, Propagation
 
@@ -36,11 +35,7 @@ class Frozen(Adapter):
 
     def load(self, folder: Path) -> None:
         """See `Adapter.load`."""
-        left = _read(folder)
-        if left:
-            raise ValueError(
-                f"{folder} holds {len(left)} tensors, but a frozen adapter has none; choose the adapter that wrote it."
-            )
+        read_adapter(folder, {})
 
 
 class Full(Adapter):
@@ -66,23 +61,12 @@ class Full(Adapter):
 
     def load(self, folder: Path) -> None:
         """See `Adapter.load`."""
-        state, wanted = _read(folder), self._trained()
-        if state.keys() != wanted.keys():
-            missing, unknown = sorted(wanted.keys() - state.keys())[:5], sorted(state.keys() - wanted.keys())[:5]
-            raise ValueError(f"{folder} is not of this adapter: missing {missing}, unknown {unknown}.")
-        self.backbone.load_state_dict(state, strict=False)
+        self.backbone.load_state_dict(read_adapter(folder, self._trained()), strict=False)
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.backbone.named_parameters() if value.requires_grad}
 
 
 def _write(tensors: dict[str, Tensor], folder: Path) -> None:
-    with whole_file(folder / "adapter_model.safetensors") as part:
+    with whole_file(folder / NAME) as part:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part)
-
-
-def _read(folder: Path) -> dict[str, Tensor]:
-    file = folder / "adapter_model.safetensors"
-    tensors = read_tensor_file(file, f"{file}").tensors
-    check_values(tensors, f"{file}")
-    return tensors

@@ -43,8 +43,7 @@ class EpisodeBatches(Sampler[list[tuple[int, int]]]):
     def __init__(
         self, episodes_per_epoch: int, batch_size: int, rank: int = 0, world: int = 1, accumulate: int = 1
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"data.init_args.batch_size={batch_size} must be 1 or more.")
+        check_counts(batch_size, episodes_per_epoch)
         self.a_step = batch_size * world * accumulate
         self.batches = episodes_per_epoch // self.a_step * accumulate
         if self.batches < 1:
@@ -186,6 +185,18 @@ class VolumeLoader:
 
     def __iter__(self) -> Iterator[Volume]:
         return (read() for read in self.readers)
+
+
+def check_counts(batch_size: int, episodes_per_epoch: int, num_workers: int | None = None) -> None:
+    """Refuse numbers that no loader can work with; a datamodule's constructor asks before any scan is read.
+
+    Raises:
+        ValueError: With the first one.
+    """
+    least = {"batch_size": (batch_size, 1), "episodes_per_epoch": (episodes_per_epoch, 1)}
+    for name, (value, fewest) in (least | {"num_workers": (num_workers or 0, 0)}).items():
+        if value < fewest:
+            raise ValueError(f"data.init_args.{name}={value} must be {fewest} or more.")
 
 
 def place(trainer: Trainer | None) -> tuple[int, int]:

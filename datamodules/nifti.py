@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from rich.progress import track
 
 from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
-from datamodules.loading import EpisodeLoader, VolumeLoader, place, together
+from datamodules.loading import EpisodeLoader, VolumeLoader, check_counts, place, together
 from datamodules.prepared import Entry, PreparedScans, key_of
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from datamodules.splits import check_leak, patient_folds, pick, read_splits
@@ -101,6 +101,7 @@ class NiftiDataModule(LightningDataModule):
         normalisation: Normalisation = Normalisation(),  # noqa: B008
     ) -> None:
         super().__init__()
+        check_counts(batch_size, episodes_per_epoch, num_workers)
         if not 0 <= val_slab < 1:
             raise ValueError(f"data.init_args.val_slab={val_slab} is a share of the slices; choose 0 to below 1.")
         if val_slab and (fold is not None or val_subjects):

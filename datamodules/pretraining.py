@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_episode, torch_seeded_by
 from datamodules.lesion_types import HELD_BACK, draw_lesion_types
-from datamodules.loading import EpisodeLoader, VolumeLoader, place
+from datamodules.loading import EpisodeLoader, VolumeLoader, check_counts, place
 from datamodules.phantom import Phantom, make_phantom, make_slab
 from datamodules.subjects import prepare_stack
 from datamodules.transforms import Augmentation
@@ -119,6 +119,7 @@ class PretrainDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_counts(batch_size, episodes_per_epoch, num_workers)
         self.episodes_per_epoch = episodes_per_epoch
         self.batch_size = batch_size
         self.num_workers = num_workers

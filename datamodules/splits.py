@@ -87,6 +87,8 @@ def pick(subjects: Sequence[SubjectFiles], names: Sequence[str], key: str) -> li
         DataError: If a scan does not exist.
     """
     by_name = {subject.subject: subject for subject in subjects}
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise DataError(f"{key}: scan {twice[0]} is named twice; name it once.")
     missing = [name for name in names if name not in by_name]
     if missing:
         raise DataError(f"{key}: no scan is called {missing[0]!r}; choose from {', '.join(sorted(by_name))}.")
@@ -106,6 +108,8 @@ def check_leak(splits: Mapping[str, Sequence[SubjectFiles]]) -> None:
     for split, subjects in splits.items():
         for subject in subjects:
             other, name = split_of.setdefault(subject.patient, (split, subject.subject))
+            if other != split and name == subject.subject:
+                raise DataError(f"scan {name} is named in {other} and in {split}; leave it in one of them.")
             if other != split:
                 raise DataError(
                     f"patient {subject.patient} stands in {other} ({name}) and in {split} ({subject.subject}); move "

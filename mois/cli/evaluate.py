@@ -123,14 +123,14 @@ def evaluate(
     base = Common(settings, channel, instances, robustness, seed, title)
     with joined() as processes, locked(out) if processes.first else nullcontext():
         if predictions is not None:
-            scans, _ = choose_scans(data, split, subjects, fold, {})
+            scans, _ = choose_scans(data, split, subjects, fold, {}, channel, target_class)
             evaluation = of_maps(base, predictions, prompted_masks, kind, scans)
         else:
             from mois.bundle import Bundle
 
             where = chosen_device(device, processes.local_rank)
             made = Bundle.load(str(bundle), where, trust or (), backbone_weights)
-            scans, trained_on = choose_scans(data, split, subjects, fold, made.provenance)
+            scans, trained_on = choose_scans(data, split, subjects, fold, made.provenance, channel, target_class)
             evaluation = of_bundle(base, made, trained_on)
         console = Console(stderr=True) if processes.first else None
         metrics = evaluate_scans(evaluation, scans, out, console, processes)

@@ -81,9 +81,19 @@ def of_maps(
 
 
 def choose_scans(
-    data: Path, split: str, subjects: list[str] | None, fold: int | None, provenance: Mapping[str, Any]
+    data: Path,
+    split: str,
+    subjects: list[str] | None,
+    fold: int | None,
+    provenance: Mapping[str, Any],
+    channel: int = 0,
+    target_class: int | None = None,
 ) -> tuple[Scans, list[str]]:
-    """Return the scans to score, and which of them the bundle was trained on, as far as it says."""
+    """Return the scans to score, and which of them the bundle was trained on, as far as it says.
+
+    Raises:
+        ValueError: If there are none, one lacks the image of this channel, or the class is not declared.
+    """
     given = ((provenance.get("config") or {}).get("data") or {}).get("init_args") or {}
     same = bool(given.get("root")) and Path(given["root"]).resolve() == data.resolve()
     options: dict[str, Any] = {name: given[name] for name in SPLIT_KEYS if same and name in given}
@@ -104,5 +114,18 @@ def choose_scans(
         scans = list(getattr(parts, split))
     if not scans:
         raise ValueError(f"split={split}: {data} has no such scans; choose another split, give --fold or --subjects.")
+    _check_scans(scans, channel, target_class)
     trained = {scan.subject for scan in parts.train} if same else set()
     return scans, sorted(trained & {scan.subject for scan in scans})
+
+
+def _check_scans(scans: Scans, channel: int, target_class: int | None) -> None:
+    for scan in scans:
+        if channel not in scan.images:
+            there = ", ".join(map(str, sorted(scan.images)))
+            raise DataError(
+                f"--channel={channel}: scan {scan.subject} has no such image (file *_{channel:04d}.*); it has {there}."
+            )
+        if target_class is not None and target_class not in scan.classes:
+            there = ", ".join(f"{value} ({name})" for value, name in sorted(scan.classes.items()))
+            raise DataError(f"--target_class={target_class} is not declared in dataset.json; choose one of {there}.")

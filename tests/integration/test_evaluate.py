@@ -135,6 +135,10 @@ def test_wrong_command_lines_end_in_one_line(
     assert line == "gone/dataset.json: no such file; set --data to the folder of an nnU-Net raw dataset."
     line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--subjects", "p9")
     assert line == "--subjects: no scan is called 'p9'; choose from p0, p1."
+    line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--channel=3")
+    assert line == "--channel=3: scan p1 has no such image (file *_0003.*); it has 0."
+    line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--target_class=9")
+    assert line == "--target_class=9 is not declared in dataset.json; choose one of 1 (bright), 2 (dark)."
     assert not (tmp_path / "out").exists()
 
 

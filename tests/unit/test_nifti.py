@@ -250,6 +250,9 @@ def test_testing_needs_scans(make_dataset):
         ({"val_slab": 0.2, "fold": 0}, "leave out fold"),
         ({"fold": 0, "train_subjects": ["p0"]}, "leave out train_subjects"),
         ({"pixel_mm": 0.0}, "pixel_mm=0.0"),
+        ({"batch_size": 0}, r"data\.init_args\.batch_size=0 must be 1 or more\."),
+        ({"episodes_per_epoch": 0}, r"data\.init_args\.episodes_per_epoch=0 must be 1 or more\."),
+        ({"num_workers": -1}, r"data\.init_args\.num_workers=-1 must be 0 or more\."),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(tmp_path, options, message):

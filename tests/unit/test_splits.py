@@ -57,3 +57,10 @@ def test_a_misspelt_scan_is_named():
     assert pick(SCANS, ["c1", "a2"], "x") == [SCANS[3], SCANS[1]]
     with pytest.raises(DataError, match="val_subjects: no scan is called 'c9'; choose from a1, a2, b1, c1, c2"):
         pick(SCANS, ["c9"], "val_subjects")
+    with pytest.raises(DataError, match=r"val_subjects: scan a2 is named twice; name it once\."):
+        pick(SCANS, ["a2", "c1", "a2"], "val_subjects")
+
+
+def test_a_scan_that_trains_and_validates_is_named():
+    with pytest.raises(DataError, match=r"scan a1 is named in train and in val; leave it in one of them\."):
+        check_leak({"train": SCANS[:1], "val": SCANS[:1]})

@@ -1,0 +1,46 @@
+"""The file that an adapter leaves: read whole and fitting, or refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from mois.backbones.checkpoint_files import read_tensor_file
+from mois.backbones.layouts import check_values
+
+NAME = "adapter_model.safetensors"
+
+
+def read_adapter(folder: Path, wanted: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors of an adapter's file.
+
+    Args:
+        folder: That holds the file.
+        wanted: The tensors that they are to replace.
+        prefix: Put before every name in the file, and taken off here.
+
+    Raises:
+        ValueError: If the file is damaged or something else, or its tensors are not those that are wanted.
+    """
+    file = folder / NAME
+    tensors = {name.removeprefix(prefix): each for name, each in read_tensor_file(file, f"{file}").tensors.items()}
+    check_values(tensors, f"{file}")
+    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    reshaped = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if tensors[name].shape != wanted[name].shape
+    ]
+    faults = [
+        f"{len(names)} {word}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for word, names in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
+        if names
+    ]
+    if faults:
+        raise ValueError(
+            f"{file} is of another adapter ({'; '.join(faults)}); choose the adapter and the settings that it was "
+            "trained with."
+        )
+    return tensors
