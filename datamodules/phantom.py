@@ -22,6 +22,7 @@ from datamodules.lesion_types import HELD_BACK, NAMED_TYPES, LesionType, draw_le
 from datamodules.painting import Float, Triple, paint_lesion, smooth_field
 from datamodules.scene import Plan, Scene, add_blobs, draw_volume_ml, fill, follow_up
 from mois.files import write_bytes
+from mois.records import read_record
 
 __all__ = [
     "DISTRACTORS",
@@ -283,7 +284,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"out={out} holds other scans; choose another folder.")
         write_bytes(path, (json.dumps(settings, indent=2) + "\n").encode())
         return
-    theirs, ours = json.loads(path.read_bytes()), json.loads(json.dumps(settings))
+    theirs, ours = read_record(path, dict[str, Any], "choose another folder"), json.loads(json.dumps(settings))
     different = [
         name if name == "types" else f"{name} ({theirs.get(name)} there, {ours[name]} now)"
         for name in ours

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from datamodules.subjects import LesionSampler, LesionSlices, PreparedSubject, as_scan
 from mois.files import file_sha256, is_abandoned, whole_file
 from mois.image_files import DataError, parts_of
+from mois.records import as_record, parse_json
 
 VERSION = 2
 """Part of every key: count on when a scan is prepared otherwise, or an entry's form changes."""
@@ -35,6 +37,7 @@ VERSION = 2
 _ALIGNED = 64  # bytes
 _CRC = 4  # bytes
 _CHUNK = 1 << 20
+_LONGEST = 1 << 16  # bytes of a first line
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +60,37 @@ class MappedSubject(PreparedSubject):
 
     def __reduce__(self) -> tuple[Callable[..., PreparedSubject], tuple[Path, str, str]]:
         return _map_again, (self.path, self.name, self.patient)
+
+
+@dataclass(frozen=True)
+class _About:
+    """The first line of an entry.
+
+    Attributes:
+        pixel_mm: Edge of a pixel.
+        gap_mm: Between slices.
+        patch_px: Edge of the patches that will be drawn.
+        slab: First slice that was blanked and the one after the last, None where none was.
+        arrays: Name to dtype, shape and first byte behind the line.
+        bytes: Of all arrays.
+    """
+
+    pixel_mm: float
+    gap_mm: float
+    patch_px: int
+    slab: tuple[int, int] | None
+    arrays: dict[str, tuple[str, tuple[int, ...], int]]
+    bytes: int
+
+    def __post_init__(self) -> None:
+        wanted = {"image", "lesions", "body", *LesionSlices._fields}
+        if {*self.arrays} != wanted:
+            raise ValueError(f"its arrays are not {', '.join(sorted(wanted))}")
+        if min(self.pixel_mm, self.gap_mm, self.patch_px) <= 0 or self.bytes < 0:
+            raise ValueError("sizes are above 0")
+        for kind, shape, start in self.arrays.values():
+            if not re.fullmatch(r"[|<][biuf][1248]", kind) or start < 0 or any(count < 0 for count in shape):
+                raise ValueError("an array has a type, a shape and a place")
 
 
 class PreparedScans:
@@ -125,25 +159,30 @@ def map_entry(path: Path, name: str, patient: str) -> Entry:
     Raises:
         ValueError: If its size or its first line is wrong; a line that is no entry's may be a KeyError or a TypeError.
     """
+    if not path.is_file():
+        raise FileNotFoundError(path)  # a pipe is not waited for
     with path.open("rb") as stream:
-        line = stream.readline()
-    about = json.loads(line)
-    if path.stat().st_size != len(line) + about["bytes"] + _CRC:
-        raise ValueError(f"{path.stat().st_size} bytes instead of {len(line) + about['bytes'] + _CRC}")
+        line = stream.readline(_LONGEST)
+    about = as_record(parse_json(line, "its first line"), _About, "its first line")
+    if path.stat().st_size != len(line) + about.bytes + _CRC:
+        raise ValueError(f"{path.stat().st_size} bytes instead of {len(line) + about.bytes + _CRC}")
+    for field, (kind, shape, start) in about.arrays.items():
+        if start % _ALIGNED or start + math.prod(shape) * np.dtype(kind).itemsize > about.bytes:
+            raise ValueError(f"its {field} does not lie within it")
     pages = np.asarray(np.memmap(path, np.uint8, "r", len(line)))
     arrays = {
         field: pages[start : start + math.prod(shape) * np.dtype(kind).itemsize].view(kind).reshape(shape)
-        for field, (kind, shape, start) in about["arrays"].items()
+        for field, (kind, shape, start) in about.arrays.items()
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         image, lesions = (torch.from_numpy(arrays[field]) for field in ("image", "lesions"))
-    pixel_mm, gap_mm, patch_px = about["pixel_mm"], about["gap_mm"], about["patch_px"]
+    pixel_mm, gap_mm, patch_px = about.pixel_mm, about.gap_mm, about.patch_px
     scan = as_scan(image, lesions, pixel_mm, gap_mm)
     table = LesionSlices(*(arrays[field] for field in LesionSlices._fields))
     sampler = LesionSampler(table, patch_px)
     subject = MappedSubject(name, patient, scan, table, sampler, arrays["body"], pixel_mm, gap_mm, path)
-    return Entry(subject, range(*about["slab"]) if about["slab"] else None)
+    return Entry(subject, range(*about.slab) if about.slab else None)
 
 
 def _map_again(path: Path, name: str, patient: str) -> PreparedSubject:

@@ -23,10 +23,12 @@ from rich.table import Table
 
 from mois.bundle import copy_bundle
 from mois.evaluation.reports import KEYS
-from mois.evaluation.statistics import paired_gain
+from mois.evaluation.result_records import read_metrics
+from mois.evaluation.statistics import SCHEMA, paired_gain
 from mois.files import write_text
 from mois.interrupts import AGAIN, WAY_ON
-from mois.records import as_record, read_json
+from mois.records import as_record, read_json, read_record
+from mois.terminal import PlainConsole
 from mois.text_files import read_text
 
 ROOT = Path(__file__).parents[1]
@@ -74,14 +76,14 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
     Raises:
         SystemExit: With the exit code of a command that failed; it has said why.
     """
-    console = Console()
+    console = PlainConsole()
     minutes = _Minutes(out / "minutes.json")
     common = ["--config", str(config), "--seed_everything", str(seed), "--data.init_args.root", str(out / "data")]
 
     def step(name: str, arguments: list[str], result: str) -> None:
         done = out / name / result
         if done.is_file():
-            console.print(f"[dim]{name}: done already, {done}[/dim]")
+            console.print(f"{name}: done already, {done}", style="dim")
             return
         command = [*arguments, *common, "--trainer.default_root_dir", str(out / name)]
         console.rule(f"{name}: python train.py {' '.join(command)}")
@@ -96,9 +98,7 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
     step("fit", ["fit", "--ckpt_path", "last"], "done")
     step("after", ["test", "--ckpt_path", str(out / "fit" / "checkpoints" / "best.ckpt")], "test/metrics.json")
     copy_bundle(out / "fit" / "bundle", out / "bundle")
-    before, after = (
-        json.loads((out / name / "test" / "metrics.json").read_text(encoding="utf-8")) for name in ("before", "after")
-    )
+    before, after = (read_metrics(out / name / "test" / "metrics.json", SCHEMA) for name in ("before", "after"))
     summary = {
         "before": _words(before),
         "after": _words(after),
@@ -129,7 +129,7 @@ class _Minutes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.spent: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.spent = read_record(path, dict[str, float], "remove it") if path.exists() else {}
         self.name, self.start = "", 0.0
 
     def of(self, name: str) -> _Minutes:
@@ -141,7 +141,7 @@ class _Minutes:
 
     def __exit__(self, *failure: object) -> None:
         self.spent[self.name] = self.spent.get(self.name, 0.0) + (time.monotonic() - self.start) / 60
-        self.path.write_text(json.dumps(self.spent), encoding="utf-8")
+        write_text(self.path, json.dumps(self.spent) + "\n")
 
     def total(self) -> float:
         return round(sum(self.spent.values()), 2)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from mois.full_memory import cure_of, full_memory
+from mois.shown_text import accept_all_signs, shown
 
 OURS = ("mois", "adapters", "datamodules")
 NO_GPU = "--trainer.accelerator cpu --trainer.devices 2 (with torchrun: as many as it starts)"
@@ -68,6 +69,7 @@ def one_line_errors() -> Iterator[None]:
 
     With MOIS_TRACEBACK=1 in the environment nothing is caught, so that the place can be seen.
     """
+    accept_all_signs()
     plainly, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         yield
@@ -79,7 +81,7 @@ def one_line_errors() -> Iterator[None]:
             raise
         if any(os.environ.get(name, "0") != "0" for name in RANKS):
             time.sleep(OTHERS_S)
-        sys.stderr.write(f"error: {line}\n")
+        sys.stderr.write(f"error: {shown(line)}\n")
         raise SystemExit(2) from None
     finally:
         warnings.formatwarning = plainly
@@ -116,7 +118,7 @@ def explain(error: Exception) -> str | None:
 
 def one_line(text: str) -> str:
     """Return the text without line breaks and without runs of blanks."""
-    return " ".join(text.split())
+    return shown(" ".join(text.split()))
 
 
 def _explain_system(error: OSError) -> str | None:

@@ -18,13 +18,13 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
     Raises:
         ValueError: If a folder holds no results, or no scan is in all of them.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from mois.evaluation.charts import spoken
     from mois.evaluation.compare import FIGURES, named_results, p_text, pair, signed, write_comparison
     from mois.evaluation.results import Leaf
     from mois.folder_lock import locked
+    from mois.terminal import PlainConsole
 
     given = named_results(runs, names)
     with locked(out):
@@ -44,7 +44,7 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
         tests.add_row(spoken(figure), style="bold")
         for entry in (entry for entry in found["comparisons"] if entry["figure"] == figure):
             tests.add_row(pair(entry), signed(Leaf.of(entry)), p_text(entry["p_holm"]))
-    console = Console()
+    console = PlainConsole()
     console.print(figures)
     console.print(tests)
     for remark in found["remarks"]:

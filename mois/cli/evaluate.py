@@ -98,8 +98,6 @@ def evaluate(
     if robustness and predictions is not None:
         raise ValueError("--robustness needs a model to run on changed scans; give --bundle instead of --predictions.")
 
-    from rich.console import Console
-
     from mois.cli.evaluations import Common, choose_scans, of_bundle, of_maps
     from mois.evaluation.run import evaluate_scans
     from mois.evaluation.settings import ProtocolSettings
@@ -107,6 +105,7 @@ def evaluate(
     from mois.folder_lock import locked
     from mois.processes import joined
     from mois.prompts import Reader
+    from mois.terminal import PlainConsole
 
     settings = ProtocolSettings(
         prompted=prompted,
@@ -132,18 +131,18 @@ def evaluate(
             made = Bundle.load(str(bundle), where, trust or (), backbone_weights)
             scans, trained_on = choose_scans(data, split, subjects, fold, made.provenance, channel, target_class)
             evaluation = of_bundle(base, made, trained_on)
-        console = Console(stderr=True) if processes.first else None
+        console = PlainConsole(stderr=True) if processes.first else None
         metrics = evaluate_scans(evaluation, scans, out, console, processes)
         if processes.first:
             _show(metrics, out)
 
 
 def _show(metrics: Mapping[str, Any], out: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from mois.evaluation.report import other_system
     from mois.remarks import COMPARED, remarks, told_worse
+    from mois.terminal import PlainConsole
 
     summary = metrics["summary"]
     table = Table(title=f"{summary['n_subjects']} scans of {summary['n_patients']} patients")
@@ -156,7 +155,7 @@ def _show(metrics: Mapping[str, Any], out: Path) -> None:
         mean, ends = leaf["mean"], leaf["ci95"]
         interval = "-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
         table.add_row(name, "-" if mean is None else f"{mean:.3f}", interval, str(leaf["n"]))
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     words = summary["conditioning"]
     said = [] if other_system(metrics) else remarks(*(words[name]["mean"] for name in COMPARED))

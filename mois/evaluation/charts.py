@@ -32,6 +32,7 @@ SPELLED = {
 }
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "mois",  # the same picture, byte for byte
+    "text.parse_math": False,  # names of results may hold $
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
