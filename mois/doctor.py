@@ -76,7 +76,11 @@ def devices() -> Iterator[Finding]:
     """Look for accelerators; a processor alone will do, slowly."""
     import torch
 
-    if not torch.cuda.is_available():
+    from mois.execution import unused_gpu
+
+    if why := unused_gpu():
+        yield Finding("device", False, f"trainings run on the processor: {why}")
+    elif not torch.cuda.is_available():
         kind = "mps" if torch.backends.mps.is_available() else f"{os.cpu_count()} processor cores"
         cure = "no CUDA device: the demo and small adaptations run, large backbones are slow"
         yield Finding("device", True, f"{kind}, precision 32-true; {cure}")

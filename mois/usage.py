@@ -22,6 +22,9 @@ PLUG_IN_MODULES = ("adapters", "datamodules", "mois.propagation", "mois.backbone
 TRAINING = ("fit", "validate", "test", "predict")
 """Commands of train.py."""
 
+WITHOUT_OPTION = ("segment", "curves", "doctor", "phantom", "compare", "journal")
+"""Commands that take words without an option, which follow them at once."""
+
 _HYPHENS = "-\N{EN DASH}\N{EM DASH}"
 """What word processors make of two hyphens, and the hyphen itself."""
 
@@ -69,7 +72,9 @@ def _unknown(word: str, parser: ArgumentParser, arguments: Sequence[str], settin
     if given in arguments and not given.startswith("--"):
         if key in known:
             return f"{given} is taken for no option; write two hyphens: --{given.lstrip(_HYPHENS)}"
-        return f"{given} belongs to no option; write --OPTION={given}, and what a command takes without one comes first"
+        first = f"{command} {given} ..." if (command := arguments[0]) in WITHOUT_OPTION else ""
+        way = f"write it right behind the command, {first}" if first else f"write --OPTION={given}"
+        return f"{given} belongs to no option; {way}"
     if key in known and " " in word:
         return f"{word} is one argument; write --{key}={word.partition(' ')[2].strip()}"
     place = next((setting.place for setting in settings if setting.key == key), "")

@@ -183,7 +183,7 @@ def losses(folder: str) -> dict[int, float]:
         ),
         (
             ["fit", *SMALL, "extra"],
-            "extra belongs to no option; write --OPTION=extra, and what a command takes without one comes first",
+            "extra belongs to no option; write --OPTION=extra",
         ),
         (["fit", *SMALL, "--seed_everything=-1"], "seed_everything=-1 is no seed; choose 0 to 4294967295."),
         (
@@ -480,6 +480,10 @@ def test_a_seed_belongs_to_its_step() -> None:
     [
         (["doctr"], "doctr is no command; did you mean doctor?"),
         (["fit", "--config=c.yaml"], "fit is a command of train.py: python train.py fit"),
+        (
+            ["segment", "--bundle=b", "scan.nii.gz"],
+            "scan.nii.gz belongs to no option; write it right behind the command, segment scan.nii.gz ...",
+        ),
         (["phantom", "--out=p", "--seed=-1"], "seed=-1 is no seed; choose 0 to 4294967295."),
         (["phantom"], "not set: out; set it with --out=VALUE, or in a file given with --config FILE"),
         (["phantom", "--out=p", "--subjcts=2"], "subjcts is no setting; did you mean subjects?"),

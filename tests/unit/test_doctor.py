@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import save_nifti
 
-from mois.doctor import Finding, dataset
+from mois.doctor import Finding, dataset, devices
 
 Make = Callable[..., Path]
 
@@ -109,6 +109,24 @@ def test_a_dataset_in_order_is_approved(make_dataset: Make) -> None:
     findings = list(dataset(root))
     assert findings[0] == Finding("data", True, "2 scans to train on, 1 held out, 24 lesions, 0 faults to mend")
     assert all(finding.good for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "why"), [("13.0", "the driver is older than CUDA 13.0 asks for"), (None, "was built without CUDA")]
+)
+def test_a_gpu_that_torch_cannot_use_is_to_be_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: str | None, why: str
+) -> None:
+    (tmp_path / "version").write_text("NVRM version: 470", encoding="utf-8")
+    monkeypatch.setattr("mois.execution.DRIVER", tmp_path / "version")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (finding,) = devices()
+    assert (finding.topic, finding.good) == ("device", False)
+    assert finding.text.startswith("trainings run on the processor: there is an NVIDIA driver")
+    assert why in finding.text
 
 
 def test_one_is_no_plural(make_dataset: Make) -> None:
