@@ -97,6 +97,9 @@ def devices() -> Iterator[Finding]:
 def disk(folder: Path) -> Finding:
     """Look for room for runs."""
     there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    if not os.access(there, os.W_OK):  # also of a read-only file system, whoever asks
+        cure = "ask for the right to it, or set trainer.default_root_dir to another folder"
+        return Finding("disk", False, f"{there} cannot be written to; {cure}")
     free_gb = shutil.disk_usage(there).free / 1e9
     if free_gb < DISK_NEEDED_GB:
         cure = f"make room, or set trainer.default_root_dir to another disk ({DISK_NEEDED_GB:g} GB will do)"

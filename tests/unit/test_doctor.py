@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import save_nifti
 
-from mois.doctor import Finding, dataset, devices
+from mois.doctor import Finding, dataset, devices, disk
 
 Make = Callable[..., Path]
 
@@ -127,6 +127,16 @@ def test_a_gpu_that_torch_cannot_use_is_to_be_mended(
     assert (finding.topic, finding.good) == ("device", False)
     assert finding.text.startswith("trainings run on the processor: there is an NVIDIA driver")
     assert why in finding.text
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_place_for_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert disk(tmp_path / "runs").good
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # as of a read-only file system
+    assert disk(tmp_path / "runs").text == (
+        f"{tmp_path} cannot be written to; ask for the right to it, or set trainer.default_root_dir to another folder"
+    )
 
 
 def test_one_is_no_plural(make_dataset: Make) -> None:
