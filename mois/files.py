@@ -42,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         allowed = stat.S_IMODE(part.stat().st_mode)
-        with _named(path, part):
+        with naming(path, part):
             yield part
         if stat.S_IMODE(part.stat().st_mode) != allowed:  # safetensors makes files that their owner alone can read
             part.chmod(allowed)
@@ -111,12 +111,12 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 @contextmanager
-def _named(path: Path, part: Path) -> Iterator[None]:
+def naming(path: Path, part: Path | None = None) -> Iterator[None]:
     """Let the system's errors name the file that was to be written, where they know none or its unfinished part."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and str(error.filename) in ("None", str(part)):
+        if error.errno is not None and str(error.filename) in ("None", str(part or path)):
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     except Exception as error:
@@ -184,15 +184,16 @@ def is_abandoned(part: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8, whole or not at all."""
-    with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+    """Write a text as UTF-8, whole or not at all, and wait until it is on the disk."""
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write bytes, whole or not at all."""
-    with whole_file(path) as part:
-        part.write_bytes(content)
+    """Write bytes, whole or not at all, and wait until they are on the disk."""
+    with whole_file(path) as part, part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def file_sha256(path: Path) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mois.csv_tables import csv_text
 from mois.errors import DataError
-from mois.files import whole_file, write_text
+from mois.files import naming, whole_file, write_text
 from mois.text_files import read_table
 from mois.wandb_server import SERVER_TIMEOUT_S, choose, first_line, forget_unknown_mode, wandb_server, why_unreachable
 
@@ -108,7 +108,7 @@ class CsvLogger(Logger):
         new = [name for name in row if name not in self._columns]
         if new:
             self._columns = self._rewrite(_read_rows(self.path), self._columns + sorted(new))
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
     @rank_zero_only

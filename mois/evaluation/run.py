@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mois.calibration import Calibration
+from mois.evaluation.finished import store, stored
 from mois.evaluation.lesion_pictures import draw_worst_lesions
 from mois.evaluation.report import write_report
 from mois.evaluation.reports import SubjectReport
@@ -24,6 +25,7 @@ from mois.files import file_sha256, write_text
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles
 from mois.processes import Processes
+from mois.records import read_record
 
 ALONE = Processes()
 Score = Callable[[Volume, ProtocolSettings, Path | None], SubjectReport]
@@ -141,7 +143,9 @@ def _claim(evaluation: Evaluation, out: Path) -> None:
             raise ValueError(f"out={out} holds results of something else; choose another folder.")
         write_text(path, json.dumps(mine, indent=2) + "\n")
         return
-    theirs = json.loads(path.read_text(encoding="utf-8"))
+    theirs = read_record(path, dict[str, Any], "choose another folder, or delete this one")
+    if not isinstance(theirs.get("protocol", {}), dict):
+        raise ValueError(f"{path} says nothing of a protocol; choose another folder, or delete this one.")
     usual = json.loads(json.dumps(asdict(ProtocolSettings())))  # of settings that there were not yet
     theirs["protocol"] = {**usual, **theirs.get("protocol", {})}
     different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
@@ -159,46 +163,34 @@ def _claim(evaluation: Evaluation, out: Path) -> None:
 
 def _score(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
     """Score a scan and store that, unless it is stored."""
-    path, files = _place(out, scan.subject), _sha256(scan, evaluation)
-    if _stored(path, files) is None:
+    files = _sha256(scan, evaluation)
+    if stored(out, scan.subject, files) is None:
         report = evaluation.score(_read(evaluation, scan), evaluation.protocol, out)
-        write_text(path, json.dumps({"files": files, "report": report.to_json()}) + "\n")
+        store(out, scan.subject, files, {"report": report.to_json()})
 
 
 def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
     """Score a scan in each of its changes and store that, unless it is stored."""
-    path, files = _place(out, scan.subject, "robustness"), _sha256(scan, evaluation)
-    figures: dict[str, dict[str, float | None]] = (_stored(path, files) or {"figures": {}})["figures"]
+    files = _sha256(scan, evaluation)
+    known = stored(out, scan.subject, files, "robustness") or {"figures": {}}
+    figures: dict[str, dict[str, float | None]] = known["figures"]
     volume: Volume | None = None
     for name in CHANGES:
         if name not in figures:
             volume = volume or _read(evaluation, scan)
             report = evaluation.score(changed(volume, name, evaluation.seed), plain(evaluation.protocol), None)
             figures[name] = unprompted(report)
-            write_text(path, json.dumps({"files": files, "figures": figures}) + "\n")
-
-
-def _place(out: Path, subject: str, part: str = "") -> Path:
-    """Return where it is stored what a scan, or a part of its evaluation, gave."""
-    return out / "finished" / part / f"{subject}.json"
+            store(out, scan.subject, files, {"figures": figures}, "robustness")
 
 
 def _finished(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any]:
     """Return what is stored of a scan that has been scored."""
-    stored = _stored(_place(out, subject, part), files)
-    if stored is None:
+    found = stored(out, subject, files, part)
+    if found is None:
         raise ValueError(
             f"out={out} lacks what another process made of scan {subject}; choose a folder that all processes share."
         )
-    return stored
-
-
-def _stored(path: Path, files: str) -> dict[str, Any] | None:
-    """Return what was stored of a scan, None where there is nothing or its files are no longer the same."""
-    if not path.is_file():
-        return None
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return stored if stored["files"] == files else None
+    return found
 
 
 def _read(evaluation: Evaluation, scan: SubjectFiles) -> Volume:

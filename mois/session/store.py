@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mois.errors import DataError
 from mois.exemplars import Exemplar
-from mois.files import read_regular, whole_file
+from mois.files import naming, read_regular, whole_file
 from mois.folder_lock import FolderLock
 from mois.journal import FORMAT_VERSION, NAME, Action, Journal, Lines, append_line, has_begun
 from mois.records import as_record, parse_json
@@ -79,11 +79,13 @@ class SessionStore:
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Write the first line of the journal."""
-        append_line(self._file, self._lines.header(about))
+        with naming(self.folder / NAME):
+            append_line(self._file, self._lines.header(about))
 
     def append(self, action: Action) -> None:
         """Write an action's line."""
-        append_line(self._file, self._lines.action(action))
+        with naming(self.folder / NAME):
+            append_line(self._file, self._lines.action(action))
 
     def write(self, number: int, state: State) -> str:
         """Write the state after an action: arrays that no earlier file holds, and which ones make up the state.

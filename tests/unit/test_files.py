@@ -1,5 +1,7 @@
 """A file is there as a whole or not at all."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,15 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> Non
         fail()
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda path: write_text(path, "a"), lambda path: write_bytes(path, b"a")):
+        with pytest.raises(OSError, match="No space left") as refused:
+            write(tmp_path / "results.json")
+        assert refused.value.filename == str(tmp_path / "results.json")
+    assert list(tmp_path.iterdir()) == []

@@ -257,3 +257,74 @@ def test_processes_without_a_common_folder_are_told_so(make_dataset: Make, tmp_p
     scans = read_dataset(make_dataset(subjects=2))
     with pytest.raises(ValueError, match="lacks what another process made of scan p1; choose a folder that all"):
         evaluate_scans(evaluation(Scorer()), scans, tmp_path / "own", processes=Together(0, 2))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"subject": "p0"', '"subject": "p9"'),
+        lambda text: json.dumps({key: value for key, value in json.loads(text).items() if key != "sha256"}),
+        lambda text: "[]",
+        lambda text: '{"files": 3, "report": {}}',
+        lambda text: json.dumps({"files": json.loads(text)["files"], "report": {"subject": 3}}),
+    ],
+)
+def test_a_damaged_file_of_a_finished_scan_has_it_scored_again(
+    make_dataset: Make, tmp_path: Path, damage: Callable[[str], str]
+) -> None:
+    scans, out, score = read_dataset(make_dataset(subjects=2)), tmp_path / "out", Scorer()
+    evaluate_scans(evaluation(score), scans, out)
+    whole = (out / "finished" / "p0.json").read_text(encoding="utf-8")
+    (out / "finished" / "p0.json").write_text(damage(whole), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"p0\.json.*Scan p0 is scored again"):
+        evaluate_scans(evaluation(score), scans, out)
+    assert [name for name, _ in score.asked] == ["p0", "p1", "p0"]
+    assert (out / "finished" / "p0.json").read_text(encoding="utf-8") == whole
+
+
+def test_a_finished_scan_of_an_earlier_version_is_not_scored_again(make_dataset: Make, tmp_path: Path) -> None:
+    scans, out, score = read_dataset(make_dataset(subjects=1)), tmp_path / "out", Scorer()
+    evaluate_scans(evaluation(score), scans, out)
+    content = json.loads((out / "finished" / "p0.json").read_text(encoding="utf-8"))
+    first = {name: content[name] for name in ("files", "report")}
+    (out / "finished" / "p0.json").write_text(json.dumps(first), encoding="utf-8")
+    evaluate_scans(evaluation(score), scans, out)
+    assert len(score.asked) == 1
+
+
+@pytest.mark.parametrize("name", ["predictions/p0.nii.gz", "predictions/p0_class2.nii.gz", "overlays/p0_class1.png"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_was_deleted_or_changed_of_a_scan_comes_back(
+    make_dataset: Make, tmp_path: Path, name: str, damaged: bool
+) -> None:
+    class Writer(Scorer):
+        def __call__(self, volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
+            assert out is not None
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_bytes(b"map")
+            return super().__call__(volume, settings, out)
+
+    scans, out, score = read_dataset(make_dataset(subjects=1)), tmp_path, Writer()
+    evaluate_scans(evaluation(score), scans, out)
+    evaluate_scans(evaluation(score), scans, out)
+    assert len(score.asked) == 1
+    if damaged:
+        (out / name).write_bytes(b"m")
+    else:
+        (out / name).unlink()
+    with pytest.warns(UserWarning, match="is missing or was changed; scan p0 is scored again"):
+        evaluate_scans(evaluation(score), scans, out)
+    assert (out / name).read_bytes() == b"map"
+    assert len(score.asked) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"protocol": 3}', '{"protocol": '])
+def test_a_damaged_description_of_an_evaluation_ends_in_one_line(
+    make_dataset: Make, tmp_path: Path, content: str
+) -> None:
+    scans = read_dataset(make_dataset(subjects=1))
+    (tmp_path / "run.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"run\.json.*choose another folder"):
+        evaluate_scans(evaluation(Scorer()), scans, tmp_path)

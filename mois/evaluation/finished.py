@@ -1,0 +1,91 @@
+"""What an evaluation keeps of each finished scan, so that a scan is not scored twice.
+
+A file is believed as long as it is as it was written, the scan's files are the same, and what was written beside it is
+still there. Anything else is no error: the scan is scored again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mois.errors import DataError
+from mois.evaluation.reports import SubjectReport
+from mois.files import file_sha256, write_text
+from mois.records import check_seal, read_json, sealed
+
+_PARTS = ("predictions", "prompted", "overlays")
+_FIRST = ({"files", "report"}, {"files", "figures"})
+"""Keys that such a file had before it had a digest."""
+
+
+def place_of(out: Path, subject: str, part: str = "") -> Path:
+    """Return where it is stored what a scan, or a part of its evaluation, gave."""
+    return out / "finished" / part / f"{subject}.json"
+
+
+def store(out: Path, subject: str, files: str, content: Mapping[str, Any], part: str = "") -> None:
+    """Store what a scan gave.
+
+    Args:
+        out: Folder of the results.
+        subject: The scan.
+        files: SHA-256 of the scan's files.
+        content: `report`, or with a part `figures`.
+        part: Of the evaluation; "" for the scan as it is, whose maps and pictures are written already.
+    """
+    left = {} if part else {str(path.relative_to(out)): file_sha256(path) for path in _written(out, subject)}
+    write_text(place_of(out, subject, part), json.dumps(sealed({"files": files, "left": left, **content})) + "\n")
+
+
+def stored(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any] | None:
+    """Return what was stored of a scan, None where it has to be scored (again)."""
+    path = place_of(out, subject, part)
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+        _check(content, str(path), part)
+    except DataError as error:
+        warnings.warn(f"{error} Scan {subject} is scored again.", stacklevel=2)
+        return None
+    if content["files"] != files:
+        return None
+    for name, sha256 in content.get("left", {}).items():
+        if not (out / name).is_file() or file_sha256(out / name) != sha256:
+            warnings.warn(f"{out / name} is missing or was changed; scan {subject} is scored again.", stacklevel=2)
+            return None
+    return dict(content)
+
+
+def _check(content: Any, name: str, part: str) -> None:
+    """Refuse what no evaluation stores.
+
+    Raises:
+        DataError: Saying what is wrong.
+    """
+    if not isinstance(content, dict):
+        raise DataError(f"{name} is no record of a scan.")
+    if {*content} not in _FIRST:
+        check_seal(content, name)
+    key = "figures" if part else "report"
+    for wanted, kind in (("files", str), (key, dict)):
+        if not isinstance(content.get(wanted), kind):
+            raise DataError(f"{name} lacks {wanted}.")
+    if part:
+        for figures in content["figures"].values():
+            if not isinstance(figures, dict) or not all(v is None or type(v) in (int, float) for v in figures.values()):
+                raise DataError(f"{name}: figures are no numbers.")
+    else:
+        SubjectReport.from_json(content["report"], name)
+
+
+def _written(out: Path, subject: str) -> Iterator[Path]:
+    """Yield the maps and pictures of a scan."""
+    own = re.compile(rf"{re.escape(subject)}(_class\d+)?\.(nii\.gz|png)")
+    for part in _PARTS:
+        yield from sorted(path for path in (out / part).glob("*") if own.fullmatch(path.name) and path.is_file())
