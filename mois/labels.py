@@ -43,13 +43,19 @@ def whole_numbers(values: npt.NDArray[Any], name: object) -> npt.NDArray[np.int3
     return np.ascontiguousarray(values, np.int32)
 
 
-def check_declared(values: npt.NDArray[np.int32], declared: Collection[int], name: object) -> None:
+def check_declared(
+    values: npt.NDArray[np.int32],
+    declared: Collection[int],
+    name: object,
+    cure: str = "add it to labels there, or set its voxels to 0",
+) -> None:
     """Refuse a class that the dataset does not declare.
 
     Args:
         values: Classes, any shape; 0 is background, declared or not.
         declared: Label values of dataset.json.
         name: Of the map.
+        cure: End of the message.
 
     Raises:
         DataError: Naming the first class that is not declared.
@@ -58,8 +64,7 @@ def check_declared(values: npt.NDArray[np.int32], declared: Collection[int], nam
     strange = sorted(found - set(declared) - {0})
     if strange:
         raise DataError(
-            f"{name}: holds label {strange[0]}, dataset.json declares {sorted(set(declared) - {0})}; add it to labels "
-            "there, or set its voxels to 0."
+            f"{name}: holds label {strange[0]}, dataset.json declares {sorted(set(declared) - {0})}; {cure}."
         )
 
 

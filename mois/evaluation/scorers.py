@@ -21,9 +21,11 @@ from mois.geometry import SliceGrid
 from mois.inference import VolumeSegmenter
 from mois.interfaces import Volume
 from mois.io import DataError, read_on_grid, write_volume
-from mois.labels import whole_numbers
+from mois.labels import check_declared, whole_numbers
 
 Kind = Literal["semantic", "instance"]
+IDS = "give --kind instance if its numbers are those of lesions; else add it to labels there, or set its voxels to 0"
+"""What to do with numbers that are no classes."""
 
 
 def score_by_model(segmenter: VolumeSegmenter) -> Score:
@@ -48,6 +50,8 @@ def score_maps(predictions: Path, prompted: Path | None, kind: Kind) -> Score:
         found = read_maps(predictions, volume)
         given = None if prompted is None else read_maps(prompted, volume)
         by_class: Kind = "instance" if isinstance(found, dict) else kind
+        if by_class == "semantic" and volume.declared and isinstance(found, Tensor):
+            check_declared(found.numpy(), volume.declared, map_files(predictions, volume.subject)[0], IDS)
         report = score_predictions(volume, found, settings, given, kind=by_class)
         if out is not None:
             _write(volume, found, report, by_class, out)

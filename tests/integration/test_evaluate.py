@@ -105,7 +105,11 @@ def test_maps_of_another_system_are_scored_alone_and_with_prompted_masks(make_da
     assert summary["unprompted"]["dice"]["mean"] == pytest.approx(0.5)  # 1 for one class, 0 for the other
     assert summary["unprompted"]["fp_per_scan"]["mean"] == 0
     assert alone["provenance"]["predictions"] == str(maps)
-    assert "Predictions of another system" in (tmp_path / "alone" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "alone" / "report.html").read_text(encoding="utf-8")
+    assert "Predictions of another system" in page
+    assert "This system takes no exemplars" in page
+    assert "one lesion class in each scan" not in page
+    assert "exemplars are not used" not in page
 
     # The reader prompts one lesion of each class; that of class 2, which the maps lack, is given to them.
     volumes_ml = dict.fromkeys(np.unique(ids[classes == 2]).tolist(), 0.432)
@@ -118,6 +122,33 @@ def test_maps_of_another_system_are_scored_alone_and_with_prompted_masks(make_da
     # One of six lesions of 18 voxels: 2 x 18 / (18 + 108) = 2 / 7.
     assert summary["scan_dice"]["mean"] == pytest.approx((1 + 0) / 2)
     assert given["scan_dice"]["mean"] == pytest.approx((1 + 2 / 7) / 2)
+
+
+def test_numbers_of_maps_mean_what_they_say(
+    make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_dataset(subjects=1, held_out=1)
+    _, classes, _ = scan_with_lesions(1)
+    command = ["evaluate", f"--data={root}", "--prompted=0", "--counts=[]"]
+    path = save_nifti(tmp_path / "near" / "p1.nii.gz", classes * 0.9999999)
+    main([*command, f"--predictions={path.parent}", f"--out={tmp_path / 'out'}"])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["summary"]["scan_dice"]["mean"] == 1.0
+    assert metrics["summary"]["unprompted"]["false_apart"]["mean"] == 0
+    assert metrics["summary"]["scan"]["fragments"]["mean"] == 0
+    assert "one lesion class in each scan" not in capsys.readouterr().out
+    for name, given, message in (
+        ("off", classes * 0.98, "label values must be whole numbers, got 1.96; threshold it"),
+        ("strange", np.where(classes == 1, 7, classes), "holds label 7, dataset.json declares [1, 2]; give --kind"),
+        ("negative", classes.astype(np.int16) - 1, "label values must lie between 0 and 2147483647, got -1 to 1"),
+    ):
+        path = save_nifti(tmp_path / name / "p1.nii.gz", given)
+        line = failing(capsys, *command, f"--predictions={path.parent}", f"--out={tmp_path / name / 'out'}")
+        assert line.startswith(f"{path}: {message}"), line
+    target = failing(
+        capsys, *command, f"--predictions={tmp_path / 'near'}", "--target_class=7", f"--out={tmp_path / 'x'}"
+    )
+    assert "target_class=7 is not declared" in target
 
 
 def test_wrong_command_lines_end_in_one_line(
