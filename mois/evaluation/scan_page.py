@@ -105,7 +105,7 @@ def draw_lesions(
         axes.set_axis_off()
     for axes, index in zip(panels, slices, strict=False):  # the last row may have room left
         axes.imshow(image[index], cmap="gray", vmin=black, vmax=white, aspect=pixel_aspect, interpolation="nearest")
-        for kind, of in maps.items():
+        for kind, of in reversed(maps.items()):  # prompted ones on top
             colour, style = STYLES[kind]
             for lesion in np.unique(of[index][of[index] > 0]):
                 outline(axes, of[index] == lesion, colour, style, 1.1)

@@ -57,7 +57,8 @@ class EpochLines(Callback):
             self._total = self._total + loss.detach() * trainer.accumulate_grad_batches
             self._batches += 1
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
-        if stepped and not sys.stderr.isatty() and time.monotonic() - self._said_s >= EVERY_S:
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # the epoch's own line comes next
+        if stepped and not last and not sys.stderr.isatty() and time.monotonic() - self._said_s >= EVERY_S:
             self._tell(trainer, f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
