@@ -57,10 +57,9 @@ class SAM2(Backbone):
         sizes = SIZES[size]
         self.rules = rules if rules is not None else FIRST if size == "nano" else SAM2Rules()
         self.patch_px = sizes.patch_px if patch_px is None else patch_px
-        if self.patch_px % 32:
-            raise ValueError(
-                f"backbone.patch_px={self.patch_px} is no multiple of 32; choose {self.patch_px // 32 * 32}."
-            )
+        if self.patch_px < 32 or self.patch_px % 32:
+            near = max(32, self.patch_px // 32 * 32)
+            raise ValueError(f"backbone.patch_px={self.patch_px} is no multiple of 32; choose {near}.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.sam = Network(sizes, self.patch_px)

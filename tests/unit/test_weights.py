@@ -92,9 +92,10 @@ def test_weights_that_are_not_there(size: str, weights: str, message: str) -> No
         SAM2(size, weights)  # type: ignore[arg-type]
 
 
-def test_a_patch_that_is_no_multiple_of_32() -> None:
-    with pytest.raises(ValueError, match=r"backbone.patch_px=100 is no multiple of 32; choose 96"):
-        SAM2("nano", "random", patch_px=100)
+@pytest.mark.parametrize(("given", "near"), [(100, 96), (0, 32), (-64, 32), (31, 32)])
+def test_a_patch_that_is_no_multiple_of_32(given: int, near: int) -> None:
+    with pytest.raises(ValueError, match=rf"backbone\.patch_px={given} is no multiple of 32; choose {near}\."):
+        SAM2("nano", "random", patch_px=given)
 
 
 def test_propagation_weights_go_with_their_backbone(tmp_path: Path) -> None:
