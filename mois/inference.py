@@ -285,11 +285,19 @@ class VolumeSegmenter:
         Args:
             encoded: The scan.
             items: Slice, and the lesion's mask (h, w) on its picture, bool or float 0 to 1.
+
+        Raises:
+            ValueError: If a mask holds anything else, such as logits.
         """
         if not items:
             return self.no_exemplars(encoded)
         rows, masks = [], []
         for slice_index, mask in items:
+            if not bool(((mask >= 0) & (mask <= 1)).all()):  # false for NaN
+                low, high = float(mask.amin()), float(mask.amax())
+                raise ValueError(
+                    f"a mask of {low:g} to {high:g} is none; give bool, or 0 to 1 (the sigmoid of logits)."
+                )
             y, x = mask_centre(mask)
             tile = int(encoded.tiles.best_tile(y, x))
             rows.append(self.row(encoded, slice_index, tile))

@@ -278,3 +278,14 @@ def test_a_changed_scan_keeps_what_lies_around_the_body(name: str) -> None:
     assert new.isfinite().all()
     assert new[~outside].median() == pytest.approx(20, abs=0.2 * 1044)  # of the way from air to tissue
     assert not torch.equal(new, volume.image)
+
+
+@pytest.mark.parametrize("value", [5.0, -1.0, float("nan")])
+def test_masks_of_exemplars_are_no_logits(value: float) -> None:
+    segmenter = model(BODY)
+    encoded = segmenter.encode(eight_lesions())
+    mask = torch.zeros_like(encoded.pictures[1])
+    mask[12:20, 12:20] = value
+    with pytest.raises(ValueError, match=r"is none; give bool, or 0 to 1 \(sigmoid of logits\)"):
+        segmenter.exemplars(encoded, [(1, mask)])
+    assert bool(segmenter.exemplars(encoded, [(1, mask != 0)]).valid.all())
