@@ -109,7 +109,7 @@ def as_record(
     whole = json.loads(_adapter(kind).dump_json([made]))[0] if complete else None
     for missing in _missing(whole, plain):
         if missing not in later:
-            raise DataError(f"{name} lacks {missing}; {cure}.")
+            raise DataError(f"{name} lacks {missing[: 4 * SHOWN]}; {cure}.")
     return made  # type: ignore[no-any-return]
 
 
@@ -191,7 +191,7 @@ def _missing(whole: Any, plain: Any, place: str = "") -> Iterator[str]:
 
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in fault["loc"][1:])  # behind the place in the list
+    place = ".".join(str(part)[:SHOWN] for part in fault["loc"][1:])  # behind the place in the list
     if fault["type"] in ("missing", "missing_argument"):
         return f"lacks {place}"
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from mois.files import whole_file, write_bytes, write_text
+from mois.files import read_regular, whole_file, whole_folder, write_bytes, write_text
 
 
 def test_a_file_appears_when_it_is_whole_and_an_older_one_is_replaced(tmp_path: Path) -> None:
@@ -46,3 +48,57 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest
             write(tmp_path / "results.json")
         assert refused.value.filename == str(tmp_path / "results.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "symbolic link", "folder", "socket"])
+def test_what_is_no_regular_file_is_not_written_over(tmp_path: Path, kind: str) -> None:
+    path, kept = tmp_path / "x", tmp_path / "kept"
+    kept.write_bytes(b"kept")
+    with socket.socket(socket.AF_UNIX) as listener:
+        match kind:
+            case "pipe":
+                os.mkfifo(path)
+            case "symbolic link":
+                path.symlink_to(kept)
+            case "folder":
+                path.mkdir()
+            case _:
+                listener.bind(str(path))
+        with pytest.raises(ValueError, match=f"x is a {kind}, which is not written over; remove it"):
+            write_bytes(path, b"new")
+    assert kept.read_bytes() == b"kept"
+    assert {one.name for one in tmp_path.iterdir()} == {"x", "kept"}
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is a pipe, not a regular file"):
+        read_regular(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="zero is a device, not a regular file"):
+        read_regular(Path("/dev/zero"))
+    (tmp_path / "large").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match="has 100 bytes, of 99 at most"):
+        read_regular(tmp_path / "large", 99)
+
+
+def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with whole_folder(tmp_path / "made") as part:
+            write_text(part / text, text)
+    assert [one.name for one in (tmp_path / "made").iterdir()] == ["new"]
+    with suppress(RuntimeError), whole_folder(tmp_path / "made") as part:
+        write_text(part / "half", "")
+        raise RuntimeError
+    assert [one.name for one in tmp_path.rglob("*")] == ["made", "new"]
+    (tmp_path / "link").symlink_to(tmp_path / "made")
+    with (
+        pytest.raises(ValueError, match="is a symbolic link, which is not written over"),
+        whole_folder(tmp_path / "link"),
+    ):
+        pass
+
+
+def test_a_long_name_leaves_room_for_that_of_its_unfinished_file(tmp_path: Path) -> None:
+    for name in ("x" * 251 + ".csv", "\N{SNOWMAN}" * 80 + ".csv"):
+        write_text(tmp_path / name, "1")
+        assert (tmp_path / name).read_text(encoding="utf-8") == "1"
