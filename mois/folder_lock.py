@@ -15,7 +15,7 @@ import socket
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / NAME
+        self._made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         while True:
             self._file = self._open()
@@ -48,12 +49,15 @@ class FolderLock:
         self._write(json.dumps({"process": self._process, "host": socket.gethostname()}))
 
     def release(self) -> None:
-        """Let others have the folder; doing so twice does no harm."""
+        """Let others have the folder, and remove it where it was made for nothing; twice does no harm."""
         if self._file < 0:
             return
         if self._is_ours():
             self._path.unlink(missing_ok=True)
         self.forget()
+        if self._made:  # and nothing was written: what was refused leaves nothing behind
+            with suppress(OSError):
+                self.folder.rmdir()
 
     def forget(self) -> None:
         """Close the file without giving the folder up: what a forked process does, of which the parent holds it."""

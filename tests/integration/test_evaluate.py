@@ -203,7 +203,7 @@ def test_a_bad_scan_of_one_process_ends_all_with_its_line(make_dataset: Make, tm
         _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     (line,) = [line for line in said.splitlines() if line.startswith(("error: ", "[rank"))]
-    assert line == f"error: {bad}: cut off or no NIfTI file; copy it again from its source."
+    assert line == f"error: {bad}: cut off or damaged; copy it again from its source."
     assert "rank      : 1 (local_rank: 1)\n  exitcode  : 2" in said.partition("Root Cause")[2]  # as torchrun sees it
 
 

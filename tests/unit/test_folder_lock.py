@@ -57,6 +57,19 @@ def test_a_folder_that_another_process_holds_is_refused_until_that_one_is_killed
     assert list(folder.iterdir()) == []
 
 
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
+    with locked(tmp_path / "new"):
+        pass
+    assert not (tmp_path / "new").exists()
+    with locked(tmp_path / "new"):
+        (tmp_path / "new" / "result").touch()
+    assert (tmp_path / "new" / "result").is_file()
+    (tmp_path / "there").mkdir()
+    with locked(tmp_path / "there"):
+        pass
+    assert (tmp_path / "there").is_dir()
+
+
 def test_one_process_holds_a_folder_once_and_again_after_releasing_it(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
     with pytest.raises(ValueError, match="by this process, elsewhere"):
