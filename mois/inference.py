@@ -295,9 +295,7 @@ class VolumeSegmenter:
         for slice_index, mask in items:
             if not bool(((mask >= 0) & (mask <= 1)).all()):  # false for NaN
                 low, high = float(mask.amin()), float(mask.amax())
-                raise ValueError(
-                    f"a mask of {low:g} to {high:g} is none; give bool, or 0 to 1 (the sigmoid of logits)."
-                )
+                raise ValueError(f"a mask of {low:g} to {high:g} is none; give bool, or 0 to 1 (sigmoid of logits).")
             y, x = mask_centre(mask)
             tile = int(encoded.tiles.best_tile(y, x))
             rows.append(self.row(encoded, slice_index, tile))
