@@ -130,7 +130,7 @@ def match(found: Grid, wanted: Grid) -> Match:
     return Match(order, flipped, turned.shape, shift_mm, same)
 
 
-def put_on(array: NDArray[Any], found: Grid, wanted: Grid, of: str) -> NDArray[Any]:
+def put_on(array: NDArray[Any], found: Grid, wanted: Grid, of: str, what: str = "it") -> NDArray[Any]:
     """Return an array in the voxel order of another grid that holds the same voxels.
 
     Args:
@@ -138,6 +138,7 @@ def put_on(array: NDArray[Any], found: Grid, wanted: Grid, of: str) -> NDArray[A
         found: Its own grid.
         wanted: The grid that it must lie on.
         of: What has the wanted grid, such as the name of the scan's file.
+        what: The array, as a message names it.
 
     Raises:
         ValueError: If the grids are not the same, saying by how much they differ.
@@ -148,11 +149,11 @@ def put_on(array: NDArray[Any], found: Grid, wanted: Grid, of: str) -> NDArray[A
     apart = f"{matched.shift_mm:.3g} mm"
     if wanted.shape not in (matched.shape, found.shape):
         raise ValueError(
-            f"shape {found.shape} differs from {wanted.shape} of {of}, and the corners lie up to {apart} apart; "
-            "resample it onto that grid."
+            f"shape {found.shape} differs from {wanted.shape} of {of}; resample {what} onto that grid (the corners lie "
+            f"up to {apart} apart)."
         )
     raise ValueError(
-        f"its affine differs from that of {of} by {apart} ({wanted.tolerance_mm:.3g} mm allowed); resample it onto "
+        f"its affine differs from that of {of} by {apart} ({wanted.tolerance_mm:.3g} mm allowed); resample {what} onto "
         "that grid, or copy the affine if only the header is wrong."
     )
 

@@ -98,13 +98,14 @@ def read_volume(
     )
 
 
-def read_on_grid(path: Path, grid: Grid, of: str) -> NDArray[Any]:
+def read_on_grid(path: Path, grid: Grid, of: str, what: str = "it") -> NDArray[Any]:
     """Read an array that must lie on a scan's grid: label maps, masks, other systems' maps.
 
     Args:
         path: As for `read_image`.
         grid: Of the scan.
         of: What has that grid, as a message names it.
+        what: The array, as a message names it.
 
     Returns:
         Voxels (I, J, K) in the file's own type and the scan's voxel order, in whatever order the file holds them.
@@ -114,7 +115,7 @@ def read_on_grid(path: Path, grid: Grid, of: str) -> NDArray[Any]:
     """
     values, affine = read_image(path)
     try:
-        return put_on(values, Grid.of(values.shape, affine), grid, of)
+        return put_on(values, Grid.of(values.shape, affine), grid, of, what)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -233,7 +234,7 @@ def _without_images(root: Path) -> str:
 
 
 def _read_labels(path: Path, image: Path, grid: Grid) -> NDArray[np.int32]:
-    return whole_numbers(read_on_grid(path, grid, image.name), path)
+    return whole_numbers(read_on_grid(path, grid, image.name, "the label map"), path)
 
 
 def _components(values: NDArray[np.int32]) -> tuple[NDArray[np.int32], dict[int, int]]:
