@@ -55,6 +55,8 @@ _WITHOUT_NAME = {
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 }
 _SETTINGS_OF_LIGHTNING = re.compile(r"lightning\.pytorch\.trainer\.(connectors|configuration_validator|setup)\b")
+_LONGEST = 1800
+"""Characters of a line that somebody is to read; a damaged file may hold a name of thousands."""
 _plain_format = warnings.formatwarning
 _LIBRARIES = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
 
@@ -117,8 +119,9 @@ def explain(error: Exception) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """Return the text without line breaks and without runs of blanks."""
-    return shown(" ".join(text.split()))
+    """Return the text without line breaks and runs of blanks; of a very long one, the beginning and the end."""
+    line = shown(" ".join(text.split()))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 300]} ... {line[-200:]}"
 
 
 def _explain_system(error: OSError) -> str | None:
