@@ -190,7 +190,9 @@ def test_plug_ins_of_others_train_and_validate(elsewhere: Path, capsys: pytest.C
 
     cli.model.adapter.save(elsewhere / "adapter")
     assert (elsewhere / "adapter" / "biases.safetensors").is_file()
-    train(*run, "--trainer.max_epochs=2", "--ckpt_path=last", folder(elsewhere / "run"))
+    on = [*run, "--trainer.max_epochs=2", "--ckpt_path=last", folder(elsewhere / "run")]
+    assert "gain=2.0 (now 1.0); set it back" in failing(capsys, *on)
+    train(*on, "--model.propagation.init_args.gain=2")
     assert list(losses(elsewhere / "run")) == [0, 1, 2, 3]
 
 
