@@ -22,6 +22,7 @@ from mois.tracking import Tracker
 from mois.training.arrival import Arrival
 from mois.training.cost import PartCost, count_parameters, step_cost
 from mois.training.module import ExemplarSegmenter
+from mois.training.reduction import Reduction
 
 
 class CostTable(Callback):
@@ -114,9 +115,11 @@ class DataShares(Callback):
             return
         if loader_s is not None:  # of others nothing is known
             share = self._waited_s / self._passed_s
-            pl_module.log("train/waiting", share, batch_size=1, sync_dist=True, reduce_fx="max")
+            slowest = Reduction(torch.tensor(share, device=pl_module.device), of="max").read()
+            pl_module.log("train/waiting", slowest, batch_size=1)
         if self._hits:
-            pl_module.log("train/cache_hits", sum(self._hits) / len(self._hits), batch_size=1, sync_dist=True)
+            found = Reduction(torch.tensor(sum(self._hits) / len(self._hits), device=pl_module.device)).read()
+            pl_module.log("train/cache_hits", found, batch_size=1)
         self._forget()
 
 

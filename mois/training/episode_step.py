@@ -17,6 +17,7 @@ from mois.interfaces import (
     Features,
     MaskPrediction,
     Memory,
+    Prompts,
     Propagation,
     SemanticPrediction,
     TrackingRules,
@@ -136,7 +137,20 @@ def learn(
     masks = episode.support_masks.flatten(0, 2)
     clicks = 1 + step % settings.corrections
     chance = _spread(episode.chance, groups * count)
-    click = _click(backbone, support, masks, episode.support_valid.flatten(), chance, clicks)
+    start = first_click(masks, chance[:, 0])
+    if tracks(backbone, episode):  # the first clicks of supports and clips are answered together
+        clip = episode.track_images.shape[1]
+        middles = torch.arange(batch, device=masks.device) * clip + clip // 2
+        on_clips = first_click(episode.track_masks[:, clip // 2], episode.chance[:, -1])
+        rows = torch.cat([torch.arange(supports, device=masks.device), supports + batch + middles])
+        both = Prompts(torch.cat([start.points, on_clips.points]), torch.cat([start.labels, on_clips.labels]))
+        first = backbone.decode(features.select(rows), both)
+        answer, on_clip = (
+            MaskPrediction(*(part[some] for part in first)) for some in (slice(supports), slice(supports, None))
+        )
+    else:
+        answer = backbone.decode(support, start)
+    click = _click(backbone, support, masks, episode.support_valid.flatten(), chance, clicks, start, answer)
     losses = {
         "click": settings.click_weight * click.loss,
         "click_presence": settings.presence_weight * click.presence_loss,
@@ -145,7 +159,7 @@ def learn(
     if tracks(backbone, episode):
         begin("track")
         track = features.select(slice(supports + batch, None))
-        tracked = _track(backbone, track, episode, tracking or backbone.tracking)
+        tracked = _track(backbone, track, episode, tracking or backbone.tracking, on_clip)
         losses |= {
             "track": settings.track_weight * tracked.loss,
             "track_presence": settings.presence_weight * tracked.presence_loss,
@@ -190,24 +204,30 @@ def find(
     batch, groups, count = episode.support_valid.shape
     exemplars = propagation.describe(support, shown, backbone).reshape(batch * groups, count)
     exemplars = exemplars.map(valid=exemplars.valid & _shown_count(episode) & episode.support_valid.flatten(0, 1))
-    prediction = propagation(query, _with_negatives(exemplars, episode, settings), backbone)
-    logits = prediction.logits.unflatten(0, (batch, groups))
+    questions = _and_without(_with_negatives(exemplars, episode, settings), groups)
+    prediction = propagation(query, questions, backbone)
+    each = prediction.logits.unflatten(0, (batch, groups + 1))
+    logits, alone = each[:, :groups], each[:, groups]
     target = episode.query_targets.to(logits.dtype)
     asked = episode.support_valid.any(2)  # (B, G): a group without exemplars asks nothing
-    alone = propagation(query, _no_exemplars(exemplars, groups), backbone)
     lesions = episode.query_lesions.to(logits.dtype)
+    wanted = torch.cat([target, lesions.unsqueeze(1)], dim=1)  # (B, G + 1, P, P)
+    if prediction.drafts is None:
+        found = mask_loss(each, wanted)
+    else:
+        drafts = prediction.drafts.unflatten(0, (batch, groups + 1))[:, :groups]
+        found = mask_loss(torch.cat([each, drafts], dim=1), torch.cat([wanted, target], dim=1))
+    presence = _presence_loss(prediction, wanted.flatten(0, 1)).unflatten(0, (batch, groups + 1))
+    alone_weight = settings.no_exemplar_weight
     losses = {
-        "semantic": settings.semantic_weight * masked_average(mask_loss(logits, target), asked),
-        "semantic_presence": settings.presence_weight
-        * masked_average(_presence_loss(prediction, target.flatten(0, 1)), asked.flatten()),
-        "alone": settings.semantic_weight * settings.no_exemplar_weight * mask_loss(alone.logits, lesions).mean(),
-        "alone_presence": settings.presence_weight
-        * settings.no_exemplar_weight
-        * _presence_loss(alone, lesions).mean(),
+        "semantic": settings.semantic_weight * masked_average(found[:, :groups], asked),
+        "semantic_presence": settings.presence_weight * masked_average(presence[:, :groups], asked),
+        "alone": settings.semantic_weight * alone_weight * found[:, groups].mean(),
+        "alone_presence": settings.presence_weight * alone_weight * presence[:, groups].mean(),
     }
     if prediction.drafts is not None:
-        drafts = mask_loss(prediction.drafts.unflatten(0, (batch, groups)), target)
-        losses["draft"] = settings.semantic_weight * settings.draft_weight * masked_average(drafts, asked)
+        draft = masked_average(found[:, groups + 1 :], asked)
+        losses["draft"] = settings.semantic_weight * settings.draft_weight * draft
     with torch.no_grad():
         one, other = logits[:, 0] > 0, logits[:, 1] > 0
         first, second = episode.query_targets[:, 0], episode.query_targets[:, 1]
@@ -216,7 +236,7 @@ def find(
             "right": _pooled_dice(one, first, asked[:, 0]),
             "wrong": _pooled_dice(other, first, asked[:, 1]),
             "swapped": _pooled_dice(other, second, lesion_pair),
-            "no_exemplars": _pooled_dice(alone.logits > 0, first, asked[:, 0]),
+            "no_exemplars": _pooled_dice(alone > 0, first, asked[:, 0]),
         }
     return Outcome(losses, figures)
 
@@ -234,64 +254,78 @@ class _Answers(NamedTuple):
 
 
 def _click(
-    backbone: Backbone, features: Features, masks: Tensor, keep: Tensor, chance: Tensor, corrections: int
+    backbone: Backbone,
+    features: Features,
+    masks: Tensor,
+    keep: Tensor,
+    chance: Tensor,
+    corrections: int,
+    prompts: Prompts,
+    answer: MaskPrediction,
 ) -> _Answers:
-    """Click and correct; every answer is supervised, not only the first."""
+    """Correct the answer to the first clicks; every answer is supervised, not only the first."""
+    answers = [answer]
+    for step in range(corrections):
+        prompts = correct(prompts, answers[-1].logits, masks, chance[:, step + 1])
+        answers.append(backbone.decode(features, prompts))
     target = _halve(masks)
-    prompts = first_click(masks, chance[:, 0])
-    losses, presence, answers = [], [], []
-    for step in range(corrections + 1):
-        answer = backbone.decode(features, prompts)
-        losses.append(masked_average(_best_candidate_loss(answer, target), keep))
-        presence.append(masked_average(_presence_loss(answer, masks), keep))
-        answers.append(_enlarge(answer.logits.unsqueeze(1)).squeeze(1) > 0)
-        if step < corrections:
-            prompts = correct(prompts, answer.logits, masks, chance[:, step + 1])
+    ends = _enlarge(torch.stack([answers[0].logits, answers[-1].logits], dim=1)) > 0
     whole = target > 0.5
+    presence = torch.stack([answer.presence for answer in answers])  # (answers, N)
     return _Answers(
-        torch.stack(losses).mean(),
-        torch.stack(presence).mean(),
-        _pooled_dice(answers[0], whole, keep),
-        _pooled_dice(answers[-1], whole, keep),
-        answer.logits,
+        masked_average(_best_candidate_losses(answers, target), keep),
+        masked_average(_presence_losses(presence, masks), keep),
+        _pooled_dice(ends[:, 0], whole, keep),
+        _pooled_dice(ends[:, 1], whole, keep),
+        answers[-1].logits,
     )
 
 
-def _track(backbone: Backbone, features: Features, episode: Episode, rules: TrackingRules) -> _Answers:
-    """Click the middle slice of each clip and follow the lesion both ways, in step."""
+def _track(
+    backbone: Backbone, features: Features, episode: Episode, rules: TrackingRules, first: MaskPrediction
+) -> _Answers:
+    """Follow each clip's lesion both ways, in step, from the answer to the click on its middle slice."""
     batch, clip = episode.track_images.shape[:2]
     middle = clip // 2
     masks = episode.track_masks
     slices = torch.arange(batch * clip, device=masks.device).view(batch, clip)
     start = features.select(slices[:, middle])
-    first = backbone.decode(start, first_click(masks[:, middle], episode.chance[:, -1]))
     clicked = backbone.remember_slice(start, first.logits, first.pointer, first.presence).repeat(2)
     target, present = _halve(masks.flatten(0, 1)), masks.flatten(0, 1).flatten(1).any(1)
-    losses = [masked_average(_best_candidate_loss(first, target[slices[:, middle]]), present[slices[:, middle]])]
-    presence, found, truth = [], [], []
+    answers, places = [], []
     latest: list[Memory] = []
     for step in range(1, middle + 1):
         here = torch.stack([slices[:, middle - step], slices[:, middle + step]], dim=1).flatten()
         pictures = features.select(here)
         answer = backbone.decode(backbone.attend(pictures, rules.gather([(step, clicked)], latest)), None)
-        # masks and their quality are learned where the lesion is; that it is gone is for the presence score to say
-        losses.append(masked_average(_best_candidate_loss(answer, target[here]), present[here]))
-        presence.append(_presence_loss(answer, masks.flatten(0, 1)[here]).mean())
-        found.append(_enlarge(answer.logits.unsqueeze(1)).squeeze(1) > 0)
-        truth.append(target[here] > 0.5)
         latest = rules.keep(backbone.remember_slice(pictures, answer.logits, answer.pointer, answer.presence), latest)
-    there = torch.cat(truth)
-    figure = _pooled_dice(torch.cat(found), there, torch.ones_like(there[:, 0, 0]))
-    return _Answers(torch.stack(losses).mean(), torch.stack(presence).mean(), figure, figure, first.logits)
+        answers.append(answer)
+        places.append(here)
+    all_here = torch.cat(places)
+    tracked = MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
+    # masks and their quality are learned where the lesion is; that it is gone is for the presence score to say
+    at_click = masked_average(_best_candidate_losses([first], target[slices[:, middle]]), present[slices[:, middle]])
+    along = masked_average(_best_candidate_losses([tracked], target[all_here]), present[all_here])
+    presence = _presence_losses(tracked.presence.unsqueeze(0), masks.flatten(0, 1)[all_here])
+    there = target[all_here] > 0.5
+    found = _enlarge(tracked.logits.unsqueeze(1)).squeeze(1) > 0
+    figure = _pooled_dice(found, there, torch.ones_like(there[:, 0, 0]))
+    return _Answers((at_click + middle * along) / (1 + middle), presence.mean(), figure, figure, first.logits)
 
 
-def _best_candidate_loss(answer: MaskPrediction, target: Tensor) -> Tensor:
-    """The mask loss of the best candidate, and the error of the predicted quality of all, (N,)."""
-    candidates = _enlarge(answer.candidates)
+def _best_candidate_losses(answers: Sequence[MaskPrediction], target: Tensor) -> Tensor:
+    """The mask loss of each answer's best candidate, and the error of the predicted quality of all, (answers, N).
+
+    Candidates of all answers are compared with their target together: it is the same for all.
+    """
+    candidates = _enlarge(torch.cat([answer.candidates for answer in answers], dim=1))
     wanted = target.unsqueeze(1).expand_as(candidates)
     masks = mask_loss(candidates, wanted)
-    quality = (answer.iou.float() - soft_iou(candidates.detach(), wanted)).abs()
-    return masks.amin(1) + quality.mean(1)
+    iou = torch.cat([answer.iou for answer in answers], dim=1)
+    quality = (iou.float() - soft_iou(candidates.detach(), wanted)).abs()
+    counts = [answer.candidates.shape[1] for answer in answers]
+    pairs = zip(masks.split(counts, 1), quality.split(counts, 1), strict=True)
+    return torch.stack([mask.amin(1) + error.mean(1) for mask, error in pairs])
 
 
 def _halve(masks: Tensor) -> Tensor:
@@ -304,9 +338,14 @@ def _enlarge(logits: Tensor) -> Tensor:
     return functional.interpolate(logits.float(), scale_factor=4 / HALF, mode="bilinear")
 
 
-def _presence_loss(answer: MaskPrediction | SemanticPrediction, masks: Tensor) -> Tensor:
-    there = (masks.flatten(1) > 0.5).any(1).float()
-    return functional.binary_cross_entropy_with_logits(answer.presence.float(), there, reduction="none")
+def _presence_loss(answer: SemanticPrediction, masks: Tensor) -> Tensor:
+    return _presence_losses(answer.presence.unsqueeze(0), masks).squeeze(0)
+
+
+def _presence_losses(presence: Tensor, masks: Tensor) -> Tensor:
+    """The loss of the presence scores (answers, N) of N masks, (answers, N)."""
+    there = (masks.flatten(1) > 0.5).any(1).float().expand_as(presence)
+    return functional.binary_cross_entropy_with_logits(presence.float(), there, reduction="none")
 
 
 def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLearning) -> Exemplars:
@@ -320,9 +359,16 @@ def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLea
     )
 
 
-def _no_exemplars(exemplars: Exemplars, groups: int) -> Exemplars:
-    """K = 0 exemplars for each of the B queries."""
-    return exemplars.each(lambda tensor: tensor[::groups, :0])
+def _and_without(exemplars: Exemplars, groups: int) -> Exemplars:
+    """Add the question without any exemplars as each query's last: (B x G, K) to (B x (G + 1), K).
+
+    All are answered together; a row in which none is valid has none (`Exemplars.valid`).
+    """
+    rows = torch.arange(len(exemplars.valid), device=exemplars.valid.device).view(-1, groups)
+    with_one_more = torch.cat([rows, rows[:, :1]], dim=1)
+    shown = (torch.arange(groups + 1, device=rows.device) < groups).expand_as(with_one_more).reshape(-1, 1)
+    more = exemplars.each(lambda tensor: tensor[with_one_more.flatten()])
+    return more.map(valid=more.valid & shown)
 
 
 def _shown_count(episode: Episode) -> Tensor:

@@ -32,6 +32,7 @@ from mois.remarks import does_harm, made_worse
 from mois.tracking import Tracker
 from mois.training.checkpoint_content import BackboneFacts
 from mois.training.episode_step import EpisodeLearning, check_all_learn, learn, names, pictures
+from mois.training.reduction import Reduction, logs_now
 
 
 def of_prefix(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
@@ -107,6 +108,7 @@ class ExemplarSegmenter(LightningModule):
         self.cache = cache
         self.encoder = CachedEncoder(backbone, cache) if cache.folder is not None else None
         self._segmenters: dict[Propagation, VolumeSegmenter] = {}  # kept, since each compiles at its second use
+        self._loss: Reduction | None = None  # of the present batch
         self._keys: list[str] = []  # of the pictures of the present batch
         self.reports: dict[str, list[SubjectReport]] = {}  # by the prefix of a propagation
         self._steps = 1  # of the training, as soon as it starts
@@ -169,10 +171,17 @@ class ExemplarSegmenter(LightningModule):
         )
         total = torch.stack(list(outcome.losses.values())).sum()
         batch_size = episode.query_images.shape[0]
-        self.log("train/loss", total, prog_bar=True, batch_size=batch_size, sync_dist=True)
+        if self.trainer.world_size == 1 or logs_now(self.trainer):
+            self._loss = Reduction(total)  # on its way while the backward pass runs
         self.log_dict({f"train/loss_{name}": loss for name, loss in outcome.losses.items()}, batch_size=batch_size)
         self.log_dict({f"train/{name}": value for name, value in outcome.figures.items()}, batch_size=batch_size)
         return total
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the loss, the mean of all ranks: with several, of the steps that are logged alone."""
+        if self._loss is not None:
+            loss, self._loss = self._loss.read(), None
+            self.log("train/loss", loss, prog_bar=True, batch_size=1)
 
     def validation_step(self, volume: Volume, batch_idx: int) -> None:
         """Score a whole volume; the first one of each round leaves an overlay in the log."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from datamodules.phantom import write_dataset
@@ -64,6 +66,45 @@ class Gate(Callback):
         while not (self.folder / f"go{self.step}").exists():
             time.sleep(POLL_S)
         self.step += 1
+
+
+class CountBarriers(Callback):
+    """Counts, on rank 0, how often the ranks waited for each other within training batches.
+
+    Args:
+        file: For the counts and the number of steps, as JSON.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.counts = {"barrier": 0, "all_reduce": 0}
+        self.counting = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name in self.counts:
+            setattr(torch.distributed, name, self._counted(name, getattr(torch.distributed, name)))
+
+    def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*given: Any, **named: Any) -> Any:
+            self.counts[name] += self.counting
+            return call(*given, **named)
+
+        return counted
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.counting = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        pass  # what Lightning does once a batch has ended belongs to it
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.counting = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            write_text(self.file, json.dumps({**self.counts, "steps": trainer.global_step}))
 
 
 class Gated:
@@ -128,6 +169,33 @@ def processes(repeats: int) -> Outcome:
     return Outcome({"ddp2_vs_1": seconds["one"] / seconds["two"]}, details)
 
 
+def barriers(repeats: int) -> Outcome:
+    """How often two ranks wait for each other in a training step of two batches, every step being logged (nano)."""
+    steps = 3
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_dataset(folder / "data", subjects=1, test_subjects=0, seed=0)
+        changes = ["--model.backbone.init_args.size=nano", "--model.backbone.init_args.patch_px=64"]
+        changes += ["--data.init_args.patch_px=64", f"--data.init_args.root={folder}/data", "--trainer.devices=2"]
+        changes += ["--data.init_args.batch_size=1", f"--data.init_args.episodes_per_epoch={4 * steps}"]
+        changes += ["--trainer.strategy=ddp", "--trainer.accumulate_grad_batches=2"]
+        count = ["--trainer.callbacks+=tests.bench.ddp.CountBarriers", f"--trainer.callbacks.init_args.file={folder}/n"]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), "fit", *TRAINING, *changes, *count,
+             f"--trainer.default_root_dir={folder}/run"],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True, encoding="utf-8", timeout=START_S, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+        counts = json.loads((folder / "n").read_text(encoding="utf-8"))
+    if counts["steps"] != steps:
+        raise RuntimeError(f"{counts['steps']} steps instead of {steps}")
+    return Outcome(
+        {"barriers_per_step": counts["barrier"] / steps}, {"all_reduces_per_step": counts["all_reduce"] / steps}
+    )
+
+
 @contextmanager
 def gated(folder: Path, arguments: Sequence[str]) -> Iterator[Gated]:
     """Start a training behind a gate; nothing of it outlives the context."""
@@ -150,4 +218,4 @@ def gated(folder: Path, arguments: Sequence[str]) -> Iterator[Gated]:
         process.wait()
 
 
-MEASUREMENTS: list[Measurement] = [processes]
+MEASUREMENTS: list[Measurement] = [processes, barriers]

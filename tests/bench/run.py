@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mois.files import write_text
-from tests.bench import ddp, inference, quality, scaling, training, units
+from tests.bench import accelerator, ddp, inference, quality, scaling, training, units
 from tests.bench.measure import Outcome
 
-MODULES = (inference, quality, training, ddp, scaling, units)
+MODULES = (inference, quality, training, ddp, scaling, units, accelerator)
 LOUD = 0.2  # a figure that got worse by more than this share is marked
 BETTER_WHEN_HIGH = (
     "tracking_batched_vs_serial", "train_frozen_cached_vs_full", "train_late_lora_vs_full", "ddp2_vs_1",
-    "dice_merged_vs_all", "dice_foreground_vs_dense",
+    "dice_merged_vs_all", "dice_foreground_vs_dense", "cache_hits_half_room",
 )  # fmt: skip
 PACKAGES = ("torch", "lightning", "sam2", "peft", "torchio", "numpy")
 NOTES = ("repeats", "machine", "versions")

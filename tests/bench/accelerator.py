@@ -1,0 +1,106 @@
+"""What a GPU would be asked to do, and to hold, counted where there is none: operations, bytes, hits."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adapters import Lora
+from mois.backbones import SAM2
+from mois.feature_cache import GIB, FeatureCache
+from mois.propagation import Similarity
+from mois.testing import example_episode, example_patches, nano_backbone
+from mois.training.episode_step import EpisodeLearning, learn, names, pictures
+from tests.bench.measure import Measurement, Outcome
+
+FREE = {
+    "_unsafe_view", "alias", "detach", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty",
+    "new_empty_strided", "scalar_tensor",
+}  # fmt: skip
+"""Operations that launch nothing: they name memory or ask for it."""
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that a device would be asked for, views and allocations left out."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if func.namespace != "prim" and not func.is_view and name not in FREE:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def launches(episodes: int, *, bf16: bool = False) -> tuple[int, int]:
+    """Return the operations of a step, forward and backward, and its images: Hiera-tiny, 512 px, LoRA, 4 corrections.
+
+    Nothing is computed: tensors have a shape only.
+    """
+    backbone, propagation = SAM2("tiny", "random", patch_px=512), Similarity()
+    propagation.build(backbone)
+    Lora().attach(backbone, propagation)
+    episode = example_episode(episodes, 5, 5, 512)  # 2 x 5 exemplars, a query, a clip of 5
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for _ in range(2):  # the first time, tables are made
+            with Launches() as counter:
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    outcome = learn(backbone, names([propagation]), episode, EpisodeLearning(corrections=7), 3)
+                    total = torch.stack(list(outcome.losses.values())).sum()
+                total.backward()
+    return sum(counter.counts.values()), len(pictures(backbone, episode))
+
+
+def kernels(repeats: int) -> Outcome:
+    """Operations of a training step that a GPU would launch, forward and backward (Hiera-tiny, 512 px, 16 images)."""
+    del repeats  # the same every time
+    one, images = launches(1)
+    return Outcome({"kernels_per_step": one}, {"images": images, "kernels_per_step_bf16": launches(1, bf16=True)[0]})
+
+
+def position_codes(repeats: int) -> Outcome:
+    """Bytes of position codes after 32 images against those after one (nano)."""
+    del repeats
+    return Outcome({"position_code_bytes_32_vs_1": code_bytes(32) / code_bytes(1)}, {"one_bytes": code_bytes(1)})
+
+
+def code_bytes(count: int) -> int:
+    """Return the bytes that position codes of so many images hold, once they were encoded and remembered."""
+    backbone = nano_backbone()
+    images, _ = example_patches(count, 64)
+    features = backbone.encode(images)
+    backbone.remember(features, torch.zeros(count, 16, 16), torch.zeros(count, backbone.width))
+    codes = [features.position]
+    for module in backbone.modules():
+        kept: dict[Any, Any] = getattr(module, "cache", {})
+        codes += [code for code in kept.values() if isinstance(code, Tensor)]
+    return sum({code.untyped_storage().data_ptr(): code.untyped_storage().nbytes() for code in codes}.values())
+
+
+def cache_hits(repeats: int) -> Outcome:
+    """Share found in a feature cache with room for half of what an epoch reads in turn, from the second epoch on."""
+    del repeats
+    keys = [hashlib.blake2b(number.to_bytes(2, "little"), digest_size=20).hexdigest() for number in range(400)]
+    entry = (torch.zeros(4096, dtype=torch.float16),)
+    size = len(save({"0": entry[0]}, {"digest": "0" * 40}))
+    with tempfile.TemporaryDirectory() as folder:
+        cache = FeatureCache(Path(folder), gib=len(keys) / 2 * size / GIB)
+        shares = []
+        for _ in range(4):
+            found = [cache.read(key) is not None or cache.write(key, entry) for key in keys]
+            shares.append(sum(bool(one) for one in found) / len(keys))
+    return Outcome({"cache_hits_half_room": min(shares[1:])}, {f"epoch_{n}": share for n, share in enumerate(shares)})
+
+
+MEASUREMENTS: list[Measurement] = [kernels, position_codes, cache_hits]
