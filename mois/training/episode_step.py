@@ -217,7 +217,7 @@ def find(
     else:
         drafts = prediction.drafts.unflatten(0, (batch, groups + 1))[:, :groups]
         found = mask_loss(torch.cat([each, drafts], dim=1), torch.cat([wanted, target], dim=1))
-    presence = _presence_loss(prediction, wanted.flatten(0, 1)).unflatten(0, (batch, groups + 1))
+    presence = _presence_loss(prediction, wanted.flatten(0, 1)).view(batch, groups + 1)
     alone_weight = settings.no_exemplar_weight
     losses = {
         "semantic": settings.semantic_weight * masked_average(found[:, :groups], asked),
@@ -324,7 +324,7 @@ def _best_candidate_losses(answers: Sequence[MaskPrediction], target: Tensor) ->
     iou = torch.cat([answer.iou for answer in answers], dim=1)
     quality = (iou.float() - soft_iou(candidates.detach(), wanted)).abs()
     counts = [answer.candidates.shape[1] for answer in answers]
-    pairs = zip(masks.split(counts, 1), quality.split(counts, 1), strict=True)
+    pairs = zip(torch.split(masks, counts, 1), torch.split(quality, counts, 1), strict=True)
     return torch.stack([mask.amin(1) + error.mean(1) for mask, error in pairs])
 
 
