@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from conftest import write_dataset
 from small_runs import LORA, data, folder, last, losses, rows, train, validations
 
+from mois.errors import one_line_errors
 from mois.evaluation.results import Results
-from mois.training.cli import quieten
 from mois.training.epoch_lines import spoken_s
 from mois.training.module import ExemplarSegmenter
 
@@ -113,11 +114,11 @@ def test_a_validation_before_the_first_step_changes_no_step(make_dataset: Callab
 
 
 def test_a_warning_of_ours_takes_a_line() -> None:
-    quieten()
-    assert warnings.formatwarning("sentence.", UserWarning, ExemplarSegmenter.__init__.__code__.co_filename, 7) == (
-        "warning: sentence.\n"
-    )
-    assert "UserWarning" in warnings.formatwarning("sentence.", UserWarning, "/elsewhere/module.py", 7)
+    ours = ExemplarSegmenter.__init__.__code__.co_filename
+    with one_line_errors():
+        assert warnings.formatwarning("sentence.", UserWarning, ours, 7) == "warning: sentence.\n"
+        assert "UserWarning" in warnings.formatwarning("sentence.", UserWarning, str(Path(torch.__file__)), 7)
+    assert "UserWarning" in warnings.formatwarning("sentence.", UserWarning, ours, 7)
 
 
 @pytest.mark.parametrize(

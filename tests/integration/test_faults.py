@@ -205,10 +205,10 @@ def test_a_validation_within_an_epoch_is_made_once_whenever_the_training_stops(
     again = [*run, "--ckpt_path=last", folder(tmp_path / "again")]
 
     def fail() -> None:
-        raise MemoryError
+        raise ZeroDivisionError
 
     at_step("training_step", at, (lambda: os.kill(os.getpid(), signal.SIGINT)) if at == 2 else fail)
-    with pytest.raises(SystemExit if at == 2 else MemoryError):
+    with pytest.raises(SystemExit if at == 2 else ZeroDivisionError):
         main(again)
     assert last(tmp_path / "again")["global_step"] == saved
     train(*again)

@@ -97,7 +97,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(make_dataset, tmp_path, caps
         (["--name=a-b"], "name='a-b' must consist of letters"),
         (["--train=[p7]"], "no scan is called 'p7'"),
         (["--channels=[1]"], "p0 has no image of channel 1"),
-        (["--train=[p0]", "--test=[p0]"], "patient p0 stands in train (p0) and in test (p0)"),
+        (["--train=[p0]", "--test=[p0]"], "scan p0 is named in train and in test; leave it in one of them"),
     ):
         with pytest.raises(SystemExit):
             export(data, out, *options)

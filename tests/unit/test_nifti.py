@@ -16,6 +16,7 @@ from mois.geometry import SliceGrid
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles
 from mois.testing import check_datamodule
+from mois.training.module import ExemplarSegmenter
 
 
 def module_of(root, **options):
@@ -69,7 +70,8 @@ def test_whole_volumes_are_shared_out_unpadded(make_dataset):
         assert all(isinstance(volume, Volume) for volume in volumes)
         seen.append([volume.subject for volume in volumes])
     assert seen == [["p1", "p3", "p5"], ["p2", "p4"]]
-    assert data.transfer_batch_to_device(volumes[0], torch.device("meta"), 0) is volumes[0]
+    stays = ExemplarSegmenter.transfer_batch_to_device(SimpleNamespace(), volumes[0], torch.device("meta"), 0)
+    assert stays is volumes[0]
 
 
 def test_a_rank_without_volumes_takes_part():

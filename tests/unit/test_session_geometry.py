@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from session_fakes import make_segmenter
 
+from mois.intensities import FIRST
 from mois.interfaces import Volume
 from mois.session import InteractiveSession
 
@@ -73,10 +74,13 @@ def dice(one: torch.Tensor, two: torch.Tensor) -> float:
     slice_axis=st.sampled_from(["auto", "left-right", "anterior-posterior", "superior-inferior"]),
 )
 def test_clicks_land_on_the_lesion_and_results_on_the_original_grid(order, signs, spacing_mm, origin_mm, slice_axis):
-    plain = body(spacing_mm, origin_mm)
+    plain = body(spacing_mm, origin_mm)  # it fills the scan: no background is to be found, so all that is not 0 is body
     scan = written_as(plain, order, signs)
     session = InteractiveSession(
-        make_segmenter(pixel_mm=1.5, tile_px=64, overlap=0.25, slice_axis=slice_axis, min_lesion_voxels=1), scan
+        make_segmenter(
+            pixel_mm=1.5, tile_px=64, overlap=0.25, slice_axis=slice_axis, min_lesion_voxels=1, normalisation=FIRST
+        ),
+        scan,
     )
     clicked = centre_lps_mm(ONE, plain)
     assert session.click(clicked) == 1
@@ -107,7 +111,7 @@ def test_the_result_is_turned_as_the_scan_is_voxel_by_voxel(way, spacing_mm, sli
     plain = body(tuple(spacing_mm), (10.0, -20.0, 30.0))
     made = []
     for scan in (plain, written_as(plain, order, signs)):
-        session = InteractiveSession(make_segmenter(tile_px=64, slice_axis=slice_axis), scan)
+        session = InteractiveSession(make_segmenter(tile_px=64, slice_axis=slice_axis, normalisation=FIRST), scan)
         session.click(centre_lps_mm(ONE, plain))
         session.propagate()
         made.append(session)
