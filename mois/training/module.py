@@ -316,7 +316,7 @@ class ExemplarSegmenter(LightningModule):
         if each * episodes > self.encoder.cache.most_bytes:
             share = self.encoder.cache.most_bytes / (each * episodes)
             rank_zero_warn(
-                f"model.cache.gib={self.encoder.cache.most_bytes / GIB:g} holds {100 * share:.0f} % of what this "
+                f"model.cache.gib={self.encoder.cache.most_bytes / GIB:.4g} holds {100 * share:.0f} % of what this "
                 f"training looks at: {each / 1e6:.3g} MB an episode x {episodes} episodes = "
                 f"{each * episodes / GIB:.3g} GiB; the rest is worked out in every epoch. Set it so high, or lower "
                 "data.init_args.views or data.init_args.episodes_per_epoch"
