@@ -35,7 +35,7 @@ def whole_numbers(values: npt.NDArray[Any], name: object) -> npt.NDArray[np.int3
         raise DataError(f"{name}: {values.dtype} values are no labels; write whole numbers.")
     if values.dtype.kind == "f":
         values = _rounded(values, name)
-    if values.size and (values.min() < 0 or values.max() > LARGEST):
+    if values.size and (values.min() < 0 or int(values.max()) > LARGEST):  # float32 would round the limit up
         raise DataError(
             f"{name}: label values must lie between 0 and {LARGEST}, got {values.min()} to {values.max()}; number the "
             "labels anew."

@@ -32,6 +32,7 @@ def test_floats_stand_for_the_whole_number_next_to_them() -> None:
         ([-1, 0], "between 0 and 2147483647, got -1 to 0"),
         ([0, 2**31], "between 0 and 2147483647, got 0 to 2147483648"),
         ([0, 1e30], "between 0 and 2147483647"),
+        (np.float32([0, 2**31]), "between 0 and 2147483647"),
         (np.array([2**64 - 1], np.uint64), "between 0 and 2147483647, got 18446744073709551615"),
         ([1j], "complex128 values are no labels"),
         ([b"a"], "values are no labels"),
