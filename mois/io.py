@@ -179,7 +179,7 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
     subjects.csv (subject, patient, session, site) where they exist.
 
     Raises:
-        DataError: If it is no such dataset, or subjects.csv leaves a scan out.
+        DataError: If it is no such dataset, subjects.csv leaves a scan out, or a map has another ending or case.
     """
     classes, ending, channels = read_description(root / "dataset.json")
     people = _read_people(root / "subjects.csv")
@@ -200,8 +200,8 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
                     subject,
                     person.get("patient") or subject,
                     files,
-                    _if_exists(root / f"labels{part}" / f"{subject}{ending}"),
-                    _if_exists(root / f"instances{part}" / f"{subject}{ending}"),
+                    _map_of(root / f"labels{part}", subject, ending),
+                    _map_of(root / f"instances{part}", subject, ending),
                     classes,
                     part == "Ts",
                     person.get("session") or "",
@@ -314,5 +314,13 @@ def _as_it_sounds(name: str) -> str:
     return " ".join("".join(sign for sign in plain if unicodedata.category(sign) != "Cf").split())
 
 
-def _if_exists(path: Path) -> Path | None:
-    return path if path.exists() else None
+def _map_of(folder: Path, subject: str, ending: str) -> Path | None:
+    """Return a scan's label map or lesion ids, None where there are none; one of another name is not passed over."""
+    path = folder / f"{subject}{ending}"
+    if path.exists():
+        return path
+    alike = {f"{subject}{other}".casefold() for other in FILE_ENDINGS}
+    for file in sorted(folder.glob("[!.]*")):
+        if file.name.casefold() in alike:
+            raise DataError(f"{file}: the map of scan {subject} is called {path.name}; convert or rename it.")
+    return None

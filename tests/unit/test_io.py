@@ -324,6 +324,8 @@ def test_a_subject_without_a_table_is_its_own_patient(make_dataset):
         ("subjects.csv", "subject,patient\np0,an na\np1,an\u00a0 na\n", "the same person"),
         ("subjects.csv", "subject,patient\np0,M\u00fcller\np1,Mu\u0308ller\n", "the same person"),
         ("imagesTr/p7.nii.gz", "", "rename it"),
+        ("instancesTr/p0.nii", "", "the map of scan p0 is called p0.nii.gz; convert or rename it"),
+        ("instancesTr/P1.nii.gz", "", "the map of scan p1 is called p1.nii.gz; convert or rename it"),
     ],
 )
 def test_a_wrong_dataset_is_explained_in_one_line(make_dataset, file, content, message):
