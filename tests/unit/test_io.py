@@ -330,6 +330,7 @@ def test_a_subject_without_a_table_is_its_own_patient(make_dataset):
 )
 def test_a_wrong_dataset_is_explained_in_one_line(make_dataset, file, content, message):
     root = make_dataset()
+    (root / file).parent.mkdir(exist_ok=True)
     (root / file).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message) as caught:
         read_dataset(root)
