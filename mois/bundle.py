@@ -77,13 +77,14 @@ def write_bundle(
         figures: What the best validation measured.
 
     Raises:
-        ValueError: If the spec is not of these parts.
+        ValueError: If the spec is not of these parts, or the folder holds files but no bundle.
     """
     for name, made in (("backbone", backbone), ("adapter", adapter), ("propagation", propagation)):
         told = getattr(spec, name).class_path
         if told.rpartition(".")[2] != type(made).__name__:
             raise ValueError(f"bundle: the {name} is a {type(made).__name__}, but its class_path is {told}.")
     folder = Path(folder)
+    _refuse_foreign(folder)
     spec = _in_full(spec)
     with whole_folder(folder) as part:
         adapter.save(part / ADAPTER)
@@ -108,10 +109,11 @@ def copy_bundle(source: Path, target: Path) -> None:
     """Copy a bundle to another place; an older one there is replaced once the copy is whole.
 
     Raises:
-        ValueError: If it is no bundle, or holds anything but regular files.
+        ValueError: If it is no bundle, or holds anything but regular files; if the target holds files but no bundle.
     """
     record = read_description(source)
     _check_files(source, record.files)
+    _refuse_foreign(target)
     with whole_folder(target) as part:
         for name in (DESCRIPTION, *record.files, "README.md"):
             if (source / name).exists():
@@ -210,6 +212,16 @@ class Bundle:
         )
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse to put a bundle in the place of a folder of something else, which would be gone.
+
+    Raises:
+        ValueError: If the folder holds files, but no bundle.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).exists():
+        raise ValueError(f"bundle={folder} holds files, but no bundle; choose another folder, or move them away.")
+
+
 def _check_files(path: Path, recorded: Mapping[str, str]) -> None:
     """Refuse a bundle of which a file is missing, changed or added.
 
@@ -225,10 +237,17 @@ def _check_files(path: Path, recorded: Mapping[str, str]) -> None:
     for name in sorted({PROPAGATION, *recorded, *there}):
         if name not in there:
             raise ValueError(f"bundle={path} lacks {name}; copy the whole folder again.")
+        if name not in recorded and _is_litter(there[name]):
+            continue
         if name not in recorded:
             raise ValueError(f"bundle={path} holds {name}, which is not of it; copy the whole folder again.")
         if file_sha256(there[name]) != recorded[name]:
             raise ValueError(f"bundle={path}: {name} is damaged or was changed; copy the whole folder again.")
+
+
+def _is_litter(file: Path) -> bool:
+    """Tell whether a file is one that a desktop leaves in every folder that somebody looks at; nothing reads it."""
+    return file.name in (".DS_Store", "Thumbs.db", "desktop.ini") or file.name.startswith("._")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,12 +56,18 @@ class Provenance:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers, as JSON and safe checkpoints hold them."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
-        return plain
+        return plain_settings(asdict(self))
 
     def write(self, path: Path) -> None:
         """Write the record as JSON."""
         write_text(path, json.dumps(self.as_dict(), indent=2) + "\n")
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as any JSON file holds them; numbers that are not finite become texts."""
+    text = json.dumps(settings, default=str, ensure_ascii=False).encode(errors="replace")
+    plain: dict[str, Any] = json.loads(text, parse_constant=str)
+    return plain
 
 
 def collect_provenance(module: object, datamodule: object, config: dict[str, Any], seed: int | None) -> Provenance:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mois.provenance import plain_settings
+
 MAY_CHANGE = (
     "config",
     "ckpt_path",
@@ -65,6 +67,8 @@ MAY_CHANGE = (
     "trainer.barebones",
 )
 """Settings, and groups of them, that may differ from those of the checkpoint."""
+_COUNT_OR_SHARE = ("trainer.limit_train_batches", "trainer.overfit_batches")
+"""1 is one batch, 1.0 all of them."""
 _OURS = "datamodules."
 _SHOWN = 4
 
@@ -72,7 +76,8 @@ _SHOWN = 4
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> dict[str, list[Any]]:
     """Return what a training that goes on does differently, by setting: the value before and now.
 
-    A setting that only one of the two has came or went with a version of this program, and is left out.
+    A setting that only one of the two has came or went with a version of this program, and is left out; a value in the
+    place of a group of settings, or a group in that of a value, is a change.
 
     Args:
         before: Every setting of the training, as its checkpoint records them.
@@ -82,7 +87,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], name: st
     Raises:
         ValueError: If a setting differs that changes what is learned.
     """
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = _leaves_of(plain_settings(before), plain_settings(now))
     differ = {key: [old[key], new[key]] for key in new if key in old and not _same(key, old[key], new[key])}
     refused = [key for key in differ if not _may_change(key, now)]
     if refused:
@@ -124,8 +129,22 @@ def _same(key: str, one: Any, other: Any) -> bool:
     if key == "model.inference.track_memory" and None in (one, other):  # null takes what the backbone says
         return True
     if {type(one), type(other)} == {int, float}:
-        return bool(one == other)
+        return bool(one == other) and key not in _COUNT_OR_SHARE
     return type(one) is type(other) and bool(one == other)
+
+
+def _leaves_of(before: Any, now: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of both by name; where one has a value and the other a group, the group is one value too."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    for leaves, groups, whole in ((old, new, now), (new, old, before)):
+        for place in [key for key in leaves if any(one.startswith(f"{key}.") for one in groups)]:
+            group = whole
+            for part in place.split("."):
+                group = group[part]
+            for key in [key for key in groups if key.startswith(f"{place}.")]:
+                del groups[key]
+            groups[place] = group
+    return old, new
 
 
 def _leaves(settings: Any, place: str = "") -> Iterator[tuple[str, Any]]:

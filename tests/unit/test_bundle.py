@@ -15,7 +15,7 @@ import torch
 
 from adapters import Frozen, Lora
 from mois.backbones import SAM2
-from mois.bundle import Bundle, ModelSpec, write_bundle
+from mois.bundle import Bundle, ModelSpec, copy_bundle, write_bundle
 from mois.bundle_card import write_card
 from mois.calibration import Calibration
 from mois.exemplars import ModelIdentity
@@ -315,3 +315,19 @@ def test_a_backbone_lies_where_this_machine_says(folder: Path, tmp_path: Path) -
         Bundle.load(folder, backbone_weights=tmp_path / "none.pt")
     change(folder, lambda content: content["model"]["backbone"]["init_args"].update(weights="/gone/sam2.pt"))
     assert Bundle.load(folder, backbone_weights="random").backbone.identity.source == "random"
+
+
+def test_a_folder_of_something_else_is_not_replaced(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds files, but no bundle; choose another folder"):
+        copy_bundle(made, tmp_path)
+    with pytest.raises(ValueError, match="holds files, but no bundle; choose another folder"):
+        write_bundle(tmp_path, ModelSpec.of(PLAIN), *trained(), SETTINGS)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._adapter_model.safetensors", "Thumbs.db"])
+def test_what_a_desktop_leaves_in_a_folder_does_no_harm(folder: Path, tmp_path: Path, name: str) -> None:
+    (folder / "adapter" / name).write_bytes(b"x")
+    copy_bundle(folder, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "adapter" / name).exists()

@@ -12,6 +12,8 @@ import torch
 import yaml
 from test_run_folders import FIT, RUN, failing, steps, train, work_elsewhere  # noqa: F401 - fixtures
 
+from mois.provenance import plain_settings
+from mois.records import parse_json, sealed
 from mois.training.same_run import changed_settings, check_same_data
 
 BASE = {
@@ -152,3 +154,25 @@ def test_a_checkpoint_without_settings_goes_on_unverified(caplog: pytest.LogCapt
     torch.save(checkpoint, path)
     train(*FIT, "--trainer.max_steps=3", "--ckpt_path=last", "--model.rate=0.5")
     assert "unverified: it does not say with which settings it was trained" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [(None, {"class_path": "a.B"}), ({"class_path": "a.B"}, None), ({}, {"p": 1}), (1, {"p": 2})],
+)
+def test_a_value_in_the_place_of_a_group_is_a_change(before: Any, now: Any) -> None:
+    with pytest.raises(ValueError, match=r"last is of a training with data\.init_args\.painter="):
+        changed_settings(other("data.init_args.painter", before), other("data.init_args.painter", now), "last")
+
+
+def test_one_batch_is_not_all_batches() -> None:
+    with pytest.raises(ValueError, match="limit_train_batches"):
+        changed_settings(other("trainer.limit_train_batches", 1.0), other("trainer.limit_train_batches", 1), "last")
+
+
+@pytest.mark.parametrize("value", [[{1: 2}], {1: 0.5, 10: 1.0}, float("inf"), "m\udcfcller"])
+def test_what_json_holds_in_another_way_is_no_change(value: Any) -> None:
+    now = other("trainer.devices", 1)
+    now["data"]["init_args"]["weights"] = value
+    assert changed_settings(plain_settings(now), now, "last") == {}
+    assert parse_json(json.dumps(sealed(plain_settings(now))), "it") == sealed(plain_settings(now))
