@@ -64,7 +64,7 @@ def _classes(path: Path, labels: Any) -> dict[int, str]:
         )
     classes: dict[int, str] = {}
     for name, value in labels.items():
-        if name.isdigit() and isinstance(value, str):
+        if name.isdecimal() and isinstance(value, str):
             raise DataError(
                 f"{path}: label {name!r} is {value!r}, as in nnU-Net's first version; swap name and number: "
                 f"{json.dumps({value: int(name)})}."
@@ -101,10 +101,10 @@ def _channels(path: Path, names: Any) -> dict[int, str]:
         raise DataError(f"{path}: channel_names is a {_kind(names)}; write numbers and names: {example}.")
     channels: dict[int, str] = {}
     for number, name in names.items():
-        if not number.isdigit() and str(name).isdigit():
+        if not number.isdecimal() and str(name).isdecimal():
             swapped = json.dumps({str(name): number})
             raise DataError(f"{path}: channel_names says {number!r}: {name}; swap number and name: {swapped}.")
-        if not number.isdigit() or not isinstance(name, str):
+        if not number.isdecimal() or not isinstance(name, str):
             raise DataError(
                 f"{path}: channel_names says {number!r}: {json.dumps(name)}; write numbers and names: {example}."
             )

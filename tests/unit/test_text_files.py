@@ -142,6 +142,7 @@ def test_what_is_no_json_is_named_with_its_place(tmp_path: Path, text: str, said
         ({"labels": {"a": 1, "b": 1}}, "labels 'a' and 'b' are both 1; give each class its own number."),
         ({"channel_names": {"T1": 0}}, "channel_names says 'T1': 0; swap number and name: {\"0\": \"T1\"}."),
         ({"channel_names": {"T1": "0"}}, "channel_names says 'T1': 0; swap number and name: {\"0\": \"T1\"}."),
+        ({"channel_names": {"²": "T1"}}, "channel_names says '²': \"T1\"; write numbers and names: {\"0\": \"T2\"}."),
         ({"channel_names": ["T1"]}, 'channel_names is a list; write numbers and names: {"0": "T2"}.'),
         ({"channel_names": {"0": None}}, "channel_names says '0': null; write numbers and names"),
         ({"file_ending": "nii.gz"}, "file_ending 'nii.gz' cannot be read; write '.nii.gz'."),
