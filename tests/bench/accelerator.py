@@ -63,7 +63,7 @@ def launches(episodes: int, *, bf16: bool = False) -> tuple[int, int]:
 
 
 def kernels(repeats: int) -> Outcome:
-    """Operations of a training step that a GPU would launch, forward and backward (Hiera-tiny, 512 px, 16 images)."""
+    """Aten operations of a training step, fake CPU tensors, forward and backward (Hiera-tiny, 512 px, 16 images)."""
     del repeats  # the same every time
     one, images = launches(1)
     return Outcome({"kernels_per_step": one}, {"images": images, "kernels_per_step_bf16": launches(1, bf16=True)[0]})

@@ -69,7 +69,7 @@ class Gate(Callback):
 
 
 class CountBarriers(Callback):
-    """Counts, on rank 0, how often the ranks waited for each other within training batches.
+    """Counts, on rank 0, the barriers and all-reduces that Python asked for between the first batch and an epoch's end.
 
     Args:
         file: For the counts and the number of steps, as JSON.
@@ -170,7 +170,7 @@ def processes(repeats: int) -> Outcome:
 
 
 def barriers(repeats: int) -> Outcome:
-    """How often two ranks wait for each other in a training step of two batches, every step being logged (nano)."""
+    """Barriers that a rank asks for in a training step of two batches, every step being logged (two ranks, nano)."""
     steps = 3
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -169,6 +169,8 @@ def told_of_training(name: str, arm: str, speed: str = ""):
         told("| {c} MB compressed, {m} MB voxels |", c=("compressed_megabytes", 1, 0), m=("megabytes", 1, 0)),
         told("| {p} CPU-s, 6 bytes a voxel", p=("prepare_s", 1, 1)),
         told("| {d} CPU-s (augmentation", d=("ten_episodes_s", 0.1, 2)),
+        told("the same counter gives {b} (`kernels`)", b=("kernels_per_step_bf16", 1, 0)),
+        told("asks for {a} all-reduces a step (`barriers`:", a=("all_reduces_per_step", 1, 2)),
     ],
 )  # fmt: skip
 def test_what_else_the_page_tells_is_what_the_stored_run_says(words, figures):
