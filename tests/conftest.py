@@ -1,6 +1,7 @@
 """What several tests need: tiny datasets in the real file format, and the real scans where there are any."""
 
 import json
+import locale
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ SPACING_MM = (2.0, 6.0, 2.0)  # right-left, anterior-posterior, superior-inferio
 SHAPE = (40, 8, 48)
 
 LEFT_OUT = pytest.StashKey[int]()
+LOCALE = locale.setlocale(locale.LC_ALL)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its jobs in the background ignore Ctrl-C
 
@@ -44,6 +46,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Say how many tests were left out."""
     if count := config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(f"{count} tests left out by -m or -k; make test-ci runs those marked ci.")
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """Undo what ITK does to a process that meets JPEG pictures: files would be read as ASCII from there on."""
+    locale.setlocale(locale.LC_ALL, LOCALE)
+    yield
+    locale.setlocale(locale.LC_ALL, LOCALE)
 
 
 @pytest.fixture

@@ -150,7 +150,11 @@ def _load(path: Path, what: str) -> Any:
         TypeError,
         AttributeError,
     ) as error:
-        reason = str(error).partition("\n")[0]
+        detail = re.search(
+            r"WeightsUnpickler error: (.*)", str(error)
+        )  # torch's first line advises to run foreign code
+        reason = detail[1] if detail else str(error).partition("\n")[0]
+        reason = type(error).__name__ if not reason or "weights_only" in reason else reason
         named = re.search(
             r"(?:Unsupported global: GLOBAL|Unsupported class|Trying to load unsupported GLOBAL) (\S+)", str(error)
         )

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save, save_file
@@ -160,6 +161,7 @@ def tarred() -> bytes:
         (b"\x93NUMPY\1\0v\0" + b"\xff" * 90, "is no checkpoint (its 100 bytes begin with 93 4e 55 4d); give a"),
         (b"\x80\x02}q\x00", "is cut short or damaged, or no checkpoint ("),
         (save({"a": torch.zeros(3)})[:50], "is cut short (50 bytes); download or copy it again."),
+        (pickle.dumps({"a": np.zeros(3)}), "is cut short or damaged, or no checkpoint (UnpicklingError); download"),
         (save({"a": torch.zeros(3)})[:-4], "is cut short (72 of 76 bytes); download or copy it again."),
         (save({"a": torch.zeros(3)}).replace(b"F32", b"F99"), "is a damaged .safetensors file ("),
         (save({"a": torch.zeros(3)}) + b"more", "is a damaged .safetensors file ("),
@@ -298,6 +300,7 @@ def test_no_weights_are_not_taken_for_some(weights: str | None) -> None:
     [
         (b"", "is an empty file; download or copy it again."),
         (POINTER, "is a git-lfs pointer instead of the file of 156 MB"),
+        (pickle.dumps({"a": np.zeros(3)}), "is cut short or damaged, or no checkpoint (UnpicklingError); download"),
         (save({"a": torch.zeros(3)})[:-4], "is cut short (72 of 76 bytes)"),
         (save({"a": torch.zeros(3)}), "does not say which backbone it was trained with; give the"),
     ],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import locale
 import math
-from collections.abc import Iterator
 
 import nibabel as nib
 import numpy as np
@@ -428,15 +426,6 @@ def test_other_files_in_a_series_folder_are_passed_over(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a")[0], scan())
 
 
-@pytest.fixture
-def same_locale() -> Iterator[None]:
-    """Undo what ITK's JPEG writer does to the process: files would be read as ASCII from there on."""
-    before = locale.setlocale(locale.LC_ALL)
-    yield
-    locale.setlocale(locale.LC_ALL, before)
-
-
-@pytest.mark.usefixtures("same_locale")
 @pytest.mark.parametrize("syntax", [pydicom.uid.RLELossless, pydicom.uid.ImplicitVRLittleEndian, "jpeg"])
 def test_pixels_may_be_compressed(tmp_path, syntax):
     write_dicom(tmp_path / "a", scan(), affine())
