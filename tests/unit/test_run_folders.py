@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stand_in import Model
+from test_cli import train, work_elsewhere  # noqa: F401 - a fixture
 
-from mois.arguments import command_line
 from mois.folder_lock import NAME, locked
 from mois.processes import first_rank
-from mois.training.cli import MoisCLI
 
 FIT = [
     "fit",
@@ -26,18 +24,6 @@ FIT = [
     "--trainer.default_root_dir=run",
 ]
 RUN = Path("run")
-
-
-@pytest.fixture(autouse=True)
-def work_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("MOIS_TRACEBACK", "WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def train(*arguments: str) -> MoisCLI:
-    with command_line(arguments):
-        return MoisCLI(arguments, Model)
 
 
 @pytest.fixture
