@@ -66,10 +66,16 @@ class FolderLock:
         _HOLDERS.remove(self)
 
     def _open(self) -> int:
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        other = f"{self._path} is no regular file; remove it, or choose another folder."
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # a folder, a link, a socket
+                raise ValueError(other) from error
+            raise
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise ValueError(f"{self._path} is no regular file; remove it, or choose another folder.")
+                raise ValueError(other)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import mois
-from mois.files import write_text
+from mois.files import file_sha256, write_text
 from mois.interfaces import WeightsIdentity
 
 PACKAGES = (
@@ -43,6 +43,7 @@ class Provenance:
         seed: Of every random draw, None where the run was not seeded.
         trainable_fraction: Trained parameters over all parameters, None where the model does not say.
         resumed: Where the run was gone on with: the step, and what was other before, by setting.
+        files: SHA-256 of the files that settings name, by setting.
     """
 
     code: str
@@ -53,6 +54,7 @@ class Provenance:
     seed: int | None = None
     trainable_fraction: float | None = None
     resumed: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers, as JSON and safe checkpoints hold them."""
@@ -89,7 +91,26 @@ def collect_provenance(module: object, datamodule: object, config: dict[str, Any
         config=config,
         seed=seed,
         trainable_fraction=getattr(module, "trainable_fraction", None),
+        files={key: told for key, value in _texts(plain_settings(config)) if (told := content_of(value))},
     )
+
+
+def content_of(setting: object) -> str | None:
+    """Return the SHA-256 of the file that a setting names, None where it names none."""
+    try:
+        path = Path(setting) if isinstance(setting, str) and setting else None
+        return None if path is None or not path.is_file() else file_sha256(path)
+    except (OSError, ValueError):  # it is no path, or one that may not be read
+        return None
+
+
+def _texts(settings: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the settings that are texts, but for backbone weights, whose digest `WeightsIdentity` holds."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{place}{key}.")
+        elif isinstance(value, str) and f"{place}{key}" != "model.backbone.init_args.weights":
+            yield f"{place}{key}", value
 
 
 def code_version() -> str:

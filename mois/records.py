@@ -124,8 +124,13 @@ def digest(content: Mapping[str, Any]) -> str:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with its digest."""
-    return {**content, DIGEST: digest(content)}
+    """Return a record with its digest, as a reader of its JSON finds it: keys are texts there.
+
+    Raises:
+        ValueError: If a number in it is not finite.
+    """
+    plain = json.loads(json.dumps(content, allow_nan=False))
+    return {**plain, DIGEST: digest(plain)}
 
 
 def check_seal(content: Mapping[str, Any], name: str, cure: str = _CURE) -> None:

@@ -268,7 +268,9 @@ def _check_alike(given: Any, ours: Any, place: str, name: str) -> None:
             _check_alike(value, ours[0], f"{place}.{number}", name)
     else:
         alike = type(given) is type(ours) or {type(given), type(ours)} == {int, float}
-        alike = alike and not (type(given) in (int, float) and not 0 <= given < MOST)
+        if alike and type(given) in (int, float):
+            score = type(ours) is float and math.isinf(ours)  # ReduceLROnPlateau's best begins there
+            alike = given == ours or -MOST < given < MOST if score else 0 <= given < MOST
     if not alike:
         raise DataError(f"{name}: {place} is {given!r:.60}, this training has {ours!r:.60} there; {_CURE}")
 

@@ -207,7 +207,7 @@ class MoisCLI(LightningCLI):
         if not provenance.get("config"):
             rank_zero_info(f"{name}: unverified: it does not say with which settings it was trained")
             return Resumed(name, step, provenance, {})
-        changed = changed_settings(provenance["config"], self.plain_config(), name)
+        changed = changed_settings(provenance["config"], self.plain_config(), name, provenance.get("files"))
         for key, (before, now) in changed.items():
             if key.partition(".")[0] not in ("config", "ckpt_path"):
                 rank_zero_info(f"from step {step} on: {key}={now}, which was {before}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mois.provenance import plain_settings
+from mois.provenance import content_of, plain_settings
 
 MAY_CHANGE = (
     "config",
@@ -69,29 +69,44 @@ MAY_CHANGE = (
 """Settings, and groups of them, that may differ from those of the checkpoint."""
 _COUNT_OR_SHARE = ("trainer.limit_train_batches", "trainer.overfit_batches")
 """1 is one batch, 1.0 all of them."""
-_OURS = "datamodules."
+_OF_OUR_DATA = ("data.init_args.batch_size", "data.init_args.splits")
+"""Our loaders refuse a step of another size, and our fingerprint of the data holds the split."""
+_OURS = ("mois.", "adapters.", "datamodules.", "lightning.", "torch.")
 _SHOWN = 4
 
 
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> dict[str, list[Any]]:
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], name: str, files: Mapping[str, str] | None = None
+) -> dict[str, list[Any]]:
     """Return what a training that goes on does differently, by setting: the value before and now.
 
     A setting that only one of the two has came or went with a version of this program, and is left out; a value in the
-    place of a group of settings, or a group in that of a value, is a change.
+    place of a group of settings, or a group in that of a value, is a change. So is a key that came to or went from a
+    table that somebody else's class takes as one argument. Files are compared by what they hold, wherever they lie.
 
     Args:
         before: Every setting of the training, as its checkpoint records them.
         now: Every setting now.
         name: Of the checkpoint, for the message.
+        files: SHA-256 of the files that settings named before, by setting, as far as they are known.
 
     Raises:
-        ValueError: If a setting differs that changes what is learned.
+        ValueError: If a setting, or the file that it names, differs that changes what is learned.
     """
     old, new = _leaves_of(plain_settings(before), plain_settings(now))
     differ = {key: [old[key], new[key]] for key in new if key in old and not _same(key, old[key], new[key])}
-    refused = [key for key in differ if not _may_change(key, now)]
+    known = files or {}
+    other = {
+        key: f"{key}={old[key]} (now {new[key]})"
+        for key in differ
+        if not (_may_change(key, now) or _same_file(old[key], new[key], known.get(key)))
+    }
+    for key in known.keys() & old.keys() & new.keys() - differ.keys():
+        if not _may_change(key, now) and (holds := content_of(new[key])) and holds != known[key]:
+            other[key] = f"{key}={old[key]} (now with other content)"
+    refused = list(other)
     if refused:
-        told = ", ".join(f"{key}={old[key]} (now {new[key]})" for key in refused[:_SHOWN])
+        told = ", ".join(other[key] for key in refused[:_SHOWN])
         more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         raise ValueError(
             f"{name} is of a training with {told}{more}; set it back to go on, or start a new training in another "
@@ -120,8 +135,8 @@ def check_same_data(before: Mapping[str, Any], now: str, name: str) -> None:
 
 
 def _may_change(key: str, now: Mapping[str, Any]) -> bool:
-    if key == "data.init_args.batch_size":  # our loaders refuse a step of another size
-        return str((now.get("data") or {}).get("class_path", "")).startswith(_OURS)
+    if key in _OF_OUR_DATA:
+        return str((now.get("data") or {}).get("class_path", "")).startswith("datamodules.")
     return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
 
 
@@ -131,6 +146,12 @@ def _same(key: str, one: Any, other: Any) -> bool:
     if {type(one), type(other)} == {int, float}:
         return bool(one == other) and key not in _COUNT_OR_SHARE
     return type(one) is type(other) and bool(one == other)
+
+
+def _same_file(before: Any, now: Any, known: str | None) -> bool:
+    """Tell whether two settings name files that hold the same; of the first, the digest may be known already."""
+    holds = content_of(now)
+    return holds is not None and holds == (known or content_of(before))
 
 
 def _leaves_of(before: Any, now: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -147,10 +168,16 @@ def _leaves_of(before: Any, now: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return old, new
 
 
-def _leaves(settings: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings by name; a list, and what is empty, is one value."""
-    if isinstance(settings, Mapping) and settings:
+def _leaves(settings: Any, place: str = "", *, argument: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield the settings by name; a list, a table that is an argument of a foreign class, and what is empty, is one."""
+    if isinstance(settings, Mapping) and settings and not (argument and "class_path" not in settings):
+        foreign = not str(settings.get("class_path", _OURS[0])).startswith(_OURS)
         for key, value in settings.items():
-            yield from _leaves(value, f"{place}.{key}" if place else str(key))
+            where = f"{place}.{key}" if place else str(key)
+            if key == "init_args" and foreign and isinstance(value, Mapping) and value:
+                for name, one in value.items():
+                    yield from _leaves(one, f"{where}.{name}", argument=True)
+            else:
+                yield from _leaves(value, where)
     else:
         yield place, [*settings] if isinstance(settings, list | tuple) else settings

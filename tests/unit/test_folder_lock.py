@@ -130,15 +130,15 @@ def test_what_stands_in_a_lock_that_nobody_holds_does_no_harm(tmp_path: Path, co
     assert not (tmp_path / NAME).exists()
 
 
-def test_a_link_or_a_pipe_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
+def test_a_link_a_pipe_or_a_folder_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("mine")
-    for name in ("link", "pipe"):
+    for name in ("link", "pipe", "folder"):
         (tmp_path / name).mkdir()
+    (tmp_path / "folder" / NAME).mkdir()
     (tmp_path / "link" / NAME).symlink_to(target)
     os.mkfifo(tmp_path / "pipe" / NAME)
-    with pytest.raises(OSError, match="symbolic link"):
-        FolderLock(tmp_path / "link")
-    with pytest.raises(ValueError, match="is no regular file"):
-        FolderLock(tmp_path / "pipe")
+    for name in ("link", "pipe", "folder"):
+        with pytest.raises(ValueError, match=r"\.lock is no regular file; remove it, or choose another folder"):
+            FolderLock(tmp_path / name)
     assert target.read_text() == "mine"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules import loading
 from datamodules.loading import EpisodeLoader
+from mois.errors import DataError
 from mois.tracking import CsvLogger
+from mois.training.checkpoint_content import check_progress
 from mois.training.checkpoints import BestCheckpoint, LastCheckpoint, SafeCheckpointIO
 from mois.training.resume_point import ResumePoint
 
@@ -119,3 +123,25 @@ def test_a_training_goes_on_with_more_or_fewer_batches_a_step(tmp_path: Path) ->
     fit(tmp_path / "run", 5, 4, accumulate=2)
     with pytest.raises(ValueError, match="trained with 2 episodes a step, this run has 1"):
         fit(tmp_path / "run", 6, 8, "last")
+
+
+@pytest.mark.parametrize("best", [math.inf, 0.4, -0.4])
+def test_a_schedule_that_waits_for_a_better_figure_goes_on_from_its_best(best: float) -> None:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser)
+    loop: dict[str, Any] = {"state_dict": {"combined_loader": []}}
+    trainer: Any = SimpleNamespace(
+        ckpt_path="last",
+        fit_loop=SimpleNamespace(state_dict=lambda: loop),
+        optimizers=[optimiser],
+        lr_scheduler_configs=[SimpleNamespace(scheduler=schedule)],
+    )
+    content = {
+        "loops": {"fit_loop": loop},
+        "optimizer_states": [optimiser.state_dict()],
+        "lr_schedulers": [{**schedule.state_dict(), "best": best}],
+    }
+    check_progress(content, trainer)
+    content["lr_schedulers"] = [{**schedule.state_dict(), "best": math.nan}]
+    with pytest.raises(DataError, match=r"lr_schedulers\.0\.best is nan"):
+        check_progress(content, trainer)

@@ -12,8 +12,8 @@ import torch
 import yaml
 from test_run_folders import FIT, RUN, failing, steps, train, work_elsewhere  # noqa: F401 - fixtures
 
-from mois.provenance import plain_settings
-from mois.records import parse_json, sealed
+from mois.provenance import collect_provenance, plain_settings
+from mois.records import check_seal, parse_json, sealed
 from mois.training.same_run import changed_settings, check_same_data
 
 BASE = {
@@ -176,3 +176,55 @@ def test_what_json_holds_in_another_way_is_no_change(value: Any) -> None:
     now["data"]["init_args"]["weights"] = value
     assert changed_settings(plain_settings(now), now, "last") == {}
     assert parse_json(json.dumps(sealed(plain_settings(now))), "it") == sealed(plain_settings(now))
+
+
+def with_table(value: Any) -> dict[str, Any]:
+    made = other("data.class_path", "mine.Data")
+    made["data"]["init_args"] = {"table": value, "rate": 1}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [({"a": 1}, {"a": 1, "b": 2}), ({"a": 1, "b": 2}, {"a": 1}), ({"a": 1}, {})]
+)
+def test_a_key_that_came_to_or_left_a_table_of_the_users_class_is_a_change(before: Any, now: Any) -> None:
+    with pytest.raises(ValueError, match=r"data\.init_args\.table=\{'a': 1"):
+        changed_settings(with_table(before), with_table(now), "last")
+
+
+def test_an_argument_that_a_users_class_has_only_now_is_no_change() -> None:
+    before = with_table({"a": 1})
+    del before["data"]["init_args"]["rate"]
+    assert changed_settings(before, with_table({"a": 1}), "last") == {}
+
+
+def test_files_are_compared_by_what_they_hold(tmp_path: Path) -> None:
+    here, there, third = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors"))
+    for path, text in ((here, "same"), (there, "same"), (third, "other")):
+        path.write_text(text)
+    key = "model.propagation.init_args.weights"
+    before, moved, exchanged = (
+        {"model": {"propagation": {"class_path": "mois.propagation.Similarity", "init_args": {"weights": str(path)}}}}
+        for path in (here, there, third)
+    )
+    files = collect_provenance(None, None, before, 0).files
+    assert list(files) == [key]
+    assert changed_settings(before, moved, "last") == {key: [str(here), str(there)]}
+    with pytest.raises(ValueError, match=rf"weights={here} \(now {third}\)"):
+        changed_settings(before, exchanged, "last", files)
+    here.unlink()
+    assert changed_settings(before, moved, "last", files) == {key: [str(here), str(there)]}
+    with pytest.raises(ValueError, match="last is of a training with"):
+        changed_settings(before, moved, "last")
+    here.write_text("other")
+    with pytest.raises(ValueError, match=r"\(now with other content\)"):
+        changed_settings(before, before, "last", files)
+
+
+def test_a_split_file_elsewhere_is_left_to_the_fingerprint_of_our_data() -> None:
+    before, now = other("data.init_args.splits", "a.json"), other("data.init_args.splits", "b.json")
+    assert changed_settings(before, now, "last") == {"data.init_args.splits": ["a.json", "b.json"]}
+
+
+def test_a_record_with_numbers_as_keys_is_as_its_reader_finds_it() -> None:
+    check_seal(parse_json(json.dumps(sealed({"a": {10: 1, 9: 2}})), "it"), "it")
