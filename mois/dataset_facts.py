@@ -23,6 +23,9 @@ LEAST_PX = 10.0
 CROWDED_PX = 24.0
 """Likewise where many lesions touch: what keeps them apart is thinner than they are."""
 
+VOXEL_PX = 2.0
+"""Pixels across a voxel that show all that it holds, as masks have half a picture's resolution: a crowd needs no more."""
+
 CROWDED = 0.25
 """Share of touching lesions from which a dataset is crowded."""
 
@@ -93,15 +96,18 @@ class Proposal(NamedTuple):
     patch_px: int
 
 
-def propose(diameters_mm: npt.NDArray[np.float64], crowded: bool) -> Proposal:
+def propose(diameters_mm: npt.NDArray[np.float64], crowded: bool, voxel_mm: float = 0.0) -> Proposal:
     """Return the size of a pixel at which the median lesion is large enough, and a patch that holds the large ones.
 
     Args:
         diameters_mm: (L,) of all lesions, one or more.
-        crowded: Whether many of them touch.
+        crowded: Whether many of them touch. Pixels are smaller then, but not below half a voxel's edge for that.
+        voxel_mm: Edge of a voxel in a slice.
     """
     middle_mm = float(np.median(diameters_mm))
-    wanted_mm = middle_mm / (CROWDED_PX if crowded else ACROSS_PX)
+    wanted_mm = middle_mm / ACROSS_PX
+    if crowded:
+        wanted_mm = min(wanted_mm, max(middle_mm / CROWDED_PX, voxel_mm / VOXEL_PX))
     tens = math.floor(math.log10(wanted_mm))
     sizes = [step * 10.0**power for power in (tens - 1, tens, tens + 1) for step in STEPS]
     allowed = [size for size in sizes if size * LEAST_PX <= middle_mm]
@@ -126,7 +132,8 @@ def describe(scans: Sequence[ScanFacts], description: DatasetDescription) -> Ite
     yield "lesions", _lesions(scans, diameters, volumes, description.classes)
     touching = sum(scan.touching for scan in scans)
     yield "touching", _touching(touching, len(diameters), all(scan.instances for scan in scans if len(scan.classes)))
-    made = propose(diameters, touching >= CROWDED * len(diameters))
+    voxel_mm = float(np.median([min(scan.spacing_mm[1:]) for scan in scans]))
+    made = propose(diameters, touching >= CROWDED * len(diameters), voxel_mm)
     yield "proposal", _proposal(made, diameters, scans)
     if further := _measures(diameters, volumes, max(scan.spacing_mm[1] for scan in scans)):
         yield "measures", further

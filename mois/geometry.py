@@ -116,6 +116,13 @@ class SliceGrid:
         return self.spacing_mm[2]
 
     @property
+    def edges_mm(self) -> tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]:
+        """Steps to the next slice, row and column, each in RAS mm along x, y and z."""
+        steps = self.affine[:3, list(self.order)].T * torch.tensor([[-1.0 if flip else 1.0] for flip in self.flipped])
+        slices, rows, columns = ((x, y, z) for x, y, z in steps.tolist())
+        return slices, rows, columns
+
+    @property
     def extent_mm(self) -> float:
         """Longer edge of a slice."""
         return max(self.stack_shape[1] * self.row_mm, self.stack_shape[2] * self.column_mm)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from mois.errors import DataError
 
@@ -15,6 +17,20 @@ WHOLE = 1e-3
 LARGEST = int(np.iinfo(np.int32).max)
 MASK_THRESHOLD = 0.5
 """From which on a voxel of a soft mask belongs to it."""
+OVERSHOOT = 0.5
+"""How far a few voxels of a soft mask may lie below 0 or above 1: splines and windowed sincs overshoot by up to 0.45."""
+NEAR = 0.05
+"""How far most of its voxels may."""
+MOST_SHARE = 0.9
+"""Which share of its voxels most are."""
+
+
+def array_of(values: Any) -> npt.NDArray[Any]:
+    """Return an array or a tensor as an array; bfloat16, which numpy lacks, as float32."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return np.asarray((values.float() if values.dtype == torch.bfloat16 else values).numpy())
 
 
 def whole_numbers(values: npt.NDArray[Any], name: object) -> npt.NDArray[np.int32]:
@@ -72,7 +88,8 @@ def one_mask(values: npt.NDArray[Any], name: object) -> npt.NDArray[np.bool_]:
     """Return the mask of one lesion.
 
     Args:
-        values: Any shape. A mask: 0 and one other whole number. A soft mask: 0 to 1, inside from 0.5 on.
+        values: Any shape. A mask: 0 and one other whole number. A soft mask: 0 to 1, inside from 0.5 on; resampling
+            may overshoot: nine of ten voxels lie within 0.05 of 0 to 1, and all within 0.5.
         name: Of the mask, such as its file: what the message begins with.
 
     Returns:
@@ -87,7 +104,7 @@ def one_mask(values: npt.NDArray[Any], name: object) -> npt.NDArray[np.bool_]:
     if values.dtype.kind == "f":
         _check_finite(values, name)
         low, high = float(values.min()), float(values.max())
-        if low >= 0 and high <= 1:
+        if (low >= 0 and high <= 1) or _overshoots(values, low, high):
             return np.asarray(values >= MASK_THRESHOLD)
         if low < 0 or np.abs(values - np.rint(values)).max() > WHOLE:
             raise DataError(
@@ -100,6 +117,13 @@ def one_mask(values: npt.NDArray[Any], name: object) -> npt.NDArray[np.bool_]:
         told = ", ".join(map(str, there[:5])) + (", ..." if len(there) > 5 else "")
         raise DataError(f"{name}: holds {len(there)} labels ({told}), a mask is of one lesion; give a mask for each.")
     return np.asarray(labels != 0)
+
+
+def _overshoots(values: npt.NDArray[Any], low: float, high: float) -> bool:
+    """Return whether values leave 0 to 1 as those of a resampled mask do."""
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+        return False
+    return bool(((values >= -NEAR) & (values <= 1 + NEAR)).mean() >= MOST_SHARE)
 
 
 def _rounded(values: npt.NDArray[Any], name: object) -> npt.NDArray[Any]:

@@ -21,6 +21,8 @@ from scipy.spatial import KDTree
 
 SURFACE_MM = 2.0
 Spacing = tuple[float, float, float]
+Edges = tuple[Spacing, Spacing, Spacing]
+"""Steps of one voxel along S, H and W, each in mm along x, y and z: of a leaning grid they are not at right angles."""
 _Floats = npt.NDArray[np.float64]
 _Corner = tuple[int, int, int]
 _Edge = frozenset[_Corner]
@@ -32,7 +34,7 @@ _FULL = 255
 def surface_dice(
     found: npt.NDArray[np.bool_],
     truth: npt.NDArray[np.bool_],
-    spacing_mm: Spacing,
+    spacing_mm: Spacing | Edges,
     tolerance_mm: float = SURFACE_MM,
 ) -> float:
     """Return the share of both surfaces that lies within a tolerance of the other one.
@@ -42,7 +44,7 @@ def surface_dice(
     Args:
         found: (S, H, W) bool.
         truth: (S, H, W) bool.
-        spacing_mm: Edges of a voxel along S, H and W.
+        spacing_mm: Edges of a voxel along S, H and W: their lengths where they are at right angles, or `Edges`.
         tolerance_mm: Distance up to which surfaces agree.
 
     Returns:
@@ -64,12 +66,12 @@ def surface_dice(
     return near / float(found_area.sum() + true_area.sum())
 
 
-def surface_cells(mask: npt.NDArray[np.bool_], spacing_mm: Spacing) -> tuple[_Floats, _Floats]:
+def surface_cells(mask: npt.NDArray[np.bool_], spacing_mm: Spacing | Edges) -> tuple[_Floats, _Floats]:
     """Return where a mask's surface lies and how large it is there.
 
     Args:
         mask: (S, H, W) bool; outside of the scan nothing is in it.
-        spacing_mm: Edges of a voxel along S, H and W.
+        spacing_mm: As for `surface_dice`.
 
     Returns:
         Middles of the cells that the surface goes through, (N, 3) in mm, and its area in each, (N,) in mm2.
@@ -84,15 +86,17 @@ def surface_cells(mask: npt.NDArray[np.bool_], spacing_mm: Spacing) -> tuple[_Fl
     for bit, corner in enumerate(_CORNERS):
         code |= inside[tuple(slice(at, at + edge) for at, edge in zip(corner, size, strict=True))] << np.uint8(bit)
     cells = np.argwhere((code != 0) & (code != _FULL))
-    area = np.asarray(_areas((float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))))[code[tuple(cells.T)]]
-    return (cells + start - 0.5) * np.asarray(spacing_mm), area
+    edges = np.asarray(spacing_mm, np.float64)
+    edges = np.diag(edges) if edges.ndim == 1 else edges
+    area = np.asarray(_areas(tuple(edges.ravel().tolist())))[code[tuple(cells.T)]]
+    return (cells + start - 0.5) @ edges, area
 
 
 @lru_cache(maxsize=8)
-def _areas(spacing_mm: Spacing) -> tuple[float, ...]:
-    """Return the area of the surface in a cell of each code, in mm2."""
-    scale = np.asarray(spacing_mm, np.float64)
-    return tuple(sum(_area(part * scale) for part in _pieces(code)) for code in range(_FULL + 1))
+def _areas(edges_mm: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the area of the surface in a cell of each code, in mm2; of the nine numbers of `Edges`."""
+    edges = np.reshape(edges_mm, (3, 3))
+    return tuple(sum(_area(part @ edges) for part in _pieces(code)) for code in range(_FULL + 1))
 
 
 @cache

@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_table(path: Path) -> Table:
-    """Return a table whose first line names its columns; cells are parted by commas, semicolons or tabs.
+    """Return a table whose first line names its columns; cells are parted by commas, semicolons, tabs or bars.
 
     Raises:
         OSError: If it cannot be opened.
@@ -95,7 +95,7 @@ def read_table(path: Path) -> Table:
         delimiter, text, skipped = hint.strip()[4], rest, 1
     else:
         header = next((line for line in text.splitlines() if line.strip()), "")
-        delimiter = max(",;\t", key=header.count)
+        delimiter = max(",;\t|", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     columns: list[str] = []
     rows: list[dict[str, str]] = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from mois.components import components
@@ -18,10 +19,10 @@ from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.truth import Plan, Truth
 from mois.geometry import SliceAxis, SliceGrid
 from mois.interfaces import Volume
-from mois.labels import check_declared, whole_numbers
+from mois.labels import array_of, check_declared, whole_numbers
 from mois.metrics import InstanceMap, Mask, Overlap, dilate_in_plane, renumber
 
-Prediction = Tensor | Mapping[int, Tensor]
+Prediction = Tensor | npt.NDArray[Any] | Mapping[int, Tensor | npt.NDArray[Any]]
 """A map (I, J, K) on the scan's own grid, or one for each class."""
 
 
@@ -98,8 +99,8 @@ class _Maps:
 
     def __init__(self, volume: Volume, grid: SliceGrid, given: Prediction, name: str) -> None:
         self.name = f"{volume.subject}: {name}"
-        self.shared = isinstance(given, Tensor)
-        maps = {0: given} if isinstance(given, Tensor) else dict(given)
+        self.shared = not isinstance(given, Mapping)
+        maps = {c: array_of(one) for c, one in (given.items() if isinstance(given, Mapping) else [(0, given)])}
         strange = sorted(set(maps) - set(volume.declared)) if volume.declared and not self.shared else []
         if strange:
             raise DataError(
@@ -113,7 +114,7 @@ class _Maps:
                     "scan's grid."
                 )
         self.maps: dict[int, InstanceMap] = {
-            c: whole_numbers(grid.to_stack(m.cpu()).numpy(), self.name) for c, m in maps.items()
+            c: grid.to_stack(torch.from_numpy(whole_numbers(one, self.name))).numpy() for c, one in maps.items()
         }
         self.empty: InstanceMap = np.zeros(grid.stack_shape, dtype=np.int32)
 

@@ -86,9 +86,9 @@ def score_answer(
         fragments=len(matches.false) - apart,
         scan_false_apart=scan_apart,
         scan_fragments=len(scan_matches.false) - scan_apart,
-        unprompted_surface_dice=measured(surface_dice(seen, rest > 0, truth.spacing_mm, settings.surface_mm)),
+        unprompted_surface_dice=measured(surface_dice(seen, rest > 0, truth.edges_mm, settings.surface_mm)),
         scan_surface_dice=measured(
-            surface_dice(result > 0, truth.only(plan.lesions) > 0, truth.spacing_mm, settings.surface_mm)
+            surface_dice(result > 0, truth.only(plan.lesions) > 0, truth.edges_mm, settings.surface_mm)
         ),
         **{
             f"{whose}_{name}": value

@@ -20,6 +20,7 @@ from mois.intensities import normalise
 from mois.interfaces import Volume
 from mois.metrics import InstanceMap, dilate_in_plane, lesion_volumes_ml
 from mois.prompts import Reader
+from mois.surface import Edges
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Truth:
         volumes_ml: Id to volume.
         voxel_ml: Volume of one voxel.
         spacing_mm: Between slices, rows, columns.
+        edges_mm: Steps to the next slice, row and column (`mois.surface.Edges`).
         surroundings: Of each lesion by its id.
         slice_voxels: (S, L) int64, voxels of each lesion on each slice.
     """
@@ -80,6 +82,7 @@ class Truth:
     volumes_ml: dict[int, float]
     voxel_ml: float
     spacing_mm: tuple[float, float, float]
+    edges_mm: Edges
     surroundings: dict[int, Surroundings]
     slice_voxels: npt.NDArray[np.int64]
 
@@ -110,6 +113,7 @@ class Truth:
             volumes_ml=lesion_volumes_ml(lesions.reshape(-1)[where], voxel_ml),
             voxel_ml=voxel_ml,
             spacing_mm=grid.spacing_mm,
+            edges_mm=grid.edges_mm,
             surroundings=_surroundings(volume, grid, ids, index),
             slice_voxels=per_slice.reshape(len(lesions), len(ids)),
         )

@@ -159,6 +159,9 @@ def _slices(file: Path, header: Any) -> Iterator[_Slice]:
         raise DataError(f"{file}: ImageType MOSAIC holds many slices in one picture; convert it with dcm2niix.")
     if _whole(file, header, "SamplesPerPixel", 1) != 1:
         raise DataError(f"{file}: SamplesPerPixel says colours; write one file per channel.")
+    shown_as = str(_value(file, header, "PhotometricInterpretation", "") or "")
+    if shown_as == "PALETTE COLOR":  # its pixels are places in a table of colours, which mean nothing by themselves
+        raise DataError(f"{file}: PhotometricInterpretation PALETTE COLOR says colours; export it in grey values.")
     frames = _whole(file, header, "NumberOfFrames", 1)
     if "PerFrameFunctionalGroupsSequence" not in header:
         if frames > 1:
@@ -328,6 +331,10 @@ class _Pictures:
             if not packed or one.frame is not None:
                 what = one_line(str(error))[:80]
                 raise DataError(f"{file}: its pixels cannot be read ({what}): {DAMAGED}.") from error
+        if _value(file, one.header, "PhotometricInterpretation", "") == "MONOCHROME1":  # ITK would invert it
+            raise DataError(
+                f"{file}: MONOCHROME1 in lossless JPEG or JPEG-LS is not read; decompress it (gdcmconv --raw)."
+            )
         picture = self._decompressor.read(file, (one.size[1], one.size[0]))
         if picture is None:
             raise DataError(f"{file}: its pixels cannot be decompressed: {DAMAGED}.")

@@ -23,7 +23,7 @@ from mois.inference import VolumeSegmenter
 from mois.interfaces import Exemplars, Propagation, Volume
 from mois.io import read_on_grid
 from mois.journal import PackedMask
-from mois.labels import one_mask
+from mois.labels import array_of, one_mask
 from mois.records import as_record
 from mois.session.found import confidence, find_lesions, keep_ids, likeness, look_at, outline
 from mois.session.points import mirrored
@@ -420,9 +420,7 @@ def checked_mask(mask: Any, volume: Volume, affine: Any = None) -> np.ndarray[An
     scan = f"scan {volume.subject}"
     if isinstance(mask, Path | str):
         return _some(one_mask(read_on_grid(Path(mask), volume.grid, scan), mask), str(mask))
-    if isinstance(mask, Tensor) and mask.dtype == torch.bfloat16:  # numpy has no such type
-        mask = mask.float()
-    given = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    given = array_of(mask)
     try:
         given = put_on(given, Grid.of(given.shape, volume.affine if affine is None else affine), volume.grid, scan)
     except ValueError as error:

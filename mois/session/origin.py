@@ -18,6 +18,7 @@ from mois.inference import InferenceSettings
 from mois.intensities import FIRST
 from mois.interfaces import Volume
 from mois.journal import Action
+from mois.labels import array_of
 from mois.records import as_record
 
 _FORMERLY: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()}
@@ -54,7 +55,7 @@ def about_session(
         calibration: Of the confidence of found lesions.
         track_memory: What `inference.track_memory` comes to with this backbone; None while that is not known.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(volume.image.cpu().numpy()).tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(array_of(volume.image)).tobytes())
     digest.update(volume.affine.double().cpu().numpy().tobytes())
     kept = {name: value for name, value in asdict(settings).items() if name != "memory_gib"}
     kept["precision"] = settled(device, settings.precision)  # `auto` differs by device

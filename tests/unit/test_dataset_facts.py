@@ -44,8 +44,8 @@ def test_the_lines_tell_spacing_lesions_and_sizes() -> None:
     assert told["spacing"] == "2 to 3 mm in a slice, 5 to 7.5 mm between slices"
     assert told["lesions"].startswith("4 of class 1 bright, 2 of class 2 dark; 6.77 mm across in the median, ")
     assert told["touching"] == "4 of 6 lesions touch another one (67%)"
-    assert told["proposal"].startswith("pixel_mm 0.3, patch_px 128, tile_px 128: the median lesion is 23 pixels across")
-    assert "; 4 tiles a slice" in told["proposal"]  # 60 mm are 200 pixels
+    assert told["proposal"].startswith("pixel_mm 0.6, patch_px 128, tile_px 128: the median lesion is 11 pixels across")
+    assert "; 1 tile a slice" in told["proposal"]  # 60 mm are 100 pixels
 
 
 def test_labels_without_ids_say_what_they_cannot_tell() -> None:
@@ -66,6 +66,17 @@ def test_the_median_lesion_is_ten_pixels_across_or_more_at_what_is_proposed(medi
 )
 def test_the_proposals_are_round(median_mm: float, crowded: bool, pixel_mm: float) -> None:
     assert propose(np.array([median_mm]), crowded).pixel_mm == pixel_mm
+
+
+@pytest.mark.parametrize(
+    ("median_mm", "voxel_mm", "pixel_mm"),
+    [(14.0, 3.0, 1.2), (14.0, 1.0, 0.6), (14.0, 1.6, 0.8), (40.0, 3.0, 1.5), (12.2, 0.5, 0.5)],
+)
+def test_crowded_lesions_are_not_proposed_pixels_that_no_voxel_fills(
+    median_mm: float, voxel_mm: float, pixel_mm: float
+) -> None:
+    assert propose(np.array([median_mm]), True, voxel_mm).pixel_mm == pixel_mm
+    assert propose(np.array([median_mm]), False, voxel_mm) == propose(np.array([median_mm]), False)
 
 
 def test_measures_are_proposed_where_the_usual_ones_tell_nothing() -> None:

@@ -348,6 +348,7 @@ def twice(one, number):
         (lambda one, n: delattr(one, "ImagePositionPatient"), "has no ImagePositionPatient"),
         (lambda one, n: setattr(one, "ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "MOSAIC"),
         (lambda one, n: setattr(one, "SamplesPerPixel", 3), "SamplesPerPixel"),
+        (lambda one, n: setattr(one, "PhotometricInterpretation", "PALETTE COLOR"), "PALETTE COLOR says colours"),
         (lambda one, n: setattr(one, "NumberOfFrames", 3), "NumberOfFrames is 3"),
         (lambda one, n: setattr(one, "Rows", 6 + 2 * (n == 2)), "Rows and Columns differ"),
         (lambda one, n: setattr(one, "PixelData", one.PixelData[:-2]), "pixels cannot be read"),
@@ -457,3 +458,11 @@ def test_pixels_may_be_compressed(tmp_path, syntax):
     voxels, found = read_image(tmp_path / "a")
     assert np.array_equal(voxels, scan())
     assert np.allclose(found, affine())
+
+
+def test_values_are_not_inverted_where_low_ones_are_shown_white(tmp_path):
+    write_dicom(
+        tmp_path / "a", scan(), affine(), lambda one, n: setattr(one, "PhotometricInterpretation", "MONOCHROME1")
+    )
+    voxels, _ = read_image(tmp_path / "a")
+    assert np.array_equal(voxels, scan())

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 
 from mois.errors import DataError
-from mois.labels import check_declared, one_mask, whole_numbers
+from mois.labels import array_of, check_declared, one_mask, whole_numbers
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.uint16, np.int64, np.uint64, np.float16, np.float64])
@@ -87,3 +89,28 @@ def test_a_mask_is_hard_or_soft(given, mask: list[int]) -> None:
 def test_what_is_no_mask_is_refused(given, message: str) -> None:
     with pytest.raises(DataError, match=message):
         one_mask(np.asarray(given), "mask")
+
+
+@pytest.mark.parametrize("order", [2, 3, 5])
+def test_a_mask_that_overshoots_where_it_was_resampled_is_a_soft_one(order: int) -> None:
+    inside = (np.indices((24, 24, 24)) - 11.5) ** 2
+    ball = (inside.sum(0) < 64).astype(np.float64)
+    soft = ndimage.zoom(ball, 1.5, order=order)
+    assert soft.min() < -0.2
+    assert soft.max() > 1.2
+    for given in (soft, soft.astype(np.float32)):
+        found = one_mask(given, "mask")
+        assert found.sum() == pytest.approx(ball.sum() * 1.5**3, rel=0.1)
+        assert np.array_equal(found, soft >= 0.5)
+
+
+@pytest.mark.parametrize("others", [[-0.6], [1.6], [-0.1] * 20])
+def test_what_overshoots_by_more_or_in_many_places_is_no_soft_mask(others: list[float]) -> None:
+    with pytest.raises(DataError, match="are no mask"):
+        one_mask(np.array([0.0] * 50 + [1.0] * 50 + others), "mask")
+
+
+def test_tensors_of_any_kind_are_arrays() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.uint16, torch.bool):
+        assert array_of(torch.tensor([0, 1]).to(dtype)).tolist() == [0, 1]
+    assert array_of(torch.ones(2, requires_grad=True)).tolist() == [1, 1]

@@ -38,6 +38,15 @@ def test_a_perfect_semantic_map(scan: Volume) -> None:
     assert report.false_without_exemplars == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint16, torch.int64])
+def test_predictions_are_tensors_or_arrays_of_any_type(scan: Volume, dtype: torch.dtype) -> None:
+    given = semantic(scan).to(dtype)
+    arrays = [] if dtype == torch.bfloat16 else [given.numpy(), {2: given.numpy() == 2}]
+    for one in (given, given.unsqueeze(0)[0], {1: given == 1, 2: given == 2}, *arrays):
+        assert score_predictions(scan, one, ProtocolSettings(target_class=2)).figures.scan_dice == 1.0
+    assert score_predictions(scan, given, ProtocolSettings(), given * 0).figures.scan_dice == 1.0
+
+
 def test_the_same_answer_has_the_same_figures_as_ours(scan: Volume) -> None:
     settings = ProtocolSettings(prompted=2, counts=(1, 2))
     model = VolumeSegmenter(FakeBackbone(), FakePropagation(deaf=True), InferenceSettings(tile_px=32, batch_size=6))

@@ -4,10 +4,13 @@ from math import hypot, isnan, sqrt
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 from surface_distance import metrics as published
 from surface_distance.lookup_tables import create_table_neighbour_code_to_surface_area
 
+from mois.geometry import SliceGrid
 from mois.surface import _areas, surface_cells, surface_dice
 
 pytestmark = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")  # within the package
@@ -38,7 +41,7 @@ def test_surface_dice_equals_the_published_one(spacing_mm: tuple[float, float, f
 @pytest.mark.parametrize("spacing_mm", [*SPACINGS, (1.1, 0.7, 3.0)])
 def test_the_area_of_every_cell_is_the_published_one(spacing_mm: tuple[float, float, float]) -> None:
     theirs = create_table_neighbour_code_to_surface_area(spacing_mm)
-    ours = np.asarray(_areas(spacing_mm))
+    ours = np.asarray(_areas(tuple(np.diag(spacing_mm).ravel().tolist())))
     # bit n of ours is corner (n >> 2, n >> 1 & 1, n & 1), of theirs it is counted from the other end
     order = [int(f"{code:08b}"[::-1], 2) for code in range(256)]
     assert ours[order] == pytest.approx(theirs, abs=1e-9)
@@ -76,3 +79,56 @@ def test_what_is_not_there_has_no_surface() -> None:
     assert isnan(surface_dice(empty, empty, (1.0, 1.0, 1.0)))
     assert isnan(surface_dice(full, empty, (1.0, 1.0, 1.0)))
     assert surface_dice(empty, full, (1.0, 1.0, 1.0)) == 0.0
+
+
+LEANING = np.array([[0.0, -1.5, 5.0], [0.0, 3.0, 0.0], [2.0, 0.0, 0.0]])
+"""Steps along S, H and W in mm: slices of a tilted gantry."""
+
+
+def by_brute_force(found: np.ndarray, truth: np.ndarray, edges: np.ndarray, tolerance_mm: float) -> float:
+    """Return the surface Dice by comparing all cells with all."""
+    cells = [surface_cells(mask, tuple(map(tuple, edges.tolist()))) for mask in (found, truth)]
+    places = [surface_cells(mask, (1.0, 1.0, 1.0))[0] @ edges for mask in (found, truth)]
+    apart = cdist(*places)
+    near = [(apart.min(axis) <= tolerance_mm) @ area for axis, (_, area) in zip((1, 0), cells, strict=True)]
+    return sum(near) / sum(area.sum() for _, area in cells)
+
+
+@pytest.mark.parametrize("tolerance_mm", [1.0, 2.0, 3.5])
+def test_distances_on_a_leaning_grid_are_those_in_millimetres(tolerance_mm: float) -> None:
+    found, truth = two_blobs(1)
+    edges = tuple(map(tuple, LEANING.tolist()))
+    lengths = tuple(np.linalg.norm(LEANING, axis=1).tolist())
+    ours = surface_dice(found, truth, edges, tolerance_mm)
+    assert ours == pytest.approx(by_brute_force(found, truth, LEANING, tolerance_mm), abs=1e-12)
+    assert ours != pytest.approx(surface_dice(found, truth, lengths, tolerance_mm), abs=1e-4)
+
+
+def test_areas_on_a_leaning_grid_are_those_in_millimetres() -> None:
+    mask = np.ones((40, 40, 40), dtype=bool)
+    _, area = surface_cells(mask, tuple(map(tuple, LEANING.tolist())))
+    slices, rows, columns = LEANING
+    faces = sum(np.linalg.norm(np.cross(a, b)) for a, b in ((slices, rows), (slices, columns), (rows, columns)))
+    assert area.sum() == pytest.approx(2 * 39**2 * faces, rel=0.06)  # the edges are cut off by half a voxel
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_straight_grid_has_the_figures_of_its_lengths_however_it_lies(turned: bool) -> None:
+    found, truth = two_blobs(0)
+    angle = 0.4 if turned else 0.0
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    edges = tuple(map(tuple, (np.diag([-7.8, 3.0, 3.0]) @ turn).tolist()))
+    assert surface_dice(found, truth, edges) == pytest.approx(surface_dice(found, truth, (7.8, 3.0, 3.0)), abs=1e-12)
+
+
+def test_a_scan_of_a_tilted_gantry_is_measured_where_it_lies() -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = LEANING[[2, 1, 0]].T  # voxel axes along W, H, S
+    grid = SliceGrid.of((16, 18, 10), torch.from_numpy(affine), "superior-inferior")
+    mask = np.zeros((16, 18, 10), bool)
+    mask[4:9, 5:11, 2:7] = True
+    stack = grid.to_stack(torch.from_numpy(mask)).numpy()
+    places, _ = surface_cells(stack, grid.edges_mm)
+    there, _ = surface_cells(mask, tuple(map(tuple, affine[:3, :3].T.tolist())))
+    middle = there.mean(0) - places.mean(0)  # the same surface, up to where the first voxel lies
+    assert sorted(map(tuple, (places + middle).round(6).tolist())) == sorted(map(tuple, there.round(6).tolist()))

@@ -50,6 +50,12 @@ def test_every_text_is_read_in_the_encodings_that_say_which_they_are(
     assert read_script(prompts)[0].lesion == "ü"
 
 
+@pytest.mark.parametrize("sign", [",", ";", "\t", "|", " | "])
+def test_cells_are_parted_by_the_sign_that_the_header_has(tmp_path: Path, sign: str) -> None:
+    table = read_table(written(tmp_path / "t.csv", TABLE.replace(",", sign)))
+    assert table.rows == [{"subject": "p0", "patient": "Jürgen"}, {"subject": "p1", "patient": "Ann"}]
+
+
 READERS = [read_text, read_json, read_table, read_splits, read_script, read_description]
 
 
