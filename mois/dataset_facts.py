@@ -24,7 +24,7 @@ CROWDED_PX = 24.0
 """Likewise where many lesions touch: what keeps them apart is thinner than they are."""
 
 VOXEL_PX = 2.0
-"""Pixels across a voxel that show all that it holds, as masks have half a picture's resolution: a crowd needs no more."""
+"""Pixels across a voxel that show all it holds (masks have half of a picture's resolution): a crowd needs no more."""
 
 CROWDED = 0.25
 """Share of touching lesions from which a dataset is crowded."""

@@ -18,7 +18,7 @@ LARGEST = int(np.iinfo(np.int32).max)
 MASK_THRESHOLD = 0.5
 """From which on a voxel of a soft mask belongs to it."""
 OVERSHOOT = 0.5
-"""How far a few voxels of a soft mask may lie below 0 or above 1: splines and windowed sincs overshoot by up to 0.45."""
+"""How far a few voxels of a soft mask may lie outside of 0 to 1: splines and windowed sincs overshoot by up to .45."""
 NEAR = 0.05
 """How far most of its voxels may."""
 MOST_SHARE = 0.9
