@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from mois.components import components
 from mois.dataset_description import FILE_ENDINGS
 from mois.evaluation.overlays import save_overlay
-from mois.evaluation.predictions import Prediction, score_predictions
+from mois.evaluation.predictions import score_predictions
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reports import SubjectReport
 from mois.evaluation.run import Score
@@ -24,6 +25,7 @@ from mois.io import DataError, read_on_grid, write_volume
 from mois.labels import check_declared, whole_numbers
 
 Kind = Literal["semantic", "instance"]
+Maps = Tensor | Mapping[int, Tensor]
 IDS = "give --kind instance if its numbers are those of lesions; else add it to labels there, or set its voxels to 0"
 """What to do with numbers that are no classes."""
 
@@ -68,7 +70,7 @@ def map_files(folder: Path, subject: str) -> list[Path]:
     )
 
 
-def read_maps(folder: Path, volume: Volume) -> Prediction:
+def read_maps(folder: Path, volume: Volume) -> Maps:
     """Return the map of a scan (I, J, K) int32, or one for each class.
 
     Raises:
@@ -95,7 +97,7 @@ def _read(path: Path, volume: Volume) -> Tensor:
     return torch.from_numpy(whole_numbers(values, path))
 
 
-def _write(volume: Volume, found: Prediction, report: SubjectReport, kind: Kind, out: Path) -> None:
+def _write(volume: Volume, found: Maps, report: SubjectReport, kind: Kind, out: Path) -> None:
     """Write the lesions of each class as one map, and a picture of them."""
     grid = SliceGrid.of(volume.shape, volume.affine)
     truth = Truth.of(volume, grid)
