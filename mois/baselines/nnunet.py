@@ -25,8 +25,13 @@ from mois.baselines.reduced import Size, Tell
 from mois.files import whole_file, write_text
 from mois.image_files import DataError
 from mois.provenance import code_version
+from mois.records import read_record
 
 PLANNED, TRAINED = "plans.json", "model.safetensors"
+
+
+_ANEW = "begin in another folder"
+_EXPORT = "export the dataset again"
 
 
 @dataclass(frozen=True)
@@ -154,8 +159,7 @@ def _train_or_load(trainer: Any, out: Path, settings: Settings, tell: Tell) -> d
         _write_json(out / "training.json", log._asdict() | {"budget_seconds": 60 * settings.minutes})
         with whole_file(out / TRAINED) as part:
             save_model(trainer.network, str(part))
-    figures: dict[str, Any] = json.loads((out / "training.json").read_text(encoding="utf-8"))
-    return figures
+    return read_record(out / "training.json", dict[str, Any], _ANEW)
 
 
 def _predict_all(trainer: Any, raw: Path, out: Path, values: Sequence[int], mirroring: bool, tell: Tell) -> float:
@@ -181,11 +185,11 @@ def cpu_seconds() -> float:
 def _read_raw(raw: Path) -> tuple[dict[str, Any], list[dict[str, list[str]]]]:
     """Return dataset.json and the folds of an exported dataset."""
     path = raw / "dataset.json"
-    about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    about = read_record(path, dict[str, Any], _EXPORT) if path.exists() else {}
     if "mois" not in about:
         raise DataError(f"raw={raw}: no dataset that `mois export_nnunet` wrote; export one, and name its folder.")
     splits = raw / "splits_final.json"
-    return about, json.loads(splits.read_text(encoding="utf-8")) if splits.exists() else []
+    return about, read_record(splits, list[dict[str, list[str]]], _EXPORT) if splits.exists() else []
 
 
 def _choose_fold(fold: int | None, folds: Sequence[dict[str, list[str]]]) -> int | Literal["all"]:
@@ -202,7 +206,7 @@ def _claim(out: Path, what: dict[str, Any]) -> None:
     wanted = json.loads(json.dumps(what))
     if not note.exists():
         _write_json(note, wanted)
-    elif json.loads(note.read_text(encoding="utf-8")) != wanted:
+    elif read_record(note, dict[str, Any], _ANEW) != wanted:
         raise ValueError(f"out={out} holds a run with other settings or data ({note}); choose another folder.")
 
 
@@ -228,8 +232,7 @@ def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what a JSON file holds; make it first where it is missing."""
     if not path.exists():
         _write_json(path, make())
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_record(path, dict[str, Any], _ANEW)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

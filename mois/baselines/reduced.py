@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mois.image_files import write_volume
+from mois.records import read_record
 
 CONFIGURATION = "3d_reduced"
 BATCH = 2
@@ -108,14 +109,14 @@ def plan_and_preprocess(number: int, raw: Path, preprocessed: Path, size: Size |
 
     extract_fingerprints([number], num_processes=1, verbose=False, show_progress_bar=False)
     plans_file = preprocessed / f"{plan_experiments([number])}.json"
-    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    plans = read_record(plans_file, dict[str, Any])
     full = plans["configurations"].get("3d_fullres", {"spacing": (1.0, 1.0, 1.0)})
     plans = reduce_plan(plans, size or default_size(full["spacing"]))
     plans_file.write_text(json.dumps(plans, indent=4) + "\n", encoding="utf-8")
     manager = PlansManager(plans)
     configuration = manager.get_configuration(CONFIGURATION)
     preprocessor = DefaultPreprocessor(verbose=False)
-    about = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    about = read_record(raw / "dataset.json", dict[str, Any])
     folder = preprocessed / configuration.data_identifier
     folder.mkdir(parents=True, exist_ok=True)
     for case, files in get_filenames_of_train_images_and_targets(str(raw), about).items():

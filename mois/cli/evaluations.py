@@ -14,6 +14,7 @@ from mois.bundle import Bundle
 from mois.evaluation.run import Evaluation
 from mois.evaluation.scorers import map_files, read_maps, score_by_model, score_maps
 from mois.evaluation.settings import ProtocolSettings
+from mois.execution import settled
 from mois.io import DataError, SubjectFiles, read_dataset
 from mois.provenance import code_version, package_versions
 
@@ -36,6 +37,8 @@ def of_bundle(base: Common, bundle: Bundle, trained_on: list[str]) -> Evaluation
     """Return how to score a model by itself."""
     segmenter = bundle.segmenter()
     identity = bundle.identity.as_dict()
+    precision = settled(segmenter.device, bundle.inference.precision)  # `auto` differs by device
+    inference = {**asdict(bundle.inference), "precision": precision}
     provenance = {
         "code": code_version(),
         "bundle": str(bundle.path),
@@ -46,10 +49,10 @@ def of_bundle(base: Common, bundle: Bundle, trained_on: list[str]) -> Evaluation
         "trained_on": trained_on,
         "packages": package_versions(),
         "model": identity,
-        "inference": asdict(bundle.inference),
+        "inference": inference,
         "training": bundle.provenance,
     }
-    decides = {"code": code_version(), "model": identity, "inference": asdict(bundle.inference)}
+    decides = {"code": code_version(), "model": identity, "inference": inference}
     return Evaluation(
         score_by_model(segmenter), identity=decides, provenance=provenance, calibration=bundle.calibration,
         **base._asdict(),

@@ -25,6 +25,7 @@ from mois.files import file_sha256, write_text
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles
 from mois.processes import Processes
+from mois.provenance import plain_settings
 from mois.records import read_record
 
 ALONE = Processes()
@@ -91,7 +92,7 @@ def evaluate_scans(
     for scan in scans:
         if scan.label is None and (scan.instances is None or not evaluation.instances):
             raise DataError(f"scan {scan.subject} has no label map to be scored by; add it, or leave the scan out.")
-    _claim(evaluation, out)
+    _check_own(evaluation, out)
     mine = processes.share(scans)
     for scan in _shown(mine, f"evaluating {len(mine)} of {len(scans)} scans", console):
         _score(evaluation, scan, out)
@@ -102,8 +103,7 @@ def evaluate_scans(
     if processes.first:
         _write_all(evaluation, scans, out)
     processes.wait()
-    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    return metrics
+    return read_record(out / "metrics.json", dict[str, Any])
 
 
 def _shown(scans: Sequence[SubjectFiles], what: str, console: Console | None) -> Iterable[SubjectFiles]:
@@ -112,9 +112,9 @@ def _shown(scans: Sequence[SubjectFiles], what: str, console: Console | None) ->
 
 def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path) -> None:
     """Write what there is one of, from what is stored of every scan."""
-    files = {scan.subject: _sha256(scan, evaluation) for scan in scans}
+    files = {scan.subject: _read_of(scan, evaluation) for scan in scans}
     reports = [SubjectReport.from_json(_finished(out, scan.subject, files[scan.subject])["report"]) for scan in scans]
-    lines = sorted(f"{subject} {sha256}\n" for subject, sha256 in files.items())
+    lines = sorted(f"{scan.subject} {_sha256(scan, evaluation)}\n" for scan in scans)
     provenance = {**evaluation.provenance, "data": hashlib.sha256("".join(lines).encode()).hexdigest()}
     write_results(out, reports, provenance, protocol=evaluation.protocol, seed=evaluation.seed)
     if evaluation.calibration is not None:
@@ -133,26 +133,40 @@ def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path)
     write_report(out, evaluation.title)
 
 
-def _claim(evaluation: Evaluation, out: Path) -> None:
-    """Write what decides the results, or refuse a folder that holds those of something else."""
-    decides = {"protocol": asdict(evaluation.protocol), **evaluation.identity}
-    mine: dict[str, Any] = json.loads(json.dumps(decides, default=str))
-    path = out / "run.json"
+def _store(evaluation: Evaluation, out: Path, subject: str, files: str, content: Mapping[str, Any], part: str) -> None:
+    """Store what a scan gave, and beside the first of them what decides the results."""
+    if not (out / "run.json").is_file():
+        write_text(out / "run.json", json.dumps(_decides(evaluation), indent=2) + "\n")
+    store(out, subject, files, content, part)
+
+
+def _decides(evaluation: Evaluation) -> dict[str, Any]:
+    return plain_settings({"protocol": asdict(evaluation.protocol), **evaluation.identity})
+
+
+def _check_own(evaluation: Evaluation, out: Path) -> None:
+    """Refuse a folder that holds the results of something else.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    mine, path = _decides(evaluation), out / "run.json"
     if not path.is_file():
-        if (out / "metrics.json").is_file():
+        if (out / "metrics.json").exists() or (out / "finished").exists():
             raise ValueError(f"out={out} holds results of something else; choose another folder.")
-        write_text(path, json.dumps(mine, indent=2) + "\n")
         return
     theirs = read_record(path, dict[str, Any], "choose another folder, or delete this one")
     if not isinstance(theirs.get("protocol", {}), dict):
         raise ValueError(f"{path} says nothing of a protocol; choose another folder, or delete this one.")
-    usual = json.loads(json.dumps(asdict(ProtocolSettings())))  # of settings that there were not yet
+    usual = plain_settings(asdict(ProtocolSettings()))  # of settings that there were not yet
     theirs["protocol"] = {**usual, **theirs.get("protocol", {})}
     different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
-    if different == ["protocol"]:
-        old, new = theirs["protocol"], mine["protocol"]
+    if different in (["protocol"], ["inference"]) and isinstance(old := theirs.get(different[0]), dict):
+        new = mine[different[0]]
         different = [
-            f"{name} ({old.get(name)} there, {new.get(name)} now)" for name in new if old.get(name) != new[name]
+            f"{name} ({old.get(name)} there, {new.get(name)} now)"
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
         ]
     if different:
         raise ValueError(
@@ -163,15 +177,15 @@ def _claim(evaluation: Evaluation, out: Path) -> None:
 
 def _score(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
     """Score a scan and store that, unless it is stored."""
-    files = _sha256(scan, evaluation)
+    files = _read_of(scan, evaluation)
     if stored(out, scan.subject, files) is None:
         report = evaluation.score(_read(evaluation, scan), evaluation.protocol, out)
-        store(out, scan.subject, files, {"report": report.to_json()})
+        _store(evaluation, out, scan.subject, files, {"report": report.to_json()}, "")
 
 
 def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
     """Score a scan in each of its changes and store that, unless it is stored."""
-    files = _sha256(scan, evaluation)
+    files = _read_of(scan, evaluation)
     known = stored(out, scan.subject, files, "robustness") or {"figures": {}}
     figures: dict[str, dict[str, float | None]] = known["figures"]
     volume: Volume | None = None
@@ -180,7 +194,7 @@ def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> Non
             volume = volume or _read(evaluation, scan)
             report = evaluation.score(changed(volume, name, evaluation.seed), plain(evaluation.protocol), None)
             figures[name] = unprompted(report)
-            store(out, scan.subject, files, {"figures": figures}, "robustness")
+            _store(evaluation, out, scan.subject, files, {"figures": figures}, "robustness")
 
 
 def _finished(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any]:
@@ -195,6 +209,12 @@ def _finished(out: Path, subject: str, files: str, part: str = "") -> dict[str, 
 
 def _read(evaluation: Evaluation, scan: SubjectFiles) -> Volume:
     return scan.read(evaluation.channel, instances=evaluation.instances)
+
+
+def _read_of(scan: SubjectFiles, evaluation: Evaluation) -> str:
+    """Return a SHA-256 of all that is read of a scan: its files, and what dataset.json and subjects.csv say of it."""
+    told = [scan.patient, sorted(scan.classes.items()), scan.channels.get(evaluation.channel)]
+    return hashlib.sha256(f"{_sha256(scan, evaluation)} {json.dumps(told)}".encode()).hexdigest()
 
 
 def _sha256(scan: SubjectFiles, evaluation: Evaluation) -> str:

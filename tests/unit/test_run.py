@@ -328,3 +328,29 @@ def test_a_damaged_description_of_an_evaluation_ends_in_one_line(
     (tmp_path / "run.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"run\.json.*choose another folder"):
         evaluate_scans(evaluation(Scorer()), scans, tmp_path)
+
+
+def test_a_scan_is_scored_again_once_the_dataset_says_something_else_of_it(make_dataset: Make, tmp_path: Path) -> None:
+    scans, score = read_dataset(make_dataset(subjects=2)), Scorer()
+    for changes in ({}, {"patient": "q"}, {"classes": {1: "a", 2: "b", 3: "c"}}, {"channels": {0: "CT"}}):
+        now = [replace(scans[0], **changes), scans[1]]  # type: ignore[arg-type]
+        evaluate_scans(evaluation(score), now, tmp_path)
+        assert read_rows(tmp_path / "subjects.csv")[0]["patient"] == now[0].patient
+    assert [name for name, _ in score.asked] == ["p0", "p1", "p0", "p0", "p0"]
+
+
+def test_a_folder_in_which_nothing_was_scored_takes_any_evaluation(make_dataset: Make, tmp_path: Path) -> None:
+    scans = read_dataset(make_dataset(subjects=1))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_scans(evaluation(Scorer(stop_at="p0")), scans, tmp_path)
+    evaluate_scans(evaluation(Scorer(), identity={"model": "n"}), scans, tmp_path)
+    with pytest.raises(ValueError, match="differs in model; choose another folder"):
+        evaluate_scans(evaluation(Scorer()), scans, tmp_path)
+
+
+def test_another_precision_is_another_evaluation(make_dataset: Make, tmp_path: Path) -> None:
+    scans = read_dataset(make_dataset(subjects=1))
+    evaluate_scans(evaluation(Scorer(), identity={"inference": {"precision": "32", "tile_px": 8}}), scans, tmp_path)
+    now = {"inference": {"precision": "bf16", "tile_px": 8}}
+    with pytest.raises(ValueError, match=r"differs in precision \(32 there, bf16 now\); choose another folder"):
+        evaluate_scans(evaluation(Scorer(), identity=now), scans, tmp_path)
