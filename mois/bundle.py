@@ -46,7 +46,7 @@ from mois.propagation.weights import save_propagation
 __all__ = ["Bundle", "ClassSpec", "ModelSpec", "copy_bundle", "write_bundle"]
 
 OURS = ("mois", "adapters")
-ADAPTER, PROPAGATION = "adapter", "propagation.safetensors"
+ADAPTER, PROPAGATION, CARD = "adapter", "propagation.safetensors", "README.md"
 
 Made = TypeVar("Made")
 
@@ -64,6 +64,8 @@ def write_bundle(
     figures: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a trained model as a bundle; an older one in its place is replaced once the new one is whole.
+
+    What else stands in the folder, such as notes, is kept.
 
     Args:
         folder: Of the bundle.
@@ -86,7 +88,7 @@ def write_bundle(
     folder = Path(folder)
     _refuse_foreign(folder)
     spec = _in_full(spec)
-    with whole_folder(folder) as part:
+    with whole_folder(folder, (DESCRIPTION, ADAPTER, PROPAGATION, CARD)) as part:
         adapter.save(part / ADAPTER)
         save_propagation(propagation, part / PROPAGATION, backbone.identity)
         content = BundleRecord(
@@ -101,7 +103,7 @@ def write_bundle(
         ).as_dict()
         write_text(part / DESCRIPTION, json.dumps(content, indent=2, allow_nan=False) + "\n")
         foreign = {name.rpartition(".")[0] for name in _class_paths(asdict(spec)) if not _is_trusted(name, ())}
-        write_card(part / "README.md", folder.name, content, sorted(foreign))
+        write_card(part / CARD, folder.name, content, sorted(foreign))
     return folder
 
 
@@ -113,9 +115,11 @@ def copy_bundle(source: Path, target: Path) -> None:
     """
     record = read_description(source)
     _check_files(source, record.files)
+    for name in (DESCRIPTION, CARD):  # no digest says what they hold
+        _check_place(source, source / name)
     _refuse_foreign(target)
-    with whole_folder(target) as part:
-        for name in (DESCRIPTION, *record.files, "README.md"):
+    with whole_folder(target, (DESCRIPTION, ADAPTER, PROPAGATION, CARD)) as part:
+        for name in (DESCRIPTION, *record.files, CARD):
             if (source / name).exists():
                 write_bytes(part / name, read_regular(source / name))
 
@@ -229,11 +233,8 @@ def _check_files(path: Path, recorded: Mapping[str, str]) -> None:
         ValueError: With the first such file.
     """
     there = {str(file.relative_to(path)): file for file in _files(path)}
-    for name, file in there.items():
-        if not (file.is_file() and file.resolve().is_relative_to(path.resolve())):
-            raise ValueError(
-                f"bundle={path}: {name} is no regular file of its folder; copy the folder with what its links point to."
-            )
+    for file in there.values():
+        _check_place(path, file)
     for name in sorted({PROPAGATION, *recorded, *there}):
         if name not in there:
             raise ValueError(f"bundle={path} lacks {name}; copy the whole folder again.")
@@ -243,6 +244,26 @@ def _check_files(path: Path, recorded: Mapping[str, str]) -> None:
             raise ValueError(f"bundle={path} holds {name}, which is not of it; copy the whole folder again.")
         if file_sha256(there[name]) != recorded[name]:
             raise ValueError(f"bundle={path}: {name} is damaged or was changed; copy the whole folder again.")
+
+
+def _check_place(path: Path, file: Path) -> None:
+    """Refuse what is no regular file of a bundle's folder, itself or by a link.
+
+    A cache of the Hugging Face hub keeps the files of `snapshots/REVISION` in `blobs` beside `snapshots`, and links to
+    them: there a link may lead.
+
+    Raises:
+        ValueError: If it is something else, or leads elsewhere.
+    """
+    if not (file.exists() or file.is_symlink()):
+        return
+    inside, target = path.resolve(), file.resolve()
+    blobs = next((one.parent / "blobs" for one in inside.parents if one.name == "snapshots"), None)
+    if not (file.is_file() and (target.is_relative_to(inside) or target.parent == blobs)):
+        raise ValueError(
+            f"bundle={path}: {file.relative_to(path)} is no regular file of its folder; copy the folder with what its "
+            "links point to."
+        )
 
 
 def _is_litter(file: Path) -> bool:

@@ -13,7 +13,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -52,8 +52,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder beside another; it takes that one's place, with all that is in it, when the block ends well.
+def whole_folder(folder: Path, own: Collection[str]) -> Iterator[Path]:
+    """Yield a new folder beside another; it takes that one's place when the block ends well.
+
+    Args:
+        folder: What readers will find.
+        own: Names in it that are replaced or go; what else stands in the older folder, such as notes, is kept.
 
     Raises:
         ValueError: If something stands there that is no folder: a file, a device, a pipe or a link.
@@ -66,7 +70,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield part
         if folder.exists():
             folder.rename(old)
-        part.rename(folder)
+        try:
+            for path in old.iterdir() if old.exists() else ():
+                if path.name not in own:
+                    path.rename(part / path.name)
+            part.rename(folder)
+        except BaseException:
+            for path in [path for path in part.iterdir() if path.name not in own] if old.exists() else ():
+                path.rename(old / path.name)
+            if old.exists():
+                old.rename(folder)
+            raise
     finally:
         for left in (part, old):
             shutil.rmtree(left, ignore_errors=True)  # follows no link

@@ -43,7 +43,7 @@ def segment(
         backbone_weights: Where the backbone's weights are, if not where they were at training.
 
     Raises:
-        ValueError: If a file cannot be used, or the folder holds a session with other prompts.
+        ValueError: If a file cannot be used, or the folder holds a session with other prompts or edited results.
     """
     from mois.bundle import Bundle
     from mois.bundle_record import read_description
@@ -55,7 +55,7 @@ def segment(
     from mois.session import InteractiveSession
     from mois.session.origin import about_session, check_origin
     from mois.session.playing import asked_for, doubts, match, play
-    from mois.session.results import check_free
+    from mois.session.results import check_free, check_unchanged, own_results
     from mois.session.script import read_script
 
     script = read_script(prompts)
@@ -74,6 +74,7 @@ def segment(
         now = (told.inference, chosen_device(device), volume, told.identity, told.calibration)
         check_origin(journal.header, about_session(*now, track_memory=None))
         match(journal.actions, asked, out)
+        check_unchanged(out)
     else:
         check_free(out)
     model = Bundle.load(bundle, device, trust or (), backbone_weights)
@@ -96,7 +97,9 @@ def segment(
         advised.append(f"suggestion: {click}{lesion}: {each.reason}")
     for line in [*warned, *advised]:
         say(line)
-    pictures = write_scan_page(out, volume._replace(lesions=session.label_map()), rows, [*doubted, *warned], advised)
+    labelled = volume._replace(lesions=session.label_map())
+    with own_results(out):
+        pictures = write_scan_page(out, labelled, rows, [*doubted, *warned], advised)
     say(f"pictures: {' and '.join(str(file) for file in pictures)}")
     say(f"results in {out}")
     session.close()

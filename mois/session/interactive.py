@@ -26,7 +26,7 @@ from mois.session.actions import Workbench, checked_mask, pack_mask
 from mois.session.advice import Influence, Known, Suggestion, coverage_warnings, influences, suggestions
 from mois.session.found import outline
 from mois.session.origin import about_session, bank_name, check_about, check_origin, history, scan_name
-from mois.session.results import LesionRow, lesion_rows, write_results
+from mois.session.results import LesionRow, lesion_rows, own_results, write_results
 from mois.session.state import Preview, State
 from mois.session.store import BANKS, SessionStore, StateReader
 
@@ -262,7 +262,7 @@ class InteractiveSession:
                 goes on in its own.
 
         Raises:
-            ValueError: If there is no folder, or the folder holds another session.
+            ValueError: If there is no folder, it holds another session or results of none, or results that were edited.
         """
         own = self._store.folder if self._store is not None else None
         if folder is None and own is None:
@@ -270,8 +270,9 @@ class InteractiveSession:
         target = Path(folder) if folder is not None else Path(own or "")
         if own is None or target.resolve() != own.resolve():
             self._copy_to(target)
-        write_results(target, self.state, self._bench.grid, self.volume.affine, self.lesions())
-        self.bank.save(target / "bank.safetensors")
+        with own_results(target):
+            write_results(target, self.state, self._bench.grid, self.volume.affine, self.lesions())
+            self.bank.save(target / "bank.safetensors")
         return target
 
     def close(self) -> None:

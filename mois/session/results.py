@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -11,13 +13,16 @@ import torch
 from torch import Tensor
 
 from mois.csv_tables import csv_text
-from mois.files import write_text
+from mois.files import file_sha256, write_text
 from mois.geometry import SliceGrid
 from mois.image_files import write_volume
+from mois.records import read_record
 from mois.session.state import Lesion, State
 
 RESULTS = ("lesions.nii.gz", "confidence.nii.gz", "lesions.csv", "lesions.png", "lesions.html", "bank.safetensors")
 """What a session writes beside its journal."""
+RECORD = "results.json"
+"""SHA-256 of each of them, as they were written."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,35 @@ def check_free(folder: Path) -> None:
             raise ValueError(
                 f"out={folder} holds {name}, but no session; choose another folder, or move the file away."
             )
+
+
+def check_unchanged(folder: Path) -> None:
+    """Refuse to write over results that somebody has edited since they were written.
+
+    Sessions of earlier versions do not say what they wrote; of those nothing is refused.
+
+    Raises:
+        ValueError: With the file that would be overwritten.
+    """
+    if not (folder / RECORD).exists():
+        return
+    for name, sha256 in read_record(folder / RECORD, dict[str, str], "remove it to write the results anew").items():
+        path = folder / name
+        if name in RESULTS and path.exists() and file_sha256(path) != sha256:
+            raise ValueError(
+                f"{path} was changed after it was written; move it away to have it written anew, or choose another "
+                "folder."
+            )
+
+
+@contextmanager
+def own_results(folder: Path) -> Iterator[None]:
+    """Let results be written within a block, and note what they are; raises as `check_unchanged` does."""
+    check_unchanged(folder)
+    (folder / RECORD).unlink(missing_ok=True)  # a process that is killed in between leaves files that nobody has edited
+    yield
+    there = [name for name in RESULTS if (folder / name).is_file()]
+    write_text(folder / RECORD, json.dumps({name: file_sha256(folder / name) for name in there}, indent=2) + "\n")
 
 
 def write_results(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:

@@ -30,6 +30,7 @@ from mois.files import naming, read_regular, whole_file
 from mois.folder_lock import FolderLock
 from mois.journal import FORMAT_VERSION, NAME, Action, Journal, Lines, append_line, has_begun
 from mois.records import as_record, parse_json
+from mois.session.results import check_free
 from mois.session.state import BoxMask, Lesion, Maybe, Prompt, State
 from mois.session.state_record import ExemplarRecord, LesionRecord, MaskRecord, PromptRecord, StateRecord
 from mois.tensor_records import check_features, parse_tensors
@@ -59,6 +60,8 @@ class SessionStore:
         try:
             if journal is None and has_begun(folder / NAME):
                 raise ValueError(f"{folder}: holds a session already; load it, or choose another folder.")
+            if journal is None:
+                check_free(folder)
             (folder / STATES).mkdir(exist_ok=True)
             self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
             os.ftruncate(self._file, 0 if journal is None else journal.size)

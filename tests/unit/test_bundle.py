@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -120,7 +121,8 @@ def test_a_bundle_says_what_it_is(made: Path) -> None:
 
 
 def test_a_new_bundle_takes_the_place_of_an_old_one(folder: Path) -> None:
-    (folder / "left.txt").touch()
+    (folder / "notes.txt").touch()
+    (folder / "adapter" / "left.txt").touch()
     backbone, adapter, propagation = SAM2(weights="random", seed=3), Frozen(), Prototype()
     propagation.build(backbone)
     adapter.attach(backbone, propagation)
@@ -133,7 +135,8 @@ def test_a_new_bundle_takes_the_place_of_an_old_one(folder: Path) -> None:
     bundle = Bundle.load(folder)
     assert isinstance(bundle.propagation, Prototype)
     assert bundle.calibration is None
-    assert not (folder / "left.txt").exists()
+    assert (folder / "notes.txt").is_file()
+    assert not (folder / "adapter" / "left.txt").exists()
     assert "It was not validated." in (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -331,3 +334,28 @@ def test_what_a_desktop_leaves_in_a_folder_does_no_harm(folder: Path, tmp_path: 
     (folder / "adapter" / name).write_bytes(b"x")
     copy_bundle(folder, tmp_path / "copy")
     assert not (tmp_path / "copy" / "adapter" / name).exists()
+
+
+def test_a_bundle_in_a_cache_of_the_hub_is_read_and_copied_as_files(folder: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--me--it" / "blobs", tmp_path / "models--me--it" / "snapshots" / "0a1b"
+    blobs.mkdir(parents=True)
+    for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        link = snapshot / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, blobs / str(number))
+        link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    assert Bundle.load(snapshot).identity == Bundle.load(folder).identity
+    copy_bundle(snapshot, tmp_path / "copy")
+    assert not any(path.is_symlink() for path in (tmp_path / "copy").rglob("*"))
+    Bundle.load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["README.md", "bundle.json", "propagation.safetensors", "adapter/adapter_config.json"])
+def test_a_link_that_leads_out_of_a_bundle_is_not_copied(folder: Path, tmp_path: Path, name: str) -> None:
+    away = tmp_path / "blobs" / "0"
+    away.parent.mkdir()
+    (folder / name).rename(away)
+    (folder / name).symlink_to(away)
+    with pytest.raises(ValueError, match=rf"{name} is no regular file of its folder; copy the folder with"):
+        copy_bundle(folder, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()

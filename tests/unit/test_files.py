@@ -83,17 +83,17 @@ def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path: Path) -> None:
     for text in ("old", "new"):
-        with whole_folder(tmp_path / "made") as part:
+        with whole_folder(tmp_path / "made", ("old", "new", "half")) as part:
             write_text(part / text, text)
     assert [one.name for one in (tmp_path / "made").iterdir()] == ["new"]
-    with suppress(RuntimeError), whole_folder(tmp_path / "made") as part:
+    with suppress(RuntimeError), whole_folder(tmp_path / "made", ("old", "new", "half")) as part:
         write_text(part / "half", "")
         raise RuntimeError
     assert [one.name for one in tmp_path.rglob("*")] == ["made", "new"]
     (tmp_path / "link").symlink_to(tmp_path / "made")
     with (
         pytest.raises(ValueError, match="is a symbolic link, which is not written over"),
-        whole_folder(tmp_path / "link"),
+        whole_folder(tmp_path / "link", ()),
     ):
         pass
 
@@ -102,3 +102,28 @@ def test_a_long_name_leaves_room_for_that_of_its_unfinished_file(tmp_path: Path)
     for name in ("x" * 251 + ".csv", "\N{SNOWMAN}" * 80 + ".csv"):
         write_text(tmp_path / name, "1")
         assert (tmp_path / name).read_text(encoding="utf-8") == "1"
+
+
+def test_what_a_user_put_into_a_folder_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "made"
+    (folder / "own").mkdir(parents=True)
+    (folder / "notes").mkdir()
+    write_text(folder / "notes" / "a.txt", "note")
+    with whole_folder(folder, ("own",)) as part:
+        (part / "own").mkdir()
+        write_text(part / "own" / "b", "new")
+    assert sorted(str(one.relative_to(folder)) for one in folder.rglob("*.*")) == ["notes/a.txt"]
+    assert (folder / "own" / "b").read_text(encoding="utf-8") == "new"
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if target == folder and self.suffix == ".part":
+            raise OSError(5, "failed", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="failed"), whole_folder(folder, ("own",)):
+        pass
+    assert (folder / "notes" / "a.txt").read_text(encoding="utf-8") == "note"
+    assert (folder / "own" / "b").read_text(encoding="utf-8") == "new"
+    assert [one.name for one in tmp_path.iterdir()] == ["made"]

@@ -45,7 +45,7 @@ def plain(out: Path) -> None:
     write_text(out / "table.csv", csv_text(["a"], [{"a": 1}]))
     write_bytes(out / "deep" / "bytes", b"1")
     write_volume(torch.zeros(2, 2, 2), torch.eye(4, dtype=torch.float64), out / "map.nii.gz")
-    with whole_folder(out / "whole") as part:
+    with whole_folder(out / "whole", ()) as part:
         write_text(part / "in" / "it.txt", "1")
     FeatureCache(out / "cache", 1.0).write("ab12", (torch.ones(1, dtype=torch.float16),))
     io = SafeCheckpointIO(out)

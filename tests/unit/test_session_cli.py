@@ -128,6 +128,43 @@ def test_results_of_no_session_are_not_overwritten(files, capsys):
     assert (files / "out" / "lesions.nii.gz").read_bytes() == b"mine"
 
 
+def test_results_that_somebody_edited_are_not_overwritten(files, capsys):
+    run(files)
+    edited = files / "out" / "lesions.nii.gz"
+    run(files)
+    whole = edited.read_bytes()
+    edited.write_bytes(b"corrected by hand")
+    assert f"{edited} was changed after it was written; move it away to have it written anew" in refused(files, capsys)
+    assert edited.read_bytes() == b"corrected by hand"
+    edited.rename(files / "mine.nii.gz")
+    with (files / "out" / "lesions.csv").open("a") as file:
+        file.write("note,of,mine")
+    assert "lesions.csv was changed" in refused(files, capsys)
+    (files / "out" / "lesions.csv").unlink()
+    run(files)
+    assert edited.read_bytes() == whole
+
+
+def test_a_session_in_python_overwrites_no_results_of_another(tmp_path):
+    scan = three_lesions()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "lesions.nii.gz").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"holds lesions\.nii\.gz, but no session"):
+        InteractiveSession(make_segmenter(), scan, tmp_path / "a")
+    session = InteractiveSession(make_segmenter(), scan)
+    with pytest.raises(ValueError, match=r"holds lesions\.nii\.gz, but no session"):
+        session.save(tmp_path / "a")
+    session = InteractiveSession(make_segmenter(), scan, tmp_path / "b")
+    session.click(lps(scan, 2, 20, 20))
+    session.save()
+    session.save()
+    (tmp_path / "b" / "confidence.nii.gz").write_bytes(b"edited")
+    with pytest.raises(ValueError, match=r"confidence\.nii\.gz was changed after it was written"):
+        session.save()
+    assert (tmp_path / "b" / "confidence.nii.gz").read_bytes() == b"edited"
+    session.close()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
