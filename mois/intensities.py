@@ -192,7 +192,8 @@ def find_background(voxels: _Image) -> _Mask | None:
     - their commonest value, where it is the lowest of all: 0 around most MR, padding around CT;
     - such a value that is not the lowest: what is connected to the border, where the edges hold hardly anything else;
     - noise that reaches down to 0, as magnitude MR has it: what is exactly 0;
-    - noise around another level, or within a padding below 0: what is not above it, if it is clearly the darkest.
+    - noise around another level, or within a padding below 0: what is not above it, if it is clearly the darkest;
+    - of scans with intensities below 0, as CT: slices at an end that hold one value only beside all that.
 
     Args:
         voxels: (I, J, K) float32.
@@ -202,12 +203,13 @@ def find_background(voxels: _Image) -> _Mask | None:
     """
     edges = _edges(voxels)
     common = _framed_by(voxels, edges)
-    if common is None:
-        return np.asarray(voxels == 0) if _reaches_zero(voxels, edges) else _noise(voxels, edges)
-    outside: _Mask = voxels == common
-    if common > voxels.min():
+    outside: _Mask = np.zeros(voxels.shape, bool) if common is None else voxels == common
+    if common is not None and common > voxels.min():
         outside = _from_border(outside)
-    if common >= 0:
+    _add_slabs(outside, voxels)
+    if not outside.any():
+        return np.asarray(voxels == 0) if _reaches_zero(voxels, edges) else _noise(voxels, edges)
+    if voxels[outside].min() >= 0 and common is not None:
         return outside
     rest = ~outside
     air = _noise(voxels[rest], voxels[_beside(outside)])
@@ -217,17 +219,41 @@ def find_background(voxels: _Image) -> _Mask | None:
 
 
 def find_frame(voxels: _Image) -> _Mask | None:
-    """Return what is connected to the border of a scan (I, J, K) and of the one value that frames it, if one does."""
+    """Return what is connected to the border of a scan (I, J, K) and of the values that frame it; None if none does."""
     common = _framed_by(voxels, _edges(voxels))
-    return None if common is None else _from_border(voxels == common)
+    outside = np.zeros(voxels.shape, bool) if common is None else _from_border(voxels == common)
+    _add_slabs(outside, voxels)
+    return outside if outside.any() else None
 
 
 def _framed_by(voxels: _Image, edges: _Image) -> np.float32 | None:
     """Return the single value of the background, None where it has none."""
     values, counts = np.unique(edges, return_counts=True)
-    common, share = values[counts.argmax()], counts.max() / len(edges)
-    framed = share >= (LOWEST_SHARE if common == voxels.min() else ANY_SHARE)
-    return common if framed else None
+    lowest = voxels.min()
+    if values[0] == lowest and counts[0] >= LOWEST_SHARE * len(edges):
+        return np.float32(lowest)
+    return np.float32(values[counts.argmax()]) if counts.max() >= ANY_SHARE * len(edges) else None
+
+
+def _add_slabs(outside: _Mask, voxels: _Image) -> None:
+    """Add the slices at the ends of a scan that hold one value beside what is outside: padding of a second kind."""
+    if not voxels.size or voxels.min() >= 0:
+        return
+    framed = outside.copy()  # so that the order of axes does not matter
+    for axis in range(3):
+        for end in (1, -1):
+            planes = (np.moveaxis(array, axis, 0)[::end] for array in (voxels, framed, outside))
+            for plane, without, added in zip(*planes, strict=True):
+                held = plane[~without]
+                if held.size and (held.size < LOWEST_SHARE * plane.size or (held != held[0]).any()):
+                    break
+                added[...] = True
+    edges = _edges(voxels)
+    rest = edges[~_edges(outside)]
+    if outside.any() and rest.size >= LEAST_SHARE * len(edges):  # a frame beside another one, as around a circle
+        second = _framed_by(voxels[~outside], rest)
+        if second is not None:
+            outside |= _from_border(voxels == second)
 
 
 def _reaches_zero(voxels: _Image, edges: _Image) -> bool:

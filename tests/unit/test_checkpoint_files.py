@@ -154,7 +154,10 @@ def tarred() -> bytes:
         (bytes(4096), "begins with 1024 zeros, so that its copy was cut short; download or copy it again."),
         (b"\x89HDF\r\n\x1a\n\0\0", "is an HDF5 file (Keras?); give a"),
         (b"GGUF\3\0\0\0\0", "is a GGUF file; give a"),
-        (gzip.compress(b"tensors", mtime=0), "is a gzip archive; unpack it, and give a .pt or .safetensors file"),
+        (
+            gzip.compress(b"tensors", mtime=0),
+            "is a gzip archive; unpack it, and give a .pt or .safetensors file of SAM 2.1.",
+        ),
         (tarred(), "is a tar archive; unpack it, and give a"),
         (archive(weights_pt=b"1"), "is a zip archive (of weights.pt) and no checkpoint; give a"),
         (archive(code_py=b"1", constants_pkl=b"2"), "is a TorchScript program; give a"),

@@ -289,3 +289,38 @@ def test_masks_of_exemplars_are_no_logits(value: float) -> None:
     with pytest.raises(ValueError, match=r"is none; give bool, or 0 to 1 \(sigmoid of logits\)"):
         segmenter.exemplars(encoded, [(1, mask)])
     assert bool(segmenter.exemplars(encoded, [(1, mask != 0)]).valid.all())
+
+
+def scanned_ct(frame: float = -2000.0, slab: float | None = 0.0, slices: int = 6) -> torch.Tensor:
+    """Return a CT (48, 48, 30) with a body in air, a frame around its circle, and slices of one value at an end."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(-1000, 10, (48, 48, 30))
+    image[12:-12, 12:-12, :] = rng.normal(30, 25, (24, 24, 30))
+    image = np.round(image)
+    across = ((np.indices((48, 48)) - 23.5) ** 2).sum(0)
+    image[across > 24**2] = frame
+    if slab is not None:
+        image[:, :, :slices] = slab
+    return torch.from_numpy(image.astype(np.float32))
+
+
+@pytest.mark.parametrize("slab", [0.0, 1000.0, -3024.0])
+@pytest.mark.parametrize("slices", [1, 6, 20])
+@pytest.mark.parametrize("channel", ["", "CT"])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+def test_a_slab_of_one_value_is_no_tissue(slab: float, slices: int, channel: str, axes: tuple[int, ...]) -> None:
+    whole = scanned_ct(slab=slab, slices=slices)
+    seen = normalise(whole.permute(axes).flip(axes.index(2)), channel=channel).flip(axes.index(2))
+    alone = normalise(scanned_ct(slab=None)[:, :, slices:], channel=channel)
+    seen = seen.permute([axes.index(axis) for axis in range(3)])
+    assert not seen[:, :, :slices].any()
+    # air is told by a sample of it, which depends on what lies beside it
+    assert torch.allclose(seen[:, :, slices:], alone, atol=1e-6 if channel else 0.05)
+
+
+def test_a_slab_is_taken_off_where_nothing_frames_the_scan() -> None:
+    image = torch.from_numpy(np.round(noise(20, 30)).astype(np.float32))
+    image[:3] = 0.0
+    seen = normalise(image)
+    assert not seen[:3].any()
+    assert torch.equal(seen[3:], normalise(image[3:]))
