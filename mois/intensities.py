@@ -249,7 +249,7 @@ def _add_slabs(outside: _Mask, voxels: _Image) -> None:
                     break
                 added[...] = True
     edges = _edges(voxels)
-    rest = edges[~_edges(outside)]
+    rest = edges[_edges(outside.astype(np.float32)) == 0]
     if outside.any() and rest.size >= LEAST_SHARE * len(edges):  # a frame beside another one, as around a circle
         second = _framed_by(voxels[~outside], rest)
         if second is not None:
