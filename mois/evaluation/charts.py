@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from mois.evaluation.results import Leaf
 
@@ -228,11 +229,20 @@ def sizes(volumes_ml: Sequence[float], quality: Sequence[float], found: Sequence
                     label=f"{name} ({int(chosen.sum())})", clip_on=False,
                 )  # fmt: skip
         axes.set_xscale("log")
+        for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            set_formatter(_PlainNumbers())
         axes.set_xlabel("true volume of the lesion in ml")
         axes.set_ylabel(y_label)
         _share_axis(axes)
         legend_above(figure, 2)
         return _data_uri(figure)
+
+
+class _PlainNumbers(LogFormatter):
+    """Labels those ticks that matplotlib would label, without the math of its powers, which STYLE switches off."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def spoken(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from example_results import example_report, write_example
 from matplotlib.figure import Figure
 
 from mois.cli.evaluate import _show
-from mois.evaluation.charts import legend_above, spoken
+from mois.evaluation.charts import legend_above, sizes, spoken
 from mois.evaluation.report import write_report
 from mois.evaluation.reports import ClassReport, Figures, SubjectReport
 from mois.evaluation.results import Leaf, Results, write_rows
@@ -219,6 +220,14 @@ def test_a_browser_shows_every_picture_and_nothing_is_wider_than_the_page(folder
     assert title is not None, run.stderr[-500:]
     count = page.count("<img")
     assert title.group(1) == f"{count} of {count}, true"
+
+
+@pytest.mark.parametrize(("volumes", "tick"), [((0.6, 30.0), "10"), ((2.0, 6.0), "3"), ((0.004, 0.5), "0.01")])
+def test_volumes_are_written_as_plain_numbers(volumes: tuple[float, float], tick: str) -> None:
+    picture = sizes(volumes, (0.5, 0.0), (True, False), "Dice")
+    written = re.findall(r"<!-- (.+?) -->", base64.b64decode(picture.partition(",")[2]).decode())
+    assert tick in written
+    assert not [text for text in written if "$" in text]
 
 
 def test_a_legend_is_never_wider_than_its_figure() -> None:
