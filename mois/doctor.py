@@ -128,10 +128,10 @@ def tracking() -> Finding:
 def dataset(root: Path) -> Iterator[Finding]:
     """Read every scan of an nnU-Net raw dataset; yield what is wrong, file by file, and at the end what is there."""
     from mois.dataset_description import read_description
-    from mois.io import DataError, read_dataset
+    from mois.io import DataError, list_scans
 
     try:
-        scans = read_dataset(root)
+        scans = list_scans(root)
     except DataError as error:
         yield Finding("data", False, as_options(str(error), root="--root"))
         return

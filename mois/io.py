@@ -179,8 +179,28 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
     subjects.csv (subject, patient, session, site) where they exist.
 
     Raises:
-        DataError: If it is no such dataset, subjects.csv leaves a scan out, or a map has another ending or case.
+        DataError: If it is no such dataset, subjects.csv leaves a scan out, or an image or a map has another ending or
+            case.
     """
+    found = list_scans(root)
+    ending = read_description(root / "dataset.json").file_ending
+    for part, held_out in (("Tr", False), ("Ts", True)):
+        channels = {scan.subject: scan.images for scan in found if scan.held_out == held_out}
+        for path in sorted((root / f"images{part}").glob("[!.]*")):
+            other = next((one for one in FILE_ENDINGS if path.name.casefold().endswith(one)), None)
+            name, _, channel = path.name[: -len(other)].rpartition("_") if other else ("", "", "")
+            if path.name.endswith(ending) or not (name and channel.isdecimal() and len(channel) == 4):
+                continue
+            if int(channel) not in channels.get(name, {}):
+                raise DataError(
+                    f"{path}: scan {name} is not read: dataset.json declares file_ending {ending}; convert it to "
+                    f"{name}_{channel}{ending}, or move it away."
+                )
+    return found
+
+
+def list_scans(root: Path) -> list[SubjectFiles]:
+    """List the scans as `read_dataset` does, whatever else lies beside their images."""
     classes, ending, channels = read_description(root / "dataset.json")
     people = _read_people(root / "subjects.csv")
     found: list[SubjectFiles] = []

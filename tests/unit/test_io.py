@@ -357,3 +357,13 @@ def test_what_to_do_without_images_depends_on_what_is_there(tmp_path, there, cur
 def test_a_folder_without_dataset_is_explained(tmp_path):
     with pytest.raises(DataError, match=r"data\.init_args\.root"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["p1_0000.nii", "p1_0000.NII.GZ", "p1_0000.mha", "p0_0001.nrrd"])
+def test_an_image_of_another_ending_is_not_left_out_without_a_word(make_dataset, name):
+    root = make_dataset(subjects=1)
+    (root / "imagesTr" / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{name}: scan p. is not read: dataset.json declares file_ending .nii.gz"):
+        read_dataset(root)
+    (root / "imagesTr" / name).rename(root / "imagesTr" / "p0_0000.json")  # what converters leave beside an image
+    assert len(read_dataset(root)) == 1
