@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mois.files import one_form
 from mois.io import DataError, SubjectFiles
 from mois.text_files import read_json
 
@@ -86,8 +87,9 @@ def pick(subjects: Sequence[SubjectFiles], names: Sequence[str], key: str) -> li
     Raises:
         DataError: If a scan does not exist.
     """
-    by_name = {subject.subject: subject for subject in subjects}
-    if twice := [name for name in names if list(names).count(name) > 1]:
+    by_name = {one_form(subject.subject): subject for subject in subjects}
+    names = [one_form(name) for name in names]
+    if twice := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{key}: scan {twice[0]} is named twice; name it once.")
     missing = [name for name in names if name not in by_name]
     if missing:

@@ -126,6 +126,8 @@ def one_line(text: str) -> str:
 
 def _explain_system(error: OSError) -> str | None:
     """Explain what the system refuses; None for what no user can mend, such as a file that was closed too early."""
+    if error.errno == errno.ENOENT and _is_lost():
+        return "the folder that this command runs in was deleted; change to another one (cd), and start again"
     if error.errno in _FAULTS or (error.errno is None and not isinstance(error, _MISSING)):
         return None
     if error.filename is None:
@@ -135,6 +137,15 @@ def _explain_system(error: OSError) -> str | None:
     cure = _CURES.get(error.errno or 0, "")
     other = f" (to {error.filename2})" if error.filename2 is not None else ""
     return f"{_name(error.filename)}{other}: {error.strerror or one_line(str(error))}{cure and f'; {cure}'}"
+
+
+def _is_lost() -> bool:
+    """Tell whether the working folder is gone, so that no relative path leads anywhere."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _name(file: object) -> str:

@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 import time
+import unicodedata
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -186,6 +187,19 @@ def refuse_links(folder: Path, parts: Sequence[str] = ("",)) -> None:
             for path in sorted((folder / part).iterdir()):
                 if path.is_symlink() and not path.resolve().is_relative_to(inside):
                     raise DataError(f"{path} is a link that leads out of {folder}; copy what it points to instead.")
+
+
+def one_form(name: str) -> str:
+    """Return a name with each letter as one sign: macOS and some programs write an accent as a sign of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def named(path: Path) -> Path:
+    """Return the file of a name, in whichever form its letters are written; the path itself where there is none."""
+    if path.name.isascii() or path.exists() or not path.parent.is_dir():
+        return path
+    wanted = one_form(path.name)
+    return next((file for file in sorted(path.parent.iterdir()) if one_form(file.name) == wanted), path)
 
 
 def is_abandoned(part: Path) -> bool:

@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from mois.dataset_description import FILE_ENDINGS, read_description
+from mois.files import named, one_form
 from mois.grid import Grid, put_on
 from mois.image_files import DataError, read_image, write_volume
 from mois.intensities import normalise
 from mois.interfaces import Volume
 from mois.labels import check_declared, whole_numbers
+from mois.shown_text import as_text
 from mois.text_files import read_table
 
 __all__ = [
@@ -86,8 +88,8 @@ def read_volume(
             check_declared(values, declared, label)
             lesions, kinds = _components(values)
     return Volume(
-        subject,
-        patient,
+        as_text(subject),
+        as_text(patient),
         torch.from_numpy(voxels),
         torch.from_numpy(affine),
         torch.from_numpy(lesions),
@@ -210,11 +212,18 @@ def list_scans(root: Path) -> list[SubjectFiles]:
             name, _, channel = path.name.removesuffix(ending).rpartition("_")
             if not (name and channel.isdigit() and len(channel) == 4):
                 raise DataError(f"{path}: images are called SUBJECT_0000{ending} (0000 is the channel); rename it.")
+            if as_text(name) != name:
+                raise DataError(f"{path}: its name is no UTF-8; rename it, and its label map.")
             images.setdefault(name, {})[int(channel)] = path
+        if twice := [name for name in images if sum(one_form(name) == one_form(one) for one in images) > 1]:
+            raise DataError(
+                f"{root / f'images{part}'}: two scans are called {twice[0]}, whose letters are stored in two ways; "
+                "rename one."
+            )
         for subject, files in images.items():
-            if people and subject not in people:
+            if people and one_form(subject) not in people:
                 raise DataError(f"{root / 'subjects.csv'}: subject {subject} is missing; {_line_for(subject, people)}.")
-            person = people.get(subject, {})
+            person = people.get(one_form(subject), {})
             found.append(
                 SubjectFiles(
                     subject,
@@ -316,7 +325,7 @@ def _read_people(path: Path) -> dict[str, dict[str, str]]:
         if not subject or not patient:
             lacks = "patient" if subject else "subject"
             raise DataError(f"{path}: line {line} has no {lacks}; fill it in, or delete the line.")
-        if subject in people:
+        if one_form(subject) in people:
             raise DataError(f"{path}: line {line} lists subject {subject} a second time; keep one of them.")
         other = written.setdefault(_as_it_sounds(patient), patient)
         if other != patient:
@@ -324,7 +333,7 @@ def _read_people(path: Path) -> dict[str, dict[str, str]]:
                 f"{path}: line {line}: are patients {other!r} and {patient!r} the same person? Write them alike, or "
                 "give them names that differ in more than case and blanks."
             )
-        people[subject] = row
+        people[one_form(subject)] = row
     return people
 
 
@@ -336,7 +345,7 @@ def _as_it_sounds(name: str) -> str:
 
 def _map_of(folder: Path, subject: str, ending: str) -> Path | None:
     """Return a scan's label map or lesion ids, None where there are none; one of another name is not passed over."""
-    path = folder / f"{subject}{ending}"
+    path = named(folder / f"{subject}{ending}")
     if path.exists():
         return path
     alike = {f"{subject}{other}".casefold() for other in FILE_ENDINGS}

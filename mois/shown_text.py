@@ -16,6 +16,11 @@ def shown(text: str) -> str:
     )
 
 
+def as_text(name: str) -> str:
+    """Return the name of a file as text: bytes that are no UTF-8 become the sign for an unknown one, as JSON needs."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def accept_all_signs() -> None:
     """Let what the terminal's encoding has no sign for be written in words, instead of ending the program."""
     for stream in (sys.stdout, sys.stderr):

@@ -61,10 +61,10 @@ def choose(setting: str = "auto") -> Choice:
 def logged_in_key() -> str:
     """Return the key that `wandb login` left for the server that is set up here; nothing where there is none."""
     places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
-    file = next((path for place in places if place and (path := Path(place).expanduser()).is_file()), None)
     try:
+        file = next((path for place in places if place and (path := Path(place).expanduser()).is_file()), None)
         found = netrc.netrc(file).authenticators(urllib.parse.urlsplit(wandb_server()).netloc) if file else None
-    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+    except (OSError, RuntimeError, netrc.NetrcParseError, UnicodeDecodeError):  # a RuntimeError where there is no home
         return ""
     return (found[2] or "") if found else ""
 

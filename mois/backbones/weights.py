@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.error
 import urllib.request
 import warnings
@@ -104,7 +105,7 @@ def _locate(name: str, weights: str | None) -> tuple[Path, str]:
                 f"checkpoint, a hub id ({', '.join(HUB_FILES)}) or random."
             )
         return path, "bundled"
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))  # noqa: PTH111 - without a home, `Path` raises a RuntimeError
     if path.is_file():
         return path, path.name
     if path.is_dir():

@@ -18,6 +18,7 @@ from mois.evaluation.reports import SubjectReport
 from mois.evaluation.run import Score
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.truth import Truth
+from mois.files import named, one_form
 from mois.geometry import SliceGrid
 from mois.inference import VolumeSegmenter
 from mois.interfaces import Volume
@@ -64,9 +65,13 @@ def score_maps(predictions: Path, prompted: Path | None, kind: Kind) -> Score:
 
 def map_files(folder: Path, subject: str) -> list[Path]:
     """Return the maps of a scan: SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on; none where there are none."""
-    whole = [path for ending in FILE_ENDINGS if (path := folder / f"{subject}{ending}").is_file()]
+    whole = [path for ending in FILE_ENDINGS if (path := named(folder / f"{subject}{ending}")).is_file()]
+    start = one_form(subject)
     return whole or sorted(
-        path for ending in FILE_ENDINGS for path in folder.glob(f"{_escaped(subject)}_class*{ending}") if _class(path)
+        path
+        for ending in FILE_ENDINGS
+        for path in folder.glob(f"*_class*{ending}")
+        if _class(path) and one_form(path.name).rpartition("_class")[0] == start
     )
 
 
@@ -124,8 +129,3 @@ def _class(path: Path) -> int:
     """Return the class in a file's name, 0 where there is none."""
     number = path.name.removesuffix(_ending(path)).rpartition("_class")[2]
     return int(number) if number.isdigit() else 0
-
-
-def _escaped(name: str) -> str:
-    """Return a name without the signs that a pattern of files would read."""
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)

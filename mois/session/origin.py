@@ -20,6 +20,7 @@ from mois.interfaces import Volume
 from mois.journal import Action
 from mois.labels import array_of
 from mois.records import as_record
+from mois.shown_text import as_text
 
 _FORMERLY: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()}
 
@@ -66,7 +67,7 @@ def about_session(
     return {
         "subject": volume.subject,
         "patient": volume.patient,
-        "path": volume.path,
+        "path": as_text(volume.path),
         "scan_sha256": digest.hexdigest(),
         "one_slice": _is_one_slice(volume, settings.slice_axis),
         "model": identity.as_dict(),

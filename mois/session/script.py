@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mois.files import named
 from mois.session.points import VoxelPoint, read_point
 from mois.text_files import read_json
 
@@ -89,7 +90,7 @@ def _given(path: Path, what: str, given: Any, refuse: Callable[[str], ValueError
     if what == "mask":
         if not isinstance(given, str) or not given:
             raise refuse("mask is the name of a file on the scan's grid")
-        return path.parent / given
+        return named(path.parent / given)
     if given is not True:
         raise refuse("propagate must be true; leave the entry out if nothing is to be propagated there")
     return True
