@@ -38,7 +38,7 @@ def read_description(path: Path) -> DatasetDescription:
         raise DataError(f"{path}: no such file; set data.init_args.root to the folder of an nnU-Net raw dataset.")
     content = read_json(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a {_kind(content)}; it needs an object with labels and file_ending.")
+        raise DataError(f"{path}: holds {_kind(content)}; it needs an object with labels and file_ending.")
     if missing := [key for key in ("labels", "file_ending") if key not in content]:
         raise DataError(f"{path}: lacks {' and '.join(missing)}; it needs labels and file_ending, as in nnU-Net.")
     return DatasetDescription(
@@ -59,7 +59,7 @@ def _ending(path: Path, ending: Any) -> str:
 def _classes(path: Path, labels: Any) -> dict[int, str]:
     if not isinstance(labels, Mapping):
         raise DataError(
-            f'{path}: labels is a {_kind(labels)}; write an object of names and numbers: {{"background": 0, "lesion": '
+            f'{path}: labels is {_kind(labels)}; write an object of names and numbers: {{"background": 0, "lesion": '
             "1}."
         )
     classes: dict[int, str] = {}
@@ -98,7 +98,7 @@ def _whole(value: Any) -> str:
 def _channels(path: Path, names: Any) -> dict[int, str]:
     example = '{"0": "T2"}'
     if not isinstance(names, Mapping):
-        raise DataError(f"{path}: channel_names is a {_kind(names)}; write numbers and names: {example}.")
+        raise DataError(f"{path}: channel_names is {_kind(names)}; write numbers and names: {example}.")
     channels: dict[int, str] = {}
     for number, name in names.items():
         if not number.isdecimal() and str(name).isdecimal():
@@ -114,5 +114,5 @@ def _channels(path: Path, names: Any) -> dict[int, str]:
 
 def _kind(value: Any) -> str:
     """Return what JSON calls a value."""
-    names = {dict: "object", list: "list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "number")
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

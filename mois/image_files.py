@@ -25,6 +25,19 @@ from mois.scans.stored import GZIP, Inflated
 __all__ = ["DataError", "parts_of", "read_image", "write_volume"]
 
 _START_BYTES = 512
+_OTHERS = (
+    (b"\x93NUMPY", "a NumPy array, which has no orientation and spacing,"),
+    (b"PK\x03\x04", "a zip archive (or .npz, or a checkpoint)"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    (b"BZh", "compressed by bzip2"),
+    (b"\xfd7zXZ", "compressed by xz"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"II*\0", "a TIFF picture"),
+    (b"MM\0*", "a TIFF picture"),
+    (b"\x89HDF", "an HDF5 file (MATLAB, MINC)"),
+    (b"%PDF", "a PDF"),
+)
 EDGES_MM = (1e-7, 1e5)
 FAR_MM = 1e7
 """What a header may say: from a tenth of a nanometre to a hundred metres a voxel, ten kilometres from the origin."""
@@ -51,6 +64,8 @@ def read_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     known = (is_nifti, read_nifti), (is_nrrd, read_nrrd), (is_metaimage, read_metaimage), (is_dicom, read_dicom)
     read = next((read for is_it, read in known if is_it(start)), None)
     if read is None:
+        if called := next((name for mark, name in _OTHERS if start.startswith(mark)), None):
+            raise DataError(f"{path}: is {called} and no scan; convert it to .nii.gz.")
         raise DataError(f"{path}: cut off or of an unknown format; copy it again, or convert it to .nii.gz.")
     try:
         return _as_scan(*read(header), path)

@@ -25,6 +25,30 @@ TRAINING = ("fit", "validate", "test", "predict")
 WITHOUT_OPTION = ("segment", "curves", "doctor", "phantom", "compare", "journal")
 """Commands that take words without an option, which follow them at once."""
 
+SYNONYMS = {
+    "lr": "learning_rate",
+    "epochs": "max_epochs",
+    "num_epochs": "max_epochs",
+    "steps": "max_steps",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "workers": "num_workers",
+    "seed": "seed_everything",
+    "gpus": "devices",
+    "gpu": "devices",
+    "fp16": "precision",
+    "bf16": "precision",
+    "amp": "precision",
+    "resume": "ckpt_path",
+    "checkpoint": "ckpt_path",
+    "ckpt": "ckpt_path",
+    "resume_from_checkpoint": "ckpt_path",
+    "output": "default_root_dir",
+    "output_dir": "default_root_dir",
+    "wd": "weight_decay",
+}
+"""What other programs call a setting, and its name here."""
+
 _HYPHENS = "-\N{EN DASH}\N{EM DASH}"
 """What word processors make of two hyphens, and the hyphen itself."""
 
@@ -78,7 +102,7 @@ def _unknown(word: str, parser: ArgumentParser, arguments: Sequence[str], settin
     if key in known and " " in word:
         return f"{word} is one argument; write --{key}={word.partition(' ')[2].strip()}"
     place = next((setting.place for setting in settings if setting.key == key), "")
-    return f"{key} is no setting{place}; {_did_you_mean(key, known)}"
+    return f"{key} is no setting{place}; {_did_you_mean(key, [*known, *_init_args(settings)])}"
 
 
 def _explain_value(key: str, reason: str, settings: Sequence[Setting]) -> str:
@@ -203,7 +227,10 @@ def _full_key(key: str, settings: Sequence[Setting]) -> str:
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+    group, _, last = word.rpartition(".")
+    meant = [one for one in known if one.rpartition(".")[2] == SYNONYMS.get(last.lower().replace("-", "_"))]
+    close = [one for one in meant if one.rpartition(".")[0] == group] or meant
+    close = close or difflib.get_close_matches(word, known, n=1)
     if close:
         return f"did you mean {close[0]}?"
     return f"there is {', '.join(known)}" if 0 < len(known) <= 20 else "--help lists what there is"
@@ -213,6 +240,13 @@ def _known_keys(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     inner = _subparsers(parser)
     parser = next((inner[name] for name in arguments if name in inner), parser)
     return [action.dest for action in parser._actions]
+
+
+def _init_args(settings: Sequence[Setting]) -> list[str]:
+    """Return the keys of what the named classes of data and model take."""
+    named = {one.key.removesuffix(".class_path"): one.value for one in settings if isinstance(one.value, str)}
+    owners = [owner for owner in named if owner == "data" or owner.startswith("model.")]
+    return [f"{owner}.init_args.{name}" for owner in owners for name in _parameters(named[owner])]
 
 
 def _subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:

@@ -20,10 +20,18 @@ _MOST_HEADER = 100 << 20  # bytes; what safetensors itself allows
 _TABLES = ("model", "state_dict", "model_state_dict", "module")
 """Where training programs keep a model's tensors in a checkpoint, the first that is there."""
 
-_ARCHIVES = ((b"\x1f\x8b", "gzip"), (b"7z\xbc\xaf", "7z"), (b"Rar!", "rar"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2"))
+_ARCHIVES = (
+    (b"\x1f\x8b", "gzip"),
+    (b"7z\xbc\xaf", "7z"),
+    (b"Rar!", "rar"),
+    (b"\xfd7zXZ", "xz"),
+    (b"BZh", "bzip2"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+)
 _OTHERS = (
     (b"\x89HDF", "an HDF5 file (Keras?)"),
     (b"GGUF", "a GGUF file"),
+    (b"\x93NUMPY", "a NumPy array"),
     (b"\x89PNG", "a picture"),
     (b"%PDF", "a PDF"),
 )

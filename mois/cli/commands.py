@@ -21,6 +21,7 @@ from mois.cli.phantom import phantom
 from mois.cli.say import say
 from mois.cli.segment import segment
 from mois.full_memory import ACCELERATOR, full_memory, memory_cure
+from mois.provenance import code_version
 
 COMMANDS: list[Callable[..., None] | type] = [
     phantom,
@@ -35,6 +36,7 @@ COMMANDS: list[Callable[..., None] | type] = [
 ]
 
 HELP = ("-h", "--help")
+VERSION = "--version"
 
 LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions"}
 """Commands that take a list as the words that follow them, and what its option is called."""
@@ -47,6 +49,9 @@ def run(given: Sequence[str]) -> None:
     """Run a command; without one, tell which there are."""
     if not given or given[0] in HELP:
         say(overview())
+        return
+    if given[0] == VERSION:
+        say(f"mois {code_version()}")
         return
     with command_line(given), memory_cure(partial(_what_frees_memory, given[0])):
         auto_cli(COMMANDS, args=with_options(given), as_positional=False, parser_class=OneLineParser, prog="mois")

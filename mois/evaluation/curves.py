@@ -38,6 +38,11 @@ def plot_learning(run: Path, out: Path, window: int = 10) -> list[str]:
     columns = [name for name in map(str, table) if name.startswith("train/") and name.endswith("right")]
     names = sorted(column.removeprefix("train/").removesuffix("right") for column in columns)
     if not names:
+        if (run / "config.yaml").is_file():
+            raise ValueError(
+                f"{path} has no train/right: this training logged no step, since it is shorter than "
+                "trainer.log_every_n_steps; lower that, or train longer."
+            )
         raise ValueError(f"{path} has no train/right; give the folder of a training (train.py fit).")
     figure, panels = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.2), sharey=True, squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):

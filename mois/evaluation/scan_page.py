@@ -54,7 +54,7 @@ def write_scan_page(
     image = grid.to_stack(volume.image.float().cpu()).numpy()
     picture = folder / PICTURE
     with whole_file(picture) as part:
-        draw_lesions(image, lesions, rows, grid.row_mm / grid.column_mm, volume.channel).savefig(
+        draw_lesions(image, lesions, rows, (grid.row_mm, grid.column_mm), volume.channel).savefig(
             part, format="png", dpi=120
         )
     page = Page(
@@ -78,7 +78,7 @@ def draw_lesions(
     image: npt.NDArray[np.float32],
     lesions: InstanceMap,
     rows: Sequence[LesionRow],
-    pixel_aspect: float,
+    pixel_mm: tuple[float, float],
     channel: str = "",
 ) -> Figure:
     """Draw the slices that show most lesions, with an outline around each and its number.
@@ -87,9 +87,10 @@ def draw_lesions(
         image: (S, H, W) raw intensities.
         lesions: (S, H, W) int32, their numbers.
         rows: A line on each.
-        pixel_aspect: Height of a pixel over its width.
+        pixel_mm: Height and width of a pixel.
         channel: What dataset.json calls the image.
     """
+    pixel_aspect = pixel_mm[0] / pixel_mm[1]
     of_kind = {kind: [row.id for row in rows if row.origin == kind] for kind in KINDS}
     maps = {kind: np.where(np.isin(lesions, ids), lesions, 0) for kind, ids in of_kind.items()}
     slices = telling_slices(maps["prompted"], maps["found"], PANELS) or [len(image) // 2]
@@ -110,6 +111,7 @@ def draw_lesions(
             for lesion in np.unique(of[index][of[index] > 0]):
                 outline(axes, of[index] == lesion, colour, style, 1.1)
             _number(axes, of[index], colour)
+        _scale_bar(axes, image.shape[1:], pixel_mm[1])
         axes.set_title(f"slice {index + 1} of {len(image)}", color="white", fontsize=8)
     handles = [
         Line2D([], [], color=STYLES[kind][0], linestyle=STYLES[kind][1], label=f"{len(of_kind[kind])} {kind}")
@@ -118,6 +120,22 @@ def draw_lesions(
     figure.legend(handles=handles, loc="lower center", ncols=2, labelcolor="white", frameon=False, fontsize=9)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.4 / size[1], top=1 - 0.3 / size[1], wspace=0.02, hspace=0.1)
     return figure
+
+
+def scale_mm(width_mm: float) -> float:
+    """Return the length of a scale bar: 1, 2 or 5 times a power of ten, at most a third of a picture's width."""
+    power = 10.0 ** math.floor(math.log10(width_mm / 3))
+    return max(step * power for step in (1, 2, 5) if step * power <= width_mm / 3)
+
+
+def _scale_bar(axes: Axes, shape: tuple[int, ...], column_mm: float) -> None:
+    """Draw a bar with its length at the lower left of a slice of this shape (H, W)."""
+    length_mm = scale_mm(shape[1] * column_mm)
+    left, row = 0.04 * shape[1], 0.96 * shape[0]
+    edge = [withStroke(linewidth=3.5, foreground="black")]
+    axes.plot([left, left + length_mm / column_mm], [row, row], color="white", linewidth=2, path_effects=edge)
+    place = {"textcoords": "offset points", "color": "white", "fontsize": 8, "path_effects": edge}
+    axes.annotate(f"{length_mm:g} mm", (left, row), (0, 4), **place)
 
 
 def _number(axes: Axes, of_slice: npt.NDArray[np.int32], colour: str) -> None:
@@ -132,8 +150,9 @@ def _number(axes: Axes, of_slice: npt.NDArray[np.int32], colour: str) -> None:
             (2, 2),
             textcoords="offset points",
             color=colour,
-            fontsize=7,
-            path_effects=[withStroke(linewidth=1.5, foreground="black")],
+            fontsize=9,
+            fontweight="bold",
+            path_effects=[withStroke(linewidth=2.5, foreground="black")],
         )
 
 

@@ -26,6 +26,7 @@ from mois.folder_lock import locked
 from mois.full_memory import memory_cure
 from mois.interrupts import ctrl_c_ends
 from mois.processes import first_rank
+from mois.provenance import code_version
 from mois.settings import read_settings
 from mois.tracking import LateLoggers, Tracker, TrackingSettings, make_loggers
 from mois.training.callbacks import CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
@@ -418,6 +419,9 @@ def quieten() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; mistakes in it or in the data end in one line (MOIS_TRACEBACK=1 shows where)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) == ["--version"]:
+        sys.stdout.write(f"mois {code_version()}\n")
+        return
     quieten()
     with ctrl_c_ends(), command_line(arguments):
         MoisCLI(arguments)

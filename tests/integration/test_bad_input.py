@@ -147,6 +147,12 @@ def test_a_second_scale_is_refused_by_every_command(
         ),
         pytest.param(
             nothing,
+            ["--model.optimisation.lr=2"],
+            "model.optimisation.lr is no setting; did you mean model.optimisation.learning_rate?",
+            id="another program's word for a nested key",
+        ),
+        pytest.param(
+            nothing,
             ["--data.init_args.batch_size=four"],
             "data.init_args.batch_size=four is not allowed; give int",
             id="wrong type",

@@ -161,7 +161,7 @@ def tarred() -> bytes:
         (tarred(), "is a tar archive; unpack it, and give a"),
         (archive(weights_pt=b"1"), "is a zip archive (of weights.pt) and no checkpoint; give a"),
         (archive(code_py=b"1", constants_pkl=b"2"), "is a TorchScript program; give a"),
-        (b"\x93NUMPY\1\0v\0" + b"\xff" * 90, "is no checkpoint (its 100 bytes begin with 93 4e 55 4d); give a"),
+        (b"\x93NUMPY\1\0v\0" + b"\xff" * 90, "is a NumPy array; give a"),
         (b"\x80\x02}q\x00", "is cut short or damaged, or no checkpoint ("),
         (save({"a": torch.zeros(3)})[:50], "is cut short (50 bytes); download or copy it again."),
         (pickle.dumps({"a": np.zeros(3)}), "is cut short or damaged, or no checkpoint (UnpicklingError); download"),

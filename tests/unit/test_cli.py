@@ -15,6 +15,7 @@ from example_results import example_report
 from stand_in import Model
 from torch.utils.data import DataLoader
 
+from mois import __version__
 from mois.arguments import command_line
 from mois.calibration import Calibration
 from mois.cli import main as mois_main
@@ -75,6 +76,11 @@ def losses(folder: str) -> dict[int, float]:
         ([], "no command was given; choose one of fit, validate, test, predict"),
         (["fti"], "fti is no command; did you mean fit?"),
         (["fit", *SMALL, "--trainer.max_stps=3"], "trainer.max_stps is no setting; did you mean trainer.max_steps?"),
+        (["fit", *SMALL, "--trainer.gpus=3"], "trainer.gpus is no setting; did you mean trainer.devices?"),
+        (["fit", *SMALL, "--epochs=3"], "epochs is no setting; did you mean trainer.max_epochs?"),
+        (["fit", *SMALL, "--seed=3"], "seed is no setting; did you mean seed_everything?"),
+        (["fit", *SMALL, "--resume=last"], "resume is no setting; did you mean ckpt_path?"),
+        (["fit", *SMALL, "--batch=3"], "batch is no setting; did you mean data.init_args.batch_size?"),
         (["fit", *SMALL, "--trainer.max_epochs=abc"], "trainer.max_epochs=abc is not allowed; give int or null"),
         (["fit", *SMALL, "--model.rate=x"], "model.rate=x is not allowed; give float"),
         (
@@ -573,3 +579,12 @@ def test_the_seed_is_said_once(failing: Callable[..., str]) -> None:
     assert failing("fit", "--config=c.yaml", "--seed_everything=4", "--trainer.max_steps=1") == (
         "data.init_args.seed=3 (c.yaml) is not taken: seed_everything=4 serves all; leave it out"
     )
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    from mois.cli import main as mois
+    from mois.training.cli import main as train
+
+    for program in (mois, train):
+        program(["--version"])
+        assert capsys.readouterr().out.startswith(f"mois {__version__}")

@@ -21,5 +21,12 @@ def test_a_folder_without_a_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no metrics"):
         plot_learning(tmp_path, tmp_path / "curves.png")
     (tmp_path / "metrics.csv").write_text("step,val/right\n1,0.5\n")
-    with pytest.raises(ValueError, match="no train/right"):
+    with pytest.raises(ValueError, match="give the folder of a training"):
+        plot_learning(tmp_path, tmp_path / "curves.png")
+
+
+def test_a_training_that_logged_no_step_is_told_which_setting_to_lower(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "metrics.csv").write_text("step,val/right\n0,0.5\n")
+    with pytest.raises(ValueError, match=r"shorter than trainer.log_every_n_steps; lower that, or train longer"):
         plot_learning(tmp_path, tmp_path / "curves.png")

@@ -265,6 +265,21 @@ def test_a_dicom_series_with_a_gap_is_refused(tmp_path):
         read_image(tmp_path / "empty")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x93NUMPY\x01\0", "is a NumPy array"),
+        (b"\x28\xb5\x2f\xfd\0", "is compressed by zstd"),
+        (b"PK\x03\x04", "is a zip archive"),
+        (b"\x89PNG\r\n", "is a PNG picture"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, content, said):
+    (tmp_path / "scan.nii.gz").write_bytes(content)
+    with pytest.raises(DataError, match=f"scan.nii.gz: {said}.* convert it to .nii.gz"):
+        read_image(tmp_path / "scan.nii.gz")
+
+
 def test_itk_prints_nothing_beside_our_line(tmp_path, capfd):
     (tmp_path / "junk").mkdir()
     for number in range(3):

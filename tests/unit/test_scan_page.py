@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageColor
 
 from mois.evaluation.overlays import STYLES, grey_levels
-from mois.evaluation.scan_page import KINDS, PAGE, PANELS, PICTURE, draw_lesions, write_scan_page
+from mois.evaluation.scan_page import KINDS, PAGE, PANELS, PICTURE, draw_lesions, scale_mm, write_scan_page
 from mois.interfaces import Volume
 from mois.session.results import LesionRow
 
@@ -77,11 +77,28 @@ def test_slices_are_arranged_by_their_shape(shape: tuple[int, int, int], panels:
     for number, of_slice in enumerate(lesions, start=1):
         of_slice[5:9, 5:9] = number
     _, rows = scan(shape[0])
-    figure = draw_lesions(np.ones(shape, np.float32), lesions, rows, 1.0)
+    figure = draw_lesions(np.ones(shape, np.float32), lesions, rows, (1.0, 1.0))
     wide, high = figure.get_size_inches()
     assert len(figure.axes) == shape[0]
     assert (high > 6) == (panels[0] == 2)
     assert wide >= 6
+
+
+@pytest.mark.parametrize(("width_mm", "bar_mm"), [(30, 10), (200, 50), (61, 20), (0.7, 0.2), (2.9, 0.5)])
+def test_a_scale_bar_is_a_round_length_within_a_third_of_the_width(width_mm: float, bar_mm: float) -> None:
+    assert scale_mm(width_mm) == pytest.approx(bar_mm)
+
+
+def test_every_slice_has_a_scale_bar_of_its_own_pixels() -> None:
+    _, rows = scan(1)
+    lesions = np.zeros((2, 40, 30), np.int32)
+    lesions[:, 5:9, 5:9] = 1
+    figure = draw_lesions(np.ones((2, 40, 30), np.float32), lesions, rows, (2.0, 0.5))
+    for axes in figure.axes:
+        (bar,) = axes.lines
+        left, right = bar.get_xdata()
+        assert float(right) - float(left) == pytest.approx(5 / 0.5)  # 15 mm wide: a bar of 5 mm
+        assert "5 mm" in [text.get_text() for text in axes.texts]
 
 
 def test_ct_is_drawn_from_its_own_black_to_its_own_white() -> None:

@@ -135,7 +135,7 @@ def test_what_is_no_json_is_named_with_its_place(tmp_path: Path, text: str, said
     [
         ({"labels": {"0": "background", "1": "lesion"}}, 'first version; swap name and number: {"backg'),
         ({"labels": ["background", "lesion"]}, "labels is a list; write an object of names and numbers: "),
-        ({"labels": None}, "labels is a null; write an object"),
+        ({"labels": None}, "labels is null; write an object"),
         ({"labels": {"lesion": "1"}}, "label 'lesion' is \"1\"; write 1."),
         ({"labels": {"lesion": 1.0}}, "label 'lesion' is 1.0; write 1."),
         ({"labels": {"lesion": 1.5}}, "label 'lesion' is 1.5; write a whole number, 0 to 2147483647."),
