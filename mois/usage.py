@@ -33,7 +33,6 @@ SYNONYMS = {
     "batch": "batch_size",
     "bs": "batch_size",
     "workers": "num_workers",
-    "seed": "seed_everything",
     "gpus": "devices",
     "gpu": "devices",
     "fp16": "precision",

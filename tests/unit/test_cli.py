@@ -78,7 +78,6 @@ def losses(folder: str) -> dict[int, float]:
         (["fit", *SMALL, "--trainer.max_stps=3"], "trainer.max_stps is no setting; did you mean trainer.max_steps?"),
         (["fit", *SMALL, "--trainer.gpus=3"], "trainer.gpus is no setting; did you mean trainer.devices?"),
         (["fit", *SMALL, "--epochs=3"], "epochs is no setting; did you mean trainer.max_epochs?"),
-        (["fit", *SMALL, "--seed=3"], "seed is no setting; did you mean seed_everything?"),
         (["fit", *SMALL, "--resume=last"], "resume is no setting; did you mean ckpt_path?"),
         (["fit", *SMALL, "--batch=3"], "batch is no setting; did you mean data.init_args.batch_size?"),
         (["fit", *SMALL, "--trainer.max_epochs=abc"], "trainer.max_epochs=abc is not allowed; give int or null"),
