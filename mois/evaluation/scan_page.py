@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +135,7 @@ def _scale_bar(axes: Axes, shape: tuple[int, ...], column_mm: float) -> None:
     left, row = 0.04 * shape[1], 0.96 * shape[0]
     edge = [withStroke(linewidth=3.5, foreground="black")]
     axes.plot([left, left + length_mm / column_mm], [row, row], color="white", linewidth=2, path_effects=edge)
-    place = {"textcoords": "offset points", "color": "white", "fontsize": 8, "path_effects": edge}
+    place: dict[str, Any] = {"textcoords": "offset points", "color": "white", "fontsize": 8, "path_effects": edge}
     axes.annotate(f"{length_mm:g} mm", (left, row), (0, 4), **place)
 
 
