@@ -92,7 +92,7 @@ def vary_intensities(images: Tensor, settings: Augmentation) -> Tensor:
         images = torch.cat([_apply(shake, image.unsqueeze(0)) for image in images])
     if noise:
         images = _apply(tio.RandomNoise(std=(0, 0.06)), images)
-    return images.clamp(0, 2).masked_fill(outside, 0)
+    return images.clamp(0, 2).masked_fill_(outside, 0)
 
 
 def _apply(transform: tio.Transform, images: Tensor) -> Tensor:
@@ -110,23 +110,37 @@ def _bias_field(images: Tensor) -> Tensor:
 
 
 def _move(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation) -> tuple[Tensor, Tensor]:
-    """Mirror, rotate and zoom about the patch's middle."""
+    """Rotate, zoom and mirror about the patch's middle; only patches that are turned are sampled anew."""
     count = int(clips.max()) + 1
-    mirror = 1 - 2 * (torch.rand(count, 2) < settings.flip).float()
-    turned = (torch.rand(count) < settings.affine).float()
-    angle = turned * (2 * torch.rand(count) - 1) * math.radians(settings.degrees)
-    zoom = 1 + turned * (2 * torch.rand(count) - 1) * settings.zoom
-    if settings.flip == 0 and settings.affine == 0:
+    mirrored = torch.rand(count, 2) < settings.flip  # across, down
+    turned = torch.rand(count) < settings.affine
+    angles = (2 * torch.rand(count) - 1) * math.radians(settings.degrees)
+    zooms = 1 + (2 * torch.rand(count) - 1) * settings.zoom
+    if not mirrored.any() and not turned.any():
         return images, masks
-    cos, sin, none = zoom * angle.cos(), zoom * angle.sin(), torch.zeros(count)
-    across, down = mirror.unbind(1)
-    turn = torch.stack([cos * across, -sin * down, none, sin * across, cos * down, none], dim=1).view(count, 2, 3)
-    grid = functional.affine_grid(turn[clips].contiguous(), [len(images), 1, *images.shape[-2:]], align_corners=False)
-    moved = functional.grid_sample(images.unsqueeze(1), grid, mode="bilinear", align_corners=False).squeeze(1)
-    shifted = functional.grid_sample(masks.float(), grid, mode="nearest", align_corners=False) > 0.5
-    lost = (masks.flatten(2).any(2) & ~shifted.flatten(2).any(2)).any(1)
-    lost = torch.isin(clips, clips[lost])
-    return (
-        torch.where(lost.view(-1, 1, 1), images, moved),
-        torch.where(lost.view(-1, 1, 1, 1), masks, shifted),
-    )
+    images, masks = images.clone(), masks.clone()
+    for number in clips.unique().tolist():
+        rows = clips == number
+        patches, shapes = images[rows], masks[rows]
+        if turned[number]:
+            patches, moved = _turn(patches, shapes, float(angles[number]), float(zooms[number]))
+            if (shapes.flatten(2).any(2) & ~moved.flatten(2).any(2)).any():
+                continue
+            shapes = moved
+        axes = [axis for axis, yes in zip((-1, -2), mirrored[number].tolist(), strict=True) if yes]
+        images[rows], masks[rows] = patches.flip(axes), shapes.flip(axes)
+    return images, masks
+
+
+def _turn(images: Tensor, masks: Tensor, angle: float, zoom: float) -> tuple[Tensor, Tensor]:
+    """Sample patches (N, P, P) and masks (N, M, P, P) at one angle (radians) and zoom; empty masks stay empty."""
+    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
+    grid = functional.affine_grid(
+        torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]]), [1, 1, *images.shape[-2:]], align_corners=False
+    )  # (1, P, P, 2)
+    turned = functional.grid_sample(images.unsqueeze(0), grid, mode="bilinear", align_corners=False).squeeze(0)
+    moved, drawn = masks.clone(), masks.flatten(2).any(2)  # (N, M)
+    if drawn.any():
+        shapes = masks[drawn].float().unsqueeze(0)
+        moved[drawn] = functional.grid_sample(shapes, grid, mode="nearest", align_corners=False).squeeze(0) > 0.5
+    return turned, moved

@@ -84,6 +84,19 @@ def scan_units(repeats: int) -> Outcome:
     return Outcome({}, interleaved(arms, max(1, repeats // 2)) | sizes)
 
 
+def large_episodes(repeats: int) -> Outcome:
+    """An episode of 10 patches of 1024 pixels to draw, the mean of 20 in turn: CPU seconds."""
+    rng = np.random.default_rng(0)
+    phantom = make_phantom(
+        rng, draw_lesion_types(rng, 2), shape=(20, 1200, 1100), spacing_mm=(5.0, 0.7, 0.7), lesions=(30, 30)
+    )
+    scan = prepare_volume(as_volume(phantom, "large"), pixel_mm=0.7, patch_px=1024)
+    episodes = EpisodeDataset([scan], EpisodeSettings(patch_px=1024))
+    arms = {"twenty_episodes_s": lambda: [episodes[0, number] for number in range(20)]}
+    spent = interleaved(arms, max(1, repeats // 2))
+    return Outcome({"episode_cpu_s_1024": spent["twenty_episodes_s"] / 20}, spent)
+
+
 def data_units(repeats: int) -> Outcome:
     """Phantoms to draw, and the nano's training step: CPU seconds."""
     rng = np.random.default_rng(0)
@@ -111,4 +124,4 @@ def gflop(action: Callable[[], object]) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-MEASUREMENTS: list[Measurement] = [encoder_units, answer_units, scan_units, data_units]
+MEASUREMENTS: list[Measurement] = [encoder_units, answer_units, scan_units, large_episodes, data_units]
