@@ -119,7 +119,7 @@ def _move(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation) 
     if not mirrored.any() and not turned.any():
         return images, masks
     images, masks = images.clone(), masks.clone()
-    for number in clips.unique().tolist():
+    for number in sorted(set(clips.tolist())):
         rows = clips == number
         patches, shapes = images[rows], masks[rows]
         if turned[number]:
