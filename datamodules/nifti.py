@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 
 from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
@@ -71,7 +72,8 @@ class NiftiDataModule(LightningDataModule):
         augmentation: How training patches are varied.
         views: After so many epochs the same patches come again, for `model.cache`; 0 for ever new ones.
         prepared: Folder where training scans are kept as prepared for these settings, made once and mapped into memory
-            by every rank, worker and run; None reads and prepares them in every process and keeps them in its memory.
+            by every rank, worker and run. None is `prepared` in the run's folder where there are several processes; one
+            alone keeps scans in its memory.
     """
 
     def __init__(
@@ -250,9 +252,14 @@ class NiftiDataModule(LightningDataModule):
 
     def _entries(self, subjects: Sequence[SubjectFiles]) -> list[Entry]:
         """Prepare scans, or find them prepared: this rank's share first, then what the others have made meanwhile."""
-        if self.prepared is None:
+        rank, world = place(self.trainer)
+        kept = self.prepared
+        if kept is None and self.trainer is not None and world > 1:
+            kept = Path(self.trainer.default_root_dir) / "prepared"
+            rank_zero_info(f"{world} processes share their training scans in {kept} (data.init_args.prepared)")
+        if kept is None:
             return [self._prepare(subject) for subject in _progress(subjects, "reading training scans")]
-        folder, (rank, world) = PreparedScans(Path(self.prepared)), place(self.trainer)
+        folder = PreparedScans(Path(kept))
         numbers = sorted(range(len(subjects)), key=lambda number: (number - rank) % world)
         own = len(range(rank, len(subjects), world))
         found, keys = {}, {}

@@ -224,7 +224,7 @@ def _write(path: Path, entry: Entry) -> None:
     except OSError as error:
         raise DataError(
             f"data.init_args.prepared={path.parent}: scan {subject.name} takes {(len(line) + end) / 1e6:.0f} MB and "
-            f"cannot be written ({error.strerror}); free some space, choose another folder, or leave prepared out."
+            f"cannot be written ({error.strerror}); free some space, or choose another folder."
         ) from error
 
 

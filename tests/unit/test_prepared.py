@@ -130,7 +130,9 @@ def test_who_prepares_at_the_same_time_disturbs_nobody(make_dataset, tmp_path):
     assert all(same(data.train_dataloader(), expected) for data in found)
 
 
-def test_ranks_share_the_scans_out(make_dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize("given", ["elsewhere", None])
+def test_ranks_share_the_scans_out_also_where_nobody_said_where(make_dataset, tmp_path, monkeypatch, caplog, given):
+    folder = tmp_path / given if given else tmp_path / "run" / "prepared"
     root, made = make_dataset(subjects=3), {0: [], 1: []}
     read = SubjectFiles.read
 
@@ -145,14 +147,27 @@ def test_ranks_share_the_scans_out(make_dataset, tmp_path, monkeypatch):
                 monkeypatch.setattr(SubjectFiles, "read", noted)
 
         monkeypatch.setattr(SubjectFiles, "read", noted)
-        data = NiftiDataModule(root, patch_px=32, pixel_mm=2.0, prepared=tmp_path / "prepared")
+        data = NiftiDataModule(root, patch_px=32, pixel_mm=2.0, prepared=given and folder)
         barrier = SimpleNamespace(barrier=other_rank)
-        data.trainer = SimpleNamespace(global_rank=number, world_size=2, strategy=barrier)
+        data.trainer = SimpleNamespace(
+            global_rank=number, world_size=2, strategy=barrier, default_root_dir=str(tmp_path / "run")
+        )
         data.setup("fit")
         assert [subject.name for subject in data._prepared] == ["p0", "p1", "p2"]
+        assert {subject.path.parent for subject in data._prepared} == {folder}
 
-    rank(0, waits=True)
+    with caplog.at_level(logging.INFO):
+        rank(0, waits=True)
     assert made == {0: ["p0", "p2"], 1: ["p1"]}
+    said = f"2 processes share their training scans in {folder} (data.init_args.prepared)"
+    assert (said in caplog.messages) == (given is None)
+
+
+def test_one_process_keeps_its_scans_in_memory_unless_told_otherwise(make_dataset, tmp_path):
+    data = NiftiDataModule(make_dataset(subjects=1), patch_px=32, pixel_mm=2.0)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, default_root_dir=str(tmp_path / "run"))
+    data.setup("fit")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_shapes_a_prepared_scan_names_it(make_dataset, tmp_path):
