@@ -43,7 +43,7 @@ from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.propagation.weights import save_propagation
 
-__all__ = ["Bundle", "ClassSpec", "ModelSpec", "copy_bundle", "write_bundle"]
+__all__ = ["Bundle", "ClassSpec", "ModelSpec", "check_files", "copy_bundle", "fill", "in_full", "write_bundle"]
 
 OURS = ("mois", "adapters")
 ADAPTER, PROPAGATION, CARD = "adapter", "propagation.safetensors", "README.md"
@@ -87,7 +87,7 @@ def write_bundle(
             raise ValueError(f"bundle: the {name} is a {type(made).__name__}, but its class_path is {told}.")
     folder = Path(folder)
     _refuse_foreign(folder)
-    spec = _in_full(spec)
+    spec = in_full(spec)
     with whole_folder(folder, (DESCRIPTION, ADAPTER, PROPAGATION, CARD)) as part:
         adapter.save(part / ADAPTER)
         save_propagation(propagation, part / PROPAGATION, backbone.identity)
@@ -114,7 +114,7 @@ def copy_bundle(source: Path, target: Path) -> None:
         ValueError: If it is no bundle, or holds anything but regular files; if the target holds files but no bundle.
     """
     record = read_description(source)
-    _check_files(source, record.files)
+    check_files(source, record.files)
     for name in (DESCRIPTION, CARD):  # no digest says what they hold
         _check_place(source, source / name)
     _refuse_foreign(target)
@@ -175,7 +175,7 @@ class Bundle:
         path = Path(path)
         device = chosen_device(str(device))
         content = read_description(path)
-        _check_files(path, content.files)
+        check_files(path, content.files)
         spec, wanted = content.model, content.identity
         with torch.random.fork_rng(devices=[]):  # building draws numbers that loading overwrites
             backbone = _backbone(spec.backbone, trust, path, backbone_weights)
@@ -190,12 +190,7 @@ class Bundle:
             propagation = _make(_without_weights(spec.propagation), Propagation, "propagation", trust, path)  # type: ignore[type-abstract]
             propagation.build(backbone)
             adapter.attach(backbone, propagation)
-        try:
-            adapter.load(path / ADAPTER)
-        except RuntimeError as error:  # torch's own complaint about shapes
-            reason = " ".join(str(error).split())
-            raise ValueError(f"bundle={path}: its adapter does not fit {spec.adapter.class_path}: {reason}") from error
-        load_exactly(propagation, load_file(path / PROPAGATION), f"bundle={path}: {PROPAGATION}")
+        fill(path, f"bundle={path}", content, adapter, propagation)
         identity = ModelIdentity.of(backbone, propagation, spec.arguments())
         if different := identity.differences(wanted):
             raise ValueError(
@@ -216,6 +211,27 @@ class Bundle:
         )
 
 
+def fill(path: Path, name: str, record: BundleRecord, adapter: Adapter, propagation: Propagation) -> None:
+    """Give a model the weights of a bundle, every tensor or none.
+
+    Args:
+        path: The bundle's folder, checked (`check_files`).
+        name: What a message calls it.
+        record: Its description.
+        adapter: Attached to a backbone of the same weights.
+        propagation: Built for that backbone.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    try:
+        adapter.load(path / ADAPTER)
+    except RuntimeError as error:  # torch's own complaint about shapes
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: its adapter does not fit {record.model.adapter.class_path}: {reason}") from error
+    load_exactly(propagation, load_file(path / PROPAGATION), f"{name}: {PROPAGATION}")
+
+
 def _refuse_foreign(folder: Path) -> None:
     """Refuse to put a bundle in the place of a folder of something else, which would be gone.
 
@@ -226,7 +242,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise ValueError(f"bundle={folder} holds files, but no bundle; choose another folder, or move them away.")
 
 
-def _check_files(path: Path, recorded: Mapping[str, str]) -> None:
+def check_files(path: Path, recorded: Mapping[str, str]) -> None:
     """Refuse a bundle of which a file is missing, changed or added.
 
     Raises:
@@ -317,7 +333,7 @@ def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], pa
     return made
 
 
-def _in_full(spec: ModelSpec) -> ModelSpec:
+def in_full(spec: ModelSpec) -> ModelSpec:
     """Return a spec with every argument, those that were left at their defaults included."""
     parts = {}
     for role, base in (("backbone", Backbone), ("adapter", Adapter), ("propagation", Propagation)):

@@ -96,9 +96,11 @@ def collect_provenance(module: object, datamodule: object, config: dict[str, Any
 
 
 def content_of(setting: object) -> str | None:
-    """Return the SHA-256 of the file that a setting names, None where it names none."""
+    """Return the SHA-256 of the file, or of the description of the bundle, that a setting names; None of others."""
     try:
         path = Path(setting) if isinstance(setting, str) and setting else None
+        if path is not None and (path / "bundle.json").is_file():  # it holds the digest of each file beside it
+            path = path / "bundle.json"
         return None if path is None or not path.is_file() else file_sha256(path)
     except (OSError, ValueError):  # it is no path, or one that may not be read
         return None

@@ -50,6 +50,7 @@ from mois.training.module import ExemplarSegmenter
 from mois.training.ranks import RankWatch
 from mois.training.resume_point import ResumePoint
 from mois.training.same_run import changed_settings
+from mois.training.start import start_from
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -132,6 +133,12 @@ class MoisCLI(LightningCLI):
         parser.add_argument("--tracking", type=TrackingSettings, default=TrackingSettings())
         parser.add_argument("--checkpoints", type=CheckpointSettings, default=CheckpointSettings())
         parser.add_argument("--bundle", type=BundleSettings, default=BundleSettings())
+        parser.add_argument(
+            "--start_from",
+            type=str | None,
+            default=None,
+            help="Bundle of another training whose adapter and propagation a new training begins with.",
+        )
         parser.add_argument("--dry_step", type=bool, default=True, help="Show before a training what a step will cost.")
         parser.add_argument(
             "--validate_first",
@@ -234,6 +241,8 @@ class MoisCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if isinstance(self.model, ExemplarSegmenter):
+            if (bundle := self.settings["start_from"]) is not None:
+                start_from(self.model, bundle, self.plain_config()["model"])
             self.model.step_0 = dict(self.resumed.get("step_0", {}))
             self.model.validated = _figures(self.resumed.get("validation", {}))
         frees = partial(what_frees_memory, config=self.plain_config(), command=subcommand)
