@@ -213,15 +213,21 @@ def _read(evaluation: Evaluation, scan: SubjectFiles) -> Volume:
 
 def _read_of(scan: SubjectFiles, evaluation: Evaluation) -> str:
     """Return a SHA-256 of all that is read of a scan: its files, and what dataset.json and subjects.csv say of it."""
-    told = [scan.patient, sorted(scan.classes.items()), scan.channels.get(evaluation.channel)]
+    roles = [None if file is None else file.name for file in _files(scan, evaluation)]  # a class may stand in a name
+    told = [scan.patient, sorted(scan.classes.items()), scan.channels.get(evaluation.channel), roles]
     return hashlib.sha256(f"{_sha256(scan, evaluation)} {json.dumps(told)}".encode()).hexdigest()
 
 
 def _sha256(scan: SubjectFiles, evaluation: Evaluation) -> str:
     """Return a SHA-256 of the files that are read of a scan."""
     total = hashlib.sha256()
-    wanted = [scan.images.get(evaluation.channel), scan.label, scan.instances if evaluation.instances else None]
-    for file in [*wanted, *evaluation.more_files(scan.subject)]:
+    for file in _files(scan, evaluation):
         if file is not None and file.is_file():
             total.update(file_sha256(file).encode())
     return total.hexdigest()
+
+
+def _files(scan: SubjectFiles, evaluation: Evaluation) -> list[Path | None]:
+    """Return what is read of a scan: image, label map, lesion ids, None where there is none; and what else is."""
+    ids = scan.instances if evaluation.instances else None
+    return [scan.images.get(evaluation.channel), scan.label, ids, *evaluation.more_files(scan.subject)]

@@ -40,7 +40,7 @@ def read_script(path: Path) -> list[Step]:
     Raises:
         ValueError: Naming the entry that cannot be used.
     """
-    if not path.is_file():
+    if not path.exists():  # what is no regular file is refused by name below
         raise ValueError(f"prompts={path}: there is no such file; give a JSON file of prompts.")
     content = read_json(path)
     if isinstance(content, dict):

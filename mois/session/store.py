@@ -55,6 +55,8 @@ class SessionStore:
         for name in (STATES, BANKS, NAME):
             if (folder / name).is_symlink():
                 raise ValueError(f"{folder / name} is a link, which no session makes; copy what it points to instead.")
+        if (folder / NAME).exists() and not (folder / NAME).is_file():
+            raise ValueError(f"{folder / NAME} is no regular file; remove it, or choose another folder.")
         self._lock = FolderLock(folder)
         self._file = -1
         try:

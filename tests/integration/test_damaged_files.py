@@ -5,22 +5,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from datamodules.nifti import NiftiDataModule
+from datamodules.prepared import PreparedScans, map_entry
 from datamodules.splits import read_splits
 from mois.bundle_record import read_description
 from mois.dataset_description import read_description as read_dataset
-from mois.errors import explain
+from mois.errors import DataError, explain
 from mois.evaluation.reports import SubjectReport
 from mois.evaluation.results import Results
 from mois.exemplars import ExemplarBank
@@ -33,6 +37,7 @@ from mois.session.state_record import StateRecord
 from mois.tensor_records import parse_tensors, read_tensors
 from mois.text_files import read_table
 from mois.training.checkpoints import read_training
+from mois.training.cli import MoisCLI
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "format_1"
 COUNT = int(os.environ.get("MOIS_MUTATIONS", "200"))
@@ -118,6 +123,44 @@ def state(path: Path) -> StateRecord:
     return read_record(file, StateRecord)
 
 
+class Parsed(MoisCLI):
+    """Reads the settings of a training and stops before anything is made of them."""
+
+    def before_instantiate_classes(self) -> None:
+        raise SystemExit(0)
+
+
+def read_config(path: Path) -> None:
+    """Read a config as `train.py` does, which ends the process with one line where it cannot."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            Parsed(["fit", f"--config={path}"])
+    except SystemExit as end:
+        if end.code == 0:
+            return
+        text = said.getvalue()
+        if end.code != 2 or "Traceback" in text or not text.startswith("error: ") or text.count("\n") != 1:
+            raise RuntimeError(f"it ended with {end.code} and {text[-200:]!r}") from end
+        raise DataError("one line") from end
+
+
+def prepared_entry(path: Path) -> None:
+    """Write a prepared scan, and keep another one that nobody damages."""
+    data = NiftiDataModule(FIRST / "data", prepared=path.parent / "whole", patch_px=32, pixel_mm=2.0, batch_size=1)
+    data.setup("fit")
+    shutil.copyfile(min((path.parent / "whole").glob("*.scan")), path)
+
+
+def read_prepared(path: Path) -> None:
+    """Map an entry, its checksum unread and then read; a damaged one is made again."""
+    whole = min((path.parent / "whole").glob("*.scan"))
+    content = path.read_bytes()
+    for check in (False, True):
+        path.write_bytes(content)
+        PreparedScans(path.parent).get(path.stem, "p", "p", lambda: map_entry(whole, "p", "p"), check=check)
+
+
 FORMATS: dict[str, tuple[Callable[[Path], object] | Path, str, Callable[[Path], object]]] = {
     "bundle": (FIRST / "bundle" / "bundle.json", "bundle.json", lambda p: read_description(p.parent)),
     "adapter": (FIRST / "bundle" / "adapter" / "adapter_config.json", "adapter_config.json", read_json),
@@ -139,6 +182,13 @@ FORMATS: dict[str, tuple[Callable[[Path], object] | Path, str, Callable[[Path], 
     "dataset": (FIRST / "data" / "dataset.json", "dataset.json", read_dataset),
     "splits": (splits, "splits.json", read_splits),
     "subjects": (FIRST / "evaluated" / "subjects.csv", "subjects.csv", read_table),
+    "captions": (
+        FIRST / "evaluated" / "overlays" / "worst" / "captions.json",
+        "overlays/worst/captions.json",
+        lambda p: Results.read(p.parents[2]).captions(),
+    ),
+    "config": (FIRST / "run" / "config.yaml", "config.yaml", read_config),
+    "prepared": (prepared_entry, "a.scan", read_prepared),
     "cache": (cache_entry, "ab/ab12.safetensors", lambda p: FeatureCache(p.parents[1], 1.0).read("ab12")),
 }
 
@@ -153,7 +203,7 @@ def quiet() -> Iterator[None]:
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_a_damaged_file_loads_or_ends_in_one_line(tmp_path: Path, name: str) -> None:
     source, file, read = FORMATS[name]
-    if name in ("lesions", "candidates"):
+    if name in ("lesions", "candidates", "captions"):
         shutil.copytree(FIRST / "evaluated", tmp_path, dirs_exist_ok=True)
     path = tmp_path / file
     if isinstance(source, Path):

@@ -359,3 +359,18 @@ def test_a_link_that_leads_out_of_a_bundle_is_not_copied(folder: Path, tmp_path:
     with pytest.raises(ValueError, match=rf"{name} is no regular file of its folder; copy the folder with"):
         copy_bundle(folder, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_bundle_that_nobody_may_write_to_is_read_and_left_as_it_was(folder: Path, tmp_path: Path) -> None:
+    every = [folder, *folder.rglob("*")]
+    for path in every:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in every}
+    try:
+        Bundle.load(folder)
+        copy_bundle(folder, tmp_path / "copy")
+        assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
+    finally:
+        for path in every:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "copy").rglob("*"))

@@ -339,6 +339,19 @@ def test_a_scan_is_scored_again_once_the_dataset_says_something_else_of_it(make_
     assert [name for name, _ in score.asked] == ["p0", "p1", "p0", "p0", "p0"]
 
 
+def test_a_map_that_is_now_of_another_class_is_another_map(make_dataset: Make, tmp_path: Path) -> None:
+    scans, score, maps = read_dataset(make_dataset(subjects=1)), Scorer(), tmp_path / "maps"
+    maps.mkdir()
+    (maps / "p0_class1.nii.gz").write_bytes(b"map")
+    task = evaluation(score, more_files=lambda name: map_files(maps, name))
+    evaluate_scans(task, scans, tmp_path / "out")
+    (maps / "p0_class1.nii.gz").rename(maps / "p0_class2.nii.gz")
+    evaluate_scans(task, scans, tmp_path / "out")
+    as_ids = replace(scans[0], label=None, instances=scans[0].label)
+    evaluate_scans(task, [as_ids], tmp_path / "out")
+    assert len(score.asked) == 3
+
+
 def test_a_folder_in_which_nothing_was_scored_takes_any_evaluation(make_dataset: Make, tmp_path: Path) -> None:
     scans = read_dataset(make_dataset(subjects=1))
     with pytest.raises(KeyboardInterrupt):

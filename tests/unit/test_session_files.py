@@ -216,3 +216,12 @@ def test_a_pipe_as_a_journal_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "journal.jsonl")
     with pytest.raises(ValueError, match=r"there is no journal"):
         read_journal(tmp_path)
+
+
+def test_a_folder_or_a_pipe_in_the_place_of_the_journal_is_refused(tmp_path):
+    (tmp_path / "a" / "journal.jsonl").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / "journal.jsonl")
+    for name in "ab":
+        with pytest.raises(ValueError, match=r"journal\.jsonl is no regular file; remove it, or choose another folder"):
+            InteractiveSession(make_segmenter(), three_lesions(), tmp_path / name)
