@@ -13,6 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mois.evaluation.marks import scale_bar
 from mois.evaluation.overlays import STYLES, grey_levels
 from mois.evaluation.results import Row, read_lesions
 from mois.evaluation.sections import worst_first
@@ -110,5 +111,6 @@ def _draw(scan: _Scan, lesion: Mask, result: InstanceMap, row: Row) -> Figure:
             padded = np.pad(mask, 1).astype(np.float32)
             rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
             axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.3)
+    scale_bar(axes, lesion[window].shape, grid.column_mm)
     axes.set_axis_off()
     return figure

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mois.evaluation.marks import scale_bar
 from mois.evaluation.reports import ClassReport
 from mois.files import whole_file
 from mois.intensities import is_ct, levels
@@ -82,7 +83,7 @@ def draw_overlay(
     truth: InstanceMap,
     result: InstanceMap,
     report: ClassReport,
-    pixel_aspect: float,
+    pixel_mm: tuple[float, float],
     channel: str = "",
 ) -> Figure:
     """Draw a result.
@@ -92,12 +93,12 @@ def draw_overlay(
         truth: Instance map (S, H, W) int32 of the class.
         result: Instance map of what the reader ends up with.
         report: On this class.
-        pixel_aspect: Height of a pixel over its width.
+        pixel_mm: Height and width of a pixel.
         channel: What dataset.json calls the image.
     """
     masks = lesion_kinds(truth, result, report)
     slices = telling_slices(truth, result) or [len(image) // 2]
-    panel_inches = 5.0
+    panel_inches, pixel_aspect = 5.0, pixel_mm[0] / pixel_mm[1]
     width = panel_inches * image.shape[2] / (image.shape[1] * pixel_aspect)
     figure = Figure(figsize=(max(6.0, width * len(slices)), panel_inches + 1.0), facecolor="black")
     FigureCanvasAgg(figure)
@@ -106,6 +107,7 @@ def draw_overlay(
         axes.imshow(image[index], cmap="gray", vmin=black, vmax=white, aspect=pixel_aspect, interpolation="nearest")
         for kind, mask in masks.items():
             outline(axes, mask[index], *STYLES[kind])
+        scale_bar(axes, image.shape[1:], pixel_mm[1])
         axes.set_title(f"slice {index + 1} of {len(image)}", color="white", fontsize=8)
         axes.set_axis_off()
     handles = [Line2D([], [], color=colour, linestyle=style, label=kind) for kind, (colour, style) in STYLES.items()]
@@ -129,12 +131,12 @@ def save_overlay(
     truth: InstanceMap,
     result: InstanceMap,
     report: ClassReport,
-    pixel_aspect: float,
+    pixel_mm: tuple[float, float],
     channel: str = "",
 ) -> None:
     """Write `draw_overlay` as PNG, whole or not at all."""
     with whole_file(path) as part:
-        draw_overlay(image, truth, result, report, pixel_aspect, channel).savefig(part, format="png", dpi=120)
+        draw_overlay(image, truth, result, report, pixel_mm, channel).savefig(part, format="png", dpi=120)
 
 
 def outline(

@@ -335,7 +335,7 @@ def _write(volume: Volume, run: Run, report: ClassReport, answer: Answer, result
     image = grid.to_stack(volume.image.float().cpu()).numpy()
     truth = run.truth.only([row.lesion for row in report.lesions])
     save_overlay(
-        out / "overlays" / f"{name}.png", image, truth, result, report, grid.row_mm / grid.column_mm, volume.channel
+        out / "overlays" / f"{name}.png", image, truth, result, report, (grid.row_mm, grid.column_mm), volume.channel
     )
 
 

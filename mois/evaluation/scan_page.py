@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
-from scipy import ndimage
 
+from mois.evaluation.marks import number_lesions, scale_bar
 from mois.evaluation.overlays import STYLES, grey_levels, outline, telling_slices
 from mois.evaluation.page import Page, Picture, Section, Table, Tile, picture_uri, write_page
 from mois.files import whole_file
@@ -30,9 +27,6 @@ PANELS = 6
 PANEL_INCHES = 4.2
 WIDE = 0.8
 """Width of a slice over its height from which two rows of three show more than one of six."""
-
-MOST_NUMBERS = 40
-"""On one slice; more of them hide the lesions."""
 
 
 def write_scan_page(
@@ -111,8 +105,7 @@ def draw_lesions(
             colour, style = STYLES[kind]
             for lesion in np.unique(of[index][of[index] > 0]):
                 outline(axes, of[index] == lesion, colour, style, 1.1)
-            _number(axes, of[index], colour)
-        _scale_bar(axes, image.shape[1:], pixel_mm[1])
+        scale_bar(axes, image.shape[1:], pixel_mm[1])
         axes.set_title(f"slice {index + 1} of {len(image)}", color="white", fontsize=8)
     handles = [
         Line2D([], [], color=STYLES[kind][0], linestyle=STYLES[kind][1], label=f"{len(of_kind[kind])} {kind}")
@@ -120,41 +113,10 @@ def draw_lesions(
     ]
     figure.legend(handles=handles, loc="lower center", ncols=2, labelcolor="white", frameon=False, fontsize=9)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.4 / size[1], top=1 - 0.3 / size[1], wspace=0.02, hspace=0.1)
+    known = maps["prompted"] + maps["found"]
+    for axes, index in zip(panels, slices, strict=False):
+        number_lesions(figure, axes, known[index])
     return figure
-
-
-def scale_mm(width_mm: float) -> float:
-    """Return the length of a scale bar: 1, 2 or 5 times a power of ten, at most a third of a picture's width."""
-    power = 10.0 ** math.floor(math.log10(width_mm / 3))
-    return max(step * power for step in (1, 2, 5) if step * power <= width_mm / 3)
-
-
-def _scale_bar(axes: Axes, shape: tuple[int, ...], column_mm: float) -> None:
-    """Draw a bar with its length at the lower left of a slice of this shape (H, W)."""
-    length_mm = scale_mm(shape[1] * column_mm)
-    left, row = 0.04 * shape[1], 0.96 * shape[0]
-    edge = [withStroke(linewidth=3.5, foreground="black")]
-    axes.plot([left, left + length_mm / column_mm], [row, row], color="white", linewidth=2, path_effects=edge)
-    place: dict[str, Any] = {"textcoords": "offset points", "color": "white", "fontsize": 8, "path_effects": edge}
-    axes.annotate(f"{length_mm:g} mm", (left, row), (0, 4), **place)
-
-
-def _number(axes: Axes, of_slice: npt.NDArray[np.int32], colour: str) -> None:
-    """Write the number of each lesion at the right upper corner of its largest piece."""
-    ids = np.unique(of_slice[of_slice > 0])
-    for lesion in ids if len(ids) <= MOST_NUMBERS else ():
-        pieces, _ = ndimage.label(of_slice == lesion)
-        rows, columns = np.nonzero(pieces == np.bincount(pieces[pieces > 0]).argmax())
-        axes.annotate(
-            str(lesion),
-            (int(columns.max()), int(rows.min())),
-            (2, 2),
-            textcoords="offset points",
-            color=colour,
-            fontsize=9,
-            fontweight="bold",
-            path_effects=[withStroke(linewidth=2.5, foreground="black")],
-        )
 
 
 def _caption(lesions: InstanceMap) -> str:

@@ -117,7 +117,7 @@ def _write(volume: Volume, found: Maps, report: SubjectReport, kind: Kind, out: 
         write_volume(grid.to_volume(torch.from_numpy(stack)), volume.affine, out / "predictions" / f"{name}.nii.gz")
         true = truth.only([row.lesion for row in one.lesions])
         save_overlay(
-            out / "overlays" / f"{name}.png", image, true, stack, one, grid.row_mm / grid.column_mm, volume.channel
+            out / "overlays" / f"{name}.png", image, true, stack, one, (grid.row_mm, grid.column_mm), volume.channel
         )
 
 

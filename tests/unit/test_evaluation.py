@@ -251,11 +251,12 @@ def test_an_outline_is_drawn_where_the_lesion_is_from_no_more_than_the_lesion(sc
     report = evaluate_volume(make_segmenter(), scan, ProtocolSettings(prompted=1, target_class=1)).classes[0]
     result = np.zeros((1, 40, 50), dtype=np.int32)
     result[0, 30:33, 45:50] = 1  # at the right border
-    figure = draw_overlay(np.ones((1, 40, 50), dtype=np.float32), np.zeros_like(result), result, report, 1.0)
+    figure = draw_overlay(np.ones((1, 40, 50), dtype=np.float32), np.zeros_like(result), result, report, (1.0, 1.0))
     (outline,) = [part for part in figure.axes[0].collections if part.get_paths()]
     corners = np.concatenate([path.vertices for path in outline.get_paths()])
     assert corners.min(0).tolist() == [44.5, 29.5]
     assert corners.max(0).tolist() == [49.5, 32.5]  # voxels 45..49 and 30..32, and half of one around them
+    assert "10 mm" in [text.get_text() for text in figure.axes[0].texts]  # the slice is 50 mm wide
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image, ImageColor
 
+from mois.evaluation.marks import scale_mm
 from mois.evaluation.overlays import STYLES, grey_levels
-from mois.evaluation.scan_page import KINDS, PAGE, PANELS, PICTURE, draw_lesions, scale_mm, write_scan_page
+from mois.evaluation.scan_page import KINDS, PAGE, PANELS, PICTURE, draw_lesions, write_scan_page
 from mois.interfaces import Volume
 from mois.session.results import LesionRow
 
@@ -102,7 +105,7 @@ def test_every_slice_has_a_scale_bar_of_its_own_pixels() -> None:
 
 
 def test_ct_is_drawn_from_its_own_black_to_its_own_white() -> None:
-    image = np.linspace(-1000, 1000, 1001, dtype=np.float32)
+    image = np.linspace(-1000, 1000, 1001, dtype=np.float32).reshape(7, 11, 13)
     black, white = grey_levels(image)
     assert black == pytest.approx(-990, abs=5)
     assert white == pytest.approx(990, abs=5)
@@ -110,3 +113,23 @@ def test_ct_is_drawn_from_its_own_black_to_its_own_white() -> None:
     assert grey_levels(np.zeros(3, np.float32)) == (0.0, 1.0)
     low, high = grey_levels(np.full(3, 7, np.float32))
     assert low < high
+
+
+def test_numbers_of_close_lesions_stand_apart_inside_the_slice() -> None:
+    lesions = np.zeros((1, 60, 60), np.int32)
+    for number in range(16):  # a block of 4 x 4 lesions in a corner, two pixels from each other
+        row, column = 2 + 6 * (number // 4), 36 + 6 * (number % 4)
+        lesions[0, row : row + 4, column : column + 4] = number + 101
+    rows = [LesionRow(n + 101, 0.1, 0, 0, 0, 0.5, "prompted" if n % 2 else "found", "open", "", 1) for n in range(16)]
+    figure = draw_lesions(np.ones((1, 60, 60), np.float32), lesions, rows, (1.0, 1.0))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    numbers = [text for text in axes.texts if text.get_text().isdigit()]
+    assert sorted(int(text.get_text()) for text in numbers) == [101 + n for n in range(16)]
+    assert {text.get_color() for text in numbers} == {"white"}
+    boxes = [Text.get_window_extent(text) for text in numbers]  # of an annotation, its line counts as well
+    for index, box in enumerate(boxes):
+        assert axes.get_window_extent().expanded(1.02, 1.02).contains(box.x1, box.y1)
+        for other in boxes[:index]:
+            shared = Bbox.intersection(box, other)
+            assert shared is None or min(shared.width, shared.height) < 0.35 * box.height, "a font's own margins"
