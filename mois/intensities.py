@@ -193,7 +193,7 @@ def find_background(voxels: _Image) -> _Mask | None:
     - such a value that is not the lowest: what is connected to the border, where the edges hold hardly anything else;
     - noise that reaches down to 0, as magnitude MR has it: what is exactly 0;
     - noise around another level, or within a padding below 0: what is not above it, if it is clearly the darkest;
-    - of scans with intensities below 0, as CT: slices at an end that hold one value only beside all that.
+    - of scans with intensities below 0, as CT: slices at an end that hold the same value only beside all that.
 
     Args:
         voxels: (I, J, K) float32.
@@ -243,10 +243,13 @@ def _add_slabs(outside: _Mask, voxels: _Image) -> None:
     for axis in range(3):
         for end in (1, -1):
             planes = (np.moveaxis(array, axis, 0)[::end] for array in (voxels, framed, outside))
+            padding = None
             for plane, without, added in zip(*planes, strict=True):
                 held = plane[~without]
-                if held.size and (held.size < LOWEST_SHARE * plane.size or (held != held[0]).any()):
-                    break
+                if held.size:
+                    padding = held[0] if padding is None else padding
+                    if held.size < max(LOWEST_SHARE * plane.size, 2) or (held != padding).any():
+                        break
                 added[...] = True
     edges = _edges(voxels)
     rest = edges[_edges(outside.astype(np.float32)) == 0]

@@ -324,3 +324,11 @@ def test_a_slab_is_taken_off_where_nothing_frames_the_scan() -> None:
     seen = normalise(image)
     assert not seen[:3].any()
     assert torch.equal(seen[3:], normalise(image[3:]))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_slices_that_each_hold_another_value_are_no_padding(rows: int) -> None:
+    image = torch.linspace(-1000, 1000, 101).reshape(1, -1, 1).expand(rows, -1, rows)
+    seen = normalise(image)
+    assert seen[0, 25, 0] == pytest.approx(0.25, abs=0.02)
+    assert seen[0, 75, 0] == pytest.approx(0.75, abs=0.02)
