@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +17,9 @@ from torch import Tensor
 GIVE = "give a .pt or .safetensors file of SAM 2.1"
 _AGAIN = "download or copy it again"
 _MOST_HEADER = 100 << 20  # bytes; what safetensors itself allows
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How files of torch before 1.6 begin: a pickle of a number; four more come before the tensors."""
+_LEGACY_PICKLES = 5
 _TABLES = ("model", "state_dict", "model_state_dict", "module")
 """Where training programs keep a model's tensors in a checkpoint, the first that is there."""
 
@@ -68,6 +71,29 @@ def read_tensor_file(path: Path, what: str) -> TensorFile:
     if head[:1] == b"\x80":
         return TensorFile(_table(_load(path, what), what), {})
     raise ValueError(f"{what} {_called(head, path)}.")
+
+
+def cut_short(path: Path) -> bool:
+    """Tell whether a checkpoint ends too early: a zip without its table, or pickles or tensors without their end."""
+    with path.open("rb") as file:
+        head = file.read(len(_LEGACY))
+        if head.startswith(b"PK"):
+            return not zipfile.is_zipfile(path)
+        if head[:1] != _LEGACY[:1]:
+            return False
+        file.seek(0)
+        try:
+            for _ in range(_LEGACY_PICKLES if head == _LEGACY else 1):
+                for _ in pickletools.genops(file):  # runs nothing
+                    pass
+        except ValueError:
+            return not file.read(1)
+        file.seek(0)
+        try:
+            torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # as in _load
+            return "unexpected EOF" in str(error)
+    return False
 
 
 def _called(head: bytes, path: Path) -> str:
@@ -141,7 +167,8 @@ def _unpack(path: Path, what: str) -> Any:
             if damaged := archive.testzip():  # torch does not look at check sums
                 raise ValueError(f"{what} is damaged (the check sum of {damaged} is wrong); {_AGAIN}.")
     except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{what} is cut short or damaged; {_AGAIN}.") from error
+        how = f"cut short ({path.stat().st_size} bytes)" if cut_short(path) else "damaged"
+        raise ValueError(f"{what} is {how}; {_AGAIN}.") from error
     return _load(path, what)
 
 
@@ -149,15 +176,11 @@ def _load(path: Path, what: str) -> Any:
     try:
         with path.open("rb") as file:  # of a path, torch takes the suffix for the format
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a pickle that somebody made brings up: nothing of it was run
+        if cut_short(path):
+            raise ValueError(f"{what} is cut short ({path.stat().st_size} bytes); {_AGAIN}.") from error
         detail = re.search(
             r"WeightsUnpickler error: (.*)", str(error)
         )  # torch's first line advises to run foreign code
@@ -167,7 +190,7 @@ def _load(path: Path, what: str) -> Any:
             r"(?:Unsupported global: GLOBAL|Unsupported class|Trying to load unsupported GLOBAL) (\S+)", str(error)
         )
         if named is None:
-            raise ValueError(f"{what} is cut short or damaged, or no checkpoint ({reason}); {_AGAIN}.") from error
+            raise ValueError(f"{what} is damaged or no checkpoint ({reason}); {_AGAIN}.") from error
         raise ValueError(
             f"{what} is refused: it does not load as plain tensors (weights_only=True), since it names "
             f"{named[1].rstrip('.,')}, and loading it could run foreign code; {GIVE} that holds tensors alone "

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from mois.backbones.checkpoint_files import cut_short
 from mois.errors import DataError
 from mois.files import whole_file, write_text
 from mois.interrupts import WAY_ON
@@ -55,7 +56,8 @@ def read_checkpoint(path: Path) -> Any:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # whatever a pickle that somebody made brings up: nothing of it was run
-        raise DataError(f"ckpt_path={path}: it is cut short or no checkpoint; {cure}") from error
+        how = "cut short" if cut_short(path) else "damaged or no checkpoint"
+        raise DataError(f"ckpt_path={path}: it is {how}; {cure}") from error
 
 
 def read_training(path: Path) -> dict[str, Any]:

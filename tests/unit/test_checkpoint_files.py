@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from adapters import Frozen, Full, Lora
 from mois.backbones import SAM2
+from mois.backbones.checkpoint_files import read_tensor_file
 from mois.backbones.weights import HUB_FILES
 from mois.propagation import Similarity
 from mois.propagation.weights import save_propagation
 from mois.testing import example_patches, nano_backbone
+from mois.training.checkpoints import read_checkpoint
 
 State = dict[str, Tensor]
 BLOCKS = {"tiny": (96, 12), "small": (96, 16), "base_plus": (112, 24), "large": (144, 48)}
@@ -162,9 +164,9 @@ def tarred() -> bytes:
         (archive(weights_pt=b"1"), "is a zip archive (of weights.pt) and no checkpoint; give a"),
         (archive(code_py=b"1", constants_pkl=b"2"), "is a TorchScript program; give a"),
         (b"\x93NUMPY\1\0v\0" + b"\xff" * 90, "is a NumPy array; give a"),
-        (b"\x80\x02}q\x00", "is cut short or damaged, or no checkpoint ("),
+        (b"\x80\x02}q\x00", "is cut short (5 bytes); download or copy it again."),
         (save({"a": torch.zeros(3)})[:50], "is cut short (50 bytes); download or copy it again."),
-        (pickle.dumps({"a": np.zeros(3)}), "is cut short or damaged, or no checkpoint (UnpicklingError); download"),
+        (pickle.dumps({"a": np.zeros(3)}), "is damaged or no checkpoint (UnpicklingError); download"),
         (save({"a": torch.zeros(3)})[:-4], "is cut short (72 of 76 bytes); download or copy it again."),
         (save({"a": torch.zeros(3)}).replace(b"F32", b"F99"), "is a damaged .safetensors file ("),
         (save({"a": torch.zeros(3)}) + b"more", "is a damaged .safetensors file ("),
@@ -184,11 +186,30 @@ def test_a_checkpoint_that_was_cut_or_damaged_is_found(tmp_path: Path, state: St
     content = (tmp_path / "whole.pt").read_bytes()
     for kept in (4, 100, len(content) // 2, len(content) - 1):
         (tmp_path / "cut.pt").write_bytes(content[:kept])
-        assert refused(tmp_path / "cut.pt") == "is cut short or damaged; download or copy it again."
+        assert refused(tmp_path / "cut.pt") == f"is cut short ({kept} bytes); download or copy it again."
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     (tmp_path / "flipped.pt").write_bytes(flipped)
     assert re.match(r"is damaged \(the check sum of .* is wrong\); download", refused(tmp_path / "flipped.pt"))
+
+
+@pytest.mark.parametrize("kept", [*range(2, 440, 7), 450, 500, 540])
+def test_a_checkpoint_of_an_old_torch_is_cut_short_wherever_it_ends(tmp_path: Path, kept: int) -> None:
+    file = tmp_path / "old.pt"
+    torch.save({"model": {"a": torch.ones(3, 3), "b": torch.ones(3, 3)}}, file, _use_new_zipfile_serialization=False)
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=rf"^weights is cut short \({kept} bytes\); download or copy it again\.$"):
+        read_tensor_file(file, "weights")
+    with pytest.raises(ValueError, match=r"^ckpt_path=\S*old.pt: it is cut short; give another one$"):
+        read_checkpoint(file)
+
+
+def test_a_whole_checkpoint_of_an_old_torch_is_not_cut_short(tmp_path: Path) -> None:
+    file = tmp_path / "old.pt"
+    torch.save({"a": torch.ones(2)}, file, _use_new_zipfile_serialization=False)
+    assert read_tensor_file(file, "weights").tensors["a"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="it is damaged or no checkpoint; give another one"):
+        read_checkpoint(file)
 
 
 class Shell:
@@ -214,7 +235,7 @@ def test_a_pickle_that_names_code_is_refused_and_not_executed(
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(content))
     for name in ("new.pt", "old.pt", "plain.pkl"):
         said = refused(tmp_path / name)
-        assert said.startswith(("is refused: it does not load as plain tensors (weights_only=True)", "is cut short or"))
+        assert said.startswith(("is refused: it does not load as plain tensors (weights_only=True)", "is damaged or no"))
         assert name == "plain.pkl" or "system" in said or "Linear" in said
     assert not Path("pickle_was_executed").exists()
 
@@ -303,7 +324,7 @@ def test_no_weights_are_not_taken_for_some(weights: str | None) -> None:
     [
         (b"", "is an empty file; download or copy it again."),
         (POINTER, "is a git-lfs pointer instead of the file of 156 MB"),
-        (pickle.dumps({"a": np.zeros(3)}), "is cut short or damaged, or no checkpoint (UnpicklingError); download"),
+        (pickle.dumps({"a": np.zeros(3)}), "is damaged or no checkpoint (UnpicklingError); download"),
         (save({"a": torch.zeros(3)})[:-4], "is cut short (72 of 76 bytes)"),
         (save({"a": torch.zeros(3)}), "does not say which backbone it was trained with; give the"),
     ],

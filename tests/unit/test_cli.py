@@ -444,7 +444,7 @@ def test_a_checkpoint_that_is_cut_short_is_refused(failing: Callable[..., str]) 
     torch.save({"state_dict": torch.zeros(1000)}, "whole.ckpt")
     Path("half.ckpt").write_bytes(Path("whole.ckpt").read_bytes()[:2000])
     assert failing("test", *SMALL, "--ckpt_path=half.ckpt") == (
-        "ckpt_path=half.ckpt: it is cut short or no checkpoint; give another one"
+        "ckpt_path=half.ckpt: it is cut short; give another one"
     )
 
 
