@@ -60,6 +60,7 @@ def start_from(module: ExemplarSegmenter, bundle: str | Path, config: Mapping[st
             f"{rules_apart(now, before)}); set model.backbone.init_args.rules accordingly."
         )
     fill(folder, name, record, module.adapter, module.propagation)
+    rank_zero_info(f"{name}: adapter and propagation begin with what it holds")
     for told in _differences(record.model, in_full(ModelSpec.of(config))):
         rank_zero_info(f"{name}: {told}")
     if record.inference.pixel_mm != module.inference.pixel_mm:

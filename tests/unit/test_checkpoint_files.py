@@ -235,7 +235,7 @@ def test_a_pickle_that_names_code_is_refused_and_not_executed(
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(content))
     for name in ("new.pt", "old.pt", "plain.pkl"):
         said = refused(tmp_path / name)
-        assert said.startswith(("is refused: it does not load as plain tensors (weights_only=True)", "is damaged or no"))
+        assert said.startswith(("is refused: it does not load as plain tensors (weights_only=True)", "is damaged or"))
         assert name == "plain.pkl" or "system" in said or "Linear" in said
     assert not Path("pickle_was_executed").exists()
 
