@@ -61,7 +61,7 @@ class FeatureStore:
         self._check()
 
     def _put(self, rows: npt.NDArray[np.int64], images: Tensor) -> None:
-        features = self._encode(images.to(self._device))
+        features = self._encode(images.to(self._device, non_blocking=True))
         self._shapes = tuple(level.shape[1:] for level in features.levels)
         if self._position is None:
             self._position = features.position[:1].to(self.dtype)
@@ -134,6 +134,6 @@ class FeatureStore:
         data = bytearray(os.pread(self._file.fileno(), size, self._slots[row] * size))
         if len(data) != size:
             raise OSError(f"{tempfile.gettempdir()}: features written there cannot be read back; is the disk full?")
-        flat = torch.frombuffer(data, dtype=self.dtype).to(self._device)
+        flat = torch.frombuffer(data, dtype=self.dtype).to(self._device, non_blocking=True)
         parts = torch.split(flat, [shape.numel() for shape in self._shapes])
         return tuple(part.view(shape) for part, shape in zip(parts, self._shapes, strict=True))

@@ -200,7 +200,7 @@ class VolumeSegmenter:
     @torch.inference_mode()
     def answer(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prompts: Prompts) -> MaskPrediction:
         """Segment one prompted object on each of N rows."""
-        moved = Prompts(*(None if part is None else part.to(self.device) for part in prompts))  # type: ignore[arg-type]
+        moved = Prompts(*(None if part is None else part.to(self.device, non_blocking=True) for part in prompts))  # type: ignore[arg-type]
         step = tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size)
         answers = []
         for start in range(0, len(rows), step):
@@ -261,11 +261,11 @@ class VolumeSegmenter:
         for part in self._together(encoded, rows[order]):
             some = order[part]
             here, image = np.unique(rows[some], return_inverse=True)
-            shown = masks[torch.from_numpy(some)].float().to(self.device)
-            on = torch.from_numpy(image).to(self.device)
+            shown = masks[torch.from_numpy(some)].float().to(self.device, non_blocking=True)
+            on = torch.from_numpy(image).to(self.device, non_blocking=True)
             with self.autocast():
                 described.append(self.propagation.describe_on(encoded.select(here), on, shown, self.backbone))
-        back = torch.from_numpy(np.argsort(order)).to(self.device)
+        back = torch.from_numpy(np.argsort(order)).to(self.device, non_blocking=True)
         return Exemplars.cat([part.reshape(1, -1) for part in described]).pick(back)
 
     def _together(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64]) -> Iterator[slice]:

@@ -115,10 +115,10 @@ class DataShares(Callback):
             return
         if loader_s is not None:  # of others nothing is known
             share = self._waited_s / self._passed_s
-            slowest = Reduction(torch.tensor(share, device=pl_module.device), of="max").read()
+            slowest = Reduction(torch.full((), share, device=pl_module.device), of="max").read()
             pl_module.log("train/waiting", slowest, batch_size=1)
         if self._hits:
-            found = Reduction(torch.tensor(sum(self._hits) / len(self._hits), device=pl_module.device)).read()
+            found = Reduction(torch.full((), sum(self._hits) / len(self._hits), device=pl_module.device)).read()
             pl_module.log("train/cache_hits", found, batch_size=1)
         self._forget()
 

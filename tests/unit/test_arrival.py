@@ -17,7 +17,7 @@ from torch import Tensor
 from mois.feature_store import FeatureStore
 from mois.interfaces import Features
 from mois.training.arrival import Arrival
-from mois.training.callbacks import StopAtNaN
+from mois.training.callbacks import DataShares, StopAtNaN
 from mois.training.interruption import StopAtSignal
 
 pytestmark = pytest.mark.usefixtures("same_handlers")
@@ -111,3 +111,31 @@ def test_tiles_that_are_encoded_one_by_one_are_waited_for_once() -> None:
         store.select(torch.arange(12).numpy(), images)
     assert store.encoded == 12
     assert waits == {"_local_scalar_dense": 1}
+
+
+def test_tiles_that_come_from_the_host_are_not_waited_for_on_their_way() -> None:
+    def encode(images: Tensor) -> Features:
+        return Features((images.unsqueeze(1),), images.unsqueeze(1), images.unsqueeze(1))
+
+    with pretended_gpu() as waits:
+        store = FeatureStore(encode, torch.device("cuda"), torch.float16, budget_gib=0)
+        for _ in range(2):  # the second time they are read from a file
+            store.select(torch.arange(3).numpy(), torch.zeros(3, 8, 8))
+    assert (store.encoded, store.spilt) == (3, 3)
+    assert waits == {"_local_scalar_dense": 1, "cuda to cpu": 3}  # into the file
+
+
+def test_shares_are_logged_without_a_wait() -> None:
+    job, module = trainer(0, world=1, device="cuda"), torch.nn.Identity()
+    logged: dict[str, Tensor] = {}
+    module.device = torch.device("cuda")
+    module.log = lambda name, value, **_: logged.update({name: value})
+    job.train_dataloader, job.global_step, job.log_every_n_steps = SimpleNamespace(waited_s=0.0), 0, 1
+    shares = DataShares()
+    with pretended_gpu() as waits:
+        shares.on_train_start(job, module)
+        shares.on_train_batch_start(job, module, None, 0)
+        job.train_dataloader.waited_s, job.global_step = 1.0, 1
+        shares.on_train_batch_end(job, module, None, None, 0)
+    assert set(logged) == {"train/waiting"}
+    assert waits == {}
