@@ -340,7 +340,8 @@ class NiftiDataModule(LightningDataModule):
 
     def _read_slab(self, subject: SubjectFiles) -> Volume:
         volume = self._read(subject)
-        return cut_slab(volume, self._slabs.get(subject.subject) or self._slab(volume), self.slice_axis)
+        slab = self._slabs.get(subject.subject) or self._slab(volume)
+        return cut_slab(volume, slab, self.slice_axis, self.normalisation)
 
     def _volumes(self, subjects: Sequence[SubjectFiles]) -> VolumeLoader:
         return VolumeLoader([partial(self._read, subject) for subject in subjects], *place(self.trainer))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mois.errors import DataError
 from mois.geometry import SliceAxis, SliceGrid
+from mois.intensities import Normalisation, levels
 from mois.interfaces import Volume
 
 
@@ -47,17 +48,28 @@ def usable_slices(volume: Volume, slab: range, slice_axis: SliceAxis = "auto") -
     return usable
 
 
-def cut_slab(volume: Volume, slab: range, slice_axis: SliceAxis = "auto") -> Volume:
-    """Return these slices of a scan as a scan of its own, in the place where they were."""
+def cut_slab(
+    volume: Volume, slab: range, slice_axis: SliceAxis = "auto", normalisation: Normalisation | None = None
+) -> Volume:
+    """Return these slices of a scan as a scan of its own, in the place where they were.
+
+    Args:
+        volume: The whole scan.
+        slab: The slices.
+        slice_axis: What slices are taken across.
+        normalisation: The rule that the model sees intensities by; the slab keeps the levels of the whole scan.
+    """
     grid = _grid(volume, slice_axis)
     axis = grid.order[0]
     start = grid.stack_shape[0] - slab.stop if grid.flipped[0] else slab.start
     image, lesions = (array.narrow(axis, start, len(slab)).contiguous() for array in (volume.image, volume.lesions))
+    whole = levels(volume.image, normalisation, volume.channel, volume.levels)
     affine = volume.affine.clone()
     affine[:3, 3] += start * affine[:3, axis]
     left = set(torch.unique(lesions).tolist())
     classes = {lesion: kind for lesion, kind in volume.classes.items() if lesion in left}
-    return volume._replace(image=image, lesions=lesions, affine=affine, classes=classes)
+    part = whole.narrow(axis, start, len(slab))
+    return volume._replace(image=image, lesions=lesions, affine=affine, classes=classes, levels=part)
 
 
 def _grid(volume: Volume, slice_axis: SliceAxis) -> SliceGrid:

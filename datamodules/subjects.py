@@ -172,7 +172,8 @@ def prepare_volume(
             f"data.init_args.patch_px={patch_px} at pixel_mm={pixel_mm} is {patch_px * pixel_mm:.0f} mm, more than 4 "
             f"times subject {volume.subject} ({grid.extent_mm:.0f} mm); choose a smaller patch_px or pixel_mm."
         )
-    image = resample_stack(grid.to_stack(normalise(volume.image, normalisation, volume.channel)), grid, pixel_mm)
+    seen = normalise(volume.image, normalisation, volume.channel, volume.levels)
+    image = resample_stack(grid.to_stack(seen), grid, pixel_mm)
     lesions = resample_stack(grid.to_stack(volume.lesions), grid, pixel_mm, nearest=True)
     if usable is not None:
         image[~usable], lesions[~usable] = 0, 0

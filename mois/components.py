@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mois.metrics import InstanceMap
 from mois.splitting import split_touching
+from mois.surface import Edges, Spacing
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Split:
     """How touching lesions are parted (`mois.splitting.split_touching`).
 
     Attributes:
-        spacing_mm: Between slices, rows, columns.
+        spacing_mm: Edges of a voxel, as for `mois.surface.surface_dice`.
         prominence_mm: From which on two parts are two lesions.
     """
 
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: Spacing | Edges
     prominence_mm: float
 
 

@@ -27,6 +27,7 @@ from mois.geometry import LARGEST_TILE, SliceGrid, TileGrid, resample_stack, res
 from mois.intensities import Normalisation, doubt, normalise
 from mois.interfaces import Backbone, Exemplars, Features, MaskPrediction, Prompts, Propagation, TrackingRules, Volume
 from mois.metrics import InstanceMap
+from mois.surface import Edges, Spacing
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,10 @@ class VolumeSegmenter:
         """
         settings = self.settings
         grid = SliceGrid.of(volume.shape, volume.affine, settings.slice_axis)
-        raw, rule = grid.to_stack(volume.image.float().cpu()), self.normalisation(volume)
-        if said := doubt(raw, rule, volume.channel):
+        raw, rule = volume.image.float().cpu(), self.normalisation(volume)
+        if volume.levels is None and (said := doubt(raw, rule, volume.channel)):
             warnings.warn(f"scan {volume.subject}: {said}", stacklevel=1)
-        pictures = resample_stack(normalise(raw, rule), grid, settings.pixel_mm)
+        pictures = resample_stack(grid.to_stack(normalise(raw, rule, known=volume.levels)), grid, settings.pixel_mm)
         edge = settings.tile_px or self.backbone.patch_px
         self._warn_of_wide_tiles(edge, grid, volume.subject)
         tiles = TileGrid.of(pictures.shape[1], pictures.shape[2], edge, settings.overlap)
@@ -370,15 +371,13 @@ class VolumeSegmenter:
             probability = probability * prediction.presence.float().sigmoid()[:, None, None]
         return probability.view(tiles, -1, *probability.shape[1:]).cpu()
 
-    def candidates(
-        self, probability: Tensor, voxel_ml: float, spacing_mm: tuple[float, float, float] | None = None
-    ) -> Candidates:
+    def candidates(self, probability: Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None) -> Candidates:
         """Return what might be a lesion in a probability map.
 
         Args:
             probability: (S, H, W) float, on the scan's own pixels.
             voxel_ml: Volume of a voxel in millilitres.
-            spacing_mm: Between slices, rows, columns; needed where touching lesions are parted.
+            spacing_mm: Edges of a voxel, as for `mois.surface.surface_dice`; needed where touching lesions are parted.
 
         Returns:
             The 26-connected components of what reaches the threshold, without those that are too small, and parted
@@ -401,9 +400,7 @@ class VolumeSegmenter:
         """Return the size of the smallest lesion, in voxels of this volume in millilitres."""
         return max(self.settings.min_lesion_voxels, ceil(self.settings.min_lesion_ml / voxel_ml), 1)
 
-    def lesions(
-        self, probability: Tensor, voxel_ml: float, spacing_mm: tuple[float, float, float] | None = None
-    ) -> InstanceMap:
+    def lesions(self, probability: Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None) -> InstanceMap:
         """Return the lesions of a probability map: those of the candidates that are sure enough somewhere.
 
         Returns:

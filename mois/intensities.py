@@ -108,20 +108,30 @@ class Levels(NamedTuple):
         outside: What is around the body, bool, same shape as the image; None where nothing is set apart.
         low: Raw intensity that becomes 0.
         high: Raw intensity that becomes 1.
+        rule: What gave them, settled.
     """
 
     outside: Tensor | None
     low: float
     high: float
+    rule: Normalisation
+
+    def narrow(self, axis: int, start: int, length: int) -> Levels:
+        """Return them for a part of the scan, consecutive voxels along an axis."""
+        outside = None if self.outside is None else self.outside.narrow(axis, start, length).contiguous()
+        return self._replace(outside=outside)
 
 
-def normalise(image: Tensor, normalisation: Normalisation | None = None, channel: str = "") -> Tensor:
+def normalise(
+    image: Tensor, normalisation: Normalisation | None = None, channel: str = "", known: Levels | None = None
+) -> Tensor:
     """Return intensities as a model sees them.
 
     Args:
         image: Raw intensities of a whole scan (I, J, K), in whatever order of axes.
         normalisation: The rule; None is `auto`.
         channel: What dataset.json calls the image, for `auto`.
+        known: What the whole scan is normalised by, where this is a part of it; used where the rule is the same.
 
     Returns:
         Float32, 0 at the low level and 1 at the high one, linear, cut to 0..2; outside of the body exactly 0.
@@ -130,15 +140,19 @@ def normalise(image: Tensor, normalisation: Normalisation | None = None, channel
         ValueError: If an intensity is NaN or infinite.
     """
     image = image.to(torch.float32)
-    outside, low, high = levels(image, normalisation, channel)
+    outside, low, high, _ = levels(image, normalisation, channel, known)
     width = high - low or 1.0
     scaled = ((image - low) / width).clamp_(0, MOST)
     return scaled if outside is None else scaled.mul_(~outside)
 
 
-def levels(image: Tensor, normalisation: Normalisation | None = None, channel: str = "") -> Levels:
+def levels(
+    image: Tensor, normalisation: Normalisation | None = None, channel: str = "", known: Levels | None = None
+) -> Levels:
     """Return what a scan is normalised by; see `normalise`."""
     settled = (normalisation or Normalisation()).settled(channel)
+    if known is not None and known.rule == settled:
+        return known
     voxels = np.atleast_3d(image.detach().to("cpu", torch.float32).numpy())
     if not np.isfinite(voxels).all():
         raise ValueError("the scan holds NaN or infinite intensities; replace them (numpy.nan_to_num).")
@@ -151,7 +165,7 @@ def levels(image: Tensor, normalisation: Normalisation | None = None, channel: s
         inside = voxels if outside is None else voxels[~outside]
         low, high = np.percentile(inside, PERCENTILES) if inside.size else (0.0, 0.0)
     around = None if outside is None else torch.from_numpy(outside).view(image.shape).to(image.device)
-    return Levels(around, float(low), float(high))
+    return Levels(around, float(low), float(high), settled)
 
 
 def doubt(image: Tensor, normalisation: Normalisation, channel: str = "") -> str:

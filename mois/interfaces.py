@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mois.grid import Grid
+from mois.intensities import Levels
 from mois.memory import Memory as Memory
 from mois.memory import TrackingRules as TrackingRules
 
@@ -40,6 +41,7 @@ class Volume(NamedTuple):
         declared: The classes that its dataset declares; empty where nobody says.
         channel: What its dataset calls the image, such as "T2"; "CT" is normalised in its own way. Empty where nobody
             says.
+        levels: What the whole scan is normalised by, where this is a part of it; None of a whole scan.
     """
 
     subject: str
@@ -51,6 +53,7 @@ class Volume(NamedTuple):
     path: str = ""
     declared: tuple[int, ...] = ()
     channel: str = ""
+    levels: Levels | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

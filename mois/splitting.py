@@ -5,15 +5,20 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from mois.metrics import InstanceMap, Mask
+from mois.surface import Edges, Spacing, edges_of
+
+RIGHT_ANGLE = 1e-6
+"""Cosine between two axes from which on a grid leans."""
 
 _CUBE = np.ones((3, 3, 3), dtype=np.int8)
 _AHEAD = [(a, b, c) for a in (-1, 0, 1) for b in (-1, 0, 1) for c in (-1, 0, 1) if (a, b, c) > (0, 0, 0)]
 
 
 def split_touching(
-    lesions: InstanceMap, spacing_mm: tuple[float, float, float], prominence_mm: float, min_voxels: int = 1
+    lesions: InstanceMap, spacing_mm: Spacing | Edges, prominence_mm: float, min_voxels: int = 1
 ) -> InstanceMap:
     """Part lesions that touch: watershed of the distance to the lesion's border.
 
@@ -23,7 +28,7 @@ def split_touching(
 
     Args:
         lesions: Instance map (S, H, W) int32.
-        spacing_mm: Between slices, rows, columns.
+        spacing_mm: Edges of a voxel, as for `mois.surface.surface_dice`.
         prominence_mm: From which on two parts are two lesions; above 0.
         min_voxels: Smallest lesion.
 
@@ -41,11 +46,9 @@ def split_touching(
     return out
 
 
-def _parts(
-    mask: Mask, spacing_mm: tuple[float, float, float], prominence_mm: float, min_voxels: int
-) -> npt.NDArray[np.int64]:
+def _parts(mask: Mask, spacing_mm: Spacing | Edges, prominence_mm: float, min_voxels: int) -> npt.NDArray[np.int64]:
     """Return the parts of one lesion, 1..n; the mask itself where it is one."""
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing_mm)
+    depth = depth_mm(mask, edges_of(spacing_mm))
     top = depth.max()
     if top < prominence_mm:
         return mask.astype(np.int64)
@@ -59,6 +62,28 @@ def _parts(
     owner = _merge(_saddles(basins, depth), peak, voxels, prominence_mm, min_voxels)
     _, numbers = np.unique(owner[basins], return_inverse=True)
     return numbers.reshape(basins.shape)[1:-1, 1:-1, 1:-1]  # 0 is the background: the padding has some
+
+
+def depth_mm(mask: Mask, edges_mm: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the distance of each voxel to the nearest one outside; the mask is padded by one voxel first.
+
+    Args:
+        mask: (S, H, W) bool.
+        edges_mm: (3, 3), steps to the next slice, row and column.
+    """
+    products = edges_mm @ edges_mm.T
+    squares = np.diag(products)
+    leaning = np.abs(products - np.diag(squares)) / np.sqrt(np.outer(squares, squares))
+    if leaning.max() < RIGHT_ANGLE:
+        depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=np.sqrt(squares))
+        return np.asarray(depth, dtype=np.float64)
+    # where axes lean, what lies nearest outside can be several voxels beyond the end of the mask
+    beyond = 1 + np.ceil((np.abs(products).sum(1) - squares) / squares).astype(int)
+    wide = np.pad(mask, [(int(count), int(count)) for count in beyond])
+    distances, _ = KDTree(np.argwhere(~wide) @ edges_mm).query(np.argwhere(wide) @ edges_mm)
+    depth = np.zeros(wide.shape)
+    depth[wide] = distances
+    return depth[tuple(slice(count - 1, 1 - count or None) for count in beyond.tolist())]
 
 
 def _climb(depth: npt.NDArray[np.float64], markers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -86,10 +86,15 @@ def surface_cells(mask: npt.NDArray[np.bool_], spacing_mm: Spacing | Edges) -> t
     for bit, corner in enumerate(_CORNERS):
         code |= inside[tuple(slice(at, at + edge) for at, edge in zip(corner, size, strict=True))] << np.uint8(bit)
     cells = np.argwhere((code != 0) & (code != _FULL))
-    edges = np.asarray(spacing_mm, np.float64)
-    edges = np.diag(edges) if edges.ndim == 1 else edges
+    edges = edges_of(spacing_mm)
     area = np.asarray(_areas(tuple(edges.ravel().tolist())))[code[tuple(cells.T)]]
     return (cells + start - 0.5) @ edges, area
+
+
+def edges_of(spacing_mm: Spacing | Edges) -> _Floats:
+    """Return the steps to the next slice, row and column (3, 3) in mm; at right angles where only lengths are given."""
+    edges = np.asarray(spacing_mm, np.float64)
+    return np.diag(edges) if edges.ndim == 1 else edges
 
 
 @lru_cache(maxsize=8)

@@ -73,7 +73,7 @@ def grey_levels(image: npt.NDArray[np.float32], channel: str = "") -> tuple[floa
         image: Raw intensities.
         channel: What dataset.json calls the image: CT is drawn in its window.
     """
-    outside, low, high = levels(torch.from_numpy(image), channel=channel)
+    outside, low, high, _ = levels(torch.from_numpy(image), channel=channel)
     black = low if outside is None or is_ct(channel) else float(image[outside.numpy()].max())
     return black, high if high > black else black + 1.0
 

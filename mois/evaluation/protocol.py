@@ -201,7 +201,7 @@ class Run:
                 answers = self.segmenter.propagate_all(self.encoded, [self._exemplars(key) for key in keys])
             for key, answer in zip(keys, answers, strict=True):
                 with timed(self.seconds, "components", self.segmenter):
-                    candidates = self.segmenter.candidates(answer, self.truth.voxel_ml, self.truth.spacing_mm)
+                    candidates = self.segmenter.candidates(answer, self.truth.voxel_ml, self.truth.edges_mm)
                     found = candidates.sure(self.segmenter.settings.peak_threshold).lesions
                 with timed(self.seconds, "score", self.segmenter):
                     for c, truth in truths.items() if self.scored else ():
@@ -304,7 +304,7 @@ class Run:
             prompted = self.prompt(largest, [PAPER_CLICKS])[PAPER_CLICKS]
             probability = self.segmenter.propagate(self.encoded, prompted.exemplars)
             found, tracked = (
-                self.segmenter.lesions(probability, self.truth.voxel_ml, self.truth.spacing_mm),
+                self.segmenter.lesions(probability, self.truth.voxel_ml, self.truth.edges_mm),
                 self.tracked(prompted, len(largest)),
             )
         self.seconds = ours

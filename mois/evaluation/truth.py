@@ -70,7 +70,6 @@ class Truth:
         classes: Id to class.
         volumes_ml: Id to volume.
         voxel_ml: Volume of one voxel.
-        spacing_mm: Between slices, rows, columns.
         edges_mm: Steps to the next slice, row and column (`mois.surface.Edges`).
         surroundings: Of each lesion by its id.
         slice_voxels: (S, L) int64, voxels of each lesion on each slice.
@@ -81,7 +80,6 @@ class Truth:
     classes: dict[int, int]
     volumes_ml: dict[int, float]
     voxel_ml: float
-    spacing_mm: tuple[float, float, float]
     edges_mm: Edges
     surroundings: dict[int, Surroundings]
     slice_voxels: npt.NDArray[np.int64]
@@ -112,7 +110,6 @@ class Truth:
             classes={int(lesion): volume.classes[int(lesion)] for lesion in ids},
             volumes_ml=lesion_volumes_ml(lesions.reshape(-1)[where], voxel_ml),
             voxel_ml=voxel_ml,
-            spacing_mm=grid.spacing_mm,
             edges_mm=grid.edges_mm,
             surroundings=_surroundings(volume, grid, ids, index),
             slice_voxels=per_slice.reshape(len(lesions), len(ids)),
@@ -154,7 +151,8 @@ def _surroundings(
 ) -> dict[int, Surroundings]:
     if not len(ids):
         return {}
-    image = normalise(grid.to_stack(volume.image.float().cpu()), channel=volume.channel).numpy()
+    raw = volume.image.float().cpu()
+    image = grid.to_stack(normalise(raw, channel=volume.channel, known=volume.levels)).numpy()
     ends = torch.tensor(list(product(*((-0.5, size - 0.5) for size in index.shape))), dtype=torch.float64)
     lowest, highest = (float(end) for end in grid.to_lps_mm(ends)[:, 2].aminmax())
     found = {}

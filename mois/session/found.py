@@ -47,7 +47,7 @@ def find_lesions(
         `peak_threshold`.
     """
     settings = segmenter.settings
-    pieces = segmenter.candidates(probability, voxel_ml, encoded.grid.spacing_mm).lesions
+    pieces = segmenter.candidates(probability, voxel_ml, encoded.grid.edges_mm).lesions
     taken, owned = np.zeros(pieces.shape, dtype=bool), np.zeros(pieces.shape, dtype=bool)
     for mask in (*state.owned(), *state.rejected.values()):
         mask.paint(taken, True)

@@ -208,7 +208,7 @@ class ExemplarSegmenter(LightningModule):
         segmenter = self.segmenter()
         encoded = segmenter.encode(volume)
         grid = encoded.grid
-        found = segmenter.lesions(segmenter.propagate(encoded), volume.voxel_ml, grid.spacing_mm)
+        found = segmenter.lesions(segmenter.propagate(encoded), volume.voxel_ml, grid.edges_mm)
         path = out / "predictions" / f"{volume.subject}.nii.gz"
         write_volume(grid.to_volume(torch.from_numpy(found)), volume.affine, path)
 

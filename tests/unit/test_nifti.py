@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_nifti, scan_with_lesions
+from fake_model import FakeBackbone, FakePropagation
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -13,6 +14,8 @@ from datamodules.loading import VolumeLoader
 from datamodules.nifti import NiftiDataModule
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from mois.geometry import SliceGrid
+from mois.inference import InferenceSettings, VolumeSegmenter
+from mois.intensities import Normalisation
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles
 from mois.testing import check_datamodule
@@ -367,3 +370,21 @@ def test_the_real_scans_load(real_data):
     assert episode.support_valid.all()
     assert next(iter(data.val_dataloader())).image.shape[2] == round(0.25 * 125)
     assert len(next(iter(data.test_dataloader())).classes) == 37
+
+
+@pytest.mark.parametrize("rule", ["body", "nonzero"])
+def test_a_slab_is_seen_as_in_the_whole_scan(rule):
+    image = torch.arange(1, 11).reshape(1, 1, 10).expand(8, 8, 10) * 100.0  # the slab holds the darkest slices
+    image = torch.where(torch.arange(8)[:, None, None] < 2, 0.0, image)
+    affine = torch.diag(torch.tensor([1.0, 1.0, 5.0, 1.0], dtype=torch.float64))
+    volume = Volume("s", "p", image, affine, torch.zeros_like(image).int(), {})
+    normalisation = Normalisation(rule)
+    segmenter = VolumeSegmenter(
+        FakeBackbone(), FakePropagation(), InferenceSettings(pixel_mm=1.0, normalisation=normalisation)
+    )
+    slab = cut_slab(volume, range(0, 3), normalisation=normalisation)
+    whole = segmenter.encode(volume).pictures
+    assert torch.equal(segmenter.encode(slab).pictures, whole[:3])
+    assert not torch.equal(segmenter.encode(slab._replace(levels=None)).pictures, whole[:3])
+    again = cut_slab(slab, range(1, 2), normalisation=normalisation)
+    assert torch.equal(segmenter.encode(again).pictures, whole[1:2])

@@ -6,7 +6,7 @@ import torch
 from fake_model import FakeBackbone, FakePropagation
 
 from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.splitting import split_touching
+from mois.splitting import depth_mm, split_touching
 
 SPACING = (4.0, 1.0, 1.0)
 
@@ -52,3 +52,22 @@ def test_it_is_a_switch_of_the_inference_settings():
     assert parting.lesions(probability, voxel_ml, SPACING).max() == 2
     with pytest.raises(ValueError, match="needs the spacing"):
         parting.lesions(probability, voxel_ml)
+
+
+def test_balls_on_leaning_slices_are_parted_by_millimetres():
+    lean = ((4.0, 0.0, 4.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # each slice lies 4 mm further along the rows
+    places = np.stack(np.meshgrid(*(np.arange(n) for n in (9, 40, 60)), indexing="ij"), -1) @ np.array(lean)
+    two = np.any([((places - centre) ** 2).sum(-1) <= 64 for centre in ((16, 20, 33), (16, 20, 46))], axis=0)
+    for prominence_mm, count in ((1.0, 2), (2.0, 2), (4.5, 1)):
+        assert split_touching(two.astype(np.int32), lean, prominence_mm).max() == count
+
+
+def test_depth_on_leaning_slices_can_end_on_another_slice():
+    mask = np.ones((5, 1, 21), bool)
+    straight = depth_mm(mask, np.diag([3.0, 50.0, 1.0]))
+    leaning = depth_mm(mask, np.array([[3.0, 0.0, 8.0], [0.0, 50.0, 0.0], [0.0, 0.0, 1.0]]))
+    assert straight.shape == leaning.shape == (7, 3, 23)
+    assert straight[3, 1, 11] == 9.0  # three slices up
+    # one slice up, 11 pixels back: 3 mm up, 8 - 11 = -3 mm along the row
+    assert leaning[3, 1, 11] == pytest.approx(18**0.5)
+    assert np.array_equal(leaning > 0, straight > 0)
