@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from mois.full_memory import MACHINE, SHARED, full_memory, passed_through
 
 SMALLEST_PX = 64
@@ -33,11 +35,16 @@ def what_frees_memory(error: BaseException, config: Mapping[str, Any], command: 
         ways = _of_training(model, trainer, data)
     if which.startswith(MACHINE):
         ways += _lower("data.init_args.num_workers", data.get("num_workers"), 0)
-        if "prepared" in data and data["prepared"] is None:
+        if "prepared" in data and data["prepared"] is None and not _several_processes():  # several map scans anyway
             ways.append("set data.init_args.prepared to a folder, which scans are mapped from")
     elif whole:
         ways.append("compute on the CPU (trainer.accelerator=cpu)")
     return ", or ".join(ways) or "end other programs that use it, or take a smaller backbone"
+
+
+def _several_processes() -> bool:
+    ranks = torch.distributed
+    return ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1
 
 
 def _of_training(model: Mapping[str, Any], trainer: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:

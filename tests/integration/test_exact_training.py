@@ -49,6 +49,8 @@ def test_two_processes_train_as_one(
         train("fit", *demo, *one, folder(tmp_path / "one"))
         finish(process)
 
+    assert len(list((tmp_path / "two" / "prepared").glob("*.scan"))) == 1  # both map it
+    assert not (tmp_path / "one" / "prepared").exists()
     assert list(losses(tmp_path / "one")) == [0, 1, 2, 3, 4]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-4)
     ours, theirs = (last(tmp_path / name)["state_dict"] for name in ("one", "two"))

@@ -238,6 +238,13 @@ def test_what_frees_memory_depends_on_what_is_set(error: Exception, command: str
     assert what_frees_memory(error, given, command) == ", or ".join(ways)
 
 
+def test_several_processes_map_their_scans_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    ways = what_frees_memory(MemoryError(), configured(num_workers=8, prepared=None), "fit")
+    assert ways == "lower data.init_args.num_workers (8)"
+
+
 def test_a_validation_within_a_training_is_freed_like_a_test() -> None:
     def validation_step() -> None:
         raise FULL
