@@ -18,7 +18,8 @@ from mois.evaluation.reports import SubjectReport
 from mois.files import file_sha256, write_text
 from mois.records import check_seal, read_json, sealed
 
-_PARTS = ("predictions", "prompted", "overlays")
+PARTS = ("predictions", "prompted", "overlays")
+"""Folders of maps and pictures."""
 _FIRST = ({"files", "report"}, {"files", "figures"})
 """Keys that such a file had before it had a digest."""
 
@@ -87,5 +88,5 @@ def _check(content: Any, name: str, part: str) -> None:
 def _written(out: Path, subject: str) -> Iterator[Path]:
     """Yield the maps and pictures of a scan."""
     own = re.compile(rf"{re.escape(subject)}(_class\d+)?\.(nii\.gz|png)")
-    for part in _PARTS:
+    for part in PARTS:
         yield from sorted(path for path in (out / part).glob("*") if own.fullmatch(path.name) and path.is_file())

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mois.calibration import Calibration
-from mois.evaluation.finished import store, stored
+from mois.evaluation.finished import PARTS, store, stored
 from mois.evaluation.lesion_pictures import draw_worst_lesions
 from mois.evaluation.report import write_report
 from mois.evaluation.reports import SubjectReport
@@ -21,7 +21,7 @@ from mois.evaluation.results import add_confidence
 from mois.evaluation.robustness import CHANGES, ChangedScan, changed, plain, summarise_changes, unprompted
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.tables import write_results
-from mois.files import file_sha256, write_text
+from mois.files import file_sha256, refuse_links, write_text
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles
 from mois.processes import Processes
@@ -92,7 +92,7 @@ def evaluate_scans(
     for scan in scans:
         if scan.label is None and (scan.instances is None or not evaluation.instances):
             raise DataError(f"scan {scan.subject} has no label map to be scored by; add it, or leave the scan out.")
-    _check_own(evaluation, out)
+    _claim(evaluation, out)
     mine = processes.share(scans)
     for scan in _shown(mine, f"evaluating {len(mine)} of {len(scans)} scans", console):
         _score(evaluation, scan, out)
@@ -133,31 +133,28 @@ def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path)
     write_report(out, evaluation.title)
 
 
-def _store(evaluation: Evaluation, out: Path, subject: str, files: str, content: Mapping[str, Any], part: str) -> None:
-    """Store what a scan gave, and beside the first of them what decides the results."""
-    if not (out / "run.json").is_file():
-        write_text(out / "run.json", json.dumps(_decides(evaluation), indent=2) + "\n")
-    store(out, subject, files, content, part)
-
-
-def _decides(evaluation: Evaluation) -> dict[str, Any]:
-    return plain_settings({"protocol": asdict(evaluation.protocol), **evaluation.identity})
-
-
-def _check_own(evaluation: Evaluation, out: Path) -> None:
-    """Refuse a folder that holds the results of something else.
+def _claim(evaluation: Evaluation, out: Path) -> None:
+    """Write what decides the results, or refuse a folder that holds those of something else.
 
     Raises:
-        ValueError: Naming what differs.
+        ValueError: Naming what differs, or what is of no evaluation; or that a link leads out of the folder.
     """
-    mine, path = _decides(evaluation), out / "run.json"
+    refuse_links(out, ("", *PARTS, "overlays/worst", "finished", "finished/robustness"))
+    mine = plain_settings({"protocol": asdict(evaluation.protocol), **evaluation.identity})
+    path = out / "run.json"
     if not path.is_file():
-        if (out / "metrics.json").exists() or (out / "finished").exists():
-            raise ValueError(f"out={out} holds results of something else; choose another folder.")
+        for name in ("metrics.json", "finished", *PARTS):
+            if (out / name).exists():
+                raise ValueError(f"out={out} holds {name}, but no evaluation; choose another folder.")
+        write_text(path, json.dumps(mine, indent=2) + "\n")
         return
     theirs = read_record(path, dict[str, Any], "choose another folder, or delete this one")
     if not isinstance(theirs.get("protocol", {}), dict):
         raise ValueError(f"{path} says nothing of a protocol; choose another folder, or delete this one.")
+    scored = (out / "metrics.json").exists() or any((out / "finished").glob("**/*.json"))
+    if "protocol" in theirs and not scored:  # nothing is there that could be of another evaluation
+        write_text(path, json.dumps(mine, indent=2) + "\n")
+        return
     usual = plain_settings(asdict(ProtocolSettings()))  # of settings that there were not yet
     theirs["protocol"] = {**usual, **theirs.get("protocol", {})}
     different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
@@ -180,7 +177,7 @@ def _score(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
     files = _read_of(scan, evaluation)
     if stored(out, scan.subject, files) is None:
         report = evaluation.score(_read(evaluation, scan), evaluation.protocol, out)
-        _store(evaluation, out, scan.subject, files, {"report": report.to_json()}, "")
+        store(out, scan.subject, files, {"report": report.to_json()})
 
 
 def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
@@ -194,7 +191,7 @@ def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> Non
             volume = volume or _read(evaluation, scan)
             report = evaluation.score(changed(volume, name, evaluation.seed), plain(evaluation.protocol), None)
             figures[name] = unprompted(report)
-            _store(evaluation, out, scan.subject, files, {"figures": figures}, "robustness")
+            store(out, scan.subject, files, {"figures": figures}, "robustness")
 
 
 def _finished(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any]:

@@ -101,7 +101,7 @@ def check_unchanged(folder: Path) -> None:
         return
     for name, sha256 in read_record(folder / RECORD, dict[str, str], "remove it to write the results anew").items():
         path = folder / name
-        if name in RESULTS and path.exists() and file_sha256(path) != sha256:
+        if name in RESULTS and path.is_file() and not path.is_symlink() and file_sha256(path) != sha256:
             raise ValueError(
                 f"{path} was changed after it was written; move it away to have it written anew, or choose another "
                 "folder."
@@ -113,9 +113,11 @@ def own_results(folder: Path) -> Iterator[None]:
     """Let results be written within a block, and note what they are; raises as `check_unchanged` does."""
     check_unchanged(folder)
     (folder / RECORD).unlink(missing_ok=True)  # a process that is killed in between leaves files that nobody has edited
-    yield
-    there = [name for name in RESULTS if (folder / name).is_file()]
-    write_text(folder / RECORD, json.dumps({name: file_sha256(folder / name) for name in there}, indent=2) + "\n")
+    try:
+        yield
+    finally:
+        there = [name for name in RESULTS if (folder / name).is_file()]
+        write_text(folder / RECORD, json.dumps({name: file_sha256(folder / name) for name in there}, indent=2) + "\n")
 
 
 def write_results(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:

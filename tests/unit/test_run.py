@@ -87,7 +87,7 @@ def test_a_folder_with_results_of_something_else_is_refused(make_dataset: Make, 
     with pytest.raises(ValueError, match="differs in model; choose another folder"):
         evaluate_scans(evaluation(Scorer(), identity={"model": "n"}), scans, out)
     (out / "run.json").unlink()
-    with pytest.raises(ValueError, match="holds results of something else"):
+    with pytest.raises(ValueError, match=r"holds metrics\.json, but no evaluation"):
         evaluate_scans(evaluation(Scorer()), scans, out)
 
 
@@ -347,9 +347,27 @@ def test_a_map_that_is_now_of_another_class_is_another_map(make_dataset: Make, t
     evaluate_scans(task, scans, tmp_path / "out")
     (maps / "p0_class1.nii.gz").rename(maps / "p0_class2.nii.gz")
     evaluate_scans(task, scans, tmp_path / "out")
-    as_ids = replace(scans[0], label=None, instances=scans[0].label)
-    evaluate_scans(task, [as_ids], tmp_path / "out")
-    assert len(score.asked) == 3
+    assert len(score.asked) == 2
+
+
+@pytest.mark.parametrize("part", ["predictions", "finished", "overlays/worst"])
+def test_no_link_in_a_folder_of_results_is_written_through(make_dataset: Make, tmp_path: Path, part: str) -> None:
+    scans, out, score = read_dataset(make_dataset(subjects=1)), tmp_path / "out", Scorer()
+    (tmp_path / "away").mkdir()
+    (out / part).parent.mkdir(parents=True)
+    (out / part).symlink_to(tmp_path / "away")
+    with pytest.raises(ValueError, match=rf"{part} is a link that leads out of"):
+        evaluate_scans(evaluation(score), scans, out)
+    assert score.asked == []
+    assert not any((tmp_path / "away").iterdir())
+
+
+def test_maps_of_no_evaluation_are_not_overwritten(make_dataset: Make, tmp_path: Path) -> None:
+    scans = read_dataset(make_dataset(subjects=1))
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "p0.nii.gz").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"holds predictions, but no evaluation; choose another folder"):
+        evaluate_scans(evaluation(Scorer()), scans, tmp_path)
 
 
 def test_a_folder_in_which_nothing_was_scored_takes_any_evaluation(make_dataset: Make, tmp_path: Path) -> None:
@@ -367,3 +385,11 @@ def test_another_precision_is_another_evaluation(make_dataset: Make, tmp_path: P
     now = {"inference": {"precision": "bf16", "tile_px": 8}}
     with pytest.raises(ValueError, match=r"differs in precision \(32 there, bf16 now\); choose another folder"):
         evaluate_scans(evaluation(Scorer(), identity=now), scans, tmp_path)
+
+
+def test_a_run_json_of_another_program_is_not_overwritten(make_dataset: Make, tmp_path: Path) -> None:
+    scans = read_dataset(make_dataset(subjects=1))
+    (tmp_path / "run.json").write_text('{"minutes": 9}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"differs in minutes, model; choose another folder"):
+        evaluate_scans(evaluation(Scorer()), scans, tmp_path)
+    assert (tmp_path / "run.json").read_text(encoding="utf-8") == '{"minutes": 9}'
