@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,8 @@ from mois.intensities import Normalisation, doubt
 from mois.interfaces import Volume
 from mois.io import DataError, SubjectFiles, read_dataset
 
+SPLIT_KEYS = ("fold", "splits", "train_subjects", "val_subjects", "test_subjects", "seed")
+"""Settings that say which scans train, validate and test."""
 _MANY = 10
 log = logging.getLogger(__name__)
 
@@ -202,6 +204,13 @@ class NiftiDataModule(LightningDataModule):
         """Return the rule that this dataset's images are normalised by: what a model trained on them records."""
         return self._rule(self.splits.train[0] if self.splits.train else self.splits.test[0])
 
+    def trained_on(self, given: Mapping[str, Any], stage: str) -> list[str]:
+        """Return which scans of a stage, `test` or `validate`, a training with these settings (init_args) had."""
+        if stage == "validate" and self.val_slab and given.get("val_slab") == self.val_slab:
+            return []  # it kept off the slices that are validated on
+        scored = self.splits.test if stage == "test" else self.splits.train if self.val_slab else self.splits.val
+        return sorted(trained_subjects(self.root, given) & {subject.subject for subject in scored})
+
     def fingerprint(self) -> str:
         """Return a SHA-256 of the names, splits and contents of all files in use."""
         total = hashlib.sha256()
@@ -345,6 +354,27 @@ class NiftiDataModule(LightningDataModule):
 
     def _volumes(self, subjects: Sequence[SubjectFiles]) -> VolumeLoader:
         return VolumeLoader([partial(self._read, subject) for subject in subjects], *place(self.trainer))
+
+
+def trained_subjects(root: Path, given: Mapping[str, Any]) -> set[str]:
+    """Return the scans of a dataset that a training had.
+
+    Args:
+        root: The dataset.
+        given: The training's data.init_args.
+
+    Returns:
+        Their names; none where it was of another dataset, or its split can no longer be made.
+    """
+    if not given.get("root") or Path(given["root"]).resolve() != Path(root).resolve():
+        return set()
+    options: dict[str, Any] = {name: given[name] for name in SPLIT_KEYS if name in given}
+    if options.get("splits"):
+        options["splits"] = Path(options["splits"])
+    try:
+        return {subject.subject for subject in NiftiDataModule(root, **options).splits.train}
+    except (DataError, ValueError):
+        return set()
 
 
 def _progress(scans: Sequence[Any], what: str) -> Any:

@@ -44,6 +44,7 @@ class Provenance:
         trainable_fraction: Trained parameters over all parameters, None where the model does not say.
         resumed: Where the run was gone on with: the step, and what was other before, by setting.
         files: SHA-256 of the files that settings name, by setting.
+        trained_on: Which of the scans that are validated or tested on the model was trained on, as far as it says.
     """
 
     code: str
@@ -55,6 +56,7 @@ class Provenance:
     trainable_fraction: float | None = None
     resumed: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    trained_on: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers, as JSON and safe checkpoints hold them."""

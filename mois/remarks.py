@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 COMPARED = ("right", "wrong", "no_exemplars")
@@ -36,6 +36,11 @@ def remarks(right: float | None, wrong: float | None, no_exemplars: float | None
             "(no better: the exemplars are not used)."
         )
     return said
+
+
+def of_trained_on(names: Sequence[str]) -> list[str]:
+    """Return what is to be said where a model is tested on scans (these) that it was trained on."""
+    return [f"The model was trained on {len(names)} of these scans: {', '.join(names[:10])}."] if names else []
 
 
 def does_harm(right: float | None, no_exemplars: float | None) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from datamodules.nifti import NiftiDataModule
+from datamodules.nifti import SPLIT_KEYS, NiftiDataModule, trained_subjects
 from datamodules.splits import pick
 from mois.arguments import as_options
 from mois.bundle import Bundle
@@ -18,7 +18,6 @@ from mois.execution import settled
 from mois.io import DataError, SubjectFiles, read_dataset
 from mois.provenance import code_version, package_versions
 
-SPLIT_KEYS = ("fold", "splits", "train_subjects", "val_subjects", "test_subjects", "seed")
 Scans = Sequence[SubjectFiles]
 
 
@@ -118,8 +117,7 @@ def choose_scans(
     if not scans:
         raise ValueError(f"split={split}: {data} has no such scans; choose another split, give --fold or --subjects.")
     _check_scans(scans, channel, target_class)
-    trained = {scan.subject for scan in parts.train} if same else set()
-    return scans, sorted(trained & {scan.subject for scan in scans})
+    return scans, sorted(trained_subjects(data, given) & {scan.subject for scan in scans})
 
 
 def _check_scans(scans: Scans, channel: int, target_class: int | None) -> None:

@@ -21,7 +21,7 @@ from mois.evaluation.sections import (
     timing,
     worst_lesions,
 )
-from mois.remarks import COMPARED, does_harm, remarks, told_worse
+from mois.remarks import COMPARED, does_harm, of_trained_on, remarks, told_worse
 
 TILES = (
     (("unprompted", "dice"), "Unprompted Dice"),
@@ -160,9 +160,7 @@ def _alarms(results: Results) -> list[str]:
         )
     provenance = results.metrics.get("provenance") or {}
     alarms += [f"The model's own validation: {sentence}" for sentence in told_worse(provenance)]
-    trained_on = provenance.get("trained_on")
-    if trained_on:
-        alarms.append(f"The model was trained on {len(trained_on)} of these scans: {', '.join(trained_on[:10])}.")
+    alarms += of_trained_on(provenance.get("trained_on") or [])
     if results.patient_count == 1:
         alarms.append("One patient: there are no intervals, and nothing here carries over to others.")
     return alarms

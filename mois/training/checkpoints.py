@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +24,7 @@ from mois.errors import DataError
 from mois.files import whole_file, write_text
 from mois.interrupts import WAY_ON
 from mois.provenance import Provenance, collect_provenance
+from mois.remarks import of_trained_on
 from mois.tracking import CarefulWandbLogger, Tracker
 from mois.training.checkpoint_content import RECORD, ValidationRecord, checked_training, score_of
 from mois.training.same_run import check_same_data
@@ -311,10 +313,17 @@ class Resumed:
 class RunRecord(Callback):
     """Writes down who makes this run's results: beside them, in every checkpoint, and at the loggers."""
 
-    def __init__(self, config: dict[str, Any], seed: int | None, resumed: Resumed | None = None) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        seed: int | None,
+        resumed: Resumed | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
         self.config = config
         self.seed = seed
         self.resumed = resumed
+        self.training = training or {}  # provenance of the checkpoint
         self.record: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -325,6 +334,12 @@ class RunRecord(Callback):
         if stage == "fit" and self.resumed is not None:
             check_same_data(self.resumed.provenance, provenance.data, self.resumed.name)
             provenance = replace(provenance, resumed=self.resumed.record(provenance))
+        if stage in ("validate", "test"):
+            provenance = replace(
+                provenance, trained_on=self._trained_on(datamodule, str(getattr(stage, "value", stage)))
+            )
+            for sentence in of_trained_on(provenance.trained_on):
+                rank_zero_warn(sentence)
         self.record = provenance.as_dict()
         model: Any = pl_module
         model.provenance = self.record
@@ -333,6 +348,11 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             command = "" if stage == "fit" else f"_{getattr(stage, 'value', stage)}"  # Lightning's enum prints its name
             provenance.write(tracker.folder / f"provenance{command}.json")
+
+    def _trained_on(self, datamodule: object, stage: str) -> list[str]:
+        asked = getattr(datamodule, "trained_on", None)  # a datamodule of others may not say
+        given = ((self.training.get("config") or {}).get("data") or {}).get("init_args") or {}
+        return list(asked(given, stage)) if callable(asked) else []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say at the top of config.yaml which of its settings were others before the run was gone on with."""

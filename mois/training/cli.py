@@ -324,7 +324,7 @@ class MoisCLI(LightningCLI):
             self.ranks,
             CheckProgress(),
             ResumePoint(),
-            RunRecord(self.plain_config(), seed, self.parts),
+            RunRecord(self.plain_config(), seed, self.parts, self.resumed.get("provenance")),
             StopAtNaN(),
         ]
         callbacks += [CostTable(bool(self.settings["dry_step"])), DataShares(), SeldomReadBar()]

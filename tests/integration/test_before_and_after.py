@@ -99,6 +99,16 @@ def test_a_training_that_goes_on_compares_with_the_same_step_0(
     assert right is not None
     assert without is not None
     assert gain.mean == pytest.approx((right.mean or 0) - (without.mean or 0))
+    assert "The model was trained on" not in alarms
+
+
+def test_a_test_on_scans_that_were_trained_on_says_so(spoiled: Trained) -> None:
+    tested = [*spoiled.arguments, "--data.init_args.test_subjects=[p0]", "--data.init_args.val_subjects=[]"]
+    line = "The model was trained on 1 of these scans: p0."
+    with pytest.warns(UserWarning, match=line):
+        train("test", *tested, "--ckpt_path=best")
+    assert line in (spoiled.run / "test" / "report.html").read_text(encoding="utf-8")
+    assert Results.read(spoiled.run / "test").metrics["provenance"]["trained_on"] == ["p0"]
 
 
 @pytest.mark.ci

@@ -135,6 +135,21 @@ def write_dicom(folder: Path, array: NDArray, matrix: NDArray, change=None) -> P
     return folder
 
 
+def compress_by_itk(path: Path) -> None:
+    """Compress a slice as lossless JPEG, as scanners do."""
+    stored = sitk.ReadImage(str(path))
+    picture = sitk.Cast(stored, sitk.sitkUInt16)
+    for key in stored.GetMetaDataKeys():
+        if not key.startswith("0028"):
+            picture.SetMetaData(key, stored.GetMetaData(key))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.UseCompressionOn()
+    writer.SetCompressor("JPEG")
+    writer.SetFileName(str(path))
+    writer.Execute(picture)
+
+
 def write_frames(path: Path, array: NDArray, matrix: NDArray) -> Path:
     """Write one file of many frames, last one first, as enhanced MR has them."""
     one = dicom_slice(array, matrix, 0)

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import Dataset
-from scan_files import affine, as_itk, scan, write_dicom, write_frames, write_mha, write_nrrd
+from scan_files import affine, as_itk, compress_by_itk, scan, write_dicom, write_frames, write_mha, write_nrrd
 
 from mois.errors import DataError
 from mois.image_files import read_image
@@ -432,17 +432,7 @@ def test_pixels_may_be_compressed(tmp_path, syntax):
     write_dicom(tmp_path / "a", scan(), affine())
     for path in (tmp_path / "a").iterdir():
         if syntax == "jpeg":  # by ITK, as scanners do
-            stored = sitk.ReadImage(str(path))
-            picture = sitk.Cast(stored, sitk.sitkUInt16)
-            for key in stored.GetMetaDataKeys():
-                if not key.startswith("0028"):
-                    picture.SetMetaData(key, stored.GetMetaData(key))
-            writer = sitk.ImageFileWriter()
-            writer.KeepOriginalImageUIDOn()
-            writer.UseCompressionOn()
-            writer.SetCompressor("JPEG")
-            writer.SetFileName(str(path))
-            writer.Execute(picture)
+            compress_by_itk(path)
             written = pydicom.dcmread(path)
             assert written.file_meta.TransferSyntaxUID == pydicom.uid.JPEGLosslessSV1
             with pytest.raises(RuntimeError):  # pydicom leaves it to others
@@ -466,3 +456,16 @@ def test_values_are_not_inverted_where_low_ones_are_shown_white(tmp_path):
     )
     voxels, _ = read_image(tmp_path / "a")
     assert np.array_equal(voxels, scan())
+
+
+def test_lossless_jpeg_that_shows_low_values_white_is_refused(tmp_path):
+    write_dicom(tmp_path / "a", scan(), affine())
+    for path in (tmp_path / "a").iterdir():
+        compress_by_itk(path)
+        one = pydicom.dcmread(path)
+        one.PhotometricInterpretation = "MONOCHROME1"
+        one.save_as(path)
+    inverted = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
+    assert inverted.min() > scan().max()  # what ITK makes of it, and why it is refused
+    with pytest.raises(DataError, match=r"03.dcm: MONOCHROME1 in lossless JPEG or JPEG-LS .*; .*gdcmconv --raw"):
+        read_image(tmp_path / "a")

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from datamodules.loading import VolumeLoader
 from datamodules.nifti import NiftiDataModule
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
+from mois.cli.evaluations import choose_scans
 from mois.geometry import SliceGrid
 from mois.inference import InferenceSettings, VolumeSegmenter
 from mois.intensities import Normalisation
@@ -388,3 +389,25 @@ def test_a_slab_is_seen_as_in_the_whole_scan(rule):
     assert not torch.equal(segmenter.encode(slab._replace(levels=None)).pictures, whole[:3])
     again = cut_slab(slab, range(1, 2), normalisation=normalisation)
     assert torch.equal(segmenter.encode(again).pictures, whole[1:2])
+
+
+def test_it_knows_which_scans_another_split_trained_on(make_dataset):
+    root = make_dataset(subjects=4, held_out=1)
+    given = {"root": str(root), "train_subjects": ["p0", "p1"], "val_subjects": ["p2"], "val_slab": 0.0}
+    data = module_of(root, train_subjects=["p3"], val_subjects=["p1", "p2"], test_subjects=["p0", "p4"])
+    assert data.trained_on(given, "test") == ["p0"]
+    assert data.trained_on(given, "validate") == ["p1"]
+    assert data.trained_on({**given, "root": str(root.parent)}, "test") == []
+    assert data.trained_on({**given, "train_subjects": ["gone"]}, "test") == []
+    slabs = module_of(root, train_subjects=["p0"], val_slab=0.5)
+    assert slabs.trained_on(given, "validate") == ["p0"]
+    assert slabs.trained_on({**given, "val_subjects": None, "val_slab": 0.5}, "validate") == []
+
+
+def test_another_fold_than_the_models_does_not_hide_what_it_was_trained_on(make_dataset):
+    root = make_dataset(subjects=3)
+    made = {"config": {"data": {"init_args": {"root": str(root), "fold": 0}}}}
+    of_fold = {fold: module_of(root, fold=fold).splits.val[0].subject for fold in range(3)}
+    assert choose_scans(root, "val", None, None, made)[1] == []
+    for fold in (1, 2):
+        assert choose_scans(root, "val", None, fold, made)[1] == [of_fold[fold]]
