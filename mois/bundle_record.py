@@ -106,7 +106,9 @@ def read_description(folder: Path) -> BundleRecord:
     """
     file = folder / DESCRIPTION
     if not file.exists():
-        raise ValueError(f"bundle={folder}: there is no {DESCRIPTION} in it; give the folder `bundle` of a training.")
+        inner = folder / "bundle"
+        cure = f"give {inner}" if (inner / DESCRIPTION).is_file() else "give the folder `bundle` of a training"
+        raise ValueError(f"bundle={folder}: there is no {DESCRIPTION} in it; {cure}.")
     content = read_json(file, _CURE)
     given = content.get("format") if isinstance(content, dict) else None
     if given == 1 and type(given) is int:

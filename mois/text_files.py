@@ -22,6 +22,13 @@ _MARKS = (
 )
 """Byte order marks: Excel and Windows' Notepad write them."""
 
+_NO_TEXTS = (
+    (b"\x1f\x8b", "a gzip file (an image?)"),
+    (b"PK\x03\x04", "a zip archive (an Excel workbook?)"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel or Word file"),
+    (b"%PDF", "a PDF"),
+    (b"\x89PNG", "a picture"),
+)
 _CURE = "save it as UTF-8 (Excel: CSV UTF-8)"
 
 
@@ -54,6 +61,8 @@ def read_text(path: Path, *, plain: bool = False) -> str:
         content = read_regular(path, MOST_BYTES)
     except ValueError as error:  # a pipe, a folder, or far too large
         raise DataError(str(error)) from error
+    if called := next((name for start, name in _NO_TEXTS if content.startswith(start)), None):
+        raise DataError(f"{path}: is {called}, no text; give a text file, or export it as one.")
     known = _MARKS[:1] if plain else _MARKS
     mark, encoding = next(((mark, name) for mark, name in known if content.startswith(mark)), (b"", "utf-8"))
     try:

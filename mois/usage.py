@@ -280,5 +280,5 @@ def _null(value: str) -> str:
 def _readable_type(name: str) -> str:
     name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", name)
     name = re.sub(r"typing\.Literal\[(.*)\]", r"\1", name)
-    name = "a list, [] for an empty one" if name == "Sequence" else name
+    name = {"Sequence": "a list, [] for an empty one", "tuple": "a list such as [1,3]"}.get(name, name)
     return name.replace("NoneType", "null").replace("'", "").replace("typing.", "")

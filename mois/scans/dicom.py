@@ -144,7 +144,12 @@ def _check_one_series(path: Path, headers: Sequence[tuple[Path, Any]]) -> None:
     """Refuse several series in one folder, and coordinates of several origins."""
     series = sorted({str(_value(file, header, "SeriesInstanceUID", "")) for file, header in headers})
     if len(series) != 1:
-        raise DataError(f"{path}: holds {len(series)} DICOM series; give a folder with the files of exactly one.")
+        others = [] if series else sorted(file.name for file in path.glob("*") if file.is_file())
+        there = f" (its {len(others)} files, such as {others[0]}, are of none)" if others else ""
+        cure = f"give one image, such as {path / others[0]}, or" if others else "give"
+        raise DataError(
+            f"{path}: holds {len(series)} DICOM series{there}; {cure} a folder with the files of exactly one."
+        )
     frames = {str(_value(file, header, "FrameOfReferenceUID", "")) for file, header in headers}
     if len(frames) > 1:
         raise DataError(

@@ -18,6 +18,7 @@ from adapters import Frozen, Lora
 from mois.backbones import SAM2
 from mois.bundle import Bundle, ModelSpec, copy_bundle, write_bundle
 from mois.bundle_card import write_card
+from mois.bundle_record import read_description
 from mois.calibration import Calibration
 from mois.exemplars import ModelIdentity
 from mois.inference import InferenceSettings
@@ -374,3 +375,12 @@ def test_a_bundle_that_nobody_may_write_to_is_read_and_left_as_it_was(folder: Pa
         for path in every:
             path.chmod(0o755 if path.is_dir() else 0o644)
     assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "copy").rglob("*"))
+
+
+def test_the_folder_of_a_training_leads_to_its_bundle(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(ValueError, match="give the folder `bundle` of a training"):
+        read_description(tmp_path)
+    (tmp_path / "bundle" / "bundle.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"give {tmp_path / 'bundle'}"):
+        read_description(tmp_path)

@@ -65,6 +65,8 @@ READERS = [read_text, read_json, read_table, read_splits, read_script, read_desc
     [
         ("subject\nJürgen".encode("latin-1"), "FILE: byte 9 (0xfc) is no UTF-8; save it as UTF-8 (Excel: CSV UTF-8)."),
         ("ab".encode("utf-16-le"), "FILE: byte 1 is 0, so it is no text, or UTF-16 without its mark; save it as UTF-8"),
+        (b"\x1f\x8b\x08\0\0", "FILE: is a gzip file (an image?), no text; give a text file"),
+        (b"PK\x03\x04\x14\0", "FILE: is a zip archive (an Excel workbook?), no text; give a text file"),
         (codecs.BOM_UTF16_LE + b"a\0b", "FILE: byte 4 (0x62) is no UTF-16-LE; save it as UTF-8"),
     ],
 )  # fmt: skip
