@@ -135,7 +135,7 @@ _HOLDERS: list[FolderLock] = []
 def _read(file: int) -> dict[str, Any]:
     try:
         content = json.loads(os.pread(file, 1000, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     whole = isinstance(content, dict) and type(content.get("process")) is int and type(content.get("host")) is str
     return content if whole else {}

@@ -120,7 +120,9 @@ def test_without_locks_of_the_file_system_the_process_that_the_file_names_is_loo
         FolderLock(tmp_path).release()
 
 
-@pytest.mark.parametrize("content", ["", "notes of mine", "[1]", '{"process": "7", "host": 1}', '{"process": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[" * 1000, "notes of mine", "[1]", '{"process": "7", "host": 1}', '{"process": 1}']
+)
 def test_what_stands_in_a_lock_that_nobody_holds_does_no_harm(tmp_path: Path, content: str) -> None:
     (tmp_path / NAME).write_text(content)
     with locked(tmp_path):
