@@ -21,7 +21,6 @@ from mois.cli.phantom import phantom
 from mois.cli.say import say
 from mois.cli.segment import segment
 from mois.full_memory import ACCELERATOR, full_memory, memory_cure
-from mois.provenance import code_version
 
 COMMANDS: list[Callable[..., None] | type] = [
     phantom,
@@ -51,6 +50,8 @@ def run(given: Sequence[str]) -> None:
         say(overview())
         return
     if given[0] == VERSION:
+        from mois.provenance import code_version  # imports torch, which no help waits for
+
         say(f"mois {code_version()}")
         return
     with command_line(given), memory_cure(partial(_what_frees_memory, given[0])):
