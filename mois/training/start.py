@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from mois.bundle import check_files, fill, in_full
+from mois.bundle import PROPAGATION, check_files, fill, in_full
 from mois.bundle_record import DESCRIPTION, ModelSpec, read_description
 from mois.identity import rules_apart
 from mois.training.module import ExemplarSegmenter
@@ -42,9 +42,14 @@ def start_from(module: ExemplarSegmenter, bundle: str | Path, config: Mapping[st
     for role, made in parts.items():
         there = getattr(record.model, role).class_path
         if there.rpartition(".")[2] != type(made).__name__:
+            other = (
+                f"take its propagation alone (model.propagation.init_args.weights={folder / PROPAGATION})"
+                if role == "adapter"
+                else "leave start_from out"
+            )
             raise ValueError(
                 f"{name} is of model.{role}={there}, this model's is {type(made).__name__}; set model.{role}={there}, "
-                "or leave start_from out."
+                f"or {other}."
             )
     theirs, ours = record.identity.backbone, module.backbone.identity
     if theirs.sha256 != ours.sha256:
