@@ -30,6 +30,8 @@ SPREADS = 3.0
 """How many standard deviations above its level a noisy background reaches."""
 DARK_SHARE = 0.25
 """Share of the range of intensities below which a noisy background ends, or else it is none."""
+LARGEST = 1e30
+"""Beyond this an end of a window is no intensity: differences have to fit float32."""
 LEAST_SHARE = 0.05
 """Share of the voxels that a noisy background takes at least."""
 
@@ -66,10 +68,13 @@ class Normalisation:
                 "normalisation.rule=window."
             )
         if self.window is not None:
-            low, high = self.window
-            if not -np.inf < low < high < np.inf:
-                raise ValueError(f"normalisation.window={[low, high]} must be two numbers, the lower one first.")
-            object.__setattr__(self, "window", (float(low), float(high)))
+            try:
+                low, high = map(float, self.window)
+            except (TypeError, ValueError):
+                low = high = np.nan
+            if not -LARGEST < low < high < LARGEST:
+                raise ValueError(f"normalisation.window={list(self.window)} must be two numbers, the lower one first.")
+            object.__setattr__(self, "window", (low, high))
 
     def settled(self, channel: str = "") -> Normalisation:
         """Return the rule for images that a dataset calls this; "" where nobody says."""

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -332,3 +333,9 @@ def test_slices_that_each_hold_another_value_are_no_padding(rows: int) -> None:
     seen = normalise(image)
     assert seen[0, 25, 0] == pytest.approx(0.25, abs=0.02)
     assert seen[0, 75, 0] == pytest.approx(0.75, abs=0.02)
+
+
+@pytest.mark.parametrize("window", [(3,), ("a", "b"), (-1e300, 1e300), (0, None)])
+def test_a_window_that_is_no_two_intensities_is_refused(window: Any) -> None:
+    with pytest.raises(ValueError, match=r"normalisation\.window=.* must be two numbers"):
+        Normalisation("window", window)
