@@ -53,6 +53,7 @@ check: setup
 	$(VENV)/bin/ruff format --check $(SOURCES)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(PY) -m tests.support.house
 
 bench: setup
 	$(PY) -m tests.bench.run --out runs/bench $(ARGS)

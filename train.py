@@ -1,9 +1,9 @@
 """Train, validate, test or predict: `python train.py fit --config configs/demo.yaml`."""
 
-from mois.interrupts import ctrl_c_ends
+from mois.machine.interrupts import ctrl_c_ends
 
 if __name__ == "__main__":
     with ctrl_c_ends(to_the_end=True):
-        from mois.training.cli import main
+        from mois.cli.train import main
 
         main()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from adapters.adapter_file import NAME, read_adapter
-from mois.files import whole_file, write_text
+from mois.files.atomic import whole_file, write_text
 from mois.interfaces import Adapter, Backbone, Propagation
 
 if TYPE_CHECKING:

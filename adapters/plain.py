@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.adapter_file import NAME, read_adapter
-from mois.files import whole_file
+from mois.files.atomic import whole_file
 from mois.interfaces import Adapter, Backbone, Propagation
 
 # Tensors of SAM2 that no training step reaches: unused in SAM 2.1's own settings, or only with prompts never simulated.

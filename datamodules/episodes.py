@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 from datamodules.foreign import Painter, anatomy, cut_from, paint_random_types, plant, window_on_body
 from datamodules.subjects import Patch, PreparedSubject, Window
 from datamodules.transforms import Augmentation, augment
-from mois.interfaces import Episode
-from mois.metrics import renumber
+from mois.lesions import renumber
+from mois.records import Episode
 
 SOURCES = ("other_class", "transplant", "anatomy")
 _TRIES = 8

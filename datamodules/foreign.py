@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from datamodules.lesion_types import draw_lesion_type
-from datamodules.painting import paint_lesion
+from datamodules.phantoms.lesion_types import draw_lesion_type
+from datamodules.phantoms.painting import paint_lesion
 from datamodules.subjects import BODY, Patch, PreparedSubject, Window
 
 _TRIES = 4

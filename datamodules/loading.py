@@ -17,9 +17,9 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.episodes import collate
-from mois.interfaces import Episode, Volume
-from mois.io import DataError
-from mois.records import as_record
+from mois.errors import DataError
+from mois.files.json_records import as_record
+from mois.records import Episode, Volume
 
 WORKERS = 4
 """Processes that draw episodes for each GPU, by default."""

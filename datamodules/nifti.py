@@ -22,12 +22,13 @@ from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from datamodules.splits import check_leak, patient_folds, pick, read_splits
 from datamodules.subjects import PreparedSubject, prepare_volume
 from datamodules.transforms import Augmentation
-from mois.files import file_sha256
+from mois.errors import DataError
+from mois.files.atomic import file_sha256
 from mois.geometry import SliceAxis
-from mois.image_files import parts_of
 from mois.intensities import Normalisation, doubt
-from mois.interfaces import Volume
-from mois.io import DataError, SubjectFiles, read_dataset
+from mois.records import Volume
+from mois.scans.datasets import SubjectFiles, read_dataset
+from mois.scans.image_files import parts_of
 
 SPLIT_KEYS = ("fold", "splits", "train_subjects", "val_subjects", "test_subjects", "seed")
 """Settings that say which scans train, validate and test."""

@@ -27,9 +27,10 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.subjects import LesionSampler, LesionSlices, PreparedSubject, as_scan
-from mois.files import file_sha256, is_abandoned, whole_file
-from mois.image_files import DataError, parts_of
-from mois.records import as_record, parse_json
+from mois.errors import DataError
+from mois.files.atomic import file_sha256, is_abandoned, whole_file
+from mois.files.json_records import as_record, parse_json
+from mois.scans.image_files import parts_of
 
 VERSION = 2
 """Part of every key: count on when a scan is prepared otherwise, or an entry's form changes."""

@@ -11,12 +11,12 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_episode, torch_seeded_by
-from datamodules.lesion_types import HELD_BACK, draw_lesion_types
 from datamodules.loading import EpisodeLoader, VolumeLoader, check_counts, place
-from datamodules.phantom import Phantom, make_phantom, make_slab
+from datamodules.phantoms.lesion_types import HELD_BACK, draw_lesion_types
+from datamodules.phantoms.phantom import Phantom, make_phantom, make_slab
 from datamodules.subjects import prepare_stack
 from datamodules.transforms import Augmentation
-from mois.interfaces import Episode, Volume
+from mois.records import Episode, Volume
 
 GAP_MM = 7.8
 BRIGHT = 0.62  # times the gain: the 99.5th percentile of a whole phantom, which `mois.intensities` sets to 1

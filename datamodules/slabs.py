@@ -9,7 +9,7 @@ from torch import Tensor
 from mois.errors import DataError
 from mois.geometry import SliceAxis, SliceGrid
 from mois.intensities import Normalisation, levels
-from mois.interfaces import Volume
+from mois.records import Volume
 
 
 def slab_slices(volume: Volume, fraction: float, slice_axis: SliceAxis = "auto") -> range:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mois.files import one_form
-from mois.io import DataError, SubjectFiles
-from mois.text_files import read_json
+from mois.errors import DataError
+from mois.files.atomic import one_form
+from mois.files.text import read_json
+from mois.scans.datasets import SubjectFiles
 
 
 class Fold(NamedTuple):

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from mois.errors import DataError
 from mois.geometry import LARGEST_TILE, SliceAxis, SliceGrid, resample_stack
-from mois.image_files import DataError
 from mois.intensities import Normalisation, normalise
-from mois.interfaces import Volume
+from mois.records import Volume
 
 BODY = 0.1  # normalised intensity above which a pixel counts as tissue
 _BODY_PIXELS = 20_000

@@ -1,208 +1,38 @@
-"""A mistake of the user's ends in one line on stderr and exit code 2; a mistake of ours keeps its traceback."""
+"""Bad input, said in one line, in which a name of a file or a person is shown as it is."""
 
 from __future__ import annotations
 
-import errno
-import os
-import re
-import signal
-import sys
-import sysconfig
-import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import NoReturn
+import unicodedata
 
-from mois.full_memory import cure_of, full_memory
-from mois.shown_text import accept_all_signs, shown
 
-OURS = ("mois", "adapters", "datamodules")
-NO_GPU = "--trainer.accelerator cpu --trainer.devices 2 (with torchrun: as many as it starts)"
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Environment variables in which a process finds its number among those that share the work."""
+def shown(text: str) -> str:
+    """Return a text without control codes, which are shown as numbers; line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign in "\n\t" or unicodedata.category(sign) not in ("Cc", "Cf", "Cs") else _escaped(sign)
+        for sign in text
+    )
 
-OTHERS_S = 2.0
-"""How long a process waits that is not the first one: what it would say most likely strikes the first one too, which
-says it, and whose end is that of all."""
 
-_MISSING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_FAULTS = (errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD)
-_CURES = {
-    errno.ENOENT: "check the path",
-    errno.EACCES: "ask for the right to it, or choose another place",
-    errno.EPERM: "ask for the right to it, or choose another place",
-    errno.EROFS: "choose a folder that can be written to",
-    errno.EEXIST: "choose another name",
-    errno.ENOTDIR: "a part of the path is a file; choose another folder",
-    errno.EISDIR: "give a file",
-    errno.ENOSPC: "make room, or choose another disk",
-    errno.EDQUOT: "make room, or choose another disk",
-    errno.EFBIG: "make room, or choose another disk",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "its links lead in a circle; give the file itself",
-    errno.EIO: "the disk or its network fails; copy it elsewhere, try again",
-    errno.ESTALE: "the network's disk was lost; mount it again",
-    errno.EMFILE: "raise the limit (ulimit -n 65536)",
-    errno.ENFILE: "close other programs",
-    errno.ETXTBSY: "another program uses it; end that first",
-    errno.EBUSY: "another program uses it; end that first",
-}
-_WITHOUT_NAME = {
-    number: _CURES[number]
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
-}
-_SETTINGS_OF_LIGHTNING = re.compile(r"lightning\.pytorch\.trainer\.(connectors|configuration_validator|setup)\b")
+def as_text(name: str) -> str:
+    """Return the name of a file as text: bytes that are no UTF-8 become the sign for an unknown one, as JSON needs."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
 _LONGEST = 1800
 """Characters of a line that somebody is to read; a damaged file may hold a name of thousands."""
-_plain_format = warnings.formatwarning
-_LIBRARIES = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
 
 
 class DataError(ValueError):
     """A file or a dataset that cannot be used: one line that names it and the cure."""
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn what `explain` can explain into `error: ...` on stderr and exit code 2; warnings of ours become one line.
-
-    With MOIS_TRACEBACK=1 in the environment nothing is caught, so that the place can be seen.
-    """
-    accept_all_signs()
-    plainly, warnings.formatwarning = warnings.formatwarning, _format_warning
-    try:
-        yield
-    except BrokenPipeError:
-        _leave_closed_pipe()
-    except Exception as error:
-        line = explain(error)
-        if line is None or os.environ.get("MOIS_TRACEBACK") == "1":
-            raise
-        if any(os.environ.get(name, "0") != "0" for name in RANKS):
-            time.sleep(OTHERS_S)
-        sys.stderr.write(f"error: {shown(line)}\n")
-        raise SystemExit(2) from None
-    finally:
-        warnings.formatwarning = plainly
-
-
-def explain(error: Exception) -> str | None:
-    """Return one line on what the user has to change, or None where the error is a fault of the program.
-
-    Explained are a ValueError raised by our code or by a plug-in, also one that a library passes on in a ValueError of
-    its own (one that a library raises by itself means that we called it wrongly), a file or folder that the system
-    refuses, full memory, a data worker that was killed, and Lightning's complaints.
-    """
-    kind = type(error).__name__
-    if full := full_memory(error):
-        return f"{full}; {cure_of(error)}"
-    if re.search(r"No supported gpu backend|`devices` selected with `CPUAccelerator`", str(error)):
-        return f"{one_line(str(error))} Without a GPU: {NO_GPU}"
-    if kind == "MisconfigurationException":
-        return one_line(str(error))
-    if type(error).__module__ == "omegaconf.errors":
-        return _explain_interpolation(str(error))
-    if isinstance(error, OSError):
-        return _explain_system(error)
-    if kind == "SafetensorError" and (system := re.search(r'\(os error (\d+)\)(?: at path "(.+)")?', str(error))):
-        folder = str(Path(system[2]).parent) if system[2] else None  # the file has a temporary name
-        return _explain_system(OSError(int(system[1]), os.strerror(int(system[1])), folder))
-    if worker := re.search(r"^DataLoader worker \(pid.*\) (is killed|exited).*", str(error)):
-        cure = "lower data.init_args.num_workers if so, and go on with --ckpt_path last"
-        return f"{one_line(worker.group()).rstrip('.')}, maybe for want of memory; {cure}"
-    if isinstance(error, ValueError):
-        return _explain_value_error(error)
-    return None
-
-
 def one_line(text: str) -> str:
     """Return the text without line breaks and runs of blanks; of a very long one, the beginning and the end."""
     line = shown(" ".join(text.split()))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 300]} ... {line[-200:]}"
-
-
-def _explain_system(error: OSError) -> str | None:
-    """Explain what the system refuses; None for what no user can mend, such as a file that was closed too early."""
-    if error.errno == errno.ENOENT and _is_lost():
-        return "the folder that this command runs in was deleted; change to another one (cd), and start again"
-    if error.errno in _FAULTS or (error.errno is None and not isinstance(error, _MISSING)):
-        return None
-    if error.filename is None:
-        if isinstance(error, ConnectionError) or error.errno not in _WITHOUT_NAME:
-            return one_line(str(error)) if isinstance(error, _MISSING) else None
-        return f"{error.strerror}; {_WITHOUT_NAME[error.errno]}"
-    cure = _CURES.get(error.errno or 0, "")
-    other = f" (to {error.filename2})" if error.filename2 is not None else ""
-    return f"{_name(error.filename)}{other}: {error.strerror or one_line(str(error))}{cure and f'; {cure}'}"
-
-
-def _is_lost() -> bool:
-    """Tell whether the working folder is gone, so that no relative path leads anywhere."""
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        return True
-    return False
-
-
-def _name(file: object) -> str:
-    return os.fsdecode(file) if isinstance(file, bytes) else str(file)
-
-
-def _format_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """Print a warning of ours as one line, others as Python does."""
-    if _is_library(filename, None):
-        return _plain_format(message, category, filename, lineno, line)
-    return f"warning: {one_line(str(message))}\n"
-
-
-def _leave_closed_pipe() -> NoReturn:
-    """End where nobody reads any more, as after `| head`, without a word."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
-    raise SystemExit(128 + signal.SIGPIPE) from None
-
-
-def _explain_value_error(error: ValueError) -> str | None:
-    text = str(error)
-    if "Original Traceback" in text:  # a worker of a DataLoader raised it; its traceback came over as text
-        files = re.findall(r'File "([^"]+)", line \d+', text)
-        named = re.findall(r"^(?:[\w.]+(?:Error|Exception)): (.*)", text, flags=re.MULTILINE | re.DOTALL)
-        return one_line(named[-1]) if files and named and not _is_library(files[-1], None) else None
-    place = _last_frame(error.__traceback__)
-    if place is None or not _is_library(*place):
-        return one_line(text)
-    if place is not None and _SETTINGS_OF_LIGHTNING.match(place[1] or ""):
-        return f"trainer: {one_line(text)}"
-    behind = error.__cause__ or error.__context__  # jsonargparse covers what a constructor raises with its own words
-    return _explain_value_error(behind) if isinstance(behind, ValueError) else None
-
-
-def _last_frame(trace: TracebackType | None) -> tuple[str, str | None] | None:
-    if trace is None:
-        return None
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace.tb_frame.f_code.co_filename, trace.tb_frame.f_globals.get("__name__")
-
-
-def _is_library(file: str, module: str | None) -> bool:
-    if module is not None and module.partition(".")[0] in OURS:
-        return False
-    path = str(Path(file).resolve())
-    return path.startswith(_LIBRARIES) and not any(f"{os.sep}{name}{os.sep}" in path for name in OURS)
-
-
-def _explain_interpolation(text: str) -> str:
-    variable = re.search(r"Environment variable '([^']+)' not found", text)
-    key = re.search(r"full_key: (\S+)", text)
-    place = f"{key.group(1)}: " if key else ""
-    if variable:
-        return f"{place}environment variable {variable.group(1)} is not set; set it, or give a default: " + (
-            f"${{oc.env:{variable.group(1)},DEFAULT}}"
-        )
-    return place + one_line(text.partition("\n")[0])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mois.grid import MOST_VOXELS, Grid
-from mois.processes import memory_bytes
+from mois.machine.processes import memory_bytes
 
 SliceAxis = Literal["auto", "left-right", "anterior-posterior", "superior-inferior"]
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -164,3 +165,15 @@ def has_inverse(affine: Tensor) -> bool:
     if not bool(affine.isfinite().all()) or not bool((edges > 0).all()):
         return False
     return abs(float(torch.linalg.det(affine[:3, :3] / edges))) > SINGULAR
+
+
+Spacing = tuple[float, float, float]
+
+Edges = tuple[Spacing, Spacing, Spacing]
+"""Steps of one voxel along S, H and W, each in mm along x, y and z: of a leaning grid they are not at right angles."""
+
+
+def edges_of(spacing_mm: Spacing | Edges) -> npt.NDArray[np.float64]:
+    """Return the steps to the next slice, row and column (3, 3) in mm; at right angles where only lengths are given."""
+    edges = np.asarray(spacing_mm, np.float64)
+    return np.diag(edges) if edges.ndim == 1 else edges

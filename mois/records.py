@@ -1,211 +1,257 @@
-"""JSON that was written by anybody: read as it stands, compared with what it must hold, or refused in one line.
+"""What travels between the parts: scans, episodes, features, prompts, predictions and exemplars.
 
-`json.loads` takes NaN, keys that stand there twice and any depth; a dict that is read with `[...]` fails with a
-KeyError. Here a text becomes a value of a declared type (a dataclass, or types of `typing`), or a DataError that names
-the file and the place in it.
+Axes, used everywhere: B episodes, G exemplar groups of an episode, K exemplars of a group, N images, P patch edge in
+pixels, S slices. Images of a patch are (..., P, P) with rows first; row 0 is the top of the picture. Image intensities
+are normalised floats: 0 is the low level of the scan, 1 its high level (`mois.intensities`). A backbone applies
+its own pixel statistics on top.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+import torch
+from torch import Tensor
 
-from mois.errors import DataError
-from mois.files import read_regular
+from mois.grid import Grid
+from mois.intensities import Levels
 
-Record = TypeVar("Record")
-MOST_BYTES = 64 << 20
-DEEPEST = 40
-"""Lists and objects inside each other; records of ours have 8 at most."""
-SHOWN = 60
-"""Characters of a wrong value that a message shows."""
-DIGEST = "sha256"
-"""Key of a record under which the digest of all its other keys stands."""
-_ADAPTERS: dict[Any, TypeAdapter[list[Any]]] = {}
-_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
-_CURE = "give another file"
+CERTAIN = 10.0
+"""Logit of a mask that a reader gave."""
 
 
-def read_record(path: Path, kind: type[Record], cure: str = _CURE, most_bytes: int = MOST_BYTES) -> Record:
-    """Return what a JSON file holds, as a value of a type.
+class Volume(NamedTuple):
+    """A scan on its scanner's grid.
 
-    Args:
-        path: A regular file.
-        kind: A dataclass, or a type such as `dict[str, float]`.
-        cure: End of the message where it does not hold that.
-        most_bytes: Size from which the file is refused unread.
-
-    Raises:
-        DataError: If it is no regular file, too large, no JSON, or holds something else.
-        FileNotFoundError: If there is no such file.
+    Attributes:
+        subject: Name of the scan, unique within a dataset.
+        patient: Whom it was taken of; scans of one patient never stand in two splits.
+        image: (I, J, K) float32, raw intensities, voxel axes as in the file.
+        affine: (4, 4) float64, voxel indices to RAS millimetres.
+        lesions: Instance map (I, J, K) int32, 0 is background; all zero where nothing was annotated.
+        classes: Lesion id to class, both >= 1.
+        path: The file that the image came from; its grid is the one that results are written on.
+        declared: The classes that its dataset declares; empty where nobody says.
+        channel: What its dataset calls the image, such as "T2"; "CT" is normalised in its own way. Empty where nobody
+            says.
+        levels: What the whole scan is normalised by, where this is a part of it; None of a whole scan.
     """
-    return as_record(parse_json(read_regular(path, most_bytes), str(path), cure), kind, str(path), cure)
+
+    subject: str
+    patient: str
+    image: Tensor
+    affine: Tensor
+    lesions: Tensor
+    classes: dict[int, int]
+    path: str = ""
+    declared: tuple[int, ...] = ()
+    channel: str = ""
+    levels: Levels | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(I, J, K)."""
+        return int(self.image.shape[0]), int(self.image.shape[1]), int(self.image.shape[2])
+
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels lie."""
+        return Grid.of(self.shape, self.affine)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in millilitres."""
+        return self.grid.voxel_ml
 
 
-def read_json(path: Path, cure: str = _CURE, most_bytes: int = MOST_BYTES) -> Any:
-    """Return what a JSON file holds, its types unchecked; raises as `read_record` does."""
-    return parse_json(read_regular(path, most_bytes), str(path), cure)
+class Episode(NamedTuple):
+    """A batch of B tasks: exemplars to look at, and a query to find their like in.
 
+    Every task has G = 2 groups of exemplars that share the query. Group 0 is a lesion class of the subject; group 1 is
+    something else: another class, a transplanted lesion, normal anatomy. What group 1 shows may be absent from the
+    query.
 
-def parse_json(content: bytes | str, name: str, cure: str = _CURE) -> Any:
-    """Return what a JSON text holds: numbers are finite, no key stands twice in an object, texts are Unicode.
-
-    Args:
-        content: The text; bytes are UTF-8, with or without a byte order mark.
-        name: Of the file, for messages.
-        cure: End of a message.
-
-    Raises:
-        DataError: If it is not such a text.
+    Attributes:
+        support_images: (B, G, K, P, P) float32, one patch around one exemplar each.
+        support_masks: (B, G, K, P, P) bool, the exemplar's own mask, nothing else of its class.
+        support_valid: (B, G, K) bool, False where a group has fewer than K exemplars (padding).
+        query_images: (B, P, P) float32, from another slice than any support of group 0.
+        query_targets: (B, G, P, P) bool, all that is of the group's class in the query.
+        query_lesions: (B, P, P) bool, lesions of every class in the query (the target when there are no exemplars).
+        group_is_lesion: (B, G) bool, False where the group is no lesion class (anatomy, distractor) or is absent.
+        track_images: (B, T, P, P) float32, T consecutive slices around one lesion, the middle one is clicked.
+        track_masks: (B, T, P, P) bool, that lesion on these slices.
+        chance: (B, 64) float32, uniform in [0, 1): every random choice of a training step, so that it depends on the
+            episode alone and not on rank, worker or resumption.
     """
-    try:
-        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_unique)
-        if _is_deep(value):
-            raise DataError(f"more than {DEEPEST} lists and objects inside each other")
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates is no text
-    except RecursionError as error:
-        raise DataError(f"{name} is no JSON that can be read (too many objects inside each other); {cure}.") from error
-    except ValueError as error:
-        raise DataError(f"{name} is cut short or no JSON ({_reason(error)}); {cure}.") from error
-    return value
+
+    support_images: Tensor
+    support_masks: Tensor
+    support_valid: Tensor
+    query_images: Tensor
+    query_targets: Tensor
+    query_lesions: Tensor
+    group_is_lesion: Tensor
+    track_images: Tensor
+    track_masks: Tensor
+    chance: Tensor
 
 
-def as_record(
-    plain: Any,
-    kind: type[Record],
-    name: str,
-    cure: str = _CURE,
-    *,
-    later: Collection[str] = (),
-    complete: bool = True,
-) -> Record:
-    """Return plain JSON values as a value of a type, every key of which is there.
+class Features(NamedTuple):
+    """What a backbone sees in N images.
 
-    Args:
-        plain: What `parse_json` gave.
-        kind: A dataclass, or a type such as `dict[str, float]`. Numbers, texts and truth values are not mixed up.
-        name: Of the file, for messages.
-        cure: End of a message.
-        later: Keys, with dots between them, that files of this format may lack; they take the dataclass's default.
-        complete: Whether all others have to be there, those with a default included.
-
-    Raises:
-        DataError: Naming the first place that is wrong.
+    Attributes:
+        levels: From fine to coarse, (N, C_l, P / s_l, P / s_l) with s_l = `Backbone.strides[l]`.
+        position: Position code of the coarsest level, same shape as it.
+        image: The input, (N, 1, P, P), normalised intensities.
+        conditioned: True where the coarsest level has attended to an object's memory (`Backbone.attend`).
     """
-    try:
-        made = _adapter(kind).validate_json(json.dumps([plain], allow_nan=False))[0]
-    except ValidationError as error:
-        raise DataError(f"{name}: {_first_fault(error)}; {cure}.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is no record of this program ({_reason(error)}); {cure}.") from error
-    whole = json.loads(_adapter(kind).dump_json([made]))[0] if complete else None
-    for missing in _missing(whole, plain):
-        if missing not in later:
-            raise DataError(f"{name} lacks {missing[: 4 * SHOWN]}; {cure}.")
-    return made  # type: ignore[no-any-return]
+
+    levels: tuple[Tensor, ...]
+    position: Tensor
+    image: Tensor
+    conditioned: bool = False
+
+    def select(self, index: Tensor | slice) -> Features:
+        """Return the features of some of the images (an index, a mask or a slice over N)."""
+        levels = tuple(level[index] for level in self.levels)
+        return Features(levels, self.position[index], self.image[index], self.conditioned)
+
+    def repeat(self, times: int) -> Features:
+        """Return every image `times` times in a row, (N * times, ...)."""
+        if times == 1:
+            return self
+        return Features(
+            tuple(level.repeat_interleave(times, 0) for level in self.levels),
+            self.position.repeat_interleave(times, 0),
+            self.image.repeat_interleave(times, 0),
+            self.conditioned,
+        )
 
 
-def digest(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a record, whatever the order and layout of its keys; that of `DIGEST` is left out.
+class Prompts(NamedTuple):
+    """Clicks and boxes on N images.
 
-    Raises:
-        DataError: If a number in it is not finite.
+    Attributes:
+        points: (N, Q, 2) float32, x (column) then y (row), in pixels of the patch.
+        labels: (N, Q) int32: 1 positive click, 0 negative click, 2 and 3 a box's two corners, -1 padding.
+        mask_logits: (N, 1, P / 4, P / 4) logits of an earlier answer to correct, or None.
     """
-    rest = {key: value for key, value in content.items() if key != DIGEST}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+    points: Tensor
+    labels: Tensor
+    mask_logits: Tensor | None = None
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with its digest, as a reader of its JSON finds it: keys are texts there.
+class MaskPrediction(NamedTuple):
+    """Answer to prompts on N images.
 
-    Raises:
-        ValueError: If a number in it is not finite.
+    Attributes:
+        logits: (N, P / 4, P / 4), the mask chosen among the candidates by predicted quality.
+        candidates: (N, M, P / 4, P / 4); M = 3 after one click and while tracking, 1 otherwise.
+        iou: (N, M), predicted intersection over union of each candidate, 0 to 1.
+        pointer: (N, D), one vector that stands for the object.
+        presence: (N,), logit that the object is on this slice.
     """
-    plain = json.loads(json.dumps(content, allow_nan=False))
-    return {**plain, DIGEST: digest(plain)}
+
+    logits: Tensor
+    candidates: Tensor
+    iou: Tensor
+    pointer: Tensor
+    presence: Tensor
 
 
-def check_seal(content: Mapping[str, Any], name: str, cure: str = _CURE) -> None:
-    """Refuse a record that is not as it was written.
+@dataclass(frozen=True)
+class Exemplars:
+    """K exemplars for each of B queries, as the propagation that made them describes them.
 
-    Raises:
-        DataError: If its digest is missing or is that of something else.
+    Attributes:
+        tokens: Name to (B, K, ...) float; the names and shapes belong to the propagation.
+        valid: (B, K) bool, False is padding. A row without any True has no exemplars.
+        negative: (B, K) bool, True for what is not to be found ("not like this").
+        weight: (B, K) float32: one of weight 2 counts as if it were there twice, 0 as if it were not; 1 if not given.
     """
-    if DIGEST not in content:
-        raise DataError(f"{name} lacks {DIGEST}; {cure}.")
-    if content[DIGEST] != digest(content):
-        raise DataError(f"{name} was changed after it was written (its {DIGEST} is that of something else); {cure}.")
+
+    tokens: dict[str, Tensor]
+    valid: Tensor
+    negative: Tensor
+    weight: Tensor = None  # type: ignore[assignment]  # made from `valid` below
+
+    def __post_init__(self) -> None:
+        if self.weight is None:
+            object.__setattr__(self, "weight", torch.ones_like(self.valid, dtype=torch.float32))
+
+    @property
+    def count(self) -> int:
+        """K, padding included."""
+        return self.valid.shape[1]
+
+    @property
+    def present(self) -> Tensor:
+        """(B, K) bool: which exemplars count, those that are valid and have any weight."""
+        return self.valid & (self.weight > 0)
+
+    def bytes_per_exemplar(self) -> int:
+        """Return the size of one exemplar's tokens in memory."""
+        return sum(token[0, 0].numel() * token.element_size() for token in self.tokens.values())
+
+    def map(self, change: dict[str, Tensor] | None = None, **fields: Tensor) -> Exemplars:
+        """Return a copy with other tokens or flags."""
+        return replace(self, **({"tokens": change} if change is not None else {}), **fields)  # type: ignore[arg-type]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Exemplars:
+        """Return what a change of the axes B and K makes of every tensor, (B, K, ...) or (B, K), alike."""
+        tokens = {name: change(token) for name, token in self.tokens.items()}
+        return Exemplars(tokens, change(self.valid), change(self.negative), change(self.weight))
+
+    def pick(self, index: Tensor | slice) -> Exemplars:
+        """Return the exemplars at `index` of the K axis."""
+        return self.each(lambda tensor: tensor[:, index])
+
+    def expand(self, batch: int) -> Exemplars:
+        """Return one query's exemplars (B = 1) for `batch` queries, without copying."""
+        if self.valid.shape[0] != 1:
+            raise ValueError(f"expand needs the exemplars of one query, got those of {self.valid.shape[0]}")
+        return self.each(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+
+    def reshape(self, batch: int, count: int) -> Exemplars:
+        """Return the same exemplars, (B, K) regrouped as (batch, count)."""
+        return self.each(lambda tensor: tensor.reshape(batch, count, *tensor.shape[2:]))
+
+    @staticmethod
+    def cat(parts: Sequence[Exemplars]) -> Exemplars:
+        """Join exemplars of the same queries along K."""
+        tokens = {name: torch.cat([part.tokens[name] for part in parts], dim=1) for name in parts[0].tokens}
+        flags = zip(*((part.valid, part.negative, part.weight) for part in parts), strict=True)
+        return Exemplars(tokens, *(torch.cat(flag, dim=1) for flag in flags))
 
 
-def _adapter(kind: Any) -> TypeAdapter[list[Any]]:
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(list[kind], config=_STRICT)  # a list hands its settings down to a dataclass
-    return _ADAPTERS[kind]
+class SemanticPrediction(NamedTuple):
+    """All that is like the exemplars, on B queries.
+
+    Attributes:
+        logits: (B, P, P), patch resolution.
+        presence: (B,), logit that there is anything like the exemplars on the query.
+        drafts: (B, P, P), logits of an earlier stage to be supervised as well, or None.
+    """
+
+    logits: Tensor
+    presence: Tensor
+    drafts: Tensor | None = None
 
 
-def _no_number(word: str) -> float:
-    raise DataError(f"{word} is no number")
+@dataclass(frozen=True)
+class WeightsIdentity:
+    """Which weights a backbone holds.
 
+    Attributes:
+        name: Size of the model, such as "nano" or "tiny".
+        source: "bundled", "random", a file's name or a hub id.
+        sha256: Of the file that was read; of the tensors where there was no file.
+    """
 
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise DataError(f"{text[:SHOWN]} is too large for a number")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise DataError(f"the key {twice[:SHOWN]!r} stands there twice")
-    return made
-
-
-def _is_deep(value: Any) -> bool:
-    """Tell whether more than `DEEPEST` lists and objects stand inside each other."""
-    level = [value]
-    for _ in range(DEEPEST + 1):
-        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
-        level = [each for some in inner for each in some if isinstance(each, dict | list)]
-        if not level:
-            return False
-    return True
-
-
-def _missing(whole: Any, plain: Any, place: str = "") -> Iterator[str]:
-    """Yield the keys of a record that stand in `whole` but not in `plain`."""
-    if isinstance(whole, dict) and isinstance(plain, dict):
-        for key, value in whole.items():
-            if key not in plain:
-                yield f"{place}{key}"
-            else:
-                yield from _missing(value, plain[key], f"{place}{key}.")
-    elif isinstance(whole, list) and isinstance(plain, list):
-        for number, (one, other) in enumerate(zip(whole, plain, strict=False)):
-            yield from _missing(one, other, f"{place}{number}.")
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False)[0]
-    place = ".".join(str(part)[:SHOWN] for part in fault["loc"][1:])  # behind the place in the list
-    if fault["type"] in ("missing", "missing_argument"):
-        return f"lacks {place}"
-    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"holds {place}, which this version does not know"
-    given = repr(fault["input"])
-    given = given if len(given) <= SHOWN else f"{given[:SHOWN]}..."
-    reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
-    return f"{place or 'the whole'} is {given}: {reason}"
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    name: str
+    source: str
+    sha256: str

@@ -16,18 +16,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from mois.backbones.sam2 import SAM2
-from mois.interfaces import (
-    Adapter,
-    Backbone,
-    Episode,
-    Exemplars,
-    Features,
-    MaskPrediction,
-    Memory,
-    Prompts,
-    Propagation,
-    Volume,
-)
+from mois.interfaces import Adapter, Backbone, Memory, Propagation
+from mois.records import Episode, Exemplars, Features, MaskPrediction, Prompts, Volume
 
 TOLERANCE = 1e-4
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mois.files.json_records import as_record
 from mois.interfaces import TrackingRules
-from mois.records import as_record
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from mois.backbones.rules import FIRST, SAM2Rules
 from mois.backbones.sam2_network import Network, distance_code, tokens_in_a_row
 from mois.backbones.sizes import SIZES
 from mois.backbones.weights import load_weights
-from mois.interfaces import CERTAIN, Backbone, Features, MaskPrediction, Memory, Prompts, TrackingRules
+from mois.interfaces import Backbone, Memory, TrackingRules
+from mois.records import CERTAIN, Features, MaskPrediction, Prompts
 
 
 class SAM2(Backbone):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mois.backbones.checkpoint_files import read_tensor_file
 from mois.backbones.layouts import arrange, check_values
-from mois.files import file_sha256
-from mois.interfaces import WeightsIdentity
-from mois.tensor_records import tensors_sha256
+from mois.files.atomic import file_sha256
+from mois.files.tensor_records import tensors_sha256
+from mois.records import WeightsIdentity
 
 _SIZES = ("tiny", "small", "base-plus", "large")
 HUB_FILES = {f"facebook/sam2.1-hiera-{size}": f"sam2.1_hiera_{size.replace('-', '_')}.pt" for size in _SIZES}

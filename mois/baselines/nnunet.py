@@ -1,4 +1,4 @@
-"""`python -m mois.baselines.nnunet`: train a reduced nnU-Net for a fixed time, predict the test scans."""
+"""A reduced nnU-Net on the same scans: train a reduced nnU-Net for a fixed time, predict the test scans."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -17,15 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 
-from mois.arguments import OneLineParser, command_line
-from mois.baselines import reduced
-from mois.baselines.reduced import Size, Tell
-from mois.files import whole_file, write_text
-from mois.image_files import DataError
-from mois.provenance import code_version
-from mois.records import read_record
+from mois.baselines import reduced_nnunet as reduced
+from mois.baselines.reduced_nnunet import Size, Tell
+from mois.errors import DataError
+from mois.files.atomic import whole_file, write_text
+from mois.files.json_records import read_record
+from mois.sharing.provenance import code_version
 
 PLANNED, TRAINED = "plans.json", "model.safetensors"
 
@@ -67,40 +64,6 @@ class Settings:
     def size(self) -> Size | None:
         """Of patch and network, None where the spacing decides."""
         return None if self.patch is None or self.features is None else Size(self.patch, self.features)
-
-
-def nnunet(
-    raw: Path,
-    out: Path,
-    minutes: float,
-    patch: tuple[int, int, int] | None = None,
-    features: tuple[int, ...] | None = None,
-    fold: int | None = None,
-    seed: int = 0,
-    mirroring: bool = False,
-    device: Literal["cpu", "cuda"] = "cpu",
-) -> None:
-    """Train a reduced nnU-Net on an exported dataset and predict its test scans into OUT/predictions.
-
-    An interrupted run goes on: a finished training is not repeated, a prediction that is there is not made again. A
-    training that was cut off starts anew, so that the budget means the same in every run.
-
-    Args:
-        raw: Folder of the dataset, as `mois export_nnunet` wrote it.
-        out: Folder of the run.
-        minutes: Of training: CPU minutes of all threads on a CPU, wall minutes on an accelerator.
-        patch: Edges of a patch, coarsest axis first; 16 x 64 x 64 for thick slices, else 48 x 64 x 64, if None.
-        features: Channels of each stage; 8, 16, 32, 64 for thick slices, else 12, 24, 48, 96, if None.
-        fold: Of splits_final.json; the first one if None, or all scans where there is no such file.
-        seed: Of initial weights and draws.
-        mirroring: Average predictions over mirrored versions, as nnU-Net does; eight times the work.
-        device: cpu or cuda.
-
-    Raises:
-        ValueError: If nnunetv2 is missing, `raw` was not exported, or `out` holds another run.
-    """
-    settings = Settings(minutes, patch, features, fold, seed, mirroring, device)
-    run(raw, out, settings, _teller(sys.stdout))
 
 
 def run(raw: Path, out: Path, settings: Settings, tell: Tell) -> None:
@@ -237,22 +200,3 @@ def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _teller(stream: Any) -> Tell:
-    def tell(line: str) -> None:
-        stream.write(line + "\n")
-        stream.flush()
-
-    return tell
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    with command_line(given):
-        auto_cli(nnunet, args=given, as_positional=False, parser_class=OneLineParser, prog="mois.baselines.nnunet")
-
-
-if __name__ == "__main__":
-    main()

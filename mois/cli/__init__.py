@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mois.interrupts import AGAIN, ctrl_c_ends
+from mois.machine.interrupts import AGAIN, ctrl_c_ends
 
 GOES_ON = ("demo", "evaluate", "segment")
 """Commands that find what they did before."""

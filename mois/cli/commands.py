@@ -9,7 +9,7 @@ from functools import partial
 
 from jsonargparse import auto_cli
 
-from mois.arguments import OneLineParser, command_line
+from mois.cli.arguments import OneLineParser, command_line
 from mois.cli.compare import compare
 from mois.cli.curves import curves
 from mois.cli.demo import demo
@@ -17,10 +17,10 @@ from mois.cli.doctor import doctor
 from mois.cli.evaluate import evaluate
 from mois.cli.export import export_nnunet
 from mois.cli.journal import journal
+from mois.cli.messages import say
 from mois.cli.phantom import phantom
-from mois.cli.say import say
 from mois.cli.segment import segment
-from mois.full_memory import ACCELERATOR, full_memory, memory_cure
+from mois.machine.full_memory import ACCELERATOR, full_memory, memory_cure
 
 COMMANDS: list[Callable[..., None] | type] = [
     phantom,
@@ -50,7 +50,7 @@ def run(given: Sequence[str]) -> None:
         say(overview())
         return
     if given[0] == VERSION:
-        from mois.provenance import code_version  # imports torch, which no help waits for
+        from mois.sharing.provenance import code_version
 
         say(f"mois {code_version()}")
         return

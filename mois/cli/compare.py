@@ -20,11 +20,11 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
     """
     from rich.table import Table
 
-    from mois.evaluation.charts import spoken
-    from mois.evaluation.compare import FIGURES, named_results, p_text, pair, signed, write_comparison
-    from mois.evaluation.results import Leaf
-    from mois.folder_lock import locked
-    from mois.terminal import PlainConsole
+    from mois.cli.terminal import PlainConsole
+    from mois.files.folder_lock import locked
+    from mois.report.charts import spoken
+    from mois.report.comparison import FIGURES, named_results, p_text, pair, signed, write_comparison
+    from mois.report.results import Leaf
 
     given = named_results(runs, names)
     with locked(out):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mois.cli.say import say
+from mois.cli.messages import say
 
 
 def curves(run: Path, out: Path | None = None, window: int = 10) -> None:
@@ -15,7 +15,7 @@ def curves(run: Path, out: Path | None = None, window: int = 10) -> None:
         out: PNG to write, by default curves.png in that folder. Lines are training episodes, dots whole volumes.
         window: Logged batches of the running mean.
     """
-    from mois.evaluation.curves import plot_learning
+    from mois.report.learning_curves import plot_learning
 
     out = run / "curves.png" if out is None else out
     plot_learning(run, out, window)

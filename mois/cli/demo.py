@@ -18,10 +18,10 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, training: Path = Path("co
     """
     import numpy as np
 
-    from datamodules.lesion_types import draw_lesion_types
-    from datamodules.phantom import write_dataset
-    from mois.demo import claim_demo, run_demo
-    from mois.folder_lock import locked
+    from datamodules.phantoms.lesion_types import draw_lesion_types
+    from datamodules.phantoms.phantom import write_dataset
+    from mois.cli.demo_steps import claim_demo, run_demo
+    from mois.files.folder_lock import locked
 
     with locked(out):
         claim_demo(out, seed, training)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from pathlib import Path
 
-from mois.cli.say import say
+from mois.cli.messages import say
 
 
 def doctor(root: Path | None = None, runs: Path = Path("runs")) -> None:
@@ -18,7 +18,7 @@ def doctor(root: Path | None = None, runs: Path = Path("runs")) -> None:
     Raises:
         SystemExit: With 1 if anything needs a cure.
     """
-    from mois.doctor import dataset, examine
+    from mois.cli.doctor_checks import dataset, examine
 
     findings = chain(examine(runs), [] if root is None else dataset(root))
     good = True

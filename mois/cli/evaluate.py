@@ -98,14 +98,16 @@ def evaluate(
     if robustness and predictions is not None:
         raise ValueError("--robustness needs a model to run on changed scans; give --bundle instead of --predictions.")
 
-    from mois.cli.evaluations import Common, choose_scans, of_bundle, of_maps
+    from mois.cli.evaluations import choose_scans
+    from mois.cli.terminal import PlainConsole
+    from mois.evaluation.reader import Reader
     from mois.evaluation.run import evaluate_scans
     from mois.evaluation.settings import ProtocolSettings
-    from mois.execution import chosen_device
-    from mois.folder_lock import locked
-    from mois.processes import joined
-    from mois.prompts import Reader
-    from mois.terminal import PlainConsole
+    from mois.evaluation.sources import Common, of_bundle, of_maps
+    from mois.files.folder_lock import locked
+    from mois.inference.execution import chosen_device
+    from mois.machine.processes import joined
+    from mois.report.evaluation_page import write_pages
 
     settings = ProtocolSettings(
         prompted=prompted,
@@ -125,7 +127,7 @@ def evaluate(
             scans, _ = choose_scans(data, split, subjects, fold, {}, channel, target_class)
             evaluation = of_maps(base, predictions, prompted_masks, kind, scans)
         else:
-            from mois.bundle import Bundle
+            from mois.sharing.bundle import Bundle
 
             where = chosen_device(device, processes.local_rank)
             made = Bundle.load(str(bundle), where, trust or (), backbone_weights)
@@ -134,15 +136,16 @@ def evaluate(
         console = PlainConsole(stderr=True) if processes.first else None
         metrics = evaluate_scans(evaluation, scans, out, console, processes)
         if processes.first:
+            write_pages(evaluation, scans, out)
             _show(metrics, out)
 
 
 def _show(metrics: Mapping[str, Any], out: Path) -> None:
     from rich.table import Table
 
-    from mois.evaluation.report import other_system
-    from mois.remarks import COMPARED, remarks, told_worse
-    from mois.terminal import PlainConsole
+    from mois.cli.terminal import PlainConsole
+    from mois.report.evaluation_page import other_system
+    from mois.sharing.remarks import COMPARED, remarks, told_worse
 
     summary = metrics["summary"]
     table = Table(title=f"{summary['n_subjects']} scans of {summary['n_patients']} patients")

@@ -1,85 +1,17 @@
-"""What `mois evaluate` evaluates: a bundle or another system's maps, and which scans."""
+"""Which scans of a dataset a command takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from datamodules.nifti import SPLIT_KEYS, NiftiDataModule, trained_subjects
 from datamodules.splits import pick
-from mois.arguments import as_options
-from mois.bundle import Bundle
-from mois.evaluation.run import Evaluation
-from mois.evaluation.scorers import map_files, read_maps, score_by_model, score_maps
-from mois.evaluation.settings import ProtocolSettings
-from mois.execution import settled
-from mois.io import DataError, SubjectFiles, read_dataset
-from mois.provenance import code_version, package_versions
-
-Scans = Sequence[SubjectFiles]
-
-
-class Common(NamedTuple):
-    """What both ways of evaluating have in common."""
-
-    protocol: ProtocolSettings
-    channel: int
-    instances: bool
-    robustness: bool
-    seed: int
-    title: str
-
-
-def of_bundle(base: Common, bundle: Bundle, trained_on: list[str]) -> Evaluation:
-    """Return how to score a model by itself."""
-    segmenter = bundle.segmenter()
-    identity = bundle.identity.as_dict()
-    precision = settled(segmenter.device, bundle.inference.precision)  # `auto` differs by device
-    inference = {**asdict(bundle.inference), "precision": precision}
-    provenance = {
-        "code": code_version(),
-        "bundle": str(bundle.path),
-        "backbone": identity["backbone"],
-        "trainable_fraction": bundle.provenance.get("trainable_fraction"),
-        "seed": base.seed,
-        "device": str(segmenter.device),
-        "trained_on": trained_on,
-        "packages": package_versions(),
-        "model": identity,
-        "inference": inference,
-        "training": bundle.provenance,
-    }
-    decides = {"code": code_version(), "model": identity, "inference": inference}
-    return Evaluation(
-        score_by_model(segmenter), identity=decides, provenance=provenance, calibration=bundle.calibration,
-        **base._asdict(),
-    )  # fmt: skip
-
-
-def of_maps(
-    base: Common, predictions: Path, prompted: Path | None, kind: Literal["semantic", "instance"], scans: Scans
-) -> Evaluation:
-    """Return how to score the maps of another system, all of which must be there."""
-    for folder in (predictions, prompted):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"{folder}: there is no such folder; give one with a map SUBJECT.nii.gz for each scan.")
-    for scan in scans:
-        if not map_files(predictions, scan.subject):
-            read_maps(predictions, scan.read(base.channel))  # says what is missing
-    decides = {"predictions": str(predictions), "prompted_masks": str(prompted or ""), "kind": kind}
-    decides["code"] = code_version()
-    provenance = {"seed": base.seed, **decides, "packages": package_versions()}
-    return Evaluation(
-        score_maps(predictions, prompted, kind),
-        identity=decides,
-        provenance=provenance,
-        more_files=lambda subject: [
-            file for folder in (predictions, prompted) if folder is not None for file in map_files(folder, subject)
-        ],
-        **base._asdict(),
-    )
+from mois.cli.arguments import as_options
+from mois.errors import DataError
+from mois.evaluation.sources import Scans
+from mois.scans.datasets import read_dataset
 
 
 def choose_scans(

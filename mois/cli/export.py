@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mois.cli.say import say
+from mois.cli.messages import say
 
 
 def export_nnunet(
@@ -39,8 +39,8 @@ def export_nnunet(
 
     from datamodules.nifti import NiftiDataModule
     from datamodules.splits import check_leak, patient_folds, pick, read_splits
-    from mois.baselines.export import RawExport, read_channel_names, write_raw
-    from mois.folder_lock import locked
+    from mois.baselines.raw_dataset import RawExport, read_channel_names, write_raw
+    from mois.files.folder_lock import locked
 
     module = NiftiDataModule(data, train_subjects=train, val_subjects=val, test_subjects=test)
     splits = module.splits

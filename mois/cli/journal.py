@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mois.cli.say import say
+from mois.cli.messages import say
 
 
 def journal(sessions: list[Path], out: Path | None = None, lesions: bool = True) -> None:
@@ -18,9 +18,10 @@ def journal(sessions: list[Path], out: Path | None = None, lesions: bool = True)
     Raises:
         ValueError: If there is no session, or a journal is missing or damaged.
     """
-    from mois.csv_tables import csv_text
-    from mois.files import write_text
-    from mois.journal import motion_rows, read_journal, time_and_motion
+    from mois.files.atomic import write_text
+    from mois.files.csv_tables import csv_text
+    from mois.session.journal import read_journal
+    from mois.session.time_and_motion import motion_rows, time_and_motion
 
     if not sessions:
         raise ValueError("sessions is empty; give the folders of one or more sessions.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mois.cli.say import say
+from mois.cli.messages import say
 
 
 def phantom(
@@ -28,8 +28,9 @@ def phantom(
     Raises:
         ValueError: If a lesion type is unknown, there is nothing to write, or the folder holds other scans.
     """
-    from datamodules.phantom import NAMED_TYPES, write_dataset
-    from mois.folder_lock import locked
+    from datamodules.phantoms.lesion_types import NAMED_TYPES
+    from datamodules.phantoms.phantom import write_dataset
+    from mois.files.folder_lock import locked
 
     unknown = [name for name in types or [] if name not in NAMED_TYPES]
     if unknown:

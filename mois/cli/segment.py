@@ -6,7 +6,7 @@ import json
 import warnings
 from pathlib import Path
 
-from mois.cli.say import say
+from mois.cli.messages import say
 
 
 def segment(
@@ -45,18 +45,18 @@ def segment(
     Raises:
         ValueError: If a file cannot be used, or the folder holds a session with other prompts or edited results.
     """
-    from mois.bundle import Bundle
-    from mois.bundle_record import read_description
-    from mois.evaluation.scan_page import write_scan_page
-    from mois.execution import chosen_device
-    from mois.exemplars import ExemplarBank
-    from mois.io import read_volume
-    from mois.journal import NAME, has_begun, read_journal
+    from mois.inference.execution import chosen_device
+    from mois.report.scan_page import write_scan_page
+    from mois.scans.volumes import read_volume
     from mois.session import InteractiveSession
-    from mois.session.origin import about_session, check_origin
+    from mois.session.header import about_session, check_origin
+    from mois.session.journal import NAME, has_begun, read_journal
+    from mois.session.output_files import check_free, check_unchanged, own_results
     from mois.session.playing import asked_for, doubts, match, play
-    from mois.session.results import check_free, check_unchanged, own_results
-    from mois.session.script import read_script
+    from mois.session.prompt_file import read_script
+    from mois.sharing.bank import ExemplarBank
+    from mois.sharing.bundle import Bundle
+    from mois.sharing.bundle_record import read_description
 
     script = read_script(prompts)
     name = subject or image.name.split(".")[0]

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mois.errors import DataError
-from mois.evaluation.reports import SubjectReport
-from mois.files import file_sha256, write_text
-from mois.records import check_seal, read_json, sealed
+from mois.evaluation.figures import SubjectReport
+from mois.files.atomic import file_sha256, write_text
+from mois.files.json_records import check_seal, read_json, sealed
 
 PARTS = ("predictions", "prompted", "overlays")
 """Folders of maps and pictures."""

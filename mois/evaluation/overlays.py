@@ -13,11 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mois.evaluation.figures import ClassReport
 from mois.evaluation.marks import scale_bar
-from mois.evaluation.reports import ClassReport
-from mois.files import whole_file
+from mois.files.atomic import whole_file
 from mois.intensities import is_ct, levels
-from mois.metrics import InstanceMap, Mask, match_lesions
+from mois.lesions import InstanceMap, Mask
+from mois.metrics.overlap import match_lesions
 
 # Okabe and Ito's palette, told apart by readers of any colour vision; what the model drew is broken as well.
 STYLES: dict[str, tuple[str, Literal["solid", "dashed", "dotted"]]] = {

@@ -10,17 +10,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mois.components import components
 from mois.errors import DataError
-from mois.evaluation.paper import score_by_paper
-from mois.evaluation.reports import ClassReport, Figures, SubjectReport, measured
-from mois.evaluation.scoring import Answer, curve_point, score_answer
+from mois.evaluation.figures import ClassReport, Figures, SubjectReport, measured
+from mois.evaluation.scoring import Answer, curve_point, score_answer, score_by_paper
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.truth import Plan, Truth
 from mois.geometry import SliceAxis, SliceGrid
-from mois.interfaces import Volume
-from mois.labels import array_of, check_declared, whole_numbers
-from mois.metrics import InstanceMap, Mask, Overlap, dilate_in_plane, renumber
+from mois.lesions import InstanceMap, Mask, components, dilate_in_plane, renumber
+from mois.metrics.overlap import Overlap
+from mois.records import Volume
+from mois.scans.labels import array_of, check_declared, whole_numbers
 
 Prediction = Tensor | npt.NDArray[Any] | Mapping[int, Tensor | npt.NDArray[Any]]
 """A map (I, J, K) on the scan's own grid, or one for each class."""
@@ -39,9 +38,9 @@ def score_predictions(
 
     Args:
         volume: The scan with its true lesions.
-        prediction: Whole numbers (`mois.labels.whole_numbers`). `semantic`: classes that the dataset declares, whose
-            lesions are the 26-connected components; `instance`: lesions by id, of whatever class unless there is a map
-            for each. In a semantic map that is of one class, anything above 0 is it.
+        prediction: Whole numbers (`mois.scans.labels.whole_numbers`). `semantic`: classes that the dataset declares,
+            whose lesions are the 26-connected components; `instance`: lesions by id, of whatever class unless there is
+            a map for each. In a semantic map that is of one class, anything above 0 is it.
         settings: Those of the run to compare with; its reader's choice is taken out of `unprompted`.
         prompted_masks: Prompted lesions of another run with their true ids, as `prompted/*.nii.gz` holds them: they are
             merged into the answer. None scores the system alone.

@@ -14,19 +14,28 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mois.components import Candidates
-from mois.encoded import EncodedVolume, enlarge, mask_centre
+from mois.clicks import correct, first_click
+from mois.evaluation.figures import CandidateRow, ClassReport, Figures, PaperFigures, SubjectReport, mean_of, measured
 from mois.evaluation.overlays import save_overlay
-from mois.evaluation.paper import PAPER_CLICKS, PAPER_LESIONS, score_by_paper
-from mois.evaluation.reports import CandidateRow, ClassReport, Figures, PaperFigures, SubjectReport, measured
-from mois.evaluation.scoring import Answer, candidate_rows, curve_point, score_answer, unprompted_truth
+from mois.evaluation.reader import Reader
+from mois.evaluation.scoring import (
+    PAPER_CLICKS,
+    PAPER_LESIONS,
+    Answer,
+    candidate_rows,
+    curve_point,
+    score_answer,
+    score_by_paper,
+    unprompted_truth,
+)
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.truth import Plan, Truth
-from mois.inference import VolumeSegmenter
-from mois.interfaces import Exemplars, MaskPrediction, Prompts, Volume
-from mois.io import write_volume
-from mois.metrics import InstanceMap, Mask, Overlap, dilate_in_plane, mean_of
-from mois.prompts import Reader, correct, first_click
+from mois.inference.encoded_volume import EncodedVolume, enlarge, mask_centre
+from mois.inference.segmenter import VolumeSegmenter
+from mois.lesions import Candidates, InstanceMap, Mask, dilate_in_plane
+from mois.metrics.overlap import Overlap
+from mois.records import Exemplars, MaskPrediction, Prompts, Volume
+from mois.scans.image_files import write_volume
 
 __all__ = ["ProtocolSettings", "Run", "Shared", "evaluate_volume"]
 

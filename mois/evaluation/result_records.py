@@ -9,11 +9,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mois.csv_tables import plain
 from mois.errors import DataError
-from mois.files import read_regular
-from mois.records import as_record, read_json
-from mois.text_files import read_table
+from mois.files.atomic import read_regular
+from mois.files.csv_tables import plain
+from mois.files.json_records import as_record, read_json
+from mois.files.text import read_table
 
 AGAIN = "evaluate again"
 

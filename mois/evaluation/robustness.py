@@ -15,12 +15,12 @@ import torch
 import torchio as tio
 from torch import Tensor
 
-from mois.evaluation.reports import SubjectReport
+from mois.evaluation.figures import SubjectReport
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import leaf, paired_gain
 from mois.geometry import SliceGrid
 from mois.intensities import find_background
-from mois.interfaces import Volume
+from mois.records import Volume
 
 COARSER = 1.5
 WHITE = 0.995

@@ -12,21 +12,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from mois.calibration import Calibration
+from mois.errors import DataError
+from mois.evaluation.figures import SubjectReport
 from mois.evaluation.finished import PARTS, store, stored
-from mois.evaluation.lesion_pictures import draw_worst_lesions
-from mois.evaluation.report import write_report
-from mois.evaluation.reports import SubjectReport
-from mois.evaluation.results import add_confidence
+from mois.evaluation.result_files import add_confidence, write_results
 from mois.evaluation.robustness import CHANGES, ChangedScan, changed, plain, summarise_changes, unprompted
 from mois.evaluation.settings import ProtocolSettings
-from mois.evaluation.tables import write_results
-from mois.files import file_sha256, refuse_links, write_text
-from mois.interfaces import Volume
-from mois.io import DataError, SubjectFiles
-from mois.processes import Processes
-from mois.provenance import plain_settings
-from mois.records import read_record
+from mois.files.atomic import file_sha256, refuse_links, write_text
+from mois.files.json_records import read_record
+from mois.machine.processes import Processes
+from mois.records import Volume
+from mois.scans.datasets import SubjectFiles
+from mois.sharing.calibration import Calibration
+from mois.sharing.provenance import plain_settings
 
 ALONE = Processes()
 Score = Callable[[Volume, ProtocolSettings, Path | None], SubjectReport]
@@ -63,6 +61,10 @@ class Evaluation:
     more_files: Callable[[str], Sequence[Path]] = lambda _: ()
     title: str = ""
 
+    def read(self, scan: SubjectFiles) -> Volume:
+        """Return the scan with the lesions that it is scored by."""
+        return scan.read(self.channel, instances=self.instances)
+
 
 def evaluate_scans(
     evaluation: Evaluation,
@@ -76,8 +78,8 @@ def evaluate_scans(
     Args:
         evaluation: What is evaluated, and how.
         scans: Labelled scans.
-        out: Folder of the results, the same for all processes; gets metrics.json, tables, predictions, overlays and
-            report.html, and `finished`, one JSON per scan.
+        out: Folder of the results, the same for all processes; gets metrics.json, tables, predictions, overlays, and
+            `finished`, one JSON per scan.
         console: Where the progress is shown; None shows none.
         processes: Who shares the scans; the first one writes what there is one of.
 
@@ -128,9 +130,6 @@ def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path)
         ]
         summary = summarise_changes(reports, changes, seed=evaluation.seed)
         write_text(out / "robustness.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    readers = {scan.subject: scan for scan in scans}
-    draw_worst_lesions(out, lambda subject: _read(evaluation, readers[subject]))
-    write_report(out, evaluation.title)
 
 
 def _claim(evaluation: Evaluation, out: Path) -> None:
@@ -176,7 +175,7 @@ def _score(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
     """Score a scan and store that, unless it is stored."""
     files = _read_of(scan, evaluation)
     if stored(out, scan.subject, files) is None:
-        report = evaluation.score(_read(evaluation, scan), evaluation.protocol, out)
+        report = evaluation.score(evaluation.read(scan), evaluation.protocol, out)
         store(out, scan.subject, files, {"report": report.to_json()})
 
 
@@ -188,7 +187,7 @@ def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> Non
     volume: Volume | None = None
     for name in CHANGES:
         if name not in figures:
-            volume = volume or _read(evaluation, scan)
+            volume = volume or evaluation.read(scan)
             report = evaluation.score(changed(volume, name, evaluation.seed), plain(evaluation.protocol), None)
             figures[name] = unprompted(report)
             store(out, scan.subject, files, {"figures": figures}, "robustness")
@@ -202,10 +201,6 @@ def _finished(out: Path, subject: str, files: str, part: str = "") -> dict[str, 
             f"out={out} lacks what another process made of scan {subject}; choose a folder that all processes share."
         )
     return found
-
-
-def _read(evaluation: Evaluation, scan: SubjectFiles) -> Volume:
-    return scan.read(evaluation.channel, instances=evaluation.instances)
 
 
 def _read_of(scan: SubjectFiles, evaluation: Evaluation) -> str:

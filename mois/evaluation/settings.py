@@ -8,8 +8,8 @@ from itertools import pairwise
 from math import inf, isfinite
 from typing import Literal
 
-from mois.prompts import Reader
-from mois.surface import SURFACE_MM
+from mois.evaluation.reader import Reader
+from mois.metrics.surface import SURFACE_MM
 
 BINS_ML = (0.5, 2.0, 10.0)
 

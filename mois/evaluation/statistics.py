@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from math import inf
 from typing import Any
@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mois.evaluation.reports import FIGURES, ClassReport, CountPoint, LesionRow, PaperFigures, SubjectReport, nested
+from mois.evaluation.figures import (
+    FIGURES,
+    ClassReport,
+    CountPoint,
+    LesionRow,
+    PaperFigures,
+    SubjectReport,
+    mean_of,
+    nested,
+)
 from mois.evaluation.settings import BINS_ML, size_bins
-from mois.metrics import bootstrap_interval, mean_of
-from mois.surface import SURFACE_MM
+from mois.metrics.surface import SURFACE_MM
 
 SCHEMA = 1
 """Of metrics.json; docs/metrics.md describes it."""
@@ -255,3 +263,36 @@ def _slopes(reports: Sequence[SubjectReport], seed: int) -> dict[str, Any]:
 
 def _slope(report: ClassReport, clicks: int, field: str) -> float | None:
     return slope_per_doubling([(p.used, getattr(p, field)) for p in report.curve if p.clicks == clicks])
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 5000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Return the percentile bootstrap interval of a mean.
+
+    Args:
+        values: One per subject.
+        groups: Whom each value belongs to: the values of one patient are drawn together. None: each stands alone.
+        confidence: Share of the resampled means that the interval holds.
+        resamples: How often to resample.
+        seed: Of the resampling.
+
+    Returns:
+        Lower and upper end; None for fewer than two groups, whose spread is unknown.
+    """
+    owners = list(range(len(values))) if groups is None else list(groups)
+    order = {owner: index for index, owner in enumerate(dict.fromkeys(owners))}
+    if len(order) < 2:
+        return None
+    index = np.array([order[owner] for owner in owners])
+    sums, counts = np.bincount(index, weights=np.asarray(values, dtype=np.float64)), np.bincount(index)
+    drawn = np.random.default_rng(seed).integers(len(order), size=(resamples, len(order)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)

@@ -14,13 +14,13 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from mois.evaluation.reports import Third
+from mois.evaluation.figures import Third
+from mois.evaluation.reader import Reader
 from mois.geometry import SliceGrid
+from mois.grid import Edges
 from mois.intensities import normalise
-from mois.interfaces import Volume
-from mois.metrics import InstanceMap, dilate_in_plane, lesion_volumes_ml
-from mois.prompts import Reader
-from mois.surface import Edges
+from mois.lesions import InstanceMap, dilate_in_plane, lesion_volumes_ml
+from mois.records import Volume
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Truth:
         classes: Id to class.
         volumes_ml: Id to volume.
         voxel_ml: Volume of one voxel.
-        edges_mm: Steps to the next slice, row and column (`mois.surface.Edges`).
+        edges_mm: Steps to the next slice, row and column (`mois.grid.Edges`).
         surroundings: Of each lesion by its id.
         slice_voxels: (S, L) int64, voxels of each lesion on each slice.
     """

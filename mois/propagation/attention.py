@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mois.interfaces import Backbone, Exemplars, Features, Prompts, Propagation, SemanticPrediction
+from mois.interfaces import Backbone, Propagation
 from mois.propagation.pooling import is_present
 from mois.propagation.weights import load_propagation
+from mois.records import Exemplars, Features, Prompts, SemanticPrediction
 
 COMPACT = 16 << 10
 """Bytes that an exemplar of foreground tokens takes at most."""

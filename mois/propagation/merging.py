@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.interfaces import Exemplars
+from mois.records import Exemplars
 
 APART = 1e3
 """Between what is to be found and what is not: further than any two exemplars of the same kind."""

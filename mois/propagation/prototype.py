@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.interfaces import Backbone, Exemplars, Features, Propagation, SemanticPrediction
+from mois.interfaces import Backbone, Propagation
 from mois.propagation.pooling import is_present, masked_mean, zones
 from mois.propagation.sam2_only import NOTHING
+from mois.records import Exemplars, Features, SemanticPrediction
 
 
 class Prototype(Propagation):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mois.interfaces import Backbone, Exemplars, Features, Propagation, SemanticPrediction
+from mois.interfaces import Backbone, Propagation
 from mois.propagation.pooling import is_present
+from mois.records import Exemplars, Features, SemanticPrediction
 
 NOTHING = -10.0  # a logit, 4.5e-5 as a probability
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mois.interfaces import Backbone, Exemplars, Features, Propagation, SemanticPrediction
+from mois.interfaces import Backbone, Propagation
 from mois.propagation.merging import merge
 from mois.propagation.pooling import is_present, masked_mean, zones
 from mois.propagation.weights import load_propagation
+from mois.records import Exemplars, Features, SemanticPrediction
 
 ZONES = ("core", "rim", "outside")
 POOLS = 2  # the mean over exemplars, and the most alike one

@@ -10,8 +10,9 @@ from torch import nn
 
 from mois.backbones.checkpoint_files import read_tensor_file
 from mois.backbones.weights import bundled_file, load_exactly
-from mois.files import whole_file
-from mois.interfaces import Backbone, Propagation, WeightsIdentity
+from mois.files.atomic import whole_file
+from mois.interfaces import Backbone, Propagation
+from mois.records import WeightsIdentity
 
 
 def load_propagation(propagation: Propagation, weights: str, backbone: Backbone) -> None:

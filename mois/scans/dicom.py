@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mois.errors import DataError, one_line
-from mois.files import open_regular
+from mois.files.atomic import open_regular
 from mois.scans.decompress import Decompressor
 from mois.scans.stored import DAMAGED, check_size
 

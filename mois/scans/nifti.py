@@ -13,7 +13,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from mois.errors import DataError
-from mois.files import open_regular
+from mois.files.atomic import open_regular
 from mois.grid import Grid, has_inverse, match
 from mois.scans.stored import (
     DAMAGED,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mois.errors import DataError
-from mois.files import open_regular
+from mois.files.atomic import open_regular
 from mois.scans.stored import (
     DAMAGED,
     HEADER_BYTES,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mois.errors import DataError
 from mois.grid import MOST_VOXELS
-from mois.processes import memory_bytes
+from mois.machine.processes import memory_bytes
 
 GZIP = b"\x1f\x8b"
 MOST_AXES = 16

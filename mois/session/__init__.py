@@ -2,7 +2,7 @@
 
 from mois.session.advice import Influence, Suggestion
 from mois.session.interactive import InteractiveSession
-from mois.session.results import LesionRow
+from mois.session.output_files import LesionRow
 from mois.session.state import Preview, State
 
 __all__ = ["Influence", "InteractiveSession", "LesionRow", "Preview", "State", "Suggestion"]

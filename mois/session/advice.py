@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mois.encoded import EncodedVolume
-from mois.exemplars import Exemplar
 from mois.geometry import SliceGrid
-from mois.inference import VolumeSegmenter
-from mois.interfaces import Exemplars
-from mois.session.state import BoxMask, Lesion, State
+from mois.inference.encoded_volume import EncodedVolume
+from mois.inference.segmenter import VolumeSegmenter
+from mois.records import Exemplars
+from mois.session.box_mask import BoxMask
+from mois.session.state import Lesion, State
+from mois.sharing.bank import Exemplar
 
 FEW = 5
 """From how many lesions on a share of them says something."""

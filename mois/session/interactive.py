@@ -14,21 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mois.calibration import Calibration
 from mois.errors import DataError
-from mois.exemplars import ExemplarBank, ModelIdentity
-from mois.inference import VolumeSegmenter
-from mois.interfaces import Exemplars, Volume
-from mois.io import read_volume
-from mois.journal import FORMAT_VERSION, PROMPTS, Action, Journal, find_journal, read_journal
-from mois.metrics import InstanceMap
-from mois.session.actions import Workbench, checked_mask, pack_mask
+from mois.inference.segmenter import VolumeSegmenter
+from mois.lesions import InstanceMap
+from mois.records import Exemplars, Volume
+from mois.scans.volumes import read_volume
 from mois.session.advice import Influence, Known, Suggestion, coverage_warnings, influences, suggestions
-from mois.session.found import outline
-from mois.session.origin import about_session, bank_name, check_about, check_origin, history, scan_name
-from mois.session.results import LesionRow, lesion_rows, own_results, write_results
+from mois.session.found_lesions import outline
+from mois.session.header import about_session, bank_name, check_about, check_origin, history, scan_name
+from mois.session.journal import FORMAT_VERSION, PROMPTS, Action, Journal, find_journal, read_journal
+from mois.session.output_files import LesionRow, lesion_rows, own_results, write_results
 from mois.session.state import Preview, State
 from mois.session.store import BANKS, SessionStore, StateReader
+from mois.session.workbench import Workbench, checked_mask, pack_mask
+from mois.sharing.bank import ExemplarBank
+from mois.sharing.calibration import Calibration
+from mois.sharing.identity import ModelIdentity
 
 Point = Sequence[float] | Tensor
 

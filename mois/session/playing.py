@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from mois.exemplars import ExemplarBank
 from mois.geometry import SliceGrid
-from mois.interfaces import Volume
-from mois.journal import Action
-from mois.session.actions import checked_mask, pack_mask, place_on, same_masks, unpack_mask
+from mois.records import Volume
+from mois.session.header import bank_name
 from mois.session.interactive import InteractiveSession
-from mois.session.origin import bank_name
+from mois.session.journal import Action
 from mois.session.points import mirrored, ras_suspected, to_lps_mm
-from mois.session.script import Step
+from mois.session.prompt_file import Step
+from mois.session.workbench import checked_mask, pack_mask, place_on, same_masks, unpack_mask
+from mois.sharing.bank import ExemplarBank
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mois.interfaces import Volume
+from mois.records import Volume
 
 FARTHEST = 1e6
 """In millimetres or voxels. No scan reaches further from its origin; a number beyond it is a slip."""

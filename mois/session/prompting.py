@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.encoded import OUTSIDE, EncodedVolume, Tracked, enlarge
-from mois.follow import Seeds, follow_one
 from mois.geometry import restore_stack
-from mois.inference import VolumeSegmenter
-from mois.interfaces import Features, MaskPrediction, Memory, Prompts
-from mois.metrics import Mask
-from mois.session.state import BoxMask, Prompt
+from mois.inference.encoded_volume import OUTSIDE, EncodedVolume, Tracked, enlarge
+from mois.inference.lesion_tracking import Seeds, follow_one
+from mois.inference.segmenter import VolumeSegmenter
+from mois.interfaces import Memory
+from mois.lesions import Mask
+from mois.records import Features, MaskPrediction, Prompts
+from mois.session.box_mask import BoxMask
+from mois.session.state import Prompt
 
 Value = TypeVar("Value")
 ANSWERS = 128

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mois.bank_record import ExemplarFacts
 from mois.session.state import Kind, Origin
+from mois.sharing.bank_record import ExemplarFacts
 
 MOST_LESIONS = 2**31 - 1
 """Maps hold ids as int32."""

@@ -25,15 +25,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mois.errors import DataError
-from mois.exemplars import Exemplar
-from mois.files import naming, read_regular, whole_file
-from mois.folder_lock import FolderLock
-from mois.journal import FORMAT_VERSION, NAME, Action, Journal, Lines, append_line, has_begun
-from mois.records import as_record, parse_json
-from mois.session.results import check_free
-from mois.session.state import BoxMask, Lesion, Maybe, Prompt, State
+from mois.files.atomic import naming, read_regular, whole_file
+from mois.files.folder_lock import FolderLock
+from mois.files.json_records import as_record, parse_json
+from mois.files.tensor_records import check_features, parse_tensors
+from mois.session.box_mask import BoxMask
+from mois.session.journal import FORMAT_VERSION, NAME, Action, Journal, Lines, append_line, has_begun
+from mois.session.output_files import check_free
+from mois.session.state import Lesion, Maybe, Prompt, State
 from mois.session.state_record import ExemplarRecord, LesionRecord, MaskRecord, PromptRecord, StateRecord
-from mois.tensor_records import check_features, parse_tensors
+from mois.sharing.bank import Exemplar
 
 STATES, BANKS = "states", "banks"
 

@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mois.testing import example_episode
-from mois.tracking import Tracker
-from mois.training.arrival import Arrival
+from mois.tracking.tracker import Tracker
 from mois.training.cost import PartCost, count_parameters, step_cost
 from mois.training.module import ExemplarSegmenter
-from mois.training.reduction import Reduction
+from mois.training.pending_scalar import Arrival, Reduction
 
 
 class CostTable(Callback):

@@ -17,8 +17,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from mois.errors import DataError
-from mois.evaluation.reports import SubjectReport
-from mois.records import DEEPEST, as_record
+from mois.evaluation.figures import SubjectReport
+from mois.files.json_records import DEEPEST, as_record
 
 RECORD = "mois"
 """Key of a checkpoint under which provenance and the W&B run id stand."""

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from mois.backbones.checkpoint_files import cut_short
 from mois.errors import DataError
-from mois.files import whole_file, write_text
-from mois.interrupts import WAY_ON
-from mois.provenance import Provenance, collect_provenance
-from mois.remarks import of_trained_on
-from mois.tracking import CarefulWandbLogger, Tracker
+from mois.files.atomic import whole_file, write_text
+from mois.machine.interrupts import WAY_ON
+from mois.sharing.provenance import Provenance, collect_provenance
+from mois.sharing.remarks import of_trained_on
+from mois.tracking.loggers import CarefulWandbLogger
+from mois.tracking.tracker import Tracker
 from mois.training.checkpoint_content import RECORD, ValidationRecord, checked_training, score_of
 from mois.training.same_run import check_same_data
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mois.feature_cache import CacheSettings, FeatureCache
-from mois.interfaces import Backbone, Episode, Features
+from mois.interfaces import Backbone
+from mois.records import Episode, Features
 from mois.training.episode_step import learn
+from mois.training.feature_cache import CacheSettings, FeatureCache
 from mois.training.module import ExemplarSegmenter
 
 

@@ -10,20 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.interfaces import (
-    Backbone,
-    Episode,
-    Exemplars,
-    Features,
-    MaskPrediction,
-    Memory,
-    Prompts,
-    Propagation,
-    SemanticPrediction,
-    TrackingRules,
-)
-from mois.losses import mask_loss, masked_average, soft_iou
-from mois.prompts import correct, first_click
+from mois.clicks import correct, first_click
+from mois.interfaces import Backbone, Memory, Propagation, TrackingRules
+from mois.records import Episode, Exemplars, Features, MaskPrediction, Prompts, SemanticPrediction
+from mois.training.losses import mask_loss, masked_average, soft_iou
 
 # columns of Episode.chance
 NEGATIVES, COUNT, CLICKS = 0, 1, 8

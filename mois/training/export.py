@@ -12,12 +12,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
-from mois.bundle import ClassSpec, ModelSpec, write_bundle
-from mois.calibration import Calibration
-from mois.files import file_sha256, whole_file
+from mois.files.atomic import file_sha256, whole_file
 from mois.intensities import Normalisation
-from mois.interfaces import Backbone, WeightsIdentity
+from mois.interfaces import Backbone
 from mois.propagation.weights import save_propagation
+from mois.records import WeightsIdentity
+from mois.sharing.bundle import write_bundle
+from mois.sharing.bundle_record import ClassSpec, ModelSpec
+from mois.sharing.calibration import Calibration
 from mois.training.checkpoint_content import ValidationRecord
 from mois.training.module import ExemplarSegmenter
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from mois.execution import unused_gpu
+from mois.inference.execution import unused_gpu
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "single_device")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")

@@ -15,24 +15,26 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from mois.calibration import Calibration
-from mois.evaluation.protocol import ProtocolSettings, Shared, evaluate_volume
-from mois.evaluation.report import write_report
-from mois.evaluation.reports import SubjectReport
-from mois.evaluation.results import add_confidence
+from mois.evaluation.figures import SubjectReport
+from mois.evaluation.protocol import Shared, evaluate_volume
+from mois.evaluation.result_files import add_confidence, write_results
+from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import means
-from mois.evaluation.tables import write_results
-from mois.feature_cache import GIB, CachedEncoder, CacheSettings
-from mois.identity import rules_apart
-from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.interfaces import Adapter, Backbone, Episode, Propagation, Volume
-from mois.io import write_volume
-from mois.records import as_record
-from mois.remarks import does_harm, made_worse
-from mois.tracking import Tracker
+from mois.files.json_records import as_record
+from mois.inference.feature_store import GIB
+from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.interfaces import Adapter, Backbone, Propagation
+from mois.records import Episode, Volume
+from mois.report.evaluation_page import write_report
+from mois.scans.image_files import write_volume
+from mois.sharing.calibration import Calibration
+from mois.sharing.identity import rules_apart
+from mois.sharing.remarks import does_harm, made_worse
+from mois.tracking.tracker import Tracker
 from mois.training.checkpoint_content import BackboneFacts
 from mois.training.episode_step import EpisodeLearning, check_all_learn, learn, names, pictures
-from mois.training.reduction import Reduction, logs_now
+from mois.training.feature_cache import CachedEncoder, CacheSettings
+from mois.training.pending_scalar import Reduction, logs_now
 
 
 def of_prefix(figures: Mapping[str, float], prefix: str) -> dict[str, float]:

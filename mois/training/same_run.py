@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mois.provenance import content_of, plain_settings
+from mois.sharing.provenance import content_of, plain_settings
 
 MAY_CHANGE = (
     "config",

@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from mois.bundle import PROPAGATION, check_files, fill, in_full
-from mois.bundle_record import DESCRIPTION, ModelSpec, read_description
-from mois.identity import rules_apart
+from mois.sharing.bundle import PROPAGATION, check_files, fill, in_full
+from mois.sharing.bundle_record import DESCRIPTION, ModelSpec, read_description
+from mois.sharing.identity import rules_apart
 from mois.training.module import ExemplarSegmenter
 
 

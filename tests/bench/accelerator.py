@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters import Lora
 from mois.backbones import SAM2
-from mois.feature_cache import GIB, FeatureCache
+from mois.inference.feature_store import GIB
 from mois.propagation import Similarity
 from mois.testing import example_episode, example_patches, nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names, pictures
+from mois.training.feature_cache import FeatureCache
 from tests.bench.measure import Measurement, Outcome
 
 FREE = {

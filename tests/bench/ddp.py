@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from datamodules.phantom import write_dataset
-from mois.files import write_text
+from datamodules.phantoms.phantom import write_dataset
+from mois.files.atomic import write_text
 from tests.bench.measure import Measurement, Outcome, interleaved
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 EPISODES = 2  # of a step, on all processes together
 POLL_S = 0.005
 START_S = 300

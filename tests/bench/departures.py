@@ -19,13 +19,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
-
-from sam2_pair import Pair, by_mask, by_points, by_slice, disc, limits, make_pair, meta_run, seeds
-
 from mois.backbones.rules import FIRST, SAM2Rules
-from mois.follow import follow_all, follow_one
-from mois.interfaces import MaskPrediction
+from mois.inference.lesion_tracking import follow_all, follow_one
+from mois.records import MaskPrediction
+from tests.support.sam2_pair import Pair, by_mask, by_points, by_slice, disc, limits, make_pair, meta_run, seeds
 
 SLICES = 10
 RULES = SAM2Rules()

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from datamodules.lesion_types import draw_lesion_types
-from datamodules.phantom import make_phantom
+from datamodules.phantoms.lesion_types import draw_lesion_types
+from datamodules.phantoms.phantom import make_phantom
 from mois.backbones import SAM2
-from mois.encoded import EncodedVolume
-from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.interfaces import Exemplars, MaskPrediction, Prompts, Propagation, Volume
+from mois.inference.encoded_volume import EncodedVolume
+from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.interfaces import Propagation
 from mois.propagation import Attention, Prototype, Similarity
+from mois.records import Exemplars, MaskPrediction, Prompts, Volume
 from mois.session import InteractiveSession
 from mois.testing import example_patches
 from tests.bench.measure import Measurement, Outcome, interleaved

@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_leaves
 
 from adapters import Lora
 from mois.backbones import SAM2
-from mois.interfaces import Episode
 from mois.propagation import Similarity
+from mois.records import Episode
 from mois.testing import example_episode
 from mois.training.episode_step import EpisodeLearning, learn, names
 

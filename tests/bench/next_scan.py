@@ -17,19 +17,20 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from datamodules.lesion_types import LesionType
-from datamodules.phantom import write_dataset
-from mois.bundle import Bundle
+from datamodules.phantoms.lesion_types import LesionType
+from datamodules.phantoms.phantom import write_dataset
+from mois.clicks import central_pixel
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import paired_gain
 from mois.evaluation.truth import Plan, Truth
-from mois.files import write_text
+from mois.files.atomic import write_text
 from mois.geometry import SliceGrid
-from mois.interfaces import Volume
-from mois.io import read_dataset
-from mois.metrics import Overlap, dilate_in_plane
-from mois.prompts import central_pixel
+from mois.lesions import dilate_in_plane
+from mois.metrics.overlap import Overlap
+from mois.records import Volume
+from mois.scans.datasets import read_dataset
 from mois.session import InteractiveSession
+from mois.sharing.bundle import Bundle
 
 CLICKED = 3
 PATIENTS = 10

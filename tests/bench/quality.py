@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from datamodules.lesion_types import draw_lesion_types
-from datamodules.phantom import make_phantom
+from datamodules.phantoms.lesion_types import draw_lesion_types
+from datamodules.phantoms.phantom import make_phantom
 from datamodules.pretraining import as_volume
 from mois.backbones import SAM2
 from mois.evaluation.truth import Truth
-from mois.exemplars import Exemplar, ExemplarBank
-from mois.inference import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Propagation
-from mois.metrics import Overlap
+from mois.metrics.overlap import Overlap
 from mois.propagation import Attention, Similarity
 from mois.session import InteractiveSession
+from mois.sharing.bank import Exemplar, ExemplarBank
 from tests.bench.measure import Measurement, Outcome
 
 SCANS, LESIONS = 3, 200  # of two types: up to a hundred exemplars of each

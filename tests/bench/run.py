@@ -18,9 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mois.files import write_text
+from mois.files.atomic import write_text
 from tests.bench import accelerator, ddp, inference, quality, scaling, training, units
 from tests.bench.measure import Outcome
+from tests.support.paths import ROOT
 
 MODULES = (inference, quality, training, ddp, scaling, units, accelerator)
 LOUD = 0.2  # a figure that got worse by more than this share is marked
@@ -31,7 +32,7 @@ BETTER_WHEN_HIGH = (
 PACKAGES = ("torch", "lightning", "sam2", "peft", "torchio", "numpy")
 NOTES = ("repeats", "machine", "versions")
 NO_FIGURES = ("details", "groups", *NOTES)  # what bench.json holds besides figures
-STORED = Path(__file__).parents[2] / "docs" / "bench.json"  # the full run that docs/performance.md tells of
+STORED = ROOT / "docs" / "bench.json"  # the full run that docs/performance.md tells of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

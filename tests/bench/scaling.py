@@ -21,21 +21,23 @@ import numpy as np
 import torch
 
 from adapters import Frozen
-from datamodules.phantom import draw_lesion_types, make_phantom, write_dataset
+from datamodules.phantoms.lesion_types import draw_lesion_types
+from datamodules.phantoms.phantom import make_phantom, write_dataset
 from datamodules.pretraining import as_volume
 from mois.backbones import SAM2
-from mois.bundle import Bundle, ModelSpec, write_bundle
 from mois.cli import main as mois
-from mois.encoded import EncodedVolume
-from mois.files import whole_file
+from mois.files.atomic import whole_file
 from mois.geometry import SliceGrid
-from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.interfaces import Exemplars, Volume
-from mois.io import read_dataset
+from mois.inference.encoded_volume import EncodedVolume
+from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
 from mois.propagation import Similarity
+from mois.records import Exemplars, Volume
+from mois.scans.datasets import read_dataset
 from mois.session import InteractiveSession
-from mois.session.found import look_at
-from mois.session.state import BoxMask
+from mois.session.box_mask import BoxMask
+from mois.session.found_lesions import look_at
+from mois.sharing.bundle import Bundle, write_bundle
+from mois.sharing.bundle_record import ModelSpec
 from tests.bench.measure import Measurement, Outcome, interleaved
 
 SETTINGS = InferenceSettings(overlap=0.25)

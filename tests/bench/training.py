@@ -13,16 +13,17 @@ import torch
 
 from adapters import Frozen, Full, Lora
 from datamodules.episodes import EpisodeDataset, EpisodeSettings, collate
-from datamodules.lesion_types import draw_lesion_types
-from datamodules.phantom import make_phantom
+from datamodules.phantoms.lesion_types import draw_lesion_types
+from datamodules.phantoms.phantom import make_phantom
 from datamodules.pretraining import as_volume
 from datamodules.subjects import prepare_volume
 from mois.backbones import SAM2
-from mois.feature_cache import CacheSettings
-from mois.interfaces import Adapter, Episode
+from mois.interfaces import Adapter
 from mois.propagation import Similarity
+from mois.records import Episode
 from mois.training.cost import step_cost
 from mois.training.episode_step import learn, pictures
+from mois.training.feature_cache import CacheSettings
 from mois.training.module import ExemplarSegmenter
 from tests.bench.measure import Measurement, Outcome, interleaved
 

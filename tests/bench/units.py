@@ -11,13 +11,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.episodes import EpisodeDataset, EpisodeSettings
-from datamodules.lesion_types import draw_lesion_types
-from datamodules.phantom import make_phantom, make_slab
+from datamodules.phantoms.lesion_types import draw_lesion_types
+from datamodules.phantoms.phantom import make_phantom, make_slab
 from datamodules.pretraining import as_volume
 from datamodules.subjects import PreparedSubject, prepare_volume
 from mois.backbones import SAM2
-from mois.interfaces import Features, Prompts
 from mois.propagation import Similarity
+from mois.records import Features, Prompts
 from mois.testing import example_episode, example_patches, nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names
 from tests.bench.measure import Measurement, Outcome, interleaved

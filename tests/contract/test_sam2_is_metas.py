@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from meta_sam2 import CONFIGS, as_seen, full_precision, meta_image_predictor, without_numbers
 from sam2.build_sam import build_sam2
-from sam2_pair import Pair, apart, by_mask, by_points, by_slice, disc, limits, make_pair, meta_run, seeds
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +16,9 @@ from mois.backbones import SAM2
 from mois.backbones.rules import FIRST, SAM2Rules
 from mois.backbones.sam2_network import Network
 from mois.backbones.sizes import SIZES
-from mois.follow import follow_all, follow_one
+from mois.inference.lesion_tracking import follow_all, follow_one
+from tests.support.meta_sam2 import CONFIGS, as_seen, full_precision, meta_image_predictor, without_numbers
+from tests.support.sam2_pair import Pair, apart, by_mask, by_points, by_slice, disc, limits, make_pair, meta_run, seeds
 
 TOLERANCE = 1e-4
 OURS = {"training", "dynamic_multimask_via_stability"}  # the one is a mode, the other a rule of ours

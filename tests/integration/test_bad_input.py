@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_nifti, scan_with_lesions
-from small_runs import BACKBONE, LORA, data, failing, folder, last, losses, train
 
 from mois.testing import nano_backbone
+from tests.support.datasets import save_nifti, scan_with_lesions
+from tests.support.small_runs import BACKBONE, LORA, data, failing, folder, last, losses, train
 
 Damage = Callable[[Path], object]
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import write_dataset
-from small_runs import LORA, data, folder, last, losses, rows, train, validations
 
-from mois.errors import one_line_errors
-from mois.evaluation.results import Results
+from mois.cli.messages import one_line_errors
+from mois.report.results import Results
 from mois.training.epoch_lines import spoken_s
 from mois.training.module import ExemplarSegmenter
+from tests.support.datasets import write_dataset
+from tests.support.small_runs import LORA, data, folder, last, losses, rows, train, validations
 
 pytestmark = pytest.mark.usefixtures("same_process")
 FIRST = "--validate_first=true"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import LORA, data, folder, train
 
-from mois.bundle import Bundle
-from mois.calibration import Calibration
-from mois.training.checkpoints import RECORD, read_training
+from mois.sharing.bundle import Bundle
+from mois.sharing.calibration import Calibration
+from mois.training.checkpoint_content import RECORD
+from mois.training.checkpoints import read_training
+from tests.support.small_runs import LORA, data, folder, train
 
 
 @pytest.mark.slow

@@ -22,24 +22,26 @@ import torch
 from datamodules.nifti import NiftiDataModule
 from datamodules.prepared import PreparedScans, map_entry
 from datamodules.splits import read_splits
-from mois.bundle_record import read_description
-from mois.dataset_description import read_description as read_dataset
-from mois.errors import DataError, explain
-from mois.evaluation.reports import SubjectReport
-from mois.evaluation.results import Results
-from mois.exemplars import ExemplarBank
-from mois.feature_cache import FeatureCache
-from mois.identity import ModelIdentity
-from mois.journal import read_journal
-from mois.records import read_json, read_record
-from mois.session.script import read_script
+from mois.cli.messages import explain
+from mois.cli.train import MoisCLI
+from mois.errors import DataError
+from mois.evaluation.figures import SubjectReport
+from mois.files.json_records import read_json, read_record
+from mois.files.tensor_records import parse_tensors, read_tensors
+from mois.files.text import read_table
+from mois.report.results import Results
+from mois.scans.dataset_description import read_description as read_dataset
+from mois.session.journal import read_journal
+from mois.session.prompt_file import read_script
 from mois.session.state_record import StateRecord
-from mois.tensor_records import parse_tensors, read_tensors
-from mois.text_files import read_table
+from mois.sharing.bank import ExemplarBank
+from mois.sharing.bundle_record import read_description
+from mois.sharing.identity import ModelIdentity
 from mois.training.checkpoints import read_training
-from mois.training.cli import MoisCLI
+from mois.training.feature_cache import FeatureCache
+from tests.support.paths import FIXTURES
 
-FIRST = Path(__file__).parents[1] / "fixtures" / "format_1"
+FIRST = FIXTURES / "format_1"
 COUNT = int(os.environ.get("MOIS_MUTATIONS", "200"))
 ODD: list[Any] = [None, True, -1, 0, 1e308, 2**70, "", "x", "../../x", "\ud800", [], {}, [[]], {"a": None}, "\x00", "1"]
 IDENTITY = ModelIdentity.from_dict(

@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_runs import losses, train
 
-from mois.bundle import Bundle
 from mois.cli import main as mois_main
-from mois.exemplars import ExemplarBank
-from mois.interfaces import Volume
-from mois.io import read_image, read_volume
+from mois.records import Volume
+from mois.scans.image_files import read_image
+from mois.scans.volumes import read_volume
 from mois.session import InteractiveSession
+from mois.sharing.bank import ExemplarBank
+from mois.sharing.bundle import Bundle
+from tests.support.paths import FIXTURES
+from tests.support.small_runs import losses, train
 
-FIRST = Path(__file__).parents[1] / "fixtures" / "format_1"
+FIRST = FIXTURES / "format_1"
 EXPECTED: dict[str, Any] = json.loads((FIRST / "expected.json").read_text(encoding="utf-8"))
 
 

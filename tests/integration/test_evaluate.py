@@ -16,17 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_nifti, scan_with_lesions
-from small_runs import ROOT
 
 from adapters import Frozen
 from mois.backbones import SAM2
-from mois.bundle import ModelSpec, write_bundle
-from mois.calibration import Calibration
 from mois.cli import main
-from mois.inference import InferenceSettings
-from mois.prompts import Reader
+from mois.evaluation.reader import Reader
+from mois.inference.segmenter import InferenceSettings
 from mois.propagation import Similarity
+from mois.sharing.bundle import write_bundle
+from mois.sharing.bundle_record import ModelSpec
+from mois.sharing.calibration import Calibration
+from tests.support.datasets import save_nifti, scan_with_lesions
+from tests.support.paths import ROOT
 
 Make = Callable[..., Path]
 PLAIN = {

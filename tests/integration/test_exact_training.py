@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_nifti, scan_with_lesions
-from small_runs import (
+
+from mois.records import Episode, Volume
+from mois.training.module import ExemplarSegmenter
+from tests.support.datasets import save_nifti, scan_with_lesions
+from tests.support.small_runs import (
     LORA,
     SCANS,
     config,
@@ -25,9 +28,6 @@ from small_runs import (
     validations,
     wait_for_step,
 )
-
-from mois.interfaces import Episode, Volume
-from mois.training.module import ExemplarSegmenter
 
 
 @pytest.mark.slow

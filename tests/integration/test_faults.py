@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import write_dataset
-from small_runs import (
+
+from mois.cli.train import main
+from mois.training.module import ExemplarSegmenter
+from tests.support.datasets import write_dataset
+from tests.support.paths import ROOT
+from tests.support.small_runs import (
     LORA,
-    ROOT,
     SMALL,
     data,
     failing,
@@ -31,9 +34,6 @@ from small_runs import (
     validations,
     wait_for_step,
 )
-
-from mois.training.cli import main
-from mois.training.module import ExemplarSegmenter
 
 STEPS = 10
 TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"]

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import failing, train
 
+from mois.cli.train import MoisCLI
 from mois.training.checkpoint_content import check_progress, checked_training
 from mois.training.checkpoints import SafeCheckpointIO
-from mois.training.cli import MoisCLI
+from tests.support.paths import FIXTURES
+from tests.support.small_runs import failing, train
 
-FIRST = Path(__file__).parents[1] / "fixtures" / "format_1"
+FIRST = FIXTURES / "format_1"
 CKPT = Path("run/checkpoints/last.ckpt")
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import save_nifti, write_dataset
-from small_runs import LORA, folder, train
 
-from mois.bundle import Bundle
 from mois.intensities import CT_WINDOW_HU, Normalisation
+from mois.sharing.bundle import Bundle
+from tests.support.datasets import save_nifti, write_dataset
+from tests.support.small_runs import LORA, folder, train
 
 CT = Normalisation("window", CT_WINDOW_HU)
 

@@ -8,16 +8,17 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from small_runs import BACKBONE, SMALL, failing, folder, last, losses, train, validations
 
 from mois.testing import check_adapter, check_datamodule, check_propagation
+from tests.support.small_runs import BACKBONE, SMALL, failing, folder, last, losses, train, validations
 
 PROPAGATION = '''
 import torch
 from torch import nn
 from torch.nn import functional
 
-from mois.interfaces import Exemplars, Propagation, SemanticPrediction
+from mois.records import Exemplars, SemanticPrediction
+from mois.interfaces import Propagation
 
 
 class MeanToken(Propagation):
@@ -88,8 +89,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from mois.interfaces import Episode, Volume
-from mois.io import normalise
+from mois.records import Episode, Volume
+from mois.scans.volumes import normalise
 
 
 class Discs(LightningDataModule):

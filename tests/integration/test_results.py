@@ -12,16 +12,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import save_nifti, scan_with_lesions
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
-from small_runs import LORA, SCANS, config, data, folder, train
 
 from mois.backbones import SAM2
 from mois.backbones.weights import bundled_file
-from mois.evaluation.reports import KEYS
+from mois.evaluation.figures import KEYS
 from mois.testing import example_patches
+from tests.support.datasets import save_nifti, scan_with_lesions
+from tests.support.small_runs import LORA, SCANS, config, data, folder, train
 
 OBLIQUE = np.array(  # slices across the first axis, turned by 20 degrees, the second axis from left to right
     [[0, 1.879, -0.684, 40], [6, 0, 0, -20], [0, 0.684, 1.879, -50], [0, 0, 0, 1]]

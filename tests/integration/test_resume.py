@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_runs import LORA, data, folder, last, losses, train
+
+from tests.support.small_runs import LORA, data, folder, last, losses, train
 
 Make = Callable[..., Path]
 

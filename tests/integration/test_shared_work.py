@@ -13,11 +13,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import save_nifti, scan_with_lesions
-from small_runs import LORA, ROOT, data, finish, folder, train, train_apart
 from test_evaluate import bundle
 
 from mois.cli import main
+from tests.support.datasets import save_nifti, scan_with_lesions
+from tests.support.paths import ROOT
+from tests.support.small_runs import LORA, data, finish, folder, train, train_apart
 
 Make = Callable[..., Path]
 EASY = ("--model.inference.threshold=0.02", "--model.inference.peak_threshold=0", "--model.protocol.counts=[0,1]")

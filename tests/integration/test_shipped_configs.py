@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import save_nifti
-from small_runs import ROOT, SCANS, SMALL, config, data, folder, losses, rows, train, validations
 from torch.nn.parallel import DistributedDataParallel
 
 from datamodules import PretrainDataModule
 from mois.backbones import SAM2
 from mois.backbones.rules import SAM2Rules
-from mois.bundle import Bundle
 from mois.cli import main as mois_main
-from mois.training.cli import main
+from mois.cli.train import main
+from mois.sharing.bundle import Bundle
+from tests.support.datasets import save_nifti
+from tests.support.paths import ROOT
+from tests.support.small_runs import SCANS, SMALL, config, data, folder, losses, rows, train, validations
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
@@ -249,7 +250,7 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
         main(command[2:])
         return 0
 
-    monkeypatch.setattr("mois.demo.run", here)
+    monkeypatch.setattr("mois.cli.demo_steps.run", here)
     demo = ["demo", f"--out={out}", f"--training={tmp_path / 'small.yaml'}"]
     with pytest.raises(SystemExit, match="1"):
         mois_main(demo)

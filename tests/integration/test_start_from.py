@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import LORA, data, failing, folder, train
 
-from mois.bundle import Bundle
-from mois.files import file_sha256
+from mois.files.atomic import file_sha256
+from mois.sharing.bundle import Bundle
+from tests.support.small_runs import LORA, data, failing, folder, train
 
 ONE_STEP = "--trainer.max_steps=1"
 AT_REST = "--model.optimisation.learning_rate=0"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import LORA, data, failing, folder, last, losses, rows, train
 
-from mois.feature_cache import FeatureCache
+from mois.training.feature_cache import FeatureCache
+from tests.support.small_runs import LORA, data, failing, folder, last, losses, rows, train
 
 FROZEN = ["--model.adapter=adapters.Frozen"]
 LATE = ["--model.adapter.init_args.parts=[trunk,decoder]", "--model.adapter.init_args.stages=[4]"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 sys.path.insert(0, str(ROOT))  # the bench is run as `python -m tests.bench.run`, and installed nowhere
-from tests.bench import run  # noqa: E402
-from tests.bench.measure import Outcome  # noqa: E402
+from tests.bench import run
+from tests.bench.measure import Outcome
 
 STORED = json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8"))
 PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")

@@ -7,21 +7,23 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPE, SPACING_MM, save_nifti, scan_with_lesions
-from session_fakes import make_segmenter, three_lesions
 
 from datamodules.slabs import slab_slices
 from datamodules.subjects import prepare_volume
-from mois.evaluation.scorers import read_maps
+from mois.errors import DataError
+from mois.evaluation.sources import read_maps
 from mois.geometry import SliceGrid, check_pictures
 from mois.grid import Grid, match, put_on
-from mois.interfaces import Volume
-from mois.io import DataError, read_on_grid, read_volume, write_volume
-from mois.journal import read_journal
+from mois.records import Volume
+from mois.scans.image_files import write_volume
+from mois.scans.volumes import read_on_grid, read_volume
 from mois.session import InteractiveSession
-from mois.session.origin import check_origin
+from mois.session.header import check_origin
+from mois.session.journal import read_journal
 from mois.session.playing import asked_for, play
-from mois.session.script import Step
+from mois.session.prompt_file import Step
+from tests.support.datasets import SHAPE, SPACING_MM, save_nifti, scan_with_lesions
+from tests.support.session_fakes import make_segmenter, three_lesions
 
 AFFINE = np.diag([*SPACING_MM, 1.0])
 ORIENTATIONS = [

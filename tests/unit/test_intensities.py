@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import scan_with_lesions, write_dataset
-from fake_model import FakeBackbone, FakePropagation, eight_lesions, make_scan
 
 from datamodules.nifti import NiftiDataModule
 from datamodules.pretraining import held_back_volume
 from datamodules.slabs import cut_slab
 from datamodules.subjects import prepare_volume
 from mois.evaluation.robustness import CHANGES, changed
-from mois.exemplars import ExemplarBank, ModelIdentity
-from mois.inference import InferenceSettings, VolumeSegmenter
+from mois.files.json_records import as_record
+from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
 from mois.intensities import CT_WINDOW_HU, FIRST, Normalisation, doubt, find_background, levels, normalise
-from mois.records import as_record
 from mois.session import InteractiveSession
+from mois.sharing.bank import ExemplarBank
+from mois.sharing.identity import ModelIdentity
+from tests.support.datasets import scan_with_lesions, write_dataset
+from tests.support.fake_model import FakeBackbone, FakePropagation, eight_lesions, make_scan
 
 BODY, CT = Normalisation("body"), Normalisation("window", CT_WINDOW_HU)
 
@@ -62,7 +63,7 @@ def test_scans_whose_background_is_0_are_normalised_as_ever(image: torch.Tensor)
 
 @pytest.mark.real_data
 def test_real_scans_whose_background_is_0_are_normalised_as_ever(real_data: Path) -> None:
-    from mois.io import read_dataset
+    from mois.scans.datasets import read_dataset
 
     for scan in read_dataset(real_data / "Dataset501_MSLesions"):
         for channel in scan.images:

@@ -5,17 +5,10 @@ from math import isnan
 import numpy as np
 import pytest
 
-from mois.metrics import (
-    Overlap,
-    any_overlap,
-    bootstrap_interval,
-    dice,
-    dilate_in_plane,
-    lesion_f1,
-    lesion_volumes_ml,
-    match_lesions,
-    mean_of,
-)
+from mois.evaluation.figures import mean_of
+from mois.evaluation.statistics import bootstrap_interval
+from mois.lesions import dilate_in_plane, lesion_volumes_ml
+from mois.metrics.overlap import Overlap, any_overlap, dice, lesion_f1, match_lesions
 
 
 def instances(*rows: list[int]) -> np.ndarray:

@@ -13,7 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 OURS = {"mois", "adapters", "datamodules", "tests", *(file.stem for file in (ROOT / "tests").rglob("*.py"))}
 NOT_IMPORTED = {
     "torchvision": "sam2 needs it, which is installed without its dependencies",

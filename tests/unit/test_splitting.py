@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from fake_model import FakeBackbone, FakePropagation
 
-from mois.inference import InferenceSettings, VolumeSegmenter
-from mois.splitting import depth_mm, split_touching
+from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.lesions import depth_mm, split_touching
+from tests.support.fake_model import FakeBackbone, FakePropagation
 
 SPACING = (4.0, 1.0, 1.0)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.bench.memory import Alive, row_of, step_memory
+from tests.support.paths import ROOT
 
 
 def test_each_memory_counts_once_and_as_long_as_it_is_held() -> None:
@@ -51,5 +50,5 @@ def test_a_step_holds_less_where_the_trunk_is_recomputed_and_more_with_more_clic
 
 @pytest.mark.ci
 def test_the_page_says_what_is_counted() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert f"\n| {' | '.join(row_of('tiny', 512))} |\n" in page

@@ -11,7 +11,7 @@ from surface_distance import metrics as published
 from surface_distance.lookup_tables import create_table_neighbour_code_to_surface_area
 
 from mois.geometry import SliceGrid
-from mois.surface import _areas, surface_cells, surface_dice
+from mois.metrics.surface import _areas, surface_cells, surface_dice
 
 pytestmark = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")  # within the package
 

@@ -1,0 +1,1 @@
+"""Synthetic scans: bodies, lesion types, and scenes with lesions in them."""

@@ -1,0 +1,206 @@
+"""Whether this machine can train: packages, accelerator, disk, W&B. One finding each, with a cure."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from packaging.requirements import Requirement
+
+from mois.cli.arguments import as_options
+from mois.tracking.wandb_server import SERVER_TIMEOUT_S, choose, logged_in_key, wandb_server, why_unreachable
+
+if TYPE_CHECKING:  # torch is imported where it is needed: it may be missing
+    from mois.scans.dataset_facts import ScanFacts
+    from mois.scans.datasets import SubjectFiles
+
+DISK_NEEDED_GB = 5.0
+MEMORY_NEEDED_GB = 4.0
+_IMAGE = re.compile(r"(?P<subject>.+?)(?P<channel>_\d{4})?(\.[^\W\d][^\W_]*)*")  # of any format, or a folder of DICOM
+
+
+class Finding(NamedTuple):
+    """What was looked at.
+
+    Attributes:
+        topic: One word.
+        good: Whether a training can go on with it.
+        text: What was found and, where it is not good, what to do.
+    """
+
+    topic: str
+    good: bool
+    text: str
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Yield one finding after the other; none of them changes anything.
+
+    Args:
+        folder: Where runs would be written.
+    """
+    yield packages()
+    yield from devices()
+    yield disk(folder)
+    yield tracking()
+
+
+def packages() -> Finding:
+    """Compare what is installed with what this package asks for."""
+    faults = []
+    try:
+        wanted = [Requirement(line) for line in requires("mois") or []]
+    except PackageNotFoundError:
+        return Finding("packages", False, "mois itself is not installed; run `make setup`, or `pip install -e .`")
+    for requirement in wanted:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            faults.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            faults.append(f"{requirement.name} {installed} is not {requirement.specifier}")
+    if faults:
+        return Finding("packages", False, f"{'; '.join(faults)}; run `make setup`")
+    return Finding("packages", True, f"{len(wanted)} as asked for, torch {version('torch')}, sam2 {version('sam2')}")
+
+
+def devices() -> Iterator[Finding]:
+    """Look for accelerators; a processor alone will do, slowly."""
+    import torch
+
+    from mois.inference.execution import unused_gpu
+
+    if why := unused_gpu():
+        yield Finding("device", False, f"trainings run on the processor: {why}")
+    elif not torch.cuda.is_available():
+        kind = "mps" if torch.backends.mps.is_available() else f"{os.cpu_count()} processor cores"
+        cure = "no CUDA device: the demo and small adaptations run, large backbones are slow"
+        yield Finding("device", True, f"{kind}, precision 32-true; {cure}")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory_gb = device.total_memory / 1e9
+        bf16 = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        text = f"{device.name}, {memory_gb:.0f} GB, precision {bf16}"
+        if memory_gb < MEMORY_NEEDED_GB:
+            text += "; its memory is small, choose a nano or tiny backbone (model.backbone.init_args.size)"
+        yield Finding("device", memory_gb >= MEMORY_NEEDED_GB, text)
+
+
+def disk(folder: Path) -> Finding:
+    """Look for room for runs."""
+    there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    if not os.access(there, os.W_OK):  # also of a read-only file system, whoever asks
+        cure = "ask for the right to it, or set trainer.default_root_dir to another folder"
+        return Finding("disk", False, f"{there} cannot be written to; {cure}")
+    free_gb = shutil.disk_usage(there).free / 1e9
+    if free_gb < DISK_NEEDED_GB:
+        cure = f"make room, or set trainer.default_root_dir to another disk ({DISK_NEEDED_GB:g} GB will do)"
+        return Finding("disk", False, f"{free_gb:.1f} GB free in {folder}; {cure}")
+    return Finding("disk", True, f"{free_gb:.0f} GB free in {folder}")
+
+
+def tracking() -> Finding:
+    """Say whether W&B would record online or offline."""
+    choice = choose()
+    asked = f" (WANDB_MODE={mode})" if (mode := os.environ.get("WANDB_MODE")) else ""
+    if choice.reason:
+        return Finding("tracking", False, f"W&B offline, because {choice.reason}")
+    if choice.mode == "disabled":
+        return Finding("tracking", True, f"W&B disabled{asked}")
+    if choice.mode == "offline":
+        way = "WANDB_MODE=online, since there is a key of `wandb login`," if logged_in_key() else "WANDB_API_KEY"
+        cure = "" if asked else f"; set {way} to record online"
+        return Finding("tracking", True, f"W&B offline{asked}, in the run's folder{cure}")
+    reason = why_unreachable(wandb_server(), choice.key, SERVER_TIMEOUT_S)
+    if reason is None:
+        return Finding("tracking", True, f"W&B online at {wandb_server()}")
+    return Finding("tracking", False, f"W&B offline, because {reason}; mend it, or set WANDB_MODE=offline")
+
+
+def dataset(root: Path) -> Iterator[Finding]:
+    """Read every scan of an nnU-Net raw dataset; yield what is wrong, file by file, and at the end what is there."""
+    from mois.errors import DataError
+    from mois.scans.dataset_description import read_description
+    from mois.scans.datasets import list_scans
+
+    try:
+        scans = list_scans(root)
+    except DataError as error:
+        yield Finding("data", False, as_options(str(error), root="--root"))
+        return
+    from mois.scans.dataset_facts import describe
+
+    description = read_description(root / "dataset.json")
+    ending = description.file_ending
+    facts, faults = [], 0
+    for scan in scans:
+        found, wrong = _examine_scan(root, scan, ending)
+        facts += [] if found is None else [found]
+        faults += len(wrong)
+        yield from (Finding("data", False, fault) for fault in wrong)
+    lesions = sum(len(found.classes) for found in facts)
+    strays = list(_strays(root, scans, ending))
+    yield from (Finding("data", False, stray) for stray in strays)
+    faults += len(strays)
+    train = sum(not scan.held_out for scan in scans)
+    text = (
+        f"{_count(train, 'scan')} to train on, {len(scans) - train} held out, {_count(lesions, 'lesion')}, "
+        f"{_count(faults, 'fault')} to mend"
+    )
+    yield Finding("data", faults == 0 and lesions > 0, text + ("" if lesions else "; annotate some lesions"))
+    yield from (Finding(topic, True, told) for topic, told in (describe(facts, description) if facts else ()))
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _examine_scan(root: Path, scan: SubjectFiles, ending: str) -> tuple[ScanFacts | None, list[str]]:
+    """Return what a scan is like, None if it cannot be read, and what is wrong with it."""
+    from mois.errors import DataError
+    from mois.scans.dataset_facts import ScanFacts
+
+    facts: ScanFacts | None = None
+    wrong = []
+    if 0 not in scan.images:
+        first = scan.images[min(scan.images)]
+        cure = f"call it {scan.subject}_0000{ending}, or set data.init_args.channel"
+        wrong.append(f"{first}: scan {scan.subject} has no channel 0 (its name ends in {min(scan.images):04d}); {cure}")
+    if not scan.held_out and scan.label is None and scan.instances is None:
+        cure = f"add labelsTr/{scan.subject}{ending}, all 0 if it has no lesion, or move its image out of imagesTr"
+        wrong.append(f"{root}: training scan {scan.subject} has no label map; {cure}")
+    for channel in scan.images:
+        try:
+            volume = scan.read(channel)
+            facts = facts or ScanFacts.of(volume, scan.instances is not None)
+        except DataError as error:
+            wrong.append(str(error))
+    return facts, wrong
+
+
+def _strays(root: Path, scans: Sequence[SubjectFiles], ending: str) -> Iterator[str]:
+    """Yield what is wrong with images of another format, and with maps that no scan takes."""
+    for part, held_out in (("Tr", False), ("Ts", True)):
+        read = {scan.subject for scan in scans if scan.held_out == held_out}
+        files = sorted(file for kind in ("labels", "instances") for file in (root / f"{kind}{part}").glob(f"*{ending}"))
+        maps = {file: name for file in files if (name := file.name.removesuffix(ending)) not in read}
+        unread: dict[str, Path] = {}  # the first image of each scan
+        for path in sorted((root / f"images{part}").glob("*")):
+            words = _IMAGE.fullmatch(path.name)
+            if words and words["subject"] not in read and (words["channel"] or words["subject"] in maps.values()):
+                unread.setdefault(words["subject"], path)
+        for name, path in unread.items():
+            cure = f"convert it to {name}_0000{ending}, or move it away"
+            yield f"{path}: scan {name} is not read: dataset.json declares file_ending {ending}; {cure}"
+        for path, name in maps.items():
+            if name not in unread:
+                cure = "add the image, or remove the map"
+                yield f"{path}: there is no image images{part}/{name}_0000{ending}; {cure}"

@@ -1,0 +1,437 @@
+"""`python train.py fit | validate | test | predict`: LightningCLI with our defaults, loggers and one-line errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+from mois.cli.arguments import OneLineParser, command_line
+from mois.cli.memory_advice import what_frees_memory
+from mois.cli.settings import read_settings
+from mois.files.folder_lock import locked
+from mois.inference.execution import settled
+from mois.machine.full_memory import memory_cure
+from mois.machine.interrupts import ctrl_c_ends
+from mois.machine.processes import first_rank
+from mois.sharing.calibration import Calibration
+from mois.sharing.provenance import code_version
+from mois.tracking.loggers import LateLoggers, TrackingSettings, make_loggers
+from mois.tracking.tracker import Tracker
+from mois.training.callbacks import CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
+from mois.training.checkpoint_content import RECORD, CheckProgress, ValidationRecord
+from mois.training.checkpoints import (
+    NAMED,
+    BestCheckpoint,
+    LastCheckpoint,
+    Resumed,
+    RunRecord,
+    SafeCheckpointIO,
+    read_training,
+    way_on,
+)
+from mois.training.epoch_lines import EpochLines, say
+from mois.training.export import BundleSettings, export_bundles
+from mois.training.machines import check_accelerator, check_strategy
+from mois.training.module import ExemplarSegmenter
+from mois.training.rank_watch import RankWatch
+from mois.training.resume_point import ResumePoint
+from mois.training.same_run import changed_settings
+from mois.training.signals import StopAtSignal
+from mois.training.start import start_from
+
+TRAINER_DEFAULTS = {
+    "gradient_clip_val": 1.0,
+    "use_distributed_sampler": False,  # the datamodules split by rank themselves; Lightning would halve the data again
+    "num_sanity_val_steps": 0,  # a whole volume would be scored before the first step
+    "enable_model_summary": False,  # CostTable shows more
+    "log_every_n_steps": 10,
+}
+
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+
+
+@dataclass
+class CheckpointSettings:
+    """Which checkpoints a training keeps, in `checkpoints/` of its folder.
+
+    Attributes:
+        monitor: Validation figure that decides which one is `best.ckpt`.
+        mode: Whether more or less of it is better.
+        every_n_steps: How often `last.ckpt` is written, from which `--ckpt_path last` goes on; the one before it is
+            kept, for `--ckpt_path previous`.
+    """
+
+    monitor: str = "val/right"
+    mode: Literal["max", "min"] = "max"
+    every_n_steps: int = 100
+
+
+class TrainParser(OneLineParser, LightningArgumentParser):
+    """Lightning's parser with errors of one line."""
+
+
+class NamedConfig(SaveConfigCallback):
+    """Saves the whole config as `config.yaml` of the run's folder; other commands than fit as `config_COMMAND.yaml`."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Name the file after the command."""
+        if stage != "fit":
+            self.config_filename = f"config_{getattr(stage, 'value', stage)}.yaml"  # Lightning's enum prints its name
+        super().setup(trainer, pl_module, stage)
+
+
+class MoisCLI(LightningCLI):
+    """The one command line for everything that Lightning runs.
+
+    Args:
+        arguments: Without the program's name.
+        model_class: Stands in for our module in tests.
+    """
+
+    def __init__(self, arguments: Sequence[str], model_class: type[LightningModule] = ExemplarSegmenter) -> None:
+        self.arguments = list(arguments)
+        self.resumed: dict[str, Any] = {}
+        self.parts: Resumed | None = None
+        self.ranks = RankWatch()
+        self.ckpt_path: str | None = None
+        with ExitStack() as self.held:
+            super().__init__(
+                model_class,
+                LightningDataModule,
+                save_config_callback=NamedConfig,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults=dict(TRAINER_DEFAULTS),
+                seed_everything_default=0,
+                parser_class=TrainParser,
+                parser_kwargs={"parser_mode": "omegaconf"},
+                subclass_mode_data=True,
+                args=self.arguments,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # nothing of ours builds classes that a checkpoint names
+            )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without `weights_only`: checkpoints are always read that way."""
+        return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is ours to the settings, and let one seed serve all."""
+        parser.add_argument("--tracking", type=TrackingSettings, default=TrackingSettings())
+        parser.add_argument("--checkpoints", type=CheckpointSettings, default=CheckpointSettings())
+        parser.add_argument("--bundle", type=BundleSettings, default=BundleSettings())
+        parser.add_argument(
+            "--start_from",
+            type=str | None,
+            default=None,
+            help="Bundle of another training whose adapter and propagation a new training begins with.",
+        )
+        parser.add_argument("--dry_step", type=bool, default=True, help="Show before a training what a step will cost.")
+        parser.add_argument(
+            "--validate_first",
+            type=bool,
+            default=True,
+            help="Validate before the first step, so that a training which makes things worse says so; it takes as "
+            "long as every later validation.",
+        )
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse (Lightning's own way warns where a program gives the arguments, as the demo does)."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets a checkpoint overrule the config here; with us the config is what is written in it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle what the config leaves open: folder, precision, checkpoint.
+
+        Raises:
+            ValueError: If the checkpoint cannot be read, a new training would overwrite an old one, patches and whole
+                volumes would be seen at two scales, weights would be kept in another type than float32, the trainer's
+                accelerator or strategy cannot work here, or another process writes into the run's folder.
+        """
+        self._refuse_a_second_seed()
+        self._refuse_a_value_for_a_group()
+        self._refuse_two_scales()
+        trainer = self.settings["trainer"]
+        check_strategy(trainer["strategy"])
+        check_accelerator(trainer["accelerator"])
+        if trainer["default_root_dir"] is None:
+            trainer["default_root_dir"] = str(Path("runs") / self._name())
+        if trainer["precision"] is None:
+            trainer["precision"] = choose_precision(trainer["accelerator"])
+        if str(trainer["precision"]) not in PRECISIONS:
+            raise ValueError(f"trainer.precision={trainer['precision']} is not supported; use {', '.join(PRECISIONS)}")
+        if first_rank():
+            self.held.enter_context(locked(self.folder))
+        given = self.settings["ckpt_path"]
+        if given == "":
+            raise ValueError("ckpt_path names nothing; give last, best or a path, or leave it out")
+        if self.settings["checkpoints"]["every_n_steps"] < 1:
+            raise ValueError(
+                f"checkpoints.every_n_steps={self.settings['checkpoints']['every_n_steps']}: choose 1 or more"
+            )
+        path = self.checkpoints / f"{given}.ckpt" if given in NAMED else Path(given) if given else None
+        if given == "last" and self.subcommand == "fit" and path is not None and not path.exists():
+            best = self.checkpoints / "best.ckpt"
+            path = best if best.is_file() else None
+            rank_zero_info(
+                f"there is no last.ckpt yet: the training {f'goes on from {best}' if path else 'starts anew'}"
+            )
+        self.ckpt_path = None if path is None else str(path)
+        if self.subcommand == "fit":
+            self.settings["ckpt_path"] = None  # config.yaml makes the whole run again, not its second half
+        if path is not None:
+            checkpoint = read_training(path)
+            self.resumed = {"step": checkpoint.get("global_step"), **checkpoint.get(RECORD, {})}
+            if self.subcommand == "fit":
+                if path.parent.resolve() != self.checkpoints.resolve() and first_rank():
+                    self._refuse_to_overwrite()
+                self.parts = self._parts(f"ckpt_path={path}")
+        elif self.subcommand == "fit" and given is None and first_rank():
+            self._refuse_to_overwrite()
+
+    def _parts(self, name: str) -> Resumed:
+        """Compare the settings with those of the checkpoint, and say which of them are others.
+
+        Raises:
+            ValueError: If one differs that changes what is learned.
+        """
+        step, provenance = self.resumed["step"], self.resumed.get("provenance") or {}
+        if not provenance.get("config"):
+            rank_zero_info(f"{name}: unverified: it does not say with which settings it was trained")
+            return Resumed(name, step, provenance, {})
+        changed = changed_settings(provenance["config"], self.plain_config(), name, provenance.get("files"))
+        for key, (before, now) in changed.items():
+            if key.partition(".")[0] not in ("config", "ckpt_path"):
+                rank_zero_info(f"from step {step} on: {key}={now}, which was {before}")
+        return Resumed(name, step, provenance, changed)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add our loggers, callbacks and checkpoint files to what the config asks for."""
+        self._refuse_two_edges()
+        given = self._get(self.config_init, "trainer")
+        plugins = given["plugins"] or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO(self.checkpoints)]
+        kwargs["logger"] = self._loggers(given["logger"])
+        if self._validates_first(given):
+            kwargs["num_sanity_val_steps"] = -1  # all of the validation, and its random draws are undone
+        self.trainer_defaults["callbacks"] = self._callbacks(given["enable_checkpointing"] is not False)
+        trainer = super().instantiate_trainer(**kwargs)
+        LateLoggers(trainer)
+        self.ranks.start(trainer)
+        return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.ckpt_path}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if isinstance(self.model, ExemplarSegmenter):
+            if (bundle := self.settings["start_from"]) is not None:
+                start_from(self.model, bundle, self.plain_config()["model"])
+            self.model.step_0 = dict(self.resumed.get("step_0", {}))
+            self.model.validated = _figures(self.resumed.get("validation", {}))
+        frees = partial(what_frees_memory, config=self.plain_config(), command=subcommand)
+        with ctrl_c_ends(lambda: way_on(self.trainer)), memory_cure(frees):
+            super()._run_subcommand(subcommand)
+            Tracker.of(self.trainer).finish()
+
+    def after_fit(self) -> None:
+        """Write the best of what was trained as a bundle; keep its checkpoint where a logger keeps artifacts."""
+        tracker = Tracker.of(self.trainer)
+        best = self.checkpoints / "best.ckpt"
+        if isinstance(self.model, ExemplarSegmenter) and self.trainer.is_global_zero:
+            validation: dict[str, Any] = {}
+            if best.is_file():
+                checkpoint = read_training(best)
+                self.model.load_state_dict(checkpoint["state_dict"], strict=False)
+                validation = checkpoint.get(RECORD, {}).get("validation", {})
+            self.model.validated = _figures(validation)
+            for prefix in self.model.propagations:
+                for sentence in self.model.record(prefix).get("made_worse", []):
+                    rank_zero_warn(f"{self.folder / 'bundle'} is worse than what the training began with: {sentence}")
+            settings = BundleSettings(**self.settings["bundle"].as_dict())
+            says = getattr(self.datamodule, "settled_normalisation", None)  # a datamodule of others may not
+            model = self.plain_config()["model"]
+            export_bundles(self.model, self.folder, model, validation, settings, says() if says is not None else None)
+            say(self.trainer, f"bundle: {self.folder / 'bundle'}")
+        if not best.is_file() and not any(name.startswith("val/") for name in self.trainer.callback_metrics):
+            rank_zero_info(
+                "this training was never validated: there is no best.ckpt (test with --ckpt_path last); lower "
+                "trainer.check_val_every_n_epoch, and leave some scans to validate on"
+            )
+        if best.is_file() and self.settings["tracking"]["artifact"]:
+            tracker.file(f"{self.folder.name}-best", best, kind="model")
+
+    def before_test(self) -> None:
+        """Have the test say of every candidate how sure the bundle of its checkpoint would be."""
+        for prefix, validation in self.resumed.get("validation", {}).items():
+            record = ValidationRecord(**validation)
+            if record.peaks:
+                getattr(self.model, "calibrations", {})[prefix] = Calibration.fit(record.peaks, record.hits)
+
+    @property
+    def settings(self) -> Any:
+        """The parsed settings of the subcommand."""
+        return self.config[self.subcommand]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.settings["trainer"]["default_root_dir"])
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.folder / "checkpoints"
+
+    def plain_config(self) -> dict[str, Any]:
+        """Return the settings as plain values, without the command that was given."""
+        plain: dict[str, Any] = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_unset=False))
+        return plain
+
+    def _name(self) -> str:
+        files = [Path(file.absolute).stem for file in self.settings["config"] or []]
+        return files[0] if files else "run"
+
+    def _loggers(self, given: Logger | list[Logger] | bool | None) -> list[Logger] | bool:
+        if given is False:
+            return False
+        resume_step = self.resumed.get("step", 0) if self.subcommand == "fit" else None
+        tracking = TrackingSettings(**self.settings["tracking"].as_dict())
+        if given not in (None, True):  # the user's own ones, beside metrics.csv
+            tracking.wandb = "disabled"
+        own = make_loggers(self.folder, tracking, run_id=self.resumed.get("run_id"), resume_step=resume_step)
+        return own + (given if isinstance(given, list) else [given] if isinstance(given, Logger) else [])
+
+    def _callbacks(self, checkpointing: bool) -> list[Callback]:
+        seed = self.settings["seed_everything"]
+        callbacks: list[Callback] = [
+            self.ranks,
+            CheckProgress(),
+            ResumePoint(),
+            RunRecord(self.plain_config(), seed, self.parts, self.resumed.get("provenance")),
+            StopAtNaN(),
+        ]
+        callbacks += [CostTable(bool(self.settings["dry_step"])), DataShares(), SeldomReadBar()]
+        callbacks += [SeedEachStep(int(seed)), StopAtSignal(), EpochLines()]
+        if checkpointing:
+            kept = self.settings["checkpoints"]
+            callbacks.append(BestCheckpoint(self.checkpoints, kept["monitor"], kept["mode"]))
+            callbacks.append(LastCheckpoint(self.checkpoints, kept["every_n_steps"]))
+        return callbacks
+
+    def _validates_first(self, trainer: Any) -> bool:
+        """Tell whether a new training is validated before its first step: it will be again, and nobody forbids it."""
+        wanted = self.settings["validate_first"] if self.subcommand == "fit" else False
+        if not wanted or self.ckpt_path is not None or not isinstance(self.model, ExemplarSegmenter):
+            return False
+        epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
+        never = epochs is not None and every is not None and 0 <= epochs < every
+        return not (never or trainer["num_sanity_val_steps"])
+
+    def _refuse_a_second_seed(self) -> None:
+        seed = self.settings["seed_everything"]
+        for setting in read_settings(self.arguments):
+            if setting.key == "data.init_args.seed" and setting.value != seed:
+                raise ValueError(
+                    f"{setting.key}={setting.value}{setting.place} is not taken: seed_everything={seed} serves all; "
+                    "leave it out"
+                )
+
+    def _refuse_a_value_for_a_group(self) -> None:
+        """Refuse `trainer: 5` in a config, which the parser would drop."""
+        groups = self._parser(self.subcommand).groups or {}
+        for setting in read_settings(self.arguments):
+            if setting.key in groups and not isinstance(setting.value, dict | str | None):
+                raise ValueError(
+                    f"{setting.key}={setting.value}{setting.place} is not allowed: {setting.key} is a group of "
+                    f"settings; write them under it, {setting.key}: {{NAME: VALUE}}"
+                )
+
+    def _refuse_two_scales(self) -> None:
+        """Refuse patches of other pixels or intensities than whole volumes, in every command.
+
+        Who tests or predicts at another scale on purpose sets both keys: then the saved config says so twice.
+        """
+        config = self.plain_config()
+        data, inference = (config.get("data") or {}).get("init_args") or {}, config["model"].get("inference") or {}
+        for key in ("pixel_mm", "normalisation"):
+            trained, inferred = data.get(key), inference.get(key)  # not every datamodule has them
+            if trained is not None and inferred is not None and trained != inferred:
+                raise ValueError(
+                    f"data.init_args.{key}={trained} and model.inference.{key}={inferred} differ; set both to the same"
+                )
+
+    def _refuse_two_edges(self) -> None:
+        """Refuse patches of another edge than the tiles of whole volumes, in every command, as with two scales.
+
+        Raises:
+            ValueError: Naming both edges and where they come from.
+        """
+        model, data = (self._get(self.config_init, name) for name in ("model", "data"))
+        patch_px = getattr(getattr(data, "settings", None), "patch_px", None)  # not every datamodule has one
+        if patch_px is None or not isinstance(model, ExemplarSegmenter):
+            return
+        edge, key = model.inference.tile_px, "model.inference.tile_px"
+        if edge is None:
+            edge, key = model.backbone.patch_px, "model.backbone.init_args.patch_px"
+        if patch_px != edge:
+            raise ValueError(
+                f"data.init_args.patch_px={patch_px} (what the model learns on) and {key}={edge} (what it sees of "
+                "whole volumes at once) differ; set both to the same, such as 512 for SAM 2.1's own sizes"
+            )
+
+    def _refuse_to_overwrite(self) -> None:
+        if any((self.checkpoints / f"{name}.ckpt").exists() for name in NAMED):
+            raise ValueError(
+                f"trainer.default_root_dir={self.folder} holds a training already; go on with it (--ckpt_path last), "
+                "or choose another folder"
+            )
+
+
+def _figures(validation: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a checkpoint holds of a validation as figures by their names with the propagations' prefixes."""
+    return {prefix + name: value for prefix, one in validation.items() for name, value in one["figures"].items()}
+
+
+def choose_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
+    """Return bf16-mixed where a CUDA device will be used that has bfloat16 in hardware, 32-true everywhere else."""
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if cuda and settled(torch.device("cuda"), "auto") == "bf16" else "32-true"
+
+
+def quieten() -> None:
+    """Leave out what Lightning says at every start and nobody has to act upon."""
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message="You have overridden `.*` in `LightningModule`")  # it serves all data
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts are, on purpose
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; mistakes in it or in the data end in one line (MOIS_TRACEBACK=1 shows where)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) == ["--version"]:
+        sys.stdout.write(f"mois {code_version()}\n")
+        return
+    quieten()
+    with ctrl_c_ends(), command_line(arguments):
+        MoisCLI(arguments)

@@ -1,0 +1,395 @@
+"""What an evaluation says about a scan: figures, one row per lesion, and curves over the number of exemplars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import isnan
+from typing import Any, Literal
+
+import numpy as np
+
+from mois.evaluation.settings import surface_key
+from mois.files.json_records import as_record
+from mois.metrics.surface import SURFACE_MM
+
+Role = Literal["prompted", "promptable", "never"]
+Third = Literal["lower", "middle", "upper"]
+
+
+def measured(value: float) -> float | None:
+    """Return None for NaN: what could not be measured is null in every file, never zero."""
+    return None if isnan(value) else float(value)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one class of one scan; None where there is nothing to measure them on.
+
+    `right`, `wrong`, `swapped` and `no_exemplars` are voxel Dice on lesions that are never prompted, however many are.
+    The lesions that may be prompted, of every class, are taken out of truth and prediction alike, with a margin around
+    each: the same voxels for all four, so that an answer that ignores its exemplars scores right = wrong exactly, and
+    as large a share of the other classes' lesions as of the scored class's, so that neither is favoured.
+
+    The figures from `unprompted_dice` to `unprompted_volume_absolute_error_percent` are of what is propagated, on every
+    lesion of this class that was not prompted this time, the prompted ones being taken out; lesions of other classes
+    that were found count against them. Lesions are matched one to one, IoU >= 0.1. The figures whose names begin with
+    `scan` are of all that the reader ends up with (prompted and tracked, and propagated) on all lesions of the class.
+
+    Attributes:
+        right: With exemplars of this class.
+        wrong: On the same lesions, with exemplars of another class (mean over the other classes).
+        swapped: On the never-prompted lesions of the other classes, with their own exemplars (mean over them): an empty
+            answer to the wrong exemplars is no way out.
+        no_exemplars: On the lesions of `right`, with K = 0.
+        exemplar_gain: `right` minus `no_exemplars`; below 0 the exemplars do harm.
+        unprompted_dice: Voxel Dice.
+        lesion_f1: Of lesions.
+        lesion_precision: Share of the lesions found that are true.
+        lesion_recall: Share of the true lesions that were found.
+        false_lesions: How many of the lesions found match no true one: those of the next two together.
+        false_apart: How many of these touch no true voxel, of whatever class.
+        fragments: How many of these touch one: mostly further pieces of a true lesion that another one stands for.
+        unprompted_panoptic_quality: Sum of IoU over pairs of IoU >= 0.5, over the mean number of true and found ones.
+        unprompted_surface_dice: Share of the surfaces that lies within `ProtocolSettings.surface_mm` of the other one.
+        unprompted_volume_error_ml: Found minus true volume.
+        unprompted_volume_error_percent: The same, of the true volume.
+        unprompted_volume_absolute_error_percent: The same without its sign.
+        prompted_dice: Mean over the prompted lesions of each one's own Dice in 3-D, clicked on one slice and tracked.
+        prompted_lesions: How many were prompted.
+        prompted_clicks: Clicks that this took; a correction where nothing is wrong is none.
+        scan_dice: Voxel Dice.
+        scan_lesion_f1: Of lesions.
+        scan_lesion_precision: Likewise.
+        scan_lesion_recall: Likewise.
+        scan_false_lesions: Likewise.
+        scan_false_apart: Likewise.
+        scan_fragments: Likewise.
+        scan_panoptic_quality: Likewise.
+        scan_surface_dice: Likewise.
+        scan_volume_error_ml: Likewise.
+        scan_volume_error_percent: Likewise.
+        scan_volume_absolute_error_percent: Likewise.
+    """
+
+    right: float | None = None
+    wrong: float | None = None
+    swapped: float | None = None
+    no_exemplars: float | None = None
+    exemplar_gain: float | None = None
+    unprompted_dice: float | None = None
+    lesion_f1: float | None = None
+    lesion_precision: float | None = None
+    lesion_recall: float | None = None
+    false_lesions: float | None = None
+    unprompted_panoptic_quality: float | None = None
+    unprompted_surface_dice: float | None = None
+    unprompted_volume_error_ml: float | None = None
+    unprompted_volume_error_percent: float | None = None
+    unprompted_volume_absolute_error_percent: float | None = None
+    prompted_dice: float | None = None
+    prompted_lesions: float | None = None
+    prompted_clicks: float | None = None
+    scan_dice: float | None = None
+    scan_lesion_f1: float | None = None
+    scan_lesion_precision: float | None = None
+    scan_lesion_recall: float | None = None
+    scan_false_lesions: float | None = None
+    scan_panoptic_quality: float | None = None
+    scan_surface_dice: float | None = None
+    scan_volume_error_ml: float | None = None
+    scan_volume_error_percent: float | None = None
+    scan_volume_absolute_error_percent: float | None = None
+    false_apart: float | None = None
+    fragments: float | None = None
+    scan_false_apart: float | None = None
+    scan_fragments: float | None = None
+
+    @classmethod
+    def of_words(
+        cls, right: float | None, wrong: float | None, swapped: float | None, no_exemplars: float | None
+    ) -> Figures:
+        """Return what the exemplars decide, alone."""
+        gain = None if right is None or no_exemplars is None else right - no_exemplars
+        return cls(right, wrong, swapped, no_exemplars, gain)
+
+    @classmethod
+    def mean(cls, parts: Sequence[Figures]) -> Figures:
+        """Return the mean of each figure over the parts in which it was measured."""
+        return cls(**{field.name: mean_of([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+
+
+FIGURES: tuple[str, ...] = tuple(field.name for field in fields(Figures))
+
+_LESION_WORDS = {"precision": "lesion_precision", "recall": "lesion_recall", "f1": "lesion_f1"}
+_FURTHER = ("panoptic_quality", "volume_error_ml", "volume_error_percent", "volume_absolute_error_percent")
+KEYS: dict[str, tuple[str, ...]] = {
+    "scan_dice": ("scan_dice",),
+    **{name: ("conditioning", name) for name in ("right", "wrong", "swapped", "no_exemplars", "exemplar_gain")},
+    "unprompted_dice": ("unprompted", "dice"),
+    **{name: ("unprompted", word) for word, name in _LESION_WORDS.items()},
+    "false_lesions": ("unprompted", "fp_per_scan"),
+    **{name: ("unprompted", name) for name in ("false_apart", "fragments")},
+    "unprompted_surface_dice": ("unprompted", surface_key(SURFACE_MM)),
+    **{f"unprompted_{word}": ("unprompted", word) for word in _FURTHER},
+    **{f"prompted_{word}": ("prompted", word) for word in ("dice", "lesions", "clicks")},
+    **{f"scan_{name}": ("scan", word) for word, name in _LESION_WORDS.items()},
+    "scan_false_lesions": ("scan", "fp_per_scan"),
+    **{f"scan_{name}": ("scan", name) for name in ("false_apart", "fragments")},
+    "scan_surface_dice": ("scan", surface_key(SURFACE_MM)),
+    **{f"scan_{word}": ("scan", word) for word in _FURTHER},
+}
+"""The keys that lead to each of `Figures` in metrics.json: below `summary`, and below each of `subjects`."""
+
+
+def keys(surface_mm: float = SURFACE_MM) -> dict[str, tuple[str, ...]]:
+    """Return `KEYS` for a tolerance of the surface Dice, which is part of its name."""
+    usual, given = surface_key(SURFACE_MM), surface_key(surface_mm)
+    return {name: tuple(given if part == usual else part for part in place) for name, place in KEYS.items()}
+
+
+def nested(values: Mapping[str, Any], surface_mm: float = SURFACE_MM) -> dict[str, Any]:
+    """Return figures by name as metrics.json has them; see `keys`."""
+    tree: dict[str, Any] = {}
+    for name, place in keys(surface_mm).items():
+        branch = tree
+        for part in place[:-1]:
+            branch = branch.setdefault(part, {})
+        branch[place[-1]] = values[name]
+    return tree
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """The same class of the same scan by the rules of arXiv 2509.19277, for comparison with its table.
+
+    The 20 largest lesions are prompted with 3 clicks each; components under 2 ml are dropped from truth and result;
+    a lesion counts as found where any voxel is; two empty masks agree.
+
+    Attributes:
+        scan_dice: Voxel Dice of what is left.
+        f1: By any overlap.
+        precision: Likewise.
+        recall: Likewise.
+        gated_scan_dice: As `scan_dice`, with nothing propagated where the truth has fewer than 20 components: what the
+            paper's evaluation did, which takes knowledge of the truth.
+        gated_f1: As `f1`, likewise.
+    """
+
+    scan_dice: float | None = None
+    f1: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    gated_scan_dice: float | None = None
+    gated_f1: float | None = None
+
+    @classmethod
+    def mean(cls, parts: Sequence[PaperFigures]) -> PaperFigures:
+        """Return the mean of each figure over the parts in which it was measured."""
+        return cls(**{field.name: mean_of([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class CountPoint:
+    """One point of the curves over the number of exemplars, on the never-prompted lesions of `Figures.right`.
+
+    Attributes:
+        count: Exemplars asked for; 0 is `Figures.no_exemplars`.
+        used: Exemplars there were: fewer where the class has too few lesions that may be prompted.
+        right: As in `Figures`.
+        wrong: As in `Figures`.
+        swapped: As in `Figures`.
+        lesion_f1: On the never-prompted lesions, with exemplars of this class.
+        clicks: Clicks on each prompted lesion.
+        lesion_precision: As `lesion_f1`.
+        lesion_recall: As `lesion_f1`.
+        false_lesions: As `lesion_f1`.
+    """
+
+    count: int
+    used: float
+    right: float | None
+    wrong: float | None
+    swapped: float | None
+    lesion_f1: float | None
+    clicks: int = 1
+    lesion_precision: float | None = None
+    lesion_recall: float | None = None
+    false_lesions: float | None = None
+
+
+@dataclass(frozen=True)
+class LesionRow:
+    """What became of one true lesion.
+
+    Attributes:
+        lesion: Its id in the instance map.
+        volume_ml: Its true volume.
+        role: `prompted`; `promptable` but not prompted this time; `never` prompted.
+        found: Whether a found lesion matches it, one to one, IoU >= 0.1: among all that the reader ends up with if it
+            was prompted, among what was propagated (as in `Figures.lesion_recall`) if not.
+        iou: With that lesion; 0 where there is none.
+        dice: With that lesion; of a prompted lesion: with what its own click gave.
+        x_mm: Its centre of mass, LPS.
+        y_mm: Likewise.
+        z_mm: Likewise.
+        third: Of the scan's extent from feet to head, where its centre lies.
+        contrast: Mean normalised intensity inside minus that of a ring around it; None where other lesions fill it.
+        fragments: How many found lesions that match no true one touch it; None in results of earlier versions.
+    """
+
+    lesion: int
+    volume_ml: float
+    role: Role
+    found: bool
+    iou: float
+    dice: float
+    x_mm: float = 0.0
+    y_mm: float = 0.0
+    z_mm: float = 0.0
+    third: Third = "middle"
+    contrast: float | None = None
+    fragments: int | None = None
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """What might have been a lesion, before `InferenceSettings.peak_threshold`: what a calibration is fitted on.
+
+    Attributes:
+        peak: The highest probability within it.
+        hit: Whether it matches a true lesion of the class, one to one among all candidates, IoU >= 0.1.
+        volume_ml: Its volume.
+    """
+
+    peak: float
+    hit: bool
+    volume_ml: float
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """One class of one scan.
+
+    Attributes:
+        target_class: Which.
+        figures: What was measured.
+        curve: Over numbers of exemplars, for each number of clicks.
+        lesions: One row per true lesion.
+        false_volumes_ml: Of the false ones among what was propagated.
+        paper: By the paper's rules, where these were asked for.
+    """
+
+    target_class: int
+    figures: Figures
+    curve: tuple[CountPoint, ...]
+    lesions: tuple[LesionRow, ...]
+    false_volumes_ml: tuple[float, ...] = ()
+    paper: PaperFigures | None = None
+
+
+@dataclass(frozen=True)
+class SubjectReport:
+    """One scan.
+
+    Attributes:
+        subject: Name of the scan.
+        patient: Whom it was taken of.
+        classes: Of the target class, or of every class that the scan has lesions of; empty where it has none.
+        false_without_exemplars: Lesions found with K = 0 that touch no true lesion of any class.
+        seconds: Wall seconds by step.
+        candidates: Of every class scored, outside of the prompted lesions; none of a scan that has no lesions.
+    """
+
+    subject: str
+    patient: str
+    classes: tuple[ClassReport, ...]
+    false_without_exemplars: int
+    seconds: dict[str, float]
+    candidates: tuple[CandidateRow, ...] = ()
+
+    @property
+    def figures(self) -> Figures:
+        """Mean over the classes."""
+        return Figures.mean([report.figures for report in self.classes])
+
+    @property
+    def paper(self) -> PaperFigures | None:
+        """Mean over the classes; None where the paper's rules were not asked for."""
+        parts = [report.paper for report in self.classes if report.paper is not None]
+        return PaperFigures.mean(parts) if parts else None
+
+    @property
+    def lesions(self) -> tuple[LesionRow, ...]:
+        """Rows of every class."""
+        return tuple(row for report in self.classes for row in report.lesions)
+
+    def curve(self) -> tuple[CountPoint, ...]:
+        """Return the points of the curve, each the mean over the classes."""
+        keys = dict.fromkeys((point.clicks, point.count) for report in self.classes for point in report.curve)
+        return tuple(
+            _mean_point([p for r in self.classes for p in r.curve if (p.clicks, p.count) == key]) for key in keys
+        )
+
+    def row(self, surface_mm: float = SURFACE_MM) -> dict[str, Any]:
+        """Return the scan as one flat row of a table; the tolerance of the surface Dice is part of its name."""
+        return {
+            "subject": self.subject,
+            "patient": self.patient,
+            "classes": " ".join(str(report.target_class) for report in self.classes),
+            "lesions": len(self.lesions),
+            **{"_".join(place): getattr(self.figures, name) for name, place in keys(surface_mm).items()},
+            "false_without_exemplars": self.false_without_exemplars,
+            **({f"paper_{name}": value for name, value in asdict(self.paper).items()} if self.paper else {}),
+            **{f"seconds_{step}": round(spent, 3) for step, spent in self.seconds.items()},
+        }
+
+    def entry(self, surface_mm: float = SURFACE_MM) -> dict[str, Any]:
+        """Return the scan as it stands in `subjects` of metrics.json."""
+        return {
+            "subject": self.subject,
+            "patient": self.patient,
+            "classes": [report.target_class for report in self.classes],
+            "lesions": len(self.lesions),
+            **nested(asdict(self.figures), surface_mm),
+            "false_without_exemplars": self.false_without_exemplars,
+            **({"paper": asdict(self.paper)} if self.paper else {}),
+            "seconds": {step: round(spent, 3) for step, spent in self.seconds.items()},
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of the report, ready for JSON; `from_json` gives it back unchanged."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Any, name: str = "the report") -> SubjectReport:
+        """Return the report that `to_json` stored, by this version or an earlier one.
+
+        Raises:
+            DataError: If it is nothing of the kind.
+        """
+        return as_record(stored, cls, name, "score the scan again", complete=False)
+
+
+def _mean_point(points: Sequence[CountPoint]) -> CountPoint:
+    def mean(name: str) -> float | None:
+        return mean_of([getattr(point, name) for point in points])
+
+    return CountPoint(
+        count=points[0].count,
+        used=mean("used") or 0.0,
+        right=mean("right"),
+        wrong=mean("wrong"),
+        swapped=mean("swapped"),
+        lesion_f1=mean("lesion_f1"),
+        clicks=points[0].clicks,
+        lesion_precision=mean("lesion_precision"),
+        lesion_recall=mean("lesion_recall"),
+        false_lesions=mean("false_lesions"),
+    )
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Return the mean of what was measured; None where nothing was."""
+    measured = [value for value in values if value is not None and not np.isnan(value)]
+    return float(np.mean(measured)) if measured else None

@@ -1,0 +1,126 @@
+"""The simulated reader of an evaluation: which lesions are prompted, and with which clicks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from mois.records import Prompts
+
+Strategy = Literal["random", "largest", "spread"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A simulated reader of whole volumes: which lesions are prompted, and which never are.
+
+    Attributes:
+        strategy: `random`; `largest` first; `spread`: evenly over the lesions' sizes, the middle one first.
+        seed: Of every choice; the same seed and lesions give the same choice.
+        noise_mm: How far clicks fall from where they were meant, in plane: standard deviation along rows and along
+            columns. 0 is a perfect hand.
+        miss: Share of the lesions that may be prompted that this reader overlooks; at least one is seen.
+    """
+
+    strategy: Strategy = "random"
+    seed: int = 0
+    noise_mm: float = 0.0
+    miss: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.strategy not in ("random", "largest", "spread"):
+            raise ValueError(f"reader.strategy={self.strategy!r} is unknown; choose random, largest or spread.")
+        if not self.noise_mm >= 0:
+            raise ValueError(f"reader.noise_mm={self.noise_mm} must be 0 or more.")
+        if not 0 <= self.miss < 1:
+            raise ValueError(f"reader.miss={self.miss} must be at least 0 and below 1.")
+
+    def shake(self, prompts: Prompts, pixel_mm: float, patch_px: int, generator: torch.Generator) -> Prompts:
+        """Return the prompts with the last click of each image as far off as this reader's hand is.
+
+        Args:
+            prompts: Q clicks on each of N images, in pixels.
+            pixel_mm: Edge of a pixel.
+            patch_px: Edge of the patch; no click leaves it.
+            generator: Where the noise comes from; untouched by a perfect hand.
+        """
+        if self.noise_mm == 0:
+            return prompts
+        off = torch.randn(len(prompts.points), 2, generator=generator) * (self.noise_mm / pixel_mm)
+        points = prompts.points.clone()
+        points[:, -1] = (points[:, -1] + off.to(points.device)).round().clamp(0, patch_px - 1)
+        return prompts._replace(points=points)
+
+    def hold_out(self, volumes_ml: Mapping[int, float]) -> tuple[list[int], list[int]]:
+        """Split the lesions of a class into those that may be prompted and those that never are.
+
+        Lesions are paired by size, and a coin decides which of each pair is never prompted: both halves hold big and
+        small ones. The split depends on the seed and on the lesions, never on how many of them are prompted.
+
+        Args:
+            volumes_ml: Lesion id to volume in millilitres.
+
+        Returns:
+            Ids that may be prompted and ids that never are, ascending. A single lesion may be prompted.
+        """
+        rng = np.random.default_rng([self.seed, 1])
+        by_size = sorted(volumes_ml, key=lambda lesion: (-volumes_ml[lesion], lesion))
+        promptable: list[int] = []
+        never: list[int] = []
+        for start in range(0, len(by_size) - 1, 2):
+            pair = by_size[start : start + 2]
+            chosen = int(rng.integers(2))
+            promptable.append(pair[chosen])
+            never.append(pair[1 - chosen])
+        if len(by_size) % 2:
+            (promptable if len(by_size) == 1 or rng.integers(2) else never).append(by_size[-1])
+        return sorted(promptable), sorted(never)
+
+    def choose_lesions(self, volumes_ml: Mapping[int, float], count: int) -> list[int]:
+        """Return the ids of the lesions to prompt, in the order in which they are prompted.
+
+        The choice of fewer lesions is always the beginning of the choice of more, so that curves over their number
+        compare like with like.
+
+        Args:
+            volumes_ml: Lesion id to volume in millilitres, of the lesions that may be prompted.
+            count: How many; all of those that the reader sees where there are fewer.
+        """
+        volumes_ml = self._seen(volumes_ml)
+        by_size = sorted(volumes_ml, key=lambda lesion: (-volumes_ml[lesion], lesion))
+        match self.strategy:
+            case "largest":
+                order = by_size
+            case "spread":
+                order = [by_size[rank] for rank in _middle_first(len(by_size))]
+            case "random":
+                order = [sorted(by_size)[i] for i in np.random.default_rng([self.seed, 2]).permutation(len(by_size))]
+        return order[:count]
+
+    def _seen(self, volumes_ml: Mapping[int, float]) -> Mapping[int, float]:
+        """Return the lesions that the reader does not overlook."""
+        overlooked = min(round(self.miss * len(volumes_ml)), len(volumes_ml) - 1)
+        if overlooked <= 0:
+            return volumes_ml
+        order = np.random.default_rng([self.seed, 3]).permutation(sorted(volumes_ml))
+        return {int(lesion): volumes_ml[int(lesion)] for lesion in order[overlooked:]}
+
+
+def _middle_first(count: int) -> list[int]:
+    """Return 0..count-1 so that every beginning is spread out: the middle, then the middles of both sides, ..."""
+    order: list[int] = []
+    spans = [(0, count)]
+    while spans:
+        following: list[tuple[int, int]] = []
+        for start, stop in spans:
+            if start < stop:
+                middle = (start + stop) // 2
+                order.append(middle)
+                following += [(start, middle), (middle + 1, stop)]
+        spans = following
+    return order

@@ -1,0 +1,202 @@
+"""What scores a scan for `mois evaluate`: a model that is prompted, or maps that another system wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mois.errors import DataError
+from mois.evaluation.figures import SubjectReport
+from mois.evaluation.overlays import save_overlay
+from mois.evaluation.predictions import score_predictions
+from mois.evaluation.protocol import evaluate_volume
+from mois.evaluation.run import Evaluation, Score
+from mois.evaluation.settings import ProtocolSettings
+from mois.evaluation.truth import Truth
+from mois.files.atomic import named, one_form
+from mois.geometry import SliceGrid
+from mois.inference.execution import settled
+from mois.inference.segmenter import VolumeSegmenter
+from mois.lesions import components
+from mois.records import Volume
+from mois.scans.dataset_description import FILE_ENDINGS
+from mois.scans.datasets import SubjectFiles
+from mois.scans.image_files import write_volume
+from mois.scans.labels import check_declared, whole_numbers
+from mois.scans.volumes import read_on_grid
+from mois.sharing.bundle import Bundle
+from mois.sharing.provenance import code_version, package_versions
+
+Kind = Literal["semantic", "instance"]
+Maps = Tensor | Mapping[int, Tensor]
+IDS = "give --kind instance if its numbers are those of lesions; else add it to labels there, or set its voxels to 0"
+"""What to do with numbers that are no classes."""
+
+
+def score_by_model(segmenter: VolumeSegmenter) -> Score:
+    """Return what prompts a model, propagates and scores."""
+
+    def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
+        return evaluate_volume(segmenter, volume, settings, out)
+
+    return score
+
+
+def score_maps(predictions: Path, prompted: Path | None, kind: Kind) -> Score:
+    """Return what scores the maps in a folder.
+
+    Args:
+        predictions: Maps SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on.
+        prompted: Folder `prompted` of another run, or None for the system alone.
+        kind: Whether numbers are classes or lesions.
+    """
+
+    def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
+        found = read_maps(predictions, volume)
+        given = None if prompted is None else read_maps(prompted, volume)
+        by_class: Kind = "instance" if isinstance(found, dict) else kind
+        if by_class == "semantic" and volume.declared and isinstance(found, Tensor):
+            check_declared(found.numpy(), volume.declared, map_files(predictions, volume.subject)[0], IDS)
+        report = score_predictions(volume, found, settings, given, kind=by_class)
+        if out is not None:
+            _write(volume, found, report, by_class, out)
+        return report
+
+    return score
+
+
+def map_files(folder: Path, subject: str) -> list[Path]:
+    """Return the maps of a scan: SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on; none where there are none."""
+    whole = [path for ending in FILE_ENDINGS if (path := named(folder / f"{subject}{ending}")).is_file()]
+    start = one_form(subject)
+    return whole or sorted(
+        path
+        for ending in FILE_ENDINGS
+        for path in folder.glob(f"*_class*{ending}")
+        if _class(path) and one_form(path.name).rpartition("_class")[0] == start
+    )
+
+
+def read_maps(folder: Path, volume: Volume) -> Maps:
+    """Return the map of a scan (I, J, K) int32, or one for each class.
+
+    Raises:
+        DataError: If there is none, or one that is not on the scan's grid.
+    """
+    files = map_files(folder, volume.subject)
+    if not files:
+        raise DataError(
+            f"{folder}: no map of scan {volume.subject}; write {volume.subject}.nii.gz (or one file "
+            f"{volume.subject}_class1.nii.gz for each class), an empty one where nothing was found."
+        )
+    by_name = {path.name.removesuffix(_ending(path)): path for path in files}
+    if len(by_name) < len(files):
+        raise DataError(
+            f"{folder}: holds {' and '.join(path.name for path in files)[:200]}, several maps of the same; keep one."
+        )
+    if volume.subject in by_name:
+        return _read(by_name[volume.subject], volume)
+    return {_class(path): _read(path, volume) for path in files}
+
+
+def _read(path: Path, volume: Volume) -> Tensor:
+    values = read_on_grid(path, volume.grid, f"scan {volume.subject}")
+    return torch.from_numpy(whole_numbers(values, path))
+
+
+def _write(volume: Volume, found: Maps, report: SubjectReport, kind: Kind, out: Path) -> None:
+    """Write the lesions of each class as one map, and a picture of them."""
+    grid = SliceGrid.of(volume.shape, volume.affine)
+    truth = Truth.of(volume, grid)
+    image = grid.to_stack(volume.image.float().cpu()).numpy()
+    for one in report.classes:
+        held = found.get(one.target_class) if not isinstance(found, Tensor) else found
+        held = torch.zeros_like(volume.lesions) if held is None else held
+        stack = grid.to_stack(held).numpy()
+        if kind == "semantic":
+            stack = components(stack == one.target_class)
+        name = f"{volume.subject}_class{one.target_class}"
+        write_volume(grid.to_volume(torch.from_numpy(stack)), volume.affine, out / "predictions" / f"{name}.nii.gz")
+        true = truth.only([row.lesion for row in one.lesions])
+        save_overlay(
+            out / "overlays" / f"{name}.png", image, true, stack, one, (grid.row_mm, grid.column_mm), volume.channel
+        )
+
+
+def _ending(path: Path) -> str:
+    return next(ending for ending in FILE_ENDINGS if path.name.endswith(ending))
+
+
+def _class(path: Path) -> int:
+    """Return the class in a file's name, 0 where there is none."""
+    number = path.name.removesuffix(_ending(path)).rpartition("_class")[2]
+    return int(number) if number.isdigit() else 0
+
+
+Scans = Sequence[SubjectFiles]
+
+
+class Common(NamedTuple):
+    """What both ways of evaluating have in common."""
+
+    protocol: ProtocolSettings
+    channel: int
+    instances: bool
+    robustness: bool
+    seed: int
+    title: str
+
+
+def of_bundle(base: Common, bundle: Bundle, trained_on: list[str]) -> Evaluation:
+    """Return how to score a model by itself."""
+    segmenter = bundle.segmenter()
+    identity = bundle.identity.as_dict()
+    precision = settled(segmenter.device, bundle.inference.precision)  # `auto` differs by device
+    inference = {**asdict(bundle.inference), "precision": precision}
+    provenance = {
+        "code": code_version(),
+        "bundle": str(bundle.path),
+        "backbone": identity["backbone"],
+        "trainable_fraction": bundle.provenance.get("trainable_fraction"),
+        "seed": base.seed,
+        "device": str(segmenter.device),
+        "trained_on": trained_on,
+        "packages": package_versions(),
+        "model": identity,
+        "inference": inference,
+        "training": bundle.provenance,
+    }
+    decides = {"code": code_version(), "model": identity, "inference": inference}
+    return Evaluation(
+        score_by_model(segmenter), identity=decides, provenance=provenance, calibration=bundle.calibration,
+        **base._asdict(),
+    )  # fmt: skip
+
+
+def of_maps(
+    base: Common, predictions: Path, prompted: Path | None, kind: Literal["semantic", "instance"], scans: Scans
+) -> Evaluation:
+    """Return how to score the maps of another system, all of which must be there."""
+    for folder in (predictions, prompted):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{folder}: there is no such folder; give one with a map SUBJECT.nii.gz for each scan.")
+    for scan in scans:
+        if not map_files(predictions, scan.subject):
+            read_maps(predictions, scan.read(base.channel))  # says what is missing
+    decides = {"predictions": str(predictions), "prompted_masks": str(prompted or ""), "kind": kind}
+    decides["code"] = code_version()
+    provenance = {"seed": base.seed, **decides, "packages": package_versions()}
+    return Evaluation(
+        score_maps(predictions, prompted, kind),
+        identity=decides,
+        provenance=provenance,
+        more_files=lambda subject: [
+            file for folder in (predictions, prompted) if folder is not None for file in map_files(folder, subject)
+        ],
+        **base._asdict(),
+    )

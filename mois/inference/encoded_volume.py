@@ -1,0 +1,141 @@
+"""A scan as encoded tiles, and what was answered on them put back together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mois.geometry import SliceGrid, TileGrid
+from mois.inference.feature_store import FeatureStore
+from mois.records import Features
+
+OUTSIDE = -20.0
+"""Logit of what no tile has looked at."""
+
+
+@dataclass
+class EncodedVolume:
+    """A scan as tiles with their features; a row is one of them.
+
+    Attributes:
+        grid: The scan's pictures on its own pixels.
+        tiles: How a picture is cut.
+        pictures: (S, h, w) float32, normalised intensities at the model's pixel size, on the CPU.
+        store: The features, by row.
+        row_of: (S, T) int64, row of each tile, -1 where it is air and has not been asked for.
+        places: (N, 2) int64, slice and tile of each row.
+        shown: Rows below this number show some of the body; the others are air that was asked for all the same.
+    """
+
+    grid: SliceGrid
+    tiles: TileGrid
+    pictures: Tensor
+    store: FeatureStore
+    row_of: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    shown: int
+
+    @property
+    def tile_px(self) -> int:
+        """P, edge of a tile."""
+        return self.tiles.tile_px
+
+    def select(self, rows: npt.NDArray[np.int64]) -> Features:
+        """Return the features of some rows, float32; what is not encoded yet is encoded now."""
+        return self.store.select(rows, self.images(rows))
+
+    def images(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Return some rows' tiles (N, P, P) float32, zero beyond a picture's border."""
+        return torch.stack([self.crop(self.pictures[index], tile) for index, tile in self.places[rows].tolist()])
+
+    def row(self, slice_index: int, tile: int) -> int:
+        """Return the row of a tile; one that was taken for air gets a row of its own."""
+        row = int(self.row_of[slice_index, tile])
+        if row < 0:
+            row = len(self.places)
+            self.row_of[slice_index, tile] = row
+            self.places = np.append(self.places, [[slice_index, tile]], axis=0)
+        return row
+
+    def shown_rows(self) -> npt.NDArray[np.int64]:
+        """Return (S, T) int64: rows of the tiles that show some of the body, -1 for air, whatever was asked for."""
+        return np.where(self.row_of < self.shown, self.row_of, -1)
+
+    def corner(self, tile: int) -> tuple[int, int]:
+        """Return the row and column of a tile's first pixel in its picture."""
+        top, left = self.tiles.corners[tile].tolist()
+        return int(top), int(left)
+
+    def crop(self, picture: Tensor, tile: int) -> Tensor:
+        """Return a tile (P, P) of a picture (h, w), zero beyond its border."""
+        top, left = self.corner(tile)
+        part = picture[top : top + self.tile_px, left : left + self.tile_px]
+        return functional.pad(part, (0, self.tile_px - part.shape[1], 0, self.tile_px - part.shape[0]))
+
+    def groups(self, batch_size: int) -> Iterator[tuple[range, npt.NDArray[np.int64]]]:
+        """Yield slices with all their rows but air: as many whole slices as fit a batch, at least one."""
+        row_of = self.shown_rows()
+        count = len(row_of)
+        per_slice = (row_of >= 0).sum(1)
+        start = 0
+        while start < count:
+            stop = start + 1
+            while stop < count and per_slice[start : stop + 1].sum() <= batch_size:
+                stop += 1
+            rows = row_of[start:stop]
+            yield range(start, stop), rows[rows >= 0]
+            start = stop
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Some lesions on the tiles that show them: M answers.
+
+    Attributes:
+        lesion: (M,) int64, position of the lesion among those that were clicked.
+        rows: (M,) int64, rows of an `EncodedVolume`.
+        logits: (M, P / 4, P / 4) float32, on the CPU.
+    """
+
+    lesion: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    logits: Tensor
+
+
+def mask_centre(mask: Tensor) -> tuple[float, float]:
+    """Return the row and column of the centre of mass of a mask (h, w); its middle where it is empty."""
+    weight = mask.float()
+    total = float(weight.sum())
+    if total == 0:
+        return (mask.shape[0] - 1) / 2, (mask.shape[1] - 1) / 2
+    rows = torch.arange(mask.shape[0], dtype=torch.float32)
+    columns = torch.arange(mask.shape[1], dtype=torch.float32)
+    return float((weight.sum(1) * rows).sum()) / total, float((weight.sum(0) * columns).sum()) / total
+
+
+def enlarge(logits: Tensor, tile_px: int) -> Tensor:
+    """Return a decoder's logits (N, P / 4, P / 4) at the pixels of the tile, (N, P, P) float32."""
+    size = (tile_px, tile_px)
+    return functional.interpolate(logits.float().unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def paste(encoded: EncodedVolume, tracked: Tracked) -> tuple[Tensor, Tensor]:
+    """Return the highest logit and its lesion (position + 1) on every pixel, (S, h, w) float32 and int32."""
+    score = torch.full_like(encoded.pictures, OUTSIDE)
+    owner = torch.zeros(encoded.pictures.shape, dtype=torch.int32)
+    for lesion, row, logits in zip(tracked.lesion, tracked.rows, tracked.logits, strict=True):
+        tile_logits = enlarge(logits.unsqueeze(0), encoded.tile_px)[0].clamp(OUTSIDE, -OUTSIDE)
+        slice_index, tile = encoded.places[row].tolist()
+        top, left = encoded.corner(tile)
+        there = score[slice_index, top : top + encoded.tile_px, left : left + encoded.tile_px]
+        own = owner[slice_index, top : top + encoded.tile_px, left : left + encoded.tile_px]
+        part = tile_logits[: there.shape[0], : there.shape[1]]
+        own[part > there] = int(lesion) + 1
+        torch.maximum(there, part, out=there)
+    return score, owner

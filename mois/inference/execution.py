@@ -1,0 +1,115 @@
+"""How a model is run on a volume: in which precision, compiled or not, how much of it at once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mois.records import Features
+
+Precision = Literal["auto", "32", "bf16"]
+
+CACHED_PX = 1 << 17
+"""Pixels that go through a model at once on a CPU: their activations fit its cache, which is a third faster than 32
+tiles of 128 pixels at once."""
+
+
+DRIVER = Path("/proc/driver/nvidia/version")
+"""What NVIDIA's driver writes on Linux."""
+
+
+def chosen_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """Return the device of a name; `auto` is an accelerator where there is one, and the CPU elsewhere.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:1` and so on.
+        local_rank: Number of this process on its machine: with `auto`, each takes an accelerator of its own.
+
+    Raises:
+        ValueError: If it is no device of this machine.
+    """
+    if name == "auto":
+        here = torch.cuda.is_available()
+        return torch.device("cuda", local_rank % torch.cuda.device_count()) if here else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name} is none; choose auto, cpu, cuda, or cuda:1 for the second GPU.") from error
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        reason = f"; {why}" if (why := unused_gpu()) else ""
+        raise ValueError(f"device={name}: torch finds {count} CUDA devices here{reason}; choose auto or cpu.")
+    return device
+
+
+def unused_gpu() -> str | None:
+    """Return in words why an NVIDIA GPU of this machine is not used; None where one is, or where there is none."""
+    if not DRIVER.is_file() or torch.cuda.is_available():
+        return None
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and not any(part.strip() not in ("", "-1") for part in hidden.split(",")):
+        return None  # on purpose
+    if torch.version.cuda is None:
+        return f"there is an NVIDIA driver, but torch {torch.__version__} was built without CUDA; install another torch"
+    return (
+        f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it: the driver is older than CUDA "
+        f"{torch.version.cuda} asks for, or the GPU is not shared with this container; update the driver"
+    )
+
+
+def settled(device: torch.device, precision: Precision) -> Literal["32", "bf16"]:
+    """Return the precision that a device computes in; `auto` is bfloat16 where it is an accelerator that can."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which a model answers."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settled(device, precision) == "bf16")
+
+
+def tiles_at_once(device: torch.device, tile_px: int, most: int) -> int:
+    """Return how many tiles of this edge go through a model at once, at least one."""
+    return most if device.type != "cpu" else max(1, min(most, CACHED_PX // tile_px**2))
+
+
+class Compiled:
+    """An encoder under torch.compile; where that fails, it warns in one line and goes on as it was.
+
+    It is compiled at the second call: the first fills the encoder's own tables, on which a compilation depends. One
+    image is compiled for apart from several, of which there may be any number.
+
+    Args:
+        encode: From images (N, P, P) to their features.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Features]) -> None:
+        self._plain = encode
+        self._fast: Callable[[Tensor], Features] | None = torch.compile(encode)
+        self._called = False
+
+    def __reduce__(self) -> tuple[type[Compiled], tuple[Callable[[Tensor], Features]]]:
+        """A copy compiles anew: what torch.compile made is bound to the weights of the original."""
+        return Compiled, (self._plain,)
+
+    def __call__(self, images: Tensor) -> Features:
+        """Encode images (N, P, P)."""
+        if self._fast is not None and self._called:
+            try:
+                torch._dynamo.maybe_mark_dynamic(images, 0)
+                return self._fast(images)
+            except Exception as error:
+                self._fast = None
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                warnings.warn(
+                    f"inference.compile=true: the encoder cannot be compiled here ({reason}); it runs uncompiled.",
+                    stacklevel=2,
+                )
+        self._called = True
+        return self._plain(images)

@@ -1,0 +1,1 @@
+"""The machine: the processes that share work, interrupts, and full memory."""

@@ -1,0 +1,225 @@
+"""Voxel and lesion metrics: pure functions of arrays on one grid.
+
+Every metric that has nothing to be measured on is NaN, never a flattering 1 and never an undeserved 0: Dice and recall
+where the truth is empty, precision where nothing was found, F1 where both are so. What is found in an empty scan shows
+in the number of false lesions, and in an F1 of 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import nan
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from mois.lesions import InstanceMap, Mask, compact_ids
+
+MATCH_IOU = 0.1
+PANOPTIC_IOU = 0.5
+
+
+def dice(found: Mask, truth: Mask, ignore: Mask | None = None) -> float:
+    """Return the Dice coefficient of two masks.
+
+    Args:
+        found: Any shape, bool.
+        truth: Same shape, bool.
+        ignore: Voxels that count for neither, or None.
+
+    Returns:
+        0 to 1; NaN where the truth (outside `ignore`) is empty.
+    """
+    if ignore is not None:
+        found, truth = found & ~ignore, truth & ~ignore
+    size = int(truth.sum())
+    return 2.0 * int((found & truth).sum()) / (size + int(found.sum())) if size else nan
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which found lesion stands for which true one, one to one.
+
+    Attributes:
+        pairs: True id to found id.
+        missed: Ids of true lesions that nothing stands for.
+        false: Ids of found lesions that stand for nothing.
+        ignored: Ids of found lesions that count for nothing: unmatched, and more than half lies in what is ignored.
+    """
+
+    pairs: dict[int, int]
+    missed: tuple[int, ...]
+    false: tuple[int, ...]
+    ignored: tuple[int, ...]
+
+    @property
+    def precision(self) -> float:
+        """Share of the found lesions that are true; NaN where nothing was found."""
+        found = len(self.pairs) + len(self.false)
+        return len(self.pairs) / found if found else nan
+
+    @property
+    def recall(self) -> float:
+        """Share of the true lesions that were found; NaN where there are none."""
+        true = len(self.pairs) + len(self.missed)
+        return len(self.pairs) / true if true else nan
+
+    @property
+    def f1(self) -> float:
+        """2 TP / (2 TP + FP + FN); NaN where there is neither a true nor a found lesion."""
+        total = 2 * len(self.pairs) + len(self.false) + len(self.missed)
+        return 2 * len(self.pairs) / total if total else nan
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many voxels each found lesion (F of them) shares with each true one (L of them): made once, read many times.
+
+    Attributes:
+        found_ids: (F,) int32, ascending.
+        true_ids: (L,) int32, ascending.
+        shared: (F, L) int64 voxels.
+        found_voxels: (F,) int64, voxels outside what is ignored.
+        ignored_voxels: (F,) int64, voxels inside it.
+        true_voxels: (L,) int64.
+    """
+
+    found_ids: npt.NDArray[np.int32]
+    true_ids: npt.NDArray[np.int32]
+    shared: npt.NDArray[np.int64]
+    found_voxels: npt.NDArray[np.int64]
+    ignored_voxels: npt.NDArray[np.int64]
+    true_voxels: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, found: InstanceMap, truth: InstanceMap, ignore: Mask | None = None) -> Overlap:
+        """Count the voxels in one pass.
+
+        Args:
+            found: Instance map of any shape, int32, 0 is background.
+            truth: Instance map, same shape.
+            ignore: Voxels of `found` that count for nothing, bool, or None. Voxels of the truth always count.
+        """
+        where = np.flatnonzero((found != 0) | (truth != 0))
+        found_at, true_at = found.reshape(-1)[where], truth.reshape(-1)[where]
+        found_ids, rows = compact_ids(found_at)
+        true_ids, columns = compact_ids(true_at)
+        hidden = np.zeros(len(where), dtype=np.int64)
+        if ignore is not None:
+            hidden = (ignore.reshape(-1)[where] & (true_at == 0)).astype(np.int64)
+        # One cell per (ignored or not, found id, true id); row and column 0 are background.
+        cells = (hidden * len(found_ids) + rows) * len(true_ids) + columns
+        table = np.bincount(cells, minlength=2 * len(found_ids) * len(true_ids))
+        counted, ignored = table.reshape(2, len(found_ids), len(true_ids)).astype(np.int64)
+        return cls(
+            found_ids=found_ids[1:],
+            true_ids=true_ids[1:],
+            shared=counted[1:, 1:],
+            found_voxels=counted[1:].sum(1),
+            ignored_voxels=ignored[1:].sum(1),
+            true_voxels=counted[:, 1:].sum(0),
+        )
+
+    def dice(self) -> float:
+        """Return the voxel Dice of all that was found against all that is true; NaN where nothing is true."""
+        size = int(self.true_voxels.sum())
+        return 2.0 * int(self.shared.sum()) / (size + int(self.found_voxels.sum())) if size else nan
+
+    def panoptic_quality(self, min_iou: float = PANOPTIC_IOU) -> float:
+        """Return the IoU of the matched pairs, over the pairs and half of what is false or missed.
+
+        Returns:
+            0 to 1; NaN where there is neither a true nor a found lesion.
+
+        Source: Kirillov et al., Panoptic Segmentation, CVPR 2019, equation 1.
+        """
+        matches = self.match(min_iou)
+        total = len(matches.pairs) + (len(matches.false) + len(matches.missed)) / 2
+        if not total:
+            return nan
+        pairs = [
+            (np.searchsorted(self.found_ids, found), np.searchsorted(self.true_ids, true))
+            for true, found in matches.pairs.items()
+        ]
+        iou = self.iou()
+        return float(sum(iou[pair] for pair in pairs)) / total
+
+    def volume_error_ml(self, voxel_ml: float) -> float:
+        """Return the found volume minus the true one, in millilitres."""
+        return (int(self.found_voxels.sum()) - int(self.true_voxels.sum())) * voxel_ml
+
+    def volume_error_percent(self) -> float:
+        """Return the found volume minus the true one, in percent of the true one; NaN where nothing is true."""
+        size = int(self.true_voxels.sum())
+        return 100 * (int(self.found_voxels.sum()) - size) / size if size else nan
+
+    def iou(self) -> npt.NDArray[np.float64]:
+        """Return the intersection over union of every pair, (F, L)."""
+        union = self.found_voxels[:, None] + self.true_voxels[None] - self.shared
+        return np.asarray(self.shared / np.maximum(union, 1), dtype=np.float64)
+
+    def lesion_dice(self) -> npt.NDArray[np.float64]:
+        """Return the Dice of every pair, (F, L)."""
+        both = self.found_voxels[:, None] + self.true_voxels[None]
+        return np.asarray(2.0 * self.shared / np.maximum(both, 1), dtype=np.float64)
+
+    def apart(self) -> set[int]:
+        """Return the found lesions that share no voxel with any true one."""
+        return set(self.found_ids[~(self.shared > 0).any(1)].tolist())
+
+    def match(self, min_iou: float = MATCH_IOU) -> Matches:
+        """Pair found and true lesions one to one, with the greatest sum of IoU among pairs of at least `min_iou`.
+
+        One blob over five lesions matches one of them at most, and one lesion found in five pieces matches one piece.
+        """
+        iou = self.iou()
+        good = np.where(iou >= min_iou, iou, 0.0)
+        candidates = np.flatnonzero(good.any(1))
+        rows, columns = linear_sum_assignment(good[candidates], maximize=True)
+        kept = good[candidates[rows], columns] > 0
+        found = self.found_ids[candidates[rows]]
+        pairs = {int(self.true_ids[c]): int(f) for f, c in zip(found[kept], columns[kept], strict=True)}
+        unmatched = ~np.isin(self.found_ids, list(pairs.values()))
+        outside = self.found_voxels < self.ignored_voxels
+        return Matches(
+            pairs=pairs,
+            missed=tuple(int(lesion) for lesion in self.true_ids if int(lesion) not in pairs),
+            false=tuple(self.found_ids[unmatched & ~outside].tolist()),
+            ignored=tuple(self.found_ids[unmatched & outside].tolist()),
+        )
+
+
+def match_lesions(
+    found: InstanceMap, truth: InstanceMap, ignore: Mask | None = None, min_iou: float = MATCH_IOU
+) -> Matches:
+    """Pair the lesions of two instance maps one to one; see `Overlap.match`."""
+    return Overlap.of(found, truth, ignore).match(min_iou)
+
+
+def lesion_f1(found: InstanceMap, truth: InstanceMap, ignore: Mask | None = None, min_iou: float = MATCH_IOU) -> float:
+    """Return the lesion F1 of two instance maps; see `Matches.f1`."""
+    return match_lesions(found, truth, ignore, min_iou).f1
+
+
+def any_overlap(found: InstanceMap, truth: InstanceMap) -> Matches:
+    """Return matches by the paper's rule: a true lesion of which any voxel is found counts, whatever else is found.
+
+    One blob over everything has an F1 of 1. For comparison with the paper's table only.
+
+    Returns:
+        Matches in which `pairs` gives each true lesion one found lesion that touches it, several may share one.
+    """
+    overlap = Overlap.of(found, truth)
+    touch = overlap.shared > 0
+    pairs = {
+        int(lesion): int(overlap.found_ids[column.argmax()])
+        for lesion, column in zip(overlap.true_ids, touch.T, strict=True)
+        if column.any()
+    }
+    return Matches(
+        pairs=pairs,
+        missed=tuple(int(lesion) for lesion in overlap.true_ids if int(lesion) not in pairs),
+        false=tuple(overlap.found_ids[~touch.any(1)].tolist()),
+        ignored=(),
+    )

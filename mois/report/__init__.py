@@ -1,0 +1,1 @@
+"""Pages, charts and pictures of what evaluations, trainings and sessions measured."""

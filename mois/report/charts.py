@@ -1,0 +1,287 @@
+"""Figures of reports as inline pictures: every one says what its numbers are, and how sure."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from mois.report.results import Leaf
+
+# Okabe and Ito's palette, told apart by readers of any colour vision, the darker ones first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+LINES = ("solid", "dashed", "dotted")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+WORD_COLOURS = {"right": "#009E73", "wrong": "#D55E00", "swapped": "#56B4E9", "no_exemplars": "#888888"}
+SPELLED = {
+    "volume_error_ml": "volume error, ml",
+    "volume_error_percent": "volume error, %",
+    "volume_absolute_error_percent": "absolute volume error, %",
+    r"surface_dice_(\S+?)mm": r"surface Dice at \1 mm",
+    "fp_per_scan": "false lesions per scan",
+    "dice": "Dice",
+    "f1": "F1",
+}
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "mois",  # the same picture, byte for byte
+    "text.parse_math": False,  # names of results may hold $
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8f98",
+    "axes.labelcolor": "#3a3f47",
+    "xtick.color": "#3a3f47",
+    "ytick.color": "#3a3f47",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8eb",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+}
+
+Series = Sequence[tuple[float, Leaf]]
+"""Points of a curve: where on the horizontal axis, and the figure there."""
+
+
+def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, from_zero: bool = True) -> str:
+    """Draw curves with their 95 % intervals.
+
+    Args:
+        series: Name of each curve and its points; what was not measured is left out.
+        x_label: What is counted along the horizontal axis.
+        y_label: What the figures are.
+        from_zero: Whether the vertical axis is that of a share, 0 to 1.
+
+    Returns:
+        The picture as a data URI.
+    """
+    with rc_context(STYLE):
+        figure, axes = _canvas(5.2, 3.5)
+        ticks = sorted({x for points in series.values() for x, _ in points})
+        place = {x: float(at) for at, x in enumerate(ticks)}  # evenly: 1, 3, 5, 10, 20 would crowd at the left
+        words = list(dict.fromkeys(name.partition(",")[0] for name in series))
+        for name, points in series.items():
+            number = words.index(name.partition(",")[0])  # one word, one colour; its variants differ in line and marker
+            variant = [other for other in series if other.partition(",")[0] == words[number]].index(name)
+            kept = [(place[x], leaf) for x, leaf in points if leaf.mean is not None]
+            if not kept:
+                continue
+            colour = WORD_COLOURS.get(words[number], COLOURS[number % len(COLOURS)])
+            axes.plot(
+                [x for x, _ in kept],
+                [leaf.mean or 0.0 for _, leaf in kept],
+                color=colour,
+                marker=MARKERS[(number + variant) % len(MARKERS)],
+                markersize=5,
+                linewidth=1.8,
+                linestyle=LINES[variant % len(LINES)],
+                label=spoken(name),
+            )
+            banded = [(x, leaf.low, leaf.high) for x, leaf in kept if leaf.low is not None and leaf.high is not None]
+            if banded:
+                across, low, high = np.array(banded).T
+                axes.fill_between(across, low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.set_xticks(list(place.values()), [f"{x:g}" for x in ticks])
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if from_zero:
+            _share_axis(axes)
+        if len(series) > 1:
+            legend_above(figure, 2 if len(series) < 5 else 3)
+        return _data_uri(figure)
+
+
+def bars(groups: Mapping[str, Mapping[str, Leaf]], y_label: str, *, share: bool = True) -> str:
+    """Draw bars with their 95 % intervals, side by side in groups.
+
+    Args:
+        groups: Name of each group; in it the name of each bar and its figure.
+        y_label: What the figures are.
+        share: Whether the vertical axis is that of a share, 0 to 1.
+    """
+    with rc_context(STYLE):
+        names = list(dict.fromkeys(name for group in groups.values() for name in group))
+        figure, axes = _canvas(max(3.8, 1.2 + 0.48 * len(names) * len(groups)), 3.2)
+        width = 0.8 / max(1, len(names))
+        for number, name in enumerate(names):
+            colour = WORD_COLOURS.get(name, COLOURS[number % len(COLOURS)])
+            labelled = False
+            for place, group in enumerate(groups.values()):
+                leaf = group.get(name)
+                if leaf is None or leaf.mean is None:
+                    continue
+                x = place - 0.4 + width * (number + 0.5)
+                axes.bar(x, leaf.mean, width * 0.9, color=colour, label=None if labelled else spoken(name))
+                labelled = True
+                top = leaf.mean
+                if leaf.low is not None and leaf.high is not None:
+                    axes.plot([x, x], [leaf.low, leaf.high], color="#22262b", linewidth=1.2, solid_capstyle="butt")
+                    top = leaf.high
+                axes.annotate(
+                    f"{leaf.mean:.2f}", (x, top), (0, 3), textcoords="offset points", ha="center", fontsize=7.5
+                )
+        axes.set_xticks(range(len(groups)), [spoken(name) for name in groups])
+        axes.tick_params(axis="x", length=0)
+        axes.grid(axis="x", visible=False)
+        axes.set_ylabel(y_label)
+        if share:
+            _share_axis(axes)
+        if len(names) > 1:
+            legend_above(figure, min(len(names), 4))
+        return _data_uri(figure)
+
+
+def forest(rows: Mapping[str, Leaf], x_label: str) -> str:
+    """Draw differences with their 95 % intervals about a line at nothing.
+
+    Args:
+        rows: What is compared, and the difference.
+        x_label: What the differences are of.
+    """
+    with rc_context(STYLE):
+        kept = {name: leaf for name, leaf in rows.items() if leaf.mean is not None}
+        figure, axes = _canvas(6.4, 0.9 + 0.34 * max(1, len(kept)))
+        axes.axvline(0, color="#22262b", linewidth=1)
+        for place, leaf in enumerate(kept.values()):
+            clear = leaf.low is not None and leaf.high is not None and (leaf.low > 0 or leaf.high < 0)
+            colour = COLOURS[0] if clear else "#8a8f98"
+            if leaf.low is not None and leaf.high is not None:
+                axes.plot([leaf.low, leaf.high], [place, place], color=colour, linewidth=2)
+            axes.plot([leaf.mean or 0.0], [place], "o", color=colour, markersize=6)
+        axes.set_yticks(range(len(kept)), [spoken(name) for name in kept])
+        axes.set_ylim(len(kept) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(x_label)
+        return _data_uri(figure)
+
+
+def reliability(confidence: Sequence[float], hits: Sequence[bool], x_label: str, bins: int = 10) -> str:
+    """Draw how often a found lesion is one, by how confident the model is of it.
+
+    Args:
+        confidence: Of each found lesion, 0 to 1.
+        hits: Whether there is one.
+        x_label: What the confidence is.
+        bins: Equal parts of 0 to 1; each point says how many lesions it is of.
+    """
+    given, hit = np.asarray(confidence, dtype=np.float64), np.asarray(hits, dtype=np.float64)
+    at = np.clip((given * bins).astype(int), 0, bins - 1)
+    counts = np.bincount(at, minlength=bins)
+    filled = np.flatnonzero(counts)
+    mean = np.bincount(at, given, bins)[filled] / counts[filled]
+    share = np.bincount(at, hit, bins)[filled] / counts[filled]
+    with rc_context(STYLE):
+        figure, axes = _canvas(4.6, 4.0)
+        axes.plot([0, 1], [0, 1], color="#8a8f98", linewidth=1, linestyle="dashed", label="calibrated")
+        low, high = _wilson(share, counts[filled])
+        axes.vlines(mean, low, high, color=COLOURS[0], linewidth=1.2)
+        axes.plot(mean, share, marker="o", color=COLOURS[0], linewidth=1.8, label="found lesions")
+        for x, y, count in zip(mean, share, counts[filled], strict=True):
+            axes.annotate(
+                str(count), (x, y), (6, -9 if y > 0.05 else 4), textcoords="offset points", fontsize=7, color="#3a3f47"
+            )
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("share that are lesions")
+        axes.legend(loc="upper left")
+        return _data_uri(figure)
+
+
+def timing(seconds: Mapping[str, Sequence[float]]) -> str:
+    """Draw seconds per scan by step, as mean and span over the scans."""
+    with rc_context(STYLE):
+        steps = [(step, values) for step, values in seconds.items() if values]
+        figure, axes = _canvas(6.4, 0.9 + 0.3 * max(1, len(steps)))
+        for place, (_, values) in enumerate(steps):
+            mean = float(np.mean(values))
+            axes.barh(place, mean, 0.62, color=COLOURS[0])
+            axes.plot([min(values), max(values)], [place, place], color="#22262b", linewidth=1.2)
+            axes.annotate(
+                f"{mean:.2f}", (max(values), place), (4, 0), textcoords="offset points", va="center", fontsize=7.5
+            )
+        axes.set_yticks(range(len(steps)), [spoken(step) for step, _ in steps])
+        axes.set_ylim(len(steps) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("seconds per scan (bar: mean, line: fastest to slowest)")
+        return _data_uri(figure)
+
+
+def sizes(volumes_ml: Sequence[float], quality: Sequence[float], found: Sequence[bool], y_label: str) -> str:
+    """Draw every unprompted lesion by its volume and how well it was found."""
+    with rc_context(STYLE):
+        figure, axes = _canvas(5.0, 3.5)
+        volume, score, hit = np.asarray(volumes_ml), np.asarray(quality), np.asarray(found, dtype=bool)
+        for name, chosen, colour, marker in (("found", hit, "#009E73", "o"), ("missed", ~hit, "#D55E00", "x")):
+            if chosen.any():
+                axes.scatter(
+                    volume[chosen], score[chosen], s=16, c=colour, marker=marker, alpha=0.7, linewidths=1.1,
+                    label=f"{name} ({int(chosen.sum())})", clip_on=False,
+                )  # fmt: skip
+        axes.set_xscale("log")
+        for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            set_formatter(_PlainNumbers())
+        axes.set_xlabel("true volume of the lesion in ml")
+        axes.set_ylabel(y_label)
+        _share_axis(axes)
+        legend_above(figure, 2)
+        return _data_uri(figure)
+
+
+class _PlainNumbers(LogFormatter):
+    """Labels those ticks that matplotlib would label, without the math of its powers, which STYLE switches off."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def spoken(name: str) -> str:
+    """Return a key as words."""
+    for key, words in SPELLED.items():
+        name = re.sub(rf"(?<![a-z]){key}(?![a-z])", words, name)
+    return name.replace("_", " ")
+
+
+def legend_above(figure: Figure, most: int) -> None:
+    """Put the legend above the axes, in as many columns, up to `most`, as the figure is wide enough for."""
+    for columns in range(most, 0, -1):
+        legend = figure.legend(loc="outside upper left", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots()
+
+
+def _share_axis(axes: Axes) -> None:
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks(np.linspace(0, 1, 6))
+
+
+def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return Wilson's 95 % interval of a share."""
+    z = 1.96
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return middle - half, middle + half
+
+
+def _data_uri(figure: Figure) -> str:
+    """Return a figure as SVG that an <img> shows: its ids cannot clash with those of another."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

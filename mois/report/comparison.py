@@ -1,0 +1,308 @@
+"""Several results on the same scans side by side: paired differences per patient, with intervals and tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+from mois.evaluation.settings import BINS_ML, surface_key
+from mois.evaluation.statistics import holm, leaf, paired_test
+from mois.files.atomic import write_text
+from mois.metrics.surface import SURFACE_MM
+from mois.report import charts
+from mois.report.charts import spoken
+from mois.report.page import Page, Part, Picture, Record, Section, Sides, Table, text_of, write_page
+from mois.report.results import METRICS, Leaf, Results
+from mois.sharing.remarks import FALL, does_harm
+
+FIGURES: dict[str, tuple[str, ...]] = {
+    "unprompted_dice": ("unprompted", "dice"),
+    "unprompted_f1": ("unprompted", "f1"),
+    "unprompted_fp_per_scan": ("unprompted", "fp_per_scan"),
+    "scan_dice": ("scan_dice",),
+}
+"""What is compared and tested: name to its place in an entry of `subjects`; the first is the primary one."""
+SHOWN: dict[str, tuple[str, ...]] = {
+    **FIGURES,
+    "unprompted_precision": ("unprompted", "precision"),
+    "unprompted_recall": ("unprompted", "recall"),
+    "unprompted_false_apart": ("unprompted", "false_apart"),
+    "unprompted_fragments": ("unprompted", "fragments"),
+    "prompted_dice": ("prompted", "dice"),
+    "scan_f1": ("scan", "f1"),
+    "right": ("conditioning", "right"),
+    "wrong": ("conditioning", "wrong"),
+    "swapped": ("conditioning", "swapped"),
+    "no_exemplars": ("conditioning", "no_exemplars"),
+    "exemplar_gain": ("conditioning", "exemplar_gain"),
+}
+LATER = {"surface_mm": SURFACE_MM, "bins_ml": list(BINS_ML)}
+"""Settings that older results do not hold, and what they were then."""
+PROTOCOL = ("prompted", "clicks", "masks", "reader", "target_class", "margin_px", *LATER)
+"""Settings in which compared results should agree."""
+
+
+def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
+    """Compare results, each with each, on the scans that all of them have.
+
+    Args:
+        results: Name of each and what its folder holds; two or more.
+        seed: Of the bootstrap.
+
+    Returns:
+        What stands in compare.json. `scans`: those that all have; `left_out`: others, by name of the result.
+        `truth_differs`: scans of which the results count different numbers of true lesions.
+        `protocol_differences`: setting to its value in each result, where they differ. `runs`: the figures of each, as
+        leaves over the common scans. `remarks`: what is wrong with one of them, or worse than in the one before it, in
+        sentences. `comparisons`: for each pair and each of `FIGURES` the leaf of second minus first,
+        `patients`, the two-sided Wilcoxon `p` over patients, and `p_holm`, corrected for all tests in the list.
+
+    Raises:
+        ValueError: If there are fewer than two results, or no scan is in all of them.
+    """
+    if len(results) < 2:
+        raise ValueError(
+            f"compare needs two or more results, got {len(results)}; give the folders of their metrics.json."
+        )
+    tables = {name: {one["subject"]: one for one in of.metrics["subjects"]} for name, of in results.items()}
+    first = next(iter(tables.values()))
+    scans = [subject for subject in first if all(subject in table for table in tables.values())]
+    if not scans:
+        raise ValueError(f"no scan is in all of {', '.join(results)}; evaluate them on the same --data and --split.")
+    patients = {subject: first[subject]["patient"] for subject in scans}
+
+    def values(name: str, place: tuple[str, ...]) -> list[tuple[str, float | None]]:
+        return [(patients[subject], _at(tables[name][subject], place)) for subject in scans]
+
+    shown = _shown(results)
+    comparisons: list[dict[str, Any]] = []
+    for figure, place in FIGURES.items():
+        for one, other in combinations(results, 2):
+            pairs = zip(values(one, place), values(other, place), strict=True)
+            test = paired_test([(patient, old, new) for (patient, old), (_, new) in pairs], seed=seed)
+            if test["n"]:
+                comparisons.append({"figure": figure, "first": one, "second": other, **test})
+    for entry, corrected in zip(comparisons, holm([entry["p"] for entry in comparisons]), strict=True):
+        entry["p_holm"] = corrected
+    runs = {
+        name: {
+            "folder": str(of.folder),
+            **{figure: leaf(values(name, place), seed=seed) for figure, place in shown.items()},
+        }
+        for name, of in results.items()
+    }
+    return {
+        "scans": scans,
+        "patients": len(set(patients.values())),
+        "left_out": {name: sorted(set(table) - set(scans)) for name, table in tables.items()},
+        "truth_differs": [scan for scan in scans if len({table[scan]["lesions"] for table in tables.values()}) > 1],
+        "protocol_differences": _differences({name: of.metrics["protocol"] for name, of in results.items()}),
+        "runs": runs,
+        "remarks": _remarks(runs),
+        "comparisons": comparisons,
+    }
+
+
+def named_results(folders: Sequence[Path], names: Sequence[str] | None = None) -> dict[str, Results]:
+    """Read folders of results under names.
+
+    Args:
+        folders: Each with a metrics.json, or of a training that was tested: its results are in `test`.
+        names: One for each; None takes the parts of their paths in which they differ.
+
+    Raises:
+        ValueError: If there are not as many different names as folders, or a folder holds no results.
+    """
+    folders = [_tested(folder) for folder in folders]
+    if names is not None and (len(names) != len(folders) or len(set(names)) != len(folders)):
+        raise ValueError(f"names={list(names)}: give a different one for each of {len(folders)} folders.")
+    if len({folder.resolve() for folder in folders}) != len(folders):
+        raise ValueError("the same folder is given twice; a result is not compared with itself.")
+    chosen = list(names) if names is not None else _names(folders)
+    return {name: Results.read(folder) for name, folder in zip(chosen, folders, strict=True)}
+
+
+def write_comparison(out: Path, results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
+    """Write compare.json and compare.html; return what stands in compare.json.
+
+    Raises:
+        ValueError: As `compare` does.
+    """
+    found = compare(results, seed=seed)
+    write_text(out / "compare.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    sections = [
+        Section("Figures", _figures(found), "Means over the scans that all have; 95 % intervals over patients."),
+        Section(
+            "Differences",
+            _comparisons(found),
+            "Second minus first, scan by scan, with the 95 % interval of a bootstrap over patients; Wilcoxon's signed-"
+            "rank test on the patients' mean differences, p corrected by Holm for all tests in the table.",
+        ),
+        Section("Prompted lesions", _curves(results), "Scored on lesions that are never prompted; 0 is no exemplars."),
+        Section("By size of lesion", _sizes(results)),
+        Section("What was compared", [Record("compare.json", json.dumps(found, indent=2))]),
+    ]
+    lead = f"{len(found['scans'])} scans of {found['patients']} patients: {', '.join(results)}."
+    page = Page("Comparison", lead, [part for part in sections if part.parts], (), _alarms(found))
+    write_page(out / "compare.html", page)
+    return found
+
+
+def _at(entry: Mapping[str, Any], place: tuple[str, ...]) -> float | None:
+    part: Any = entry
+    for name in place:
+        part = part.get(name) if isinstance(part, Mapping) else None
+    return None if part is None else float(part)
+
+
+def _shown(results: Mapping[str, Results]) -> dict[str, tuple[str, ...]]:
+    """Return `SHOWN` with the surface Dice, whose tolerance is part of its name, where all results have the same."""
+    tolerances = {of.metrics["protocol"].get("surface_mm", SURFACE_MM) for of in results.values()}
+    keys = [surface_key(tolerance) for tolerance in tolerances]
+    return SHOWN | ({f"unprompted_{keys[0]}": ("unprompted", keys[0])} if len(keys) == 1 else {})
+
+
+def _remarks(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return where exemplars do harm, and where clicks are answered worse than in the result before."""
+    means = {name: {figure: run[figure]["mean"] for figure in SHOWN} for name, run in runs.items()}
+    said = [
+        f"In {name} the exemplars do harm: right is {of['right']:.3f}, no_exemplars {of['no_exemplars']:.3f}."
+        for name, of in means.items()
+        if does_harm(of["right"], of["no_exemplars"])
+    ]
+    for (one, old), (other, new) in pairwise(means.items()):
+        clicks = old["prompted_dice"], new["prompted_dice"]
+        if None not in clicks and clicks[1] < clicks[0] - FALL:
+            said.append(f"Clicks are answered worse in {other} than in {one}: {clicks[1]:.2f}, not {clicks[0]:.2f}.")
+    return said
+
+
+def _differences(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {key: {name: of.get(key, LATER.get(key)) for name, of in protocols.items()} for key in PROTOCOL}
+    return {
+        key: given
+        for key, given in found.items()
+        if any(value != next(iter(given.values())) for value in given.values())
+    }
+
+
+def _tested(folder: Path) -> Path:
+    """Return where the results of a folder are: of a run in what `train.py test` wrote there."""
+    within = folder / "test"
+    return within if not (folder / METRICS).is_file() and (within / METRICS).is_file() else folder
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that tell them apart, without the ends that all have in common."""
+    parts = [list(folder.resolve().parts) for folder in folders]
+    while len({one[-1] for one in parts}) == 1 and min(len(one) for one in parts) > 1:
+        parts = [one[:-1] for one in parts]
+    length = 1
+    while len({tuple(one[-length:]) for one in parts}) < len(parts):
+        length += 1
+    return ["/".join(one[-length:]) for one in parts]
+
+
+def _figures(found: Mapping[str, Any]) -> list[Part]:
+    runs: Mapping[str, Mapping[str, Any]] = found["runs"]
+    names = [name for name in next(iter(runs.values())) if name != "folder"]
+    kept = [name for name in names if any(run[name]["mean"] is not None for run in runs.values())]
+    rows = [[spoken(name), *(_cell(Leaf.of(run[name])) for run in runs.values())] for name in kept]
+    drawn = {
+        name: {run: Leaf.of(of[name]) for run, of in runs.items()}
+        for name in ("unprompted_dice", "unprompted_f1", "scan_dice")
+    }
+    return [Table(("", *runs), rows), Picture(charts.bars(drawn, "mean over scans"), "")]
+
+
+def _cell(given: Leaf) -> str:
+    if given.mean is None:
+        return text_of(None)
+    return f"{given.mean:.2f}" + ("" if given.low is None else f" ({given.low:.2f} to {given.high:.2f})")
+
+
+def _comparisons(found: Mapping[str, Any]) -> list[Part]:
+    entries: Sequence[Mapping[str, Any]] = found["comparisons"]
+    rows: list[list[str]] = []
+    for figure in FIGURES:
+        of = [entry for entry in entries if entry["figure"] == figure]
+        rows += [[spoken(figure)]] if of else []
+        rows += [
+            [pair(e), signed(Leaf.of(e)), str(e["n"]), str(e["patients"]), p_text(e["p"]), p_text(e["p_holm"])]
+            for e in of
+        ]
+    if not rows:
+        return []
+    patients = found["patients"]
+    note = f"With {patients} patients p cannot be below {min(1.0, 2 / 2**patients):.2g}." if patients < 10 else ""
+    table = Table(("", "difference", "scans", "patients", "p", "p, Holm"), rows, note=note)
+    primary = {pair(entry): Leaf.of(entry) for entry in entries if entry["figure"] == next(iter(FIGURES))}
+    return [Picture(charts.forest(primary, "difference of unprompted Dice"), ""), table]
+
+
+def pair(entry: Mapping[str, Any]) -> str:
+    """Return which result is taken from which."""
+    return f"{entry['second']} minus {entry['first']}"
+
+
+def signed(given: Leaf) -> str:
+    """Return a difference with its interval."""
+    if given.mean is None:
+        return text_of(None)
+    return f"{given.mean:+.3f}" + ("" if given.low is None else f" ({given.low:+.3f} to {given.high:+.3f})")
+
+
+def p_text(p: float | None) -> str:
+    """Return a p value."""
+    return text_of(None) if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _curves(results: Mapping[str, Results]) -> list[Part]:
+    pictures: list[Part] = []
+    for figure, label in (("right", "Dice"), ("f1", "F1")):
+        series: dict[str, list[tuple[float, Leaf]]] = {}
+        for name, of in results.items():
+            points = (of.metrics.get("curve") or {}).get("points") or []
+            clicks = min((point["clicks"] for point in points), default=0)
+            chosen = [(float(p["count"]), Leaf.of(p[figure])) for p in points if p["clicks"] == clicks]
+            if any(given.mean is not None for _, given in chosen):
+                series[name] = chosen
+        if series:
+            pictures.append(Picture(charts.curves(series, "prompted lesions of the class", label), ""))
+    return [Sides(pictures)] if pictures else []
+
+
+def _sizes(results: Mapping[str, Results]) -> list[Part]:
+    bins = list(dict.fromkeys(size for of in results.values() for size in of.metrics["summary"].get("by_size", {})))
+    drawn = {
+        f"{size} ml": {
+            name: Leaf.of(of.metrics["summary"]["by_size"][size]["recall"])
+            for name, of in results.items()
+            if size in of.metrics["summary"].get("by_size", {})
+        }
+        for size in bins
+    }
+    caption = "Share of the unprompted lesions of a size that were found, over all scans of each result."
+    return [Picture(charts.bars(drawn, "recall"), caption)] if drawn else []
+
+
+def _alarms(found: Mapping[str, Any]) -> list[str]:
+    alarms = list(found["remarks"])
+    if found["protocol_differences"]:
+        told = "; ".join(
+            f"{key}: " + ", ".join(f"{name} {value}" for name, value in given.items())
+            for key, given in found["protocol_differences"].items()
+        )
+        alarms.append(f"The protocols differ ({told}), so that differences are not those of the models alone.")
+    if found["truth_differs"]:
+        alarms.append(
+            f"The runs count different lesions in {', '.join(found['truth_differs'][:10])}: not the same data."
+        )
+    left = {name: scans for name, scans in found["left_out"].items() if scans}
+    if left:
+        told = ", ".join(f"{len(scans)} of {name}" for name, scans in left.items())
+        alarms.append(f"Scans that not all have are left out of figures and differences: {told}.")
+    return alarms

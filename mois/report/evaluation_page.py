@@ -1,0 +1,182 @@
+"""report.html: what a folder of results says, for somebody who was not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mois.evaluation.run import Evaluation
+from mois.report.lesion_pictures import draw_worst_lesions
+from mois.report.page import Page, Section, Tile, interval_of, text_of, write_page
+from mois.report.results import Results
+from mois.report.sections import (
+    bins,
+    conditioning,
+    confidence,
+    curves,
+    figures,
+    overlays,
+    provenance,
+    robustness,
+    scans,
+    timing,
+    worst_lesions,
+)
+from mois.scans.datasets import SubjectFiles
+from mois.sharing.remarks import COMPARED, does_harm, of_trained_on, remarks, told_worse
+
+TILES = (
+    (("unprompted", "dice"), "Unprompted Dice"),
+    (("unprompted", "f1"), "Unprompted F1"),
+    (("unprompted", "fp_per_scan"), "False lesions per scan"),
+    (("prompted", "dice"), "Prompted Dice"),
+    (("scan_dice",), "Whole-scan Dice"),
+)
+WHAT_THEY_DECIDE = (
+    "Dice on one set of lesions that is never prompted. If right is no better than wrong, the model ignores what it is "
+    "shown."
+)
+TAKES_NONE = (
+    "Dice on one set of lesions that is never prompted. This system takes no exemplars, so that right and no_exemplars "
+    "are one number."
+)
+_IGNORES = 0.8
+"""Share of `right` from which `wrong` is an alarm."""
+
+
+def write_report(folder: Path, title: str = "") -> Path:
+    """Write `report.html` from what a folder of results holds: metrics.json, its tables, `overlays`.
+
+    Args:
+        folder: Written by `mois evaluate` or `train.py test`.
+        title: Of the page; the folder's name where none is given.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If the folder holds no results.
+    """
+    results = Results.read(folder)
+    sections = [
+        Section(
+            "Figures",
+            figures(results),
+            "Means over scans, in brackets 95 % bootstrap intervals over patients. Unprompted lesions, which the "
+            "reader has not touched, are scored apart: the prompted ones are taken out of truth and answer. A dash is "
+            "what could not be measured.",
+        ),
+        Section("What the exemplars decide", conditioning(results), _on_exemplars(results)),
+        Section(
+            "Prompted lesions and clicks",
+            curves(results),
+            "Every point is scored on the same lesions, which are never prompted; 0 is without exemplars. Bands: 95 % "
+            "intervals over patients.",
+        ),
+        Section("By kind of lesion", bins(results), "Unprompted lesions only."),
+        Section("Best, median and worst scan", overlays(results)),
+        Section("Worst lesions", worst_lesions(results)),
+        Section("Confidence", confidence(results)),
+        Section(
+            "Other scanners",
+            robustness(results),
+            "The same scans, changed as another scanner might change them, read with the same clicks. A difference is "
+            "drawn in colour where its interval leaves out 0.",
+        ),
+        Section("Time", timing(results)),
+        Section("Scans", scans(results)),
+        Section("How this was made", provenance(results)),
+    ]
+    page = Page(
+        title or f"Evaluation: {folder.resolve().name}",
+        _lead(results),
+        [section for section in sections if section.parts],
+        _tiles(results),
+        _alarms(results),
+    )
+    return write_page(folder / "report.html", page)
+
+
+def write_pages(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path) -> None:
+    """Draw the worst lesions of an evaluation and write its report.html.
+
+    Args:
+        evaluation: What was evaluated; it reads the scans again for the pictures.
+        scans: The scans that were scored.
+        out: Folder of the results, with metrics.json and its tables.
+    """
+    by_subject = {scan.subject: scan for scan in scans}
+    draw_worst_lesions(out, lambda subject: evaluation.read(by_subject[subject]))
+    write_report(out, evaluation.title)
+
+
+def compared(results: Results) -> list[float | None]:
+    """Return the means of right, wrong and no_exemplars, None for what was not measured."""
+    leaves = [results.leaf("conditioning", word) for word in COMPARED]
+    return [None if leaf is None else leaf.mean for leaf in leaves]
+
+
+def _on_exemplars(results: Results) -> str:
+    if other_system(results.metrics):
+        return TAKES_NONE
+    return " ".join((WHAT_THEY_DECIDE, *remarks(*compared(results))))
+
+
+def other_system(metrics: Mapping[str, Any]) -> str:
+    """Return whose predictions were scored, "" for those of a model of ours."""
+    return str((metrics.get("provenance") or {}).get("predictions") or "")
+
+
+def _lead(results: Results) -> str:
+    protocol = results.metrics["protocol"]
+    prompted, clicks = protocol.get("prompted"), protocol.get("clicks")
+    other = other_system(results.metrics)
+    words = [f"{_count(results.scan_count, 'scan')} of {_count(results.patient_count, 'patient')}."]
+    if other:
+        words.append(f"Predictions of another system ({other}), scored by the same code as ours.")
+    elif prompted is not None and clicks is not None:
+        strategy = (protocol.get("reader") or {}).get("strategy", "")
+        words.append(
+            f"A simulated reader ({strategy}) prompts up to {_count(prompted, 'lesion')} of each class with "
+            f"{_count(clicks, 'click')} each; then all that is like them is found in the whole scan."
+        )
+    if protocol.get("rules") == "paper":
+        words.append("The paper's rules are applied beside ours, never instead.")
+    return " ".join(words)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _tiles(results: Results) -> list[Tile]:
+    tiles = []
+    for path, name in TILES:
+        leaf = results.leaf(*path)
+        if leaf is not None and leaf.mean is not None:
+            digits = 1 if path[-1] == "fp_per_scan" else 2
+            interval = "no interval" if leaf.low is None else interval_of(leaf, digits)
+            tiles.append(Tile(name, text_of(leaf.mean, digits), interval, _count(leaf.n, "scan")))
+    return tiles
+
+
+def _alarms(results: Results) -> list[str]:
+    right, wrong = (results.leaf("conditioning", word) for word in ("right", "wrong"))
+    alarms = []
+    if right and wrong and right.mean and wrong.mean is not None and wrong.mean > _IGNORES * right.mean:
+        alarms.append(
+            f"The exemplars hardly decide: with those of the right type Dice is {right.mean:.2f}, with those of "
+            f"another type {wrong.mean:.2f}. What is found, the model finds by itself."
+        )
+    with_them, _, without = compared(results)
+    if does_harm(with_them, without):
+        alarms.append(
+            f"The exemplars do harm: with them (right) Dice is {with_them:.3f}, without (no_exemplars) {without:.3f}."
+        )
+    provenance = results.metrics.get("provenance") or {}
+    alarms += [f"The model's own validation: {sentence}" for sentence in told_worse(provenance)]
+    alarms += of_trained_on(provenance.get("trained_on") or [])
+    if results.patient_count == 1:
+        alarms.append("One patient: there are no intervals, and nothing here carries over to others.")
+    return alarms

@@ -1,0 +1,143 @@
+"""A self-contained HTML page made of tables, pictures and records; what stands in it is decided elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from PIL import Image
+
+import mois
+from mois.files.atomic import write_text
+from mois.report.results import Leaf
+
+NOT_MEASURED = "\N{EN DASH}"
+_MOST_PICTURE_PX = 1800
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure that is seen first."""
+
+    name: str
+    value: str
+    interval: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns; a row of one cell is a heading within the table.
+
+    Attributes:
+        columns: Headings.
+        rows: Cells as text.
+        title: Above it.
+        note: Below it.
+        words: Numbers of the columns that hold words, not figures, besides the first.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    note: str = ""
+    words: tuple[int, ...] = ()
+    kind: ClassVar[str] = "table"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as data URI, with what it shows."""
+
+    source: str
+    caption: str
+    title: str = ""
+    style: str = "chart"
+    kind: ClassVar[str] = "picture"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Parts beside each other where there is room; style `sides`, or `crops` for many small pictures."""
+
+    parts: Sequence[Part]
+    style: str = "sides"
+    kind: ClassVar[str] = "sides"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Text as it stands, folded away unless `open`."""
+
+    title: str
+    text: str
+    open: bool = False
+    kind: ClassVar[str] = "record"
+
+
+Part = Table | Picture | Sides | Record
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence, and parts."""
+
+    title: str
+    parts: Sequence[Part]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page; what is alarming stands on top."""
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+    tiles: Sequence[Tile] = ()
+    alarms: Sequence[str] = field(default_factory=tuple)
+
+
+def write_page(path: Path, page: Page) -> Path:
+    """Write a page as one HTML file that loads nothing from elsewhere, whole or not at all."""
+    environment = Environment(
+        loader=PackageLoader("mois.evaluation"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    context: dict[str, Any] = {"page": page, "version": mois.__version__}
+    write_text(path, environment.get_template("page.html.j2").render(context))
+    return path
+
+
+def picture_uri(path: Path) -> str:
+    """Return a PNG as data URI, made smaller where it is wider than a page can show."""
+    with Image.open(path) as image:
+        if image.width <= _MOST_PICTURE_PX:
+            content, kind = path.read_bytes(), "png"
+        else:
+            small = image.convert("RGB")
+            small.thumbnail((_MOST_PICTURE_PX, _MOST_PICTURE_PX))
+            buffer = io.BytesIO()
+            small.save(buffer, "JPEG", quality=88)
+            content, kind = buffer.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def text_of(value: float | None, digits: int = 3) -> str:
+    """Return a number as text."""
+    return NOT_MEASURED if value is None else f"{value:.{digits}f}"
+
+
+def interval_of(leaf: Leaf, digits: int = 3) -> str:
+    """Return the 95 % interval as text."""
+    if leaf.low is None or leaf.high is None:
+        return NOT_MEASURED
+    return f"{leaf.low:.{digits}f} to {leaf.high:.{digits}f}"

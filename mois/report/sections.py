@@ -1,0 +1,368 @@
+"""The sections of report.html, each made of what a folder of results holds, and empty where it holds nothing of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mois.evaluation.result_files import Row
+from mois.report import charts
+from mois.report.charts import spoken
+from mois.report.page import Part, Picture, Record, Sides, Table, interval_of, picture_uri, text_of
+from mois.report.results import Leaf, Results, is_leaf, number
+
+WORDS = {
+    "right": "never-prompted lesions, exemplars of their own type",
+    "wrong": "the same lesions, exemplars of another type",
+    "swapped": "the other types' lesions, with their own exemplars",
+    "no_exemplars": "the lesions of right, no exemplars",
+}
+MEANINGS = {
+    "dice": "voxels in common; 1 is perfect",
+    "f1": "of lesions, one to one at IoU of at least 0.1",
+    "precision": "share of the found lesions that are true",
+    "recall": "share of the true lesions that were found",
+    "fp_per_scan": "found lesions that match no true one",
+    "false_apart": "of these, those that touch no true lesion of any class",
+    "fragments": "of these, those that touch one: further pieces of what was found",
+    "panoptic_quality": "at IoU of at least 0.5",
+    "volume_error_ml": "found minus true",
+    "volume_error_percent": "found minus true, of the true volume",
+    "volume_absolute_error_percent": "the same per scan, without sign",
+}
+APART = ("unprompted", "scan")
+QUALITY = ("unprompted_dice", "scan_dice")
+"""By which column of subjects.csv scans are ranked: the first that was measured in any."""
+SCAN_COLUMNS = (
+    "subject",
+    "patient",
+    "classes",
+    "lesions",
+    "unprompted_dice",
+    "unprompted_f1",
+    "unprompted_precision",
+    "unprompted_recall",
+    "unprompted_fp_per_scan",
+    "unprompted_false_apart",
+    "unprompted_fragments",
+    "prompted_dice",
+    "scan_dice",
+    "conditioning_right",
+    "conditioning_wrong",
+    "conditioning_no_exemplars",
+)
+FACTS = ("code", "data", "backbone", "bundle", "seed", "trainable_fraction", "device")
+_UNITS = {"by_size": ", ml", "by_absolute_contrast": ", normalised intensity, brighter or darker than around"}
+_WORST_LESIONS = 12
+_MOST_CLASSES = 3
+_MOST_SCANS = 200
+
+
+def figures(results: Results) -> list[Part]:
+    """Return every figure of the summary that has no section of its own."""
+    summary = results.metrics["summary"]
+    parts = [summary.get(name, {}) for name in APART]
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    scan = {"dice": summary.get("scan_dice"), **parts[1]}
+    rows = [
+        [spoken(name), *(_cell(_leaf(part.get(name)), results) for part in (parts[0], scan)), _meaning(name)]
+        for name in names
+    ]
+    columns = ("", "unprompted lesions", "whole scan, as the reader ends up with it", "what it is")
+    made: list[Part] = [Table(columns, rows, words=(3,))] if rows else []
+    prompted = [[spoken(name), _cell(_leaf(given), results)] for name, given in summary.get("prompted", {}).items()]
+    false = [
+        [spoken(name), _cell(_leaf(given), results)] for name, given in summary.items() if name.startswith("false")
+    ]
+    paper = [[spoken(name), _cell(_leaf(given), results)] for name, given in summary.get("paper", {}).items()]
+    small = [
+        Table(("per scan", ""), rows, title=title, note=note)
+        for title, rows, note in (
+            ("Prompted lesions", prompted, "Dice in 3-D of what the clicks themselves gave."),
+            ("Without exemplars", false, "Lesions found that touch no true one."),
+            ("By the paper's rules", paper, "20 largest x 3 clicks, under 2 ml dropped, any overlap: these flatter."),
+        )
+        if rows
+    ]
+    return [*made, Sides(small)] if small else made
+
+
+def _meaning(name: str) -> str:
+    if tolerance := re.fullmatch(r"surface_dice_(.+)mm", name):
+        return f"share of the surfaces within {tolerance[1]} mm of each other"
+    return MEANINGS.get(name, "")
+
+
+def conditioning(results: Results) -> list[Part]:
+    """Return right, wrong, swapped and no_exemplars."""
+    found = {word: leaf for word in WORDS if (leaf := results.leaf("conditioning", word)) and leaf.mean is not None}
+    if not found:
+        return []
+    rows = [[spoken(word), text_of(leaf.mean, 2), interval_of(leaf, 2), WORDS[word]] for word, leaf in found.items()]
+    gain = results.leaf("conditioning", "exemplar_gain")
+    if gain is not None and gain.mean is not None:
+        rows.append([spoken("exemplar_gain"), f"{gain.mean:+.2f}", interval_of(gain, 2), "right minus no exemplars"])
+    table = Table(("exemplars", "Dice", "95 % interval", "what it is"), rows, words=(3,))
+    return [Sides([Picture(charts.bars({"": found}, "Dice"), ""), table])]
+
+
+def curves(results: Results) -> list[Part]:
+    """Return the curves over the number of prompted lesions, for each number of clicks, and their slopes."""
+    curve = results.metrics.get("curve") or {}
+    points = curve.get("points") or []
+    if not points:
+        return []
+    dice, f1 = ({_series(name, clicks, points): _points(points, name, clicks) for name, clicks in chosen}
+                for chosen in (_chosen(points, ("right", "wrong", "swapped")), _chosen(points, ("f1",))))  # fmt: skip
+    pictures: list[Part] = [
+        Picture(charts.curves(series, "prompted lesions of the class", label), caption)
+        for series, label, caption in (
+            (dice, "Dice", "Dice of never-prompted lesions."),
+            (f1, "F1", "Lesion F1, one to one, on the same lesions."),
+        )
+        if any(leaf.mean is not None for series_points in series.values() for _, leaf in series_points)
+    ]
+    rows = [
+        [f"{clicks}", *(_slope(_leaf(slopes.get(name))) for name in ("right", "f1"))]
+        for clicks, slopes in (curve.get("slope") or {}).items()
+    ]
+    note = "Least squares over the doublings of the exemplars used, from one on. Above 0: more exemplars help."
+    table = Table(("clicks", "Dice per doubling", "F1 per doubling"), rows, title="Slope", note=note)
+    return [Sides(pictures), *([table] if rows else [])]
+
+
+def _chosen(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the first figure for every number of clicks, the others for the first number alone."""
+    every = list(dict.fromkeys(int(point["clicks"]) for point in points))
+    return [(names[0], clicks) for clicks in every] + [(name, every[0]) for name in names[1:]]
+
+
+def _series(name: str, clicks: int, points: Sequence[Mapping[str, Any]]) -> str:
+    several = len({point["clicks"] for point in points}) > 1
+    return f"{name}, {clicks} {'click' if clicks == 1 else 'clicks'}" if several else name
+
+
+def _points(points: Sequence[Mapping[str, Any]], name: str, clicks: int) -> list[tuple[float, Leaf]]:
+    return [(point["count"], Leaf.of(point[name])) for point in points if point["clicks"] == clicks and name in point]
+
+
+def _slope(leaf: Leaf | None) -> str:
+    if leaf is None or leaf.mean is None:
+        return text_of(None)
+    return f"{leaf.mean:+.3f}" + ("" if leaf.low is None else f" ({leaf.low:+.3f} to {leaf.high:+.3f})")
+
+
+def bins(results: Results) -> list[Part]:
+    """Return what becomes of small and large lesions, of those up and down, of faint and clear ones."""
+    parts: list[Part] = []
+    for name, of in results.metrics["summary"].items():
+        if not name.startswith("by_") or not any(group.get("lesions") for group in of.values()):
+            continue
+        heading = spoken(name).capitalize() + _UNITS.get(name, "")
+        keys = list(dict.fromkeys(key for group in of.values() for key, given in group.items() if is_leaf(given)))
+        rows = [
+            [bin_name, str(group.get("lesions", "")), *(_cell(_leaf(group.get(key)), results) for key in keys)]
+            for bin_name, group in of.items()
+        ]
+        drawn = {
+            bin_name: {key: Leaf.of(group[key]) for key in ("recall", "dice") if is_leaf(group.get(key))}
+            for bin_name, group in of.items()
+        }
+        table = Table(("", "lesions", *(spoken(key) for key in keys)), rows, title=heading)
+        parts.append(Sides([Picture(charts.bars(drawn, "of unprompted lesions"), ""), table]))
+    return parts
+
+
+def ranked(rows: Sequence[Row]) -> tuple[str, list[tuple[float, Row]]]:
+    """Return by which column scans are ranked, and them from worst to best; one without a figure is left out."""
+    column = next((name for name in QUALITY if any(number(row.get(name)) is not None for row in rows)), "")
+    scored = [(value, row) for row in rows if (value := number(row.get(column))) is not None]
+    return column, sorted(scored, key=lambda pair: (pair[0], pair[1]["subject"]))
+
+
+def overlays(results: Results) -> list[Part]:
+    """Return the pictures of the best, the median and the worst scan."""
+    column, order = ranked(results.subjects)
+    names = {1: ("Scan",), 2: ("Best", "Worst")}.get(len(order), ("Best", "Median", "Worst"))
+    places = {"Best": len(order) - 1, "Median": len(order) // 2, "Worst": 0, "Scan": 0}
+    chosen = {name: order[places[name]] for name in names} if order else {}
+    return [
+        Picture(
+            picture_uri(path),
+            f"{row['subject']}, {spoken(label)}, {spoken(column)} {score:.2f}",
+            title=f"{name}:",
+            style="overlay",
+        )
+        for name, (score, row) in chosen.items()
+        for label, path in results.overlays.get(row["subject"], [])[:_MOST_CLASSES]
+    ]
+
+
+def worst_lesions(results: Results) -> list[Part]:
+    """Return the largest unprompted lesions that were missed, then the poorest of the found ones."""
+    rows = [row for row in results.lesions if row["role"] != "prompted"]
+    if not rows:
+        return []
+    missed = [row for row in rows if not _true(row["found"])]
+    cells = [
+        [
+            row["subject"],
+            row["target_class"],
+            row["lesion"],
+            f"{float(row['volume_ml']):.2f}",
+            row.get("third", ""),
+            text_of(number(row.get("contrast")), 2),
+            "found" if _true(row["found"]) else "missed",
+            text_of(number(row["dice"]), 2),
+        ]
+        for row in worst_first(rows)[:_WORST_LESIONS]
+    ]
+    cloud = charts.sizes(
+        [float(row["volume_ml"]) for row in rows],
+        [number(row["dice"]) or 0.0 for row in rows],
+        [_true(row["found"]) for row in rows],
+        "Dice with the lesion found there",
+    )
+    table = Table(("scan", "class", "lesion", "ml", "third", "contrast", "", "Dice"), cells)
+    caption = f"{len(missed)} of {len(rows)} unprompted lesions were missed (Dice 0)."
+    crops = [
+        Picture(picture_uri(path), one.caption, style="crop")
+        for one in results.captions()
+        if (path := results.folder / "overlays" / "worst" / one.file).is_file()
+    ]
+    return [Sides([Picture(cloud, caption), table]), *([Sides(crops, style="crops")] if crops else [])]
+
+
+def worst_first(rows: Sequence[Row]) -> list[Row]:
+    """Return lines of lesions.csv: missed ones by size, then found ones by Dice, prompted ones left out."""
+    kept = [row for row in rows if row["role"] != "prompted"]
+    missed = sorted((row for row in kept if not _true(row["found"])), key=lambda row: -float(row["volume_ml"]))
+    return missed + sorted((row for row in kept if _true(row["found"])), key=lambda row: number(row["dice"]) or 0.0)
+
+
+def _true(cell: str) -> bool:
+    return cell.strip().lower() == "true"
+
+
+def confidence(results: Results) -> list[Part]:
+    """Return how far the confidence in a found lesion can be believed."""
+    rows = results.candidates
+    calibrated = bool(rows) and all(number(row.get("confidence")) is not None for row in rows)
+    column = "confidence" if calibrated else "peak"
+    kept = [(value, _true(row["hit"])) for row in rows if (value := number(row.get(column))) is not None]
+    if not kept:
+        return []
+    values, hits = [value for value, _ in kept], [hit for _, hit in kept]
+    error = expected_calibration_error(values, hits)
+    if calibrated:
+        before = expected_calibration_error([float(row["peak"]) for row in rows], hits)
+        label = "calibrated confidence"
+        said = (
+            f"Expected calibration error {error:.3f}, before calibration {before:.3f}. The calibration was fitted on "
+            "the scans that the training was validated on, and flatters where those are scored."
+        )
+    else:
+        label = "highest probability in the lesion (not calibrated)"
+        said = f"Expected calibration error of these probabilities, which are not calibrated: {error:.3f}."
+    caption = (
+        f"{len(kept)} candidates, whatever reached the threshold outside the prompted lesions, before the peak "
+        f"threshold; small numbers: how many stand in a point; bars: 95 % intervals of the share. {said}"
+    )
+    return [Picture(charts.reliability(values, hits, label), caption)]
+
+
+def expected_calibration_error(values: Sequence[float], hits: Sequence[bool], bins: int = 10) -> float:
+    """Return the mean distance of confidence and share of hits over equal bins, weighed by what stands in them."""
+    sums: dict[int, list[float]] = {}
+    for value, hit in zip(values, hits, strict=True):
+        entry = sums.setdefault(min(int(value * bins), bins - 1), [0.0, 0.0])
+        entry[0] += value
+        entry[1] += hit
+    return sum(abs(given - hit) for given, hit in sums.values()) / len(values)
+
+
+def robustness(results: Results) -> list[Part]:
+    """Return what is lost on changed scans, from robustness.json."""
+    found = results.changes()
+    if not found:
+        return []
+    changes: Mapping[str, Mapping[str, Any]] = found["changes"]
+    names = ("dice", "f1")
+    blank = dict.fromkeys(names, "")
+    rows = [_changed_row("unchanged", found["unchanged"], blank, results)]
+    for change, of in changes.items():
+        drop = {name: _slope(_leaf(of[f"change_{name}"])) for name in names}
+        rows.append(_changed_row(change, of, drop, results))
+    columns = ("scans", "unprompted Dice", "change", "unprompted F1", "change")
+    pictures: list[Part] = []
+    for name in names:
+        rise = {change: Leaf.of(of[f"change_{name}"]) for change, of in changes.items()}
+        pictures.append(Picture(charts.forest(rise, f"change of unprompted {spoken(name)}"), ""))
+    return [Table(columns, rows), Sides(pictures)]
+
+
+def _changed_row(change: str, of: Mapping[str, Any], drop: Mapping[str, str], results: Results) -> list[str]:
+    return [spoken(change), *(cell for name in drop for cell in (_cell(_leaf(of[name]), results), drop[name]))]
+
+
+def timing(results: Results) -> list[Part]:
+    """Return seconds per scan by step."""
+    rows = results.subjects
+    steps = list(dict.fromkeys(name for row in rows for name in row if name.startswith("seconds_")))
+    seconds = {
+        name.removeprefix("seconds_"): [value for row in rows if (value := number(row.get(name))) is not None]
+        for name in steps
+    }
+    if not any(seconds.values()):
+        return []
+    total = sum(sum(values) for values in seconds.values()) / len(rows)
+    return [Picture(charts.timing(seconds), f"{total:.1f} s per scan in all, scoring and writing included.")]
+
+
+def scans(results: Results) -> list[Part]:
+    """Return a line for each scan, the worst first."""
+    rows = results.subjects
+    order = [row for _, row in ranked(rows)[1]]
+    order += [row for row in rows if row not in order]
+    columns = [name for name in SCAN_COLUMNS if any(row.get(name) for row in rows)]
+    cells = [[_short(row.get(name) or "") for name in columns] for row in order[:_MOST_SCANS]]
+    note = "Worst first; more columns in subjects.csv."
+    return [Table([spoken(name.removeprefix("conditioning_")) for name in columns], cells, note=note)] if rows else []
+
+
+def _short(cell: str) -> str:
+    value = number(cell)
+    return text_of(None) if not cell else f"{value:.2f}" if value is not None and "." in cell else cell
+
+
+def provenance(results: Results) -> list[Part]:
+    """Return what made the result."""
+    record = results.metrics.get("provenance") or {}
+    rows = list(_facts(record))
+    parts: list[Part] = [Table(("", ""), rows, words=(1,))] if rows else []
+    parts.append(Record("Protocol", json.dumps(results.metrics["protocol"], indent=2)))
+    return [*parts, Record("Full record", json.dumps(record, indent=2))] if record else parts
+
+
+def _facts(record: Mapping[str, Any]) -> Iterator[list[str]]:
+    for name in FACTS:
+        given = record.get(name)
+        if isinstance(given, Mapping):
+            yield [spoken(name), ", ".join(f"{key} {part}" for key, part in given.items())]
+        elif given is not None:
+            yield [spoken(name), str(given)]
+
+
+def _leaf(given: object) -> Leaf | None:
+    return Leaf.of(given) if isinstance(given, Mapping) and is_leaf(given) else None
+
+
+def _cell(leaf: Leaf | None, results: Results) -> str:
+    """Return a figure with its interval, and of how many scans where these are not all."""
+    if leaf is None or leaf.mean is None:
+        return text_of(None)
+    interval = "" if leaf.low is None else f" ({leaf.low:.2f} to {leaf.high:.2f})"
+    count = f", n {leaf.n}" if leaf.n != results.scan_count else ""
+    return f"{leaf.mean:.2f}{interval}{count}"

@@ -1,0 +1,153 @@
+"""A scan and its label maps from files, on one grid, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mois.errors import DataError, as_text
+from mois.grid import Grid, put_on
+from mois.intensities import normalise
+from mois.records import Volume
+from mois.scans.image_files import read_image, write_volume
+from mois.scans.labels import check_declared, whole_numbers
+
+__all__ = ["DataError", "normalise", "read_image", "read_on_grid", "read_volume", "write_volume"]
+
+
+def read_volume(
+    image: Path,
+    label: Path | None,
+    *,
+    subject: str,
+    patient: str,
+    classes: dict[int, str],
+    instances: bool = False,
+    semantic: Path | None = None,
+    channel: str = "",
+) -> Volume:
+    """Read a scan and its lesions.
+
+    Args:
+        image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series.
+        label: Label map on the same grid, or None where nothing was annotated. Semantic: values are classes, and
+            lesions are the 26-connected components of each class.
+        subject: Name of the scan.
+        patient: Whom it was taken of.
+        classes: Declared label values and their names; 0 is background, declared or not.
+        instances: Whether the values of `label` are lesion ids instead of classes.
+        semantic: With `instances`, the label map that says which class each lesion is of; may be left out where only
+            one class is declared.
+        channel: What the dataset calls the image.
+
+    Raises:
+        DataError: If a file is missing, cut off or not finite, if the image is constant, if the grids of image and
+            label are not the same, or if a label value is not declared.
+    """
+    raw, affine = read_image(image)
+    grid = Grid.of(raw.shape, affine)
+    voxels = np.ascontiguousarray(raw, np.float32)
+    broken = int(voxels.size - np.isfinite(voxels).sum())
+    if broken:
+        raise DataError(
+            f"{image}: {broken} voxels are NaN or infinite; replace them (numpy.nan_to_num) and save it again."
+        )
+    if voxels.min() == voxels.max():
+        raise DataError(
+            f"{image}: every voxel is {voxels.flat[0]:g}; export it from its source again, or leave the scan out."
+        )
+    declared = {value for value in classes if value}
+    if label is None:
+        lesions, kinds = np.zeros(voxels.shape, np.int32), {}
+    else:
+        values = _read_labels(label, image, grid)
+        if instances:
+            kinds = _classes_of_instances(values, label, semantic, image, grid, declared)
+            lesions = values
+        else:
+            check_declared(values, declared, label)
+            lesions, kinds = _components(values)
+    return Volume(
+        as_text(subject),
+        as_text(patient),
+        torch.from_numpy(voxels),
+        torch.from_numpy(affine),
+        torch.from_numpy(lesions),
+        kinds,
+        str(image),
+        tuple(sorted(declared)),
+        channel,
+    )
+
+
+def read_on_grid(path: Path, grid: Grid, of: str, what: str = "it") -> NDArray[Any]:
+    """Read an array that must lie on a scan's grid: label maps, masks, other systems' maps.
+
+    Args:
+        path: As for `read_image`.
+        grid: Of the scan.
+        of: What has that grid, as a message names it.
+        what: The array, as a message names it.
+
+    Returns:
+        Voxels (I, J, K) in the file's own type and the scan's voxel order, in whatever order the file holds them.
+
+    Raises:
+        DataError: If the file is broken or lies on another grid, saying by how much.
+    """
+    values, affine = read_image(path)
+    try:
+        return put_on(values, Grid.of(values.shape, affine), grid, of, what)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _read_labels(path: Path, image: Path, grid: Grid) -> NDArray[np.int32]:
+    return whole_numbers(read_on_grid(path, grid, image.name, "the label map"), path)
+
+
+def _components(values: NDArray[np.int32]) -> tuple[NDArray[np.int32], dict[int, int]]:
+    """Return lesion ids 1.. of 26-connected components of equal values, and the value of each."""
+    lesions = cc3d.connected_components(values, connectivity=26, out_dtype=np.uint32).astype(np.int32)
+    return lesions, _majority(lesions, values)
+
+
+def _majority(lesions: NDArray[np.int32], values: NDArray[np.int32]) -> dict[int, int]:
+    """Return one value of each lesion; the same one everywhere in it, as `_classes_of_instances` checks."""
+    places = np.flatnonzero(lesions)
+    ids, first = np.unique(lesions.flat[places], return_index=True)
+    return dict(zip(ids.tolist(), values.flat[places[first]].tolist(), strict=True))
+
+
+def _classes_of_instances(
+    lesions: NDArray[np.int32],
+    path: Path,
+    semantic: Path | None,
+    image: Path,
+    grid: Grid,
+    declared: set[int],
+) -> dict[int, int]:
+    if semantic is None:
+        if len(declared) != 1:
+            raise DataError(f"{path}: lesion ids without a label map do not say their class; add labelsTr/{path.name}.")
+        only = next(iter(declared))
+        return {int(lesion): only for lesion in np.unique(lesions) if lesion}
+    values = _read_labels(semantic, image, grid)
+    check_declared(values, declared, semantic)
+    kinds = _majority(lesions, values)
+    there = np.flatnonzero((lesions != 0) | (values != 0))
+    at, value = lesions.flat[there], values.flat[there]
+    expected = np.array([0, *kinds.values()], np.int32)[np.searchsorted([0, *kinds], at)]  # ids are ascending
+    wrong = np.flatnonzero((expected != value) | (value == 0))
+    if len(wrong):
+        where = np.unravel_index(there[wrong[0]], lesions.shape)
+        raise DataError(
+            f"{path}: lesion id {lesions[where]} meets class {values[where]} of {semantic.parent.name} "
+            f"at voxel {[int(at) for at in where]}; every lesion has one class, and both maps cover the same voxels."
+        )
+    return kinds

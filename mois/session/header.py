@@ -1,0 +1,170 @@
+"""What a session is of: scan, model and settings; and which of its states can still be gone to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mois.errors import as_text
+from mois.files.json_records import as_record
+from mois.geometry import SliceAxis, SliceGrid
+from mois.inference.execution import settled
+from mois.inference.segmenter import InferenceSettings
+from mois.intensities import FIRST
+from mois.records import Volume
+from mois.scans.labels import array_of
+from mois.session.journal import Action
+from mois.sharing.bank import ExemplarBank
+from mois.sharing.calibration import Calibration
+from mois.sharing.identity import ModelIdentity
+
+_FORMERLY: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()}
+
+
+def history(actions: Sequence[Action]) -> tuple[list[int], int]:
+    """Return the numbers of the actions whose states can still be gone to, 0 first, and where we are among them."""
+    numbers, at = [0], 0
+    for action in actions:
+        if action.name == "undo":
+            at = max(0, at - 1)
+        elif action.name == "redo":
+            at = min(len(numbers) - 1, at + 1)
+        else:
+            numbers, at = [*numbers[: at + 1], action.number], at + 1
+    return numbers, at
+
+
+def about_session(
+    settings: InferenceSettings,
+    device: torch.device,
+    volume: Volume,
+    identity: ModelIdentity,
+    calibration: Calibration | None,
+    track_memory: int | None,
+) -> dict[str, Any]:
+    """Return what a session's answers depend on besides its actions, as JSON holds it.
+
+    Args:
+        settings: How the scan is cut, decided and put together.
+        device: Where the model computes.
+        volume: The scan.
+        identity: The model.
+        calibration: Of the confidence of found lesions.
+        track_memory: What `inference.track_memory` comes to with this backbone; None while that is not known.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(array_of(volume.image)).tobytes())
+    digest.update(volume.affine.double().cpu().numpy().tobytes())
+    kept = {name: value for name, value in asdict(settings).items() if name != "memory_gib"}
+    kept["precision"] = settled(device, settings.precision)  # `auto` differs by device
+    kept["normalisation"] = settings.normalisation.settled(volume.channel).as_dict()  # `auto` differs by scan
+    kept["track_memory"] = settings.track_memory if track_memory is None else track_memory
+    if kept["track_memory"] is None:
+        del kept["track_memory"]
+    return {
+        "subject": volume.subject,
+        "patient": volume.patient,
+        "path": as_text(volume.path),
+        "scan_sha256": digest.hexdigest(),
+        "one_slice": _is_one_slice(volume, settings.slice_axis),
+        "model": identity.as_dict(),
+        "inference": kept,
+        "calibration": None if calibration is None else calibration.as_dict(),
+    }
+
+
+def _is_one_slice(volume: Volume, slice_axis: SliceAxis) -> bool:
+    """Tell whether slices are taken across an axis because it has one voxel, though it is not the coarsest."""
+    by_spacing = SliceGrid.of((2, 2, 2), volume.affine, slice_axis)
+    return SliceGrid.of(volume.shape, volume.affine, slice_axis).order != by_spacing.order
+
+
+@dataclass(frozen=True)
+class About:
+    """What the first line of a session's journal states; see `about_session`.
+
+    Attributes:
+        session: Name of the session, which no other has.
+        started: When, ISO 8601.
+        one_slice: Whether a scan of one slice is taken as one picture; earlier sessions cut it into lines.
+    """
+
+    subject: str
+    patient: str
+    path: str
+    scan_sha256: str
+    model: ModelIdentity
+    inference: dict[str, Any]
+    calibration: Calibration | None
+    session: str
+    started: str
+    one_slice: bool = False
+
+
+def check_about(header: dict[str, Any]) -> None:
+    """Refuse a first line that lacks something, or holds what no session writes.
+
+    Args:
+        header: With the journal's format.
+
+    Raises:
+        DataError: Naming it.
+    """
+    plain = {key: value for key, value in header.items() if key not in ("format", "format_version")}
+    later = ("model.arguments", "model.behaviour", "one_slice") if header["format_version"] == 1 else ()
+    as_record(plain, About, "the session's first line", "begin a new session", later=later)
+
+
+def scan_name(about: dict[str, Any]) -> str:
+    """Return what stands for the scan in the keys of exemplars: a name alone may be that of several scans."""
+    return str(about["scan_sha256"])[:8]
+
+
+def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with a session on another scan, model or settings.
+
+    Raises:
+        ValueError: Saying what differs.
+    """
+    check_about(header)
+    where = f"the session of {header['subject']}"
+    if header["scan_sha256"] != now["scan_sha256"]:
+        raise ValueError(f"{where} is of another scan than {now['subject']}; give the one that it was made on.")
+    for name in ("subject", "patient"):  # exemplars carry both
+        if header[name] != now[name]:
+            raise ValueError(f"{where} has {name}={header[name]}, now it is {now[name]}; give the same {name}.")
+    if now["one_slice"] and not header.get("one_slice"):
+        raise ValueError(f"{where} was made when a scan of one slice was cut into lines; begin a new session.")
+    made, given = (ModelIdentity.from_dict(about["model"]) for about in (header, now))
+    if different := made.differences(given):
+        raise ValueError(
+            f"{where} was made by another model: {' and '.join(different)}; use the bundle it was made with."
+        )
+    if unknown := sorted(header["inference"].keys() - InferenceSettings.__dataclass_fields__.keys()):
+        raise ValueError(
+            f"{where} was made with inference.{unknown[0]}, which this version lacks; update this program."
+        )
+    for name, value in now["inference"].items():
+        # a setting that came later was at its default, but for those that there was no choice of before
+        default = _FORMERLY[name] if name in _FORMERLY else getattr(InferenceSettings, name)
+        before = header["inference"].get(name, default)
+        if before != value:
+            raise ValueError(
+                f"{where} was made with inference.{name}={before}, now it is {value}; use the same setting."
+            )
+    if header["calibration"] != now["calibration"]:
+        raise ValueError(f"{where} was made with another calibration; use the bundle it was made with.")
+
+
+def bank_name(bank: ExemplarBank) -> str:
+    """Return a name that stands for what a bank holds."""
+    digest = hashlib.sha256()
+    for item in bank:
+        digest.update(repr((item.key, item.negative, item.weight)).encode())
+        for name, token in sorted(item.tokens.items()):
+            digest.update(name.encode() + token.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,287 @@
+"""What a reader did, one JSON object per line, and how long it took.
+
+The first line says which scan and model the session is of; every other line is an action that is over: what was asked
+(in LPS millimetres), what came of it, and its times. A line is written in one go and forced to the disk; a last line
+without its end is an action that was under way when the process ended.
+
+In format 2 each line states its own digest and that of the line before it, and that of the state that the action left;
+exemplars' keys name the scan by its content. Format 1 had neither: a session of that format stays one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mois.errors import DataError
+from mois.files.atomic import read_regular
+from mois.files.json_records import DIGEST, as_record, check_seal, parse_json, sealed
+
+FORMAT = "mois journal"
+FORMAT_VERSION = 2
+NAME = "journal.jsonl"
+PROMPTS = ("click", "box", "mask")
+Place = tuple[float, float, float]
+_CURE = "take a copy of the journal"
+
+
+@dataclass(frozen=True)
+class _Click:
+    point_lps_mm: Place
+    lesion: int | None
+    positive: bool
+
+
+@dataclass(frozen=True)
+class _Box:
+    corners_lps_mm: tuple[Place, Place]
+    lesion: int | None
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask on the scanner's grid: the box that holds it, its bits compressed."""
+
+    corner: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    bits: str
+
+
+@dataclass(frozen=True)
+class _Mask:
+    mask: PackedMask
+    lesion: int | None
+
+
+@dataclass(frozen=True)
+class _OfLesion:
+    lesion: int
+
+
+@dataclass(frozen=True)
+class _Bank:
+    bank: str
+
+
+@dataclass(frozen=True)
+class _Weight:
+    exemplar: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class _OfExemplar:
+    exemplar: str
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    pass
+
+
+ARGUMENTS: dict[str, type] = {
+    "click": _Click,
+    "box": _Box,
+    "mask": _Mask,
+    "propagate": _Nothing,
+    "accept": _OfLesion,
+    "reject": _OfLesion,
+    "remove": _OfLesion,
+    "lock": _OfLesion,
+    "unlock": _OfLesion,
+    "use_bank": _Bank,
+    "reweigh": _Weight,
+    "forget": _OfExemplar,
+    "undo": _Nothing,
+    "redo": _Nothing,
+}
+"""What each action takes, as its line states it."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something that the reader did, once it was over.
+
+    Attributes:
+        number: 1 for the first action of a session.
+        name: Of the method of `InteractiveSession`.
+        arguments: What it was given, as JSON holds it; places in LPS mm.
+        result: What it gave, such as the lesion's id.
+        started: When, ISO 8601 with the time zone.
+        seconds_reader: From the end of the action before it (or of the start of the session).
+        seconds_computed: Of the model and of what was made of its answer.
+        seconds_waited: Until the reader could go on, what was written to disk included.
+        state: SHA-256 of the file of the state after it; empty where there is none.
+    """
+
+    number: int
+    name: str
+    arguments: dict[str, Any]
+    result: Any = None
+    started: str = ""
+    seconds_reader: float = 0.0
+    seconds_computed: float = 0.0
+    seconds_waited: float = 0.0
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A session's journal.
+
+    Attributes:
+        header: Which scan and model it is of.
+        actions: In order.
+        size: Bytes of the whole lines; what follows in the file is an action that never ended.
+        version: Of the format.
+        last: Digest of the last whole line; empty in format 1.
+    """
+
+    header: dict[str, Any]
+    actions: tuple[Action, ...]
+    size: int
+    version: int
+    last: str
+
+
+class Lines:
+    """Makes the lines of a journal, each of which states the digest of the one before.
+
+    Args:
+        version: Of the format.
+        last: Digest of the last line that is there; empty for a new journal.
+    """
+
+    def __init__(self, version: int = FORMAT_VERSION, last: str = "") -> None:
+        self.version = version
+        self._last = last
+
+    def header(self, about: Mapping[str, Any]) -> bytes:
+        """Return the first line, with its end."""
+        return self._line({"format": FORMAT, "format_version": self.version, **about})
+
+    def action(self, action: Action) -> bytes:
+        """Return the line of an action, with its end."""
+        plain = vars(action)
+        return self._line(plain if self.version > 1 else {key: plain[key] for key in plain if key != "state"})
+
+    def _line(self, content: dict[str, Any]) -> bytes:
+        if self.version > 1:
+            content = sealed({**content, "after": self._last})
+            self._last = content[DIGEST]
+        return (json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
+def append_line(file: int, line: bytes) -> None:
+    """Write a line to an open file, and wait until it is on the disk."""
+    view = memoryview(line)
+    while view:
+        view = view[os.write(file, view) :]
+    os.fsync(file)
+
+
+def find_journal(path: Path) -> Path:
+    """Return the journal itself where the folder of a session is given.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    file = path / NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{file}: there is no journal; give the folder of a session.")
+    return file
+
+
+def has_begun(journal: Path) -> bool:
+    """Tell whether a file holds more than the start of a first line, at which a session was killed."""
+    if not journal.is_file():
+        return False
+    with journal.open("rb") as file:
+        head = file.read(4096)
+    start = json.dumps({"format": FORMAT, "format_version": 0}, separators=(",", ":")).encode()[: -len(b"0}")]
+    return b"\n" in head or not (start.startswith(head) or head.startswith(start))
+
+
+def read_journal(path: Path) -> Journal:
+    """Read a journal; an unfinished last line is left out.
+
+    Raises:
+        DataError: If there is none, a line but the last is damaged, or it was changed.
+    """
+    file = find_journal(path)
+    parsed: list[Any] = []
+    size = 0
+    lines = read_regular(file).splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) > 1 and not line.endswith(b"\n"):
+            break
+        parsed.append(parse_json(line.removesuffix(b"\n"), f"{file}: line {number}", _CURE))
+        if not line.endswith(b"\n"):
+            raise DataError(f"{file}: line {number} has no end; {_CURE}.")
+        size += len(line)
+    header = parsed[0] if parsed else None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise DataError(f"{file}: is no journal of a session; give the folder that a session was saved in.")
+    version = header.get("format_version")
+    if version not in (1, FORMAT_VERSION) or type(version) is not int:
+        raise DataError(
+            f"{file}: is of format {version!r}, this version reads 1 and {FORMAT_VERSION}; update this program."
+        )
+    last = ""
+    if version > 1:
+        last = _check_chain(parsed, str(file))
+    else:
+        _refuse_later(parsed, str(file))
+        warnings.warn(
+            f"{file}: unverified: format 1 (it has no digests that prove that it is as it was written)", stacklevel=3
+        )
+    actions = tuple(
+        _action(entry, number, f"{file}: action {number}") for number, entry in enumerate(parsed[1:], start=1)
+    )
+    told = {key: value for key, value in header.items() if key not in ("after", DIGEST)}
+    return Journal(told, actions, size, version, last)
+
+
+def _check_chain(lines: Sequence[Any], name: str) -> str:
+    """Return the digest of the last line.
+
+    Raises:
+        DataError: If a line was changed, taken out or put in.
+    """
+    last = ""
+    for number, line in enumerate(lines, start=1):
+        where = f"{name}: line {number}"
+        if not isinstance(line, dict):
+            raise DataError(f"{where} is no action; {_CURE}.")
+        check_seal(line, where, _CURE)
+        if line.get("after") != last:
+            raise DataError(f"{where} does not follow the line before it; {_CURE}.")
+        last = str(line[DIGEST])
+    return last
+
+
+def _refuse_later(lines: Sequence[Any], name: str) -> None:
+    """Refuse a damaged journal of a later format that passes as one of format 1."""
+    for number, line in enumerate(lines, start=1):
+        if isinstance(line, dict) and (later := {*line} & {"after", "state", DIGEST}):
+            raise DataError(f"{name}: line {number} holds {min(later)}, which format 1 does not have; {_CURE}.")
+
+
+def _action(entry: Any, number: int, name: str) -> Action:
+    if not isinstance(entry, dict):
+        raise DataError(f"{name} is no action; {_CURE}.")
+    plain = {key: value for key, value in entry.items() if key not in ("after", DIGEST)}
+    action = as_record(plain, Action, name, _CURE, later=("state",))
+    if action.number != number:
+        raise DataError(f"{name} is numbered {action.number}; {_CURE}.")
+    if action.name not in ARGUMENTS:
+        raise DataError(f"{name} is {action.name[:40]!r}, which this version does not know; {_CURE}.")
+    as_record(action.arguments, ARGUMENTS[action.name], f"{name}, {action.name}", _CURE)
+    if action.name in PROMPTS and not (type(action.result) is int and 0 < action.result < 2**31):
+        raise DataError(f"{name}, {action.name}, has the result {action.result!r}, no lesion; {_CURE}.")
+    return action

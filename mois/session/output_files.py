@@ -1,0 +1,137 @@
+"""What a session leaves behind: lesions as a map, as a map of confidence, and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mois.files.atomic import file_sha256, write_text
+from mois.files.csv_tables import csv_text
+from mois.files.json_records import read_record
+from mois.geometry import SliceGrid
+from mois.scans.image_files import write_volume
+from mois.session.state import Lesion, State
+
+RESULTS = ("lesions.nii.gz", "confidence.nii.gz", "lesions.csv", "lesions.png", "lesions.html", "bank.safetensors")
+"""What a session writes beside its journal."""
+RECORD = "results.json"
+"""SHA-256 of each of them, as they were written."""
+
+
+@dataclass(frozen=True)
+class LesionRow:
+    """A lesion in the table.
+
+    Attributes:
+        id: Value in lesions.nii.gz.
+        volume_ml: Its volume.
+        x_lps_mm: Centre of mass, towards the patient's left.
+        y_lps_mm: Towards the back.
+        z_lps_mm: Towards the head.
+        confidence: That it is a lesion; 1 if the reader says so.
+        origin: prompted or found.
+        status: open, accepted or locked.
+        exemplar: Key of the exemplar that explains it: its own where it has one, else the one it is most like.
+        clicks: Positive and negative ones, boxes and masks.
+    """
+
+    id: int
+    volume_ml: float
+    x_lps_mm: float
+    y_lps_mm: float
+    z_lps_mm: float
+    confidence: float
+    origin: str
+    status: str
+    exemplar: str
+    clicks: int
+
+
+def lesion_rows(state: State, grid: SliceGrid, voxel_ml: float) -> list[LesionRow]:
+    """Return the lesions by id."""
+    return [_row(number, state.lesions[number], grid, voxel_ml) for number in sorted(state.lesions)]
+
+
+def _row(number: int, lesion: Lesion, grid: SliceGrid, voxel_ml: float) -> LesionRow:
+    x, y, z = grid.to_lps_mm(torch.tensor([lesion.mask.centre()], dtype=torch.float64))[0].tolist()
+    status = "accepted" if lesion.accepted else "locked" if lesion.locked else "open"
+    return LesionRow(
+        number,
+        lesion.mask.voxels * voxel_ml,
+        x,
+        y,
+        z,
+        lesion.confidence,
+        lesion.origin,
+        status,
+        lesion.explained_by,
+        len(lesion.prompts),
+    )
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds results, but no session that they could be of.
+
+    Raises:
+        ValueError: With the file that would be overwritten.
+    """
+    for name in RESULTS:
+        if (folder / name).exists():
+            raise ValueError(
+                f"out={folder} holds {name}, but no session; choose another folder, or move the file away."
+            )
+
+
+def check_unchanged(folder: Path) -> None:
+    """Refuse to write over results that somebody has edited since they were written.
+
+    Sessions of earlier versions do not say what they wrote; of those nothing is refused.
+
+    Raises:
+        ValueError: With the file that would be overwritten.
+    """
+    if not (folder / RECORD).exists():
+        return
+    for name, sha256 in read_record(folder / RECORD, dict[str, str], "remove it to write the results anew").items():
+        path = folder / name
+        if name in RESULTS and path.is_file() and not path.is_symlink() and file_sha256(path) != sha256:
+            raise ValueError(
+                f"{path} was changed after it was written; move it away to have it written anew, or choose another "
+                "folder."
+            )
+
+
+@contextmanager
+def own_results(folder: Path) -> Iterator[None]:
+    """Let results be written within a block, and note what they are; raises as `check_unchanged` does."""
+    check_unchanged(folder)
+    (folder / RECORD).unlink(missing_ok=True)  # a process that is killed in between leaves files that nobody has edited
+    try:
+        yield
+    finally:
+        there = [name for name in RESULTS if (folder / name).is_file()]
+        write_text(folder / RECORD, json.dumps({name: file_sha256(folder / name) for name in there}, indent=2) + "\n")
+
+
+def write_results(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:
+    """Write lesions.nii.gz (int32), confidence.nii.gz (float32), both on the scanner's grid, and lesions.csv."""
+    labels = state.label_map(grid.stack_shape)
+    confidence = np.zeros(grid.stack_shape, dtype=np.float32)
+    for lesion in state.lesions.values():
+        lesion.mask.paint(confidence, lesion.confidence)
+    write_volume(grid.to_volume(torch.from_numpy(labels)), affine, folder / "lesions.nii.gz")
+    write_volume(grid.to_volume(torch.from_numpy(confidence)), affine, folder / "confidence.nii.gz")
+    lines = []
+    for row in rows:
+        plain = asdict(row)
+        for name in ("volume_ml", "x_lps_mm", "y_lps_mm", "z_lps_mm", "confidence"):
+            plain[name] = f"{plain[name]:.4f}"
+        lines.append(plain)
+    write_text(folder / "lesions.csv", csv_text([field.name for field in fields(LesionRow)], lines))

@@ -1,0 +1,110 @@
+"""How many actions and how much time a reader needed, from the journal of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mois.session.journal import PROMPTS, Action, Journal
+
+
+@dataclass
+class Motion:
+    """What one lesion, one scan or all of them took.
+
+    Attributes:
+        clicks: Positive and negative ones.
+        boxes: Drawn.
+        masks: Given.
+        others: All other actions: propagations, verdicts, undo.
+        seconds_reader: Looking and pointing.
+        seconds_waited: Waiting for the program.
+        seconds_computed: Of these, computing.
+    """
+
+    clicks: int = 0
+    boxes: int = 0
+    masks: int = 0
+    others: int = 0
+    seconds_reader: float = 0.0
+    seconds_waited: float = 0.0
+    seconds_computed: float = 0.0
+
+    def add(self, action: Action) -> None:
+        """Count an action."""
+        match action.name:
+            case "click":
+                self.clicks += 1
+            case "box":
+                self.boxes += 1
+            case "mask":
+                self.masks += 1
+            case _:
+                self.others += 1
+        self.seconds_reader += action.seconds_reader
+        self.seconds_waited += action.seconds_waited
+        self.seconds_computed += action.seconds_computed
+
+    def plus(self, other: Motion) -> Motion:
+        """Return the sum of two."""
+        return Motion(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass
+class ScanMotion:
+    """Time and motion of one session.
+
+    Attributes:
+        subject: The scan.
+        total: Of everything that was done.
+        lesions: Lesion id to what was done to it.
+    """
+
+    subject: str
+    total: Motion = field(default_factory=Motion)
+    lesions: dict[int, Motion] = field(default_factory=dict)
+
+    @property
+    def touched(self) -> int:
+        """How many lesions were prompted."""
+        return sum(bool(motion.clicks + motion.boxes + motion.masks) for motion in self.lesions.values())
+
+
+def time_and_motion(journal: Journal) -> ScanMotion:
+    """Add up a journal; what was undone counts, since it took its time."""
+    found = ScanMotion(str(journal.header.get("subject", "")))
+    for action in journal.actions:
+        found.total.add(action)
+        lesion = action.result if action.name in PROMPTS else action.arguments.get("lesion")
+        if isinstance(lesion, int):
+            found.lesions.setdefault(lesion, Motion()).add(action)
+    return found
+
+
+COLUMNS = ("clicks", "boxes", "masks", "others", "seconds_reader", "seconds_waited", "seconds_computed")
+
+
+def motion_rows(scans: Sequence[ScanMotion], *, lesions: bool = True) -> list[list[str]]:
+    """Return a table as text: a heading, then each lesion and each scan, then the sum and the mean per lesion."""
+    rows = [["scan", "lesion", *COLUMNS]]
+    for scan in scans:
+        if lesions:
+            rows += [[scan.subject, str(lesion), *_numbers(scan.lesions[lesion])] for lesion in sorted(scan.lesions)]
+        rows.append([scan.subject, "all", *_numbers(scan.total)])
+    whole = Motion()
+    for scan in scans:
+        whole = whole.plus(scan.total)
+    if len(scans) > 1:
+        rows.append(["all", "all", *_numbers(whole)])
+    prompted = sum(scan.touched for scan in scans)
+    if prompted:
+        mean = Motion(**{name: getattr(whole, name) / prompted for name in COLUMNS})  # type: ignore[arg-type]
+        rows.append(["mean", "per prompted", *(f"{getattr(mean, name):.2f}" for name in COLUMNS)])
+    return rows
+
+
+def _numbers(motion: Motion) -> list[str]:
+    return [
+        f"{value:.1f}" if isinstance(value, float) else str(value)
+        for value in (getattr(motion, name) for name in COLUMNS)
+    ]

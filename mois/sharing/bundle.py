@@ -1,0 +1,380 @@
+"""The result of a training as one folder to share: what was trained, how it is to be used, and what made it.
+
+    bundle.json               classes with their arguments, inference settings, calibration, provenance, figures, and a
+                              sha256 of each file and of itself (mois.sharing.bundle_record)
+    adapter/                  what was trained of the backbone, as its adapter writes it (PEFT's format if it is PEFT)
+    propagation.safetensors
+    README.md                 the same for people
+
+Nothing in it is code, and nothing is a pickle. The classes are imported from this project alone, or from modules that
+the user trusts by name; the backbone's weights are not part of it, but their sha256 is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from safetensors.torch import load_file
+
+from mois.backbones.weights import load_exactly
+from mois.files.atomic import file_sha256, read_regular, whole_folder, write_bytes, write_text
+from mois.inference.execution import chosen_device
+from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.interfaces import Adapter, Backbone, Propagation
+from mois.machine.own_packages import refuse_foreign_packages
+from mois.propagation.weights import save_propagation
+from mois.sharing.bundle_record import DESCRIPTION, FORMAT_VERSION, BundleRecord, ClassSpec, ModelSpec, read_description
+from mois.sharing.calibration import Calibration
+from mois.sharing.card import write_card
+from mois.sharing.identity import ModelIdentity
+
+__all__ = ["Bundle", "ClassSpec", "ModelSpec", "check_files", "copy_bundle", "fill", "in_full", "write_bundle"]
+
+OURS = ("mois", "adapters")
+ADAPTER, PROPAGATION, CARD = "adapter", "propagation.safetensors", "README.md"
+
+Made = TypeVar("Made")
+
+
+def write_bundle(
+    folder: Path,
+    spec: ModelSpec,
+    backbone: Backbone,
+    adapter: Adapter,
+    propagation: Propagation,
+    inference: InferenceSettings,
+    *,
+    calibration: Calibration | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    figures: Mapping[str, float] | None = None,
+) -> Path:
+    """Write a trained model as a bundle; an older one in its place is replaced once the new one is whole.
+
+    What else stands in the folder, such as notes, is kept.
+
+    Args:
+        folder: Of the bundle.
+        spec: What the three parts were made from.
+        backbone: With its adapter attached.
+        adapter: Writes what was trained of the backbone.
+        propagation: As trained.
+        inference: How whole volumes are to be cut, decided and put together.
+        calibration: Confidence of found lesions, None where nothing was there to fit it on.
+        provenance: Which code, data, weights and settings made it.
+        figures: What the best validation measured.
+
+    Raises:
+        ValueError: If the spec is not of these parts, or the folder holds files but no bundle.
+    """
+    for name, made in (("backbone", backbone), ("adapter", adapter), ("propagation", propagation)):
+        told = getattr(spec, name).class_path
+        if told.rpartition(".")[2] != type(made).__name__:
+            raise ValueError(f"bundle: the {name} is a {type(made).__name__}, but its class_path is {told}.")
+    folder = Path(folder)
+    _refuse_foreign(folder)
+    spec = in_full(spec)
+    with whole_folder(folder, (DESCRIPTION, ADAPTER, PROPAGATION, CARD)) as part:
+        adapter.save(part / ADAPTER)
+        save_propagation(propagation, part / PROPAGATION, backbone.identity)
+        content = BundleRecord(
+            FORMAT_VERSION,
+            spec,
+            ModelIdentity.of(backbone, propagation, spec.arguments()),
+            replace(inference, normalisation=inference.normalisation.settled()),
+            calibration,
+            {name: value if math.isfinite(value) else None for name, value in (figures or {}).items()},
+            dict(provenance or {}),
+            {str(file.relative_to(part)): file_sha256(file) for file in _files(part)},
+        ).as_dict()
+        write_text(part / DESCRIPTION, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        foreign = {name.rpartition(".")[0] for name in _class_paths(asdict(spec)) if not _is_trusted(name, ())}
+        write_card(part / CARD, folder.name, content, sorted(foreign))
+    return folder
+
+
+def copy_bundle(source: Path, target: Path) -> None:
+    """Copy a bundle to another place; an older one there is replaced once the copy is whole.
+
+    Raises:
+        ValueError: If it is no bundle, or holds anything but regular files; if the target holds files but no bundle.
+    """
+    record = read_description(source)
+    check_files(source, record.files)
+    for name in (DESCRIPTION, CARD):  # no digest says what they hold
+        _check_place(source, source / name)
+    _refuse_foreign(target)
+    with whole_folder(target, (DESCRIPTION, ADAPTER, PROPAGATION, CARD)) as part:
+        for name in (DESCRIPTION, *record.files, CARD):
+            if (source / name).exists():
+                write_bytes(part / name, read_regular(source / name))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model, ready to use.
+
+    Attributes:
+        path: Folder that it was read from.
+        backbone: With its adapter, in eval mode.
+        propagation: In eval mode.
+        inference: How whole volumes are cut, decided and put together.
+        calibration: Confidence of found lesions; None where nothing was there to fit it on.
+        identity: Which model this is: exemplar banks belong to one.
+        provenance: Which code, data, weights and settings made it.
+        figures: What its best validation measured, None where a figure could not be.
+    """
+
+    path: Path
+    backbone: Backbone
+    propagation: Propagation
+    inference: InferenceSettings
+    calibration: Calibration | None
+    identity: ModelIdentity
+    provenance: dict[str, Any]
+    figures: dict[str, float | None]
+
+    def segmenter(self) -> VolumeSegmenter:
+        """Return what turns a volume and exemplars into lesions."""
+        return VolumeSegmenter(self.backbone, self.propagation, self.inference)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "auto",
+        trust: Sequence[str] = (),
+        backbone_weights: str | Path | None = None,
+    ) -> Bundle:
+        """Make the model of a bundle.
+
+        Args:
+            path: The bundle's folder.
+            device: Where the model shall be; `auto` is an accelerator where there is one.
+            trust: Modules or packages, besides ours, whose classes a bundle may name.
+            backbone_weights: Where the backbone's weights are on this machine, if not where they were at training.
+
+        Raises:
+            ValueError: If it is no bundle, is damaged or of another format, names classes that are not trusted, or the
+                backbone or the tensors are not those that it was made from.
+        """
+        path = Path(path)
+        device = chosen_device(str(device))
+        content = read_description(path)
+        check_files(path, content.files)
+        spec, wanted = content.model, content.identity
+        with torch.random.fork_rng(devices=[]):  # building draws numbers that loading overwrites
+            backbone = _backbone(spec.backbone, trust, path, backbone_weights)
+            if backbone.identity.sha256 != wanted.backbone.sha256:
+                raise ValueError(
+                    f"bundle={path} belongs to backbone {wanted.backbone.name} ({wanted.backbone.source}, sha256 "
+                    f"{wanted.backbone.sha256[:12]}), but the weights at hand are {backbone.identity.source} (sha256 "
+                    f"{backbone.identity.sha256[:12]}); give the right file with backbone_weights."
+                )
+            backbone.behave(wanted.behaviour)  # as recorded, whatever the defaults of this version
+            adapter = _make(spec.adapter, Adapter, "adapter", trust, path)  # type: ignore[type-abstract]
+            propagation = _make(_without_weights(spec.propagation), Propagation, "propagation", trust, path)  # type: ignore[type-abstract]
+            propagation.build(backbone)
+            adapter.attach(backbone, propagation)
+        fill(path, f"bundle={path}", content, adapter, propagation)
+        identity = ModelIdentity.of(backbone, propagation, spec.arguments())
+        if different := identity.differences(wanted):
+            raise ValueError(
+                f"bundle={path} does not give the model that it was made from: {' and '.join(different)}; take the "
+                f"versions of the packages that its {DESCRIPTION} names under provenance."
+            )
+        for module in (backbone, propagation):  # what was trainable stays so: torch rounds otherwise without gradients
+            module.to(device).eval()
+        return cls(
+            path,
+            backbone,
+            propagation,
+            content.inference,
+            content.calibration,
+            identity,
+            content.provenance,
+            content.figures,
+        )
+
+
+def fill(path: Path, name: str, record: BundleRecord, adapter: Adapter, propagation: Propagation) -> None:
+    """Give a model the weights of a bundle, every tensor or none.
+
+    Args:
+        path: The bundle's folder, checked (`check_files`).
+        name: What a message calls it.
+        record: Its description.
+        adapter: Attached to a backbone of the same weights.
+        propagation: Built for that backbone.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    try:
+        adapter.load(path / ADAPTER)
+    except RuntimeError as error:  # torch's own complaint about shapes
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: its adapter does not fit {record.model.adapter.class_path}: {reason}") from error
+    load_exactly(propagation, load_file(path / PROPAGATION), f"{name}: {PROPAGATION}")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse to put a bundle in the place of a folder of something else, which would be gone.
+
+    Raises:
+        ValueError: If the folder holds files, but no bundle.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).exists():
+        raise ValueError(f"bundle={folder} holds files, but no bundle; choose another folder, or move them away.")
+
+
+def check_files(path: Path, recorded: Mapping[str, str]) -> None:
+    """Refuse a bundle of which a file is missing, changed or added.
+
+    Raises:
+        ValueError: With the first such file.
+    """
+    there = {str(file.relative_to(path)): file for file in _files(path)}
+    for file in there.values():
+        _check_place(path, file)
+    for name in sorted({PROPAGATION, *recorded, *there}):
+        if name not in there:
+            raise ValueError(f"bundle={path} lacks {name}; copy the whole folder again.")
+        if name not in recorded and _is_litter(there[name]):
+            continue
+        if name not in recorded:
+            raise ValueError(f"bundle={path} holds {name}, which is not of it; copy the whole folder again.")
+        if file_sha256(there[name]) != recorded[name]:
+            raise ValueError(f"bundle={path}: {name} is damaged or was changed; copy the whole folder again.")
+
+
+def _check_place(path: Path, file: Path) -> None:
+    """Refuse what is no regular file of a bundle's folder, itself or by a link.
+
+    A cache of the Hugging Face hub keeps the files of `snapshots/REVISION` in `blobs` beside `snapshots`, and links to
+    them: there a link may lead.
+
+    Raises:
+        ValueError: If it is something else, or leads elsewhere.
+    """
+    if not (file.exists() or file.is_symlink()):
+        return
+    inside, target = path.resolve(), file.resolve()
+    blobs = next((one.parent / "blobs" for one in inside.parents if one.name == "snapshots"), None)
+    if not (file.is_file() and (target.is_relative_to(inside) or target.parent == blobs)):
+        raise ValueError(
+            f"bundle={path}: {file.relative_to(path)} is no regular file of its folder; copy the folder with what its "
+            "links point to."
+        )
+
+
+def _is_litter(file: Path) -> bool:
+    """Tell whether a file is one that a desktop leaves in every folder that somebody looks at; nothing reads it."""
+    return file.name in (".DS_Store", "Thumbs.db", "desktop.ini") or file.name.startswith("._")
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files that hold tensors or say how to read them."""
+    adapter = [file for file in sorted((folder / ADAPTER).rglob("*")) if not file.is_dir() or file.is_symlink()]
+    return [file for file in (folder / PROPAGATION, *adapter) if file.exists() or file.is_symlink()]
+
+
+def _backbone(spec: ClassSpec, trust: Sequence[str], path: Path, weights: str | Path | None) -> Backbone:
+    init_args = dict(spec.init_args)
+    if weights is not None:
+        init_args["weights"] = str(weights)
+    try:
+        return _make(ClassSpec(spec.class_path, init_args), Backbone, "backbone", trust, path)  # type: ignore[type-abstract]
+    except ValueError as error:
+        if weights is None and "backbone.weights" in str(error):
+            raise ValueError(f"{error} Or say with backbone_weights where bundle={path} finds them.") from error
+        raise
+
+
+def _without_weights(spec: ClassSpec) -> ClassSpec:
+    """Let a propagation of ours begin at random: every tensor comes from the bundle, the file may be elsewhere."""
+    ours = spec.class_path.startswith("mois.") and "weights" in spec.init_args
+    return ClassSpec(spec.class_path, {**spec.init_args, "weights": "random"}) if ours else spec
+
+
+def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], path: Path) -> Made:
+    """Make an object of a class that is ours or trusted.
+
+    Raises:
+        ValueError: If a class is not trusted, does not exist, is none of `base`, or does not take these arguments.
+    """
+    refuse_foreign_packages()
+    for name in _class_paths(asdict(spec)):
+        if not _is_trusted(name, trust):
+            module = name.rpartition(".")[0]
+            raise ValueError(
+                f"bundle={path} names {name} for its {role}, which is no class of this project; only if you know who "
+                f"wrote it, trust its module: --trust {module}, or trust=['{module}'] in Python."
+            )
+    parser, parsed = _parsed(spec, base, role, path)
+    for inner in {*_class_paths(parsed.as_dict())} - {*_class_paths(spec.init_args)}:  # given in short, or by a file
+        raise ValueError(
+            f"bundle={path} names {inner} for its {role} in a way that is not allowed; give another bundle."
+        )
+    made: Made = parser.instantiate(parsed)[role]
+    return made
+
+
+def in_full(spec: ModelSpec) -> ModelSpec:
+    """Return a spec with every argument, those that were left at their defaults included."""
+    parts = {}
+    for role, base in (("backbone", Backbone), ("adapter", Adapter), ("propagation", Propagation)):
+        part = getattr(spec, role)
+        parser, parsed = _parsed(part, base, role, Path())
+        plain = json.loads(parser.dump(parsed, format="json", skip_unset=False))
+        parts[role] = replace(part, init_args=plain.get(role, {}))  # no key for a class without arguments
+    return ModelSpec(**parts)
+
+
+def _parsed(spec: ClassSpec, base: type, role: str, path: Path) -> tuple[ArgumentParser, Namespace]:
+    """Import a class, and read its arguments as its signature declares them.
+
+    Raises:
+        ValueError: If the class does not exist, is none of `base`, or does not take these arguments.
+    """
+    module, _, name = spec.class_path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"bundle={path} needs {spec.class_path} for its {role}, which cannot be imported ({error}); put the folder "
+            f"that holds {module.partition('.')[0]} on PYTHONPATH, or install what it needs."
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise ValueError(f"bundle={path} names {spec.class_path} for its {role}, which is no {base.__name__}.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, role)
+    try:
+        parsed = parser.parse_object({role: spec.init_args})
+    except ArgumentError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"bundle={path}: {spec.class_path} does not take its arguments: {reason}") from error
+    return parser, parsed
+
+
+def _is_trusted(class_path: str, trust: Sequence[str]) -> bool:
+    return any(class_path.startswith(f"{module}.") for module in (*OURS, *trust))
+
+
+def _class_paths(plain: Any) -> Iterator[str]:
+    """Yield every class_path in a nest of dicts and lists."""
+    if isinstance(plain, Mapping):
+        if isinstance(plain.get("class_path"), str):
+            yield plain["class_path"]
+        plain = list(plain.values())
+    if isinstance(plain, list | tuple):
+        for inner in plain:
+            yield from _class_paths(inner)

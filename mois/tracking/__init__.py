@@ -1,0 +1,1 @@
+"""Where the figures, pictures and files of a run go: its own folder, W&B, and other loggers."""

@@ -1,0 +1,113 @@
+"""Results as an evaluation leaves them, without a model: figures drawn at random about a level."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mois.evaluation.figures import CandidateRow, ClassReport, CountPoint, Figures, LesionRow, SubjectReport
+from mois.evaluation.result_files import write_results
+from mois.evaluation.settings import ProtocolSettings
+
+SECONDS = {"encode": 3.1, "click": 0.4, "describe": 0.1, "propagate": 2.2, "track": 1.1, "score": 0.6}
+COUNTS, CLICKS = (0, 1, 3, 5, 10, 20), (1, 3)
+PROVENANCE = {
+    "code": "0.1.0 git 0123456789ab",
+    "data": "ab" * 32,
+    "backbone": {"name": "nano", "source": "bundled", "sha256": "cd" * 32},
+    "seed": 0,
+    "trainable_fraction": 0.08,
+}
+
+
+def example_report(
+    name: str, patient: str, level: float, seed: int, *, classes: tuple[int, ...] = (1,)
+) -> SubjectReport:
+    """Return a report on a scan whose unprompted Dice is near `level`."""
+    rng = np.random.default_rng(seed)
+
+    def near(value: float, spread: float = 0.04) -> float:
+        return float(np.clip(value + rng.normal(0, spread), 0, 1))
+
+    made = []
+    for target in classes:
+        figures = Figures(
+            right=near(level),
+            wrong=near(0.3 * level),
+            swapped=near(0.9 * level),
+            no_exemplars=near(0.5 * level),
+            unprompted_dice=level,
+            lesion_f1=near(level + 0.05),
+            lesion_precision=near(level + 0.1),
+            lesion_recall=near(level),
+            false_lesions=float(rng.integers(0, 6)),
+            unprompted_panoptic_quality=near(0.7 * level),
+            unprompted_surface_dice=near(level + 0.2),
+            unprompted_volume_error_ml=float(rng.normal(0, 3)),
+            unprompted_volume_error_percent=float(rng.normal(5, 10)),
+            unprompted_volume_absolute_error_percent=float(abs(rng.normal(10, 5))),
+            prompted_dice=near(0.8),
+            prompted_lesions=5.0,
+            prompted_clicks=5.0,
+            scan_dice=near(level + 0.08),
+            scan_lesion_f1=near(level + 0.1),
+            scan_false_lesions=float(rng.integers(0, 6)),
+        )
+        curve = tuple(
+            CountPoint(
+                count,
+                float(count),
+                near(0.5 * level)
+                if count == 0
+                else near(level * (0.8 + 0.08 * np.log2(count + 1) * clicks**0.3), 0.02),
+                near(0.3 * level),
+                near(0.85 * level),
+                near(level + 0.02 * np.log2(count + 1)),
+                clicks,
+            )
+            for clicks in CLICKS
+            for count in COUNTS
+        )
+        volumes = np.exp(rng.normal(0.3, 1.2, 24))
+        lesions = tuple(
+            LesionRow(
+                number,
+                float(ml),
+                "prompted" if number <= 5 else "promptable" if number <= 12 else "never",
+                hit := bool(rng.random() < 0.55 + 0.15 * np.log10(ml) + 0.2),
+                near(0.5) if hit else 0.0,
+                near(0.65, 0.15) if hit else 0.0,
+                third=("lower", "middle", "upper")[number % 3],
+                contrast=float(rng.normal(0.2, 0.15)),
+            )
+            for number, ml in enumerate(volumes, start=1)
+        )
+        made.append(ClassReport(target, figures, curve, lesions, tuple(np.exp(rng.normal(-1, 1, 3)).tolist())))
+    peaks = rng.uniform(0.35, 1, 40)
+    candidates = tuple(CandidateRow(float(p), bool(rng.random() < p**2), float(rng.exponential(1))) for p in peaks)
+    seconds = {step: float(s * rng.uniform(0.8, 1.3)) for step, s in SECONDS.items()}
+    return SubjectReport(name, patient, tuple(made), int(rng.integers(0, 9)), seconds, candidates)
+
+
+def example_reports(scans: int = 8, level: float = 0.6, seed: int = 0) -> list[SubjectReport]:
+    """Return reports on scans p0, p1, ...; the last two are of one patient."""
+    rng = np.random.default_rng(seed)
+    levels = np.clip(level + np.random.default_rng(7).normal(0, 0.1, scans) + rng.normal(0, 0.02, scans), 0, 1)
+    return [
+        example_report(f"p{i}", f"p{min(i, scans - 2)}" if scans > 1 else "p0", float(at), 100 * seed + i)
+        for i, at in enumerate(levels)
+    ]
+
+
+def write_example(out: Path, scans: int = 8, level: float = 0.6, seed: int = 0) -> Path:
+    """Write a folder of results with a picture for each scan; return it."""
+    settings = ProtocolSettings(counts=COUNTS, curve_clicks=CLICKS)
+    reports = example_reports(scans, level, seed)
+    write_results(out, reports, PROVENANCE, protocol=settings)
+    (out / "overlays").mkdir()
+    for report in reports:
+        pixels = np.random.default_rng(0).integers(0, 255, (30, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(out / "overlays" / f"{report.subject}_class1.png")
+    return out

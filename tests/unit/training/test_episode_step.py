@@ -1,0 +1,202 @@
+"""What one batch of episodes teaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from adapters import Frozen, Full, Lora
+from mois.backbones import SAM2
+from mois.interfaces import Adapter
+from mois.propagation import Attention, Similarity
+from mois.records import MaskPrediction
+from mois.testing import example_episode, nano_backbone, untouched
+from mois.training import episode_step
+from mois.training.episode_step import (
+    EpisodeLearning,
+    _pooled_dice,
+    _shown_count,
+    check_all_learn,
+    learn,
+    names,
+    pictures,
+)
+
+
+def _run(adapter: Adapter, step: int = 0, **settings: Any):
+    backbone, propagations = nano_backbone(), [Similarity(), Attention()]
+    for propagation in propagations:
+        propagation.build(backbone)
+    adapter.attach(backbone, propagations[0])
+    outcome = learn(backbone, names(propagations), example_episode(), EpisodeLearning(**settings), step)
+    return backbone, propagations, outcome
+
+
+@pytest.mark.parametrize(
+    "adapter", [Frozen(), Full(), Lora(parts=["trunk", "neck", "memory_attention", "memory_encoder", "decoder"])]
+)
+def test_every_trainable_tensor_gets_gradient(adapter: Adapter) -> None:
+    backbone, propagations, outcome = _run(adapter)
+    torch.stack(list(outcome.losses.values())).sum().backward()
+    for module in (backbone, *propagations):
+        without = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+        assert without == []
+
+
+def test_weights_that_no_loss_reaches_are_refused() -> None:
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    episode = example_episode()
+    untracked = episode._replace(track_images=episode.track_images[:, :1], track_masks=episode.track_masks[:, :1])
+    Frozen().attach(backbone, propagation)
+    check_all_learn(backbone, untracked)
+    Lora(parts=["memory_attention"]).attach(backbone, propagation)
+    check_all_learn(backbone, episode)
+    with pytest.raises(ValueError, match="clip=1 tracks nothing"):
+        check_all_learn(backbone, untracked)
+
+
+@pytest.mark.parametrize(("step", "clicks"), [(0, 2), (6, 8)])
+def test_every_click_is_supervised(monkeypatch: pytest.MonkeyPatch, step: int, clicks: int) -> None:
+    answers: list[MaskPrediction] = []
+    decode = SAM2.decode
+
+    def listening(self: SAM2, features: Any, prompts: Any, dense: Any = None) -> MaskPrediction:
+        answer = decode(self, features, prompts, dense)
+        # the supports: 2 episodes, 2 groups, 3 exemplars; the first click is answered together with that of 2 clips
+        if prompts is not None and len(features.image) in (12, 14):
+            answer.candidates.retain_grad()
+            answers.append(answer)
+        return answer
+
+    monkeypatch.setattr(SAM2, "decode", listening)
+    backbone = nano_backbone()
+    propagation = Similarity()
+    propagation.build(backbone)
+    Full().attach(backbone, propagation)
+    outcome = learn(backbone, names([propagation]), example_episode(), EpisodeLearning(corrections=7), step)
+    outcome.losses["click"].backward()
+    assert len(answers) == clicks  # a first click, and 1 to 7 corrections
+    for answer in answers:
+        assert answer.candidates.grad is not None
+        assert bool((answer.candidates.grad[:12] != 0).any())
+
+
+def test_frozen_tensors_stay_as_they_are_to_the_byte() -> None:
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    Lora().attach(backbone, propagation)
+    before = untouched(backbone)
+    parameters = [p for module in (backbone, propagation) for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
+    for step in range(2):
+        outcome = learn(backbone, names([propagation]), example_episode(seed=step), EpisodeLearning(), step)
+        optimiser.zero_grad()
+        torch.stack(list(outcome.losses.values())).sum().backward()
+        optimiser.step()
+    assert not backbone.training
+    for name, parameter in backbone.named_parameters():
+        assert name not in before or torch.equal(before[name], parameter)
+
+
+def test_between_one_and_all_exemplars_are_shown() -> None:
+    episode = example_episode(batch=2, exemplars=3)
+    chance = episode.chance.clone()
+    chance[0, 1], chance[1, 1] = 0.0, 0.99
+    shown = _shown_count(episode._replace(chance=chance))
+    assert shown.sum(1).tolist() == [1, 1, 3, 3]  # two groups of each episode
+
+
+def test_padding_is_no_exemplar_whatever_is_predicted_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    episode = example_episode(batch=1, exemplars=3)
+    valid = torch.tensor([[[True, False, False], [True, True, False]]])
+    chance = torch.full_like(episode.chance, 0.99)  # all exemplars are shown, none of them as negative
+    seen: list[torch.Tensor] = []
+    forward = Similarity.forward
+
+    def listening(self: Similarity, features: Any, exemplars: Any, backbone: Any) -> Any:
+        seen.append(exemplars.valid)
+        assert (
+            {len(token) for token in exemplars.tokens.values()} == {len(exemplars.valid)} == {len(exemplars.negative)}
+        )
+        return forward(self, features, exemplars, backbone)
+
+    monkeypatch.setattr(Similarity, "forward", listening)
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    padded = episode._replace(support_valid=valid, chance=chance)
+    learn(backbone, names([propagation]), padded, EpisodeLearning(true_masks=0), 0)
+    (asked,) = seen  # two groups, and the question without exemplars
+    assert asked[:2, :3].tolist() == valid[0].tolist()
+    assert not asked[:2, 3:].any()
+    assert not asked[2].any()
+
+
+def test_dice_is_pooled_over_pictures_and_nan_without_truth() -> None:
+    found = torch.tensor([[[True, True]], [[True, False]]])
+    truth = torch.tensor([[[True, False]], [[True, False]]])
+    assert _pooled_dice(found, truth, torch.tensor([True, True])).item() == pytest.approx(4 / 5)
+    assert _pooled_dice(found, truth, torch.tensor([False, True])).item() == 1
+    assert _pooled_dice(found, truth & False, torch.tensor([True, True])).isnan()
+
+
+def test_shares_outside_zero_to_one_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model.learning.true_masks=1.5 is a share"):
+        EpisodeLearning(true_masks=1.5)
+
+
+def test_propagations_are_told_apart_by_name() -> None:
+    prefixes = list(names([Similarity(), Attention(), Attention(), Similarity()]))
+    assert prefixes == ["", "attention/", "attention2/", "similarity/"]
+
+
+def test_with_a_frozen_backbone_nothing_is_tracked_and_only_the_propagation_keeps_activations() -> None:
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    Frozen().attach(backbone, propagation)
+    assert len(pictures(backbone, example_episode(batch=1))) == 7  # 2 groups of 3, and the query
+    kept: list[str] = []
+
+    def listening(name: str, of: Any) -> Any:
+        def call(*inputs: Any, **named: Any) -> Any:
+            packed: list[Any] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
+                answer = of(*inputs, **named)
+            kept.extend([name] * bool(packed))
+            return answer
+
+        return call
+
+    backbone.encode = listening("encode", backbone.encode)  # type: ignore[method-assign]
+    backbone.attend = listening("attend", backbone.attend)  # type: ignore[method-assign]
+    clicks = episode_step._click
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(episode_step, "_click", listening("click", clicks))
+        outcome = learn(backbone, names([propagation]), example_episode(batch=1), EpisodeLearning(), 0)
+    assert kept == []
+    assert "track" not in outcome.losses
+    assert not outcome.losses["click"].requires_grad
+    assert outcome.losses["semantic"].requires_grad
+
+
+def test_a_late_adapter_keeps_activations_of_its_stages_alone() -> None:
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    Lora(parts=["trunk"], stages=[4]).attach(backbone, propagation)
+    *early, late = backbone.parts()["trunk"].blocks
+    kept: dict[Any, int] = {}
+    running: list[Any] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if running:
+            kept[running[-1]] = kept.get(running[-1], 0) + tensor.nbytes
+        return tensor
+
+    for block in (*early, late):
+        block.register_forward_pre_hook(lambda block, _: running.append(block))
+        block.register_forward_hook(lambda *_: running.clear())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        learn(backbone, names([propagation]), example_episode(batch=1), EpisodeLearning(), 0)
+    assert list(kept) == [late]
