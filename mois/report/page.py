@@ -106,7 +106,7 @@ class Page:
 def write_page(path: Path, page: Page) -> Path:
     """Write a page as one HTML file that loads nothing from elsewhere, whole or not at all."""
     environment = Environment(
-        loader=PackageLoader("mois.evaluation"),
+        loader=PackageLoader("mois.report"),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,
