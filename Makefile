@@ -1,4 +1,4 @@
-# setup, demo, test, test-ci, check and bench: each first brings .venv up to date, which takes minutes once and nothing after.
+# setup, demo, test, test-ci, check, docs and bench: each first brings .venv up to date, which takes minutes once and nothing after.
 # Another interpreter: make setup PYTHON=python3.12. pip's own settings (index, find-links, constraint, proxy) are kept.
 
 SHELL := /bin/bash
@@ -8,13 +8,13 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 SETTINGS := pyproject.toml constraints.txt requirements-sam2.txt Makefile
 STAMP := $(VENV)/setup-$(firstword $(shell cat $(SETTINGS) | sha256sum))
-SOURCES := train.py mois adapters datamodules tests
+SOURCES := train.py mois adapters datamodules tests docs/site
 export OMP_NUM_THREADS ?= 1
 
 # Two workers of one thread each: more threads make the small tensors of the tests slower.
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal --durations=20
 
-.PHONY: setup demo test test-ci check bench format constraints clean
+.PHONY: setup demo test test-ci check docs bench format constraints clean
 .DEFAULT_GOAL := setup
 
 # In a shell of its own, python and mois are not yet those of .venv.
@@ -55,6 +55,16 @@ check: setup
 	$(VENV)/bin/lint-imports
 	$(PY) -m tests.support.house
 
+# The site, into build/site: every warning is an error, nothing is fetched while it is built.
+docs: $(STAMP)-docs
+	$(PY) docs/site/draw_rooms.py
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict -f docs/site/mkdocs.yml
+	@echo "open build/site/index.html"
+
+$(STAMP)-docs: $(STAMP)
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[docs]'
+	@touch $@
+
 bench: setup
 	$(PY) -m tests.bench.run --out runs/bench $(ARGS)
 
@@ -63,7 +73,7 @@ format: setup
 	$(VENV)/bin/ruff format $(SOURCES)
 
 # After a change of versions: pin what is installed now.
-constraints:
+constraints: $(STAMP)-docs
 	@sed -n '/^#/p' constraints.txt > constraints.new
 	@$(PIP) freeze --all --exclude-editable | grep -vE '^(pip|sam2|triton|nvidia-|cuda-)' >> constraints.new
 	mv constraints.new constraints.txt
