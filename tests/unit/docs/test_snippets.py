@@ -1,0 +1,24 @@
+"""The Python of the pages runs as it stands, one page from top to bottom."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+from tests.support.paths import ROOT
+
+EARLIER = ROOT / "tests" / "fixtures" / "format_1"
+
+
+@pytest.mark.filterwarnings("ignore:.*unverified")
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorials/first_session.md"])
+def test_a_pages_python_runs(page, tmp_path, monkeypatch):
+    shutil.copytree(EARLIER / "bundle", tmp_path / "runs" / "demo" / "bundle")
+    shutil.copytree(EARLIER / "data", tmp_path / "runs" / "demo" / "data")
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), flags=re.M | re.S))
+    assert "InteractiveSession" in code
+    exec(compile(code, page, "exec"), {})
+    assert (tmp_path / "out" / "lesions.nii.gz").is_file()
