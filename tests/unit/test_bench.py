@@ -12,11 +12,10 @@ import pytest
 from tests.support.paths import ROOT
 
 sys.path.insert(0, str(ROOT))  # the bench is run as `python -m tests.bench.run`, and installed nowhere
-from tests.bench import run
+from tests.bench import page, run
 from tests.bench.measure import Outcome
 
 STORED = json.loads((ROOT / "docs" / "bench.json").read_text(encoding="utf-8"))
-PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -115,65 +114,17 @@ def test_the_stored_run_is_whole_and_of_one_piece():
     assert all(notes == run.notes_of(STORED) for notes in STORED["groups"].values())
 
 
-def test_the_table_of_the_page_says_what_the_stored_run_says():
-    rows = re.findall(r"^\| `(\w+)` \|.*?\| \*\*([\d.]+)\*\*.*\|.*\|$", PAGE, flags=re.MULTILINE)
-    assert {name for name, _ in rows} == set(run.figures_of(STORED))
-    assert dict(rows) == {name: rounded(STORED[name], len(said.partition(".")[2])) for name, said in rows}
+def test_the_tables_of_the_page_are_those_of_the_stored_run():
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text == page.filled(text, STORED), "run python -m tests.bench.page"
+    assert set(re.findall(r"<!-- bench: (\w+) -->", text)) == {"figures", *page.TABLES}
+    assert [name for name, *_ in page.FIGURES] == list(dict.fromkeys(name for name, *_ in page.FIGURES))
+    assert {name for name, *_ in page.FIGURES} == set(run.figures_of(STORED))
 
 
-def rounded(value: float, places: int) -> str:
-    """As the page writes it: no 0 before the point."""
-    return f"{value:.{places}f}".removeprefix("0" if places else "")
-
-
-def told(words: str, **figures: tuple[str, float, int]):
-    """What the page says: names in the words stand for a detail of the run, times a factor, with so many places."""
-    return pytest.param(words, figures, id=words)
-
-
-def told_of_training(name: str, arm: str, speed: str = ""):
-    figures = {"m": (f"{arm}_mib", 1, 0), "s": (f"{arm}_cpu_s", 1, 1)}
-    fast = {"e": (f"{speed}_episodes_per_cpu_s", 1, 2)} if speed else {}
-    return told(f"| {name} | {{m}} | {{s}} | {'{e} ' if speed else ''}|", **figures, **fast)
-
-
-@pytest.mark.parametrize(
-    ("words", "figures"),
-    [
-        told("foreground attention {f} kB, the paper's {p} kB",
-             f=("foreground_bytes_per_exemplar", 1e-3, 0), p=("paper_bytes_per_exemplar", 1e-3, 0)),
-        told("`Similarity` {s} (10) and {t} (100);", s=("similarity_10_s", 1e3, 0), t=("similarity_100_s", 1e3, 0)),
-        told("; foreground attention {f} and {g};", f=("foreground_10_s", 1e3, 0), g=("foreground_100_s", 1e3, 0)),
-        told("; the paper's {p} (10);", p=("paper_10_s", 1e3, 0)),
-        told("`Prototype` {p} and {q} (", p=("prototype_10_s", 1e3, 0), q=("prototype_100_s", 1e3, 0)),
-        told("50 lesions take {b} s instead of {s} (", b=("batched_s", 1, 2), s=("serial_s", 1, 2)),
-        told("({m}, {a})", m=("similarity_merged_dice", 1, 3), a=("similarity_all_dice", 1, 3)),
-        told("({f}, {d}; see below)", f=("attention_foreground_dice", 1, 4), d=("attention_dense_dice", 1, 4)),
-        told("no class changed by more than {m} (", m=("merged_apart_at_most", 1, 3)),
-        told("({u} without cache)", u=("train_late_lora_uncached_vs_full", 1, 1)),
-        told_of_training("full fine-tuning", "full", "full"),
-        told_of_training("DoRA, all layers", "dora_all_layers"),
-        told_of_training("LoRA, all layers", "lora_all_layers"),
-        told_of_training("LoRA, last stage", "late_lora", "late_lora_cached"),
-        told_of_training("frozen", "frozen", "frozen_cached"),
-        told("fall from {one} to {two} |",
-             one=("one_cpu_s_of_rank_0_per_step", 1, 1), two=("two_cpu_s_of_rank_0_per_step", 1, 1)),
-        told("losses equal to {apart}e-7;", apart=("losses_apart", 1e7, 0)),
-        told(": {one} ms a lesion at", one=("described_300", 1e3 / 300, 0)),
-        told("session ({s}) and evaluation ({e})", s=("session_peak_gib", 1, 1), e=("evaluation_peak_gib", 1, 1)),
-        told("| {s} s a scan, on a CPU", s=("evaluation_all_seconds", 1, 0)),
-        told("much of those {s} s a scan", s=("evaluation_all_seconds", 1, 0)),
-        told("| encode 10 patches | {t} TFLOP |", t=("tiny_512_gflop", 1e-2, 2)),
-        told("176 tiles x {g} GFLOP", g=("tiny_512_gflop", 1, 0)),
-        told("three patches of {s})", s=("tiny_512_s", 1, 2)),
-        told("| {c} MB compressed, {m} MB voxels |", c=("compressed_megabytes", 1, 0), m=("megabytes", 1, 0)),
-        told("| {p} CPU-s, 6 bytes a voxel", p=("prepare_s", 1, 1)),
-        told("| {d} CPU-s (augmentation", d=("ten_episodes_s", 0.1, 2)),
-        told("the same counter gives {b} (`kernels`)", b=("kernels_per_step_bf16", 1, 0)),
-        told("asks for {a} all-reduces a step (`barriers`:", a=("all_reduces_per_step", 1, 2)),
-    ],
-)  # fmt: skip
-def test_what_else_the_page_tells_is_what_the_stored_run_says(words, figures):
-    details = {name: value for group in STORED["details"].values() for name, value in group.items()}
-    said = {name: rounded(factor * details[key], places) for name, (key, factor, places) in figures.items()}
-    assert words.format(**said) in " ".join(PAGE.split())
+def test_a_table_takes_its_numbers_from_the_run():
+    details = {"speed": {"full_mib": 3024.5, "full_cpu_s": 9.12}}
+    assert page._with_details("{full_mib:0} and {full_cpu_s*1000/100:1}", details["speed"]) == "3024 and 91.2"
+    assert page.number(0.109, 2) == ".11"
+    with pytest.raises(KeyError):
+        page.filled("<!-- bench: training -->\n<!-- end -->", {"details": details})
