@@ -51,41 +51,20 @@ def score_answer(
     """
     result = answer.found if answer.tracked is None else merge(answer.tracked, answer.found)
     rest, taken_out = unprompted_truth(truth, plan, answer.prompted, settings.margin_px)
-    unprompted, scan = Overlap.of(answer.found, rest, taken_out), Overlap.of(result, truth.only(plan.lesions))
+    whole = truth.only(plan.lesions)
+    unprompted, scan = Overlap.of(answer.found, rest, taken_out), Overlap.of(result, whole)
     matches, scan_matches = unprompted.match(), scan.match()
-    on_any = Overlap.of(answer.found, truth.index)
-    apart = len(on_any.apart().intersection(matches.false))
-    scan_apart = len(Overlap.of(result, truth.index).apart().intersection(scan_matches.false))
     own = {} if answer.tracked is None else _own_dice(answer.tracked, truth.only(answer.prompted), answer.prompted)
     seen: Mask = (answer.found > 0) & ~(taken_out & (rest == 0))
     figures = replace(
         conditioning,
-        unprompted_dice=measured(unprompted.dice()),
-        lesion_f1=measured(matches.f1),
-        lesion_precision=measured(matches.precision),
-        lesion_recall=measured(matches.recall),
-        false_lesions=len(matches.false),
         prompted_dice=mean_of(list(own.values())),
         prompted_lesions=len(own),
         prompted_clicks=answer.clicks,
-        scan_dice=measured(scan.dice()),
-        scan_lesion_f1=measured(scan_matches.f1),
-        scan_lesion_precision=measured(scan_matches.precision),
-        scan_lesion_recall=measured(scan_matches.recall),
-        scan_false_lesions=len(scan_matches.false),
-        false_apart=apart,
-        fragments=len(matches.false) - apart,
-        scan_false_apart=scan_apart,
-        scan_fragments=len(scan_matches.false) - scan_apart,
         unprompted_surface_dice=measured(surface_dice(seen, rest > 0, truth.edges_mm, settings.surface_mm)),
-        scan_surface_dice=measured(
-            surface_dice(result > 0, truth.only(plan.lesions) > 0, truth.edges_mm, settings.surface_mm)
-        ),
-        **{
-            f"{whose}_{name}": value
-            for whose, overlap in (("unprompted", unprompted), ("scan", scan))
-            for name, value in _further(overlap, truth.voxel_ml).items()
-        },
+        scan_surface_dice=measured(surface_dice(result > 0, whole > 0, truth.edges_mm, settings.surface_mm)),
+        **_unprompted_figures(unprompted, matches, answer.found, truth),
+        **_scan_figures(scan, scan_matches, result, truth),
     )
     found_ml = lesion_volumes_ml(answer.found, truth.voxel_ml) if matches.false else {}
     false_ml = tuple(found_ml[lesion] for lesion in matches.false)
@@ -156,6 +135,43 @@ def merge(tracked: InstanceMap, found: InstanceMap) -> InstanceMap:
         new[same] = overlap.true_ids[overlap.shared[same].argmax(1)]
     renumbered = renumber(found, dict(zip(overlap.found_ids.tolist(), new.tolist(), strict=True)))
     return np.where(tracked > 0, tracked, renumbered)
+
+
+def _unprompted_figures(
+    overlap: Overlap, matches: Matches, found: InstanceMap, truth: Truth
+) -> dict[str, float | None]:
+    """Return the figures of what was propagated, on the lesions that were not prompted."""
+    apart = _apart(found, matches, truth)
+    return {
+        "unprompted_dice": measured(overlap.dice()),
+        "lesion_f1": measured(matches.f1),
+        "lesion_precision": measured(matches.precision),
+        "lesion_recall": measured(matches.recall),
+        "false_lesions": len(matches.false),
+        "false_apart": apart,
+        "fragments": len(matches.false) - apart,
+        **{f"unprompted_{name}": value for name, value in _further(overlap, truth.voxel_ml).items()},
+    }
+
+
+def _scan_figures(overlap: Overlap, matches: Matches, result: InstanceMap, truth: Truth) -> dict[str, float | None]:
+    """Return the figures of the reader's final result, on all lesions of the class."""
+    apart = _apart(result, matches, truth)
+    return {
+        "scan_dice": measured(overlap.dice()),
+        "scan_lesion_f1": measured(matches.f1),
+        "scan_lesion_precision": measured(matches.precision),
+        "scan_lesion_recall": measured(matches.recall),
+        "scan_false_lesions": len(matches.false),
+        "scan_false_apart": apart,
+        "scan_fragments": len(matches.false) - apart,
+        **{f"scan_{name}": value for name, value in _further(overlap, truth.voxel_ml).items()},
+    }
+
+
+def _apart(found: InstanceMap, matches: Matches, truth: Truth) -> int:
+    """Return how many false lesions touch no true lesion of any class."""
+    return len(Overlap.of(found, truth.index).apart().intersection(matches.false))
 
 
 def _further(overlap: Overlap, voxel_ml: float) -> dict[str, float | None]:

@@ -26,14 +26,35 @@ def example_report(
     name: str, patient: str, level: float, seed: int, *, classes: tuple[int, ...] = (1,)
 ) -> SubjectReport:
     """Return a report on a scan whose unprompted Dice is near `level`."""
-    rng = np.random.default_rng(seed)
+    draw = _Draw(np.random.default_rng(seed), level)
+    reports = tuple(
+        ClassReport(target, draw.figures(), draw.curve(), draw.lesions(), draw.false_volumes_ml()) for target in classes
+    )
+    candidates = draw.candidates()
+    seconds = {step: float(s * draw.rng.uniform(0.8, 1.3)) for step, s in SECONDS.items()}
+    return SubjectReport(name, patient, reports, int(draw.rng.integers(0, 9)), seconds, candidates)
 
-    def near(value: float, spread: float = 0.04) -> float:
-        return float(np.clip(value + rng.normal(0, spread), 0, 1))
 
-    made = []
-    for target in classes:
-        figures = Figures(
+class _Draw:
+    """Draws the parts of a report from one generator.
+
+    Args:
+        rng: The generator.
+        level: Unprompted Dice that the figures lie around.
+    """
+
+    def __init__(self, rng: np.random.Generator, level: float) -> None:
+        self.rng = rng
+        self.level = level
+
+    def near(self, value: float, spread: float = 0.04) -> float:
+        """Return a share near a value."""
+        return float(np.clip(value + self.rng.normal(0, spread), 0, 1))
+
+    def figures(self) -> Figures:
+        """Return the figures of a class."""
+        near, level, rng = self.near, self.level, self.rng
+        return Figures(
             right=near(level),
             wrong=near(0.3 * level),
             swapped=near(0.9 * level),
@@ -55,40 +76,46 @@ def example_report(
             scan_lesion_f1=near(level + 0.1),
             scan_false_lesions=float(rng.integers(0, 6)),
         )
-        curve = tuple(
-            CountPoint(
-                count,
-                float(count),
-                near(0.5 * level)
-                if count == 0
-                else near(level * (0.8 + 0.08 * np.log2(count + 1) * clicks**0.3), 0.02),
-                near(0.3 * level),
-                near(0.85 * level),
-                near(level + 0.02 * np.log2(count + 1)),
-                clicks,
-            )
-            for clicks in CLICKS
-            for count in COUNTS
+
+    def curve(self) -> tuple[CountPoint, ...]:
+        """Return a figure for each number of clicks and of exemplars."""
+        return tuple(self._point(count, clicks) for clicks in CLICKS for count in COUNTS)
+
+    def _point(self, count: int, clicks: int) -> CountPoint:
+        near, level, doublings = self.near, self.level, np.log2(count + 1)
+        right = near(level * (0.8 + 0.08 * doublings * clicks**0.3), 0.02) if count else near(0.5 * level)
+        wrong, swapped, f1 = near(0.3 * level), near(0.85 * level), near(level + 0.02 * doublings)
+        return CountPoint(count, float(count), right, wrong, swapped, f1, clicks)
+
+    def lesions(self) -> tuple[LesionRow, ...]:
+        """Return a row for each of 24 lesions, 5 of them prompted."""
+        return tuple(
+            self._lesion(number, float(ml)) for number, ml in enumerate(np.exp(self.rng.normal(0.3, 1.2, 24)), start=1)
         )
-        volumes = np.exp(rng.normal(0.3, 1.2, 24))
-        lesions = tuple(
-            LesionRow(
-                number,
-                float(ml),
-                "prompted" if number <= 5 else "promptable" if number <= 12 else "never",
-                hit := bool(rng.random() < 0.55 + 0.15 * np.log10(ml) + 0.2),
-                near(0.5) if hit else 0.0,
-                near(0.65, 0.15) if hit else 0.0,
-                third=("lower", "middle", "upper")[number % 3],
-                contrast=float(rng.normal(0.2, 0.15)),
-            )
-            for number, ml in enumerate(volumes, start=1)
+
+    def _lesion(self, number: int, volume_ml: float) -> LesionRow:
+        hit = bool(self.rng.random() < 0.55 + 0.15 * np.log10(volume_ml) + 0.2)
+        return LesionRow(
+            number,
+            volume_ml,
+            "prompted" if number <= 5 else "promptable" if number <= 12 else "never",
+            hit,
+            self.near(0.5) if hit else 0.0,
+            self.near(0.65, 0.15) if hit else 0.0,
+            third=("lower", "middle", "upper")[number % 3],
+            contrast=float(self.rng.normal(0.2, 0.15)),
         )
-        made.append(ClassReport(target, figures, curve, lesions, tuple(np.exp(rng.normal(-1, 1, 3)).tolist())))
-    peaks = rng.uniform(0.35, 1, 40)
-    candidates = tuple(CandidateRow(float(p), bool(rng.random() < p**2), float(rng.exponential(1))) for p in peaks)
-    seconds = {step: float(s * rng.uniform(0.8, 1.3)) for step, s in SECONDS.items()}
-    return SubjectReport(name, patient, tuple(made), int(rng.integers(0, 9)), seconds, candidates)
+
+    def false_volumes_ml(self) -> tuple[float, ...]:
+        """Return the volumes of three false lesions."""
+        return tuple(np.exp(self.rng.normal(-1, 1, 3)).tolist())
+
+    def candidates(self) -> tuple[CandidateRow, ...]:
+        """Return 40 candidates; the higher the peak, the more often a lesion."""
+        peaks = self.rng.uniform(0.35, 1, 40)
+        return tuple(
+            CandidateRow(float(p), bool(self.rng.random() < p**2), float(self.rng.exponential(1))) for p in peaks
+        )
 
 
 def example_reports(scans: int = 8, level: float = 0.6, seed: int = 0) -> list[SubjectReport]:

@@ -1,9 +1,4 @@
-"""Episodes of a hand-made stack in which every pixel says where it comes from.
-
-Tissue of slice s is 0.5 + s / 100; lesion i of class 1 is 1 + i / 100, of class 2 it is 1.5 + i / 100.
-"""
-
-import math
+"""Episodes of a hand-made stack (`tests.support.episode_stacks`) in which every pixel says where it comes from."""
 
 import numpy as np
 import pytest
@@ -11,55 +6,19 @@ import torch
 
 from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings, collate
 from datamodules.foreign import cut_from
-from datamodules.loading import EpisodeBatches, EpisodeLoader
-from datamodules.subjects import prepare_stack, prepare_volume
-from datamodules.transforms import Augmentation, augment
+from datamodules.loading import EpisodeBatches
+from datamodules.subjects import prepare_volume
+from datamodules.transforms import Augmentation
 from mois.errors import DataError
 from mois.records import Episode, Volume
 from tests.support.datasets import SHAPE
+from tests.support.episode_stacks import ONE_CLASS, PATCH, TWO_CLASSES, episodes, stack
 
-PATCH = 32
 ONLY = {
     "other_class": EpisodeMix(1, 0, 0),
     "transplant": EpisodeMix(0, 1, 0, planted=1),
     "anatomy": EpisodeMix(0, 0, 1),
 }
-
-
-def stack(places, shape=(8, 64, 80), name="s"):
-    """places: (lesion, class, slice, row, column, edge)."""
-    image = (0.5 + torch.arange(shape[0]) / 100).view(-1, 1, 1).expand(shape).clone()
-    lesions = torch.zeros(shape, dtype=torch.int32)
-    classes = {}
-    for lesion, kind, slice_, row, column, edge in places:
-        area = (slice_, slice(row, row + edge), slice(column, column + edge))
-        lesions[area], image[area], classes[lesion] = lesion, 0.5 + kind / 2 + lesion / 100, kind
-    return prepare_stack(image, lesions, classes, None, (name, name), (1.0, 5.0), PATCH)
-
-
-# three lesions on every slice, 16 rows apart, of both classes
-TWO_CLASSES = [(i + 1, 1 + (i + i // 8) % 2, i % 8, 8 + 16 * (i // 8), 8 + 24 * (i % 8 % 3), 5) for i in range(24)]
-ONE_CLASS = [(i, 1, s, r, c, e) for i, _, s, r, c, e in TWO_CLASSES]
-
-
-def painter(rng):
-    """Foreign lesions are squares of 0.9."""
-
-    def paint(image, centre, volume_ml, spacing_mm, rng):
-        mask = np.zeros(image.shape, bool)
-        row, column = int(centre[1]), int(centre[2])
-        mask[:, row : row + 3, column : column + 3] = True
-        mask &= image > 0
-        image[mask] = 0.9
-        return mask
-
-    return paint
-
-
-def episodes(places, mix=None, count=40, settings=None, shape=(8, 64, 80), paint=painter):
-    settings = settings or EpisodeSettings(PATCH, 3, 3, mix or EpisodeMix(), Augmentation.none())
-    dataset = EpisodeDataset([stack(places, shape)], settings, 1, paint)
-    return [dataset[(0, index)] for index in range(count)]
 
 
 def slice_of(image):
@@ -320,146 +279,3 @@ def test_blanked_slices_are_never_seen():
 def test_settings_that_cannot_be_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_masks_move_with_their_images():
-    torch.manual_seed(0)
-    masks = torch.zeros(6, 1, 64, 64, dtype=torch.bool)
-    masks[:, :, 20:40, 12:30] = True
-    images = masks[:, 0].float()
-    moved, shifted = augment(
-        images, masks, torch.tensor([0, 1, 2, 3, 4, 4]), Augmentation(0, 0, 0, 0, 0, flip=0.5, affine=1)
-    )
-    assert ((moved > 0.5) != shifted[:, 0]).float().mean() < 0.01
-    assert torch.equal(moved[4], moved[5])  # slices of a clip
-    assert not torch.equal(moved[0], images[0])
-    assert 0.6 < shifted.sum() / masks.sum() < 1.5
-
-
-def test_what_is_only_mirrored_keeps_every_bit():
-    images, masks = torch.rand(3, 32, 32), torch.rand(3, 2, 32, 32) > 0.5
-    before = images.clone(), masks.clone()
-    moved, shifted = augment(images, masks, torch.tensor([0, 1, 1]), Augmentation(0, 0, 0, 0, 0, flip=1, affine=0))
-    assert torch.equal(moved, images.flip(-1, -2))
-    assert torch.equal(shifted, masks.flip(-1, -2))
-    assert torch.equal(images, before[0])  # what was given is as it was
-    assert torch.equal(masks, before[1])
-
-
-def test_only_patches_that_are_turned_are_sampled_and_then_mirrored(monkeypatch):
-    sampled = []
-    sample = torch.nn.functional.grid_sample
-    monkeypatch.setattr(
-        torch.nn.functional,
-        "grid_sample",
-        lambda *given, **how: sampled.append(given[0].shape[1]) or sample(*given, **how),
-    )
-    images, masks = torch.rand(40, 32, 32), torch.zeros(40, 3, 32, 32, dtype=torch.bool)
-    masks[:, 0, 12:20, 12:20] = True
-    torch.manual_seed(0)
-    moved, _ = augment(images, masks, torch.arange(40), Augmentation(0, 0, 0, 0, 0, flip=0, affine=0.5))
-    turned = (moved != images).flatten(1).any(1)
-    assert 10 < turned.sum() < 30
-    assert sampled == [1, 1] * int(turned.sum())  # a patch, and of its three masks the one that is not empty
-
-
-def test_a_turn_is_that_of_the_affine_grid():
-    """Sample where torch's own `affine_grid` does, a mirror after the turn."""
-    images = torch.rand(1, 1, 32, 32)
-    masks = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
-    masks[..., 8:24, 8:24] = True
-    settings = Augmentation(0, 0, 0, 0, 0, flip=1, affine=1, degrees=30, zoom=0.1)
-    torch.manual_seed(3)
-    torch.rand(5), torch.rand(1, 2), torch.rand(1)  # what is drawn before
-    angle, zoom = math.radians(30) * (2 * torch.rand(1).item() - 1), 1 + 0.1 * (2 * torch.rand(1).item() - 1)
-    torch.manual_seed(3)
-    moved, _ = augment(images[0], masks, torch.zeros(1, dtype=torch.int64), settings)
-    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
-    turn = torch.tensor([[[-cos, sin, 0.0], [-sin, -cos, 0.0]]])
-    grid = torch.nn.functional.affine_grid(turn, [1, 1, 32, 32], align_corners=False)
-    wanted = torch.nn.functional.grid_sample(images, grid, align_corners=False)
-    torch.testing.assert_close(moved, wanted[0], atol=1e-4, rtol=0)
-
-
-def test_a_tiny_mask_is_not_lost():
-    masks = torch.zeros(8, 2, 32, 32, dtype=torch.bool)
-    masks[:, 0, 1, 1] = True  # in the corner, where a rotation takes it out of the picture
-    _, shifted = augment(
-        torch.rand(8, 32, 32), masks, torch.arange(8), Augmentation(0, 0, 0, 0, 0, affine=1, degrees=45)
-    )
-    assert (shifted[:, 0].flatten(1).any(1)).all()
-
-
-def test_intensities_change_alike_and_the_outside_stays_zero():
-    torch.manual_seed(1)
-    images = torch.rand(4, 32, 32) + 0.2
-    images[:, :8] = 0
-    masks = torch.zeros(4, 1, 32, 32, dtype=torch.bool)
-    changed, _ = augment(images, masks, torch.arange(4), Augmentation(1, 1, 1, 1, 1, flip=0, affine=0))
-    assert not changed[:, :8].any()
-    assert not torch.allclose(changed[:, 8:], images[:, 8:], atol=1e-2)
-    assert ((changed >= 0) & (changed <= 2)).all()
-    unchanged, _ = augment(images, masks, torch.arange(4), Augmentation.none())
-    assert torch.equal(unchanged, images)
-
-
-def test_two_ranks_see_what_one_process_with_twice_the_batch_sees():
-    alone = list(EpisodeBatches(17, 4))
-    ranks = [list(EpisodeBatches(17, 2, rank, 2)) for rank in (0, 1)]
-    assert len(alone) == len(ranks[0]) == len(ranks[1]) == 4
-    for step, batch in enumerate(alone):
-        assert sorted(ranks[0][step] + ranks[1][step]) == batch
-    assert [key for batch in alone for key in batch] == [(0, index) for index in range(16)]
-
-
-def test_ranks_draw_from_different_subjects_at_every_step():
-    subjects = [stack(ONE_CLASS, name=str(number)) for number in range(4)]
-    dataset = EpisodeDataset(subjects, EpisodeSettings(PATCH))
-    ranks = [{dataset.subject_of(*key) for batch in EpisodeBatches(16, 2, rank, 2) for key in batch} for rank in (0, 1)]
-    assert not ranks[0] & ranks[1]
-    assert ranks[0] | ranks[1] == {0, 1, 2, 3}
-    orders = {tuple(dataset.subject_of(epoch, index) for index in range(4)) for epoch in range(10)}
-    assert len(orders) > 3
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_loader_goes_on_in_the_middle_of_an_epoch(num_workers):
-    settings = EpisodeSettings(PATCH, 2, 1, EpisodeMix(), Augmentation.none())
-    dataset = EpisodeDataset([stack(ONE_CLASS)], settings, 0, painter)
-
-    def loader():
-        return EpisodeLoader(dataset, batch_size=2, episodes_per_epoch=6, num_workers=num_workers)
-
-    whole = loader()
-    seen = [batch.chance[:, 0].tolist() for _ in range(2) for batch in whole]
-    assert len(seen) == 6
-    assert len({number for batch in seen for number in batch}) == 12
-
-    broken = loader()
-    steps = iter(broken)
-    [next(steps) for _ in range(2)]
-    resumed = loader()
-    resumed.load_state_dict(broken.state_dict())
-    assert [batch.chance[:, 0].tolist() for batch in resumed][:1] == seen[2:3]
-    assert resumed.state_dict()["consumed"] == 5
-    with pytest.raises(ValueError, match="2 episodes a step, this run has 3"):
-        EpisodeLoader(dataset, batch_size=3, episodes_per_epoch=6).load_state_dict(broken.state_dict())
-
-
-def test_an_epoch_is_whole_steps_where_gradients_are_accumulated():
-    keys = [key for batch in EpisodeBatches(10, 4) for key in batch]  # 2 steps of 4
-    accumulated = list(EpisodeBatches(10, 2, accumulate=2))  # not 5 batches, the last of which would step alone
-    assert [len(batch) for batch in accumulated] == [2, 2, 2, 2]
-    assert [key for batch in accumulated for key in batch] == keys
-
-
-def test_with_views_patches_come_again_and_chance_does_not():
-    settings = EpisodeSettings(PATCH, 3, 3)
-    new, again = (EpisodeDataset([stack(TWO_CLASSES)], settings, 1, painter, views) for views in (0, 2))
-    for index in range(3):
-        first, second, third = (again[(epoch, index)] for epoch in range(3))
-        assert all(map(torch.equal, first, new[(0, index)]))
-        assert all(map(torch.equal, first._replace(chance=third.chance), third))
-        assert torch.equal(third.chance, new[(2, index)].chance)
-        assert not torch.equal(first.chance, third.chance)
-        assert not torch.equal(first.query_images, second.query_images)
