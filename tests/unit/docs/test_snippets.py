@@ -12,13 +12,24 @@ from tests.support.paths import ROOT
 EARLIER = ROOT / "tests" / "fixtures" / "format_1"
 
 
+def python_of(page: str) -> str:
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), flags=re.M | re.S))
+
+
 @pytest.mark.filterwarnings("ignore:.*unverified")
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorials/first_session.md"])
 def test_a_pages_python_runs(page, tmp_path, monkeypatch):
     shutil.copytree(EARLIER / "bundle", tmp_path / "runs" / "demo" / "bundle")
     shutil.copytree(EARLIER / "data", tmp_path / "runs" / "demo" / "data")
     monkeypatch.chdir(tmp_path)
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), flags=re.M | re.S))
+    code = python_of(page)
     assert "InteractiveSession" in code
     exec(compile(code, page, "exec"), {})
     assert (tmp_path / "out" / "lesions.nii.gz").is_file()
+
+
+def test_the_plug_in_of_the_page_passes_the_contract():
+    code = python_of("docs/plug_ins.md")
+    known: dict[str, object] = {}
+    exec(compile(code, "docs/plug_ins.md", "exec"), known)
+    assert "DecoderNorms" in known
