@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -19,7 +19,7 @@ from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
 from datamodules.loading import EpisodeLoader, VolumeLoader, check_counts, place, together
 from datamodules.prepared import Entry, PreparedScans, key_of
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
-from datamodules.splits import check_leak, patient_folds, pick, read_splits
+from datamodules.splits import Splits, SplitSettings, divide
 from datamodules.subjects import PreparedSubject, prepare_volume
 from datamodules.transforms import Augmentation
 from mois.errors import DataError
@@ -29,36 +29,21 @@ from mois.intensities import Normalisation, doubt
 from mois.records import Volume
 from mois.scans.datasets import SubjectFiles, read_dataset
 from mois.scans.image_files import parts_of
+from mois.sharing.old_settings import with_split
 
-SPLIT_KEYS = ("fold", "splits", "train_subjects", "val_subjects", "test_subjects", "seed")
-"""Settings that say which scans train, validate and test."""
 _MANY = 10
 log = logging.getLogger(__name__)
-
-
-class Splits(NamedTuple):
-    """The scans of each split; nobody's scans stand in two of them."""
-
-    train: list[SubjectFiles]
-    val: list[SubjectFiles]
-    test: list[SubjectFiles]
 
 
 class NiftiDataModule(LightningDataModule):
     """Any dataset in nnU-Net's raw layout.
 
-    Every file that a run needs is read and checked before it starts, whole volumes by the rank that they fall to. Which
-    scans train is said by `train_subjects`, or by `fold`, or else all of imagesTr train that do nothing else.
+    Every file that a run needs is read and checked before it starts, whole volumes by the rank that they fall to.
 
     Args:
         root: Folder with dataset.json, imagesTr, labelsTr; maybe instancesTr, imagesTs, labelsTs, subjects.csv.
         channel: The image to use, the number in its file's name.
-        fold: Which fold of splits_final.json to use; without that file, of five folds of patients.
-        splits: Another place of splits_final.json than in `root`.
-        train_subjects: Names of the scans to train on.
-        val_subjects: Names of the scans to validate on.
-        test_subjects: Names of the scans to test and predict on; all of imagesTs if None.
-        val_slab: Share of every training scan's slices that is kept from training and validated on; 0 for none.
+        split: Which scans train, validate and test.
         instances: Take lesions from the maps of lesion ids in instancesTr, where there are any.
         slice_axis: What slices are taken across.
         normalisation: How raw intensities become those that the model sees; set model.inference.normalisation alike.
@@ -83,12 +68,7 @@ class NiftiDataModule(LightningDataModule):
         self,
         root: Path,
         channel: int = 0,
-        fold: int | None = None,
-        splits: Path | None = None,
-        train_subjects: list[str] | None = None,
-        val_subjects: list[str] | None = None,
-        test_subjects: list[str] | None = None,
-        val_slab: float = 0.0,
+        split: SplitSettings = SplitSettings(),  # noqa: B008 (frozen)
         instances: bool = True,
         slice_axis: SliceAxis = "auto",
         pixel_mm: float = 1.5,
@@ -107,24 +87,13 @@ class NiftiDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_counts(batch_size, episodes_per_epoch, num_workers)
-        if not 0 <= val_slab < 1:
-            raise ValueError(f"data.init_args.val_slab={val_slab} is a share of the slices; choose 0 to below 1.")
-        if val_slab and (fold is not None or val_subjects):
-            raise ValueError("data.init_args.val_slab validates on training scans; leave out fold and val_subjects.")
-        if fold is not None and (train_subjects or val_subjects):
-            raise ValueError("data.init_args.fold says who trains; leave out train_subjects and val_subjects.")
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"data.init_args.num_workers={num_workers} must be 0 or more.")
         if not pixel_mm > 0:
             raise ValueError(f"data.init_args.pixel_mm={pixel_mm} must be above 0.")
         self.root = Path(root)
         self.channel = channel
-        self.fold = fold
-        self.splits_file = splits
-        self.train_subjects = train_subjects
-        self.val_subjects = val_subjects
-        self.test_subjects = test_subjects
-        self.val_slab = val_slab
+        self.split = split
         self.instances = instances
         self.slice_axis = slice_axis
         self.pixel_mm = pixel_mm
@@ -149,8 +118,7 @@ class NiftiDataModule(LightningDataModule):
             DataError: If the dataset is none, or a patient stands in two splits.
         """
         if self._splits is None:
-            self._splits = self._divide(read_dataset(self.root))
-            check_leak(self._splits._asdict())
+            self._splits = divide(read_dataset(self.root), self.split, self.root, self.seed)
         return self._splits
 
     def setup(self, stage: str) -> None:
@@ -162,11 +130,11 @@ class NiftiDataModule(LightningDataModule):
         if stage == "fit" and not self._prepared:
             self._prepare_training()
         if stage in ("fit", "validate"):
-            self._check(self.splits.train if self.val_slab else self.splits.val, "validate on")
+            self._check(self.splits.train if self.split.val_slab else self.splits.val, "validate on")
         if stage in ("test", "predict"):
             if not self.splits.test:
                 raise DataError(
-                    f"{self.root}: nothing to {stage} on; set data.init_args.test_subjects, or add imagesTs."
+                    f"{self.root}: nothing to {stage} on; set data.init_args.split.test_subjects, or add imagesTs."
                 )
             self._check(self.splits.test, "test on" if stage == "test" else "")
 
@@ -188,7 +156,7 @@ class NiftiDataModule(LightningDataModule):
 
     def val_dataloader(self) -> VolumeLoader:
         """Return this process's scans or slabs to validate on, one at a time."""
-        if self.val_slab:
+        if self.split.val_slab:
             readers = [partial(self._read_slab, subject) for subject in self.splits.train]
             return VolumeLoader(readers, *place(self.trainer))
         return self._volumes(self.splits.val)
@@ -207,9 +175,9 @@ class NiftiDataModule(LightningDataModule):
 
     def trained_on(self, given: Mapping[str, Any], stage: str) -> list[str]:
         """Return which scans of a stage, `test` or `validate`, a training with these settings (init_args) had."""
-        if stage == "validate" and self.val_slab and given.get("val_slab") == self.val_slab:
+        if stage == "validate" and self.split.val_slab and _split_of(given).val_slab == self.split.val_slab:
             return []  # it kept off the slices that are validated on
-        scored = self.splits.test if stage == "test" else self.splits.train if self.val_slab else self.splits.val
+        scored = self.splits.test if stage == "test" else self.splits.train if self.split.val_slab else self.splits.val
         return sorted(trained_subjects(self.root, given) & {subject.subject for subject in scored})
 
     def fingerprint(self) -> str:
@@ -222,31 +190,12 @@ class NiftiDataModule(LightningDataModule):
                         total.update(f"{split} {part.relative_to(self.root)} {file_sha256(part)}\n".encode())
         return total.hexdigest()
 
-    def _divide(self, subjects: list[SubjectFiles]) -> Splits:
-        test = (
-            [subject for subject in subjects if subject.held_out]
-            if self.test_subjects is None
-            else pick(subjects, self.test_subjects, "data.init_args.test_subjects")
-        )
-        val = pick(subjects, self.val_subjects or [], "data.init_args.val_subjects")
-        rest = [subject for subject in subjects if not subject.held_out and subject not in test and subject not in val]
-        if self.fold is not None:
-            file = self.splits_file or self.root / "splits_final.json"
-            folds = read_splits(file) if self.splits_file or file.exists() else patient_folds(rest, seed=self.seed)
-            if not 0 <= self.fold < len(folds):
-                raise DataError(
-                    f"data.init_args.fold={self.fold}: there are {len(folds)} folds; choose 0 to {len(folds) - 1}."
-                )
-            chosen = folds[self.fold]
-            return Splits(pick(subjects, chosen.train, str(file)), pick(subjects, chosen.val, str(file)), test)
-        if self.train_subjects is not None:
-            rest = pick(subjects, self.train_subjects, "data.init_args.train_subjects")
-        return Splits(rest, val, test)
-
     def _prepare_training(self) -> None:
         subjects = self.splits.train
         if not subjects:
-            raise DataError(f"{self.root}: no scan is left to train on; name some in data.init_args.train_subjects.")
+            raise DataError(
+                f"{self.root}: no scan is left to train on; name some in data.init_args.split.train_subjects."
+            )
         entries = self._entries(subjects)
         self._prepared = [entry.subject for entry in entries]
         self._checked |= {subject.subject for subject in subjects}
@@ -255,7 +204,7 @@ class NiftiDataModule(LightningDataModule):
         if len(empty) == len(self._prepared):
             raise DataError(
                 f"{subjects[0].label}: none of the {len(subjects)} training scans has a lesion (voxels above 0); "
-                "annotate some, or choose other data.init_args.train_subjects."
+                "annotate some, or choose other data.init_args.split.train_subjects."
             )
         if empty:
             log.info("%d training scans have no lesion and give no episodes: %s", len(empty), ", ".join(empty))
@@ -299,7 +248,7 @@ class NiftiDataModule(LightningDataModule):
             self.slice_axis,
             self.channel,
             self.instances,
-            self.val_slab,
+            self.split.val_slab,
         )
         return key_of(self._files(subject), (*shaped_by, sorted(subject.classes), str(self._rule(subject))))
 
@@ -310,7 +259,7 @@ class NiftiDataModule(LightningDataModule):
         volume = self._read(subject, "train on")
         if said := doubt(volume.image, self._rule(subject)):
             warnings.warn(f"scan {volume.subject}: {said}", stacklevel=1)
-        slab = self._slab(volume) if self.val_slab else None
+        slab = self._slab(volume) if self.split.val_slab else None
         prepared = prepare_volume(
             volume,
             pixel_mm=self.pixel_mm,
@@ -346,7 +295,7 @@ class NiftiDataModule(LightningDataModule):
         return subject.read(self.channel, instances=self.instances)
 
     def _slab(self, volume: Volume) -> range:
-        return slab_slices(volume, self.val_slab, self.slice_axis)
+        return slab_slices(volume, self.split.val_slab, self.slice_axis)
 
     def _read_slab(self, subject: SubjectFiles) -> Volume:
         volume = self._read(subject)
@@ -369,13 +318,25 @@ def trained_subjects(root: Path, given: Mapping[str, Any]) -> set[str]:
     """
     if not given.get("root") or Path(given["root"]).resolve() != Path(root).resolve():
         return set()
-    options: dict[str, Any] = {name: given[name] for name in SPLIT_KEYS if name in given}
-    if options.get("splits"):
-        options["splits"] = Path(options["splits"])
     try:
-        return {subject.subject for subject in NiftiDataModule(root, **options).splits.train}
+        return {subject.subject for subject in NiftiDataModule(root, **split_options(given)).splits.train}
     except (DataError, ValueError):
         return set()
+
+
+def split_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `NiftiDataModule` that say which scans train, validate and test.
+
+    Args:
+        given: A training's data.init_args, under old or current names.
+    """
+    options: dict[str, Any] = {"split": _split_of(given)}
+    return options | {"seed": given["seed"]} if "seed" in given else options
+
+
+def _split_of(given: Mapping[str, Any]) -> SplitSettings:
+    split = with_split(given).get("split") or {}
+    return SplitSettings(**split | {"file": Path(split["file"]) if split.get("file") else None})
 
 
 def _progress(scans: Sequence[Any], what: str) -> Any:

@@ -27,8 +27,8 @@ def slab_slices(volume: Volume, fraction: float, slice_axis: SliceAxis = "auto")
     slices = len(stack)
     if slices < 2:
         raise DataError(
-            f"data.init_args.val_slab={fraction:g}: subject {volume.subject} has one slice, which cannot be trained "
-            "and validated on; set val_slab to 0 and name val_subjects."
+            f"data.init_args.split.val_slab={fraction:g}: subject {volume.subject} has one slice, which cannot be "
+            "trained and validated on; set val_slab to 0 and name val_subjects."
         )
     count = min(max(1, round(fraction * slices)), slices - 1)
     places = np.flatnonzero(stack)

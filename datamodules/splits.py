@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,47 @@ from mois.errors import DataError
 from mois.files.atomic import one_form
 from mois.files.text import read_json
 from mois.scans.datasets import SubjectFiles
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Which scans train, validate and test.
+
+    `train_subjects` or `fold` names the scans to train on. Without them, all of imagesTr train that do nothing else.
+
+    Attributes:
+        fold: Fold of splits_final.json; without that file, one of five folds of patients.
+        file: Path of splits_final.json, if it does not lie in the dataset's folder.
+        train_subjects: Names of the scans to train on.
+        val_subjects: Names of the scans to validate on.
+        test_subjects: Names of the scans to test and predict on; all of imagesTs if None.
+        val_slab: Share of every training scan's slices that is kept from training and validated on; 0 for none.
+    """
+
+    fold: int | None = None
+    file: Path | None = None
+    train_subjects: list[str] | None = None
+    val_subjects: list[str] | None = None
+    test_subjects: list[str] | None = None
+    val_slab: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        key = "data.init_args.split"
+        if not 0 <= self.val_slab < 1:
+            raise ValueError(f"{key}.val_slab={self.val_slab} is a share of the slices; choose 0 to below 1.")
+        if self.val_slab and (self.fold is not None or self.val_subjects):
+            raise ValueError(f"{key}.val_slab validates on training scans; leave out fold and val_subjects.")
+        if self.fold is not None and (self.train_subjects or self.val_subjects):
+            raise ValueError(f"{key}.fold says who trains; leave out train_subjects and val_subjects.")
+
+
+class Splits(NamedTuple):
+    """The scans of each split; no patient stands in two of them."""
+
+    train: list[SubjectFiles]
+    val: list[SubjectFiles]
+    test: list[SubjectFiles]
 
 
 class Fold(NamedTuple):
@@ -36,7 +78,7 @@ def patient_folds(subjects: Sequence[SubjectFiles], folds: int = 5, seed: int = 
     patients = sorted({subject.patient for subject in subjects})
     if len(patients) < 2:
         raise DataError(
-            f"{len(patients)} patient cannot be split into folds; set data.init_args.val_slab to validate on "
+            f"{len(patients)} patient cannot be split into folds; set data.init_args.split.val_slab to validate on "
             "slices that are kept from training."
         )
     if folds < 2:
@@ -118,3 +160,38 @@ def check_leak(splits: Mapping[str, Sequence[SubjectFiles]]) -> None:
                     f"patient {subject.patient} stands in {other} ({name}) and in {split} ({subject.subject}); move "
                     "all scans of a patient into one split, or correct subjects.csv."
                 )
+
+
+def divide(subjects: Sequence[SubjectFiles], settings: SplitSettings, root: Path, seed: int = 0) -> Splits:
+    """Return the scans of each split.
+
+    Args:
+        subjects: All scans of the dataset.
+        settings: Which of them train, validate and test.
+        root: Folder of the dataset, where splits_final.json may lie.
+        seed: Seed of the folds, if there is no such file.
+
+    Raises:
+        DataError: If a scan or a fold does not exist, or a patient stands in two splits.
+    """
+    key = "data.init_args.split"
+    test = (
+        [subject for subject in subjects if subject.held_out]
+        if settings.test_subjects is None
+        else pick(subjects, settings.test_subjects, f"{key}.test_subjects")
+    )
+    val = pick(subjects, settings.val_subjects or [], f"{key}.val_subjects")
+    rest = [subject for subject in subjects if not subject.held_out and subject not in test and subject not in val]
+    if settings.fold is not None:
+        file = settings.file or root / "splits_final.json"
+        folds = read_splits(file) if settings.file or file.exists() else patient_folds(rest, seed=seed)
+        if not 0 <= settings.fold < len(folds):
+            raise DataError(f"{key}.fold={settings.fold}: there are {len(folds)} folds; choose 0 to {len(folds) - 1}.")
+        fold = folds[settings.fold]
+        splits = Splits(pick(subjects, fold.train, str(file)), pick(subjects, fold.val, str(file)), test)
+    elif settings.train_subjects is not None:
+        splits = Splits(pick(subjects, settings.train_subjects, f"{key}.train_subjects"), val, test)
+    else:
+        splits = Splits(rest, val, test)
+    check_leak(splits._asdict())
+    return splits

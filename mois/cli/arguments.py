@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -28,13 +28,22 @@ class UsageError(ValueError):
 
 
 class OneLineParser(ArgumentParser):
-    """A parser that raises `UsageError` where jsonargparse prints its usage and exits."""
+    """A parser that raises `UsageError` where jsonargparse prints its usage and exits.
+
+    Attributes:
+        with_new_keys: Takes the YAML text of a config, and returns it with the current names of its settings.
+    """
+
+    with_new_keys: Callable[[str], str] = staticmethod(str)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message (jsonargparse's own inner parsers, which try one type after the other, keep their way)."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise UsageError(message, getattr(ex, "subcommand_parser", None) or self) from ex
+
+    def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        return super()._load_config_parser_mode(self.with_new_keys(content), *args, **kwargs)
 
 
 @contextmanager
@@ -56,4 +65,4 @@ def as_options(text: str, **options: str) -> str:
         text: Such as "set data.init_args.root to a folder".
         options: What a key of `data.init_args` is called there, such as root="--data".
     """
-    return re.sub(r"\bdata\.init_args\.(\w+)", lambda key: options.get(key[1], key[0]), text)
+    return re.sub(r"\bdata\.init_args\.(?:split\.)?(\w+)", lambda key: options.get(key[1], key[0]), text)

@@ -18,6 +18,7 @@ from mois.cli.evaluate import evaluate
 from mois.cli.export import export_nnunet
 from mois.cli.journal import journal
 from mois.cli.messages import say
+from mois.cli.old_options import evaluate_option, with_new_evaluate_keys, with_new_options
 from mois.cli.phantom import phantom
 from mois.cli.segment import segment
 from mois.machine.full_memory import ACCELERATOR, full_memory, memory_cure
@@ -44,6 +45,12 @@ FIRST: dict[str, str] = {"segment": "image", "curves": "run", "doctor": "root", 
 """Commands that take one value as the word that follows them, and what its option is called."""
 
 
+class EvaluateParser(OneLineParser):
+    """The parser of `mois evaluate`, whose configs may hold old names."""
+
+    with_new_keys = staticmethod(with_new_evaluate_keys)
+
+
 def run(given: Sequence[str]) -> None:
     """Run a command; without one, tell which there are."""
     if not given or given[0] in HELP:
@@ -55,7 +62,10 @@ def run(given: Sequence[str]) -> None:
         say(f"mois {code_version()}")
         return
     with command_line(given), memory_cure(partial(_what_frees_memory, given[0])):
-        auto_cli(COMMANDS, args=with_options(given), as_positional=False, parser_class=OneLineParser, prog="mois")
+        words, parser_class = with_options(given), OneLineParser
+        if given[0] == "evaluate":
+            words, parser_class = list(with_new_options(words, evaluate_option)), EvaluateParser
+        auto_cli(COMMANDS, args=words, as_positional=False, parser_class=parser_class, prog="mois")
 
 
 def _what_frees_memory(command: str, error: BaseException) -> str:

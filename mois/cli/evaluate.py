@@ -7,6 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+from mois.cli.evaluate_options import OutputOptions, ProtocolOptions, ReaderOptions, protocol_settings
+
+SplitName = Literal["train", "val", "test", "all"]
+
 SHOWN = {
     "unprompted Dice": ("unprompted", "dice"),
     "unprompted F1": ("unprompted", "f1"),
@@ -26,31 +30,20 @@ def evaluate(
     out: Path,
     bundle: Path | None = None,
     predictions: Path | None = None,
-    split: Literal["train", "val", "test", "all"] = "test",
-    prompted: int = 5,
-    clicks: int = 1,
-    counts: tuple[int, ...] = (0, 1, 3, 5, 10, 20),
-    curve_clicks: tuple[int, ...] = (),
-    reader: Literal["random", "largest", "spread"] = "random",
-    noise_mm: float = 0.0,
-    miss: float = 0.0,
-    masks: Literal["predicted", "true"] = "predicted",
-    target_class: int | None = None,
-    surface_mm: float = 2.0,
-    bins_ml: tuple[float, ...] = (0.5, 2.0, 10.0),
-    protocol: Literal["ours", "paper"] = "ours",
-    robustness: bool = False,
-    prompted_masks: Path | None = None,
-    kind: Literal["semantic", "instance"] = "semantic",
+    split: SplitName = "test",
     subjects: list[str] | None = None,
     fold: int | None = None,
     channel: int = 0,
     instances: bool = True,
+    prompted_masks: Path | None = None,
+    kind: Literal["semantic", "instance"] = "semantic",
+    reader: ReaderOptions = ReaderOptions(),  # noqa: B008 (frozen)
+    protocol: ProtocolOptions = ProtocolOptions(),  # noqa: B008 (frozen)
+    output: OutputOptions = OutputOptions(),  # noqa: B008 (frozen)
     seed: int = 0,
     device: str = "auto",
     backbone_weights: Path | None = None,
     trust: list[str] | None = None,
-    title: str = "",
 ) -> None:
     """Score a model, or another system's predictions, on labelled scans.
 
@@ -60,33 +53,22 @@ def evaluate(
     Args:
         data: Dataset in nnU-Net's raw layout.
         out: Folder of the results: metrics.json, tables, predictions, overlays, report.html.
-        bundle: Folder that a training left; or give predictions.
+        bundle: The model: folder that a training left. Give a bundle or predictions.
         predictions: Folder of maps SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on, on the scans' own grids.
-        split: Which scans; those of the training where the bundle was trained on this dataset.
-        prompted: Lesions of a class that the simulated reader prompts.
-        clicks: Clicks on each of them.
-        counts: Numbers of prompted lesions for the curves; [] for no curves.
-        curve_clicks: Numbers of clicks for the curves, such as [1,3]; clicks alone by default.
-        reader: Who chooses the lesions.
-        noise_mm: How far clicks fall from where they were meant, standard deviation.
-        miss: Share of the lesions that the reader overlooks.
-        masks: What becomes an exemplar: what the clicks gave, or the truth.
-        target_class: The class to score; all of them by default.
-        surface_mm: Tolerance of the surface Dice; mois doctor proposes one for very small lesions.
-        bins_ml: Volumes between the bins of lesions by size, such as [0.5,2,10].
-        protocol: With paper, the rules of arXiv 2509.19277 beside ours.
-        robustness: Score the scans also with bias field, noise, motion, gamma, ghosting and coarser pixels.
-        prompted_masks: With predictions: folder prompted of another run, whose prompted lesions are given to them.
+        split: Which scans to score; by the training's own splits if the bundle was trained on this dataset.
+        subjects: Names of the scans to score, instead of a split.
+        fold: Fold that train and val belong to, as in data.init_args.split.fold.
+        channel: The image to use: the number in its file's name.
+        instances: Take lesions from maps of lesion ids, if the dataset has them.
+        prompted_masks: With predictions: folder `prompted` of another run, whose prompted lesions are given to them.
         kind: With predictions: whether their numbers are classes or lesions.
-        subjects: Names of the scans, instead of a split.
-        fold: Which fold train and val are of, as in data.init_args.fold.
-        channel: The image to use, the number in its file's name.
-        instances: Take lesions from the maps of lesion ids, where there are any.
-        seed: Of reader, bootstrap and changes.
-        device: Such as cpu or cuda; auto takes an accelerator where there is one, each process its own.
-        backbone_weights: Where the bundle's backbone lies, if not where it was at training.
+        reader: Options of the simulated reader.
+        protocol: Options of the scoring.
+        output: Options of the results.
+        seed: Seed of the reader's choices, of the bootstrap and of the changes to scans.
+        device: Such as cpu or cuda; auto takes an accelerator if there is one, each process its own.
+        backbone_weights: Weights of the bundle's backbone, if they lie elsewhere than at training.
         trust: Modules of others whose classes the bundle may name, such as my_module.
-        title: Of the report.
 
     Raises:
         ValueError: If neither or both of bundle and predictions are given, or a scan cannot be scored.
@@ -95,44 +77,33 @@ def evaluate(
         raise ValueError("give one of --bundle (a model) and --predictions (another system's maps).")
     if prompted_masks is not None and predictions is None:
         raise ValueError("--prompted_masks belongs to --predictions; a bundle prompts by itself.")
-    if robustness and predictions is not None:
-        raise ValueError("--robustness needs a model to run on changed scans; give --bundle instead of --predictions.")
+    if output.robustness and predictions is not None:
+        raise ValueError(
+            "--output.robustness needs a model to run on changed scans; give --bundle instead of --predictions."
+        )
 
-    from mois.cli.evaluations import choose_scans
+    from mois.cli.choose_scans import ScanChoice, choose_scans
     from mois.cli.terminal import PlainConsole
-    from mois.evaluation.reader import Reader
     from mois.evaluation.run import evaluate_scans
-    from mois.evaluation.settings import ProtocolSettings
     from mois.evaluation.sources import Common, of_bundle, of_maps
     from mois.files.folder_lock import locked
     from mois.inference.execution import chosen_device
     from mois.machine.processes import joined
     from mois.report.evaluation_page import write_pages
+    from mois.sharing.bundle import Bundle
 
-    settings = ProtocolSettings(
-        prompted=prompted,
-        clicks=clicks,
-        masks=masks,
-        reader=Reader(reader, seed, noise_mm, miss),
-        counts=tuple(counts),
-        curve_clicks=tuple(curve_clicks),
-        target_class=target_class,
-        surface_mm=surface_mm,
-        bins_ml=tuple(bins_ml),
-        rules=protocol,
-    )
-    base = Common(settings, channel, instances, robustness, seed, title)
+    settings = protocol_settings(reader, protocol, seed)
+    base = Common(settings, channel, instances, output.robustness, seed, output.title)
+    choice = ScanChoice(split, subjects, fold, channel, protocol.target_class)
     with joined() as processes, locked(out) if processes.first else nullcontext():
         if predictions is not None:
-            scans, _ = choose_scans(data, split, subjects, fold, {}, channel, target_class)
+            scans, _ = choose_scans(data, choice, {})
             evaluation = of_maps(base, predictions, prompted_masks, kind, scans)
         else:
-            from mois.sharing.bundle import Bundle
-
             where = chosen_device(device, processes.local_rank)
-            made = Bundle.load(str(bundle), where, trust or (), backbone_weights)
-            scans, trained_on = choose_scans(data, split, subjects, fold, made.provenance, channel, target_class)
-            evaluation = of_bundle(base, made, trained_on)
+            model = Bundle.load(str(bundle), where, trust or (), backbone_weights)
+            scans, trained_on = choose_scans(data, choice, model.provenance)
+            evaluation = of_bundle(base, model, trained_on)
         console = PlainConsole(stderr=True) if processes.first else None
         metrics = evaluate_scans(evaluation, scans, out, console, processes)
         if processes.first:

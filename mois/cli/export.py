@@ -38,12 +38,12 @@ def export_nnunet(
     import re
 
     from datamodules.nifti import NiftiDataModule
-    from datamodules.splits import check_leak, patient_folds, pick, read_splits
+    from datamodules.splits import SplitSettings, check_leak, patient_folds, pick, read_splits
     from mois.baselines.raw_dataset import RawExport, read_channel_names, write_raw
     from mois.files.folder_lock import locked
 
-    module = NiftiDataModule(data, train_subjects=train, val_subjects=val, test_subjects=test)
-    splits = module.splits
+    chosen = SplitSettings(train_subjects=train, val_subjects=val, test_subjects=test)
+    splits = NiftiDataModule(data, split=chosen).splits
     subjects = [*splits.train, *splits.val]
     listed = data / "splits_final.json"
     if train is not None or val is not None:

@@ -21,6 +21,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from mois.cli.arguments import OneLineParser, command_line
 from mois.cli.memory_advice import what_frees_memory
+from mois.cli.old_options import TrainingNames, with_new_options
 from mois.cli.settings import read_settings
 from mois.files.folder_lock import locked
 from mois.inference.execution import settled
@@ -103,7 +104,8 @@ class MoisCLI(LightningCLI):
     """
 
     def __init__(self, arguments: Sequence[str], model_class: type[LightningModule] = ExemplarSegmenter) -> None:
-        self.arguments = list(arguments)
+        names = TrainingNames(arguments)
+        self.arguments = list(with_new_options(arguments, names.option))
         self.resumed: dict[str, Any] = {}
         self.parts: Resumed | None = None
         self.ranks = RankWatch()
@@ -116,7 +118,7 @@ class MoisCLI(LightningCLI):
                 save_config_kwargs={"overwrite": True},
                 trainer_defaults=dict(TRAINER_DEFAULTS),
                 seed_everything_default=0,
-                parser_class=TrainParser,
+                parser_class=type("Parser", (TrainParser,), {"with_new_keys": staticmethod(names.config)}),
                 parser_kwargs={"parser_mode": "omegaconf"},
                 subclass_mode_data=True,
                 args=self.arguments,

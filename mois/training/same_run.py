@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mois.sharing.old_settings import current_name, with_current_names
 from mois.sharing.provenance import content_of, plain_settings
 
 MAY_CHANGE = (
@@ -69,7 +70,7 @@ MAY_CHANGE = (
 """Settings, and groups of them, that may differ from those of the checkpoint."""
 _COUNT_OR_SHARE = ("trainer.limit_train_batches", "trainer.overfit_batches")
 """1 is one batch, 1.0 all of them."""
-_OF_OUR_DATA = ("data.init_args.batch_size", "data.init_args.splits")
+_OF_OUR_DATA = ("data.init_args.batch_size", "data.init_args.split.file")
 """Our loaders refuse a step of another size, and our fingerprint of the data holds the split."""
 _OURS = ("mois.", "adapters.", "datamodules.", "lightning.", "torch.")
 _SHOWN = 4
@@ -81,8 +82,9 @@ def changed_settings(
     """Return what a training that goes on does differently, by setting: the value before and now.
 
     A setting that only one of the two has came or went with a version of this program, and is left out; a value in the
-    place of a group of settings, or a group in that of a value, is a change. So is a key that came to or went from a
-    table that somebody else's class takes as one argument. Files are compared by what they hold, wherever they lie.
+    place of a group of settings, or a group in that of a value, is a change. A setting under its old name is the same
+    setting. A key that came to or went from a table that a class of others takes as one argument is a change as well.
+    Files are compared by what they hold, wherever they lie.
 
     Args:
         before: Every setting of the training, as its checkpoint records them.
@@ -93,9 +95,10 @@ def changed_settings(
     Raises:
         ValueError: If a setting, or the file that it names, differs that changes what is learned.
     """
-    old, new = _leaves_of(plain_settings(before), plain_settings(now))
+    old, new = _leaves_of(with_current_names(plain_settings(before)), with_current_names(plain_settings(now)))
     differ = {key: [old[key], new[key]] for key in new if key in old and not _same(key, old[key], new[key])}
-    known = files or {}
+    data_class = str((before.get("data") or {}).get("class_path"))
+    known = {current_name(key, data_class): sha256 for key, sha256 in (files or {}).items()}
     other = {
         key: f"{key}={old[key]} (now {new[key]})"
         for key in differ

@@ -143,7 +143,7 @@ def evaluation(folder: Path) -> dict[str, float]:
     with Watch(seconds, "all"):
         mois(
             ["evaluate", f"--bundle={folder / 'bundle'}", f"--data={folder / 'data'}", "--split=all",
-             f"--out={folder / 'results'}", "--counts=[0,5]", "--device=cpu"]
+             f"--out={folder / 'results'}", "--protocol.counts=[0,5]", "--device=cpu"]
         )  # fmt: skip
     return seconds
 

@@ -197,9 +197,9 @@ def test_bad_input_ends_in_one_line(
     ("damage", "argument"),
     [
         pytest.param(nothing, "--data.init_args.root=nowhere", id="wrong root"),
-        pytest.param(nothing, "--data.init_args.train_subjects=[p9]", id="unknown scan"),
-        pytest.param(share_patient, "--data.init_args.fold=null", id="patient in two splits"),
-        pytest.param(truncate, "--data.init_args.fold=null", id="broken file"),
+        pytest.param(nothing, "--data.init_args.split.train_subjects=[p9]", id="unknown scan"),
+        pytest.param(share_patient, "--data.init_args.split.fold=null", id="patient in two splits"),
+        pytest.param(truncate, "--data.init_args.split.fold=null", id="broken file"),
     ],
 )
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_training_that_goes_on_compares_with_the_same_step_0(
     assert made.trainer.num_sanity_val_steps == 0
     assert "before the first step" not in capsys.readouterr().err
     assert [int(row["step"]) for row in rows(spoiled.run) if row.get("val/right")] == [0, 0, 1, 2]
-    tested = [*spoiled.arguments, "--data.init_args.test_subjects=[p1]", "--data.init_args.val_subjects=[]"]
+    tested = [*spoiled.arguments, "--data.init_args.split.test_subjects=[p1]", "--data.init_args.split.val_subjects=[]"]
     train("test", *tested, "--ckpt_path=last")
     said = capsys.readouterr().err
     assert "test: 1 scan\nscan 1 of 1, p1: right " in said
@@ -103,7 +103,7 @@ def test_a_training_that_goes_on_compares_with_the_same_step_0(
 
 
 def test_a_test_on_scans_that_were_trained_on_says_so(spoiled: Trained) -> None:
-    tested = [*spoiled.arguments, "--data.init_args.test_subjects=[p0]", "--data.init_args.val_subjects=[]"]
+    tested = [*spoiled.arguments, "--data.init_args.split.test_subjects=[p0]", "--data.init_args.split.val_subjects=[]"]
     line = "The model was trained on 1 of these scans: p0."
     with pytest.warns(UserWarning, match=line):
         train("test", *tested, "--ckpt_path=best")

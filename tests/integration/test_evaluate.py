@@ -65,8 +65,15 @@ def test_a_bundle_is_evaluated_and_reported(
     root, out = make_dataset(subjects=2, held_out=1), tmp_path / "out"
     provenance = {"config": {"data": {"init_args": {"root": str(root), "train_subjects": ["p0"], "channel": 0}}}}
     model = bundle(tmp_path / "bundle", provenance)
-    command = ["evaluate", f"--bundle={model}", f"--data={root}", f"--out={out}", "--prompted=2", "--counts=[0,1]"]
-    main([*command, "--protocol=paper", "--reader=spread", "--noise_mm=1", "--device=cpu"])
+    command = [
+        "evaluate",
+        f"--bundle={model}",
+        f"--data={root}",
+        f"--out={out}",
+        "--reader.prompted=2",
+        "--protocol.counts=[0,1]",
+    ]
+    main([*command, "--protocol.rules=paper", "--reader.strategy=spread", "--reader.noise_mm=1", "--device=cpu"])
     assert "report.html" in capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert [one["subject"] for one in metrics["subjects"]] == ["p2"]
@@ -80,7 +87,7 @@ def test_a_bundle_is_evaluated_and_reported(
     assert (out / "candidates.csv").read_text(encoding="utf-8").splitlines()[0].endswith(",confidence")
     assert "By the paper" in (out / "report.html").read_text(encoding="utf-8")
 
-    main([*command[:3], f"--out={tmp_path / 'all'}", "--subjects=[p0,p2]", "--counts=[]", "--device=cpu"])
+    main([*command[:3], f"--out={tmp_path / 'all'}", "--subjects=[p0,p2]", "--protocol.counts=[]", "--device=cpu"])
     metrics = json.loads((tmp_path / "all" / "metrics.json").read_text(encoding="utf-8"))
     assert [one["subject"] for one in metrics["subjects"]] == ["p0", "p2"]
     assert metrics["provenance"]["trained_on"] == ["p0"]
@@ -99,7 +106,7 @@ def test_maps_of_another_system_are_scored_alone_and_with_prompted_masks(make_da
     _, classes, ids = scan_with_lesions(1)
     maps, prompted = tmp_path / "maps", tmp_path / "prompted"
     save_nifti(maps / "p1.nii.gz", (classes == 1).astype("uint8"))  # finds the first class alone
-    common = ["evaluate", f"--predictions={maps}", f"--data={root}", "--prompted=1", "--counts=[1]"]
+    common = ["evaluate", f"--predictions={maps}", f"--data={root}", "--reader.prompted=1", "--protocol.counts=[1]"]
     main([*common, f"--out={tmp_path / 'alone'}"])
     alone = json.loads((tmp_path / "alone" / "metrics.json").read_text(encoding="utf-8"))
     summary = alone["summary"]
@@ -130,7 +137,7 @@ def test_numbers_of_maps_mean_what_they_say(
 ) -> None:
     root = make_dataset(subjects=1, held_out=1)
     _, classes, _ = scan_with_lesions(1)
-    command = ["evaluate", f"--data={root}", "--prompted=0", "--counts=[]"]
+    command = ["evaluate", f"--data={root}", "--reader.prompted=0", "--protocol.counts=[]"]
     path = save_nifti(tmp_path / "near" / "p1.nii.gz", classes * 0.9999999)
     main([*command, f"--predictions={path.parent}", f"--out={tmp_path / 'out'}"])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
@@ -147,7 +154,7 @@ def test_numbers_of_maps_mean_what_they_say(
         line = failing(capsys, *command, f"--predictions={path.parent}", f"--out={tmp_path / name / 'out'}")
         assert line.startswith(f"{path}: {message}"), line
     target = failing(
-        capsys, *command, f"--predictions={tmp_path / 'near'}", "--target_class=7", f"--out={tmp_path / 'x'}"
+        capsys, *command, f"--predictions={tmp_path / 'near'}", "--protocol.target_class=7", f"--out={tmp_path / 'x'}"
     )
     assert "target_class=7 is not declared" in target
 
@@ -161,16 +168,16 @@ def test_wrong_command_lines_end_in_one_line(
     assert failing(capsys, *base, f"--predictions={tmp_path / 'gone'}").startswith(f"{tmp_path / 'gone'}: there is no")
     (tmp_path / "maps").mkdir()
     assert "no map of scan p1; write p1.nii.gz" in failing(capsys, *base, f"--predictions={tmp_path / 'maps'}")
-    line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--robustness=true")
-    assert line == "--robustness needs a model to run on changed scans; give --bundle instead of --predictions."
+    line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--output.robustness=true")
+    assert line == "--output.robustness needs a model to run on changed scans; give --bundle instead of --predictions."
     line = failing(capsys, "evaluate", "--data=gone", f"--out={tmp_path}", f"--predictions={tmp_path}")
     assert line == "gone/dataset.json: no such file; set --data to the folder of an nnU-Net raw dataset."
     line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--subjects", "p9")
     assert line == "--subjects: no scan is called 'p9'; choose from p0, p1."
     line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--channel=3")
     assert line == "--channel=3: scan p1 has no such image (file *_0003.*); it has 0."
-    line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--target_class=9")
-    assert line == "--target_class=9 is not declared in dataset.json; choose one of 1 (bright), 2 (dark)."
+    line = failing(capsys, *base, f"--predictions={tmp_path / 'maps'}", "--protocol.target_class=9")
+    assert line == "--protocol.target_class=9 is not declared in dataset.json; choose one of 1 (bright), 2 (dark)."
     assert not (tmp_path / "out").exists()
 
 
@@ -198,7 +205,13 @@ def test_a_bad_scan_of_one_process_ends_all_with_its_line(make_dataset: Make, tm
         save_nifti(tmp_path / "maps" / f"p{number}.nii.gz", scan_with_lesions(number)[1])
     bad = root / "imagesTs" / "p2_0000.nii.gz"  # the second: rank 1's
     bad.write_bytes(bad.read_bytes()[:-500])
-    command = ["evaluate", f"--predictions={tmp_path / 'maps'}", f"--data={root}", "--prompted=1", "--counts=[]"]
+    command = [
+        "evaluate",
+        f"--predictions={tmp_path / 'maps'}",
+        f"--data={root}",
+        "--reader.prompted=1",
+        "--protocol.counts=[]",
+    ]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mois.cli"]
     with apart(*torchrun, *command, f"--out={tmp_path / 'out'}") as process:
         _, said = process.communicate(timeout=120)
@@ -211,7 +224,7 @@ def test_a_bad_scan_of_one_process_ends_all_with_its_line(make_dataset: Make, tm
 WAITING = """
 import sys, time
 from pathlib import Path
-from mois import processes
+from mois.machine import processes
 processes.LAUNCHER_S = 0.1
 with processes.joined() as these:
     Path(sys.argv[1]).touch()

@@ -47,7 +47,13 @@ def measured(folder: Path) -> Any:
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(three_test_scans: Path, tmp_path: Path) -> None:
     model = bundle(tmp_path / "bundle")
-    command = ["evaluate", f"--bundle={model}", f"--data={three_test_scans}", "--prompted=2", "--counts=[0,1]"]
+    command = [
+        "evaluate",
+        f"--bundle={model}",
+        f"--data={three_test_scans}",
+        "--reader.prompted=2",
+        "--protocol.counts=[0,1]",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
          "-m", "mois.cli", *command, f"--out={tmp_path / 'two'}"],

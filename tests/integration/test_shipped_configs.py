@@ -235,7 +235,8 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
     small = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))
     small["trainer"] |= {"devices": 1, "strategy": "auto", "max_epochs": 1, "enable_progress_bar": False}
     small["trainer"] |= {"check_val_every_n_epoch": 1}
-    small["data"]["init_args"] |= {"val_subjects": ["p1"], "patch_px": 64, "batch_size": 1, "episodes_per_epoch": 2}
+    small["data"]["init_args"] |= {"split": {"val_subjects": ["p1"]}, "patch_px": 64}
+    small["data"]["init_args"] |= {"batch_size": 1, "episodes_per_epoch": 2}
     small["data"]["init_args"] |= {"pixel_mm": 2, "num_workers": 0}
     small["model"]["inference"] = {"pixel_mm": 2, "tile_px": 64}
     small["tracking"] = {"wandb": "disabled"}

@@ -18,6 +18,7 @@ import torch
 
 from mois.cli.arguments import command_line
 from mois.cli.train import MoisCLI, main, quieten
+from mois.sharing.old_settings import SPLIT
 from tests.support.paths import ROOT
 
 BACKBONE = "--model.backbone.init_args."
@@ -142,6 +143,6 @@ def last(run: Path) -> dict[str, Any]:
 
 
 def data(root: Path, **options: object) -> Sequence[str]:
-    """Return the arguments for a dataset; options are init_args of its datamodule."""
-    given = {"root": root, **options}
+    """Return the arguments for a dataset; options are init_args of its datamodule, or fields of its split."""
+    given = {"root": root, **{SPLIT.get(name, name): value for name, value in options.items()}}
     return [f"--data.init_args.{name}={str(value).replace(chr(39), '')}" for name, value in given.items()]

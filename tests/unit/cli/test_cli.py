@@ -492,10 +492,13 @@ def test_a_seed_belongs_to_its_step() -> None:
         (["phantom", "--out=p", "--seed=-1"], "seed=-1 is no seed; choose 0 to 4294967295."),
         (["phantom"], "not set: out; set it with --out=VALUE, or in a file given with --config FILE"),
         (["phantom", "--out=p", "--subjcts=2"], "subjcts is no setting; did you mean subjects?"),
-        (["evaluate", "--data=none", "--out=o", "--counts", "1"], "counts=1 is not allowed; give a list such as [1,3]"),
+        (
+            ["evaluate", "--data=none", "--out=o", "--protocol.counts", "1"],
+            "protocol.counts=1 is not allowed; give a list such as [1,3]",
+        ),
         (
             ["evaluate", "--data=none", "--out=o", "--protocol.promptd", "3"],
-            "protocol.promptd is no setting: protocol is one value; give ours, paper",
+            "protocol.promptd is no setting; did you mean protocol.counts?",
         ),
         (["phantom", "--out=p", "--subjects=two"], "subjects=two is not allowed; give int"),
         (

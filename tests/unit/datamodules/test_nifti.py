@@ -9,7 +9,8 @@ import torch
 from datamodules.loading import VolumeLoader
 from datamodules.nifti import NiftiDataModule
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
-from mois.cli.evaluations import choose_scans
+from datamodules.splits import SplitSettings
+from mois.cli.choose_scans import ScanChoice, choose_scans
 from mois.errors import DataError
 from mois.geometry import SliceGrid
 from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
@@ -284,9 +285,7 @@ def test_the_fingerprint_follows_the_contents(make_dataset):
 def test_the_real_scans_load(real_data):
     data = NiftiDataModule(
         real_data / "Dataset501_MSLesions",
-        train_subjects=["patient19"],
-        test_subjects=["patient07"],
-        val_slab=0.25,
+        split=SplitSettings(train_subjects=["patient19"], test_subjects=["patient07"], val_slab=0.25),
         pixel_mm=1.0,
         batch_size=2,
     )
@@ -333,6 +332,6 @@ def test_another_fold_than_the_models_does_not_hide_what_it_was_trained_on(make_
     root = make_dataset(subjects=3)
     made = {"config": {"data": {"init_args": {"root": str(root), "fold": 0}}}}
     of_fold = {fold: module_of(root, fold=fold).splits.val[0].subject for fold in range(3)}
-    assert choose_scans(root, "val", None, None, made)[1] == []
+    assert choose_scans(root, ScanChoice("val"), made)[1] == []
     for fold in (1, 2):
-        assert choose_scans(root, "val", None, fold, made)[1] == [of_fold[fold]]
+        assert choose_scans(root, ScanChoice("val", fold=fold), made)[1] == [of_fold[fold]]

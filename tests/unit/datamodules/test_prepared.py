@@ -21,16 +21,13 @@ from datamodules.subjects import LesionSlices
 from mois.errors import DataError
 from mois.scans.datasets import SubjectFiles
 from tests.support.datasets import save_nifti, scan_with_lesions
+from tests.support.small_data import module_of
 
 EPISODES = 12
 
 
 def ready(root, folder=None, **options):
-    data = NiftiDataModule(
-        root,
-        prepared=folder,
-        **{"patch_px": 32, "pixel_mm": 2.0, "batch_size": 2, "episodes_per_epoch": EPISODES, **options},
-    )
+    data = module_of(root, **{"prepared": folder, "exemplars": 3, "episodes_per_epoch": EPISODES, **options})
     data.setup("fit")
     return data
 

@@ -222,8 +222,15 @@ def test_files_are_compared_by_what_they_hold(tmp_path: Path) -> None:
 
 
 def test_a_split_file_elsewhere_is_left_to_the_fingerprint_of_our_data() -> None:
-    before, now = other("data.init_args.splits", "a.json"), other("data.init_args.splits", "b.json")
-    assert changed_settings(before, now, "last") == {"data.init_args.splits": ["a.json", "b.json"]}
+    before, now = other("data.init_args.splits", "a.json"), other("data.init_args.split", {"file": "b.json"})
+    assert changed_settings(before, now, "last") == {"data.init_args.split.file": ["a.json", "b.json"]}
+
+
+def test_a_setting_under_its_old_name_is_the_same_setting() -> None:
+    before, same = other("data.init_args.fold", 1), other("data.init_args.split", {"fold": 1})
+    assert changed_settings(before, same, "last") == {}
+    with pytest.raises(ValueError, match=r"with data\.init_args\.split\.fold=1 \(now 2\)"):
+        changed_settings(before, other("data.init_args.split", {"fold": 2}), "last")
 
 
 def test_a_record_with_numbers_as_keys_is_as_its_reader_finds_it() -> None:
