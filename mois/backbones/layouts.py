@@ -192,14 +192,25 @@ def check_values(tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse tensors that no model can compute with.
 
     Raises:
-        ValueError: Naming the first tensor that is quantised, NaN or infinite.
+        ValueError: Naming the first tensor that is quantised, sparse, without numbers, NaN or infinite.
     """
     for name, tensor in sorted(tensors.items()):
-        if not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(f"{what}: tensor {name} is {kind} (quantised?); give weights in float32 or float16.")
+        if fault := _no_plain_numbers(tensor):
+            raise ValueError(f"{what}: tensor {name} {fault}; give weights in float32 or float16.")
         broken = int(tensor.numel() - torch.isfinite(tensor.float()).sum())
         if broken:
             raise ValueError(
                 f"{what}: {broken} of {tensor.numel()} numbers in tensor {name} are NaN or infinite; give another copy."
             )
+
+
+def _no_plain_numbers(tensor: Tensor) -> str:
+    """Return, as the middle of a sentence, why a tensor is no block of floating numbers; nothing where it is one."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout != torch.strided:
+        return f"is {str(tensor.layout).removeprefix('torch.')}"
+    if tensor.is_meta:
+        return "has a shape and no numbers (it was saved from the meta device)"
+    if tensor.is_complex():
+        return f"is {kind}"
+    return "" if tensor.is_floating_point() else f"is {kind} (quantised?)"

@@ -37,7 +37,7 @@ class SAM2(Backbone):
             the nano those that it was trained with. What is not named of given rules is SAM 2.1's.
 
     Raises:
-        ValueError: If the patch is no multiple of 32, or the weights do not match the model tensor for tensor.
+        ValueError: If there is no such size, the patch is no multiple of 32, or the weights do not match the model tensor for tensor.
 
     Source: Ravi et al., SAM 2: Segment Anything in Images and Videos, arXiv 2408.00714.
     """
@@ -55,6 +55,8 @@ class SAM2(Backbone):
         rules: SAM2Rules | None = None,
     ) -> None:
         super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"backbone.size={size} is none; choose one of {', '.join(SIZES)}.")
         sizes = SIZES[size]
         self.rules = rules if rules is not None else FIRST if size == "nano" else SAM2Rules()
         self.patch_px = sizes.patch_px if patch_px is None else patch_px

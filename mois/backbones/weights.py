@@ -116,6 +116,8 @@ def _locate(name: str, weights: str | None) -> tuple[Path, str]:
         return _download(weights), weights
     if weights.lower().startswith("facebook/sam2-hiera"):
         raise ValueError(f"backbone.weights={weights} is SAM 2.0; take SAM 2.1: {', '.join(HUB_FILES)}.")
+    if "://" in weights:
+        raise ValueError(f"backbone.weights={weights} is an address; download the file, and give its path.")
     raise ValueError(f"backbone.weights={weights} is no file, nor {_choices()}; check the path.")
 
 

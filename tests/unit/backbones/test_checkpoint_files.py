@@ -118,9 +118,20 @@ def test_a_number_that_is_none_is_found(tmp_path: Path, state: State, broken: fl
     assert refused(tmp_path / "w.pt") == said
 
 
-def test_quantised_weights_are_refused(tmp_path: Path, state: State) -> None:
-    torch.save({**state, "no_mem_embed": state["no_mem_embed"].to(torch.int8)}, tmp_path / "w.pt")
-    assert refused(tmp_path / "w.pt").startswith("tensor no_mem_embed is int8 (quantised?); give weights in float32")
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda tensor: tensor.to(torch.int8), "is int8 (quantised?)"),
+        (lambda tensor: tensor.to(torch.complex64), "is complex64"),
+        (lambda tensor: tensor.to_sparse(), "is sparse_coo"),
+        (lambda tensor: tensor.to("meta"), "has a shape and no numbers (it was saved from the meta device)"),
+    ],
+)
+def test_weights_that_are_no_block_of_numbers_are_refused(
+    tmp_path: Path, state: State, change: Callable[[Tensor], Tensor], fault: str
+) -> None:
+    torch.save({**state, "no_mem_embed": change(state["no_mem_embed"])}, tmp_path / "w.pt")
+    assert refused(tmp_path / "w.pt") == f"tensor no_mem_embed {fault}; give weights in float32 or float16."
 
 
 PAGE = b"\n<!DOCTYPE html><html><title>Sign in</title></html>"

@@ -85,6 +85,8 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path: Path, monkeypatch: pytes
     [
         ("tiny", "bundled", "bundled exists for size nano only, got size tiny"),
         ("nano", "nowhere.pt", "backbone.weights=nowhere.pt is no file, nor bundled, random or a hub id"),
+        ("nano", "https://a.b/c.pt", "backbone.weights=https://a.b/c.pt is an address; download the file"),
+        ("b+", "random", "backbone.size=b+ is none; choose one of nano, tiny, small, base_plus, large."),
     ],
 )
 def test_weights_that_are_not_there(size: str, weights: str, message: str) -> None:
