@@ -37,7 +37,8 @@ class SAM2(Backbone):
             the nano those that it was trained with. What is not named of given rules is SAM 2.1's.
 
     Raises:
-        ValueError: If there is no such size, the patch is no multiple of 32, or the weights do not match the model tensor for tensor.
+        ValueError: If there is no such size, the patch is no multiple of 32, or the weights do not match the model
+            tensor for tensor.
 
     Source: Ravi et al., SAM 2: Segment Anything in Images and Videos, arXiv 2408.00714.
     """
