@@ -32,7 +32,7 @@ from mois.sharing.calibration import Calibration
 from mois.sharing.provenance import code_version
 from mois.tracking.loggers import LateLoggers, TrackingSettings, make_loggers
 from mois.tracking.tracker import Tracker
-from mois.training.callbacks import CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
+from mois.training.callbacks import AllLearn, CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
 from mois.training.checkpoint_content import RECORD, CheckProgress, ValidationRecord
 from mois.training.checkpoints import (
     NAMED,
@@ -328,6 +328,7 @@ class MoisCLI(LightningCLI):
             CheckProgress(),
             ResumePoint(),
             RunRecord(self.plain_config(), seed, self.parts, self.resumed.get("provenance")),
+            AllLearn(),
             StopAtNaN(),
         ]
         callbacks += [CostTable(bool(self.settings["dry_step"])), DataShares(), SeldomReadBar()]

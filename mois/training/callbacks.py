@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -167,6 +168,49 @@ class StopAtNaN(Callback):
             f"{', '.join(parts) or 'train/loss'} is not finite at step {trainer.global_step}{culprit}; lower "
             "model.optimisation.learning_rate or set trainer.precision=32-true, and go on with --ckpt_path last"
         )
+
+
+class AllLearn(Callback):
+    """Names, after the first backward pass, trained tensors that no loss reaches.
+
+    They stay as they are, which is said; several ranks would wait for their gradients, which is refused.
+    """
+
+    def __init__(self) -> None:
+        self._looked = False
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Look at the loss.
+
+        Raises:
+            ValueError: If it depends on nothing that is trained.
+        """
+        if not loss.requires_grad:
+            raise ValueError(_without_gradient([name for name, p in pl_module.named_parameters() if p.requires_grad]))
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the gradients, once.
+
+        Raises:
+            ValueError: If a trained tensor has none, and ranks would wait for it.
+        """
+        if self._looked:
+            return
+        self._looked = True
+        without = [name for name, p in pl_module.named_parameters() if p.requires_grad and p.grad is None]
+        if not without:
+            return
+        options = getattr(trainer.strategy, "_ddp_kwargs", {})
+        if trainer.world_size > 1 and not options.get("find_unused_parameters"):
+            raise ValueError(_without_gradient(without))
+        rank_zero_warn(_without_gradient(without))
+
+
+def _without_gradient(names: Sequence[str]) -> str:
+    return (
+        f"no loss reaches {len(names)} trained tensors ({', '.join(names[:2])}), so that they learn nothing; leave "
+        "their part out of model.adapter.init_args.parts, or set data.init_args.clip=3 where they are of the memory"
+    )
 
 
 class SeldomReadBar(Callback):

@@ -124,7 +124,9 @@ def _step(
             tracking = module.inference.tracking(backbone)
             outcome = learn(backbone, module.propagations, episode, module.learning, 0, encode, meter.begin, tracking)
             total = torch.stack(list(outcome.losses.values())).sum()
-        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+        gradients = (
+            torch.autograd.grad(total, trained, allow_unused=True) if total.requires_grad else [None] * len(trained)
+        )
         del outcome, total
         meter.begin("optimiser")
         copies = [p.detach().clone() for p in trained]

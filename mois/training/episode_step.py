@@ -78,20 +78,6 @@ def tracks(backbone: Backbone, episode: Episode) -> bool:
     return episode.track_images.shape[1] > 1 and any(p.requires_grad for p in backbone.parameters())
 
 
-def check_all_learn(backbone: Backbone, episode: Episode) -> None:
-    """Refuse weights that no loss reaches: DDP would stop at them in the second step, in its own words.
-
-    Raises:
-        ValueError: If the memory attention is trained and nothing is tracked.
-    """
-    trained = any(p.requires_grad for p in backbone.parts()["memory_attention"].parameters())
-    if trained and not tracks(backbone, episode):
-        raise ValueError(
-            "data.init_args.clip=1 tracks nothing, so that memory_attention would learn nothing; set it to 3, or leave "
-            "memory_attention out of model.adapter.init_args.parts."
-        )
-
-
 def learn(
     backbone: Backbone,
     propagations: dict[str, Propagation],

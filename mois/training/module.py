@@ -32,7 +32,7 @@ from mois.sharing.identity import rules_apart
 from mois.sharing.remarks import does_harm, made_worse
 from mois.tracking.tracker import Tracker
 from mois.training.checkpoint_content import BackboneFacts
-from mois.training.episode_step import EpisodeLearning, check_all_learn, learn, names, pictures
+from mois.training.episode_step import EpisodeLearning, learn, names, pictures
 from mois.training.feature_cache import CachedEncoder, CacheSettings
 from mois.training.pending_scalar import Reduction, logs_now
 
@@ -156,8 +156,6 @@ class ExemplarSegmenter(LightningModule):
 
     def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
         """Learn from a batch of episodes."""
-        if self.trainer.world_size > 1:
-            check_all_learn(self.backbone, episode)
         encode = None
         if self.encoder is not None:
             keys = self._keys or self.encoder.keys(pictures(self.backbone, episode), str(self.trainer.precision))

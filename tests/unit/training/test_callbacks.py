@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from stand_in import Data, Layer, Model
 from torch import nn
 
-from mois.training.callbacks import DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
+from mois.training.callbacks import AllLearn, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
 from mois.training.checkpoints import LastCheckpoint, SafeCheckpointIO, read_checkpoint
 from mois.training.cost import count_parameters
 
@@ -63,6 +63,39 @@ def test_weights_that_are_not_finite_are_named(fit: Callable[..., Trainer]) -> N
     model.layer.trained.bias.data.fill_(float("inf"))
     with pytest.raises(ValueError, match=r"train/loss_fit is not finite at step 0; weights .*: layer.trained.bias; "):
         fit(model, StopAtNaN())
+
+
+class Stray(Model):
+    """A model with a trained tensor that its loss does not use; without others where `alone`."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__(Layer())
+        self.stray = nn.Parameter(torch.zeros(2))
+        if alone:
+            self.layer.requires_grad_(False)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters())
+
+
+def test_trained_tensors_that_no_loss_reaches_are_said_once(fit: Callable[..., Trainer]) -> None:
+    with pytest.warns(UserWarning, match=r"^no loss reaches 1 trained tensors \(stray\)") as said:
+        fit(Stray(alone=False), AllLearn())
+    assert sum("no loss reaches" in str(one.message) for one in said) == 1
+
+
+def test_a_loss_that_depends_on_nothing_trained_is_refused(fit: Callable[..., Trainer]) -> None:
+    with pytest.raises(ValueError, match=r"^no loss reaches 1 trained tensors \(stray\), so that they learn nothing"):
+        fit(Stray(alone=True), AllLearn())
+
+
+def test_ranks_do_not_wait_for_tensors_that_no_loss_reaches() -> None:
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(_ddp_kwargs={}))
+    with pytest.raises(ValueError, match=r"^no loss reaches 3 trained tensors \(stray, layer\.trained\.weight\)"):
+        AllLearn().on_after_backward(trainer, Stray(alone=False))
+    trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+    with pytest.warns(UserWarning, match="no loss reaches 3 trained tensors"):
+        AllLearn().on_after_backward(trainer, Stray(alone=False))
 
 
 def test_a_step_draws_the_same_whatever_was_drawn_before_it(fit: Callable[..., Trainer]) -> None:
