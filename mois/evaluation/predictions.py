@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mois.errors import DataError
 from mois.evaluation.figures import ClassReport, Figures, SubjectReport, measured
-from mois.evaluation.scoring import Answer, curve_point, score_answer, score_by_paper
+from mois.evaluation.scoring import ClassResult, curve_point, score_answer, score_by_paper
 from mois.evaluation.settings import ProtocolSettings
-from mois.evaluation.truth import Plan, Truth
+from mois.evaluation.true_lesions import ClassPlan, ScanPlan
 from mois.geometry import SliceAxis, SliceGrid
-from mois.lesions import InstanceMap, Mask, components, dilate_in_plane, renumber
+from mois.lesions import InstanceMap, components, renumber
 from mois.metrics.overlap import Overlap
 from mois.records import Volume
 from mois.scans.labels import array_of, check_declared, whole_numbers
@@ -52,44 +52,41 @@ def score_predictions(
             does not declare; or shows prompted lesions that the settings would not prompt or the scan does not have.
     """
     grid = SliceGrid.of(volume.shape, volume.affine, slice_axis)
-    truth = Truth.of(volume, grid)
-    most = max(settings.prompted, *settings.counts, 0)
-    plans = {c: Plan.of(truth.of_class(c), settings.reader, most) for c in sorted(set(truth.classes.values()))}
-    scored = settings.scored(plans, volume.declared)
+    settings.scored((), volume.declared)  # refused before anything is read
+    plan = ScanPlan.of(volume, grid, settings)
     found = _Maps(volume, grid, prediction, "the prediction")
     if kind == "semantic" and volume.declared and 0 in found.maps:
         check_declared(found.maps[0], volume.declared, f"{volume.subject}: the prediction")
     given = None if prompted_masks is None else _Maps(volume, grid, prompted_masks, "the map of prompted masks")
     if given is not None:
-        given.check_ids(truth.ids)
-    promptable = [lesion for plan in plans.values() for lesion in plan.promptable]
-    taken_out = dilate_in_plane(truth.only(promptable) > 0, settings.margin_px)
+        given.check_ids(plan.lesions.ids)
     reports = []
-    for c in scored:
-        lesions = found.lesions(c, kind)
-        order = plans[c].order[: settings.prompted]
-        answer = Answer(order, lesions, None if given is None else _places(volume, given.of(c), order, plans[c]))
-        reports.append(_report(c, truth, plans[c], answer, settings, taken_out))
-    false = len(Overlap.of(found.everything(kind), truth.index).apart())
+    for target_class in plan.scored:
+        class_plan = plan.classes[target_class]
+        order = class_plan.order[: settings.prompted]
+        tracked = None if given is None else _in_order(volume, given.of(target_class), order, class_plan)
+        result = ClassResult(order, found.lesions(target_class, kind), tracked)
+        reports.append(_report(target_class, plan, result, settings))
+    false = len(Overlap.of(found.everything(kind), plan.lesions.index).apart())
     return SubjectReport(volume.subject, volume.patient, tuple(reports), false, {})
 
 
-def _report(
-    target_class: int, truth: Truth, plan: Plan, answer: Answer, settings: ProtocolSettings, taken_out: Mask
-) -> ClassReport:
-    never = Overlap.of(answer.found, truth.only(plan.never), taken_out)
+def _report(target_class: int, plan: ScanPlan, result: ClassResult, settings: ProtocolSettings) -> ClassReport:
+    class_plan = plan.classes[target_class]
+    never = Overlap.of(result.found, plan.lesions.only(class_plan.never), plan.taken_out)
     dice = measured(never.dice())
     words = Figures.of_words(dice, None, None, dice)
-    figures, rows, false_ml, _ = score_answer(truth, plan, answer, settings, words)
+    figures, rows, false_ml, _ = score_answer(plan.lesions, class_plan, result, settings, words)
     curve = tuple(
-        curve_point(clicks, count, min(count, len(plan.order)), never, None, None)
+        curve_point(clicks, count, min(count, len(class_plan.order)), never, None, None)
         for clicks in settings.every_clicks
         for count in settings.counts
     )
     paper = None
     if settings.rules == "paper":
-        tracked = np.zeros_like(answer.found) if answer.tracked is None else answer.tracked
-        paper = score_by_paper(truth.only(plan.lesions) > 0, answer.found > 0, tracked > 0, truth.voxel_ml)
+        tracked = np.zeros_like(result.found) if result.tracked is None else result.tracked
+        true = plan.lesions.only(class_plan.lesions) > 0
+        paper = score_by_paper(true, result.found > 0, tracked > 0, plan.lesions.voxel_ml)
     return ClassReport(target_class, figures, curve, rows, false_ml, paper)
 
 
@@ -145,7 +142,7 @@ class _Maps:
         return components(np.logical_or.reduce([self.empty > 0, *(one > 0 for one in self.maps.values())]))
 
 
-def _places(volume: Volume, prompted: InstanceMap, order: tuple[int, ...], plan: Plan) -> InstanceMap:
+def _in_order(volume: Volume, prompted: InstanceMap, order: tuple[int, ...], plan: ClassPlan) -> InstanceMap:
     """Return prompted lesions with the n-th of the order as n + 1, those of other classes left out."""
     others = set(np.unique(prompted).tolist()) & set(plan.lesions) - set(order)
     if others:

@@ -1,13 +1,12 @@
-"""A simulated reader prompts some lesions of a scan; what the model makes of them is scored on the others."""
+"""A simulated reader prompts some lesions of a scan; the model finds the others, and they are scored."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,59 +20,41 @@ from mois.evaluation.reader import Reader
 from mois.evaluation.scoring import (
     PAPER_CLICKS,
     PAPER_LESIONS,
-    Answer,
+    ClassResult,
     candidate_rows,
     curve_point,
     score_answer,
     score_by_paper,
-    unprompted_truth,
+    unprompted_lesions,
 )
 from mois.evaluation.settings import ProtocolSettings
-from mois.evaluation.truth import Plan, Truth
+from mois.evaluation.true_lesions import ScanPlan
 from mois.inference.encoded_volume import EncodedVolume, enlarge, mask_centre
 from mois.inference.segmenter import VolumeSegmenter
-from mois.lesions import Candidates, InstanceMap, Mask, dilate_in_plane
+from mois.inference.shared_work import SharedWork, timed
+from mois.lesions import Candidates, InstanceMap
 from mois.metrics.overlap import Overlap
 from mois.records import Exemplars, MaskPrediction, Prompts, Volume
 from mois.scans.image_files import write_volume
 
-__all__ = ["ProtocolSettings", "Run", "Shared", "evaluate_volume"]
-
 Made = TypeVar("Made")
-Key = tuple[int, int, int]
-NONE: Key = (0, 0, 0)
-"""A question: class, number of exemplars, clicks on each. This one has no exemplars."""
-
-Answers = dict[int, tuple[MaskPrediction, npt.NDArray[np.int64]]]
-"""By number of clicks: the answers to them, and how many there were in the end on each of N lesions, (N,)."""
 
 ANSWER_BYTES = 1 << 30
-"""How much memory the answers to questions that are asked side by side may take."""
+"""Memory that the answers to questions which are asked side by side may take."""
 
 
-class Shared:
-    """What one backbone makes of a scan whatever propagates from it: features, answers to clicks, tracked lesions."""
+class Question(NamedTuple):
+    """A set of exemplars that is propagated: the first `count` prompted lesions of a class, after some clicks each."""
 
-    def __init__(self) -> None:
-        self._made: dict[Hashable, tuple[Any, float]] = {}
+    target_class: int
+    count: int
+    clicks: int
 
-    def once(
-        self,
-        seconds: dict[str, float],
-        segmenter: VolumeSegmenter,
-        step: str,
-        of: Hashable,
-        make: Callable[[], Made],
-    ) -> Made:
-        """Return what a step makes `of` something, now or before; its seconds are added either way."""
-        if (step, of) not in self._made:
-            took: dict[str, float] = {}
-            with timed(took, step, segmenter):
-                made = make()
-            self._made[step, of] = made, took[step]
-        kept: tuple[Made, float] = self._made[step, of]
-        seconds[step] = seconds.get(step, 0.0) + kept[1]
-        return kept[0]
+
+NO_EXEMPLARS = Question(0, 0, 0)
+
+ClickAnswers = dict[int, tuple[MaskPrediction, npt.NDArray[np.int64]]]
+"""By number of clicks: the masks of N lesions, and the clicks that were really made on each, (N,)."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +62,75 @@ class Prompted:
     """Clicked lesions of one class, in the order in which they were clicked.
 
     Attributes:
-        of: Their ids, and the number of clicks that was aimed at on each.
-        rows: (N,) the tile that each was clicked on.
-        answer: What the clicks gave there.
-        exemplars: What was made of it; B = 1, K = N.
-        clicks: (N,) how many there were on each.
+        key: Ids of the lesions, and the number of clicks that was aimed at on each.
+        rows: (N,) the tile that each lesion was clicked on.
+        answer: The masks that the clicks gave there.
+        exemplars: What was made of the masks; B = 1, K = N.
+        clicks: (N,) clicks that were made on each lesion.
     """
 
-    of: tuple[tuple[int, ...], int]
+    key: tuple[tuple[int, ...], int]
     rows: npt.NDArray[np.int64]
     answer: MaskPrediction
     exemplars: Exemplars
     clicks: npt.NDArray[np.int64]
+
+
+PromptedByClass = dict[int, dict[int, Prompted]]
+"""By class and number of clicks."""
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """What was found by all questions, as far as it is scored.
+
+    Attributes:
+        candidates: Candidates of the questions that the reader ends up with.
+        never: By question and class: what was found beside the never-prompted lesions of the class.
+        false_without_exemplars: Lesions found without exemplars that touch no true lesion.
+    """
+
+    candidates: dict[Question, Candidates]
+    never: dict[tuple[Question, int], Overlap]
+    false_without_exemplars: int
+
+
+@dataclass(frozen=True)
+class ScanAtWork:
+    """A scan that is being evaluated.
+
+    Attributes:
+        segmenter: The model.
+        encoded: The scan's features.
+        plan: Which lesions are prompted and scored.
+        settings: How to prompt and score.
+        shared: What other propagations share.
+        seconds: Seconds by step; steps add to it.
+    """
+
+    segmenter: VolumeSegmenter
+    encoded: EncodedVolume
+    plan: ScanPlan
+    settings: ProtocolSettings
+    shared: SharedWork
+    seconds: dict[str, float]
+
+    def question(self, target_class: int, count: int, clicks: int) -> Question:
+        """Return the question with `count` exemplars, or with all there are if these are fewer."""
+        used = min(count, len(self.plan.classes[target_class].order))
+        return Question(target_class, used, clicks) if used else NO_EXEMPLARS
+
+    def final_question(self, target_class: int) -> Question:
+        """Return the question whose answer the reader ends up with."""
+        return self.question(target_class, self.settings.prompted, self.settings.clicks)
+
+    def once(self, step: str, subject: Hashable, make: Callable[[], Made]) -> Made:
+        """Return the result of a step that propagations share."""
+        return self.shared.once(self.seconds, self.segmenter, step, subject, make)
+
+    def timed(self, step: str) -> AbstractContextManager[None]:
+        """Add the seconds of a step."""
+        return timed(self.seconds, step, self.segmenter)
 
 
 def evaluate_volume(
@@ -100,7 +138,7 @@ def evaluate_volume(
     volume: Volume,
     settings: ProtocolSettings,
     out: Path | None = None,
-    shared: Shared | None = None,
+    shared: SharedWork | None = None,
 ) -> SubjectReport:
     """Prompt, propagate and score one scan; see `Figures` for what is measured on what.
 
@@ -112,249 +150,218 @@ def evaluate_volume(
         settings: How to prompt and score.
         out: Where to write the results as `predictions/*.nii.gz`, the prompted lesions alone with their true ids as
             `prompted/*.nii.gz`, and `overlays/*.png`; None writes nothing.
-        shared: What was made of this scan for another propagation, by the same backbone and settings, and will be.
+        shared: Work on this scan that other propagations of the same backbone and settings share.
     """
     seconds: dict[str, float] = {}
-    shared = shared or Shared()
+    shared = shared or SharedWork()
     settings.scored((), volume.declared)  # refused before anything is encoded
     encoded = shared.once(seconds, segmenter, "encode", (), lambda: segmenter.encode(volume))
-    run = Run(segmenter, encoded, Truth.of(volume, encoded.grid), settings, seconds, shared)
+    plan = ScanPlan.of(volume, encoded.grid, settings)
+    scan = ScanAtWork(segmenter, encoded, plan, settings, shared, seconds)
+    prompted = prompt_lesions(scan)
+    propagated = propagate(scan, prompted)
     reports = []
-    for target_class in run.scored:
-        report, answer, result = run.score(target_class)
+    for target_class in plan.scored:
+        report, result, final = score_class(scan, prompted, propagated, target_class)
         reports.append(report)
         if out is not None:
-            with timed(seconds, "write", segmenter):
-                _write(volume, run, report, answer, result, out)
+            with scan.timed("write"):
+                _write(volume, scan, report, result, final, out)
     return SubjectReport(
         subject=volume.subject,
         patient=volume.patient,
         classes=tuple(reports),
-        false_without_exemplars=run.false_without_exemplars,
+        false_without_exemplars=propagated.false_without_exemplars,
         seconds=seconds,
-        candidates=tuple(row for target_class in run.scored for row in run.candidate_rows(target_class)),
+        candidates=tuple(row for target_class in plan.scored for row in _candidates(scan, propagated, target_class)),
     )
 
 
-class Run:
-    """One scan being evaluated: everything is prompted and propagated once, then scored."""
+def prompt_lesions(scan: ScanAtWork) -> PromptedByClass:
+    """Click the lesions of every class: exemplars of the other classes are needed for `wrong` and `swapped`."""
+    clicks = sorted({scan.settings.clicks, *scan.settings.every_clicks})
+    classes = scan.plan.classes if scan.plan.scored else {}
+    return {target_class: _prompt(scan, plan.order, clicks) for target_class, plan in classes.items()}
 
-    def __init__(
-        self,
-        segmenter: VolumeSegmenter,
-        encoded: EncodedVolume,
-        truth: Truth,
-        settings: ProtocolSettings,
-        seconds: dict[str, float],
-        shared: Shared,
-    ) -> None:
-        self.segmenter = segmenter
-        self.encoded = encoded
-        self.truth = truth
-        self.settings = settings
-        self.seconds = seconds
-        self.shared = shared
-        most = max(settings.prompted, *settings.counts, 0)
-        self.plans = {c: Plan.of(truth.of_class(c), settings.reader, most) for c in sorted(set(truth.classes.values()))}
-        self.scored = settings.scored(self.plans, ())
-        promptable = [lesion for plan in self.plans.values() for lesion in plan.promptable]
-        self.taken_out: Mask = dilate_in_plane(truth.only(promptable) > 0, settings.margin_px)
-        self.false_without_exemplars = 0
-        # The other classes' exemplars are needed for `wrong` and `swapped`.
-        clicks = sorted({settings.clicks, *settings.every_clicks})
-        self.prompted = {c: self.prompt(plan.order, clicks) for c, plan in self.plans.items() if self.scored}
-        self.candidates: dict[Key, Candidates] = {}
-        self.on_never: dict[tuple[Key, int], Overlap] = {}
-        self._propagate()
 
-    def key(self, target_class: int, count: int, clicks: int) -> Key:
-        """Return the question with as many exemplars as there are where `count` are asked for."""
-        used = min(count, len(self.plans[target_class].order))
-        return (target_class, used, clicks) if used else NONE
+def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
+    """Ask all questions, as many side by side as memory allows, and keep of the answers what is scored."""
+    settings, lesions = scan.settings, scan.plan.lesions
+    final = {scan.final_question(c) for c in scan.plan.scored}
+    curve = {scan.question(c, n, k) for c in prompted for n in settings.counts for k in settings.every_clicks}
+    queue = sorted({scan.final_question(c) for c in prompted} | curve | {NO_EXEMPLARS})
+    never_prompted = {c: lesions.only(plan.never) for c, plan in scan.plan.classes.items()} if scan.plan.scored else {}
+    voxels = scan.encoded.pictures.numel() + lesions.index.size  # blended, and as restored
+    side_by_side = max(1, ANSWER_BYTES // (4 * voxels))
+    candidates: dict[Question, Candidates] = {}
+    never: dict[tuple[Question, int], Overlap] = {}
+    false_without_exemplars = 0
+    for questions in (queue[start : start + side_by_side] for start in range(0, len(queue), side_by_side)):
+        with scan.timed("propagate"):
+            exemplars = [_exemplars(scan, prompted, question) for question in questions]
+            answers = scan.segmenter.propagate_all(scan.encoded, exemplars)
+        for question, answer in zip(questions, answers, strict=True):
+            with scan.timed("components"):
+                maybe = scan.segmenter.candidates(answer, lesions.voxel_ml, lesions.edges_mm)
+                found = maybe.sure(scan.segmenter.settings.peak_threshold).lesions
+            with scan.timed("score"):
+                for target_class, true in never_prompted.items():
+                    never[question, target_class] = Overlap.of(found, true, scan.plan.taken_out)
+                if question == NO_EXEMPLARS:
+                    false_without_exemplars = len(Overlap.of(found, lesions.index).apart())
+            if question in final:
+                candidates[question] = maybe
+    return Propagated(candidates, never, false_without_exemplars)
 
-    def main(self, target_class: int) -> Key:
-        """Return the question whose answer the reader ends up with."""
-        return self.key(target_class, self.settings.prompted, self.settings.clicks)
 
-    def prompt(self, lesions: Sequence[int], clicks: Sequence[int]) -> dict[int, Prompted]:
-        """Click lesions, in this order, and describe them after each of some numbers of clicks, ascending."""
-        if not lesions:
-            return {}
-        rows, masks, answers = self._once(
-            "click", (tuple(lesions), tuple(clicks)), lambda: self._clicked(lesions, clicks)
+def score_class(
+    scan: ScanAtWork, prompted: PromptedByClass, propagated: Propagated, target_class: int
+) -> tuple[ClassReport, ClassResult, InstanceMap]:
+    """Return the report on a class, what was scored, and the reader's final result as an instance map."""
+    settings, plan = scan.settings, scan.plan.classes[target_class]
+    right, wrong, swapped = _words(scan, propagated, target_class, settings.prompted, settings.clicks)
+    without = propagated.never[NO_EXEMPLARS, target_class]
+    words = Figures.of_words(measured(right.dice()), wrong, swapped, measured(without.dice()))
+    result = _class_result(scan, prompted, propagated, target_class)
+    with scan.timed("score"):
+        figures, rows, false_ml, final = score_answer(scan.plan.lesions, plan, result, settings, words)
+        curve = tuple(
+            curve_point(k, n, scan.question(target_class, n, k).count, *_words(scan, propagated, target_class, n, k))
+            for k in settings.every_clicks
+            for n in settings.counts
         )
-        with timed(self.seconds, "describe", self.segmenter):
-            described = {}
-            for count, (answer, made) in answers.items():
-                predicted = enlarge(answer.logits, self.encoded.tile_px).sigmoid()
-                shown = predicted if self.settings.masks == "predicted" else masks.float()
-                exemplars = self.segmenter.describe(self.encoded, rows, shown)
-                described[count] = Prompted((tuple(lesions), count), rows, answer, exemplars, made)
-            return described
-
-    def _once(self, step: str, of: Hashable, make: Callable[[], Made]) -> Made:
-        return self.shared.once(self.seconds, self.segmenter, step, of, make)
-
-    def _propagate(self) -> None:
-        """Ask all questions, as many at once as memory allows, and keep of the answers what is scored."""
-        settings = self.settings
-        main = {self.main(c) for c in self.scored}
-        curve = {self.key(c, n, k) for c in self.prompted for n in settings.counts for k in settings.every_clicks}
-        asked = {self.main(c) for c in self.prompted} | curve | {NONE}
-        truths = {c: self.truth.only(plan.never) for c, plan in self.plans.items()}
-        voxels = self.encoded.pictures.numel() + self.truth.index.size  # blended, and as restored
-        at_once = max(1, ANSWER_BYTES // (4 * voxels))
-        queue = sorted(asked)
-        for keys in (queue[start : start + at_once] for start in range(0, len(queue), at_once)):
-            with timed(self.seconds, "propagate", self.segmenter):
-                answers = self.segmenter.propagate_all(self.encoded, [self._exemplars(key) for key in keys])
-            for key, answer in zip(keys, answers, strict=True):
-                with timed(self.seconds, "components", self.segmenter):
-                    candidates = self.segmenter.candidates(answer, self.truth.voxel_ml, self.truth.edges_mm)
-                    found = candidates.sure(self.segmenter.settings.peak_threshold).lesions
-                with timed(self.seconds, "score", self.segmenter):
-                    for c, truth in truths.items() if self.scored else ():
-                        self.on_never[key, c] = Overlap.of(found, truth, self.taken_out)
-                    if key == NONE:
-                        self.false_without_exemplars = len(Overlap.of(found, self.truth.index).apart())
-                if key in main:
-                    self.candidates[key] = candidates
-
-    def _exemplars(self, key: Key) -> Exemplars:
-        if key == NONE:
-            return self.segmenter.no_exemplars(self.encoded)
-        target_class, count, clicks = key
-        return self.prompted[target_class][clicks].exemplars.pick(slice(0, count))
-
-    def _place(self, lesions: Sequence[int]) -> tuple[npt.NDArray[np.int64], Tensor]:
-        """Return the tile on which each lesion is clicked, (N,), and its true mask there, (N, P, P) bool."""
-        rows, masks = [], []
-        for lesion in lesions:
-            slice_index = self.truth.largest_slice(lesion)
-            mask = self.truth.outline(lesion, slice_index, self.encoded.grid, self.segmenter.settings.pixel_mm)
-            tile = int(self.encoded.tiles.best_tile(*mask_centre(mask)))
-            rows.append(self.segmenter.row(self.encoded, slice_index, tile))
-            masks.append(self.encoded.crop(mask, tile))
-        return np.array(rows, dtype=np.int64), torch.stack(masks)
-
-    def _clicked(self, lesions: Sequence[int], clicks: Sequence[int]) -> tuple[npt.NDArray[np.int64], Tensor, Answers]:
-        rows, masks = self._place(lesions)
-        return rows, masks, self._click(rows, masks, clicks)
-
-    @torch.inference_mode()
-    def _click(self, rows: npt.NDArray[np.int64], masks: Tensor, clicks: Sequence[int]) -> Answers:
-        """Click each lesion in its middle and correct the answers, up to the last of `clicks`.
-
-        Returns:
-            For each of `clicks`.
-        """
-        reader, pixel_mm, edge = self.settings.reader, self.segmenter.settings.pixel_mm, self.encoded.tile_px
-        generator = torch.Generator().manual_seed(reader.seed)
-        prompts = reader.shake(first_click(masks), pixel_mm, edge, generator)
-        answer = self.segmenter.answer(self.encoded, rows, prompts)
-        answers = {1: (answer, _clicks(prompts))}
-        for made in range(2, max(clicks) + 1):
-            prompts = correct(prompts, answer.logits.cpu(), masks, torch.rand(len(masks), generator=generator))
-            prompts = reader.shake(prompts, pixel_mm, edge, generator)
-            answer = self.segmenter.answer(self.encoded, rows, prompts)
-            answers[made] = (answer, _clicks(prompts))
-        return {made: answers[made] for made in clicks}
-
-    def words(self, target_class: int, count: int, clicks: int) -> tuple[Overlap, float | None, float | None]:
-        """Return `right` as an overlap, and the Dice `wrong` and `swapped`."""
-        others = {c: self.key(c, count, clicks) for c in self.plans if c != target_class}
-        wrong = mean_of([self.on_never[key, target_class].dice() for key in others.values()])
-        swapped = mean_of([self.on_never[key, c].dice() for c, key in others.items()])
-        return self.on_never[self.key(target_class, count, clicks), target_class], wrong, swapped
-
-    def tracked(self, prompted: Prompted, count: int) -> InstanceMap:
-        """Return the first prompted lesions as clicked and tracked; the n-th one has id n + 1."""
-
-        def track() -> InstanceMap:
-            answer = MaskPrediction(*(part[:count] for part in prompted.answer))
-            tracked = self.segmenter.track(self.encoded, prompted.rows[:count], answer)
-            return self.segmenter.tracked_lesions(self.encoded, tracked)
-
-        return self._once("track", (prompted.of, count), track)
-
-    def answer(self, target_class: int) -> Answer:
-        """Return what the reader ends up with."""
-        _, count, clicks = self.main(target_class)
-        found = self.candidates[self.main(target_class)].sure(self.segmenter.settings.peak_threshold).lesions
-        if not count:
-            return Answer((), found, np.zeros_like(found))
-        prompted = self.prompted[target_class][clicks]
-        order = self.plans[target_class].order[:count]
-        return Answer(order, found, self.tracked(prompted, count), int(prompted.clicks[:count].sum()))
-
-    def score(self, target_class: int) -> tuple[ClassReport, Answer, InstanceMap]:
-        """Return the report on a class, what it is about, and all that the reader ends up with as an instance map."""
-        settings, plan = self.settings, self.plans[target_class]
-        right, wrong, swapped = self.words(target_class, settings.prompted, settings.clicks)
-        without = self.on_never[NONE, target_class]
-        words = Figures.of_words(measured(right.dice()), wrong, swapped, measured(without.dice()))
-        answer = self.answer(target_class)
-        with timed(self.seconds, "score", self.segmenter):
-            figures, rows, false_ml, result = score_answer(self.truth, plan, answer, settings, words)
-            curve = tuple(
-                curve_point(k, n, self.key(target_class, n, k)[1], *self.words(target_class, n, k))
-                for k in settings.every_clicks
-                for n in settings.counts
-            )
-        paper = self._by_the_papers_rules(target_class) if settings.rules == "paper" else None
-        return ClassReport(target_class, figures, curve, rows, false_ml, paper), answer, result
-
-    def _by_the_papers_rules(self, target_class: int) -> PaperFigures:
-        """Prompt the largest lesions, whichever of them are never prompted otherwise, propagate, and score."""
-        lesions = self.truth.of_class(target_class)
-        largest = Reader("largest").choose_lesions(lesions, PAPER_LESIONS)
-        ours, self.seconds = self.seconds, {}  # not part of what our own steps took
-        with timed(ours, "paper", self.segmenter):
-            prompted = self.prompt(largest, [PAPER_CLICKS])[PAPER_CLICKS]
-            probability = self.segmenter.propagate(self.encoded, prompted.exemplars)
-            found, tracked = (
-                self.segmenter.lesions(probability, self.truth.voxel_ml, self.truth.edges_mm),
-                self.tracked(prompted, len(largest)),
-            )
-        self.seconds = ours
-        return score_by_paper(self.truth.only(lesions) > 0, found > 0, tracked > 0, self.truth.voxel_ml)
-
-    def candidate_rows(self, target_class: int) -> list[CandidateRow]:
-        """Return what might have been a lesion of a class, outside of the prompted ones."""
-        key = self.main(target_class)
-        plan = self.plans[target_class]
-        rest, taken_out = unprompted_truth(self.truth, plan, plan.order[: key[1]], self.settings.margin_px)
-        with timed(self.seconds, "score", self.segmenter):
-            return candidate_rows(self.candidates[key], rest, taken_out, self.truth.voxel_ml)
+    paper = _by_the_papers_rules(scan, target_class) if settings.rules == "paper" else None
+    return ClassReport(target_class, figures, curve, rows, false_ml, paper), result, final
 
 
-def _clicks(prompts: Prompts) -> npt.NDArray[np.int64]:
-    """Return how many clicks there are on each image, padding left out."""
+def _prompt(scan: ScanAtWork, lesions: Sequence[int], clicks: Sequence[int]) -> dict[int, Prompted]:
+    """Click lesions, in this order, and describe them after each of some numbers of clicks, ascending."""
+    if not lesions:
+        return {}
+    key = (tuple(lesions), tuple(clicks))
+    rows, masks, answers = scan.once("click", key, lambda: _click_all(scan, lesions, clicks))
+    with scan.timed("describe"):
+        described = {}
+        for count, (answer, made) in answers.items():
+            predicted = enlarge(answer.logits, scan.encoded.tile_px).sigmoid()
+            shown = predicted if scan.settings.masks == "predicted" else masks.float()
+            exemplars = scan.segmenter.describe(scan.encoded, rows, shown)
+            described[count] = Prompted((tuple(lesions), count), rows, answer, exemplars, made)
+        return described
+
+
+def _click_all(
+    scan: ScanAtWork, lesions: Sequence[int], clicks: Sequence[int]
+) -> tuple[npt.NDArray[np.int64], Tensor, ClickAnswers]:
+    """Return the tile on which each lesion is clicked, (N,), its true mask there, (N, P, P) bool, and the answers."""
+    rows, masks = [], []
+    for lesion in lesions:
+        slice_index = scan.plan.lesions.largest_slice(lesion)
+        pixel_mm = scan.segmenter.settings.pixel_mm
+        mask = scan.plan.lesions.outline(lesion, slice_index, scan.encoded.grid, pixel_mm)
+        tile = int(scan.encoded.tiles.best_tile(*mask_centre(mask)))
+        rows.append(scan.segmenter.row(scan.encoded, slice_index, tile))
+        masks.append(scan.encoded.crop(mask, tile))
+    tiles = np.array(rows, dtype=np.int64)
+    return tiles, torch.stack(masks), _click(scan, tiles, torch.stack(masks), clicks)
+
+
+@torch.inference_mode()
+def _click(scan: ScanAtWork, rows: npt.NDArray[np.int64], masks: Tensor, clicks: Sequence[int]) -> ClickAnswers:
+    """Click each lesion in its middle and correct the answers, up to the last of `clicks`."""
+    reader, pixel_mm, edge = scan.settings.reader, scan.segmenter.settings.pixel_mm, scan.encoded.tile_px
+    generator = torch.Generator().manual_seed(reader.seed)
+    prompts = reader.shake(first_click(masks), pixel_mm, edge, generator)
+    answer = scan.segmenter.answer(scan.encoded, rows, prompts)
+    answers = {1: (answer, _clicks_made(prompts))}
+    for made in range(2, max(clicks) + 1):
+        prompts = correct(prompts, answer.logits.cpu(), masks, torch.rand(len(masks), generator=generator))
+        prompts = reader.shake(prompts, pixel_mm, edge, generator)
+        answer = scan.segmenter.answer(scan.encoded, rows, prompts)
+        answers[made] = (answer, _clicks_made(prompts))
+    return {made: answers[made] for made in clicks}
+
+
+def _clicks_made(prompts: Prompts) -> npt.NDArray[np.int64]:
+    """Return the number of clicks on each image, padding left out."""
     return np.asarray((prompts.labels >= 0).sum(1).cpu().numpy(), dtype=np.int64)
 
 
-def _write(volume: Volume, run: Run, report: ClassReport, answer: Answer, result: InstanceMap, out: Path) -> None:
+def _exemplars(scan: ScanAtWork, prompted: PromptedByClass, question: Question) -> Exemplars:
+    if question == NO_EXEMPLARS:
+        return scan.segmenter.no_exemplars(scan.encoded)
+    return prompted[question.target_class][question.clicks].exemplars.pick(slice(0, question.count))
+
+
+def _words(
+    scan: ScanAtWork, propagated: Propagated, target_class: int, count: int, clicks: int
+) -> tuple[Overlap, float | None, float | None]:
+    """Return `right` as an overlap, and the Dice `wrong` and `swapped`."""
+    others = {c: scan.question(c, count, clicks) for c in scan.plan.classes if c != target_class}
+    wrong = mean_of([propagated.never[question, target_class].dice() for question in others.values()])
+    swapped = mean_of([propagated.never[question, c].dice() for c, question in others.items()])
+    return propagated.never[scan.question(target_class, count, clicks), target_class], wrong, swapped
+
+
+def _class_result(
+    scan: ScanAtWork, prompted: PromptedByClass, propagated: Propagated, target_class: int
+) -> ClassResult:
+    """Return what the reader ends up with: found lesions, and prompted lesions as clicked and tracked."""
+    question = scan.final_question(target_class)
+    found = propagated.candidates[question].sure(scan.segmenter.settings.peak_threshold).lesions
+    if not question.count:
+        return ClassResult((), found, np.zeros_like(found))
+    clicked = prompted[target_class][question.clicks]
+    order = scan.plan.classes[target_class].order[: question.count]
+    made = int(clicked.clicks[: question.count].sum())
+    return ClassResult(order, found, _track(scan, clicked, question.count), made)
+
+
+def _track(scan: ScanAtWork, prompted: Prompted, count: int) -> InstanceMap:
+    """Return the first prompted lesions as clicked and tracked; the n-th of them has id n + 1."""
+
+    def track() -> InstanceMap:
+        answer = MaskPrediction(*(part[:count] for part in prompted.answer))
+        tracked = scan.segmenter.track(scan.encoded, prompted.rows[:count], answer)
+        return scan.segmenter.tracked_lesions(scan.encoded, tracked)
+
+    return scan.once("track", (prompted.key, count), track)
+
+
+def _by_the_papers_rules(scan: ScanAtWork, target_class: int) -> PaperFigures:
+    """Prompt the largest lesions, propagate and score, by the rules of the paper; all of it is one step, `paper`."""
+    lesions = scan.plan.lesions.of_class(target_class)
+    largest = Reader("largest").choose_lesions(lesions, PAPER_LESIONS)
+    with scan.timed("paper"):
+        apart = replace(scan, seconds={})
+        prompted = _prompt(apart, largest, [PAPER_CLICKS])[PAPER_CLICKS]
+        probability = scan.segmenter.propagate(scan.encoded, prompted.exemplars)
+        true = scan.plan.lesions
+        found = scan.segmenter.lesions(probability, true.voxel_ml, true.edges_mm)
+        tracked = _track(apart, prompted, len(largest))
+    return score_by_paper(true.only(lesions) > 0, found > 0, tracked > 0, true.voxel_ml)
+
+
+def _candidates(scan: ScanAtWork, propagated: Propagated, target_class: int) -> list[CandidateRow]:
+    """Return what might have been a lesion of a class, outside of the prompted lesions."""
+    question = scan.final_question(target_class)
+    plan, lesions = scan.plan.classes[target_class], scan.plan.lesions
+    rest, taken_out = unprompted_lesions(lesions, plan, plan.order[: question.count], scan.settings.margin_px)
+    with scan.timed("score"):
+        return candidate_rows(propagated.candidates[question], rest, taken_out, lesions.voxel_ml)
+
+
+def _write(
+    volume: Volume, scan: ScanAtWork, report: ClassReport, result: ClassResult, final: InstanceMap, out: Path
+) -> None:
     """Write the reader's final result and the prompted lesions alone on the scanner's grid, and a picture of it."""
     name = f"{volume.subject}_class{report.target_class}"
-    grid = run.encoded.grid
-    write_volume(grid.to_volume(torch.from_numpy(result)), volume.affine, out / "predictions" / f"{name}.nii.gz")
-    if answer.tracked is not None and answer.prompted:
-        prompted = np.array([0, *answer.prompted], dtype=np.int32)[answer.tracked]
+    grid = scan.encoded.grid
+    write_volume(grid.to_volume(torch.from_numpy(final)), volume.affine, out / "predictions" / f"{name}.nii.gz")
+    if result.tracked is not None and result.prompted:
+        prompted = np.array([0, *result.prompted], dtype=np.int32)[result.tracked]
         write_volume(grid.to_volume(torch.from_numpy(prompted)), volume.affine, out / "prompted" / f"{name}.nii.gz")
     image = grid.to_stack(volume.image.float().cpu()).numpy()
-    truth = run.truth.only([row.lesion for row in report.lesions])
-    save_overlay(
-        out / "overlays" / f"{name}.png", image, truth, result, report, (grid.row_mm, grid.column_mm), volume.channel
-    )
-
-
-@contextmanager
-def timed(seconds: dict[str, float], step: str, segmenter: VolumeSegmenter) -> Iterator[None]:
-    """Add the wall seconds of a step, the accelerator's work included."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        if segmenter.device.type == "cuda":
-            torch.cuda.synchronize(segmenter.device)
-        seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
+    true = scan.plan.lesions.only([row.lesion for row in report.lesions])
+    edges_mm = (grid.row_mm, grid.column_mm)
+    save_overlay(out / "overlays" / f"{name}.png", image, true, final, report, edges_mm, volume.channel)

@@ -9,14 +9,14 @@ import numpy as np
 
 from mois.evaluation.figures import CandidateRow, CountPoint, Figures, LesionRow, PaperFigures, mean_of, measured
 from mois.evaluation.settings import ProtocolSettings
-from mois.evaluation.truth import Plan, Truth
+from mois.evaluation.true_lesions import ClassPlan, TrueLesions
 from mois.lesions import Candidates, InstanceMap, Mask, components, dilate_in_plane, lesion_volumes_ml, renumber
 from mois.metrics.overlap import Matches, Overlap, any_overlap, dice
 from mois.metrics.surface import surface_dice
 
 
 @dataclass(frozen=True)
-class Answer:
+class ClassResult:
     """What a system made of one class of a scan.
 
     Attributes:
@@ -34,7 +34,7 @@ class Answer:
 
 
 def score_answer(
-    truth: Truth, plan: Plan, answer: Answer, settings: ProtocolSettings, conditioning: Figures
+    truth: TrueLesions, plan: ClassPlan, answer: ClassResult, settings: ProtocolSettings, conditioning: Figures
 ) -> tuple[Figures, tuple[LesionRow, ...], tuple[float, ...], InstanceMap]:
     """Score what a system made of one class of a scan.
 
@@ -49,8 +49,8 @@ def score_answer(
         All figures, a row per true lesion, the volumes of the false ones in millilitres, and all that the reader ends
         up with as an instance map.
     """
-    result = answer.found if answer.tracked is None else merge(answer.tracked, answer.found)
-    rest, taken_out = unprompted_truth(truth, plan, answer.prompted, settings.margin_px)
+    result = answer.found if answer.tracked is None else merge_found(answer.tracked, answer.found)
+    rest, taken_out = unprompted_lesions(truth, plan, answer.prompted, settings.margin_px)
     whole = truth.only(plan.lesions)
     unprompted, scan = Overlap.of(answer.found, rest, taken_out), Overlap.of(result, whole)
     matches, scan_matches = unprompted.match(), scan.match()
@@ -79,7 +79,9 @@ def score_answer(
     return figures, told, false_ml, result
 
 
-def unprompted_truth(truth: Truth, plan: Plan, prompted: Sequence[int], margin_px: int) -> tuple[InstanceMap, Mask]:
+def unprompted_lesions(
+    truth: TrueLesions, plan: ClassPlan, prompted: Sequence[int], margin_px: int
+) -> tuple[InstanceMap, Mask]:
     """Return the lesions of a class that were not prompted, (S, H, W), and where the prompted ones are taken out."""
     rest = truth.only([lesion for lesion in plan.lesions if lesion not in prompted])
     return rest, dilate_in_plane(truth.only(prompted) > 0, margin_px)
@@ -115,7 +117,7 @@ def candidate_rows(candidates: Candidates, rest: InstanceMap, taken_out: Mask, v
     ]
 
 
-def merge(tracked: InstanceMap, found: InstanceMap) -> InstanceMap:
+def merge_found(tracked: InstanceMap, found: InstanceMap) -> InstanceMap:
     """Return prompted and propagated lesions as one instance map.
 
     A found lesion of which at least half lies in tracked ones is the same lesion, and its voxels join the one that it
@@ -138,7 +140,7 @@ def merge(tracked: InstanceMap, found: InstanceMap) -> InstanceMap:
 
 
 def _unprompted_figures(
-    overlap: Overlap, matches: Matches, found: InstanceMap, truth: Truth
+    overlap: Overlap, matches: Matches, found: InstanceMap, truth: TrueLesions
 ) -> dict[str, float | None]:
     """Return the figures of what was propagated, on the lesions that were not prompted."""
     apart = _apart(found, matches, truth)
@@ -154,7 +156,9 @@ def _unprompted_figures(
     }
 
 
-def _scan_figures(overlap: Overlap, matches: Matches, result: InstanceMap, truth: Truth) -> dict[str, float | None]:
+def _scan_figures(
+    overlap: Overlap, matches: Matches, result: InstanceMap, truth: TrueLesions
+) -> dict[str, float | None]:
     """Return the figures of the reader's final result, on all lesions of the class."""
     apart = _apart(result, matches, truth)
     return {
@@ -169,7 +173,7 @@ def _scan_figures(overlap: Overlap, matches: Matches, result: InstanceMap, truth
     }
 
 
-def _apart(found: InstanceMap, matches: Matches, truth: Truth) -> int:
+def _apart(found: InstanceMap, matches: Matches, truth: TrueLesions) -> int:
     """Return how many false lesions touch no true lesion of any class."""
     return len(Overlap.of(found, truth.index).apart().intersection(matches.false))
 
@@ -197,7 +201,7 @@ def _own_dice(tracked: InstanceMap, truth: InstanceMap, prompted: Sequence[int])
 
 
 def _lesion_rows(
-    lesions: Iterable[int], truth: Truth, plan: Plan, overlap: Overlap, matches: Matches
+    lesions: Iterable[int], truth: TrueLesions, plan: ClassPlan, overlap: Overlap, matches: Matches
 ) -> list[LesionRow]:
     iou, dice = overlap.iou(), overlap.lesion_dice()
     rows = {int(found): row for row, found in enumerate(overlap.found_ids)}

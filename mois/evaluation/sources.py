@@ -17,7 +17,7 @@ from mois.evaluation.predictions import score_predictions
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.run import Evaluation, Score
 from mois.evaluation.settings import ProtocolSettings
-from mois.evaluation.truth import Truth
+from mois.evaluation.true_lesions import TrueLesions
 from mois.files.atomic import named, one_form
 from mois.geometry import SliceGrid
 from mois.inference.execution import settled
@@ -112,7 +112,7 @@ def _read(path: Path, volume: Volume) -> Tensor:
 def _write(volume: Volume, found: Maps, report: SubjectReport, kind: Kind, out: Path) -> None:
     """Write the lesions of each class as one map, and a picture of them."""
     grid = SliceGrid.of(volume.shape, volume.affine)
-    truth = Truth.of(volume, grid)
+    truth = TrueLesions.of(volume, grid)
     image = grid.to_stack(volume.image.float().cpu()).numpy()
     for one in report.classes:
         held = found.get(one.target_class) if not isinstance(found, Tensor) else found

@@ -16,13 +16,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mois.evaluation.figures import SubjectReport
-from mois.evaluation.protocol import Shared, evaluate_volume
+from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.result_files import add_confidence, write_results
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import means
 from mois.files.json_records import as_record
 from mois.inference.feature_store import GIB
 from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.shared_work import SharedWork
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.records import Episode, Volume
 from mois.report.evaluation_page import write_report
@@ -401,7 +402,7 @@ class ExemplarSegmenter(LightningModule):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _score(self, volume: Volume, out: Path | None) -> None:
-        shared = Shared()
+        shared = SharedWork()
         for prefix, propagation in self.propagations.items():
             folder = None if out is None else out / prefix
             report = evaluate_volume(self.segmenter(propagation), volume, self.protocol, folder, shared)

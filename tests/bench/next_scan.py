@@ -22,7 +22,7 @@ from datamodules.phantoms.phantom import write_dataset
 from mois.clicks import central_pixel
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import paired_gain
-from mois.evaluation.truth import Plan, Truth
+from mois.evaluation.true_lesions import ClassPlan, TrueLesions
 from mois.files.atomic import write_text
 from mois.geometry import SliceGrid
 from mois.lesions import dilate_in_plane
@@ -44,13 +44,13 @@ class Scan:
         self.bundle, self.volume = bundle, volume
         shape = (volume.image.shape[0], volume.image.shape[1], volume.image.shape[2])
         self.grid = SliceGrid.of(shape, volume.affine, "auto")
-        self.truth = Truth.of(volume, self.grid)
+        self.truth = TrueLesions.of(volume, self.grid)
 
     def session(self) -> InteractiveSession:
         return InteractiveSession(self.bundle.segmenter(), self.volume, calibration=self.bundle.calibration)
 
-    def plan(self, target_class: int) -> Plan:
-        return Plan.of(self.truth.of_class(target_class), ProtocolSettings().reader, 3 * CLICKED)
+    def plan(self, target_class: int) -> ClassPlan:
+        return ClassPlan.of(self.truth.of_class(target_class), ProtocolSettings().reader, 3 * CLICKED)
 
     def click(self, session: InteractiveSession, target_class: int) -> tuple[list[int], list[int]]:
         """Click lesions in their middle; returns their ids in the session and in truth."""

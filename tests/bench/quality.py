@@ -10,7 +10,7 @@ from datamodules.phantoms.lesion_types import draw_lesion_types
 from datamodules.phantoms.phantom import make_phantom
 from datamodules.pretraining import as_volume
 from mois.backbones import SAM2
-from mois.evaluation.truth import Truth
+from mois.evaluation.true_lesions import TrueLesions
 from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
 from mois.interfaces import Propagation
 from mois.metrics.overlap import Overlap
@@ -60,7 +60,7 @@ def _dice_by_class(session: InteractiveSession, most: int) -> list[float]:
     """Return the Dice of each class, when a session is brought its true outlines, at most so many, as a bank."""
     bench, found = session._bench, []
     grid, pixel_mm = bench.grid, bench.segmenter.settings.pixel_mm
-    truth = Truth.of(session.volume, grid)
+    truth = TrueLesions.of(session.volume, grid)
     for target_class in sorted(set(truth.classes.values())):
         ids = truth.of_class(target_class)
         bank = ExemplarBank(bench.identity, pixel_mm)

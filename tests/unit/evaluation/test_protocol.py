@@ -9,11 +9,12 @@ import torch
 from mois.clicks import correct, first_click
 from mois.evaluation import protocol
 from mois.evaluation.figures import PaperFigures
-from mois.evaluation.protocol import Shared, evaluate_volume
+from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
 from mois.evaluation.scoring import score_by_paper
 from mois.evaluation.settings import ProtocolSettings
 from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.shared_work import SharedWork
 from mois.interfaces import Backbone
 from mois.records import Exemplars, Features, SemanticPrediction, Volume
 from mois.scans.image_files import read_image
@@ -63,7 +64,7 @@ def test_propagations_that_are_compared_share_what_their_backbone_does(
 ) -> None:
     settings = ProtocolSettings(prompted=2, counts=(0, 2), curve_clicks=(1, 2), rules="paper")
     alone = [evaluate_volume(segmenter(propagation()), scan, settings) for propagation in (FakePropagation, Doubtful)]
-    first, shared, answer, clicked = segmenter(), Shared(), VolumeSegmenter.answer, []
+    first, shared, answer, clicked = segmenter(), SharedWork(), VolumeSegmenter.answer, []
     monkeypatch.setattr(VolumeSegmenter, "answer", lambda *asked: (clicked.append(asked[2]), answer(*asked))[1])
     second = VolumeSegmenter(first.backbone, Doubtful(), first.settings)
     reports, done = [], []
@@ -123,7 +124,7 @@ def test_corrections_are_counted_only_where_something_is_wrong(scan: Volume) -> 
     perfect = torch.ones(1, 8, 8, dtype=torch.bool)
     click = first_click(perfect)
     again = correct(click, torch.full((1, 2, 2), 9.0), perfect, torch.zeros(1))
-    assert (protocol._clicks(click).tolist(), protocol._clicks(again).tolist()) == ([1], [1])
+    assert (protocol._clicks_made(click).tolist(), protocol._clicks_made(again).tolist()) == ([1], [1])
 
 
 def test_a_hand_far_off_clicks_something_else(scan: Volume) -> None:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from adapters import Frozen, Lora
 from mois.backbones import SAM2
-from mois.evaluation.protocol import Shared, evaluate_volume
+from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.settings import ProtocolSettings
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.execution import CACHED_PX, Compiled, autocast, tiles_at_once
 from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.shared_work import SharedWork
 from mois.propagation import Prototype, Similarity
 from mois.records import Episode, Features, MaskPrediction, Prompts
 from mois.session import InteractiveSession
@@ -183,7 +184,7 @@ def test_of_scans_of_one_batch_all_but_the_first_are_encoded_compiled(monkeypatc
     monkeypatch.setattr(torch, "compile", counting)
     module = compiling_module()
     for scan in [three_lesions()] * 3:
-        shared = Shared()
+        shared = SharedWork()
         for propagation in module.propagations.values():
             evaluate_volume(module.segmenter(propagation), scan, ProtocolSettings(prompted=1), shared=shared)
     assert fast == [12, 12]

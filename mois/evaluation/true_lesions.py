@@ -1,4 +1,4 @@
-"""The true lesions of a scan, and the reader's plan for them."""
+"""The true lesions of a scan, and which of them the reader prompts."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from torch.nn import functional
 
 from mois.evaluation.figures import Third
 from mois.evaluation.reader import Reader
+from mois.evaluation.settings import ProtocolSettings
 from mois.geometry import SliceGrid
 from mois.grid import Edges
 from mois.intensities import normalise
-from mois.lesions import InstanceMap, dilate_in_plane, lesion_volumes_ml
+from mois.lesions import InstanceMap, Mask, dilate_in_plane, lesion_volumes_ml
 from mois.records import Volume
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a simulated reader does with the lesions of one class.
+class ClassPlan:
+    """Which lesions of one class the simulated reader prompts.
 
     Attributes:
-        promptable: Ids that may be prompted.
-        never: Ids that never are, whatever the number of prompts.
+        promptable: Ids of the lesions that may be prompted.
+        never: Ids of the lesions that are never prompted, whatever the number of prompts.
         order: Ids in the order in which they are prompted.
     """
 
@@ -38,15 +39,15 @@ class Plan:
     order: tuple[int, ...]
 
     @classmethod
-    def of(cls, volumes_ml: dict[int, float], reader: Reader, count: int) -> Plan:
-        """Plan the prompts of a class for up to `count` lesions; its volumes by id, in millilitres."""
+    def of(cls, volumes_ml: dict[int, float], reader: Reader, count: int) -> ClassPlan:
+        """ClassPlan the prompts of a class for up to `count` lesions; its volumes by id, in millilitres."""
         promptable, never = reader.hold_out(volumes_ml)
         order = reader.choose_lesions({lesion: volumes_ml[lesion] for lesion in promptable}, count)
         return cls(tuple(promptable), tuple(never), tuple(order))
 
     @property
     def lesions(self) -> tuple[int, ...]:
-        """All of the class."""
+        """All lesions of the class, ascending."""
         return tuple(sorted(self.promptable + self.never))
 
 
@@ -61,7 +62,7 @@ class Surroundings(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Truth:
+class TrueLesions:
     """The true lesions on the scan's own pixels.
 
     Attributes:
@@ -85,7 +86,7 @@ class Truth:
     slice_voxels: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, volume: Volume, grid: SliceGrid) -> Truth:
+    def of(cls, volume: Volume, grid: SliceGrid) -> TrueLesions:
         """Read the lesions of a volume.
 
         Raises:
@@ -140,6 +141,40 @@ class Truth:
         size = grid.picture_shape(pixel_mm)
         soft = functional.interpolate(mask.unsqueeze(0), size, mode="bilinear", antialias=True)[0, 0]
         return soft >= soft.amax().clamp(max=0.5)
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """Which lesions of a scan are prompted, and which are scored.
+
+    Attributes:
+        lesions: The true lesions.
+        classes: What the reader does with the lesions of each class.
+        scored: Classes that are scored.
+        taken_out: (S, H, W) bool, all lesions that may be prompted, with a margin: left out of `right` and `wrong`.
+    """
+
+    lesions: TrueLesions
+    classes: dict[int, ClassPlan]
+    scored: list[int]
+    taken_out: Mask
+
+    @classmethod
+    def of(cls, volume: Volume, grid: SliceGrid, settings: ProtocolSettings) -> ScanPlan:
+        """Read the lesions of a scan, and choose which of them are prompted.
+
+        Raises:
+            ValueError: If a lesion has no class.
+        """
+        lesions = TrueLesions.of(volume, grid)
+        most = max(settings.prompted, *settings.counts, 0)
+        classes = {
+            one: ClassPlan.of(lesions.of_class(one), settings.reader, most)
+            for one in sorted(set(lesions.classes.values()))
+        }
+        promptable = [lesion for plan in classes.values() for lesion in plan.promptable]
+        taken_out: Mask = dilate_in_plane(lesions.only(promptable) > 0, settings.margin_px)
+        return cls(lesions, classes, settings.scored(classes, ()), taken_out)
 
 
 RING_PX = 2
