@@ -44,10 +44,10 @@ ANSWER_BYTES = 1 << 30
 
 
 class Question(NamedTuple):
-    """A set of exemplars that is propagated: the first `count` prompted lesions of a class, after some clicks each."""
+    """A set of exemplars that is propagated: the first prompted lesions of a class, after some clicks on each."""
 
     target_class: int
-    count: int
+    exemplars: int
     clicks: int
 
 
@@ -226,7 +226,9 @@ def score_class(
     with scan.timed("score"):
         figures, rows, false_ml, final = score_answer(scan.plan.lesions, plan, result, settings, words)
         curve = tuple(
-            curve_point(k, n, scan.question(target_class, n, k).count, *_words(scan, propagated, target_class, n, k))
+            curve_point(
+                k, n, scan.question(target_class, n, k).exemplars, *_words(scan, propagated, target_class, n, k)
+            )
             for k in settings.every_clicks
             for n in settings.counts
         )
@@ -290,7 +292,7 @@ def _clicks_made(prompts: Prompts) -> npt.NDArray[np.int64]:
 def _exemplars(scan: ScanAtWork, prompted: PromptedByClass, question: Question) -> Exemplars:
     if question == NO_EXEMPLARS:
         return scan.segmenter.no_exemplars(scan.encoded)
-    return prompted[question.target_class][question.clicks].exemplars.pick(slice(0, question.count))
+    return prompted[question.target_class][question.clicks].exemplars.pick(slice(0, question.exemplars))
 
 
 def _words(
@@ -309,12 +311,12 @@ def _class_result(
     """Return what the reader ends up with: found lesions, and prompted lesions as clicked and tracked."""
     question = scan.final_question(target_class)
     found = propagated.candidates[question].sure(scan.segmenter.settings.peak_threshold).lesions
-    if not question.count:
+    if not question.exemplars:
         return ClassResult((), found, np.zeros_like(found))
     clicked = prompted[target_class][question.clicks]
-    order = scan.plan.classes[target_class].order[: question.count]
-    made = int(clicked.clicks[: question.count].sum())
-    return ClassResult(order, found, _track(scan, clicked, question.count), made)
+    order = scan.plan.classes[target_class].order[: question.exemplars]
+    made = int(clicked.clicks[: question.exemplars].sum())
+    return ClassResult(order, found, _track(scan, clicked, question.exemplars), made)
 
 
 def _track(scan: ScanAtWork, prompted: Prompted, count: int) -> InstanceMap:
@@ -346,7 +348,7 @@ def _candidates(scan: ScanAtWork, propagated: Propagated, target_class: int) -> 
     """Return what might have been a lesion of a class, outside of the prompted lesions."""
     question = scan.final_question(target_class)
     plan, lesions = scan.plan.classes[target_class], scan.plan.lesions
-    rest, taken_out = unprompted_lesions(lesions, plan, plan.order[: question.count], scan.settings.margin_px)
+    rest, taken_out = unprompted_lesions(lesions, plan, plan.order[: question.exemplars], scan.settings.margin_px)
     with scan.timed("score"):
         return candidate_rows(propagated.candidates[question], rest, taken_out, lesions.voxel_ml)
 
