@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.foreign import Painter, anatomy, cut_from, paint_random_types, plant, window_on_body
-from datamodules.subjects import Patch, PreparedSubject, Window
+from datamodules.subjects import Patch, PatchWindow, PreparedSubject
 from datamodules.transforms import Augmentation, augment
 from mois.lesions import renumber
 from mois.records import Episode
@@ -99,7 +99,7 @@ class _Exemplar(NamedTuple):
 class _Query(NamedTuple):
     """A query and who may be an exemplar for it: rows of the subject's table that are on other slices and not in it."""
 
-    window: Window
+    window: PatchWindow
     patch: Patch
     allowed: NDArray[np.bool_]
 
@@ -269,7 +269,7 @@ def _draw_query(
     return best
 
 
-def _window_at(subject: PreparedSubject, row: int, jitter_px: int, size: int, rng: np.random.Generator) -> Window:
+def _window_at(subject: PreparedSubject, row: int, jitter_px: int, size: int, rng: np.random.Generator) -> PatchWindow:
     """Return a window around some pixel of a row of the table."""
     table = subject.table
     at = table.pixels[rng.integers(table.first[row], table.first[row + 1])]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datamodules.phantoms.lesion_types import draw_lesion_type
 from datamodules.phantoms.painting import paint_lesion
-from datamodules.subjects import BODY, Patch, PreparedSubject, Window
+from datamodules.subjects import BODY, Patch, PatchWindow, PreparedSubject
 
 _TRIES = 4
 _SMALLEST_PX = 4
@@ -177,7 +177,7 @@ def window_on_body(
     patch_px: int,
     rng: np.random.Generator,
     avoid_slices: Sequence[int] | NDArray[np.int64] = (),
-) -> Window:
+) -> PatchWindow:
     """Return a window centred on some tissue, on other slices than `avoid_slices` where there are any."""
     body = subject.body[~np.isin(subject.body[:, 0], avoid_slices)] if len(avoid_slices) else subject.body
     body = body if len(body) else subject.body

@@ -117,7 +117,7 @@ class EpisodeLoader(DataLoader[Episode]):
         self.waited_s = 0.0
         self.trainer = trainer
         self.accumulate = 1 if trainer is None else trainer.accumulate_grad_batches
-        self.order = EpisodeBatches(episodes_per_epoch, batch_size, *place(trainer), self.accumulate)
+        self.order = EpisodeBatches(episodes_per_epoch, batch_size, *rank_and_world(trainer), self.accumulate)
         num_workers = workers_of(trainer) if num_workers is None else num_workers
         super().__init__(
             dataset,
@@ -199,7 +199,7 @@ def check_counts(batch_size: int, episodes_per_epoch: int, num_workers: int | No
             raise ValueError(f"data.init_args.{name}={value} must be {fewest} or more.")
 
 
-def place(trainer: Trainer | None) -> tuple[int, int]:
+def rank_and_world(trainer: Trainer | None) -> tuple[int, int]:
     """Return the rank of this process and the number of processes."""
     return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
@@ -220,7 +220,7 @@ def workers_of(trainer: Trainer | None) -> int:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def errors_of_all_ranks() -> Iterator[None]:
     """Check a share of the data on each rank: what one of them cannot use ends all, with the line of the first rank.
 
     Every rank has to come here, also one without a share.

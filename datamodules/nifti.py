@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 
 from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
-from datamodules.loading import EpisodeLoader, VolumeLoader, check_counts, place, together
+from datamodules.loading import EpisodeLoader, VolumeLoader, check_counts, errors_of_all_ranks, rank_and_world
 from datamodules.prepared import Entry, PreparedScans, key_of
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from datamodules.splits import Splits, SplitSettings, divide
@@ -140,7 +140,7 @@ class NiftiDataModule(LightningDataModule):
 
     def train_dataloader(self) -> EpisodeLoader:
         """Return this process's share of the episodes, in batches."""
-        if place(self.trainer)[1] > 1 and getattr(
+        if rank_and_world(self.trainer)[1] > 1 and getattr(
             getattr(self.trainer, "_accelerator_connector", None), "use_distributed_sampler", False
         ):
             raise ValueError(
@@ -158,7 +158,7 @@ class NiftiDataModule(LightningDataModule):
         """Return this process's scans or slabs to validate on, one at a time."""
         if self.split.val_slab:
             readers = [partial(self._read_slab, subject) for subject in self.splits.train]
-            return VolumeLoader(readers, *place(self.trainer))
+            return VolumeLoader(readers, *rank_and_world(self.trainer))
         return self._volumes(self.splits.val)
 
     def test_dataloader(self) -> VolumeLoader:
@@ -211,7 +211,7 @@ class NiftiDataModule(LightningDataModule):
 
     def _entries(self, subjects: Sequence[SubjectFiles]) -> list[Entry]:
         """Prepare scans, or find them prepared: this rank's share first, then what the others have made meanwhile."""
-        rank, world = place(self.trainer)
+        rank, world = rank_and_world(self.trainer)
         kept = self.prepared
         if kept is None and self.trainer is not None and world > 1:
             kept = Path(self.trainer.default_root_dir) / "prepared"
@@ -222,7 +222,7 @@ class NiftiDataModule(LightningDataModule):
         numbers = sorted(range(len(subjects)), key=lambda number: (number - rank) % world)
         own = len(range(rank, len(subjects), world))
         found, keys = {}, {}
-        with together():
+        with errors_of_all_ranks():
             for number in _progress(numbers[:own], "preparing training scans"):
                 keys[number] = self._key(subjects[number])
                 found[number] = self._find(folder, keys[number], subjects[number], check=True)
@@ -272,9 +272,9 @@ class NiftiDataModule(LightningDataModule):
 
     def _check(self, subjects: Sequence[SubjectFiles], to: str) -> None:
         """Read this rank's share, as `VolumeLoader` deals it out."""
-        rank, world = place(self.trainer)
+        rank, world = rank_and_world(self.trainer)
         fresh = [subject for subject in subjects[rank::world] if subject.subject not in self._checked]
-        with together():
+        with errors_of_all_ranks():
             for subject in _progress(fresh, "checking scans"):
                 self._read(subject, to)
                 self._checked.add(subject.subject)
@@ -303,7 +303,7 @@ class NiftiDataModule(LightningDataModule):
         return cut_slab(volume, slab, self.slice_axis, self.normalisation)
 
     def _volumes(self, subjects: Sequence[SubjectFiles]) -> VolumeLoader:
-        return VolumeLoader([partial(self._read, subject) for subject in subjects], *place(self.trainer))
+        return VolumeLoader([partial(self._read, subject) for subject in subjects], *rank_and_world(self.trainer))
 
 
 def trained_subjects(root: Path, given: Mapping[str, Any]) -> set[str]:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_episode, torch_seeded_by
-from datamodules.loading import EpisodeLoader, VolumeLoader, check_counts, place
+from datamodules.loading import EpisodeLoader, VolumeLoader, check_counts, rank_and_world
 from datamodules.phantoms.lesion_types import HELD_BACK, draw_lesion_types
 from datamodules.phantoms.phantom import Phantom, make_phantom, make_slab
 from datamodules.subjects import prepare_stack
@@ -154,7 +154,7 @@ class PretrainDataModule(LightningDataModule):
 
     def _held_back(self, numbers: range) -> VolumeLoader:
         readers = [partial(held_back_volume, self.seed, number, self.lesions) for number in numbers]
-        return VolumeLoader(readers, *place(self.trainer))
+        return VolumeLoader(readers, *rank_and_world(self.trainer))
 
 
 def held_back_volume(seed: int, number: int, lesions: tuple[int, int] = (20, 60)) -> Volume:

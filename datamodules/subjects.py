@@ -45,7 +45,7 @@ class LesionSlices(NamedTuple):
     pixels: NDArray[np.int16]
 
 
-class Window(NamedTuple):
+class PatchWindow(NamedTuple):
     """Where a patch lies: slice, and row and column of its top left pixel."""
 
     slice: int
@@ -122,13 +122,13 @@ class PreparedSubject:
         """The classes that it has lesions of."""
         return [int(kind) for kind in np.unique(self.table.kind)]
 
-    def window(self, slice_: int, row: float, column: float, patch_px: int) -> Window:
+    def window(self, slice_: int, row: float, column: float, patch_px: int) -> PatchWindow:
         """Return the window centred here, moved to lie within the picture."""
         _, height, width = self.stack_shape
         top, left = round(row) - patch_px // 2, round(column) - patch_px // 2
-        return Window(slice_, min(max(top, 0), height - patch_px), min(max(left, 0), width - patch_px))
+        return PatchWindow(slice_, min(max(top, 0), height - patch_px), min(max(left, 0), width - patch_px))
 
-    def cut(self, window: Window) -> Patch:
+    def cut(self, window: PatchWindow) -> Patch:
         """Return a copy of what a window shows; zeros past the first and the last slice."""
         width, height, _ = (int(edge) for edge in self.sampler.patch_size)
         if not 0 <= window.slice < self.stack_shape[0]:

@@ -258,7 +258,7 @@ def write_dataset(
         raise ValueError(f"types={[kind.name for kind in types]}: a name stands twice; give every lesion type its own.")
     described = {kind.name: {"class": 1 + i, **asdict(kind)} for i, kind in enumerate(types)}
     drawn = {"seed": seed, "shape": shape, "spacing_mm": spacing_mm, "lesions": lesions, "types": described}
-    _claim(out, counts | drawn)
+    _check_same_phantoms(out, counts | drawn)
     rows = ["subject,patient,session,site"]
     for patient in range((subjects + test_subjects) // sessions):
         rng = np.random.default_rng([seed, patient])
@@ -276,7 +276,7 @@ def write_dataset(
     write_bytes(out / "dataset.json", (json.dumps(about, indent=2) + "\n").encode())
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
+def _check_same_phantoms(out: Path, settings: dict[str, Any]) -> None:
     """Write what decides the phantoms, or refuse a folder that holds other scans: they would stay beside the new."""
     path = out / "phantom.json"
     if not path.is_file():

@@ -32,7 +32,7 @@ _EXPORT = "export the dataset again"
 
 
 @dataclass(frozen=True)
-class Settings:
+class ReducedSettings:
     """All that decides a run, apart from the data.
 
     Attributes:
@@ -66,14 +66,14 @@ class Settings:
         return None if self.patch is None or self.features is None else Size(self.patch, self.features)
 
 
-def run(raw: Path, out: Path, settings: Settings, tell: Tell) -> None:
+def run_nnunet(raw: Path, out: Path, settings: ReducedSettings, tell: Tell) -> None:
     """Plan, train, predict; each step once."""
     raw = raw.resolve()
     if importlib.util.find_spec("nnunetv2") is None:
         raise ValueError("nnunetv2 is not installed; install the extra: pip install 'mois[nnunet]'.")
     about, folds = _read_raw(raw)
     chosen = _choose_fold(settings.fold, folds)
-    _claim(out, {"settings": asdict(settings), "data_sha256": about["mois"]["sha256"]})
+    _check_same_run(out, {"settings": asdict(settings), "data_sha256": about["mois"]["sha256"]})
     _set_environment(raw, out)
     with (out / "nnunet.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
         plans = _once(out / PLANNED, lambda: _plan(raw, out, settings, tell))
@@ -100,7 +100,7 @@ def run(raw: Path, out: Path, settings: Settings, tell: Tell) -> None:
     tell(f"predictions in {out / 'predictions'}; score them: mois evaluate --predictions {out / 'predictions'}")
 
 
-def _plan(raw: Path, out: Path, settings: Settings, tell: Tell) -> dict[str, Any]:
+def _plan(raw: Path, out: Path, settings: ReducedSettings, tell: Tell) -> dict[str, Any]:
     tell("planning and preprocessing")
     start = cpu_seconds()
     number = int(raw.name[len("Dataset") :][:3])
@@ -108,7 +108,7 @@ def _plan(raw: Path, out: Path, settings: Settings, tell: Tell) -> dict[str, Any
     return {"cpu_seconds": round(cpu_seconds() - start, 1), "plans": plans}
 
 
-def _train_or_load(trainer: Any, out: Path, settings: Settings, tell: Tell) -> dict[str, Any]:
+def _train_or_load(trainer: Any, out: Path, settings: ReducedSettings, tell: Tell) -> dict[str, Any]:
     """Bring trained weights into the trainer; return what the training did."""
     from safetensors.torch import load_model, save_model
 
@@ -163,7 +163,7 @@ def _choose_fold(fold: int | None, folds: Sequence[dict[str, list[str]]]) -> int
     return fold or 0
 
 
-def _claim(out: Path, what: dict[str, Any]) -> None:
+def _check_same_run(out: Path, what: dict[str, Any]) -> None:
     """Note what this run is, or make sure that the folder holds this very run."""
     note = out / "settings.json"
     wanted = json.loads(json.dumps(what))

@@ -11,7 +11,7 @@ from datamodules.nifti import NiftiDataModule, split_options, trained_subjects
 from datamodules.splits import SplitSettings, pick
 from mois.cli.arguments import as_options
 from mois.errors import DataError
-from mois.evaluation.sources import Scans
+from mois.evaluation.scored_systems import Scans
 from mois.scans.datasets import read_dataset
 from mois.sharing.old_settings import with_split
 

@@ -22,9 +22,9 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
 
     from mois.cli.terminal import PlainConsole
     from mois.files.folder_lock import locked
-    from mois.report.charts import spoken
+    from mois.report.charts import in_words
     from mois.report.comparison import FIGURES, named_results, p_text, pair, signed, write_comparison
-    from mois.report.results import Leaf
+    from mois.report.results import Estimate
 
     given = named_results(runs, names)
     with locked(out):
@@ -35,15 +35,15 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
         figures.add_column(name, justify="right", overflow="fold")
     for figure in FIGURES:
         means = [run[figure]["mean"] for run in found["runs"].values()]
-        figures.add_row(spoken(figure), *("-" if mean is None else f"{mean:.3f}" for mean in means))
+        figures.add_row(in_words(figure), *("-" if mean is None else f"{mean:.3f}" for mean in means))
     tests = Table(title="differences per patient: 95 % interval; p by Wilcoxon, corrected by Holm")
     tests.add_column("", overflow="fold")
     tests.add_column("difference", justify="right", no_wrap=True)
     tests.add_column("p", justify="right", no_wrap=True)
     for figure in FIGURES:
-        tests.add_row(spoken(figure), style="bold")
+        tests.add_row(in_words(figure), style="bold")
         for entry in (entry for entry in found["comparisons"] if entry["figure"] == figure):
-            tests.add_row(pair(entry), signed(Leaf.of(entry)), p_text(entry["p_holm"]))
+            tests.add_row(pair(entry), signed(Estimate.of(entry)), p_text(entry["p_holm"]))
     console = PlainConsole()
     console.print(figures)
     console.print(tests)

@@ -84,30 +84,30 @@ def evaluate(
 
     from mois.cli.choose_scans import ScanChoice, choose_scans
     from mois.cli.terminal import PlainConsole
-    from mois.evaluation.run import evaluate_scans
-    from mois.evaluation.sources import Common, of_bundle, of_maps
+    from mois.evaluation.evaluate_scans import evaluate_scans
+    from mois.evaluation.scored_systems import EvaluationOptions, evaluation_of_bundle, evaluation_of_maps
     from mois.files.folder_lock import locked
     from mois.inference.execution import chosen_device
     from mois.machine.processes import joined
-    from mois.report.evaluation_page import write_pages
+    from mois.report.evaluation_page import write_evaluation_report
     from mois.sharing.bundle import Bundle
 
     settings = protocol_settings(reader, protocol, seed)
-    base = Common(settings, channel, instances, output.robustness, seed, output.title)
+    base = EvaluationOptions(settings, channel, instances, output.robustness, seed, output.title)
     choice = ScanChoice(split, subjects, fold, channel, protocol.target_class)
     with joined() as processes, locked(out) if processes.first else nullcontext():
         if predictions is not None:
             scans, _ = choose_scans(data, choice, {})
-            evaluation = of_maps(base, predictions, prompted_masks, kind, scans)
+            evaluation = evaluation_of_maps(base, predictions, prompted_masks, kind, scans)
         else:
             where = chosen_device(device, processes.local_rank)
             model = Bundle.load(str(bundle), where, trust or (), backbone_weights)
             scans, trained_on = choose_scans(data, choice, model.provenance)
-            evaluation = of_bundle(base, model, trained_on)
+            evaluation = evaluation_of_bundle(base, model, trained_on)
         console = PlainConsole(stderr=True) if processes.first else None
         metrics = evaluate_scans(evaluation, scans, out, console, processes)
         if processes.first:
-            write_pages(evaluation, scans, out)
+            write_evaluation_report(evaluation, scans, out)
             _show(metrics, out)
 
 
@@ -123,12 +123,12 @@ def _show(metrics: Mapping[str, Any], out: Path) -> None:
     for column in ("", "mean", "95 % interval", "scans"):
         table.add_column(column, justify="left" if not column else "right")
     for name, path in SHOWN.items():
-        leaf = summary
+        estimate = summary
         for part in path:
-            leaf = leaf[part]
-        mean, ends = leaf["mean"], leaf["ci95"]
+            estimate = estimate[part]
+        mean, ends = estimate["mean"], estimate["ci95"]
         interval = "-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
-        table.add_row(name, "-" if mean is None else f"{mean:.3f}", interval, str(leaf["n"]))
+        table.add_row(name, "-" if mean is None else f"{mean:.3f}", interval, str(estimate["n"]))
     console = PlainConsole()
     console.print(table)
     words = summary["conditioning"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jsonargparse import auto_cli
 
-from mois.baselines.nnunet import Settings, run
+from mois.baselines.nnunet import ReducedSettings, run_nnunet
 from mois.baselines.reduced_nnunet import Tell
 from mois.cli.arguments import OneLineParser, command_line
 
@@ -44,8 +44,8 @@ def nnunet(
     Raises:
         ValueError: If nnunetv2 is missing, `raw` was not exported, or `out` holds another run.
     """
-    settings = Settings(minutes, patch, features, fold, seed, mirroring, device)
-    run(raw, out, settings, _teller(sys.stdout))
+    settings = ReducedSettings(minutes, patch, features, fold, seed, mirroring, device)
+    run_nnunet(raw, out, settings, _teller(sys.stdout))
 
 
 def _teller(stream: Any) -> Tell:

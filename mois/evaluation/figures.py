@@ -219,7 +219,7 @@ class CountPoint:
 
 
 @dataclass(frozen=True)
-class LesionRow:
+class TrueLesionRow:
     """What became of one true lesion.
 
     Attributes:
@@ -283,7 +283,7 @@ class ClassReport:
     target_class: int
     figures: Figures
     curve: tuple[CountPoint, ...]
-    lesions: tuple[LesionRow, ...]
+    lesions: tuple[TrueLesionRow, ...]
     false_volumes_ml: tuple[float, ...] = ()
     paper: PaperFigures | None = None
 
@@ -320,7 +320,7 @@ class SubjectReport:
         return PaperFigures.mean(parts) if parts else None
 
     @property
-    def lesions(self) -> tuple[LesionRow, ...]:
+    def lesions(self) -> tuple[TrueLesionRow, ...]:
         """Rows of every class."""
         return tuple(row for report in self.classes for row in report.lesions)
 

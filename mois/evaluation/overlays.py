@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mois.evaluation.figures import ClassReport
-from mois.evaluation.marks import scale_bar
+from mois.evaluation.slice_labels import scale_bar
 from mois.files.atomic import whole_file
 from mois.intensities import is_ct, levels
 from mois.lesions import InstanceMap, Mask

@@ -18,7 +18,7 @@ from mois.metrics.surface import SURFACE_MM
 from mois.sharing.calibration import Calibration
 
 
-def write_results(
+def write_result_files(
     out: Path,
     reports: Sequence[SubjectReport],
     provenance: Mapping[str, Any] | None = None,

@@ -15,19 +15,19 @@ from mois.files.csv_tables import plain
 from mois.files.json_records import as_record, read_json
 from mois.files.text import read_table
 
-AGAIN = "evaluate again"
+EVALUATE_AGAIN = "evaluate again"
 
 
 @dataclass(frozen=True)
-class LeafRecord:
-    """A figure over scans; see `mois.evaluation.statistics.leaf`."""
+class EstimateRecord:
+    """A figure over scans; see `mois.evaluation.statistics.estimate`."""
 
     mean: float | None
     ci95: tuple[float, float] | None
     n: int
 
 
-Leaves = dict[str, LeafRecord]
+Estimates = dict[str, EstimateRecord]
 Numbers = dict[str, float | None]
 
 
@@ -36,9 +36,9 @@ class BinRecord:
     """Lesions of one kind."""
 
     lesions: int
-    recall: LeafRecord
-    dice: LeafRecord
-    fp_per_scan: LeafRecord | None = None
+    recall: EstimateRecord
+    dice: EstimateRecord
+    fp_per_scan: EstimateRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class SummaryRecord:
 
     n_subjects: int
     n_patients: int
-    scan_dice: LeafRecord
-    conditioning: Leaves
-    unprompted: Leaves
-    prompted: Leaves
-    scan: Leaves
-    false_without_exemplars: LeafRecord
-    false_in_empty_scans: LeafRecord
+    scan_dice: EstimateRecord
+    conditioning: Estimates
+    unprompted: Estimates
+    prompted: Estimates
+    scan: Estimates
+    false_without_exemplars: EstimateRecord
+    false_in_empty_scans: EstimateRecord
     by_size: dict[str, BinRecord]
     by_location: dict[str, BinRecord]
     by_absolute_contrast: dict[str, BinRecord]
-    seconds: Leaves
-    paper: Leaves = field(default_factory=dict)
+    seconds: Estimates
+    paper: Estimates = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class PointRecord:
 
     clicks: int
     count: int
-    used: LeafRecord
-    right: LeafRecord
-    wrong: LeafRecord
-    swapped: LeafRecord
-    f1: LeafRecord
-    precision: LeafRecord | None = None
-    recall: LeafRecord | None = None
-    fp_per_scan: LeafRecord | None = None
+    used: EstimateRecord
+    right: EstimateRecord
+    wrong: EstimateRecord
+    swapped: EstimateRecord
+    f1: EstimateRecord
+    precision: EstimateRecord | None = None
+    recall: EstimateRecord | None = None
+    fp_per_scan: EstimateRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class CurveRecord:
     """The curves and their slopes, by number of clicks."""
 
     points: list[PointRecord]
-    slope: dict[str, Leaves]
+    slope: dict[str, Estimates]
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,12 @@ class MetricsRecord:
 class ChangesRecord:
     """robustness.json."""
 
-    unchanged: Leaves
-    changes: dict[str, Leaves]
+    unchanged: Estimates
+    changes: dict[str, Estimates]
 
     def __post_init__(self) -> None:
-        for leaves in self.changes.values():
-            if missing := {"dice", "f1", "change_dice", "change_f1"} - leaves.keys():
+        for estimates in self.changes.values():
+            if missing := {"dice", "f1", "change_dice", "change_f1"} - estimates.keys():
                 raise ValueError(f"a change lacks {min(missing)}")
         if missing := {"dice", "f1"} - self.unchanged.keys():
             raise ValueError(f"unchanged lacks {min(missing)}")
@@ -185,11 +185,11 @@ def read_metrics(path: Path, schema: int) -> dict[str, Any]:
     Raises:
         DataError: If it is damaged, or of another layout.
     """
-    content = read_json(path, AGAIN)
+    content = read_json(path, EVALUATE_AGAIN)
     given = content.get("schema") if isinstance(content, dict) else None
     if given != schema or type(given) is not int:
-        raise DataError(f"{path}: schema {given} is not the one that is read here ({schema}); {AGAIN}.")
-    as_record(content, MetricsRecord, str(path), AGAIN, complete=False)
+        raise DataError(f"{path}: schema {given} is not the one that is read here ({schema}); {EVALUATE_AGAIN}.")
+    as_record(content, MetricsRecord, str(path), EVALUATE_AGAIN, complete=False)
     metrics: dict[str, Any] = content
     return metrics
 
@@ -213,13 +213,13 @@ def read_rows(
     if not (table := read_table(path)).rows:
         return []
     if missing := [name for name in needed if name not in table.columns]:
-        raise DataError(f"{path}: lacks the column {missing[0]}; {AGAIN}.")
+        raise DataError(f"{path}: lacks the column {missing[0]}; {EVALUATE_AGAIN}.")
     for row, line in zip(table.rows, table.lines, strict=True):
         for name in (*numbers, *shares):
             value = _number(row[name])
             if value is None or (name in shares and not 0 <= value <= 1):
                 kind = "a number from 0 to 1" if name in shares else "a number"
-                raise DataError(f"{path}: line {line}: {name} is {row[name][:40]!r}, not {kind}; {AGAIN}.")
+                raise DataError(f"{path}: line {line}: {name} is {row[name][:40]!r}, not {kind}; {EVALUATE_AGAIN}.")
     return [{name: plain(value) for name, value in row.items()} for row in table.rows]
 
 

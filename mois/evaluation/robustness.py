@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.settings import ProtocolSettings
-from mois.evaluation.statistics import leaf, paired_gain
+from mois.evaluation.statistics import estimate, paired_gain
 from mois.geometry import SliceGrid
 from mois.intensities import find_background
 from mois.records import Volume
@@ -126,15 +126,15 @@ def summarise_changes(
         seed: Of the bootstrap.
 
     Returns:
-        `unchanged`: figures as leaves. `changes`: for each change the figures, and `change_dice` and `change_f1`, the
-        paired differences to the unchanged scans (below 0: worse).
+        `unchanged`: figures as estimates. `changes`: for each change the figures, and `change_dice` and `change_f1`,
+        the paired differences to the unchanged scans (below 0: worse).
     """
     before = {report.subject: (report.patient, unprompted(report)) for report in unchanged}
     names = dict.fromkeys(change for scan in scans for change in scan.figures)
 
     def of(change: str) -> Mapping[str, Any]:
         rows = [(before[scan.subject], scan.figures.get(change, {})) for scan in scans]
-        figures = {name: leaf([(who, new.get(name)) for (who, _), new in rows], seed=seed) for name in FIGURES}
+        figures = {name: estimate([(who, new.get(name)) for (who, _), new in rows], seed=seed) for name in FIGURES}
         gains = {
             f"change_{name}": paired_gain([(who, old[name], new.get(name)) for (who, old), new in rows], seed=seed)
             for name in FIGURES
@@ -143,7 +143,7 @@ def summarise_changes(
 
     return {
         "unchanged": {
-            name: leaf([(patient, figures[name]) for patient, figures in before.values()], seed=seed)
+            name: estimate([(patient, figures[name]) for patient, figures in before.values()], seed=seed)
             for name in FIGURES
         },
         "changes": {change: of(change) for change in names},

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mois.evaluation.figures import CandidateRow, CountPoint, Figures, LesionRow, PaperFigures, mean_of, measured
+from mois.evaluation.figures import CandidateRow, CountPoint, Figures, PaperFigures, TrueLesionRow, mean_of, measured
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ClassPlan, TrueLesions
 from mois.lesions import Candidates, InstanceMap, Mask, components, dilate_in_plane, lesion_volumes_ml, renumber
@@ -35,7 +35,7 @@ class ClassResult:
 
 def score_answer(
     truth: TrueLesions, plan: ClassPlan, answer: ClassResult, settings: ProtocolSettings, conditioning: Figures
-) -> tuple[Figures, tuple[LesionRow, ...], tuple[float, ...], InstanceMap]:
+) -> tuple[Figures, tuple[TrueLesionRow, ...], tuple[float, ...], InstanceMap]:
     """Score what a system made of one class of a scan.
 
     Args:
@@ -202,7 +202,7 @@ def _own_dice(tracked: InstanceMap, truth: InstanceMap, prompted: Sequence[int])
 
 def _lesion_rows(
     lesions: Iterable[int], truth: TrueLesions, plan: ClassPlan, overlap: Overlap, matches: Matches
-) -> list[LesionRow]:
+) -> list[TrueLesionRow]:
     iou, dice = overlap.iou(), overlap.lesion_dice()
     rows = {int(found): row for row, found in enumerate(overlap.found_ids)}
     columns = {int(lesion): column for column, lesion in enumerate(overlap.true_ids)}
@@ -211,7 +211,7 @@ def _lesion_rows(
     for lesion in lesions:
         pair = (rows[matches.pairs[lesion]], columns[lesion]) if lesion in matches.pairs else None
         made.append(
-            LesionRow(
+            TrueLesionRow(
                 lesion=lesion,
                 volume_ml=truth.volumes_ml[lesion],
                 role="never" if lesion in plan.never else "promptable",

@@ -14,9 +14,9 @@ from mois.evaluation.figures import (
     FIGURES,
     ClassReport,
     CountPoint,
-    LesionRow,
     PaperFigures,
     SubjectReport,
+    TrueLesionRow,
     mean_of,
     nested,
 )
@@ -77,7 +77,7 @@ def means(reports: Sequence[SubjectReport]) -> dict[str, float | None]:
     return {name: mean_of([getattr(report.figures, name) for report in reports]) for name in FIGURES}
 
 
-def leaf(values: Sequence[Value], *, seed: int = 0) -> dict[str, Any]:
+def estimate(values: Sequence[Value], *, seed: int = 0) -> dict[str, Any]:
     """Return the mean of one value per scan.
 
     Args:
@@ -118,9 +118,9 @@ def paired_gain(pairs: Sequence[tuple[str, float | None, float | None]], *, seed
         seed: Of the bootstrap.
 
     Returns:
-        `leaf` of the differences, over the scans in which both were measured.
+        `estimate` of the differences, over the scans in which both were measured.
     """
-    return leaf(_differences(pairs), seed=seed)
+    return estimate(_differences(pairs), seed=seed)
 
 
 def paired_test(pairs: Sequence[tuple[str, float | None, float | None]], *, seed: int = 0) -> dict[str, Any]:
@@ -131,9 +131,9 @@ def paired_test(pairs: Sequence[tuple[str, float | None, float | None]], *, seed
         seed: Of the bootstrap.
 
     Returns:
-        `leaf` of second minus first, `patients`, and `p`: two-sided Wilcoxon signed-rank test on the mean difference of
-        each patient, as scans of one patient are no independent evidence; None for fewer than two patients, 1 where
-        nothing differs. With n patients it cannot be less than 2 / 2^n.
+        `estimate` of second minus first, `patients`, and `p`: two-sided Wilcoxon signed-rank test on the mean
+        difference of each patient, because scans of one patient are no independent evidence. `p` is None for fewer than
+        two patients, and 1 if nothing differs. With n patients it cannot be less than 2 / 2^n.
     """
     differences = _differences(pairs)
     owners = dict.fromkeys(patient for patient, difference in differences if difference is not None)
@@ -144,7 +144,7 @@ def paired_test(pairs: Sequence[tuple[str, float | None, float | None]], *, seed
         p = 1.0
     else:
         p = float(stats.wilcoxon(per_patient).pvalue)
-    return {**leaf(differences, seed=seed), "patients": len(per_patient), "p": p}
+    return {**estimate(differences, seed=seed), "patients": len(per_patient), "p": p}
 
 
 def bin_of(value: float | None, bins: Bins) -> str | None:
@@ -174,18 +174,18 @@ def _differences(pairs: Sequence[tuple[str, float | None, float | None]]) -> lis
 
 def _summary(reports: Sequence[SubjectReport], seed: int, surface_mm: float, sizes: Bins) -> dict[str, Any]:
     def of(value: Callable[[SubjectReport], float | None]) -> dict[str, Any]:
-        return leaf([(report.patient, value(report)) for report in reports], seed=seed)
+        return estimate([(report.patient, value(report)) for report in reports], seed=seed)
 
     empty = [report for report in reports if not report.classes]
     per_subject = [(report.patient, report.figures) for report in reports]
     steps = dict.fromkeys(step for report in reports for step in report.seconds)
-    figures = {name: leaf([(who, getattr(one, name)) for who, one in per_subject], seed=seed) for name in FIGURES}
+    figures = {name: estimate([(who, getattr(one, name)) for who, one in per_subject], seed=seed) for name in FIGURES}
     summary: dict[str, Any] = {
         "n_subjects": len(reports),
         "n_patients": len({report.patient for report in reports}),
         **nested(figures, surface_mm),
         "false_without_exemplars": of(lambda report: float(report.false_without_exemplars)),
-        "false_in_empty_scans": leaf([(r.patient, float(r.false_without_exemplars)) for r in empty], seed=seed),
+        "false_in_empty_scans": estimate([(r.patient, float(r.false_without_exemplars)) for r in empty], seed=seed),
         "by_size": _bins(reports, sizes, lambda row: bin_of(row.volume_ml, sizes), seed),
         "by_location": _bins(reports, THIRDS, lambda row: row.third, seed),
         "by_absolute_contrast": _bins(reports, CONTRASTS, lambda row: bin_of(_absolute(row.contrast), CONTRASTS), seed),
@@ -196,14 +196,14 @@ def _summary(reports: Sequence[SubjectReport], seed: int, surface_mm: float, siz
     papers = [(report.patient, report.paper) for report in reports if report.paper is not None]
     if papers:
         summary["paper"] = {
-            field.name: leaf([(who, asdict(one)[field.name]) for who, one in papers], seed=seed)
+            field.name: estimate([(who, asdict(one)[field.name]) for who, one in papers], seed=seed)
             for field in fields(PaperFigures)
         }
     return summary
 
 
 def _bins(
-    reports: Sequence[SubjectReport], names: Iterable[str], bin_of_row: Callable[[LesionRow], str | None], seed: int
+    reports: Sequence[SubjectReport], names: Iterable[str], bin_of_row: Callable[[TrueLesionRow], str | None], seed: int
 ) -> dict[str, dict[str, Any]]:
     """Return what became of the lesions that were not prompted, by bin: per scan, and then over the scans."""
     entries = {}
@@ -214,8 +214,8 @@ def _bins(
         ]
         entries[name] = {
             "lesions": sum(len(rows) for _, rows in chosen),
-            "recall": leaf([(who, mean_of([float(row.found) for row in rows])) for who, rows in chosen], seed=seed),
-            "dice": leaf([(who, mean_of([row.dice for row in rows])) for who, rows in chosen], seed=seed),
+            "recall": estimate([(who, mean_of([float(row.found) for row in rows])) for who, rows in chosen], seed=seed),
+            "dice": estimate([(who, mean_of([row.dice for row in rows])) for who, rows in chosen], seed=seed),
         }
     return entries
 
@@ -239,7 +239,7 @@ def _points(reports: Sequence[SubjectReport], seed: int) -> list[dict[str, Any]]
             "clicks": clicks,
             "count": count,
             **{
-                name: leaf([(who, getattr(one, field)) for who, one in points[clicks, count]], seed=seed)
+                name: estimate([(who, getattr(one, field)) for who, one in points[clicks, count]], seed=seed)
                 for name, field in POINT.items()
             },
         }
@@ -251,7 +251,7 @@ def _slopes(reports: Sequence[SubjectReport], seed: int) -> dict[str, Any]:
     every = sorted({point.clicks for report in reports for one in report.classes for point in one.curve})
     return {
         str(clicks): {
-            name: leaf(
+            name: estimate(
                 [(r.patient, mean_of([_slope(one, clicks, POINT[name]) for one in r.classes])) for r in reports],
                 seed=seed,
             )

@@ -52,7 +52,7 @@ class ClassPlan:
 
 
 class Surroundings(NamedTuple):
-    """Where a lesion lies, and how it stands out; see `LesionRow`."""
+    """Where a lesion lies, and how it stands out; see `TrueLesionRow`."""
 
     x_mm: float
     y_mm: float

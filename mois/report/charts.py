@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from mois.report.results import Leaf
+from mois.report.results import Estimate
 
 # Okabe and Ito's palette, told apart by readers of any colour vision, the darker ones first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
@@ -49,7 +49,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-Series = Sequence[tuple[float, Leaf]]
+Series = Sequence[tuple[float, Estimate]]
 """Points of a curve: where on the horizontal axis, and the figure there."""
 
 
@@ -73,21 +73,25 @@ def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, from_zer
         for name, points in series.items():
             number = words.index(name.partition(",")[0])  # one word, one colour; its variants differ in line and marker
             variant = [other for other in series if other.partition(",")[0] == words[number]].index(name)
-            kept = [(place[x], leaf) for x, leaf in points if leaf.mean is not None]
+            kept = [(place[x], estimate) for x, estimate in points if estimate.mean is not None]
             if not kept:
                 continue
             colour = WORD_COLOURS.get(words[number], COLOURS[number % len(COLOURS)])
             axes.plot(
                 [x for x, _ in kept],
-                [leaf.mean or 0.0 for _, leaf in kept],
+                [estimate.mean or 0.0 for _, estimate in kept],
                 color=colour,
                 marker=MARKERS[(number + variant) % len(MARKERS)],
                 markersize=5,
                 linewidth=1.8,
                 linestyle=LINES[variant % len(LINES)],
-                label=spoken(name),
+                label=in_words(name),
             )
-            banded = [(x, leaf.low, leaf.high) for x, leaf in kept if leaf.low is not None and leaf.high is not None]
+            banded = [
+                (x, estimate.low, estimate.high)
+                for x, estimate in kept
+                if estimate.low is not None and estimate.high is not None
+            ]
             if banded:
                 across, low, high = np.array(banded).T
                 axes.fill_between(across, low, high, color=colour, alpha=0.13, linewidth=0)
@@ -101,7 +105,7 @@ def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, from_zer
         return _data_uri(figure)
 
 
-def bars(groups: Mapping[str, Mapping[str, Leaf]], y_label: str, *, share: bool = True) -> str:
+def bars(groups: Mapping[str, Mapping[str, Estimate]], y_label: str, *, share: bool = True) -> str:
     """Draw bars with their 95 % intervals, side by side in groups.
 
     Args:
@@ -117,20 +121,22 @@ def bars(groups: Mapping[str, Mapping[str, Leaf]], y_label: str, *, share: bool 
             colour = WORD_COLOURS.get(name, COLOURS[number % len(COLOURS)])
             labelled = False
             for place, group in enumerate(groups.values()):
-                leaf = group.get(name)
-                if leaf is None or leaf.mean is None:
+                estimate = group.get(name)
+                if estimate is None or estimate.mean is None:
                     continue
                 x = place - 0.4 + width * (number + 0.5)
-                axes.bar(x, leaf.mean, width * 0.9, color=colour, label=None if labelled else spoken(name))
+                axes.bar(x, estimate.mean, width * 0.9, color=colour, label=None if labelled else in_words(name))
                 labelled = True
-                top = leaf.mean
-                if leaf.low is not None and leaf.high is not None:
-                    axes.plot([x, x], [leaf.low, leaf.high], color="#22262b", linewidth=1.2, solid_capstyle="butt")
-                    top = leaf.high
+                top = estimate.mean
+                if estimate.low is not None and estimate.high is not None:
+                    axes.plot(
+                        [x, x], [estimate.low, estimate.high], color="#22262b", linewidth=1.2, solid_capstyle="butt"
+                    )
+                    top = estimate.high
                 axes.annotate(
-                    f"{leaf.mean:.2f}", (x, top), (0, 3), textcoords="offset points", ha="center", fontsize=7.5
+                    f"{estimate.mean:.2f}", (x, top), (0, 3), textcoords="offset points", ha="center", fontsize=7.5
                 )
-        axes.set_xticks(range(len(groups)), [spoken(name) for name in groups])
+        axes.set_xticks(range(len(groups)), [in_words(name) for name in groups])
         axes.tick_params(axis="x", length=0)
         axes.grid(axis="x", visible=False)
         axes.set_ylabel(y_label)
@@ -141,7 +147,7 @@ def bars(groups: Mapping[str, Mapping[str, Leaf]], y_label: str, *, share: bool 
         return _data_uri(figure)
 
 
-def forest(rows: Mapping[str, Leaf], x_label: str) -> str:
+def forest(rows: Mapping[str, Estimate], x_label: str) -> str:
     """Draw differences with their 95 % intervals about a line at nothing.
 
     Args:
@@ -149,16 +155,16 @@ def forest(rows: Mapping[str, Leaf], x_label: str) -> str:
         x_label: What the differences are of.
     """
     with rc_context(STYLE):
-        kept = {name: leaf for name, leaf in rows.items() if leaf.mean is not None}
+        kept = {name: estimate for name, estimate in rows.items() if estimate.mean is not None}
         figure, axes = _canvas(6.4, 0.9 + 0.34 * max(1, len(kept)))
         axes.axvline(0, color="#22262b", linewidth=1)
-        for place, leaf in enumerate(kept.values()):
-            clear = leaf.low is not None and leaf.high is not None and (leaf.low > 0 or leaf.high < 0)
+        for place, estimate in enumerate(kept.values()):
+            clear = estimate.low is not None and estimate.high is not None and (estimate.low > 0 or estimate.high < 0)
             colour = COLOURS[0] if clear else "#8a8f98"
-            if leaf.low is not None and leaf.high is not None:
-                axes.plot([leaf.low, leaf.high], [place, place], color=colour, linewidth=2)
-            axes.plot([leaf.mean or 0.0], [place], "o", color=colour, markersize=6)
-        axes.set_yticks(range(len(kept)), [spoken(name) for name in kept])
+            if estimate.low is not None and estimate.high is not None:
+                axes.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=2)
+            axes.plot([estimate.mean or 0.0], [place], "o", color=colour, markersize=6)
+        axes.set_yticks(range(len(kept)), [in_words(name) for name in kept])
         axes.set_ylim(len(kept) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(x_label)
@@ -210,7 +216,7 @@ def timing(seconds: Mapping[str, Sequence[float]]) -> str:
             axes.annotate(
                 f"{mean:.2f}", (max(values), place), (4, 0), textcoords="offset points", va="center", fontsize=7.5
             )
-        axes.set_yticks(range(len(steps)), [spoken(step) for step, _ in steps])
+        axes.set_yticks(range(len(steps)), [in_words(step) for step, _ in steps])
         axes.set_ylim(len(steps) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("seconds per scan (bar: mean, line: fastest to slowest)")
@@ -245,7 +251,7 @@ class _PlainNumbers(LogFormatter):
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
-def spoken(name: str) -> str:
+def in_words(name: str) -> str:
     """Return a key as words."""
     for key, words in SPELLED.items():
         name = re.sub(rf"(?<![a-z]){key}(?![a-z])", words, name)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mois.evaluation.settings import BINS_ML, surface_key
-from mois.evaluation.statistics import holm, leaf, paired_test
+from mois.evaluation.statistics import estimate, holm, paired_test
 from mois.files.atomic import write_text
 from mois.metrics.surface import SURFACE_MM
 from mois.report import charts
-from mois.report.charts import spoken
-from mois.report.page import Page, Part, Picture, Record, Section, Sides, Table, text_of, write_page
-from mois.report.results import METRICS, Leaf, Results
+from mois.report.charts import in_words
+from mois.report.html_page import Page, PageElement, Picture, Record, Section, SideBySide, Table, text_of, write_page
+from mois.report.results import METRICS, Estimate, Results
 from mois.sharing.remarks import FALL, does_harm
 
 FIGURES: dict[str, tuple[str, ...]] = {
@@ -55,9 +55,9 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
     Returns:
         What stands in compare.json. `scans`: those that all have; `left_out`: others, by name of the result.
         `truth_differs`: scans of which the results count different numbers of true lesions.
-        `protocol_differences`: setting to its value in each result, where they differ. `runs`: the figures of each, as
-        leaves over the common scans. `remarks`: what is wrong with one of them, or worse than in the one before it, in
-        sentences. `comparisons`: for each pair and each of `FIGURES` the leaf of second minus first,
+        `protocol_differences`: setting to its value in each result, where they differ. `runs`: the figures of each,
+        as estimates over the common scans. `remarks`: sentences on what is wrong with a result, or worse than in the
+        result before it. `comparisons`: for each pair and each of `FIGURES` the estimate of second minus first,
         `patients`, the two-sided Wilcoxon `p` over patients, and `p_holm`, corrected for all tests in the list.
 
     Raises:
@@ -90,7 +90,7 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
     runs = {
         name: {
             "folder": str(of.folder),
-            **{figure: leaf(values(name, place), seed=seed) for figure, place in shown.items()},
+            **{figure: estimate(values(name, place), seed=seed) for figure, place in shown.items()},
         }
         for name, of in results.items()
     }
@@ -206,32 +206,32 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(one[-length:]) for one in parts]
 
 
-def _figures(found: Mapping[str, Any]) -> list[Part]:
+def _figures(found: Mapping[str, Any]) -> list[PageElement]:
     runs: Mapping[str, Mapping[str, Any]] = found["runs"]
     names = [name for name in next(iter(runs.values())) if name != "folder"]
     kept = [name for name in names if any(run[name]["mean"] is not None for run in runs.values())]
-    rows = [[spoken(name), *(_cell(Leaf.of(run[name])) for run in runs.values())] for name in kept]
+    rows = [[in_words(name), *(_cell(Estimate.of(run[name])) for run in runs.values())] for name in kept]
     drawn = {
-        name: {run: Leaf.of(of[name]) for run, of in runs.items()}
+        name: {run: Estimate.of(of[name]) for run, of in runs.items()}
         for name in ("unprompted_dice", "unprompted_f1", "scan_dice")
     }
     return [Table(("", *runs), rows), Picture(charts.bars(drawn, "mean over scans"), "")]
 
 
-def _cell(given: Leaf) -> str:
+def _cell(given: Estimate) -> str:
     if given.mean is None:
         return text_of(None)
     return f"{given.mean:.2f}" + ("" if given.low is None else f" ({given.low:.2f} to {given.high:.2f})")
 
 
-def _comparisons(found: Mapping[str, Any]) -> list[Part]:
+def _comparisons(found: Mapping[str, Any]) -> list[PageElement]:
     entries: Sequence[Mapping[str, Any]] = found["comparisons"]
     rows: list[list[str]] = []
     for figure in FIGURES:
         of = [entry for entry in entries if entry["figure"] == figure]
-        rows += [[spoken(figure)]] if of else []
+        rows += [[in_words(figure)]] if of else []
         rows += [
-            [pair(e), signed(Leaf.of(e)), str(e["n"]), str(e["patients"]), p_text(e["p"]), p_text(e["p_holm"])]
+            [pair(e), signed(Estimate.of(e)), str(e["n"]), str(e["patients"]), p_text(e["p"]), p_text(e["p_holm"])]
             for e in of
         ]
     if not rows:
@@ -239,7 +239,7 @@ def _comparisons(found: Mapping[str, Any]) -> list[Part]:
     patients = found["patients"]
     note = f"With {patients} patients p cannot be below {min(1.0, 2 / 2**patients):.2g}." if patients < 10 else ""
     table = Table(("", "difference", "scans", "patients", "p", "p, Holm"), rows, note=note)
-    primary = {pair(entry): Leaf.of(entry) for entry in entries if entry["figure"] == next(iter(FIGURES))}
+    primary = {pair(entry): Estimate.of(entry) for entry in entries if entry["figure"] == next(iter(FIGURES))}
     return [Picture(charts.forest(primary, "difference of unprompted Dice"), ""), table]
 
 
@@ -248,7 +248,7 @@ def pair(entry: Mapping[str, Any]) -> str:
     return f"{entry['second']} minus {entry['first']}"
 
 
-def signed(given: Leaf) -> str:
+def signed(given: Estimate) -> str:
     """Return a difference with its interval."""
     if given.mean is None:
         return text_of(None)
@@ -260,26 +260,26 @@ def p_text(p: float | None) -> str:
     return text_of(None) if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _curves(results: Mapping[str, Results]) -> list[Part]:
-    pictures: list[Part] = []
+def _curves(results: Mapping[str, Results]) -> list[PageElement]:
+    pictures: list[PageElement] = []
     for figure, label in (("right", "Dice"), ("f1", "F1")):
-        series: dict[str, list[tuple[float, Leaf]]] = {}
+        series: dict[str, list[tuple[float, Estimate]]] = {}
         for name, of in results.items():
             points = (of.metrics.get("curve") or {}).get("points") or []
             clicks = min((point["clicks"] for point in points), default=0)
-            chosen = [(float(p["count"]), Leaf.of(p[figure])) for p in points if p["clicks"] == clicks]
+            chosen = [(float(p["count"]), Estimate.of(p[figure])) for p in points if p["clicks"] == clicks]
             if any(given.mean is not None for _, given in chosen):
                 series[name] = chosen
         if series:
             pictures.append(Picture(charts.curves(series, "prompted lesions of the class", label), ""))
-    return [Sides(pictures)] if pictures else []
+    return [SideBySide(pictures)] if pictures else []
 
 
-def _sizes(results: Mapping[str, Results]) -> list[Part]:
+def _sizes(results: Mapping[str, Results]) -> list[PageElement]:
     bins = list(dict.fromkeys(size for of in results.values() for size in of.metrics["summary"].get("by_size", {})))
     drawn = {
         f"{size} ml": {
-            name: Leaf.of(of.metrics["summary"]["by_size"][size]["recall"])
+            name: Estimate.of(of.metrics["summary"]["by_size"][size]["recall"])
             for name, of in results.items()
             if size in of.metrics["summary"].get("by_size", {})
         }

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mois.evaluation.run import Evaluation
+from mois.evaluation.evaluate_scans import Evaluation
+from mois.report.html_page import KeyFigure, Page, Section, interval_of, text_of, write_page
 from mois.report.lesion_pictures import draw_worst_lesions
-from mois.report.page import Page, Section, Tile, interval_of, text_of, write_page
 from mois.report.results import Results
 from mois.report.sections import (
     bins,
@@ -26,7 +26,7 @@ from mois.report.sections import (
 from mois.scans.datasets import SubjectFiles
 from mois.sharing.remarks import COMPARED, does_harm, of_trained_on, remarks, told_worse
 
-TILES = (
+KEY_FIGURES = (
     (("unprompted", "dice"), "Unprompted Dice"),
     (("unprompted", "f1"), "Unprompted F1"),
     (("unprompted", "fp_per_scan"), "False lesions per scan"),
@@ -92,13 +92,13 @@ def write_report(folder: Path, title: str = "") -> Path:
         title or f"Evaluation: {folder.resolve().name}",
         _lead(results),
         [section for section in sections if section.parts],
-        _tiles(results),
+        _key_figures(results),
         _alarms(results),
     )
     return write_page(folder / "report.html", page)
 
 
-def write_pages(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path) -> None:
+def write_evaluation_report(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path) -> None:
     """Draw the worst lesions of an evaluation and write its report.html.
 
     Args:
@@ -113,8 +113,8 @@ def write_pages(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path
 
 def compared(results: Results) -> list[float | None]:
     """Return the means of right, wrong and no_exemplars, None for what was not measured."""
-    leaves = [results.leaf("conditioning", word) for word in COMPARED]
-    return [None if leaf is None else leaf.mean for leaf in leaves]
+    estimates = [results.estimate("conditioning", word) for word in COMPARED]
+    return [None if estimate is None else estimate.mean for estimate in estimates]
 
 
 def _on_exemplars(results: Results) -> str:
@@ -150,19 +150,19 @@ def _count(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _tiles(results: Results) -> list[Tile]:
-    tiles = []
-    for path, name in TILES:
-        leaf = results.leaf(*path)
-        if leaf is not None and leaf.mean is not None:
+def _key_figures(results: Results) -> list[KeyFigure]:
+    made = []
+    for path, name in KEY_FIGURES:
+        estimate = results.estimate(*path)
+        if estimate is not None and estimate.mean is not None:
             digits = 1 if path[-1] == "fp_per_scan" else 2
-            interval = "no interval" if leaf.low is None else interval_of(leaf, digits)
-            tiles.append(Tile(name, text_of(leaf.mean, digits), interval, _count(leaf.n, "scan")))
-    return tiles
+            interval = "no interval" if estimate.low is None else interval_of(estimate, digits)
+            made.append(KeyFigure(name, text_of(estimate.mean, digits), interval, _count(estimate.n, "scan")))
+    return made
 
 
 def _alarms(results: Results) -> list[str]:
-    right, wrong = (results.leaf("conditioning", word) for word in ("right", "wrong"))
+    right, wrong = (results.estimate("conditioning", word) for word in ("right", "wrong"))
     alarms = []
     if right and wrong and right.mean and wrong.mean is not None and wrong.mean > _IGNORES * right.mean:
         alarms.append(

@@ -13,9 +13,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mois.evaluation.marks import scale_bar
 from mois.evaluation.overlays import STYLES, grey_levels
 from mois.evaluation.result_files import Row
+from mois.evaluation.slice_labels import scale_bar
 from mois.files.atomic import whole_file, write_text
 from mois.geometry import SliceGrid
 from mois.lesions import InstanceMap, Mask

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mois.evaluation.result_files import Row
-from mois.evaluation.result_records import AGAIN, CaptionRecord, ChangesRecord, read_metrics, read_rows
+from mois.evaluation.result_records import EVALUATE_AGAIN, CaptionRecord, ChangesRecord, read_metrics, read_rows
 from mois.evaluation.statistics import SCHEMA
 from mois.files.atomic import refuse_links
 from mois.files.json_records import as_record, read_json, read_record
@@ -17,7 +17,7 @@ from mois.files.json_records import as_record, read_json, read_record
 METRICS = "metrics.json"
 
 
-class Leaf(NamedTuple):
+class Estimate(NamedTuple):
     """One figure over scans.
 
     Attributes:
@@ -33,24 +33,24 @@ class Leaf(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Leaf:
+    def of(cls, given: Mapping[str, Any]) -> Estimate:
         """Read what metrics.json holds for a figure."""
         low, high = given.get("ci95") or (None, None)
         return cls(given["mean"], low, high, int(given.get("n") or 0))
 
 
-def is_leaf(given: object) -> bool:
+def is_estimate(given: object) -> bool:
     """Return whether this is a figure over scans."""
     return isinstance(given, Mapping) and "mean" in given
 
 
-def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Leaf]]:
+def estimates(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Estimate]]:
     """Yield every figure of a summary with the names that lead to it, in order."""
     for name, part in tree.items():
-        if is_leaf(part):
-            yield (*path, name), Leaf.of(part)
+        if is_estimate(part):
+            yield (*path, name), Estimate.of(part)
         elif isinstance(part, Mapping):
-            yield from leaves(part, (*path, name))
+            yield from estimates(part, (*path, name))
 
 
 def number(text: str | None) -> float | None:
@@ -123,26 +123,26 @@ class Results:
         """Number of patients."""
         return len({one["patient"] for one in self.metrics["subjects"]})
 
-    def leaf(self, *path: str) -> Leaf | None:
-        """Return a figure of the summary, such as `leaf("unprompted", "dice")`; None where it is not there."""
+    def estimate(self, *path: str) -> Estimate | None:
+        """Return a figure of the summary, such as `estimate("unprompted", "dice")`; None where it is not there."""
         part: Any = self.metrics["summary"]
         for name in path:
             part = part.get(name) if isinstance(part, Mapping) else None
-        return Leaf.of(part) if is_leaf(part) else None
+        return Estimate.of(part) if is_estimate(part) else None
 
     def changes(self) -> dict[str, Any] | None:
         """Return robustness.json, None where there is none."""
         path = self.folder / "robustness.json"
         if not path.exists():
             return None
-        found: dict[str, Any] = read_json(path, AGAIN)
-        as_record(found, ChangesRecord, str(path), AGAIN)
+        found: dict[str, Any] = read_json(path, EVALUATE_AGAIN)
+        as_record(found, ChangesRecord, str(path), EVALUATE_AGAIN)
         return found
 
     def captions(self) -> list[CaptionRecord]:
         """Return which pictures of single lesions there are, and what they show; none where there are none."""
         path = self.folder / "overlays" / "worst" / "captions.json"
-        return read_record(path, list[CaptionRecord], AGAIN) if path.exists() else []
+        return read_record(path, list[CaptionRecord], EVALUATE_AGAIN) if path.exists() else []
 
 
 def read_lesions(folder: Path) -> list[Row]:

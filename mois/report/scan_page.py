@@ -12,13 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mois.evaluation.marks import number_lesions, scale_bar
 from mois.evaluation.overlays import STYLES, grey_levels, outline, telling_slices
+from mois.evaluation.slice_labels import number_lesions, scale_bar
 from mois.files.atomic import whole_file
 from mois.geometry import SliceGrid
 from mois.lesions import InstanceMap
 from mois.records import Volume
-from mois.report.page import Page, Picture, Section, Table, Tile, picture_uri, write_page
+from mois.report.html_page import KeyFigure, Page, Picture, Section, Table, picture_uri, write_page
 from mois.session.output_files import LesionRow
 
 PICTURE, PAGE = "lesions.png", "lesions.html"
@@ -61,8 +61,8 @@ def write_scan_page(
             *([Section("What to do next", [], " ".join(advice))] if advice else []),
         ],
         [
-            Tile("Lesions", str(len(rows)), "", ""),
-            Tile("Volume", f"{sum(row.volume_ml for row in rows):.3g}", "ml", ""),
+            KeyFigure("Lesions", str(len(rows)), "", ""),
+            KeyFigure("Volume", f"{sum(row.volume_ml for row in rows):.3g}", "ml", ""),
         ],
         list(remarks),
     )

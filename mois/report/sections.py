@@ -9,9 +9,9 @@ from typing import Any
 
 from mois.evaluation.result_files import Row
 from mois.report import charts
-from mois.report.charts import spoken
-from mois.report.page import Part, Picture, Record, Sides, Table, interval_of, picture_uri, text_of
-from mois.report.results import Leaf, Results, is_leaf, number
+from mois.report.charts import in_words
+from mois.report.html_page import PageElement, Picture, Record, SideBySide, Table, interval_of, picture_uri, text_of
+from mois.report.results import Estimate, Results, is_estimate, number
 
 WORDS = {
     "right": "never-prompted lesions, exemplars of their own type",
@@ -60,23 +60,27 @@ _MOST_CLASSES = 3
 _MOST_SCANS = 200
 
 
-def figures(results: Results) -> list[Part]:
+def figures(results: Results) -> list[PageElement]:
     """Return every figure of the summary that has no section of its own."""
     summary = results.metrics["summary"]
     parts = [summary.get(name, {}) for name in APART]
     names = list(dict.fromkeys(name for part in parts for name in part))
     scan = {"dice": summary.get("scan_dice"), **parts[1]}
     rows = [
-        [spoken(name), *(_cell(_leaf(part.get(name)), results) for part in (parts[0], scan)), _meaning(name)]
+        [in_words(name), *(_cell(_estimate(part.get(name)), results) for part in (parts[0], scan)), _meaning(name)]
         for name in names
     ]
     columns = ("", "unprompted lesions", "whole scan, as the reader ends up with it", "what it is")
-    made: list[Part] = [Table(columns, rows, words=(3,))] if rows else []
-    prompted = [[spoken(name), _cell(_leaf(given), results)] for name, given in summary.get("prompted", {}).items()]
-    false = [
-        [spoken(name), _cell(_leaf(given), results)] for name, given in summary.items() if name.startswith("false")
+    made: list[PageElement] = [Table(columns, rows, words=(3,))] if rows else []
+    prompted = [
+        [in_words(name), _cell(_estimate(given), results)] for name, given in summary.get("prompted", {}).items()
     ]
-    paper = [[spoken(name), _cell(_leaf(given), results)] for name, given in summary.get("paper", {}).items()]
+    false = [
+        [in_words(name), _cell(_estimate(given), results)]
+        for name, given in summary.items()
+        if name.startswith("false")
+    ]
+    paper = [[in_words(name), _cell(_estimate(given), results)] for name, given in summary.get("paper", {}).items()]
     small = [
         Table(("per scan", ""), rows, title=title, note=note)
         for title, rows, note in (
@@ -86,7 +90,7 @@ def figures(results: Results) -> list[Part]:
         )
         if rows
     ]
-    return [*made, Sides(small)] if small else made
+    return [*made, SideBySide(small)] if small else made
 
 
 def _meaning(name: str) -> str:
@@ -95,20 +99,27 @@ def _meaning(name: str) -> str:
     return MEANINGS.get(name, "")
 
 
-def conditioning(results: Results) -> list[Part]:
+def conditioning(results: Results) -> list[PageElement]:
     """Return right, wrong, swapped and no_exemplars."""
-    found = {word: leaf for word in WORDS if (leaf := results.leaf("conditioning", word)) and leaf.mean is not None}
+    found = {
+        word: estimate
+        for word in WORDS
+        if (estimate := results.estimate("conditioning", word)) and estimate.mean is not None
+    }
     if not found:
         return []
-    rows = [[spoken(word), text_of(leaf.mean, 2), interval_of(leaf, 2), WORDS[word]] for word, leaf in found.items()]
-    gain = results.leaf("conditioning", "exemplar_gain")
+    rows = [
+        [in_words(word), text_of(estimate.mean, 2), interval_of(estimate, 2), WORDS[word]]
+        for word, estimate in found.items()
+    ]
+    gain = results.estimate("conditioning", "exemplar_gain")
     if gain is not None and gain.mean is not None:
-        rows.append([spoken("exemplar_gain"), f"{gain.mean:+.2f}", interval_of(gain, 2), "right minus no exemplars"])
+        rows.append([in_words("exemplar_gain"), f"{gain.mean:+.2f}", interval_of(gain, 2), "right minus no exemplars"])
     table = Table(("exemplars", "Dice", "95 % interval", "what it is"), rows, words=(3,))
-    return [Sides([Picture(charts.bars({"": found}, "Dice"), ""), table])]
+    return [SideBySide([Picture(charts.bars({"": found}, "Dice"), ""), table])]
 
 
-def curves(results: Results) -> list[Part]:
+def curves(results: Results) -> list[PageElement]:
     """Return the curves over the number of prompted lesions, for each number of clicks, and their slopes."""
     curve = results.metrics.get("curve") or {}
     points = curve.get("points") or []
@@ -116,21 +127,21 @@ def curves(results: Results) -> list[Part]:
         return []
     dice, f1 = ({_series(name, clicks, points): _points(points, name, clicks) for name, clicks in chosen}
                 for chosen in (_chosen(points, ("right", "wrong", "swapped")), _chosen(points, ("f1",))))  # fmt: skip
-    pictures: list[Part] = [
+    pictures: list[PageElement] = [
         Picture(charts.curves(series, "prompted lesions of the class", label), caption)
         for series, label, caption in (
             (dice, "Dice", "Dice of never-prompted lesions."),
             (f1, "F1", "Lesion F1, one to one, on the same lesions."),
         )
-        if any(leaf.mean is not None for series_points in series.values() for _, leaf in series_points)
+        if any(estimate.mean is not None for series_points in series.values() for _, estimate in series_points)
     ]
     rows = [
-        [f"{clicks}", *(_slope(_leaf(slopes.get(name))) for name in ("right", "f1"))]
+        [f"{clicks}", *(_slope(_estimate(slopes.get(name))) for name in ("right", "f1"))]
         for clicks, slopes in (curve.get("slope") or {}).items()
     ]
     note = "Least squares over the doublings of the exemplars used, from one on. Above 0: more exemplars help."
     table = Table(("clicks", "Dice per doubling", "F1 per doubling"), rows, title="Slope", note=note)
-    return [Sides(pictures), *([table] if rows else [])]
+    return [SideBySide(pictures), *([table] if rows else [])]
 
 
 def _chosen(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, int]]:
@@ -144,34 +155,36 @@ def _series(name: str, clicks: int, points: Sequence[Mapping[str, Any]]) -> str:
     return f"{name}, {clicks} {'click' if clicks == 1 else 'clicks'}" if several else name
 
 
-def _points(points: Sequence[Mapping[str, Any]], name: str, clicks: int) -> list[tuple[float, Leaf]]:
-    return [(point["count"], Leaf.of(point[name])) for point in points if point["clicks"] == clicks and name in point]
+def _points(points: Sequence[Mapping[str, Any]], name: str, clicks: int) -> list[tuple[float, Estimate]]:
+    return [
+        (point["count"], Estimate.of(point[name])) for point in points if point["clicks"] == clicks and name in point
+    ]
 
 
-def _slope(leaf: Leaf | None) -> str:
-    if leaf is None or leaf.mean is None:
+def _slope(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.mean is None:
         return text_of(None)
-    return f"{leaf.mean:+.3f}" + ("" if leaf.low is None else f" ({leaf.low:+.3f} to {leaf.high:+.3f})")
+    return f"{estimate.mean:+.3f}" + ("" if estimate.low is None else f" ({estimate.low:+.3f} to {estimate.high:+.3f})")
 
 
-def bins(results: Results) -> list[Part]:
+def bins(results: Results) -> list[PageElement]:
     """Return what becomes of small and large lesions, of those up and down, of faint and clear ones."""
-    parts: list[Part] = []
+    parts: list[PageElement] = []
     for name, of in results.metrics["summary"].items():
         if not name.startswith("by_") or not any(group.get("lesions") for group in of.values()):
             continue
-        heading = spoken(name).capitalize() + _UNITS.get(name, "")
-        keys = list(dict.fromkeys(key for group in of.values() for key, given in group.items() if is_leaf(given)))
+        heading = in_words(name).capitalize() + _UNITS.get(name, "")
+        keys = list(dict.fromkeys(key for group in of.values() for key, given in group.items() if is_estimate(given)))
         rows = [
-            [bin_name, str(group.get("lesions", "")), *(_cell(_leaf(group.get(key)), results) for key in keys)]
+            [bin_name, str(group.get("lesions", "")), *(_cell(_estimate(group.get(key)), results) for key in keys)]
             for bin_name, group in of.items()
         ]
         drawn = {
-            bin_name: {key: Leaf.of(group[key]) for key in ("recall", "dice") if is_leaf(group.get(key))}
+            bin_name: {key: Estimate.of(group[key]) for key in ("recall", "dice") if is_estimate(group.get(key))}
             for bin_name, group in of.items()
         }
-        table = Table(("", "lesions", *(spoken(key) for key in keys)), rows, title=heading)
-        parts.append(Sides([Picture(charts.bars(drawn, "of unprompted lesions"), ""), table]))
+        table = Table(("", "lesions", *(in_words(key) for key in keys)), rows, title=heading)
+        parts.append(SideBySide([Picture(charts.bars(drawn, "of unprompted lesions"), ""), table]))
     return parts
 
 
@@ -182,7 +195,7 @@ def ranked(rows: Sequence[Row]) -> tuple[str, list[tuple[float, Row]]]:
     return column, sorted(scored, key=lambda pair: (pair[0], pair[1]["subject"]))
 
 
-def overlays(results: Results) -> list[Part]:
+def overlays(results: Results) -> list[PageElement]:
     """Return the pictures of the best, the median and the worst scan."""
     column, order = ranked(results.subjects)
     names = {1: ("Scan",), 2: ("Best", "Worst")}.get(len(order), ("Best", "Median", "Worst"))
@@ -191,7 +204,7 @@ def overlays(results: Results) -> list[Part]:
     return [
         Picture(
             picture_uri(path),
-            f"{row['subject']}, {spoken(label)}, {spoken(column)} {score:.2f}",
+            f"{row['subject']}, {in_words(label)}, {in_words(column)} {score:.2f}",
             title=f"{name}:",
             style="overlay",
         )
@@ -200,7 +213,7 @@ def overlays(results: Results) -> list[Part]:
     ]
 
 
-def worst_lesions(results: Results) -> list[Part]:
+def worst_lesions(results: Results) -> list[PageElement]:
     """Return the largest unprompted lesions that were missed, then the poorest of the found ones."""
     rows = [row for row in results.lesions if row["role"] != "prompted"]
     if not rows:
@@ -232,7 +245,7 @@ def worst_lesions(results: Results) -> list[Part]:
         for one in results.captions()
         if (path := results.folder / "overlays" / "worst" / one.file).is_file()
     ]
-    return [Sides([Picture(cloud, caption), table]), *([Sides(crops, style="crops")] if crops else [])]
+    return [SideBySide([Picture(cloud, caption), table]), *([SideBySide(crops, style="crops")] if crops else [])]
 
 
 def worst_first(rows: Sequence[Row]) -> list[Row]:
@@ -246,7 +259,7 @@ def _true(cell: str) -> bool:
     return cell.strip().lower() == "true"
 
 
-def confidence(results: Results) -> list[Part]:
+def confidence(results: Results) -> list[PageElement]:
     """Return how far the confidence in a found lesion can be believed."""
     rows = results.candidates
     calibrated = bool(rows) and all(number(row.get("confidence")) is not None for row in rows)
@@ -283,7 +296,7 @@ def expected_calibration_error(values: Sequence[float], hits: Sequence[bool], bi
     return sum(abs(given - hit) for given, hit in sums.values()) / len(values)
 
 
-def robustness(results: Results) -> list[Part]:
+def robustness(results: Results) -> list[PageElement]:
     """Return what is lost on changed scans, from robustness.json."""
     found = results.changes()
     if not found:
@@ -293,21 +306,21 @@ def robustness(results: Results) -> list[Part]:
     blank = dict.fromkeys(names, "")
     rows = [_changed_row("unchanged", found["unchanged"], blank, results)]
     for change, of in changes.items():
-        drop = {name: _slope(_leaf(of[f"change_{name}"])) for name in names}
+        drop = {name: _slope(_estimate(of[f"change_{name}"])) for name in names}
         rows.append(_changed_row(change, of, drop, results))
     columns = ("scans", "unprompted Dice", "change", "unprompted F1", "change")
-    pictures: list[Part] = []
+    pictures: list[PageElement] = []
     for name in names:
-        rise = {change: Leaf.of(of[f"change_{name}"]) for change, of in changes.items()}
-        pictures.append(Picture(charts.forest(rise, f"change of unprompted {spoken(name)}"), ""))
-    return [Table(columns, rows), Sides(pictures)]
+        rise = {change: Estimate.of(of[f"change_{name}"]) for change, of in changes.items()}
+        pictures.append(Picture(charts.forest(rise, f"change of unprompted {in_words(name)}"), ""))
+    return [Table(columns, rows), SideBySide(pictures)]
 
 
 def _changed_row(change: str, of: Mapping[str, Any], drop: Mapping[str, str], results: Results) -> list[str]:
-    return [spoken(change), *(cell for name in drop for cell in (_cell(_leaf(of[name]), results), drop[name]))]
+    return [in_words(change), *(cell for name in drop for cell in (_cell(_estimate(of[name]), results), drop[name]))]
 
 
-def timing(results: Results) -> list[Part]:
+def timing(results: Results) -> list[PageElement]:
     """Return seconds per scan by step."""
     rows = results.subjects
     steps = list(dict.fromkeys(name for row in rows for name in row if name.startswith("seconds_")))
@@ -321,7 +334,7 @@ def timing(results: Results) -> list[Part]:
     return [Picture(charts.timing(seconds), f"{total:.1f} s per scan in all, scoring and writing included.")]
 
 
-def scans(results: Results) -> list[Part]:
+def scans(results: Results) -> list[PageElement]:
     """Return a line for each scan, the worst first."""
     rows = results.subjects
     order = [row for _, row in ranked(rows)[1]]
@@ -329,7 +342,7 @@ def scans(results: Results) -> list[Part]:
     columns = [name for name in SCAN_COLUMNS if any(row.get(name) for row in rows)]
     cells = [[_short(row.get(name) or "") for name in columns] for row in order[:_MOST_SCANS]]
     note = "Worst first; more columns in subjects.csv."
-    return [Table([spoken(name.removeprefix("conditioning_")) for name in columns], cells, note=note)] if rows else []
+    return [Table([in_words(name.removeprefix("conditioning_")) for name in columns], cells, note=note)] if rows else []
 
 
 def _short(cell: str) -> str:
@@ -337,11 +350,11 @@ def _short(cell: str) -> str:
     return text_of(None) if not cell else f"{value:.2f}" if value is not None and "." in cell else cell
 
 
-def provenance(results: Results) -> list[Part]:
+def provenance(results: Results) -> list[PageElement]:
     """Return what made the result."""
     record = results.metrics.get("provenance") or {}
     rows = list(_facts(record))
-    parts: list[Part] = [Table(("", ""), rows, words=(1,))] if rows else []
+    parts: list[PageElement] = [Table(("", ""), rows, words=(1,))] if rows else []
     parts.append(Record("Protocol", json.dumps(results.metrics["protocol"], indent=2)))
     return [*parts, Record("Full record", json.dumps(record, indent=2))] if record else parts
 
@@ -350,19 +363,19 @@ def _facts(record: Mapping[str, Any]) -> Iterator[list[str]]:
     for name in FACTS:
         given = record.get(name)
         if isinstance(given, Mapping):
-            yield [spoken(name), ", ".join(f"{key} {part}" for key, part in given.items())]
+            yield [in_words(name), ", ".join(f"{key} {part}" for key, part in given.items())]
         elif given is not None:
-            yield [spoken(name), str(given)]
+            yield [in_words(name), str(given)]
 
 
-def _leaf(given: object) -> Leaf | None:
-    return Leaf.of(given) if isinstance(given, Mapping) and is_leaf(given) else None
+def _estimate(given: object) -> Estimate | None:
+    return Estimate.of(given) if isinstance(given, Mapping) and is_estimate(given) else None
 
 
-def _cell(leaf: Leaf | None, results: Results) -> str:
+def _cell(estimate: Estimate | None, results: Results) -> str:
     """Return a figure with its interval, and of how many scans where these are not all."""
-    if leaf is None or leaf.mean is None:
+    if estimate is None or estimate.mean is None:
         return text_of(None)
-    interval = "" if leaf.low is None else f" ({leaf.low:.2f} to {leaf.high:.2f})"
-    count = f", n {leaf.n}" if leaf.n != results.scan_count else ""
-    return f"{leaf.mean:.2f}{interval}{count}"
+    interval = "" if estimate.low is None else f" ({estimate.low:.2f} to {estimate.high:.2f})"
+    count = f", n {estimate.n}" if estimate.n != results.scan_count else ""
+    return f"{estimate.mean:.2f}{interval}{count}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.protocol import evaluate_volume
-from mois.evaluation.result_files import add_confidence, write_results
+from mois.evaluation.result_files import add_confidence, write_result_files
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import means
 from mois.files.json_records import as_record
@@ -249,7 +249,7 @@ class ExemplarSegmenter(LightningModule):
             run = Path(self.trainer.default_root_dir).resolve().name
             for prefix, reports in self.reports.items():
                 folder = self.results_folder("test") / prefix
-                write_results(folder, reports, self.record(prefix), protocol=self.protocol)
+                write_result_files(folder, reports, self.record(prefix), protocol=self.protocol)
                 if prefix in self.calibrations:
                     add_confidence(folder / "candidates.csv", self.calibrations[prefix])
                 write_report(folder, f"{run} {prefix.rstrip('/')}".rstrip())

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mois.evaluation.figures import CandidateRow, ClassReport, CountPoint, Figures, LesionRow, SubjectReport
-from mois.evaluation.result_files import write_results
+from mois.evaluation.figures import CandidateRow, ClassReport, CountPoint, Figures, SubjectReport, TrueLesionRow
+from mois.evaluation.result_files import write_result_files
 from mois.evaluation.settings import ProtocolSettings
 
 SECONDS = {"encode": 3.1, "click": 0.4, "describe": 0.1, "propagate": 2.2, "track": 1.1, "score": 0.6}
@@ -87,15 +87,15 @@ class _Draw:
         wrong, swapped, f1 = near(0.3 * level), near(0.85 * level), near(level + 0.02 * doublings)
         return CountPoint(count, float(count), right, wrong, swapped, f1, clicks)
 
-    def lesions(self) -> tuple[LesionRow, ...]:
+    def lesions(self) -> tuple[TrueLesionRow, ...]:
         """Return a row for each of 24 lesions, 5 of them prompted."""
         return tuple(
             self._lesion(number, float(ml)) for number, ml in enumerate(np.exp(self.rng.normal(0.3, 1.2, 24)), start=1)
         )
 
-    def _lesion(self, number: int, volume_ml: float) -> LesionRow:
+    def _lesion(self, number: int, volume_ml: float) -> TrueLesionRow:
         hit = bool(self.rng.random() < 0.55 + 0.15 * np.log10(volume_ml) + 0.2)
-        return LesionRow(
+        return TrueLesionRow(
             number,
             volume_ml,
             "prompted" if number <= 5 else "promptable" if number <= 12 else "never",
@@ -132,7 +132,7 @@ def write_example(out: Path, scans: int = 8, level: float = 0.6, seed: int = 0) 
     """Write a folder of results with a picture for each scan; return it."""
     settings = ProtocolSettings(counts=COUNTS, curve_clicks=CLICKS)
     reports = example_reports(scans, level, seed)
-    write_results(out, reports, PROVENANCE, protocol=settings)
+    write_result_files(out, reports, PROVENANCE, protocol=settings)
     (out / "overlays").mkdir()
     for report in reports:
         pixels = np.random.default_rng(0).integers(0, 255, (30, 120, 3), dtype=np.uint8)

@@ -11,7 +11,7 @@ import torch
 from datamodules.slabs import slab_slices
 from datamodules.subjects import prepare_volume
 from mois.errors import DataError
-from mois.evaluation.sources import read_maps
+from mois.evaluation.scored_systems import read_maps
 from mois.geometry import SliceGrid, check_pictures
 from mois.grid import Grid, match, put_on
 from mois.records import Volume

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mois.baselines.nnunet import Settings, _choose_fold, cpu_seconds, run
+from mois.baselines.nnunet import ReducedSettings, _choose_fold, cpu_seconds
 from mois.baselines.raw_dataset import RawExport, semantic_map, write_raw
 from mois.baselines.reduced_nnunet import Size, default_size, reduce_plan
 from mois.cli import main
@@ -130,9 +130,9 @@ def test_a_cut_off_scan_stops_the_export(make_dataset, tmp_path):
 
 def test_settings_say_what_they_refuse():
     with pytest.raises(ValueError, match=r"minutes=0\.0 must be above 0"):
-        Settings(0.0)
+        ReducedSettings(0.0)
     with pytest.raises(ValueError, match="patch and features belong together"):
-        Settings(1.0, patch=(16, 64, 64))
+        ReducedSettings(1.0, patch=(16, 64, 64))
     with pytest.raises(ValueError, match=r"fold=5: splits_final\.json holds 1 folds"):
         _choose_fold(5, [{"train": ["a"], "val": ["b"]}])
 
@@ -140,13 +140,13 @@ def test_settings_say_what_they_refuse():
 def test_without_nnunet_it_says_what_to_install(make_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="install the extra: pip install"):
-        run(make_dataset(1), tmp_path / "run", Settings(1.0), lambda line: None)
+        run_nnunet(make_dataset(1), tmp_path / "run", ReducedSettings(1.0), lambda line: None)
 
 
 def test_a_dataset_that_we_did_not_export_is_refused(make_dataset, tmp_path):
     pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
     with pytest.raises(DataError, match="no dataset that `mois export_nnunet` wrote"):
-        run(make_dataset(1), tmp_path / "run", Settings(1.0), lambda line: None)
+        run_nnunet(make_dataset(1), tmp_path / "run", ReducedSettings(1.0), lambda line: None)
 
 
 def test_thick_slices_get_flat_patches():
@@ -197,8 +197,8 @@ def test_it_trains_for_its_budget_predicts_on_the_scans_grid_and_goes_on(make_da
         save_nifti(path, np.array([0, 3, 8], np.uint8)[classes], affine)
     (data / "dataset.json").write_text(json.dumps(about | {"labels": {"background": 0, "bright": 3, "dark": 8}}))
     raw, out, told = export(data, tmp_path / "raw"), tmp_path / "run", []
-    settings = Settings(0.05, patch=(8, 16, 16), features=(4, 8, 8))
-    run(raw, out, settings, told.append)
+    settings = ReducedSettings(0.05, patch=(8, 16, 16), features=(4, 8, 8))
+    run_nnunet(raw, out, settings, told.append)
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert 3.0 <= record["training"]["seconds"] < 6.0  # CPU seconds: 0.05 minutes and at most one slow step
     assert record["training"]["iterations"] > 3
@@ -210,9 +210,9 @@ def test_it_trains_for_its_budget_predicts_on_the_scans_grid_and_goes_on(make_da
 
     first, _ = read_image(out / "predictions/p3.nii.gz")
     (out / "predictions/p3.nii.gz").unlink()
-    run(raw, out, settings, told.append)
+    run_nnunet(raw, out, settings, told.append)
     assert told.count("the training is finished; its weights are read") == 1
     assert [line for line in told if line.startswith("predicted p3")] == ["predicted p3 (2 of 2)"] * 2
     assert np.array_equal(read_image(out / "predictions/p3.nii.gz")[0], first)
     with pytest.raises(ValueError, match="holds a run with other settings"):
-        run(raw, out, Settings(0.06, patch=(8, 16, 16), features=(4, 8, 8)), told.append)
+        run_nnunet(raw, out, ReducedSettings(0.06, patch=(8, 16, 16), features=(4, 8, 8)), told.append)

@@ -7,7 +7,7 @@ import pytest
 
 from mois.cli import demo_steps as demo
 from mois.evaluation.figures import ClassReport, Figures, SubjectReport
-from mois.evaluation.result_files import write_results
+from mois.evaluation.result_files import write_result_files
 
 
 def metrics(out: Path, **dice: float) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def metrics(out: Path, **dice: float) -> dict[str, Any]:
         SubjectReport(name, name, (ClassReport(1, Figures(right=0.5, unprompted_dice=value), (), ()),), 0, {})
         for name, value in dice.items()
     ]
-    return write_results(out, reports)
+    return write_result_files(out, reports)
 
 
 def test_the_demos_figures_are_those_of_the_files(tmp_path: Path) -> None:

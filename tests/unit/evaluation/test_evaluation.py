@@ -13,7 +13,7 @@ from mois.evaluation.figures import KEYS, ClassReport, Figures, SubjectReport
 from mois.evaluation.overlays import STYLES, draw_overlay, lesion_kinds, telling_slices
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
-from mois.evaluation.result_files import write_results
+from mois.evaluation.result_files import write_result_files
 from mois.evaluation.scoring import merge_found
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import means, paired_gain, summarise
@@ -179,7 +179,7 @@ def test_results_are_files_on_the_scanners_grid(scan: Volume, tmp_path: Path) ->
     assert len(np.unique(voxels)) == 1 + 4
     assert np.allclose(affine, scan.affine.numpy())
     assert (tmp_path / "overlays" / "scan_class2.png").read_bytes().startswith(b"\x89PNG")
-    summary = write_results(tmp_path, [report], {"weights": "fake"}, protocol=settings)
+    summary = write_result_files(tmp_path, [report], {"weights": "fake"}, protocol=settings)
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == summary
     assert summary["schema"] == 1
     assert summary["summary"]["conditioning"]["right"] == {"mean": 1.0, "ci95": None, "n": 1}
@@ -203,13 +203,13 @@ def test_results_are_files_on_the_scanners_grid(scan: Volume, tmp_path: Path) ->
 
 def test_nothing_measured_is_null_in_every_file(tmp_path: Path) -> None:
     report = evaluate_volume(make_segmenter(), make_scan([], annotated=False), ProtocolSettings(), out=tmp_path)
-    write_results(tmp_path, [report])
+    write_result_files(tmp_path, [report])
     summary = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["summary"]
     for place in KEYS.values():
-        leaf = summary
+        estimate = summary
         for part in place:
-            leaf = leaf[part]
-        assert leaf == {"mean": None, "ci95": None, "n": 0}
+            estimate = estimate[part]
+        assert estimate == {"mean": None, "ci95": None, "n": 0}
     assert summary["by_size"]["<0.5"]["recall"]["n"] == 0
     assert summary["false_in_empty_scans"] == {"mean": 0.0, "ci95": None, "n": 1}
     assert (tmp_path / "lesions.csv").is_file()

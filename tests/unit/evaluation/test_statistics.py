@@ -13,11 +13,11 @@ from mois.evaluation.figures import (
     ClassReport,
     CountPoint,
     Figures,
-    LesionRow,
     PaperFigures,
     SubjectReport,
+    TrueLesionRow,
 )
-from mois.evaluation.result_files import write_results
+from mois.evaluation.result_files import write_result_files
 from mois.evaluation.settings import BINS_ML, ProtocolSettings, size_bins
 from mois.evaluation.statistics import bin_of, holm, paired_test, slope_per_doubling, summarise
 from mois.report.evaluation_page import write_report
@@ -28,8 +28,8 @@ def point(count: int, used: float, right: float | None, clicks: int = 1) -> Coun
     return CountPoint(count, used, right, None, None, right, clicks)
 
 
-def row(lesion: int, **change: object) -> LesionRow:
-    return replace(LesionRow(lesion, 1.0, "never", found=True, iou=0.5, dice=0.5), **change)
+def row(lesion: int, **change: object) -> TrueLesionRow:
+    return replace(TrueLesionRow(lesion, 1.0, "never", found=True, iou=0.5, dice=0.5), **change)
 
 
 def report(subject: str, *classes: ClassReport, false: int = 0, seconds: float = 1.0) -> SubjectReport:
@@ -147,7 +147,7 @@ def test_holm_multiplies_the_smallest_most_and_never_turns_the_order_round() -> 
 def test_bins_and_the_surface_dice_are_named_by_their_settings(tmp_path: Path) -> None:
     one = ClassReport(1, Figures(unprompted_surface_dice=0.7), (), (row(1, volume_ml=0.02), row(2, volume_ml=0.003)))
     protocol = ProtocolSettings(surface_mm=0.25, bins_ml=(0.005, 0.015))
-    written = write_results(tmp_path, [report("a", one)], protocol=protocol)
+    written = write_result_files(tmp_path, [report("a", one)], protocol=protocol)
     summary = written["summary"]
     assert {name: of["lesions"] for name, of in summary["by_size"].items()} == {
         "<0.005": 1,

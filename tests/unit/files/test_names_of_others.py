@@ -18,7 +18,7 @@ from datamodules.splits import pick
 from mois.backbones.weights import load_weights
 from mois.cli.messages import explain
 from mois.errors import as_text
-from mois.evaluation.sources import map_files
+from mois.evaluation.scored_systems import map_files
 from mois.scans.datasets import read_dataset
 from mois.scans.image_files import write_volume
 from mois.scans.volumes import read_volume

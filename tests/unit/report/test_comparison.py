@@ -12,7 +12,7 @@ import pytest
 from mois.cli import main
 from mois.cli.commands import with_options
 from mois.evaluation.figures import SubjectReport
-from mois.evaluation.result_files import write_results
+from mois.evaluation.result_files import write_result_files
 from mois.evaluation.settings import ProtocolSettings
 from mois.report.comparison import FIGURES, compare, named_results
 from tests.support.example_results import example_report, write_example
@@ -28,7 +28,9 @@ def scan(name: str, dice: float, f1: float = 0.5) -> SubjectReport:
 
 
 def run(folder: Path, dice: dict[str, float], protocol: ProtocolSettings | None = None) -> Path:
-    write_results(folder, [scan(name, value) for name, value in dice.items()], protocol=protocol or ProtocolSettings())
+    write_result_files(
+        folder, [scan(name, value) for name, value in dice.items()], protocol=protocol or ProtocolSettings()
+    )
     return folder
 
 

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 
 from mois.cli.evaluate import _show
 from mois.evaluation.figures import ClassReport, Figures, SubjectReport
-from mois.evaluation.result_files import write_results, write_rows
+from mois.evaluation.result_files import write_result_files, write_rows
 from mois.evaluation.settings import ProtocolSettings
-from mois.report.charts import legend_above, sizes, spoken
+from mois.report.charts import in_words, legend_above, sizes
 from mois.report.evaluation_page import write_report
-from mois.report.results import Leaf, Results
+from mois.report.results import Estimate, Results
 from mois.report.sections import expected_calibration_error, ranked, worst_first
 from tests.support.example_results import example_report, write_example
 
@@ -76,7 +76,7 @@ def test_best_median_and_worst_scan_are_shown_in_this_order(folder: Path) -> Non
 
 
 def test_what_was_not_measured_has_no_section_and_no_zero(tmp_path: Path) -> None:
-    write_results(tmp_path, [], None, protocol=ProtocolSettings())
+    write_result_files(tmp_path, [], None, protocol=ProtocolSettings())
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert headings(page) == ("Figures", "How this was made")
     assert "0.00" not in page
@@ -98,7 +98,7 @@ def test_what_right_and_no_exemplars_say_is_said(
 ) -> None:
     figures = Figures(right=right, wrong=wrong, no_exemplars=0.3, unprompted_dice=right)
     reports = [SubjectReport("p0", "p0", (ClassReport(1, figures, (), ()),), 0, {})]
-    metrics = write_results(tmp_path, reports, None, protocol=ProtocolSettings())
+    metrics = write_result_files(tmp_path, reports, None, protocol=ProtocolSettings())
     page = write_report(tmp_path).read_text(encoding="utf-8")
     _show(metrics, tmp_path)
     for said in (page, capsys.readouterr().out):
@@ -107,7 +107,9 @@ def test_what_right_and_no_exemplars_say_is_said(
 
 
 def test_training_scans_and_a_single_patient_are_alarms(tmp_path: Path) -> None:
-    write_results(tmp_path, [example_report("p0", "p0", 0.5, 0)], {"trained_on": ["p0"]}, protocol=ProtocolSettings())
+    write_result_files(
+        tmp_path, [example_report("p0", "p0", 0.5, 0)], {"trained_on": ["p0"]}, protocol=ProtocolSettings()
+    )
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "The model was trained on 1 of these scans: p0." in page
     assert "One patient: there are no intervals" in page
@@ -119,7 +121,7 @@ def test_faint_lesions_are_apart_from_clear_ones_dark_or_bright(folder: Path) ->
 
 
 def test_names_are_text_not_markup(tmp_path: Path) -> None:
-    write_results(tmp_path, [example_report("<b>p0</b>", "p&0", 0.5, 0)], None, protocol=ProtocolSettings())
+    write_result_files(tmp_path, [example_report("<b>p0</b>", "p&0", 0.5, 0)], None, protocol=ProtocolSettings())
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "&lt;b&gt;p0&lt;/b&gt;" in page
     assert "<b>p0" not in page
@@ -142,10 +144,10 @@ def test_a_folder_without_results_is_refused(tmp_path: Path, content: str | None
 
 def test_a_robustness_sweep_has_its_section(tmp_path: Path) -> None:
     write_example(tmp_path / "run")
-    leaf = {"mean": 0.6, "ci95": [0.5, 0.7], "n": 8}
+    estimate = {"mean": 0.6, "ci95": [0.5, 0.7], "n": 8}
     drop = {"mean": -0.125, "ci95": [-0.2, -0.05], "n": 8}
-    of = {"dice": leaf, "f1": leaf, "change_dice": drop, "change_f1": drop}
-    content = {"unchanged": {"dice": leaf, "f1": leaf}, "changes": {"bias_field": of}}
+    of = {"dice": estimate, "f1": estimate, "change_dice": drop, "change_f1": drop}
+    content = {"unchanged": {"dice": estimate, "f1": estimate}, "changes": {"bias_field": of}}
     (tmp_path / "run" / "robustness.json").write_text(json.dumps(content))
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "Other scanners" in headings(page)
@@ -180,14 +182,14 @@ def test_the_worst_lesions_are_the_largest_missed_ones_then_the_poorest_found() 
 
 
 def test_a_leaf_without_interval_is_read() -> None:
-    assert Leaf.of({"mean": None, "ci95": None, "n": 0}) == Leaf(None, None, None, 0)
-    assert Leaf.of({"mean": 0.5, "ci95": [0.4, 0.6], "n": 3}) == Leaf(0.5, 0.4, 0.6, 3)
+    assert Estimate.of({"mean": None, "ci95": None, "n": 0}) == Estimate(None, None, None, 0)
+    assert Estimate.of({"mean": 0.5, "ci95": [0.4, 0.6], "n": 3}) == Estimate(0.5, 0.4, 0.6, 3)
 
 
 def test_keys_are_spoken() -> None:
-    assert spoken("unprompted_fp_per_scan") == "unprompted false lesions per scan"
-    assert spoken("f1, 3 clicks") == "F1, 3 clicks"
-    assert spoken("volume_absolute_error_percent") == "absolute volume error, %"
+    assert in_words("unprompted_fp_per_scan") == "unprompted false lesions per scan"
+    assert in_words("f1, 3 clicks") == "F1, 3 clicks"
+    assert in_words("volume_absolute_error_percent") == "absolute volume error, %"
 
 
 def test_the_same_results_give_the_same_file(folder: Path) -> None:

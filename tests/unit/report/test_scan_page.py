@@ -12,8 +12,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageColor
 
-from mois.evaluation.marks import scale_mm
 from mois.evaluation.overlays import STYLES, grey_levels
+from mois.evaluation.slice_labels import scale_mm
 from mois.records import Volume
 from mois.report.scan_page import KINDS, PAGE, PANELS, PICTURE, draw_lesions, write_scan_page
 from mois.session.output_files import LesionRow

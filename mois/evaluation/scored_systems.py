@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mois.errors import DataError
+from mois.evaluation.evaluate_scans import Evaluation, Score
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.overlays import save_overlay
 from mois.evaluation.predictions import score_predictions
 from mois.evaluation.protocol import evaluate_volume
-from mois.evaluation.run import Evaluation, Score
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import TrueLesions
 from mois.files.atomic import named, one_form
@@ -32,9 +32,11 @@ from mois.scans.volumes import read_on_grid
 from mois.sharing.bundle import Bundle
 from mois.sharing.provenance import code_version, package_versions
 
-Kind = Literal["semantic", "instance"]
+MapKind = Literal["semantic", "instance"]
 Maps = Tensor | Mapping[int, Tensor]
-IDS = "give --kind instance if its numbers are those of lesions; else add it to labels there, or set its voxels to 0"
+CURE_FOR_IDS = (
+    "give --kind instance if its numbers are those of lesions; else add it to labels there, or set its voxels to 0"
+)
 """What to do with numbers that are no classes."""
 
 
@@ -47,7 +49,7 @@ def score_by_model(segmenter: VolumeSegmenter) -> Score:
     return score
 
 
-def score_maps(predictions: Path, prompted: Path | None, kind: Kind) -> Score:
+def score_maps(predictions: Path, prompted: Path | None, kind: MapKind) -> Score:
     """Return what scores the maps in a folder.
 
     Args:
@@ -59,9 +61,9 @@ def score_maps(predictions: Path, prompted: Path | None, kind: Kind) -> Score:
     def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
         found = read_maps(predictions, volume)
         given = None if prompted is None else read_maps(prompted, volume)
-        by_class: Kind = "instance" if isinstance(found, dict) else kind
+        by_class: MapKind = "instance" if isinstance(found, dict) else kind
         if by_class == "semantic" and volume.declared and isinstance(found, Tensor):
-            check_declared(found.numpy(), volume.declared, map_files(predictions, volume.subject)[0], IDS)
+            check_declared(found.numpy(), volume.declared, map_files(predictions, volume.subject)[0], CURE_FOR_IDS)
         report = score_predictions(volume, found, settings, given, kind=by_class)
         if out is not None:
             _write(volume, found, report, by_class, out)
@@ -109,7 +111,7 @@ def _read(path: Path, volume: Volume) -> Tensor:
     return torch.from_numpy(whole_numbers(values, path))
 
 
-def _write(volume: Volume, found: Maps, report: SubjectReport, kind: Kind, out: Path) -> None:
+def _write(volume: Volume, found: Maps, report: SubjectReport, kind: MapKind, out: Path) -> None:
     """Write the lesions of each class as one map, and a picture of them."""
     grid = SliceGrid.of(volume.shape, volume.affine)
     truth = TrueLesions.of(volume, grid)
@@ -141,7 +143,7 @@ def _class(path: Path) -> int:
 Scans = Sequence[SubjectFiles]
 
 
-class Common(NamedTuple):
+class EvaluationOptions(NamedTuple):
     """What both ways of evaluating have in common."""
 
     protocol: ProtocolSettings
@@ -152,7 +154,7 @@ class Common(NamedTuple):
     title: str
 
 
-def of_bundle(base: Common, bundle: Bundle, trained_on: list[str]) -> Evaluation:
+def evaluation_of_bundle(base: EvaluationOptions, bundle: Bundle, trained_on: list[str]) -> Evaluation:
     """Return how to score a model by itself."""
     segmenter = bundle.segmenter()
     identity = bundle.identity.as_dict()
@@ -178,8 +180,12 @@ def of_bundle(base: Common, bundle: Bundle, trained_on: list[str]) -> Evaluation
     )  # fmt: skip
 
 
-def of_maps(
-    base: Common, predictions: Path, prompted: Path | None, kind: Literal["semantic", "instance"], scans: Scans
+def evaluation_of_maps(
+    base: EvaluationOptions,
+    predictions: Path,
+    prompted: Path | None,
+    kind: Literal["semantic", "instance"],
+    scans: Scans,
 ) -> Evaluation:
     """Return how to score the maps of another system, all of which must be there."""
     for folder in (predictions, prompted):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from mois.evaluation.evaluate_scans import Evaluation, evaluate_scans
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.result_records import read_rows
 from mois.evaluation.robustness import CHANGES, ChangedScan, changed, summarise_changes
-from mois.evaluation.run import Evaluation, evaluate_scans
+from mois.evaluation.scored_systems import map_files, read_maps, score_maps
 from mois.evaluation.settings import ProtocolSettings
-from mois.evaluation.sources import map_files, read_maps, score_maps
 from mois.machine.processes import Processes
 from mois.records import Volume
 from mois.scans.datasets import SubjectFiles, read_dataset

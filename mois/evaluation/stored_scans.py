@@ -20,16 +20,16 @@ from mois.files.json_records import check_seal, read_json, sealed
 
 PARTS = ("predictions", "prompted", "overlays")
 """Folders of maps and pictures."""
-_FIRST = ({"files", "report"}, {"files", "figures"})
+_KEYS_WITHOUT_DIGEST = ({"files", "report"}, {"files", "figures"})
 """Keys that such a file had before it had a digest."""
 
 
-def place_of(out: Path, subject: str, part: str = "") -> Path:
+def path_of(out: Path, subject: str, part: str = "") -> Path:
     """Return where it is stored what a scan, or a part of its evaluation, gave."""
     return out / "finished" / part / f"{subject}.json"
 
 
-def store(out: Path, subject: str, files: str, content: Mapping[str, Any], part: str = "") -> None:
+def store_scan(out: Path, subject: str, files: str, content: Mapping[str, Any], part: str = "") -> None:
     """Store what a scan gave.
 
     Args:
@@ -40,12 +40,12 @@ def store(out: Path, subject: str, files: str, content: Mapping[str, Any], part:
         part: Of the evaluation; "" for the scan as it is, whose maps and pictures are written already.
     """
     left = {} if part else {str(path.relative_to(out)): file_sha256(path) for path in _written(out, subject)}
-    write_text(place_of(out, subject, part), json.dumps(sealed({"files": files, "left": left, **content})) + "\n")
+    write_text(path_of(out, subject, part), json.dumps(sealed({"files": files, "left": left, **content})) + "\n")
 
 
-def stored(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any] | None:
+def stored_scan(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any] | None:
     """Return what was stored of a scan, None where it has to be scored (again)."""
-    path = place_of(out, subject, part)
+    path = path_of(out, subject, part)
     if not path.exists():
         return None
     try:
@@ -71,7 +71,7 @@ def _check(content: Any, name: str, part: str) -> None:
     """
     if not isinstance(content, dict):
         raise DataError(f"{name} is no record of a scan.")
-    if {*content} not in _FIRST:
+    if {*content} not in _KEYS_WITHOUT_DIGEST:
         check_seal(content, name)
     key = "figures" if part else "report"
     for wanted, kind in (("files", str), (key, dict)):

@@ -14,10 +14,10 @@ from rich.progress import track
 
 from mois.errors import DataError
 from mois.evaluation.figures import SubjectReport
-from mois.evaluation.finished import PARTS, store, stored
-from mois.evaluation.result_files import add_confidence, write_results
+from mois.evaluation.result_files import add_confidence, write_result_files
 from mois.evaluation.robustness import CHANGES, ChangedScan, changed, plain, summarise_changes, unprompted
 from mois.evaluation.settings import ProtocolSettings
+from mois.evaluation.stored_scans import PARTS, store_scan, stored_scan
 from mois.files.atomic import file_sha256, refuse_links, write_text
 from mois.files.json_records import read_record
 from mois.machine.processes import Processes
@@ -26,7 +26,7 @@ from mois.scans.datasets import SubjectFiles
 from mois.sharing.calibration import Calibration
 from mois.sharing.provenance import plain_settings
 
-ALONE = Processes()
+ONE_PROCESS = Processes()
 Score = Callable[[Volume, ProtocolSettings, Path | None], SubjectReport]
 """Scores a scan, and writes its maps and pictures below a folder if there is one."""
 
@@ -71,7 +71,7 @@ def evaluate_scans(
     scans: Sequence[SubjectFiles],
     out: Path,
     console: Console | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
 ) -> dict[str, Any]:
     """Score scans one after the other and write all results; what `out` holds already is not done again.
 
@@ -94,12 +94,12 @@ def evaluate_scans(
     for scan in scans:
         if scan.label is None and (scan.instances is None or not evaluation.instances):
             raise DataError(f"scan {scan.subject} has no label map to be scored by; add it, or leave the scan out.")
-    _claim(evaluation, out)
+    _refuse_another_evaluation(evaluation, out)
     mine = processes.share(scans)
-    for scan in _shown(mine, f"evaluating {len(mine)} of {len(scans)} scans", console):
+    for scan in _with_progress(mine, f"evaluating {len(mine)} of {len(scans)} scans", console):
         _score(evaluation, scan, out)
     if evaluation.robustness:
-        for scan in _shown(mine, "changing the scans", console):
+        for scan in _with_progress(mine, "changing the scans", console):
             _score_changed(evaluation, scan, out)
     processes.wait()
     if processes.first:
@@ -108,23 +108,27 @@ def evaluate_scans(
     return read_record(out / "metrics.json", dict[str, Any])
 
 
-def _shown(scans: Sequence[SubjectFiles], what: str, console: Console | None) -> Iterable[SubjectFiles]:
+def _with_progress(scans: Sequence[SubjectFiles], what: str, console: Console | None) -> Iterable[SubjectFiles]:
     return track(scans, what, console=console or Console(quiet=True), disable=console is None)
 
 
 def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path) -> None:
     """Write what there is one of, from what is stored of every scan."""
-    files = {scan.subject: _read_of(scan, evaluation) for scan in scans}
-    reports = [SubjectReport.from_json(_finished(out, scan.subject, files[scan.subject])["report"]) for scan in scans]
-    lines = sorted(f"{scan.subject} {_sha256(scan, evaluation)}\n" for scan in scans)
+    files = {scan.subject: _scan_digest(scan, evaluation) for scan in scans}
+    reports = [
+        SubjectReport.from_json(_stored_by_any(out, scan.subject, files[scan.subject])["report"]) for scan in scans
+    ]
+    lines = sorted(f"{scan.subject} {_files_digest(scan, evaluation)}\n" for scan in scans)
     provenance = {**evaluation.provenance, "data": hashlib.sha256("".join(lines).encode()).hexdigest()}
-    write_results(out, reports, provenance, protocol=evaluation.protocol, seed=evaluation.seed)
+    write_result_files(out, reports, provenance, protocol=evaluation.protocol, seed=evaluation.seed)
     if evaluation.calibration is not None:
         add_confidence(out / "candidates.csv", evaluation.calibration)
     if evaluation.robustness:
         changes = [
             ChangedScan(
-                scan.subject, scan.patient, _finished(out, scan.subject, files[scan.subject], "robustness")["figures"]
+                scan.subject,
+                scan.patient,
+                _stored_by_any(out, scan.subject, files[scan.subject], "robustness")["figures"],
             )
             for scan in scans
         ]
@@ -132,7 +136,7 @@ def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path)
         write_text(out / "robustness.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
-def _claim(evaluation: Evaluation, out: Path) -> None:
+def _refuse_another_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write what decides the results, or refuse a folder that holds those of something else.
 
     Raises:
@@ -173,16 +177,16 @@ def _claim(evaluation: Evaluation, out: Path) -> None:
 
 def _score(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
     """Score a scan and store that, unless it is stored."""
-    files = _read_of(scan, evaluation)
-    if stored(out, scan.subject, files) is None:
+    files = _scan_digest(scan, evaluation)
+    if stored_scan(out, scan.subject, files) is None:
         report = evaluation.score(evaluation.read(scan), evaluation.protocol, out)
-        store(out, scan.subject, files, {"report": report.to_json()})
+        store_scan(out, scan.subject, files, {"report": report.to_json()})
 
 
 def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
     """Score a scan in each of its changes and store that, unless it is stored."""
-    files = _read_of(scan, evaluation)
-    known = stored(out, scan.subject, files, "robustness") or {"figures": {}}
+    files = _scan_digest(scan, evaluation)
+    known = stored_scan(out, scan.subject, files, "robustness") or {"figures": {}}
     figures: dict[str, dict[str, float | None]] = known["figures"]
     volume: Volume | None = None
     for name in CHANGES:
@@ -190,12 +194,12 @@ def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> Non
             volume = volume or evaluation.read(scan)
             report = evaluation.score(changed(volume, name, evaluation.seed), plain(evaluation.protocol), None)
             figures[name] = unprompted(report)
-            store(out, scan.subject, files, {"figures": figures}, "robustness")
+            store_scan(out, scan.subject, files, {"figures": figures}, "robustness")
 
 
-def _finished(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any]:
+def _stored_by_any(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any]:
     """Return what is stored of a scan that has been scored."""
-    found = stored(out, subject, files, part)
+    found = stored_scan(out, subject, files, part)
     if found is None:
         raise ValueError(
             f"out={out} lacks what another process made of scan {subject}; choose a folder that all processes share."
@@ -203,14 +207,14 @@ def _finished(out: Path, subject: str, files: str, part: str = "") -> dict[str, 
     return found
 
 
-def _read_of(scan: SubjectFiles, evaluation: Evaluation) -> str:
+def _scan_digest(scan: SubjectFiles, evaluation: Evaluation) -> str:
     """Return a SHA-256 of all that is read of a scan: its files, and what dataset.json and subjects.csv say of it."""
     roles = [None if file is None else file.name for file in _files(scan, evaluation)]  # a class may stand in a name
     told = [scan.patient, sorted(scan.classes.items()), scan.channels.get(evaluation.channel), roles]
-    return hashlib.sha256(f"{_sha256(scan, evaluation)} {json.dumps(told)}".encode()).hexdigest()
+    return hashlib.sha256(f"{_files_digest(scan, evaluation)} {json.dumps(told)}".encode()).hexdigest()
 
 
-def _sha256(scan: SubjectFiles, evaluation: Evaluation) -> str:
+def _files_digest(scan: SubjectFiles, evaluation: Evaluation) -> str:
     """Return a SHA-256 of the files that are read of a scan."""
     total = hashlib.sha256()
     for file in _files(scan, evaluation):

@@ -14,14 +14,14 @@ from PIL import Image
 
 import mois
 from mois.files.atomic import write_text
-from mois.report.results import Leaf
+from mois.report.results import Estimate
 
 NOT_MEASURED = "\N{EN DASH}"
 _MOST_PICTURE_PX = 1800
 
 
 @dataclass(frozen=True)
-class Tile:
+class KeyFigure:
     """A figure that is seen first."""
 
     name: str
@@ -62,10 +62,10 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Sides:
+class SideBySide:
     """Parts beside each other where there is room; style `sides`, or `crops` for many small pictures."""
 
-    parts: Sequence[Part]
+    parts: Sequence[PageElement]
     style: str = "sides"
     kind: ClassVar[str] = "sides"
 
@@ -80,7 +80,7 @@ class Record:
     kind: ClassVar[str] = "record"
 
 
-Part = Table | Picture | Sides | Record
+PageElement = Table | Picture | SideBySide | Record
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Section:
     """A heading, a sentence, and parts."""
 
     title: str
-    parts: Sequence[Part]
+    parts: Sequence[PageElement]
     text: str = ""
 
 
@@ -99,7 +99,7 @@ class Page:
     title: str
     lead: str
     sections: Sequence[Section]
-    tiles: Sequence[Tile] = ()
+    key_figures: Sequence[KeyFigure] = ()
     alarms: Sequence[str] = field(default_factory=tuple)
 
 
@@ -136,8 +136,8 @@ def text_of(value: float | None, digits: int = 3) -> str:
     return NOT_MEASURED if value is None else f"{value:.{digits}f}"
 
 
-def interval_of(leaf: Leaf, digits: int = 3) -> str:
+def interval_of(estimate: Estimate, digits: int = 3) -> str:
     """Return the 95 % interval as text."""
-    if leaf.low is None or leaf.high is None:
+    if estimate.low is None or estimate.high is None:
         return NOT_MEASURED
-    return f"{leaf.low:.{digits}f} to {leaf.high:.{digits}f}"
+    return f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
