@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mois.baselines.nnunet import ReducedSettings, _choose_fold, cpu_seconds
+from mois.baselines.nnunet import ReducedSettings, _choose_fold, cpu_seconds, run_nnunet
 from mois.baselines.raw_dataset import RawExport, semantic_map, write_raw
 from mois.baselines.reduced_nnunet import Size, default_size, reduce_plan
 from mois.cli import main
