@@ -1,4 +1,4 @@
-"""An evaluation of many scans that can be stopped and gone on with: one file per finished scan, then all results."""
+"""Scores many scans. Each finished scan is stored, so a stopped evaluation goes on; then all results are written."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Evaluation:
     Attributes:
         score: Scores one scan.
         protocol: How scans are prompted and scored.
-        identity: What, besides protocol and scans, decides the results, such as the model: plain names and values.
-        provenance: What made the results, for metrics.json.
-        calibration: Turns peaks into confidence; None where there is none.
+        identity: What else decides the results besides protocol and scans, as plain values: the model, for example.
+        provenance: Record of what made the results, for metrics.json.
+        calibration: Turns peaks into confidence; None for no confidence.
         channel: The image to read of each scan.
-        instances: Whether lesions come from maps of lesion ids where there are any.
+        instances: Whether lesions come from maps of lesion ids, if the dataset has them.
         robustness: Whether the scans are scored once more in each of `CHANGES`.
-        seed: Of the bootstrap and the changes.
-        more_files: Returns what else is read for a scan, by its name: a scan is scored again where any has changed.
-        title: Of the report.
+        seed: Seed of the bootstrap and the changes.
+        more_files: Returns further files of a scan by its name. The scan is scored again if one changed.
+        title: Title of the report.
     """
 
     score: Score
@@ -80,8 +80,8 @@ def evaluate_scans(
         scans: Labelled scans.
         out: Folder of the results, the same for all processes; gets metrics.json, tables, predictions, overlays, and
             `finished`, one JSON per scan.
-        console: Where the progress is shown; None shows none.
-        processes: Who shares the scans; the first one writes what there is one of.
+        console: Where the progress is shown; None shows no progress.
+        processes: Processes that share the scans; the first process writes the results of all scans.
 
     Returns:
         What stands in metrics.json.
@@ -113,7 +113,7 @@ def _with_progress(scans: Sequence[SubjectFiles], what: str, console: Console | 
 
 
 def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path) -> None:
-    """Write what there is one of, from what is stored of every scan."""
+    """Write the results of all scans, from the stored result of each scan."""
     files = {scan.subject: _scan_digest(scan, evaluation) for scan in scans}
     reports = [
         SubjectReport.from_json(_stored_by_any(out, scan.subject, files[scan.subject])["report"]) for scan in scans
@@ -137,10 +137,10 @@ def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path)
 
 
 def _refuse_another_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """Write what decides the results, or refuse a folder that holds those of something else.
+    """Record in the folder what decides the results, or refuse a folder with the results of another evaluation.
 
     Raises:
-        ValueError: Naming what differs, or what is of no evaluation; or that a link leads out of the folder.
+        ValueError: If the folder holds another evaluation or other files, or a link leads out of it.
     """
     refuse_links(out, ("", *PARTS, "overlays/worst", "finished", "finished/robustness"))
     mine = plain_settings({"protocol": asdict(evaluation.protocol), **evaluation.identity})
@@ -176,7 +176,7 @@ def _refuse_another_evaluation(evaluation: Evaluation, out: Path) -> None:
 
 
 def _score(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
-    """Score a scan and store that, unless it is stored."""
+    """Score a scan and store its result, unless it is stored already."""
     files = _scan_digest(scan, evaluation)
     if stored_scan(out, scan.subject, files) is None:
         report = evaluation.score(evaluation.read(scan), evaluation.protocol, out)
@@ -184,7 +184,7 @@ def _score(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
 
 
 def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
-    """Score a scan in each of its changes and store that, unless it is stored."""
+    """Score a scan under each change and store the results, unless they are stored already."""
     files = _scan_digest(scan, evaluation)
     known = stored_scan(out, scan.subject, files, "robustness") or {"figures": {}}
     figures: dict[str, dict[str, float | None]] = known["figures"]
@@ -198,7 +198,7 @@ def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> Non
 
 
 def _stored_by_any(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any]:
-    """Return what is stored of a scan that has been scored."""
+    """Return the stored result of a scan, which this or another process scored."""
     found = stored_scan(out, subject, files, part)
     if found is None:
         raise ValueError(
@@ -208,7 +208,7 @@ def _stored_by_any(out: Path, subject: str, files: str, part: str = "") -> dict[
 
 
 def _scan_digest(scan: SubjectFiles, evaluation: Evaluation) -> str:
-    """Return a SHA-256 of all that is read of a scan: its files, and what dataset.json and subjects.csv say of it."""
+    """Return a SHA-256 of a scan: its files, and its entries in dataset.json and subjects.csv."""
     roles = [None if file is None else file.name for file in _files(scan, evaluation)]  # a class may stand in a name
     told = [scan.patient, sorted(scan.classes.items()), scan.channels.get(evaluation.channel), roles]
     return hashlib.sha256(f"{_files_digest(scan, evaluation)} {json.dumps(told)}".encode()).hexdigest()
@@ -224,6 +224,6 @@ def _files_digest(scan: SubjectFiles, evaluation: Evaluation) -> str:
 
 
 def _files(scan: SubjectFiles, evaluation: Evaluation) -> list[Path | None]:
-    """Return what is read of a scan: image, label map, lesion ids, None where there is none; and what else is."""
+    """Return the files of a scan: image, label map and lesion ids (None if missing), then `more_files`."""
     ids = scan.instances if evaluation.instances else None
     return [scan.images.get(evaluation.channel), scan.label, ids, *evaluation.more_files(scan.subject)]

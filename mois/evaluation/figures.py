@@ -1,4 +1,4 @@
-"""What an evaluation says about a scan: figures, one row per lesion, and curves over the number of exemplars."""
+"""Scores of a scan: figures, one row per lesion, and curves over the number of exemplars."""
 
 from __future__ import annotations
 
@@ -18,58 +18,61 @@ Third = Literal["lower", "middle", "upper"]
 
 
 def measured(value: float) -> float | None:
-    """Return None for NaN: what could not be measured is null in every file, never zero."""
+    """Return None for NaN: a figure that could not be measured is null in every file, never zero."""
     return None if isnan(value) else float(value)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one class of one scan; None where there is nothing to measure them on.
+    """The figures of one class of one scan. A figure is None if there is nothing to measure it on.
 
-    `right`, `wrong`, `swapped` and `no_exemplars` are voxel Dice on lesions that are never prompted, however many are.
-    The lesions that may be prompted, of every class, are taken out of truth and prediction alike, with a margin around
-    each: the same voxels for all four, so that an answer that ignores its exemplars scores right = wrong exactly, and
-    as large a share of the other classes' lesions as of the scored class's, so that neither is favoured.
+    `right`, `wrong`, `swapped` and `no_exemplars` are voxel Dice on lesions that are never prompted.
 
-    The figures from `unprompted_dice` to `unprompted_volume_absolute_error_percent` are of what is propagated, on every
-    lesion of this class that was not prompted this time, the prompted ones being taken out; lesions of other classes
-    that were found count against them. Lesions are matched one to one, IoU >= 0.1. The figures whose names begin with
-    `scan` are of all that the reader ends up with (prompted and tracked, and propagated) on all lesions of the class.
+    - The promptable lesions of every class are taken out of truth and prediction, with a margin around each.
+    - All four figures leave out the same voxels. So an answer that ignores its exemplars scores right = wrong exactly.
+    - The same share of lesions is taken out of every class. So no class is favoured.
+
+    The figures from `unprompted_dice` to `unprompted_volume_absolute_error_percent` score what was propagated, on the
+    lesions of this class that were not prompted this time. The prompted lesions are taken out. Found lesions of other
+    classes count as false. Lesions are matched one to one, IoU >= 0.1.
+
+    The figures whose names begin with `scan` score the reader's final result on all lesions of the class. The final
+    result is the prompted and tracked lesions, and the propagated ones.
 
     Attributes:
-        right: With exemplars of this class.
-        wrong: On the same lesions, with exemplars of another class (mean over the other classes).
-        swapped: On the never-prompted lesions of the other classes, with their own exemplars (mean over them): an empty
-            answer to the wrong exemplars is no way out.
-        no_exemplars: On the lesions of `right`, with K = 0.
+        right: Dice with exemplars of this class.
+        wrong: Dice on the same lesions, with exemplars of another class; the mean over the other classes.
+        swapped: Dice on the never-prompted lesions of the other classes, with their own exemplars; the mean over these
+            classes. It shows a model that answers other exemplars with nothing.
+        no_exemplars: Dice on the lesions of `right`, with K = 0.
         exemplar_gain: `right` minus `no_exemplars`; below 0 the exemplars do harm.
         unprompted_dice: Voxel Dice.
-        lesion_f1: Of lesions.
-        lesion_precision: Share of the lesions found that are true.
+        lesion_f1: Lesion F1.
+        lesion_precision: Share of the found lesions that are true.
         lesion_recall: Share of the true lesions that were found.
-        false_lesions: How many of the lesions found match no true one: those of the next two together.
-        false_apart: How many of these touch no true voxel, of whatever class.
-        fragments: How many of these touch one: mostly further pieces of a true lesion that another one stands for.
-        unprompted_panoptic_quality: Sum of IoU over pairs of IoU >= 0.5, over the mean number of true and found ones.
-        unprompted_surface_dice: Share of the surfaces that lies within `ProtocolSettings.surface_mm` of the other one.
+        false_lesions: Number of found lesions that match no true lesion: `false_apart` and `fragments` together.
+        false_apart: Number of false lesions that touch no true voxel of any class.
+        fragments: Number of false lesions that touch a true voxel: mostly further pieces of a lesion that was found.
+        unprompted_panoptic_quality: Sum of IoU over pairs of IoU >= 0.5, over the mean count of true and found lesions.
+        unprompted_surface_dice: Share of both surfaces within `ProtocolSettings.surface_mm` of the other surface.
         unprompted_volume_error_ml: Found minus true volume.
-        unprompted_volume_error_percent: The same, of the true volume.
-        unprompted_volume_absolute_error_percent: The same without its sign.
-        prompted_dice: Mean over the prompted lesions of each one's own Dice in 3-D, clicked on one slice and tracked.
-        prompted_lesions: How many were prompted.
-        prompted_clicks: Clicks that this took; a correction where nothing is wrong is none.
-        scan_dice: Voxel Dice.
-        scan_lesion_f1: Of lesions.
-        scan_lesion_precision: Likewise.
-        scan_lesion_recall: Likewise.
-        scan_false_lesions: Likewise.
-        scan_false_apart: Likewise.
-        scan_fragments: Likewise.
-        scan_panoptic_quality: Likewise.
-        scan_surface_dice: Likewise.
-        scan_volume_error_ml: Likewise.
-        scan_volume_error_percent: Likewise.
-        scan_volume_absolute_error_percent: Likewise.
+        unprompted_volume_error_percent: Found minus true volume, in percent of the true volume.
+        unprompted_volume_absolute_error_percent: The volume error in percent, without its sign.
+        prompted_dice: Mean Dice in 3-D of the prompted lesions, each clicked on one slice and tracked.
+        prompted_lesions: Number of prompted lesions.
+        prompted_clicks: Number of clicks. A correction is no click if nothing is wrong.
+        scan_dice: Voxel Dice of the whole scan.
+        scan_lesion_f1: Lesion F1 of the whole scan.
+        scan_lesion_precision: Lesion precision of the whole scan.
+        scan_lesion_recall: Lesion recall of the whole scan.
+        scan_false_lesions: Number of false lesions in the whole scan.
+        scan_false_apart: Number of false lesions in the whole scan that touch no true voxel.
+        scan_fragments: Number of false lesions in the whole scan that touch a true voxel.
+        scan_panoptic_quality: Panoptic quality of the whole scan.
+        scan_surface_dice: Surface Dice of the whole scan.
+        scan_volume_error_ml: Found minus true volume of the whole scan.
+        scan_volume_error_percent: Volume error of the whole scan, in percent of the true volume.
+        scan_volume_absolute_error_percent: Volume error of the whole scan in percent, without its sign.
     """
 
     right: float | None = None
@@ -109,7 +112,7 @@ class Figures:
     def of_words(
         cls, right: float | None, wrong: float | None, swapped: float | None, no_exemplars: float | None
     ) -> Figures:
-        """Return what the exemplars decide, alone."""
+        """Return the figures that compare exemplars, without the others."""
         gain = None if right is None or no_exemplars is None else right - no_exemplars
         return cls(right, wrong, swapped, no_exemplars, gain)
 
@@ -167,13 +170,13 @@ class PaperFigures:
     a lesion counts as found where any voxel is; two empty masks agree.
 
     Attributes:
-        scan_dice: Voxel Dice of what is left.
-        f1: By any overlap.
-        precision: Likewise.
-        recall: Likewise.
-        gated_scan_dice: As `scan_dice`, with nothing propagated where the truth has fewer than 20 components: what the
-            paper's evaluation did, which takes knowledge of the truth.
-        gated_f1: As `f1`, likewise.
+        scan_dice: Voxel Dice of the remaining components.
+        f1: Lesion F1 by any overlap.
+        precision: Lesion precision by any overlap.
+        recall: Lesion recall by any overlap.
+        gated_scan_dice: As `scan_dice`, but nothing is propagated if the truth has fewer than 20 components. The
+            paper's evaluation did this. It needs the truth.
+        gated_f1: As `f1`, with the same gate.
     """
 
     scan_dice: float | None = None
@@ -195,7 +198,7 @@ class CountPoint:
 
     Attributes:
         count: Exemplars asked for; 0 is `Figures.no_exemplars`.
-        used: Exemplars there were: fewer where the class has too few lesions that may be prompted.
+        used: Exemplars used: fewer if the class has too few lesions that may be prompted.
         right: As in `Figures`.
         wrong: As in `Figures`.
         swapped: As in `Figures`.
@@ -220,22 +223,23 @@ class CountPoint:
 
 @dataclass(frozen=True)
 class TrueLesionRow:
-    """What became of one true lesion.
+    """One true lesion, and how well it was found.
 
     Attributes:
         lesion: Its id in the instance map.
         volume_ml: Its true volume.
         role: `prompted`; `promptable` but not prompted this time; `never` prompted.
-        found: Whether a found lesion matches it, one to one, IoU >= 0.1: among all that the reader ends up with if it
-            was prompted, among what was propagated (as in `Figures.lesion_recall`) if not.
-        iou: With that lesion; 0 where there is none.
-        dice: With that lesion; of a prompted lesion: with what its own click gave.
-        x_mm: Its centre of mass, LPS.
-        y_mm: Likewise.
-        z_mm: Likewise.
-        third: Of the scan's extent from feet to head, where its centre lies.
-        contrast: Mean normalised intensity inside minus that of a ring around it; None where other lesions fill it.
-        fragments: How many found lesions that match no true one touch it; None in results of earlier versions.
+        found: Whether a found lesion matches it, one to one, IoU >= 0.1. For a prompted lesion this is a lesion of the
+            final result, for any other lesion a propagated one (as in `Figures.lesion_recall`).
+        iou: IoU with the matching lesion; 0 without a match.
+        dice: Dice with the matching lesion. For a prompted lesion: Dice with what its own click gave.
+        x_mm: Centre of mass towards the left, LPS.
+        y_mm: Centre of mass towards the back, LPS.
+        z_mm: Centre of mass towards the head, LPS.
+        third: Third of the scan, from feet to head, that holds its centre.
+        contrast: Mean normalised intensity inside minus the mean in a ring around it; None if other lesions fill the
+            ring.
+        fragments: Number of false lesions that touch it; None in results of earlier versions.
     """
 
     lesion: int
@@ -254,12 +258,12 @@ class TrueLesionRow:
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """What might have been a lesion, before `InferenceSettings.peak_threshold`: what a calibration is fitted on.
+    """A candidate before `InferenceSettings.peak_threshold` is applied. Calibrations are fitted on candidates.
 
     Attributes:
-        peak: The highest probability within it.
-        hit: Whether it matches a true lesion of the class, one to one among all candidates, IoU >= 0.1.
-        volume_ml: Its volume.
+        peak: Highest probability in the candidate.
+        hit: Whether the candidate matches a true lesion of the class, one to one among all candidates, IoU >= 0.1.
+        volume_ml: Volume of the candidate.
     """
 
     peak: float
@@ -272,12 +276,12 @@ class ClassReport:
     """One class of one scan.
 
     Attributes:
-        target_class: Which.
-        figures: What was measured.
-        curve: Over numbers of exemplars, for each number of clicks.
+        target_class: The class.
+        figures: Its figures.
+        curve: Points over numbers of exemplars, for each number of clicks.
         lesions: One row per true lesion.
-        false_volumes_ml: Of the false ones among what was propagated.
-        paper: By the paper's rules, where these were asked for.
+        false_volumes_ml: Volumes of the false propagated lesions.
+        paper: Figures by the paper's rules, if they were asked for.
     """
 
     target_class: int
@@ -294,11 +298,11 @@ class SubjectReport:
 
     Attributes:
         subject: Name of the scan.
-        patient: Whom it was taken of.
-        classes: Of the target class, or of every class that the scan has lesions of; empty where it has none.
+        patient: Name of the patient.
+        classes: Reports on the target class, or on every class that has lesions in the scan.
         false_without_exemplars: Lesions found with K = 0 that touch no true lesion of any class.
         seconds: Wall seconds by step.
-        candidates: Of every class scored, outside of the prompted lesions; none of a scan that has no lesions.
+        candidates: Candidates of every scored class, outside of the prompted lesions.
     """
 
     subject: str
@@ -315,7 +319,7 @@ class SubjectReport:
 
     @property
     def paper(self) -> PaperFigures | None:
-        """Mean over the classes; None where the paper's rules were not asked for."""
+        """Mean over the classes; None if the paper's rules were not asked for."""
         parts = [report.paper for report in self.classes if report.paper is not None]
         return PaperFigures.mean(parts) if parts else None
 
@@ -358,7 +362,7 @@ class SubjectReport:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of the report, ready for JSON; `from_json` gives it back unchanged."""
+        """Return the whole report as plain values for JSON; `from_json` reads it back."""
         return asdict(self)
 
     @classmethod
@@ -366,7 +370,7 @@ class SubjectReport:
         """Return the report that `to_json` stored, by this version or an earlier one.
 
         Raises:
-            DataError: If it is nothing of the kind.
+            DataError: If it is no report.
         """
         return as_record(stored, cls, name, "score the scan again", complete=False)
 
@@ -390,6 +394,6 @@ def _mean_point(points: Sequence[CountPoint]) -> CountPoint:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Return the mean of what was measured; None where nothing was."""
+    """Return the mean of the values that are not None; None if all are None."""
     measured = [value for value in values if value is not None and not np.isnan(value)]
     return float(np.mean(measured)) if measured else None

@@ -20,10 +20,9 @@ class Reader:
 
     Attributes:
         strategy: `random`; `largest` first; `spread`: evenly over the lesions' sizes, the middle one first.
-        seed: Of every choice; the same seed and lesions give the same choice.
-        noise_mm: How far clicks fall from where they were meant, in plane: standard deviation along rows and along
-            columns. 0 is a perfect hand.
-        miss: Share of the lesions that may be prompted that this reader overlooks; at least one is seen.
+        seed: Seed of every choice. The same seed and lesions give the same choice.
+        noise_mm: Distance by which clicks miss their aim, in plane: standard deviation along rows and along columns.
+        miss: Share of the promptable lesions that the reader overlooks; the reader sees at least one.
     """
 
     strategy: Strategy = "random"
@@ -32,7 +31,7 @@ class Reader:
     miss: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse settings out of range."""
         if self.strategy not in ("random", "largest", "spread"):
             raise ValueError(f"reader.strategy={self.strategy!r} is unknown; choose random, largest or spread.")
         if not self.noise_mm >= 0:
@@ -41,13 +40,13 @@ class Reader:
             raise ValueError(f"reader.miss={self.miss} must be at least 0 and below 1.")
 
     def shake(self, prompts: Prompts, pixel_mm: float, patch_px: int, generator: torch.Generator) -> Prompts:
-        """Return the prompts with the last click of each image as far off as this reader's hand is.
+        """Return the prompts with the last click of each image moved by the reader's error.
 
         Args:
             prompts: Q clicks on each of N images, in pixels.
             pixel_mm: Edge of a pixel.
             patch_px: Edge of the patch; no click leaves it.
-            generator: Where the noise comes from; untouched by a perfect hand.
+            generator: Source of the error; unused if `noise_mm` is 0.
         """
         if self.noise_mm == 0:
             return prompts
@@ -57,16 +56,16 @@ class Reader:
         return prompts._replace(points=points)
 
     def hold_out(self, volumes_ml: Mapping[int, float]) -> tuple[list[int], list[int]]:
-        """Split the lesions of a class into those that may be prompted and those that never are.
+        """Split the lesions of a class into promptable lesions and never-prompted lesions.
 
-        Lesions are paired by size, and a coin decides which of each pair is never prompted: both halves hold big and
-        small ones. The split depends on the seed and on the lesions, never on how many of them are prompted.
+        Lesions are paired by size. A coin decides which of each pair is never prompted. So both halves hold large and
+        small lesions. The split depends on the seed and on the lesions, not on how many of them are prompted.
 
         Args:
             volumes_ml: Lesion id to volume in millilitres.
 
         Returns:
-            Ids that may be prompted and ids that never are, ascending. A single lesion may be prompted.
+            Ids of the promptable and of the never-prompted lesions, ascending. A single lesion is promptable.
         """
         rng = np.random.default_rng([self.seed, 1])
         by_size = sorted(volumes_ml, key=lambda lesion: (-volumes_ml[lesion], lesion))
@@ -84,12 +83,12 @@ class Reader:
     def choose_lesions(self, volumes_ml: Mapping[int, float], count: int) -> list[int]:
         """Return the ids of the lesions to prompt, in the order in which they are prompted.
 
-        The choice of fewer lesions is always the beginning of the choice of more, so that curves over their number
-        compare like with like.
+        A choice of fewer lesions is always the beginning of a choice of more. So the points of a curve can be
+        compared.
 
         Args:
-            volumes_ml: Lesion id to volume in millilitres, of the lesions that may be prompted.
-            count: How many; all of those that the reader sees where there are fewer.
+            volumes_ml: Lesion id to volume in millilitres, of the promptable lesions.
+            count: Number of lesions; the reader may see fewer.
         """
         volumes_ml = self._seen(volumes_ml)
         by_size = sorted(volumes_ml, key=lambda lesion: (-volumes_ml[lesion], lesion))

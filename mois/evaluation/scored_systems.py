@@ -1,4 +1,4 @@
-"""What scores a scan for `mois evaluate`: a model that is prompted, or maps that another system wrote."""
+"""The two systems that `mois evaluate` scores: a model that is prompted, or maps that another system wrote."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ Maps = Tensor | Mapping[int, Tensor]
 CURE_FOR_IDS = (
     "give --kind instance if its numbers are those of lesions; else add it to labels there, or set its voxels to 0"
 )
-"""What to do with numbers that are no classes."""
+"""Cure for a map whose numbers are no classes."""
 
 
 def score_by_model(segmenter: VolumeSegmenter) -> Score:
-    """Return what prompts a model, propagates and scores."""
+    """Return a function that prompts a model on a scan and scores it."""
 
     def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
         return evaluate_volume(segmenter, volume, settings, out)
@@ -50,11 +50,11 @@ def score_by_model(segmenter: VolumeSegmenter) -> Score:
 
 
 def score_maps(predictions: Path, prompted: Path | None, kind: MapKind) -> Score:
-    """Return what scores the maps in a folder.
+    """Return a function that scores the map of a scan.
 
     Args:
         predictions: Maps SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on.
-        prompted: Folder `prompted` of another run, or None for the system alone.
+        prompted: Folder `prompted` of another run; None scores the system alone.
         kind: Whether numbers are classes or lesions.
     """
 
@@ -73,7 +73,7 @@ def score_maps(predictions: Path, prompted: Path | None, kind: MapKind) -> Score
 
 
 def map_files(folder: Path, subject: str) -> list[Path]:
-    """Return the maps of a scan: SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on; none where there are none."""
+    """Return the map files of a scan: SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on; [] if there are none."""
     whole = [path for ending in FILE_ENDINGS if (path := named(folder / f"{subject}{ending}")).is_file()]
     start = one_form(subject)
     return whole or sorted(
@@ -88,7 +88,7 @@ def read_maps(folder: Path, volume: Volume) -> Maps:
     """Return the map of a scan (I, J, K) int32, or one for each class.
 
     Raises:
-        DataError: If there is none, or one that is not on the scan's grid.
+        DataError: If the scan has no map, or a map is not on its grid.
     """
     files = map_files(folder, volume.subject)
     if not files:
@@ -135,7 +135,7 @@ def _ending(path: Path) -> str:
 
 
 def _class(path: Path) -> int:
-    """Return the class in a file's name, 0 where there is none."""
+    """Return the class in a file's name; 0 if the name holds no class."""
     number = path.name.removesuffix(_ending(path)).rpartition("_class")[2]
     return int(number) if number.isdigit() else 0
 
@@ -144,7 +144,7 @@ Scans = Sequence[SubjectFiles]
 
 
 class EvaluationOptions(NamedTuple):
-    """What both ways of evaluating have in common."""
+    """Options that hold for both systems; see `Evaluation`."""
 
     protocol: ProtocolSettings
     channel: int
@@ -155,7 +155,13 @@ class EvaluationOptions(NamedTuple):
 
 
 def evaluation_of_bundle(base: EvaluationOptions, bundle: Bundle, trained_on: list[str]) -> Evaluation:
-    """Return how to score a model by itself."""
+    """Return the evaluation of a model.
+
+    Args:
+        base: Options.
+        bundle: The model.
+        trained_on: Names of the scored scans that the model was trained on.
+    """
     segmenter = bundle.segmenter()
     identity = bundle.identity.as_dict()
     precision = settled(segmenter.device, bundle.inference.precision)  # `auto` differs by device
@@ -187,7 +193,11 @@ def evaluation_of_maps(
     kind: Literal["semantic", "instance"],
     scans: Scans,
 ) -> Evaluation:
-    """Return how to score the maps of another system, all of which must be there."""
+    """Return the evaluation of another system's maps.
+
+    Raises:
+        ValueError: If a folder or the map of a scan is missing.
+    """
     for folder in (predictions, prompted):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{folder}: there is no such folder; give one with a map SUBJECT.nii.gz for each scan.")

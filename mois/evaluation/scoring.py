@@ -1,4 +1,4 @@
-"""From what a system found in a scan to figures, whichever system that is."""
+"""Figures of what a system found in a scan. The system may be our model or another one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from mois.metrics.surface import surface_dice
 
 @dataclass(frozen=True)
 class ClassResult:
-    """What a system made of one class of a scan.
+    """The lesions of one class that a system found in a scan.
 
     Attributes:
-        prompted: Ids of the lesions that were prompted, in this order; taken out where the others are scored.
-        found: Instance map (S, H, W) of what was propagated.
-        tracked: Instance map of the prompted lesions, the n-th of them with id n + 1; None for a system that was not
-            given them.
-        clicks: How many were made.
+        prompted: Ids of the prompted lesions, in order; they are taken out where the other lesions are scored.
+        found: Instance map (S, H, W) of the propagated lesions.
+        tracked: Instance map of the prompted lesions; the n-th has id n + 1. None if the system was not given them.
+        clicks: Number of clicks.
     """
 
     prompted: tuple[int, ...]
@@ -36,18 +35,18 @@ class ClassResult:
 def score_answer(
     truth: TrueLesions, plan: ClassPlan, answer: ClassResult, settings: ProtocolSettings, conditioning: Figures
 ) -> tuple[Figures, tuple[TrueLesionRow, ...], tuple[float, ...], InstanceMap]:
-    """Score what a system made of one class of a scan.
+    """Score what a system found of one class in a scan.
 
     Args:
         truth: The true lesions.
-        plan: What may be prompted, of this class.
-        answer: What is scored.
-        settings: How much around a prompted lesion is taken out with it, and the tolerance of the surface Dice.
+        plan: Which lesions of this class are prompted.
+        answer: What the system found.
+        settings: Margin around prompted lesions, and tolerance of the surface Dice.
         conditioning: Figures that are known already.
 
     Returns:
-        All figures, a row per true lesion, the volumes of the false ones in millilitres, and all that the reader ends
-        up with as an instance map.
+        All figures, a row per true lesion, the volumes of the false lesions in millilitres, and the final result as an
+        instance map.
     """
     result = answer.found if answer.tracked is None else merge_found(answer.tracked, answer.found)
     rest, taken_out = unprompted_lesions(truth, plan, answer.prompted, settings.margin_px)
@@ -82,7 +81,7 @@ def score_answer(
 def unprompted_lesions(
     truth: TrueLesions, plan: ClassPlan, prompted: Sequence[int], margin_px: int
 ) -> tuple[InstanceMap, Mask]:
-    """Return the lesions of a class that were not prompted, (S, H, W), and where the prompted ones are taken out."""
+    """Return the unprompted lesions of a class, (S, H, W), and the mask of the prompted lesions with margin."""
     rest = truth.only([lesion for lesion in plan.lesions if lesion not in prompted])
     return rest, dilate_in_plane(truth.only(prompted) > 0, margin_px)
 
@@ -107,7 +106,7 @@ def curve_point(
 
 
 def candidate_rows(candidates: Candidates, rest: InstanceMap, taken_out: Mask, voxel_ml: float) -> list[CandidateRow]:
-    """Return which candidates are lesions of the class, without those that are taken out with the prompted ones."""
+    """Return a row per candidate outside of the prompted lesions: whether it is a lesion of the class."""
     matches = Overlap.of(candidates.lesions, rest, taken_out).match()
     voxels = np.bincount(candidates.lesions.reshape(-1), minlength=1)
     hits = set(matches.pairs.values())
@@ -120,8 +119,8 @@ def candidate_rows(candidates: Candidates, rest: InstanceMap, taken_out: Mask, v
 def merge_found(tracked: InstanceMap, found: InstanceMap) -> InstanceMap:
     """Return prompted and propagated lesions as one instance map.
 
-    A found lesion of which at least half lies in tracked ones is the same lesion, and its voxels join the one that it
-    shares most with. Any other keeps what lies outside the tracked lesions, under a new id.
+    - If at least half of a found lesion lies in tracked lesions, it joins the tracked lesion that it shares most with.
+    - Any other found lesion keeps its voxels outside the tracked lesions, under a new id.
 
     Args:
         tracked: Instance map (S, H, W) int32 of the prompted lesions, which keep their ids.
@@ -189,7 +188,7 @@ def _further(overlap: Overlap, voxel_ml: float) -> dict[str, float | None]:
 
 
 def _own_dice(tracked: InstanceMap, truth: InstanceMap, prompted: Sequence[int]) -> dict[int, float]:
-    """Return the Dice of each prompted lesion with what its own click gave; 0 where that is nothing."""
+    """Return the Dice of each prompted lesion with the mask of its own clicks; 0 if that is empty."""
     overlap = Overlap.of(tracked, truth)
     dice = overlap.lesion_dice()
     rows = {int(found): row for row, found in enumerate(overlap.found_ids)}
@@ -233,12 +232,12 @@ PAPER_MIN_ML = 2.0
 
 
 def score_by_paper(truth: Mask, found: Mask, prompted: Mask, voxel_ml: float) -> PaperFigures:
-    """Score all that was prompted or propagated by the paper's rules.
+    """Score the prompted and propagated lesions by the rules of arXiv 2509.19277.
 
     Args:
         truth: (S, H, W) bool, all lesions of a class.
-        found: What was propagated.
-        prompted: The prompted lesions as clicked and tracked.
+        found: (S, H, W) bool, the propagated lesions.
+        prompted: (S, H, W) bool, the prompted lesions as clicked and tracked.
         voxel_ml: Volume of a voxel in millilitres.
     """
     all_of_it, few = found | prompted, int(components(truth).max(initial=0)) < PAPER_LESIONS

@@ -15,10 +15,10 @@ BINS_ML = (0.5, 2.0, 10.0)
 
 
 def size_bins(edges_ml: Sequence[float]) -> dict[str, tuple[float, float]]:
-    """Return the bins of lesions by size: name to lower end, which is included, and upper end.
+    """Return the size bins of lesions: name to lower end (included) and upper end (excluded).
 
     Raises:
-        ValueError: If the volumes between them are not ascending, or their first six digits are the same.
+        ValueError: If the volumes do not ascend, or two are equal in six digits.
     """
     edges = [float(edge) for edge in edges_ml]
     if not edges or edges[0] <= 0 or not all(map(isfinite, edges)) or any(a >= b for a, b in pairwise(edges)):
@@ -31,7 +31,7 @@ def size_bins(edges_ml: Sequence[float]) -> dict[str, tuple[float, float]]:
 
 
 def surface_key(surface_mm: float) -> str:
-    """Return what the surface Dice of a tolerance is called in metrics.json."""
+    """Return the name of the surface Dice in metrics.json for a tolerance."""
     return f"surface_dice_{surface_mm:g}mm"
 
 
@@ -40,17 +40,17 @@ class ProtocolSettings:
     """How a scan is prompted and scored.
 
     Attributes:
-        prompted: How many lesions of a class the reader prompts; all that may be prompted where there are fewer.
+        prompted: Number of lesions of a class that the reader prompts; fewer if fewer are promptable.
         clicks: Clicks per prompted lesion: one in its middle, then corrections.
-        masks: What becomes an exemplar: the mask that the clicks gave, or the true one.
-        reader: Who chooses the lesions, and how well they are clicked.
-        counts: Numbers of exemplars for the curves, such as 0, 1, 3, 5, 10, 20; empty for no curves.
-        curve_clicks: Numbers of clicks for the curves, such as 1 and 3; empty for `clicks` alone.
+        masks: What becomes an exemplar: the mask that the clicks gave, or the true mask.
+        reader: Which lesions the reader chooses, and how well it clicks.
+        counts: Numbers of exemplars for the curves, for example 0, 1, 3, 5, 10, 20; empty for no curves.
+        curve_clicks: Numbers of clicks for the curves, for example 1 and 3; empty for `clicks` alone.
         target_class: The class to score; None scores every class and averages.
-        margin_px: How many pixels around a prompted lesion, in plane, are taken out with it.
+        margin_px: Pixels around a prompted lesion, in plane, that are taken out with it.
         surface_mm: Tolerance of the surface Dice: a voxel's edge or two, and well below a lesion's diameter.
-        bins_ml: Volumes between the bins of lesions by size, ascending.
-        rules: `paper` scores every scan by the rules of arXiv 2509.19277 as well, never instead.
+        bins_ml: Volumes between the size bins of lesions, ascending.
+        rules: `paper` scores every scan also by the rules of arXiv 2509.19277.
     """
 
     prompted: int = 5
@@ -66,7 +66,7 @@ class ProtocolSettings:
     bins_ml: tuple[float, ...] = BINS_ML
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Refuse settings out of range."""
         if self.prompted < 0 or any(count < 0 for count in self.counts):
             raise ValueError(f"protocol.prompted={self.prompted} and protocol.counts={self.counts} must be 0 or more.")
         if self.clicks < 1 or any(count < 1 for count in self.curve_clicks):
@@ -87,8 +87,8 @@ class ProtocolSettings:
         """Return which classes of a scan are scored.
 
         Args:
-            classes: Those that it has lesions of.
-            declared: Those that its dataset declares; empty where nobody says.
+            classes: Classes that the scan has lesions of.
+            declared: Classes that its dataset declares; empty if unknown.
 
         Raises:
             ValueError: If the class to score is not declared.
@@ -102,5 +102,5 @@ class ProtocolSettings:
 
     @property
     def every_clicks(self) -> tuple[int, ...]:
-        """Numbers of clicks for the curves; none where there are no curves."""
+        """Numbers of clicks for the curves; empty without curves."""
         return (self.curve_clicks or (self.clicks,)) if self.counts else ()

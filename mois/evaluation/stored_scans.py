@@ -1,7 +1,10 @@
-"""What an evaluation keeps of each finished scan, so that a scan is not scored twice.
+"""The stored result of each finished scan, so that a scan is not scored twice.
 
-A file is believed as long as it is as it was written, the scan's files are the same, and what was written beside it is
-still there. Anything else is no error: the scan is scored again.
+A scan is scored again, without an error, in three cases:
+
+- The stored file was changed.
+- The files of the scan were changed.
+- A map or picture that was written with it is missing or was changed.
 """
 
 from __future__ import annotations
@@ -19,32 +22,32 @@ from mois.files.atomic import file_sha256, write_text
 from mois.files.json_records import check_seal, read_json, sealed
 
 PARTS = ("predictions", "prompted", "overlays")
-"""Folders of maps and pictures."""
+"""Folders that hold the maps and pictures of scans."""
 _KEYS_WITHOUT_DIGEST = ({"files", "report"}, {"files", "figures"})
-"""Keys that such a file had before it had a digest."""
+"""Keys of stored files of versions without a digest."""
 
 
 def path_of(out: Path, subject: str, part: str = "") -> Path:
-    """Return where it is stored what a scan, or a part of its evaluation, gave."""
+    """Return the file that stores the result of a scan, or of a part of its evaluation."""
     return out / "finished" / part / f"{subject}.json"
 
 
 def store_scan(out: Path, subject: str, files: str, content: Mapping[str, Any], part: str = "") -> None:
-    """Store what a scan gave.
+    """Store the result of a scan.
 
     Args:
         out: Folder of the results.
         subject: The scan.
         files: SHA-256 of the scan's files.
-        content: `report`, or with a part `figures`.
-        part: Of the evaluation; "" for the scan as it is, whose maps and pictures are written already.
+        content: `report`; for a part `figures`.
+        part: Part of the evaluation; "" for the unchanged scan, whose maps and pictures are written already.
     """
     left = {} if part else {str(path.relative_to(out)): file_sha256(path) for path in _written(out, subject)}
     write_text(path_of(out, subject, part), json.dumps(sealed({"files": files, "left": left, **content})) + "\n")
 
 
 def stored_scan(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any] | None:
-    """Return what was stored of a scan, None where it has to be scored (again)."""
+    """Return the stored result of a scan; None if the scan has to be scored."""
     path = path_of(out, subject, part)
     if not path.exists():
         return None
@@ -64,10 +67,10 @@ def stored_scan(out: Path, subject: str, files: str, part: str = "") -> dict[str
 
 
 def _check(content: Any, name: str, part: str) -> None:
-    """Refuse what no evaluation stores.
+    """Check that a stored file is whole.
 
     Raises:
-        DataError: Saying what is wrong.
+        DataError: If it is not.
     """
     if not isinstance(content, dict):
         raise DataError(f"{name} is no record of a scan.")

@@ -52,7 +52,7 @@ class ClassPlan:
 
 
 class Surroundings(NamedTuple):
-    """Where a lesion lies, and how it stands out; see `TrueLesionRow`."""
+    """Place and contrast of a lesion; see `TrueLesionRow`."""
 
     x_mm: float
     y_mm: float
@@ -67,12 +67,12 @@ class TrueLesions:
 
     Attributes:
         ids: (L,) int32, ids in the volume's instance map, ascending.
-        index: (S, H, W) int32, 0 background, else position in `ids` + 1.
+        index: (S, H, W) int32; 0 is background, n + 1 is the n-th of `ids`.
         classes: Id to class.
         volumes_ml: Id to volume.
         voxel_ml: Volume of one voxel.
         edges_mm: Steps to the next slice, row and column (`mois.grid.Edges`).
-        surroundings: Of each lesion by its id.
+        surroundings: Id to place and contrast.
         slice_voxels: (S, L) int64, voxels of each lesion on each slice.
     """
 
@@ -121,20 +121,20 @@ class TrueLesions:
         return {lesion: ml for lesion, ml in self.volumes_ml.items() if self.classes[lesion] == target_class}
 
     def only(self, lesions: Iterable[int]) -> InstanceMap:
-        """Return the instance map (S, H, W) of some lesions, with their own ids."""
+        """Return the instance map (S, H, W) int32 of some lesions, with their own ids."""
         table = np.zeros(len(self.ids) + 1, dtype=np.int32)
         kept = np.isin(self.ids, np.fromiter(lesions, dtype=np.int32))
         table[1:][kept] = self.ids[kept]
         return table[self.index]
 
     def largest_slice(self, lesion: int) -> int:
-        """Return the slice on which a lesion is largest: where a reader clicks it."""
+        """Return the slice on which a lesion is largest. The reader clicks it there."""
         return int(self.slice_voxels[:, np.searchsorted(self.ids, lesion)].argmax())
 
     def outline(self, lesion: int, slice_index: int, grid: SliceGrid, pixel_mm: float) -> Tensor:
         """Return a lesion on a slice at the model's pixel size, (h, w) bool, never empty.
 
-        A lesion so small that resampling loses it is its brightest resampled pixel.
+        If resampling loses a very small lesion, its brightest resampled pixel stands for it.
         """
         position = int(np.searchsorted(self.ids, lesion)) + 1
         mask = torch.from_numpy(self.index[slice_index : slice_index + 1] == position).float()
