@@ -38,30 +38,29 @@ log = logging.getLogger(__name__)
 class NiftiDataModule(LightningDataModule):
     """Any dataset in nnU-Net's raw layout.
 
-    Every file that a run needs is read and checked before it starts, whole volumes by the rank that they fall to.
+    Every file that a run needs is read and checked before the run starts. Each rank checks its own whole volumes.
 
     Args:
         root: Folder with dataset.json, imagesTr, labelsTr; maybe instancesTr, imagesTs, labelsTs, subjects.csv.
-        channel: The image to use, the number in its file's name.
+        channel: The image to use: the number in its file's name.
         split: Which scans train, validate and test.
-        instances: Take lesions from the maps of lesion ids in instancesTr, where there are any.
-        slice_axis: What slices are taken across.
-        normalisation: How raw intensities become those that the model sees; set model.inference.normalisation alike.
+        instances: Take lesions from maps of lesion ids in instancesTr, if the dataset has them.
+        slice_axis: Direction across the slices.
+        normalisation: Rule from raw intensities to those that the model sees; as in model.inference.normalisation.
         pixel_mm: Edge of the pixels to train at.
         patch_px: Edge of the patches to train on, a multiple of 32.
-        exemplars: Exemplars of a group.
-        clip: Slices to track a lesion over, odd.
+        exemplars: Number of exemplars in a group.
+        clip: Number of slices to track a lesion over, odd.
         batch_size: Episodes in a batch, on each process.
-        episodes_per_epoch: On all processes together.
-        num_workers: Processes that draw episodes, for each training process; 0 draws in the training process. None
+        episodes_per_epoch: Episodes on all processes together.
+        num_workers: Processes that draw episodes, for each training process. 0 draws in the training process; None
             takes 4 for each GPU, and 0 on a CPU.
-        seed: Of the episodes and the folds.
-        mix: Of what episodes are made.
+        seed: Seed of the episodes and the folds.
+        mix: What episodes are made of.
         augmentation: How training patches are varied.
-        views: After so many epochs the same patches come again, for `model.cache`; 0 for ever new ones.
-        prepared: Folder where training scans are kept as prepared for these settings, made once and mapped into memory
-            by every rank, worker and run. None is `prepared` in the run's folder where there are several processes; one
-            alone keeps scans in its memory.
+        views: Number of epochs after which the same patches come again, for `model.cache`; 0 draws new patches always.
+        prepared: Folder for prepared training scans. They are made once, and all ranks, workers and runs map them into
+            memory. None takes `prepared` in the run's folder for several processes, and the memory for one process.
     """
 
     def __init__(
@@ -87,8 +86,6 @@ class NiftiDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_counts(batch_size, episodes_per_epoch, num_workers)
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"data.init_args.num_workers={num_workers} must be 0 or more.")
         if not pixel_mm > 0:
             raise ValueError(f"data.init_args.pixel_mm={pixel_mm} must be above 0.")
         self.root = Path(root)
@@ -115,17 +112,17 @@ class NiftiDataModule(LightningDataModule):
         """The scans of each split.
 
         Raises:
-            DataError: If the dataset is none, or a patient stands in two splits.
+            DataError: If the folder holds no dataset, or a patient stands in two splits.
         """
         if self._splits is None:
             self._splits = divide(read_dataset(self.root), self.split, self.root, self.seed)
         return self._splits
 
     def setup(self, stage: str) -> None:
-        """Read and check all files that this stage needs of this rank; make the training scans ready.
+        """Read and check the files that this rank needs in this stage; prepare the training scans.
 
         Raises:
-            DataError: One line on the first file that cannot be used, and the cure.
+            DataError: If a file cannot be used.
         """
         if stage == "fit" and not self._prepared:
             self._prepare_training()
@@ -170,11 +167,16 @@ class NiftiDataModule(LightningDataModule):
         return self._volumes(self.splits.test)
 
     def settled_normalisation(self) -> Normalisation:
-        """Return the rule that this dataset's images are normalised by: what a model trained on them records."""
+        """Return the normalisation of this dataset's images, which a model trained on them records."""
         return self._rule(self.splits.train[0] if self.splits.train else self.splits.test[0])
 
     def trained_on(self, given: Mapping[str, Any], stage: str) -> list[str]:
-        """Return which scans of a stage, `test` or `validate`, a training with these settings (init_args) had."""
+        """Return the names of the scans of a stage that a training had already.
+
+        Args:
+            given: The training's data.init_args.
+            stage: `test` or `validate`.
+        """
         if stage == "validate" and self.split.val_slab and _split_of(given).val_slab == self.split.val_slab:
             return []  # it kept off the slices that are validated on
         scored = self.splits.test if stage == "test" else self.splits.train if self.split.val_slab else self.splits.val
@@ -210,7 +212,7 @@ class NiftiDataModule(LightningDataModule):
             log.info("%d training scans have no lesion and give no episodes: %s", len(empty), ", ".join(empty))
 
     def _entries(self, subjects: Sequence[SubjectFiles]) -> list[Entry]:
-        """Prepare scans, or find them prepared: this rank's share first, then what the others have made meanwhile."""
+        """Prepare scans, or find them prepared: first the share of this rank, then the shares of the others."""
         rank, world = rank_and_world(self.trainer)
         kept = self.prepared
         if kept is None and self.trainer is not None and world > 1:
@@ -271,7 +273,7 @@ class NiftiDataModule(LightningDataModule):
         return Entry(prepared, slab)
 
     def _check(self, subjects: Sequence[SubjectFiles], to: str) -> None:
-        """Read this rank's share, as `VolumeLoader` deals it out."""
+        """Read the share of this rank, as `VolumeLoader` deals it out."""
         rank, world = rank_and_world(self.trainer)
         fresh = [subject for subject in subjects[rank::world] if subject.subject not in self._checked]
         with errors_of_all_ranks():
@@ -286,7 +288,7 @@ class NiftiDataModule(LightningDataModule):
             )
 
     def _files(self, subject: SubjectFiles) -> list[Path | None]:
-        """Return image, label map and map of lesion ids, None for what there is not or is not used."""
+        """Return image, label map and map of lesion ids; None if missing or not used."""
         return [subject.images.get(self.channel), subject.label, subject.instances if self.instances else None]
 
     def _read(self, subject: SubjectFiles, to: str = "") -> Volume:
@@ -307,14 +309,14 @@ class NiftiDataModule(LightningDataModule):
 
 
 def trained_subjects(root: Path, given: Mapping[str, Any]) -> set[str]:
-    """Return the scans of a dataset that a training had.
+    """Return the names of the scans that a training had.
 
     Args:
         root: The dataset.
         given: The training's data.init_args.
 
     Returns:
-        Their names; none where it was of another dataset, or its split can no longer be made.
+        The names; empty if the training used another dataset, or its split can no longer be made.
     """
     if not given.get("root") or Path(given["root"]).resolve() != Path(root).resolve():
         return set()

@@ -1,4 +1,4 @@
-"""Which scans train, validate and test: folds grouped by patient, nnU-Net's splits_final.json, and the leak check."""
+"""Which scans train, validate and test: named scans, folds by patient, splits_final.json, and the leak check."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ class Fold(NamedTuple):
 
 
 def patient_folds(subjects: Sequence[SubjectFiles], folds: int = 5, seed: int = 0) -> list[Fold]:
-    """Deal patients, with all of their scans, into folds that validate each once.
+    """Deal patients, with all of their scans, into folds. Each patient validates once.
 
     Args:
         subjects: The scans to split.
         folds: Their number, lowered to the number of patients.
-        seed: Of the shuffling of patients.
+        seed: Seed of the shuffling of patients.
 
     Raises:
         DataError: If there are fewer than two patients.
@@ -98,7 +98,7 @@ def read_splits(path: Path) -> list[Fold]:
     """Read nnU-Net's splits_final.json.
 
     Raises:
-        DataError: If it is no list of {"train": [...], "val": [...]}.
+        DataError: If the file holds no list of {"train": [...], "val": [...]}.
     """
     example = '[{"train": ["p1"], "val": ["p2"]}], as nnU-Net writes it'
     content = read_json(path)
@@ -124,7 +124,7 @@ def pick(subjects: Sequence[SubjectFiles], names: Sequence[str], key: str) -> li
 
     Args:
         subjects: All scans.
-        names: The wanted ones.
+        names: Names of the wanted scans.
         key: Config key or file that the names come from, for the message.
 
     Raises:
@@ -147,7 +147,7 @@ def check_leak(splits: Mapping[str, Sequence[SubjectFiles]]) -> None:
         splits: Name of each split and its scans.
 
     Raises:
-        DataError: Naming the patient and both splits.
+        DataError: If a patient does; it names the patient and both splits.
     """
     split_of: dict[str, tuple[str, str]] = {}
     for split, subjects in splits.items():

@@ -32,12 +32,12 @@ PANELS = 4
 
 
 def lesion_kinds(truth: InstanceMap, result: InstanceMap, report: ClassReport) -> dict[str, Mask]:
-    """Return what is outlined in which style, each (S, H, W) bool.
+    """Return the masks that are outlined, (S, H, W) bool, by style.
 
     Args:
         truth: Instance map (S, H, W) int32 of the class.
-        result: Instance map of what the reader ends up with.
-        report: What became of each true lesion.
+        result: Instance map of the reader's final result.
+        report: Which true lesions were prompted and found.
     """
     kinds = {
         row.lesion: "prompted" if row.role == "prompted" else "found" if row.found else "missed"
@@ -51,7 +51,7 @@ def lesion_kinds(truth: InstanceMap, result: InstanceMap, report: ClassReport) -
 
 
 def telling_slices(truth: InstanceMap, result: InstanceMap, count: int = PANELS) -> list[int]:
-    """Return up to `count` slices that together show the most lesions, true or found, in order; none is empty."""
+    """Return up to `count` slices that together show the most lesions, true or found, in order."""
     seen: set[int] = set()
     shown = [
         set(np.unique(t).tolist()) | {-lesion for lesion in np.unique(r).tolist()}
@@ -68,11 +68,11 @@ def telling_slices(truth: InstanceMap, result: InstanceMap, count: int = PANELS)
 
 
 def grey_levels(image: npt.NDArray[np.float32], channel: str = "") -> tuple[float, float]:
-    """Return what is drawn black and white of a whole scan: what lies around the body, and what models see as 1.
+    """Return the intensities that are drawn black and white: that of the background, and that which models see as 1.
 
     Args:
         image: Raw intensities.
-        channel: What dataset.json calls the image: CT is drawn in its window.
+        channel: Name of the image in dataset.json; CT is drawn in its window.
     """
     outside, low, high, _ = levels(torch.from_numpy(image), channel=channel)
     black = low if outside is None or is_ct(channel) else float(image[outside.numpy()].max())
@@ -92,10 +92,10 @@ def draw_overlay(
     Args:
         image: (S, H, W) raw intensities.
         truth: Instance map (S, H, W) int32 of the class.
-        result: Instance map of what the reader ends up with.
-        report: On this class.
+        result: Instance map of the reader's final result.
+        report: Report on this class.
         pixel_mm: Height and width of a pixel.
-        channel: What dataset.json calls the image.
+        channel: Name of the image in dataset.json.
     """
     masks = lesion_kinds(truth, result, report)
     slices = telling_slices(truth, result) or [len(image) // 2]
@@ -143,7 +143,7 @@ def save_overlay(
 def outline(
     axes: Axes, mask: Mask, colour: str, style: Literal["solid", "dashed", "dotted"], width: float = 0.8
 ) -> None:
-    """Draw the outline of a mask (H, W) bool, if there is anything in it."""
+    """Draw the outline of a mask (H, W) bool; nothing for an empty mask."""
     if not mask.any():
         return
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))

@@ -1,4 +1,4 @@
-"""Results as files that other programs read."""
+"""Writes the result files: metrics.json and its tables."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def write_result_files(
     """Write `metrics.json`, `subjects.csv`, `lesions.csv`, `candidates.csv` and `curve.csv`, each whole or not at all.
 
     Args:
-        out: Folder; made where it is missing.
+        out: Folder of the results; it is made if missing.
         reports: One per scan.
-        provenance: What made the result, written into metrics.json.
-        protocol: How the scans were prompted and scored, written into metrics.json.
-        seed: Of the bootstrap.
+        provenance: Record of what made the result, for metrics.json.
+        protocol: How the scans were prompted and scored, for metrics.json.
+        seed: Seed of the bootstrap.
 
     Returns:
-        What stands in metrics.json.
+        The content of metrics.json.
     """
     settings = {} if protocol is None else asdict(protocol)
     text = json.dumps(
@@ -70,16 +70,16 @@ def write_result_files(
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV; an empty cell is what was not measured. Columns are those of all rows, in order of coming."""
+    """Return rows as CSV, with the columns of all rows. A cell is empty if its value was not measured."""
     return csv_text(list(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 Row = dict[str, str]
-"""A line of a CSV; an empty cell is what was not measured."""
+"""A line of a CSV; an empty cell was not measured."""
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write lines as CSV, whole or not at all; there is at least one."""
+    """Write one or more lines as CSV, whole or not at all."""
     write_text(path, csv_text(list(rows[0]), rows))
 
 

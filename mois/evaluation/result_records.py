@@ -1,4 +1,4 @@
-"""What a folder of results holds: metrics.json, robustness.json, captions.json and the tables beside them."""
+"""The layout of result files: metrics.json, robustness.json, captions.json and tables; read here with checks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Numbers = dict[str, float | None]
 
 @dataclass(frozen=True)
 class BinRecord:
-    """Lesions of one kind."""
+    """Lesions of one bin."""
 
     lesions: int
     recall: EstimateRecord
@@ -115,7 +115,7 @@ class ReaderRecord:
 
 @dataclass(frozen=True)
 class ProtocolRecord:
-    """What was asked of the scans, so far as results are compared and described by it; {} where it is not known."""
+    """Settings of the protocol that comparisons and reports read; {} if unknown."""
 
     prompted: int | None = None
     clicks: int | None = None
@@ -169,7 +169,7 @@ class ChangesRecord:
 
 @dataclass(frozen=True)
 class CaptionRecord:
-    """What a picture beside captions.json shows."""
+    """Caption of a picture beside captions.json."""
 
     file: str
     caption: str
@@ -180,10 +180,10 @@ class CaptionRecord:
 
 
 def read_metrics(path: Path, schema: int) -> dict[str, Any]:
-    """Return metrics.json, whose parts all have the type that readers of it expect.
+    """Return metrics.json after checking its layout.
 
     Raises:
-        DataError: If it is damaged, or of another layout.
+        DataError: If the file is damaged, or has another layout.
     """
     content = read_json(path, EVALUATE_AGAIN)
     given = content.get("schema") if isinstance(content, dict) else None
@@ -197,16 +197,16 @@ def read_metrics(path: Path, schema: int) -> dict[str, Any]:
 def read_rows(
     path: Path, needed: Sequence[str] = (), numbers: Sequence[str] = (), shares: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Return the lines of a table; none where there is no such file, or nothing in it.
+    """Return the lines of a table; [] if the file is missing or empty.
 
     Args:
-        path: A CSV.
-        needed: Columns that it has, if it has lines.
-        numbers: Of these, those that hold finite numbers.
-        shares: Of these, those that hold numbers from 0 to 1.
+        path: A CSV file.
+        needed: Columns that a table with lines must have.
+        numbers: Columns that must hold finite numbers.
+        shares: Columns that must hold numbers from 0 to 1.
 
     Raises:
-        DataError: If it is no such table.
+        DataError: If a column is missing or holds something else.
     """
     if not path.exists() or not read_regular(path).strip():
         return []

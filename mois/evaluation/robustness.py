@@ -1,7 +1,7 @@
-"""The same scans as other scanners might have made them: stand-ins for other field strengths, coils and protocols.
+"""The same scans as other scanners might have made them: other field strengths, coils and protocols.
 
-What changes is the image alone: grid, truth, prompted lesions and clicks stay, so that every difference is one of the
-image. What lies around the body (`mois.intensities.find_background`) stays as it is.
+Only the image changes. Grid, true lesions, prompted lesions and clicks stay, so every difference comes from the image.
+The background (`mois.intensities.find_background`) stays as it is.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from mois.records import Volume
 COARSER = 1.5
 WHITE = 0.995
 FIGURES = {"dice": "unprompted_dice", "f1": "lesion_f1"}
-"""Name in robustness.json to that of `Figures`."""
+"""Name in robustness.json to name in `Figures`."""
 
 Change = Callable[[Tensor, Volume], Tensor]
-"""From an image (I, J, K), 1 at its 99.5th percentile, to the changed one; draws from torch's generator."""
+"""Takes an image (I, J, K), 1 at its 99.5th percentile, and returns it changed; draws from torch's generator."""
 
 
 def _by(transform: tio.Transform) -> Change:
@@ -58,20 +58,20 @@ CHANGES: dict[str, Change] = {
     "ghosting": _by(tio.RandomGhosting(num_ghosts=(4, 7), intensity=(1.0, 1.5))),
     "coarser_pixels": _coarser,
 }
-"""How a scan is changed. Noise: share of the scan's white. Motion: degrees and millimetres, half a degree at most, as a
-whole body that turns by more no longer lies where its truth does."""
+"""How a scan is changed. Noise: share of the scan's white. Motion: degrees and millimetres. It turns by half a degree
+at most, because a body that turns further no longer lies on its true lesions."""
 
 
 def changed(volume: Volume, name: str, seed: int = 0) -> Volume:
-    """Return a scan as another scanner might have made it; same seed and scan, same voxels.
+    """Return a scan as another scanner might have made it. The same seed and scan give the same voxels.
 
     Args:
         volume: The scan.
         name: One of `CHANGES`.
-        seed: Of the random draws.
+        seed: Seed of the random draws.
 
     Raises:
-        ValueError: If there is no such change.
+        ValueError: If the change is unknown.
     """
     if name not in CHANGES:
         raise ValueError(f"robustness change {name!r} is unknown; choose from {', '.join(CHANGES)}.")
@@ -91,18 +91,18 @@ def changed(volume: Volume, name: str, seed: int = 0) -> Volume:
 
 
 def plain(settings: ProtocolSettings) -> ProtocolSettings:
-    """Return the same reader without curves and further rules: what a changed scan is scored by."""
+    """Return the settings that a changed scan is scored by: the same reader, without curves and the paper's rules."""
     return replace(settings, counts=(), curve_clicks=(), rules="ours")
 
 
 @dataclass(frozen=True)
 class ChangedScan:
-    """What was measured on one scan, by change; what could not be measured is None.
+    """The figures of one scan under each change.
 
     Attributes:
         subject: Name of the scan.
-        patient: Whom it was taken of.
-        figures: Change to figure (`dice`, `f1`) to value.
+        patient: Name of the patient.
+        figures: Change to figure (`dice`, `f1`) to value; None if it could not be measured.
     """
 
     subject: str
@@ -111,19 +111,19 @@ class ChangedScan:
 
 
 def unprompted(report: SubjectReport) -> dict[str, float | None]:
-    """Return the figures of a scan that robustness is told by."""
+    """Return the figures of a scan that measure robustness."""
     return {name: getattr(report.figures, field) for name, field in FIGURES.items()}
 
 
 def summarise_changes(
     unchanged: Sequence[SubjectReport], scans: Sequence[ChangedScan], *, seed: int = 0
 ) -> dict[str, Any]:
-    """Return what stands in robustness.json.
+    """Return the content of robustness.json.
 
     Args:
         unchanged: Reports on the scans as they are.
         scans: The same scans, changed.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
         `unchanged`: figures as estimates. `changes`: for each change the figures, and `change_dice` and `change_f1`,

@@ -1,4 +1,4 @@
-"""What is written on the picture of a slice: the numbers of lesions, and how long a millimetre is."""
+"""Labels on the picture of a slice: the numbers of lesions, and a scale bar."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
 MOST_NUMBERS = 40
-"""On one slice; more of them hide the lesions."""
+"""The most numbers on one slice; more numbers would hide the lesions."""
 
 NUMBER_PT = 9
 FAR_PT = 14.0
-"""From a lesion; a number beyond it has a line that leads there."""
+"""Distance from a lesion beyond which its number has a line to it."""
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right and top in points."""
@@ -41,11 +41,11 @@ def scale_bar(axes: Axes, shape: tuple[int, ...], column_mm: float) -> None:
 
 
 def number_lesions(figure: Figure, axes: Axes, of_slice: npt.NDArray[np.int32]) -> None:
-    """Write the number of each lesion beside its largest piece, none on another; once the figure is laid out.
+    """Write the number of each lesion beside its largest piece, without overlaps. The figure must be laid out.
 
     Args:
-        figure: Whose layout does not change any more.
-        axes: Shows the slice.
+        figure: The figure; its layout must not change any more.
+        axes: The axes that show the slice.
         of_slice: (H, W) int32, ids of the lesions.
     """
     ids = np.unique(of_slice[of_slice > 0])
@@ -90,7 +90,7 @@ def _corner(lesion: npt.NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def _offsets(width: float) -> Iterator[tuple[float, float]]:
-    """Yield where a number of this width may stand, in points from its lesion, the nearest first."""
+    """Yield possible places of a number of this width, in points from its lesion, the nearest first."""
     yield 2, 2
     for ring in range(1, 9):
         away = 0.75 * ring * NUMBER_PT

@@ -1,4 +1,4 @@
-"""From scans to one figure with its interval, and from two results to a difference with its test."""
+"""Means over scans with their intervals, and differences between two results with their tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mois.evaluation.settings import BINS_ML, size_bins
 from mois.metrics.surface import SURFACE_MM
 
 SCHEMA = 1
-"""Of metrics.json; docs/metrics.md describes it."""
+"""Number of the layout of metrics.json, which docs/metrics.md describes."""
 
 Bins = Mapping[str, tuple[float, float]]
 CONTRASTS: Bins = {"<0.1": (0, 0.1), "0.1-0.3": (0.1, 0.3), ">0.3": (0.3, inf)}
@@ -42,7 +42,7 @@ POINT = {
 }
 
 Value = tuple[str, float | None]
-"""One scan's value, None where it was not measured, after its patient."""
+"""Patient and value of a scan; the value is None if it was not measured."""
 
 
 def summarise(
@@ -52,13 +52,13 @@ def summarise(
     provenance: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return what a set of scans says, as it stands in metrics.json; docs/metrics.md describes it.
+    """Return the content of metrics.json, which docs/metrics.md describes.
 
     Args:
         reports: One per scan.
         protocol: How the scans were prompted and scored.
-        provenance: What made the result.
-        seed: Of the bootstrap.
+        provenance: Record of what made the result.
+        seed: Seed of the bootstrap.
     """
     given = dict(protocol or {})
     surface_mm, sizes = given.get("surface_mm", SURFACE_MM), size_bins(given.get("bins_ml", BINS_ML))
@@ -73,7 +73,7 @@ def summarise(
 
 
 def means(reports: Sequence[SubjectReport]) -> dict[str, float | None]:
-    """Return the mean over the scans of each of `Figures`, None where it was measured in none."""
+    """Return the mean of each figure over the scans; None if no scan has it."""
     return {name: mean_of([getattr(report.figures, name) for report in reports]) for name in FIGURES}
 
 
@@ -81,12 +81,12 @@ def estimate(values: Sequence[Value], *, seed: int = 0) -> dict[str, Any]:
     """Return the mean of one value per scan.
 
     Args:
-        values: Patient and value of each scan, None where it was not measured.
-        seed: Of the bootstrap.
+        values: Patient and value of each scan.
+        seed: Seed of the bootstrap.
 
     Returns:
-        `mean` (None for no scans) and `n` over the scans in which it was measured, and `ci95`, the 95 % percentile
-        interval of a bootstrap over patients, None for fewer than two.
+        `mean` (None for no scans) and `n` over the scans that have the value, and `ci95`: the 95 % percentile interval
+        of a bootstrap over patients, None for fewer than two patients.
     """
     kept = [(patient, value) for patient, value in values if value is not None]
     numbers, patients = [value for _, value in kept], [patient for patient, _ in kept]
@@ -97,10 +97,10 @@ def estimate(values: Sequence[Value], *, seed: int = 0) -> dict[str, Any]:
 def slope_per_doubling(points: Sequence[tuple[float, float | None]]) -> float | None:
     """Return how much a figure rises whenever the number of exemplars doubles, by least squares.
 
-    Zero exemplars are left out: what the first exemplar brings is another question than what a further one does.
+    Zero exemplars are left out: the gain of the first exemplar is another question than the gain of further ones.
 
     Args:
-        points: Exemplars used, and the figure there; equal numbers count once.
+        points: Number of exemplars, and the figure there; equal numbers count once.
     """
     known = {used: value for used, value in points if used >= 1 and value is not None}
     if len(known) < 2:
@@ -111,7 +111,7 @@ def slope_per_doubling(points: Sequence[tuple[float, float | None]]) -> float | 
 
 
 def paired_gain(pairs: Sequence[tuple[str, float | None, float | None]], *, seed: int = 0) -> dict[str, Any]:
-    """Return how much a figure rose, scan by scan.
+    """Return the mean rise of a figure over scans.
 
     Args:
         pairs: Patient, figure before and figure after, of each scan; None where it was not measured.
@@ -124,7 +124,7 @@ def paired_gain(pairs: Sequence[tuple[str, float | None, float | None]], *, seed
 
 
 def paired_test(pairs: Sequence[tuple[str, float | None, float | None]], *, seed: int = 0) -> dict[str, Any]:
-    """Return how much a figure differs between two results on the same scans, and whether that may be chance.
+    """Return the difference of a figure between two results on the same scans, with a test.
 
     Args:
         pairs: Patient, first and second figure of each scan; None where it was not measured.
@@ -148,14 +148,14 @@ def paired_test(pairs: Sequence[tuple[str, float | None, float | None]], *, seed
 
 
 def bin_of(value: float | None, bins: Bins) -> str | None:
-    """Return the name of the bin that holds a value, its lower end included; None for None."""
+    """Return the name of the bin that holds a value (lower end included); None for None."""
     if value is None:
         return None
     return next(name for name, (low, high) in bins.items() if low <= value < high)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p values corrected for how many there are, in the same order; None stays None and does not count.
+    """Return p values corrected for their number, in the same order; None stays None and does not count.
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
     """
@@ -205,7 +205,7 @@ def _summary(reports: Sequence[SubjectReport], seed: int, surface_mm: float, siz
 def _bins(
     reports: Sequence[SubjectReport], names: Iterable[str], bin_of_row: Callable[[TrueLesionRow], str | None], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Return what became of the lesions that were not prompted, by bin: per scan, and then over the scans."""
+    """Return number, recall and Dice of the unprompted lesions in each bin, as means over scans."""
     entries = {}
     for name in names:
         chosen = [
@@ -225,7 +225,7 @@ def _absolute(contrast: float | None) -> float | None:
 
 
 def _false_of_size(report: SubjectReport, name: str, sizes: Bins) -> float | None:
-    """Return how many false lesions are of a size; the mean over the classes."""
+    """Return the number of false lesions in a size bin, as the mean over classes."""
     return mean_of([float(sum(bin_of(ml, sizes) == name for ml in one.false_volumes_ml)) for one in report.classes])
 
 
@@ -277,13 +277,13 @@ def bootstrap_interval(
 
     Args:
         values: One per subject.
-        groups: Whom each value belongs to: the values of one patient are drawn together. None: each stands alone.
+        groups: Patient of each value; values of one patient are drawn together. None draws each value by itself.
         confidence: Share of the resampled means that the interval holds.
-        resamples: How often to resample.
-        seed: Of the resampling.
+        resamples: Number of resamplings.
+        seed: Seed of the resampling.
 
     Returns:
-        Lower and upper end; None for fewer than two groups, whose spread is unknown.
+        Lower and upper end; None for fewer than two groups.
     """
     owners = list(range(len(values))) if groups is None else list(groups)
     order = {owner: index for index, owner in enumerate(dict.fromkeys(owners))}
