@@ -46,7 +46,7 @@ from mois.training.checkpoints import (
 )
 from mois.training.epoch_lines import EpochLines, say
 from mois.training.export import BundleSettings, export_bundles
-from mois.training.machines import check_accelerator, check_strategy
+from mois.training.machines import check_accelerator, check_precision, check_strategy
 from mois.training.module import ExemplarSegmenter
 from mois.training.rank_watch import RankWatch
 from mois.training.resume_point import ResumePoint
@@ -61,8 +61,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,  # CostTable shows more
     "log_every_n_steps": 10,
 }
-
-PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 
 
 @dataclass
@@ -177,8 +175,7 @@ class MoisCLI(LightningCLI):
             trainer["default_root_dir"] = str(Path("runs") / self._name())
         if trainer["precision"] is None:
             trainer["precision"] = choose_precision(trainer["accelerator"])
-        if str(trainer["precision"]) not in PRECISIONS:
-            raise ValueError(f"trainer.precision={trainer['precision']} is not supported; use {', '.join(PRECISIONS)}")
+        check_precision(str(trainer["precision"]), trainer["accelerator"])
         if first_rank():
             self.held.enter_context(locked(self.folder))
         given = self.settings["ckpt_path"]

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
@@ -13,6 +14,7 @@ from mois.inference.execution import unused_gpu
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "single_device")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 _KINDS = (DDPStrategy, SingleDeviceStrategy)
 _OWN_PROCESSES = "popen"
 
@@ -75,3 +77,22 @@ def check_accelerator(given: Any) -> None:
     if given != "auto":
         raise ValueError(f"trainer.accelerator={given}: {why}, or set trainer.accelerator=cpu.")
     rank_zero_warn(f"trainer.accelerator=auto trains on the CPU: {why}, or say so with trainer.accelerator=cpu.")
+
+
+def check_precision(given: str, accelerator: Any) -> None:
+    """Refuse what this training cannot compute in; Lightning would take bfloat16 on a CPU, whatever the config says.
+
+    Args:
+        given: `trainer.precision` as in the config.
+        accelerator: `trainer.accelerator`.
+
+    Raises:
+        ValueError: If it is none of `PRECISIONS`, or float16 on a CPU.
+    """
+    if given not in PRECISIONS:
+        raise ValueError(f"trainer.precision={given} is not supported; use {', '.join(PRECISIONS)}")
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if given in ("16", "16-mixed") and (accelerator == "cpu" or (accelerator == "auto" and not gpu)):
+        raise ValueError(
+            f"trainer.precision={given} needs a GPU, this training is on the CPU; use 32-true or bf16-mixed"
+        )

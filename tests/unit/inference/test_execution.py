@@ -24,7 +24,8 @@ from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.execution import CACHED_PX, Compiled, autocast, tiles_at_once
 from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
 from mois.inference.shared_work import SharedWork
-from mois.propagation import Prototype, Similarity
+from mois.interfaces import Propagation
+from mois.propagation import Attention, Prototype, Similarity
 from mois.records import Episode, Features, MaskPrediction, Prompts
 from mois.session import InteractiveSession
 from mois.testing import example_episode, example_patches, nano_backbone
@@ -44,8 +45,8 @@ def segmenter() -> VolumeSegmenter:
     return VolumeSegmenter(backbone.eval(), propagation.eval(), SETTINGS)
 
 
-def on_the_gpu() -> VolumeSegmenter:
-    backbone, propagation = nano_backbone(), Similarity()
+def on_the_gpu(propagation: Propagation | None = None) -> VolumeSegmenter:
+    backbone, propagation = nano_backbone(), propagation or Similarity()
     propagation.build(backbone)
     return VolumeSegmenter(backbone.to("cuda"), propagation.eval().to("cuda"), replace(SETTINGS, precision="32"))
 
@@ -96,6 +97,18 @@ def test_a_training_step_never_waits_before_its_losses() -> None:
         for _ in range(2):  # the first time, tables are made and copied
             waits.clear()
             learn(segmenter.backbone, names([segmenter.propagation]), episode, EpisodeLearning(), 1)
+    assert waits == {}
+
+
+def test_neither_tracking_nor_attention_makes_a_training_step_wait() -> None:
+    with pretended_gpu() as waits, torch.no_grad():
+        segmenter = on_the_gpu(Attention())
+        segmenter.backbone.requires_grad_(True)  # so that clips are tracked
+        episode = Episode(*(part.to("cuda") for part in example_episode(batch=2)))
+        for _ in range(2):  # the first time, tables are made and copied
+            waits.clear()
+            outcome = learn(segmenter.backbone, names([segmenter.propagation]), episode, EpisodeLearning(), 1)
+    assert "track" in outcome.losses
     assert waits == {}
 
 

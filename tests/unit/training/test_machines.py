@@ -16,7 +16,7 @@ from datamodules.loading import WORKERS, EpisodeLoader, workers_of
 from mois.inference import execution
 from mois.inference.execution import chosen_device, unused_gpu
 from mois.testing import example_episode
-from mois.training.machines import STRATEGIES, check_accelerator, check_strategy
+from mois.training.machines import STRATEGIES, check_accelerator, check_precision, check_strategy
 
 LIGHTNING = "lightning.pytorch.strategies."
 
@@ -125,3 +125,15 @@ def test_episodes_are_drawn_beside_a_gpu_and_within_a_training_on_a_cpu() -> Non
         loader = EpisodeLoader([example], batch_size=1, episodes_per_epoch=1, trainer=on("cuda"), num_workers=given)  # type: ignore[arg-type]
         assert (loader.num_workers, loader.pin_memory, loader.persistent_workers) == (beside, True, beside > 0)
     assert not EpisodeLoader([example], batch_size=1, episodes_per_epoch=1, trainer=on("cpu")).pin_memory  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["16-mixed", "16"])
+def test_float16_is_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    for gpu in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(gpu, "is_available", lambda: False)
+    for accelerator in ("cpu", "auto"):
+        with pytest.raises(ValueError, match=rf"trainer\.precision={given} needs a GPU.*use 32-true or bf16-mixed$"):
+            check_precision(given, accelerator)
+        check_precision("bf16-mixed", accelerator)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_precision(given, "auto")
