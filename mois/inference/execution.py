@@ -19,6 +19,8 @@ CACHED_PX = 1 << 17
 """Pixels that go through a model at once on a CPU: their activations fit its cache, which is a third faster than 32
 tiles of 128 pixels at once."""
 
+KINDS = ("cpu", "cuda", "mps")
+"""Kinds of devices that a model runs on."""
 
 DRIVER = Path("/proc/driver/nvidia/version")
 """What NVIDIA's driver writes on Linux."""
@@ -37,10 +39,15 @@ def chosen_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     if name == "auto":
         here = torch.cuda.is_available()
         return torch.device("cuda", local_rank % torch.cuda.device_count()) if here else torch.device("cpu")
+    refusal = ValueError(f"device={name} is none; choose auto, cpu, cuda, or cuda:1 for the second GPU.")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device={name} is none; choose auto, cpu, cuda, or cuda:1 for the second GPU.") from error
+        raise refusal from error
+    if device.type not in KINDS:  # such as meta, which has shapes and no numbers
+        raise refusal
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device={name}: this machine, or this torch, has no Apple GPU; choose auto or cpu.")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         reason = f"; {why}" if (why := unused_gpu()) else ""
         raise ValueError(f"device={name}: torch finds {count} CUDA devices here{reason}; choose auto or cpu.")

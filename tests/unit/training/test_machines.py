@@ -108,8 +108,20 @@ def test_auto_is_an_accelerator_of_its_own_for_each_process(monkeypatch: pytest.
     assert chosen_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match=r"device=cuda:2: torch finds 2 CUDA devices here; choose auto or cpu"):
         chosen_device("cuda:2")
-    with pytest.raises(ValueError, match=r"device=gpu is none; choose auto, cpu, cuda"):
-        chosen_device("gpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "xpu:0", "vulkan", "cuda:-1", ""])
+def test_a_name_without_a_device_behind_it_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"device={name} is none; choose auto, cpu, cuda"):
+        chosen_device(name)
+
+
+def test_an_apple_gpu_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"device=mps: this machine, or this torch, has no Apple GPU; choose auto"):
+        chosen_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert chosen_device("mps").type == "mps"
 
 
 def on(device: str) -> Any:
