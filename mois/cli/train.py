@@ -169,7 +169,7 @@ class MoisCLI(LightningCLI):
         self._refuse_a_value_for_a_group()
         self._refuse_two_scales()
         trainer = self.settings["trainer"]
-        check_strategy(trainer["strategy"])
+        check_strategy(trainer["strategy"], trainer["devices"])
         check_accelerator(trainer["accelerator"])
         if trainer["default_root_dir"] is None:
             trainer["default_root_dir"] = str(Path("runs") / self._name())

@@ -17,9 +17,10 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 _KINDS = (DDPStrategy, SingleDeviceStrategy)
 _OWN_PROCESSES = "popen"
+_ONE = ("1", "auto", "None")
 
 
-def check_strategy(given: Any) -> None:
+def check_strategy(given: Any, devices: Any = None) -> None:
     """Refuse a strategy under which this training would fail in the middle, or go on unwatched.
 
     FSDP and DeepSpeed shard weights, of which checkpoints, adapters and the clipping of gradients need the whole; what
@@ -27,14 +28,20 @@ def check_strategy(given: Any) -> None:
 
     Args:
         given: `trainer.strategy` as in the config: a name, or a class_path with init_args.
+        devices: `trainer.devices` as in the config.
 
     Raises:
-        ValueError: If it is none of `STRATEGIES`, and no class of their kind.
+        ValueError: If it is none of `STRATEGIES`, and no class of their kind; or takes fewer devices than are given.
     """
     path, start = given, _OWN_PROCESSES
     if isinstance(given, Mapping) or hasattr(given, "class_path"):
         path = given["class_path"]
         start = (given.get("init_args") or {}).get("start_method") or _OWN_PROCESSES
+    if path == "single_device" and (len(devices) > 1 if isinstance(devices, list) else str(devices) not in _ONE):
+        raise ValueError(
+            f"trainer.strategy=single_device takes one device, trainer.devices={devices} are more; set "
+            "trainer.devices=1, or trainer.strategy=ddp."
+        )
     if path is None or path in STRATEGIES or (_is_of_their_kind(str(path)) and start == _OWN_PROCESSES):
         return
     name = path if start == _OWN_PROCESSES else f"{path} with start_method={start}"

@@ -149,3 +149,12 @@ def test_float16_is_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch, given: str
         check_precision("bf16-mixed", accelerator)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_precision(given, "auto")
+
+
+@pytest.mark.parametrize("devices", [2, "2", -1, [0, 1]])
+def test_one_device_is_not_taken_for_several(devices: Any) -> None:
+    with pytest.raises(ValueError, match=r"^trainer\.strategy=single_device takes one device, trainer\.devices="):
+        check_strategy("single_device", devices)
+    check_strategy("ddp", devices)
+    for one in (1, "1", "auto", [1]):
+        check_strategy("single_device", one)
