@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from mois.backbones.sam2 import SAM2
 from mois.interfaces import Adapter, Backbone, Memory, Propagation
@@ -93,7 +93,7 @@ def check_backbone(backbone: Backbone) -> None:
 
 
 def check_propagation(propagation: Propagation, backbone: Backbone | None = None) -> None:
-    """Check one that was not built yet: zero exemplars, order, weights, independence, sizes, bytes, gradient."""
+    """Check a propagation that was not built yet: order, weights, independence, sizes, bytes and gradients."""
     backbone = backbone or nano_backbone()
     propagation.build(backbone)
     images, masks = example_patches(6, backbone.patch_px)
@@ -106,52 +106,69 @@ def check_propagation(propagation: Propagation, backbone: Backbone | None = None
     )
 
     with torch.no_grad():
-        base = propagation(query, exemplars, backbone).logits
-        _require(base.shape == (2, backbone.patch_px, backbone.patch_px), f"logits have shape {tuple(base.shape)}")
-        turned = propagation(query, exemplars.pick(torch.tensor([2, 0, 1])), backbone).logits
-        _require(_close(base, turned), "the order of exemplars matters")
-        single = propagation(query.select(slice(0, 1)), _rows(exemplars, slice(0, 1)), backbone).logits
-        _require(_close(base[:1], single), "a query sees its neighbour in the batch, or its exemplars")
-        none = propagation(query, exemplars.pick(slice(0, 0)), backbone).logits
-        _require(bool(none.isfinite().all()), "no exemplars give no finite answer")
-        padded = propagation(query, exemplars.map(valid=torch.zeros_like(exemplars.valid)), backbone).logits
-        _require(_close(none, padded), "exemplars that are all padding differ from no exemplars")
-        first = exemplars.valid.clone()
-        first[:, 1:] = False
-        alone = propagation(query, exemplars.pick(slice(0, 1)), backbone).logits
-        _require(_close(alone, propagation(query, exemplars.map(valid=first), backbone).logits), "padding is looked at")
-        weight = torch.ones_like(exemplars.weight)
-        weight[:, 1:] = 0
-        light = propagation(query, exemplars.map(weight=weight), backbone).logits
-        _require(_close(alone, light), "exemplars of weight 0 differ from absent ones")
-        light = propagation(query, exemplars.map(weight=torch.zeros_like(weight)), backbone).logits
-        _require(_close(none, light), "exemplars that are all of weight 0 differ from no exemplars")
-        twice = propagation(query, exemplars.pick(torch.tensor([0, 0, 1, 2])), backbone).logits
-        weight = torch.ones_like(exemplars.weight)
-        weight[:, 0] = 2
-        heavy = propagation(query, exemplars.map(weight=weight), backbone).logits
-        _require(_close(twice, heavy), "an exemplar of weight 2 differs from one that is given twice")
-        many = propagation(query.select(slice(0, 1)), exemplars, backbone).logits
-        repeated = propagation(query.select(torch.tensor([0, 0])), exemplars, backbone).logits
-        _require(_close(many, repeated), "several questions about one image differ from the same asked one by one")
-        unlike = propagation(query, exemplars.map(negative=torch.ones_like(exemplars.negative)), backbone).logits
-        _require(bool(unlike.isfinite().all()), "negative exemplars alone give no finite answer")
-        other_px = backbone.patch_px // 2 // 32 * 32 or 32
-        small = example_patches(1, other_px, seed=2)
-        small_features = backbone.encode(small[0])
-        answer = propagation(small_features, propagation.describe(small_features, small[1], backbone), backbone)
-        _require(answer.logits.shape[-1] == other_px, "another input size gives no answer of its size")
-        image = torch.tensor([1, 0, 1])
-        on_two = propagation.describe_on(query, image, masks[:3], backbone)
-        apart = propagation.describe(query.select(image), masks[:3], backbone)
-        same = all(_close(apart.tokens[name], token) for name, token in on_two.tokens.items())
-        _require(same and bool((apart.valid == on_two.valid).all()), "describe_on gives other exemplars than describe")
-        empty = propagation.describe(query, torch.zeros_like(masks[:2]), backbone)
-        _require(not bool(empty.valid.any()), "an empty mask makes a valid exemplar")
-
+        _check_rows_and_order(propagation, backbone, query, exemplars)
+        _check_weights(propagation, backbone, query, exemplars)
+        _check_sizes_and_masks(propagation, backbone, query, masks)
         _check_prepared(propagation, backbone, query, exemplars)
-
     _check_gradients(propagation, backbone, query, exemplars)
+
+
+def _check_rows_and_order(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:
+    """Check that order does not matter, and that samples of a batch do not see each other."""
+    base = propagation(query, exemplars, backbone).logits
+    _require(base.shape == (2, backbone.patch_px, backbone.patch_px), f"logits have shape {tuple(base.shape)}")
+    turned = propagation(query, exemplars.pick(torch.tensor([2, 0, 1])), backbone).logits
+    _require(_close(base, turned), "the order of exemplars matters")
+    first = query.select(slice(0, 1))
+    single = propagation(first, _rows(exemplars, slice(0, 1)), backbone).logits
+    _require(_close(base[:1], single), "a query sees its neighbour in the batch, or its exemplars")
+    many = propagation(first, exemplars, backbone).logits
+    repeated = propagation(query.select(torch.tensor([0, 0])), exemplars, backbone).logits
+    _require(_close(many, repeated), "several questions about one image differ from the same asked one by one")
+    unlike = propagation(query, exemplars.map(negative=torch.ones_like(exemplars.negative)), backbone).logits
+    _require(bool(unlike.isfinite().all()), "negative exemplars alone give no finite answer")
+
+
+def _check_weights(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:
+    """Check that padding and weight 0 are as if absent, and that weight 2 is as if given twice."""
+
+    def answer(some: Exemplars) -> Tensor:
+        return propagation(query, some, backbone).logits
+
+    none = answer(exemplars.pick(slice(0, 0)))
+    _require(bool(none.isfinite().all()), "no exemplars give no finite answer")
+    padded = answer(exemplars.map(valid=torch.zeros_like(exemplars.valid)))
+    _require(_close(none, padded), "exemplars that are all padding differ from no exemplars")
+    first = exemplars.valid.clone()
+    first[:, 1:] = False
+    alone = answer(exemplars.pick(slice(0, 1)))
+    _require(_close(alone, answer(exemplars.map(valid=first))), "padding is looked at")
+    weight = torch.ones_like(exemplars.weight)
+    weight[:, 1:] = 0
+    _require(_close(alone, answer(exemplars.map(weight=weight))), "exemplars of weight 0 differ from absent ones")
+    light = answer(exemplars.map(weight=torch.zeros_like(weight)))
+    _require(_close(none, light), "exemplars that are all of weight 0 differ from no exemplars")
+    twice = answer(exemplars.pick(torch.tensor([0, 0, 1, 2])))
+    weight = torch.ones_like(exemplars.weight)
+    weight[:, 0] = 2
+    heavy = answer(exemplars.map(weight=weight))
+    _require(_close(twice, heavy), "an exemplar of weight 2 differs from one that is given twice")
+
+
+def _check_sizes_and_masks(propagation: Propagation, backbone: Backbone, query: Features, masks: Tensor) -> None:
+    """Check another input size, that `describe_on` gives what `describe` gives, and that an empty mask is not valid."""
+    other_px = backbone.patch_px // 2 // 32 * 32 or 32
+    small = example_patches(1, other_px, seed=2)
+    small_features = backbone.encode(small[0])
+    answer = propagation(small_features, propagation.describe(small_features, small[1], backbone), backbone)
+    _require(answer.logits.shape[-1] == other_px, "another input size gives no answer of its size")
+    image = torch.tensor([1, 0, 1])
+    on_two = propagation.describe_on(query, image, masks[:3], backbone)
+    apart = propagation.describe(query.select(image), masks[:3], backbone)
+    same = all(_close(apart.tokens[name], token) for name, token in on_two.tokens.items())
+    _require(same and bool((apart.valid == on_two.valid).all()), "describe_on gives other exemplars than describe")
+    empty = propagation.describe(query, torch.zeros_like(masks[:2]), backbone)
+    _require(not bool(empty.valid.any()), "an empty mask makes a valid exemplar")
 
 
 def check_adapter(adapter: Adapter, backbone: Backbone | None = None, propagation: Propagation | None = None) -> None:
@@ -219,6 +236,7 @@ def _check_tracking(backbone: Backbone, features: Features, answer: MaskPredicti
 
 
 def _check_prepared(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:
+    """Check that prepared exemplars give the answers of plain ones."""
     prepared = propagation.prepare(exemplars)
     negative, weight = torch.zeros_like(exemplars.negative), torch.ones_like(exemplars.weight)
     negative[:, 0], weight[:, 1] = True, 2
@@ -234,6 +252,7 @@ def _check_prepared(propagation: Propagation, backbone: Backbone, query: Feature
 
 
 def _check_gradients(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:
+    """Check that each trainable tensor gets a gradient."""
     trainable = [(name, p) for name, p in propagation.named_parameters() if p.requires_grad]
     if not trainable:
         return
@@ -260,8 +279,3 @@ def _close(one: Tensor, other: Tensor) -> bool:
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ContractError(otherwise)
-
-
-def untouched(module: nn.Module) -> dict[str, Tensor]:
-    """Return copies of a module's frozen tensors, to compare after training."""
-    return {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}

@@ -14,7 +14,7 @@ from mois.errors import as_text
 from mois.files.json_records import as_record
 from mois.geometry import SliceAxis, SliceGrid
 from mois.inference.execution import settled
-from mois.inference.segmenter import InferenceSettings
+from mois.inference.settings import InferenceSettings
 from mois.intensities import FIRST
 from mois.records import Volume
 from mois.scans.labels import array_of

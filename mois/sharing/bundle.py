@@ -28,7 +28,8 @@ from safetensors.torch import load_file
 from mois.backbones.weights import load_exactly
 from mois.files.atomic import file_sha256, read_regular, whole_folder, write_bytes, write_text
 from mois.inference.execution import chosen_device
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.machine.own_packages import refuse_foreign_packages
 from mois.propagation.weights import save_propagation

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mois.files.json_records import DIGEST, as_record, check_seal, read_json, sealed
-from mois.inference.segmenter import InferenceSettings
+from mois.inference.settings import InferenceSettings
 from mois.intensities import FIRST
 from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity

@@ -22,7 +22,8 @@ from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import means
 from mois.files.json_records import as_record
 from mois.inference.feature_store import GIB
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.inference.shared_work import SharedWork
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.records import Episode, Volume

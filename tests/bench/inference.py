@@ -14,7 +14,8 @@ from datamodules.phantoms.lesion_types import draw_lesion_types
 from datamodules.phantoms.phantom import make_phantom
 from mois.backbones import SAM2
 from mois.inference.encoded_volume import EncodedVolume
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.interfaces import Propagation
 from mois.propagation import Attention, Prototype, Similarity
 from mois.records import Exemplars, MaskPrediction, Prompts, Volume

@@ -11,7 +11,8 @@ from datamodules.phantoms.phantom import make_phantom
 from datamodules.pretraining import as_volume
 from mois.backbones import SAM2
 from mois.evaluation.true_lesions import TrueLesions
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.interfaces import Propagation
 from mois.metrics.overlap import Overlap
 from mois.propagation import Attention, Similarity

@@ -29,7 +29,8 @@ from mois.cli import main as mois
 from mois.files.atomic import whole_file
 from mois.geometry import SliceGrid
 from mois.inference.encoded_volume import EncodedVolume
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.propagation import Similarity
 from mois.records import Exemplars, Volume
 from mois.scans.datasets import read_dataset

@@ -21,7 +21,7 @@ from adapters import Frozen
 from mois.backbones import SAM2
 from mois.cli import main
 from mois.evaluation.reader import Reader
-from mois.inference.segmenter import InferenceSettings
+from mois.inference.settings import InferenceSettings
 from mois.propagation import Similarity
 from mois.sharing.bundle import write_bundle
 from mois.sharing.bundle_record import ModelSpec

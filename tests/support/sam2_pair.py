@@ -15,7 +15,8 @@ from torch import Tensor
 from mois.backbones import SAM2
 from mois.inference.encoded_volume import EncodedVolume, Tracked
 from mois.inference.lesion_tracking import Limits, Seeds
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.propagation import Sam2Only
 from mois.records import MaskPrediction, Prompts, Volume
 from tests.support.meta_sam2 import bodies, full_precision, meta_model, meta_predictor, save_checkpoint, video_state

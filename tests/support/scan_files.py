@@ -10,10 +10,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pydicom
+import pytest
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from mois.errors import DataError
+from mois.scans.image_files import read_image
 
 SHAPE = (5, 6, 7)
 ORIENTATIONS = [
@@ -173,3 +177,13 @@ def write_frames(path: Path, array: NDArray, matrix: NDArray) -> Path:
         delattr(one, name)
     one.save_as(path, enforce_file_format=True)
     return path
+
+
+def refused(path: Path, message: str) -> None:
+    """Expect `read_image` to refuse a file in one line that names it, says what is wrong and what to do."""
+    with pytest.raises(DataError, match=message) as caught:
+        read_image(path)
+    line = str(caught.value)
+    assert line.startswith(str(path))
+    assert "\n" not in line
+    assert ";" in line

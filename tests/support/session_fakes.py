@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mois.backbones import SAM2
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.propagation import Similarity
 from mois.records import Features, MaskPrediction, Prompts, Volume
 from tests.support.fake_model import TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, make_scan

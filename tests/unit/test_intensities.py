@@ -15,7 +15,8 @@ from datamodules.slabs import cut_slab
 from datamodules.subjects import prepare_volume
 from mois.evaluation.robustness import CHANGES, changed
 from mois.files.json_records import as_record
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.intensities import CT_WINDOW_HU, FIRST, Normalisation, doubt, find_background, levels, normalise
 from mois.session import InteractiveSession
 from mois.sharing.bank import ExemplarBank

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.lesions import depth_mm, split_touching
 from tests.support.fake_model import FakeBackbone, FakePropagation
 

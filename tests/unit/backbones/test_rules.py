@@ -14,7 +14,8 @@ from torch import Tensor
 from adapters import Frozen, Full
 from mois.backbones import SAM2
 from mois.backbones.rules import FIRST, SAM2Rules
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.interfaces import Memory, TrackingRules
 from mois.propagation import Prototype, Similarity
 from mois.records import Features

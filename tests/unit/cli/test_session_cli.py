@@ -13,7 +13,7 @@ from adapters import Frozen
 from mois.backbones import SAM2
 from mois.cli import main
 from mois.files.json_records import DIGEST, sealed
-from mois.inference.segmenter import InferenceSettings
+from mois.inference.settings import InferenceSettings
 from mois.propagation import Similarity
 from mois.scans.image_files import write_volume
 from mois.session import InteractiveSession

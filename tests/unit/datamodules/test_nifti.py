@@ -13,7 +13,8 @@ from datamodules.splits import SplitSettings
 from mois.cli.choose_scans import ScanChoice, choose_scans
 from mois.errors import DataError
 from mois.geometry import SliceGrid
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.intensities import Normalisation
 from mois.records import Volume
 from mois.scans.datasets import SubjectFiles

@@ -17,7 +17,8 @@ from mois.evaluation.result_files import write_result_files
 from mois.evaluation.scoring import merge_found
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import means, paired_gain, summarise
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.records import Volume
 from mois.scans.image_files import read_image
 from tests.support.fake_model import (

@@ -9,7 +9,8 @@ import torch
 from mois.evaluation.predictions import score_predictions
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.settings import ProtocolSettings
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.records import Volume
 from mois.scans.image_files import read_image
 from tests.support.fake_model import BOXES, TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, eight_lesions, make_scan

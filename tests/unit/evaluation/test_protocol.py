@@ -13,7 +13,8 @@ from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
 from mois.evaluation.scoring import score_by_paper
 from mois.evaluation.settings import ProtocolSettings
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.inference.shared_work import SharedWork
 from mois.interfaces import Backbone
 from mois.records import Exemplars, Features, SemanticPrediction, Volume

@@ -22,7 +22,8 @@ from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.settings import ProtocolSettings
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.execution import CACHED_PX, Compiled, autocast, tiles_at_once
-from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
 from mois.inference.shared_work import SharedWork
 from mois.interfaces import Propagation
 from mois.propagation import Attention, Prototype, Similarity

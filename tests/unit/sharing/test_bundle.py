@@ -17,7 +17,7 @@ import torch
 from adapters import Frozen, Lora
 from mois.backbones import SAM2
 from mois.files.json_records import sealed
-from mois.inference.segmenter import InferenceSettings
+from mois.inference.settings import InferenceSettings
 from mois.intensities import Normalisation
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.propagation import Prototype, Similarity

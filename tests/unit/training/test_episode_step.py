@@ -12,7 +12,7 @@ from mois.backbones import SAM2
 from mois.interfaces import Adapter
 from mois.propagation import Attention, Similarity
 from mois.records import MaskPrediction
-from mois.testing import example_episode, nano_backbone, untouched
+from mois.testing import example_episode, nano_backbone
 from mois.training import episode_step
 from mois.training.episode_step import (
     EpisodeLearning,
@@ -74,7 +74,7 @@ def test_frozen_tensors_stay_as_they_are_to_the_byte() -> None:
     backbone, propagation = nano_backbone(), Similarity()
     propagation.build(backbone)
     Lora().attach(backbone, propagation)
-    before = untouched(backbone)
+    before = {name: p.detach().clone() for name, p in backbone.named_parameters() if not p.requires_grad}
     parameters = [p for module in (backbone, propagation) for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
     for step in range(2):
