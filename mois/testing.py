@@ -133,7 +133,8 @@ def _check_weights(propagation: Propagation, backbone: Backbone, query: Features
     """Check that padding and weight 0 are as if absent, and that weight 2 is as if given twice."""
 
     def answer(some: Exemplars) -> Tensor:
-        return propagation(query, some, backbone).logits
+        logits: Tensor = propagation(query, some, backbone).logits
+        return logits
 
     none = answer(exemplars.pick(slice(0, 0)))
     _require(bool(none.isfinite().all()), "no exemplars give no finite answer")

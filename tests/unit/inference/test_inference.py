@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mois.inference.encoded_volume import EncodedVolume, Tracked, paste
-from mois.inference.segmenter import VolumeSegmenter
-from mois.inference.settings import InferenceSettings, side_by_side
+from mois.inference.segmenter import VolumeSegmenter, side_by_side
+from mois.inference.settings import InferenceSettings
 from mois.lesions import components
 from mois.propagation import Similarity
 from mois.records import Prompts, Volume
