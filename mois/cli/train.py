@@ -25,6 +25,7 @@ from mois.cli.old_options import TrainingNames, with_new_options
 from mois.cli.settings import read_settings
 from mois.files.folder_lock import locked
 from mois.inference.execution import settled
+from mois.inference.settings import InferenceSettings
 from mois.machine.full_memory import memory_cure
 from mois.machine.interrupts import ctrl_c_ends
 from mois.machine.processes import first_rank
@@ -149,6 +150,8 @@ class MoisCLI(LightningCLI):
             "long as every later validation.",
         )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        if isinstance(self.model_class, type) and issubclass(self.model_class, ExemplarSegmenter):
+            parser.set_defaults({"model.inference.pixel_mm": None})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse (Lightning's own way warns where a program gives the arguments, as the demo does)."""
@@ -167,6 +170,7 @@ class MoisCLI(LightningCLI):
         """
         self._refuse_a_second_seed()
         self._refuse_a_value_for_a_group()
+        self._follow_the_scale_of_the_data()
         self._refuse_two_scales()
         trainer = self.settings["trainer"]
         check_strategy(trainer["strategy"], trainer["devices"])
@@ -363,6 +367,15 @@ class MoisCLI(LightningCLI):
                     f"{setting.key}={setting.value}{setting.place} is not allowed: {setting.key} is a group of "
                     f"settings; write them under it, {setting.key}: {{NAME: VALUE}}"
                 )
+
+    def _follow_the_scale_of_the_data(self) -> None:
+        """Set `model.inference.pixel_mm`, where it is unset, to the pixels of the training patches."""
+        inference = self.settings["model"].get("inference")
+        if inference is None or inference["pixel_mm"] is not None:
+            return
+        data = (self.plain_config().get("data") or {}).get("init_args") or {}
+        pixel_mm = data.get("pixel_mm")  # not every datamodule has it
+        inference["pixel_mm"] = InferenceSettings.pixel_mm if pixel_mm is None else float(pixel_mm)
 
     def _refuse_two_scales(self) -> None:
         """Refuse patches of other pixels or intensities than whole volumes, in every command.

@@ -15,7 +15,8 @@ class InferenceSettings:
     """How a whole volume is cut up, decided and put together.
 
     Attributes:
-        pixel_mm: Edge of a picture's pixel; the scan is resampled to it in plane.
+        pixel_mm: Edge of a picture's pixel; the scan is resampled to it in plane. A training that leaves it unset takes
+            that of its patches (data.init_args.pixel_mm).
         tile_px: Edge of a tile, a multiple of 32; None takes what the backbone was trained at.
         overlap: Share of a tile's edge that neighbouring tiles have in common.
         batch_size: Tiles that go through the model at once; on a CPU fewer, where they would not fit its cache.

@@ -69,6 +69,9 @@ def test_demo_trains(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
     scans = data(make_dataset(subjects=2), val_subjects="[p1]", batch_size=1)
     train("fit", config("demo.yaml"), *SCANS, *ONE_PROCESS, *scans, "--trainer.max_steps=2", folder(tmp_path / "run"))
     assert list(losses(tmp_path / "run")) == [0, 1]
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert saved["model"]["inference"]["pixel_mm"] == 2  # unset: that of the data
+    assert json.loads((tmp_path / "run" / "bundle" / "bundle.json").read_text())["inference"]["pixel_mm"] == 2
 
 
 def test_the_template_trains_a_copy_with_nothing_but_its_marked_lines_set(
@@ -82,7 +85,7 @@ def test_the_template_trains_a_copy_with_nothing_but_its_marked_lines_set(
         "test_subjects": "null",
     }
     marked = [line for line in template.splitlines() if "# SET: " in line]
-    assert sorted(line.partition(":")[0].strip() for line in marked) == sorted([*values, "pixel_mm"])
+    assert sorted(line.partition(":")[0].strip() for line in marked) == sorted(values)
     lines = [
         f"{line.partition(':')[0]}: {values[line.partition(':')[0].strip()]}" if line in marked else line
         for line in template.splitlines()

@@ -33,7 +33,7 @@ SMALL = [
     "--tracking.wandb=disabled",
     "--validate_first=false",
 ]
-SCANS = [*SMALL, "--data.init_args.pixel_mm=2", "--model.inference.pixel_mm=2"]
+SCANS = [*SMALL, "--data.init_args.pixel_mm=2"]
 LORA = [
     "--model.backbone=mois.backbones.SAM2",
     f"{BACKBONE}weights=random",
