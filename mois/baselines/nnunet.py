@@ -1,4 +1,4 @@
-"""A reduced nnU-Net on the same scans: train a reduced nnU-Net for a fixed time, predict the test scans."""
+"""Trains a reduced nnU-Net for a fixed time, and predicts the test scans with it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _EXPORT = "export the dataset again"
 
 @dataclass(frozen=True)
 class ReducedSettings:
-    """All that decides a run, apart from the data.
+    """Settings that decide a run, together with the data.
 
     Attributes:
-        minutes: Of training: CPU minutes of all threads on a CPU, wall minutes on an accelerator.
+        minutes: Minutes of training: CPU minutes of all threads on a CPU, wall minutes on an accelerator.
         patch: Edges of a patch, coarsest axis first; None: 16 x 64 x 64 for thick slices, else 48 x 64 x 64.
         features: Channels of each stage; None: 8, 16, 32, 64 for thick slices, else 12, 24, 48, 96.
-        fold: Of splits_final.json; None is the first one, or all scans where there is no such file.
-        seed: Of initial weights and draws. The number of steps in the budget still depends on the machine.
+        fold: Fold of splits_final.json; None takes the first fold, or all scans without this file.
+        seed: Seed of initial weights and draws. The number of steps in the budget still depends on the machine.
         mirroring: Average predictions over mirrored versions, as nnU-Net does; eight times the work.
         device: cpu or cuda.
     """
@@ -54,7 +54,7 @@ class ReducedSettings:
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Refuse settings out of range."""
         if not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes} must be above 0.")
         if (self.patch is None) != (self.features is None):
@@ -62,12 +62,12 @@ class ReducedSettings:
 
     @property
     def size(self) -> Size | None:
-        """Of patch and network, None where the spacing decides."""
+        """Size of patch and network; None if the spacing decides."""
         return None if self.patch is None or self.features is None else Size(self.patch, self.features)
 
 
 def run_nnunet(raw: Path, out: Path, settings: ReducedSettings, tell: Tell) -> None:
-    """Plan, train, predict; each step once."""
+    """Plan, train and predict. A step that is finished is not repeated."""
     raw = raw.resolve()
     if importlib.util.find_spec("nnunetv2") is None:
         raise ValueError("nnunetv2 is not installed; install the extra: pip install 'mois[nnunet]'.")
@@ -109,7 +109,7 @@ def _plan(raw: Path, out: Path, settings: ReducedSettings, tell: Tell) -> dict[s
 
 
 def _train_or_load(trainer: Any, out: Path, settings: ReducedSettings, tell: Tell) -> dict[str, Any]:
-    """Bring trained weights into the trainer; return what the training did."""
+    """Give the trainer trained weights, and return the record of the training."""
     from safetensors.torch import load_model, save_model
 
     if (out / TRAINED).exists():
@@ -126,7 +126,7 @@ def _train_or_load(trainer: Any, out: Path, settings: ReducedSettings, tell: Tel
 
 
 def _predict_all(trainer: Any, raw: Path, out: Path, values: Sequence[int], mirroring: bool, tell: Tell) -> float:
-    """Predict every scan of imagesTs that is not there yet; return the CPU seconds."""
+    """Predict the scans of imagesTs that have no prediction yet; return the CPU seconds."""
     start = cpu_seconds()
     cases: dict[str, list[Path]] = {}
     for image in sorted((raw / "imagesTs").glob("*.nii.gz")):
@@ -164,7 +164,7 @@ def _choose_fold(fold: int | None, folds: Sequence[dict[str, list[str]]]) -> int
 
 
 def _check_same_run(out: Path, what: dict[str, Any]) -> None:
-    """Note what this run is, or make sure that the folder holds this very run."""
+    """Record the settings of this run in its folder, or check that they are the recorded ones."""
     note = out / "settings.json"
     wanted = json.loads(json.dumps(what))
     if not note.exists():
@@ -192,7 +192,7 @@ def _seed(seed: int) -> None:
 
 
 def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what a JSON file holds; make it first where it is missing."""
+    """Return the content of a JSON file; make the file first if it is missing."""
     if not path.exists():
         _write_json(path, make())
     return read_record(path, dict[str, Any], _ANEW)

@@ -9,11 +9,10 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
     """Compare results on the same scans: paired differences per patient, with tests.
 
     Args:
-        runs: Two or more folders that hold a metrics.json each, or of trainings that were tested; the words after
-            `mois compare` are these.
+        runs: Two or more folders with metrics.json, or folders of tested trainings; the words after `mois compare`.
         out: Folder for compare.json and compare.html.
-        names: One for each; by default the parts of their paths in which they differ.
-        seed: Of the bootstrap.
+        names: A name for each folder; by default the parts of the paths that differ.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: If a folder holds no results, or no scan is in all of them.

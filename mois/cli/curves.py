@@ -8,7 +8,7 @@ from mois.cli.messages import say
 
 
 def curves(run: Path, out: Path | None = None, window: int = 10) -> None:
-    """Draw what a training learned: right, wrong and no_exemplars over its steps.
+    """Draw right, wrong and no_exemplars over the steps of a training.
 
     Args:
         run: Folder of the training.

@@ -1,1 +1,1 @@
-"""Figures of a result against the truth: pure functions of arrays on one grid."""
+"""Metrics of found lesions against true lesions: pure functions of arrays on one grid."""

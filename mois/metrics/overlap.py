@@ -1,8 +1,12 @@
 """Voxel and lesion metrics: pure functions of arrays on one grid.
 
-Every metric that has nothing to be measured on is NaN, never a flattering 1 and never an undeserved 0: Dice and recall
-where the truth is empty, precision where nothing was found, F1 where both are so. What is found in an empty scan shows
-in the number of false lesions, and in an F1 of 0.
+A metric without anything to measure is NaN, never 1 and never 0:
+
+- Dice and recall, if no lesion is true.
+- Precision, if no lesion was found.
+- F1, if no lesion is true and none was found.
+
+Lesions found in a scan without true lesions show in the number of false lesions, and in an F1 of 0.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ def dice(found: Mask, truth: Mask, ignore: Mask | None = None) -> float:
         ignore: Voxels that count for neither, or None.
 
     Returns:
-        0 to 1; NaN where the truth (outside `ignore`) is empty.
+        0 to 1; NaN if the truth (outside `ignore`) is empty.
     """
     if ignore is not None:
         found, truth = found & ~ignore, truth & ~ignore
@@ -39,13 +43,13 @@ def dice(found: Mask, truth: Mask, ignore: Mask | None = None) -> float:
 
 @dataclass(frozen=True)
 class Matches:
-    """Which found lesion stands for which true one, one to one.
+    """Pairs of true and found lesions, one to one.
 
     Attributes:
         pairs: True id to found id.
-        missed: Ids of true lesions that nothing stands for.
-        false: Ids of found lesions that stand for nothing.
-        ignored: Ids of found lesions that count for nothing: unmatched, and more than half lies in what is ignored.
+        missed: Ids of true lesions without a found lesion.
+        false: Ids of found lesions without a true lesion.
+        ignored: Ids of found lesions that do not count: unmatched, and more than half of each lies in ignored voxels.
     """
 
     pairs: dict[int, int]
@@ -55,33 +59,33 @@ class Matches:
 
     @property
     def precision(self) -> float:
-        """Share of the found lesions that are true; NaN where nothing was found."""
+        """Share of the found lesions that are true; NaN if nothing was found."""
         found = len(self.pairs) + len(self.false)
         return len(self.pairs) / found if found else nan
 
     @property
     def recall(self) -> float:
-        """Share of the true lesions that were found; NaN where there are none."""
+        """Share of the true lesions that were found; NaN if there are none."""
         true = len(self.pairs) + len(self.missed)
         return len(self.pairs) / true if true else nan
 
     @property
     def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN); NaN where there is neither a true nor a found lesion."""
+        """2 TP / (2 TP + FP + FN); NaN without any true or found lesion."""
         total = 2 * len(self.pairs) + len(self.false) + len(self.missed)
         return 2 * len(self.pairs) / total if total else nan
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many voxels each found lesion (F of them) shares with each true one (L of them): made once, read many times.
+    """Number of voxels that each of F found lesions shares with each of L true lesions.
 
     Attributes:
         found_ids: (F,) int32, ascending.
         true_ids: (L,) int32, ascending.
         shared: (F, L) int64 voxels.
-        found_voxels: (F,) int64, voxels outside what is ignored.
-        ignored_voxels: (F,) int64, voxels inside it.
+        found_voxels: (F,) int64, voxels that are not ignored.
+        ignored_voxels: (F,) int64, ignored voxels.
         true_voxels: (L,) int64.
     """
 
@@ -99,7 +103,7 @@ class Overlap:
         Args:
             found: Instance map of any shape, int32, 0 is background.
             truth: Instance map, same shape.
-            ignore: Voxels of `found` that count for nothing, bool, or None. Voxels of the truth always count.
+            ignore: Voxels of `found` that do not count, bool, or None. Voxels of true lesions always count.
         """
         where = np.flatnonzero((found != 0) | (truth != 0))
         found_at, true_at = found.reshape(-1)[where], truth.reshape(-1)[where]
@@ -122,15 +126,15 @@ class Overlap:
         )
 
     def dice(self) -> float:
-        """Return the voxel Dice of all that was found against all that is true; NaN where nothing is true."""
+        """Return the voxel Dice of all found lesions against all true lesions; NaN without true lesions."""
         size = int(self.true_voxels.sum())
         return 2.0 * int(self.shared.sum()) / (size + int(self.found_voxels.sum())) if size else nan
 
     def panoptic_quality(self, min_iou: float = PANOPTIC_IOU) -> float:
-        """Return the IoU of the matched pairs, over the pairs and half of what is false or missed.
+        """Return the sum of IoU of the matched pairs, over the pairs plus half of the false and missed lesions.
 
         Returns:
-            0 to 1; NaN where there is neither a true nor a found lesion.
+            0 to 1; NaN without any true or found lesion.
 
         Source: Kirillov et al., Panoptic Segmentation, CVPR 2019, equation 1.
         """
@@ -150,7 +154,7 @@ class Overlap:
         return (int(self.found_voxels.sum()) - int(self.true_voxels.sum())) * voxel_ml
 
     def volume_error_percent(self) -> float:
-        """Return the found volume minus the true one, in percent of the true one; NaN where nothing is true."""
+        """Return the found volume minus the true one, in percent of the true volume; NaN without true lesions."""
         size = int(self.true_voxels.sum())
         return 100 * (int(self.found_voxels.sum()) - size) / size if size else nan
 
@@ -203,7 +207,7 @@ def lesion_f1(found: InstanceMap, truth: InstanceMap, ignore: Mask | None = None
 
 
 def any_overlap(found: InstanceMap, truth: InstanceMap) -> Matches:
-    """Return matches by the paper's rule: a true lesion of which any voxel is found counts, whatever else is found.
+    """Return matches by the paper's rule: a true lesion counts as found if any of its voxels was found.
 
     One blob over everything has an F1 of 1. For comparison with the paper's table only.
 

@@ -1,11 +1,11 @@
-"""Surfaces of masks, as the published surface Dice has them: a marching-cubes surface through the voxel centres.
+"""The surface Dice, on marching-cubes surfaces through the voxel centres, as published.
 
     cells       between 2 x 2 x 2 voxel centres; a cell whose corners differ holds a piece of the surface
     code        one bit for each corner that lies in the mask, 0 to 255
     piece       polygons through the middles of the edges whose ends differ
 
-Where a face has its corners of one kind across one diagonal and those of the other across the other, the corners of
-the kind that the cell has fewer of are kept apart; of four and four, those in the mask.
+A face may have its mask corners on one diagonal and the other corners on the other diagonal. Then the corners of the
+kind that is rarer in the cell are kept apart. With four of each kind, the corners in the mask are kept apart.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def surface_dice(
     spacing_mm: Spacing | Edges,
     tolerance_mm: float = SURFACE_MM,
 ) -> float:
-    """Return the share of both surfaces that lies within a tolerance of the other one.
+    """Return the share of both surfaces, by area, that lies within a tolerance of the other surface.
 
-    Every cell of the surface counts by its area; distances are between the middles of cells.
+    Distances are measured between the middles of cells.
 
     Args:
         found: (S, H, W) bool.
         truth: (S, H, W) bool.
-        spacing_mm: Edges of a voxel along S, H and W: their lengths where they are at right angles, or `Edges`.
+        spacing_mm: Lengths of a voxel's edges along S, H and W if they are at right angles; otherwise `Edges`.
         tolerance_mm: Distance up to which surfaces agree.
 
     Returns:
-        0 to 1; NaN where the truth is empty.
+        0 to 1; NaN if the truth is empty.
 
     Source: Nikolov et al., J Med Internet Res 23(7), 2021, e26151; equal to their package surface-distance.
     """
@@ -66,10 +66,10 @@ def surface_dice(
 
 
 def surface_cells(mask: npt.NDArray[np.bool_], spacing_mm: Spacing | Edges) -> tuple[_Floats, _Floats]:
-    """Return where a mask's surface lies and how large it is there.
+    """Return the cells of a mask's surface and their areas.
 
     Args:
-        mask: (S, H, W) bool; outside of the scan nothing is in it.
+        mask: (S, H, W) bool; voxels outside of the scan are not in the mask.
         spacing_mm: As for `surface_dice`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Figures of reports as inline pictures: every one says what its numbers are, and how sure."""
+"""Charts of reports, as inline pictures with labels and intervals."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ STYLE: dict[Any, Any] = {
 }
 
 Series = Sequence[tuple[float, Estimate]]
-"""Points of a curve: where on the horizontal axis, and the figure there."""
+"""Points of a curve: position on the horizontal axis, and the figure there."""
 
 
 def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, from_zero: bool = True) -> str:
     """Draw curves with their 95 % intervals.
 
     Args:
-        series: Name of each curve and its points; what was not measured is left out.
+        series: Points of each curve, by name; figures that were not measured are left out.
         x_label: What is counted along the horizontal axis.
         y_label: What the figures are.
         from_zero: Whether the vertical axis is that of a share, 0 to 1.
@@ -109,7 +109,7 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], y_label: str, *, share: b
     """Draw bars with their 95 % intervals, side by side in groups.
 
     Args:
-        groups: Name of each group; in it the name of each bar and its figure.
+        groups: By name of the group and name of the bar: the figure.
         y_label: What the figures are.
         share: Whether the vertical axis is that of a share, 0 to 1.
     """
@@ -148,11 +148,11 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], y_label: str, *, share: b
 
 
 def forest(rows: Mapping[str, Estimate], x_label: str) -> str:
-    """Draw differences with their 95 % intervals about a line at nothing.
+    """Draw differences with their 95 % intervals around a line at 0.
 
     Args:
-        rows: What is compared, and the difference.
-        x_label: What the differences are of.
+        rows: Differences by name.
+        x_label: Name of the figure that differs.
     """
     with rc_context(STYLE):
         kept = {name: estimate for name, estimate in rows.items() if estimate.mean is not None}
@@ -172,13 +172,13 @@ def forest(rows: Mapping[str, Estimate], x_label: str) -> str:
 
 
 def reliability(confidence: Sequence[float], hits: Sequence[bool], x_label: str, bins: int = 10) -> str:
-    """Draw how often a found lesion is one, by how confident the model is of it.
+    """Draw the share of found lesions that are true, over the confidence.
 
     Args:
-        confidence: Of each found lesion, 0 to 1.
-        hits: Whether there is one.
-        x_label: What the confidence is.
-        bins: Equal parts of 0 to 1; each point says how many lesions it is of.
+        confidence: Confidence of each found lesion, 0 to 1.
+        hits: Whether each found lesion is true.
+        x_label: Name of the confidence.
+        bins: Number of equal parts of 0 to 1; each point shows its number of lesions.
     """
     given, hit = np.asarray(confidence, dtype=np.float64), np.asarray(hits, dtype=np.float64)
     at = np.clip((given * bins).astype(int), 0, bins - 1)
@@ -224,7 +224,7 @@ def timing(seconds: Mapping[str, Sequence[float]]) -> str:
 
 
 def sizes(volumes_ml: Sequence[float], quality: Sequence[float], found: Sequence[bool], y_label: str) -> str:
-    """Draw every unprompted lesion by its volume and how well it was found."""
+    """Draw the quality of every unprompted lesion over its volume."""
     with rc_context(STYLE):
         figure, axes = _canvas(5.0, 3.5)
         volume, score, hit = np.asarray(volumes_ml), np.asarray(quality), np.asarray(found, dtype=bool)
@@ -245,21 +245,21 @@ def sizes(volumes_ml: Sequence[float], quality: Sequence[float], found: Sequence
 
 
 class _PlainNumbers(LogFormatter):
-    """Labels those ticks that matplotlib would label, without the math of its powers, which STYLE switches off."""
+    """Labels the ticks that matplotlib would label, as plain numbers: STYLE switches its maths text off."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def in_words(name: str) -> str:
-    """Return a key as words."""
+    """Return a key of metrics.json as words, such as "lesion F1"."""
     for key, words in SPELLED.items():
         name = re.sub(rf"(?<![a-z]){key}(?![a-z])", words, name)
     return name.replace("_", " ")
 
 
 def legend_above(figure: Figure, most: int) -> None:
-    """Put the legend above the axes, in as many columns, up to `most`, as the figure is wide enough for."""
+    """Put the legend above the axes, in up to `most` columns, as far as the figure is wide enough."""
     for columns in range(most, 0, -1):
         legend = figure.legend(loc="outside upper left", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
@@ -287,7 +287,7 @@ def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _data_uri(figure: Figure) -> str:
-    """Return a figure as SVG that an <img> shows: its ids cannot clash with those of another."""
+    """Return a figure as SVG data URI. In an <img>, the ids of two figures cannot clash."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""Several results on the same scans side by side: paired differences per patient, with intervals and tests."""
+"""Compares results on the same scans: paired differences per patient, with intervals and tests; writes compare.html."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "unprompted_fp_per_scan": ("unprompted", "fp_per_scan"),
     "scan_dice": ("scan_dice",),
 }
-"""What is compared and tested: name to its place in an entry of `subjects`; the first is the primary one."""
+"""Figures that are compared and tested: name to place in an entry of `subjects`. The first is the primary figure."""
 SHOWN: dict[str, tuple[str, ...]] = {
     **FIGURES,
     "unprompted_precision": ("unprompted", "precision"),
@@ -40,7 +40,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "exemplar_gain": ("conditioning", "exemplar_gain"),
 }
 LATER = {"surface_mm": SURFACE_MM, "bins_ml": list(BINS_ML)}
-"""Settings that older results do not hold, and what they were then."""
+"""Settings that older results lack, with the values of that time."""
 PROTOCOL = ("prompted", "clicks", "masks", "reader", "target_class", "margin_px", *LATER)
 """Settings in which compared results should agree."""
 
@@ -49,12 +49,12 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
     """Compare results, each with each, on the scans that all of them have.
 
     Args:
-        results: Name of each and what its folder holds; two or more.
-        seed: Of the bootstrap.
+        results: Results by name; two or more.
+        seed: Seed of the bootstrap.
 
     Returns:
-        What stands in compare.json. `scans`: those that all have; `left_out`: others, by name of the result.
-        `truth_differs`: scans of which the results count different numbers of true lesions.
+        The content of compare.json. `scans`: scans that all results have. `left_out`: other scans, by result.
+        `truth_differs`: scans for which the results count different numbers of true lesions.
         `protocol_differences`: setting to its value in each result, where they differ. `runs`: the figures of each,
         as estimates over the common scans. `remarks`: sentences on what is wrong with a result, or worse than in the
         result before it. `comparisons`: for each pair and each of `FIGURES` the estimate of second minus first,
@@ -110,8 +110,8 @@ def named_results(folders: Sequence[Path], names: Sequence[str] | None = None) -
     """Read folders of results under names.
 
     Args:
-        folders: Each with a metrics.json, or of a training that was tested: its results are in `test`.
-        names: One for each; None takes the parts of their paths in which they differ.
+        folders: Folders with metrics.json, or folders of tested trainings, whose results lie in `test`.
+        names: A name for each folder; None takes the parts of the paths that differ.
 
     Raises:
         ValueError: If there are not as many different names as folders, or a folder holds no results.
@@ -126,7 +126,7 @@ def named_results(folders: Sequence[Path], names: Sequence[str] | None = None) -
 
 
 def write_comparison(out: Path, results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
-    """Write compare.json and compare.html; return what stands in compare.json.
+    """Write compare.json and compare.html, and return the content of compare.json.
 
     Raises:
         ValueError: As `compare` does.
@@ -159,14 +159,14 @@ def _at(entry: Mapping[str, Any], place: tuple[str, ...]) -> float | None:
 
 
 def _shown(results: Mapping[str, Results]) -> dict[str, tuple[str, ...]]:
-    """Return `SHOWN` with the surface Dice, whose tolerance is part of its name, where all results have the same."""
+    """Return `SHOWN`, with the surface Dice if all results have the same tolerance."""
     tolerances = {of.metrics["protocol"].get("surface_mm", SURFACE_MM) for of in results.values()}
     keys = [surface_key(tolerance) for tolerance in tolerances]
     return SHOWN | ({f"unprompted_{keys[0]}": ("unprompted", keys[0])} if len(keys) == 1 else {})
 
 
 def _remarks(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return where exemplars do harm, and where clicks are answered worse than in the result before."""
+    """Return sentences on results whose exemplars do harm, or whose clicks are answered worse than before."""
     means = {name: {figure: run[figure]["mean"] for figure in SHOWN} for name, run in runs.items()}
     said = [
         f"In {name} the exemplars do harm: right is {of['right']:.3f}, no_exemplars {of['no_exemplars']:.3f}."
@@ -190,13 +190,13 @@ def _differences(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
 
 
 def _tested(folder: Path) -> Path:
-    """Return where the results of a folder are: of a run in what `train.py test` wrote there."""
+    """Return the folder of the results: for a training, its folder `test`."""
     within = folder / "test"
     return within if not (folder / METRICS).is_file() and (within / METRICS).is_file() else folder
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that tell them apart, without the ends that all have in common."""
+    """Return a short name for each path: the last parts that differ."""
     parts = [list(folder.resolve().parts) for folder in folders]
     while len({one[-1] for one in parts}) == 1 and min(len(one) for one in parts) > 1:
         parts = [one[:-1] for one in parts]
@@ -244,19 +244,19 @@ def _comparisons(found: Mapping[str, Any]) -> list[PageElement]:
 
 
 def pair(entry: Mapping[str, Any]) -> str:
-    """Return which result is taken from which."""
+    """Return the heading of a difference: "second minus first"."""
     return f"{entry['second']} minus {entry['first']}"
 
 
 def signed(given: Estimate) -> str:
-    """Return a difference with its interval."""
+    """Return a difference as text, with its sign and interval."""
     if given.mean is None:
         return text_of(None)
     return f"{given.mean:+.3f}" + ("" if given.low is None else f" ({given.low:+.3f} to {given.high:+.3f})")
 
 
 def p_text(p: float | None) -> str:
-    """Return a p value."""
+    """Return a p value as text."""
     return text_of(None) if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

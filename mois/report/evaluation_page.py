@@ -1,4 +1,4 @@
-"""report.html: what a folder of results says, for somebody who was not there."""
+"""Writes report.html from a folder of results: key figures, alarms, and the order of the sections."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ TAKES_NONE = (
     "are one number."
 )
 _IGNORES = 0.8
-"""Share of `right` from which `wrong` is an alarm."""
+"""If `wrong` is more than this share of `right`, the page shows an alarm."""
 
 
 def write_report(folder: Path, title: str = "") -> Path:
-    """Write `report.html` from what a folder of results holds: metrics.json, its tables, `overlays`.
+    """Write `report.html` from metrics.json, the tables and `overlays` in a folder of results.
 
     Args:
-        folder: Written by `mois evaluate` or `train.py test`.
-        title: Of the page; the folder's name where none is given.
+        folder: Folder that `mois evaluate` or `train.py test` wrote.
+        title: Title of the page; by default the folder's name.
 
     Returns:
-        The file.
+        Path of the page.
 
     Raises:
         ValueError: If the folder holds no results.
@@ -102,7 +102,7 @@ def write_evaluation_report(evaluation: Evaluation, scans: Sequence[SubjectFiles
     """Draw the worst lesions of an evaluation and write its report.html.
 
     Args:
-        evaluation: What was evaluated; it reads the scans again for the pictures.
+        evaluation: The evaluation; it reads the scans again for the pictures.
         scans: The scans that were scored.
         out: Folder of the results, with metrics.json and its tables.
     """
@@ -112,7 +112,7 @@ def write_evaluation_report(evaluation: Evaluation, scans: Sequence[SubjectFiles
 
 
 def compared(results: Results) -> list[float | None]:
-    """Return the means of right, wrong and no_exemplars, None for what was not measured."""
+    """Return the means of right, wrong and no_exemplars; None if not measured."""
     estimates = [results.estimate("conditioning", word) for word in COMPARED]
     return [None if estimate is None else estimate.mean for estimate in estimates]
 
@@ -124,7 +124,7 @@ def _on_exemplars(results: Results) -> str:
 
 
 def other_system(metrics: Mapping[str, Any]) -> str:
-    """Return whose predictions were scored, "" for those of a model of ours."""
+    """Return the folder of the other system's predictions; "" if a model of ours was scored."""
     return str((metrics.get("provenance") or {}).get("predictions") or "")
 
 

@@ -1,4 +1,4 @@
-"""A self-contained HTML page made of tables, pictures and records; what stands in it is decided elsewhere."""
+"""Elements of an HTML page (tables, pictures, texts), and the writer that makes one file of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_PICTURE_PX = 1800
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """A figure that is seen first."""
+    """A figure in large type at the top of a page."""
 
     name: str
     value: str
@@ -37,9 +37,9 @@ class Table:
     Attributes:
         columns: Headings.
         rows: Cells as text.
-        title: Above it.
-        note: Below it.
-        words: Numbers of the columns that hold words, not figures, besides the first.
+        title: Title above the table.
+        note: Note below the table.
+        words: Numbers of the columns that hold words instead of figures; the first column always does.
     """
 
     columns: Sequence[str]
@@ -52,7 +52,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as data URI, with what it shows."""
+    """An image as data URI, with its caption."""
 
     source: str
     caption: str
@@ -63,7 +63,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Parts beside each other where there is room; style `sides`, or `crops` for many small pictures."""
+    """Elements side by side, if the page is wide enough; style `sides`, or `crops` for many small pictures."""
 
     parts: Sequence[PageElement]
     style: str = "sides"
@@ -72,7 +72,7 @@ class SideBySide:
 
 @dataclass(frozen=True)
 class Record:
-    """Text as it stands, folded away unless `open`."""
+    """Preformatted text, folded away unless `open`."""
 
     title: str
     text: str
@@ -85,7 +85,7 @@ PageElement = Table | Picture | SideBySide | Record
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence, and parts."""
+    """A heading, a text, and elements."""
 
     title: str
     parts: Sequence[PageElement]
@@ -94,7 +94,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A page; what is alarming stands on top."""
+    """A page; alarms stand on top."""
 
     title: str
     lead: str
@@ -118,7 +118,7 @@ def write_page(path: Path, page: Page) -> Path:
 
 
 def picture_uri(path: Path) -> str:
-    """Return a PNG as data URI, made smaller where it is wider than a page can show."""
+    """Return a PNG as data URI, made smaller if it is wider than a page."""
     with Image.open(path) as image:
         if image.width <= _MOST_PICTURE_PX:
             content, kind = path.read_bytes(), "png"

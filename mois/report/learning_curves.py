@@ -1,4 +1,4 @@
-"""What a training learned, step by step, as a picture: whether its exemplars decide."""
+"""A picture of right, wrong and no_exemplars over the steps of a training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plot_learning(run: Path, out: Path, window: int = 10) -> list[str]:
         window: Logged batches of a running mean (a batch holds few episodes, so single values jump).
 
     Returns:
-        The propagations drawn; the model's own is "".
+        Prefixes of the propagations drawn; the prefix of the model's own is "".
 
     Raises:
         ValueError: If the folder holds no training.
@@ -72,7 +72,7 @@ def _numbers(path: Path) -> pd.DataFrame:
     """Return a table of numbers, NaN where a cell is empty.
 
     Raises:
-        DataError: If it is no table, has no steps, or a cell is no number.
+        DataError: If the file is no table, has no column step, or a cell is no number.
     """
     given = read_table(path)
     if "step" not in given.columns:

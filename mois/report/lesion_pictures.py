@@ -1,4 +1,4 @@
-"""Pictures of single lesions: the worst of an evaluation, each with what was found there."""
+"""Pictures of the worst lesions of an evaluation, with the outline of what was found there."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ WIDE_MM = 70.0
 def draw_worst_lesions(out: Path, read: Callable[[str], Volume], count: int = COUNT) -> list[Path]:
     """Draw the worst lesions of lesions.csv, with the maps in `predictions`, as `overlays/worst/*.png`.
 
-    `captions.json` beside them says what each shows, in their order.
+    `captions.json` beside them holds the captions, in the same order.
 
     Args:
         out: Folder of the results.
-        read: Returns the scan of a name.
-        count: How many at most.
+        read: Returns the scan of this name.
+        count: The most pictures.
     """
     folder = out / "overlays" / "worst"
     for old in folder.glob("*.png"):
@@ -70,7 +70,7 @@ def _read_map(path: Path, volume: Volume) -> InstanceMap:
 
 
 class _Scan(NamedTuple):
-    """A scan as stacks (S, H, W): raw intensities and lesion ids, and which intensities are drawn black and white."""
+    """A scan as stacks (S, H, W), raw intensities and lesion ids, and the intensities drawn black and white."""
 
     grid: SliceGrid
     image: npt.NDArray[np.float32]
@@ -95,7 +95,7 @@ def _caption(lesion: Mask, result: InstanceMap, row: Row) -> str:
 
 
 def _draw(scan: _Scan, lesion: Mask, result: InstanceMap, row: Row) -> Figure:
-    """Draw a square of the slice on which a lesion is largest, with its outline and that of what was found."""
+    """Draw a square of the slice on which a lesion is largest, with the outlines of the true and the found lesion."""
     grid = scan.grid
     index = int(lesion.sum((1, 2)).argmax())
     y, x = (int(at.mean()) for at in np.nonzero(lesion[index]))

@@ -1,4 +1,4 @@
-"""A folder of results as its readers see it: metrics.json, its tables and its pictures, whoever wrote them."""
+"""Reads a folder of results: metrics.json, its tables and its pictures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ METRICS = "metrics.json"
 
 
 class Estimate(NamedTuple):
-    """One figure over scans.
+    """The mean of a figure over scans, with its interval.
 
     Attributes:
-        mean: Over the scans in which it was measured, None where it was measured in none.
-        low: Lower end of the 95 % interval, None where there is none.
-        high: Upper end.
-        n: How many scans.
+        mean: Mean over the scans that have the figure; None if no scan has it.
+        low: Lower end of the 95 % interval; None without an interval.
+        high: Upper end of the 95 % interval.
+        n: Number of scans that have the figure.
     """
 
     mean: float | None
@@ -34,13 +34,13 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Estimate:
-        """Read what metrics.json holds for a figure."""
+        """Read the entry of a figure in metrics.json."""
         low, high = given.get("ci95") or (None, None)
         return cls(given["mean"], low, high, int(given.get("n") or 0))
 
 
 def is_estimate(given: object) -> bool:
-    """Return whether this is a figure over scans."""
+    """Tell whether an entry of metrics.json is a figure over scans."""
     return isinstance(given, Mapping) and "mean" in given
 
 
@@ -54,7 +54,7 @@ def estimates(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[t
 
 
 def number(text: str | None) -> float | None:
-    """Return a cell as a number, None where it is empty or no finite number."""
+    """Return a cell as a number; None if it is empty or no finite number."""
     try:
         value = float(text or "")
     except ValueError:
@@ -64,15 +64,15 @@ def number(text: str | None) -> float | None:
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation left in its folder.
+    """The results in the folder of an evaluation.
 
     Attributes:
-        folder: Where.
-        metrics: metrics.json.
+        folder: The folder.
+        metrics: Content of metrics.json.
         subjects: Lines of subjects.csv.
         lesions: Lines of lesions.csv.
-        candidates: Lines of candidates.csv, empty where there is none.
-        overlays: Pictures by scan, each with its file's name without the scan's (such as "class1").
+        candidates: Lines of candidates.csv; empty without this file.
+        overlays: Pictures by scan, each with the end of its file's name, "class1" for example.
     """
 
     folder: Path
@@ -87,7 +87,7 @@ class Results:
         """Read a folder that `mois evaluate` or `train.py test` wrote.
 
         Raises:
-            ValueError: If it holds no metrics.json, or one of another layout.
+            ValueError: If the folder holds no metrics.json, or its layout is another.
         """
         path = folder / METRICS
         if not path.is_file():
@@ -131,7 +131,7 @@ class Results:
         return Estimate.of(part) if is_estimate(part) else None
 
     def changes(self) -> dict[str, Any] | None:
-        """Return robustness.json, None where there is none."""
+        """Return the content of robustness.json; None without this file."""
         path = self.folder / "robustness.json"
         if not path.exists():
             return None
@@ -140,7 +140,7 @@ class Results:
         return found
 
     def captions(self) -> list[CaptionRecord]:
-        """Return which pictures of single lesions there are, and what they show; none where there are none."""
+        """Return the pictures of single lesions with their captions; [] without any."""
         path = self.folder / "overlays" / "worst" / "captions.json"
         return read_record(path, list[CaptionRecord], EVALUATE_AGAIN) if path.exists() else []
 
@@ -152,5 +152,5 @@ def read_lesions(folder: Path) -> list[Row]:
 
 
 def _parts(name: str, stem: str) -> tuple[str, ...]:
-    """Return the stem itself where it is a scan's name and a class."""
+    """Return the stem of a file's name if it is a scan's name and a class."""
     return (stem,) if stem.startswith(f"{name}_class") else ()

@@ -1,4 +1,4 @@
-"""What was found in one scan, for somebody who wants to look at it: a picture and a page, without any truth."""
+"""A picture and a page of the lesions found in one scan; no true lesions are needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ("prompted", "found")
 PANELS = 6
 PANEL_INCHES = 4.2
 WIDE = 0.8
-"""Width of a slice over its height from which two rows of three show more than one of six."""
+"""If a slice is wider than this share of its height, two rows of three panels are used instead of one row of six."""
 
 
 def write_scan_page(
@@ -35,14 +35,14 @@ def write_scan_page(
     """Write `lesions.png` and `lesions.html` into a folder, each whole or not at all.
 
     Args:
-        folder: Where to.
-        volume: The scan, with what was found as its lesions.
-        rows: A line on each of them.
-        remarks: What the reader has to know first.
-        advice: What to do next.
+        folder: Folder to write into.
+        volume: The scan, with the found lesions as its lesions.
+        rows: A row for each lesion.
+        remarks: Warnings for the top of the page.
+        advice: Advice on what to do next.
 
     Returns:
-        The files.
+        Paths of both files.
     """
     grid = SliceGrid.of(volume.shape, volume.affine)
     lesions: InstanceMap = grid.to_stack(volume.lesions).numpy()
@@ -76,14 +76,14 @@ def draw_lesions(
     pixel_mm: tuple[float, float],
     channel: str = "",
 ) -> Figure:
-    """Draw the slices that show most lesions, with an outline around each and its number.
+    """Draw the slices that show most lesions, with the outline and the number of each lesion.
 
     Args:
         image: (S, H, W) raw intensities.
-        lesions: (S, H, W) int32, their numbers.
-        rows: A line on each.
+        lesions: (S, H, W) int32, numbers of the lesions.
+        rows: A row for each lesion.
         pixel_mm: Height and width of a pixel.
-        channel: What dataset.json calls the image.
+        channel: Name of the image in dataset.json.
     """
     pixel_aspect = pixel_mm[0] / pixel_mm[1]
     of_kind = {kind: [row.id for row in rows if row.origin == kind] for kind in KINDS}

@@ -1,4 +1,4 @@
-"""The sections of report.html, each made of what a folder of results holds, and empty where it holds nothing of it."""
+"""The sections of report.html, each made from a folder of results. A section is empty if its results are missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MEANINGS = {
 }
 APART = ("unprompted", "scan")
 QUALITY = ("unprompted_dice", "scan_dice")
-"""By which column of subjects.csv scans are ranked: the first that was measured in any."""
+"""Columns of subjects.csv that rank scans: the first column that any scan has."""
 SCAN_COLUMNS = (
     "subject",
     "patient",
@@ -61,7 +61,7 @@ _MOST_SCANS = 200
 
 
 def figures(results: Results) -> list[PageElement]:
-    """Return every figure of the summary that has no section of its own."""
+    """Return tables of all figures that have no section of their own."""
     summary = results.metrics["summary"]
     parts = [summary.get(name, {}) for name in APART]
     names = list(dict.fromkeys(name for part in parts for name in part))
@@ -100,7 +100,7 @@ def _meaning(name: str) -> str:
 
 
 def conditioning(results: Results) -> list[PageElement]:
-    """Return right, wrong, swapped and no_exemplars."""
+    """Return a chart and a table of right, wrong, swapped and no_exemplars."""
     found = {
         word: estimate
         for word in WORDS
@@ -120,7 +120,7 @@ def conditioning(results: Results) -> list[PageElement]:
 
 
 def curves(results: Results) -> list[PageElement]:
-    """Return the curves over the number of prompted lesions, for each number of clicks, and their slopes."""
+    """Return curves over the number of prompted lesions, for each number of clicks, and their slopes."""
     curve = results.metrics.get("curve") or {}
     points = curve.get("points") or []
     if not points:
@@ -145,7 +145,7 @@ def curves(results: Results) -> list[PageElement]:
 
 
 def _chosen(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the first figure for every number of clicks, the others for the first number alone."""
+    """Return the curves to draw: the first figure for every number of clicks, the others for the first number."""
     every = list(dict.fromkeys(int(point["clicks"]) for point in points))
     return [(names[0], clicks) for clicks in every] + [(name, every[0]) for name in names[1:]]
 
@@ -168,7 +168,7 @@ def _slope(estimate: Estimate | None) -> str:
 
 
 def bins(results: Results) -> list[PageElement]:
-    """Return what becomes of small and large lesions, of those up and down, of faint and clear ones."""
+    """Return recall and Dice by size, by location and by contrast of lesions."""
     parts: list[PageElement] = []
     for name, of in results.metrics["summary"].items():
         if not name.startswith("by_") or not any(group.get("lesions") for group in of.values()):
@@ -189,7 +189,7 @@ def bins(results: Results) -> list[PageElement]:
 
 
 def ranked(rows: Sequence[Row]) -> tuple[str, list[tuple[float, Row]]]:
-    """Return by which column scans are ranked, and them from worst to best; one without a figure is left out."""
+    """Return the column that ranks scans, and the scans from worst to best. Scans without the figure are left out."""
     column = next((name for name in QUALITY if any(number(row.get(name)) is not None for row in rows)), "")
     scored = [(value, row) for row in rows if (value := number(row.get(column))) is not None]
     return column, sorted(scored, key=lambda pair: (pair[0], pair[1]["subject"]))
@@ -214,7 +214,7 @@ def overlays(results: Results) -> list[PageElement]:
 
 
 def worst_lesions(results: Results) -> list[PageElement]:
-    """Return the largest unprompted lesions that were missed, then the poorest of the found ones."""
+    """Return the worst unprompted lesions: the largest missed ones, then the found ones with the lowest Dice."""
     rows = [row for row in results.lesions if row["role"] != "prompted"]
     if not rows:
         return []
@@ -260,7 +260,7 @@ def _true(cell: str) -> bool:
 
 
 def confidence(results: Results) -> list[PageElement]:
-    """Return how far the confidence in a found lesion can be believed."""
+    """Return a chart of the confidence of candidates against the share that are lesions."""
     rows = results.candidates
     calibrated = bool(rows) and all(number(row.get("confidence")) is not None for row in rows)
     column = "confidence" if calibrated else "peak"
@@ -287,7 +287,7 @@ def confidence(results: Results) -> list[PageElement]:
 
 
 def expected_calibration_error(values: Sequence[float], hits: Sequence[bool], bins: int = 10) -> float:
-    """Return the mean distance of confidence and share of hits over equal bins, weighed by what stands in them."""
+    """Return the mean distance of confidence and share of hits over equal bins, weighed by the number in each bin."""
     sums: dict[int, list[float]] = {}
     for value, hit in zip(values, hits, strict=True):
         entry = sums.setdefault(min(int(value * bins), bins - 1), [0.0, 0.0])
@@ -297,7 +297,7 @@ def expected_calibration_error(values: Sequence[float], hits: Sequence[bool], bi
 
 
 def robustness(results: Results) -> list[PageElement]:
-    """Return what is lost on changed scans, from robustness.json."""
+    """Return the changes of figures on changed scans, from robustness.json."""
     found = results.changes()
     if not found:
         return []
@@ -321,7 +321,7 @@ def _changed_row(change: str, of: Mapping[str, Any], drop: Mapping[str, str], re
 
 
 def timing(results: Results) -> list[PageElement]:
-    """Return seconds per scan by step."""
+    """Return a chart of seconds per scan by step."""
     rows = results.subjects
     steps = list(dict.fromkeys(name for row in rows for name in row if name.startswith("seconds_")))
     seconds = {
@@ -335,7 +335,7 @@ def timing(results: Results) -> list[PageElement]:
 
 
 def scans(results: Results) -> list[PageElement]:
-    """Return a line for each scan, the worst first."""
+    """Return a table with a row for each scan, the worst first."""
     rows = results.subjects
     order = [row for _, row in ranked(rows)[1]]
     order += [row for row in rows if row not in order]
@@ -351,7 +351,7 @@ def _short(cell: str) -> str:
 
 
 def provenance(results: Results) -> list[PageElement]:
-    """Return what made the result."""
+    """Return tables and records of what made the results."""
     record = results.metrics.get("provenance") or {}
     rows = list(_facts(record))
     parts: list[PageElement] = [Table(("", ""), rows, words=(1,))] if rows else []
@@ -373,7 +373,7 @@ def _estimate(given: object) -> Estimate | None:
 
 
 def _cell(estimate: Estimate | None, results: Results) -> str:
-    """Return a figure with its interval, and of how many scans where these are not all."""
+    """Return a figure as text, with its interval, and the number of scans if some lack it."""
     if estimate is None or estimate.mean is None:
         return text_of(None)
     interval = "" if estimate.low is None else f" ({estimate.low:.2f} to {estimate.high:.2f})"
