@@ -66,7 +66,7 @@ def evaluate(
         protocol: Options of the scoring.
         output: Options of the results.
         seed: Seed of the reader's choices, of the bootstrap and of the changes to scans.
-        device: Such as cpu or cuda; auto takes an accelerator if there is one, each process its own.
+        device: Such as cpu or cuda; auto takes an accelerator if there is one. auto and cuda: each process its own.
         backbone_weights: Weights of the bundle's backbone, if they lie elsewhere than at training.
         trust: Modules of others whose classes the bundle may name, such as my_module.
 

@@ -31,14 +31,16 @@ def chosen_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
     Args:
         name: `auto`, `cpu`, `cuda`, `cuda:1` and so on.
-        local_rank: Number of this process on its machine: with `auto`, each takes an accelerator of its own.
+        local_rank: Number of this process on its machine: with `auto` and `cuda`, each takes an accelerator of its own.
 
     Raises:
         ValueError: If it is no device of this machine.
     """
-    if name == "auto":
-        here = torch.cuda.is_available()
-        return torch.device("cuda", local_rank % torch.cuda.device_count()) if here else torch.device("cpu")
+    here = torch.cuda.is_available()
+    if name == "auto" and not here:
+        return torch.device("cpu")
+    if name == "auto" or (name == "cuda" and here and local_rank):
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
     refusal = ValueError(f"device={name} is none; choose auto, cpu, cuda, or cuda:1 for the second GPU.")
     try:
         device = torch.device(name)

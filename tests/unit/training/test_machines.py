@@ -105,7 +105,8 @@ def test_auto_is_an_accelerator_of_its_own_for_each_process(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [chosen_device("auto", rank).index for rank in range(4)] == [0, 1, 0, 1]
-    assert chosen_device("cuda:1") == torch.device("cuda:1")
+    assert [chosen_device("cuda", rank).index for rank in range(4)] == [None, 1, 0, 1]  # None: torch's present one
+    assert chosen_device("cuda:1", 2) == torch.device("cuda:1")
     with pytest.raises(ValueError, match=r"device=cuda:2: torch finds 2 CUDA devices here; choose auto or cpu"):
         chosen_device("cuda:2")
 
