@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,14 +22,25 @@ from mois.cli.arguments import OneLineParser, command_line
 from mois.cli.memory_advice import what_frees_memory
 from mois.cli.old_options import TrainingNames, with_new_options
 from mois.cli.settings import read_settings
+from mois.cli.training_checks import (
+    check_accelerator,
+    check_groups,
+    check_new_folder,
+    check_patch_edge,
+    check_precision,
+    check_scales,
+    check_seed,
+    check_strategy,
+    choose_precision,
+    pixel_mm_of_data,
+)
 from mois.files.folder_lock import locked
-from mois.inference.execution import settled
-from mois.inference.settings import InferenceSettings
 from mois.machine.full_memory import memory_cure
 from mois.machine.interrupts import ctrl_c_ends
 from mois.machine.processes import first_rank
 from mois.sharing.calibration import Calibration
 from mois.sharing.provenance import code_version
+from mois.sharing.start_from import start_from
 from mois.tracking.loggers import LateLoggers, TrackingSettings, make_loggers
 from mois.tracking.tracker import Tracker
 from mois.training.callbacks import AllLearn, CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
@@ -47,13 +57,12 @@ from mois.training.checkpoints import (
 )
 from mois.training.epoch_lines import EpochLines, say
 from mois.training.export import BundleSettings, export_bundles
-from mois.training.machines import check_accelerator, check_precision, check_strategy
 from mois.training.module import ExemplarSegmenter
 from mois.training.rank_watch import RankWatch
 from mois.training.resume_point import ResumePoint
 from mois.training.same_run import changed_settings
 from mois.training.signals import StopAtSignal
-from mois.training.start import start_from
+from mois.training.whole_scans import recorded_figures
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -106,8 +115,8 @@ class MoisCLI(LightningCLI):
         names = TrainingNames(arguments)
         self.arguments = list(with_new_options(arguments, names.option))
         self.resumed: dict[str, Any] = {}
-        self.parts: Resumed | None = None
-        self.ranks = RankWatch()
+        self.resumed_run: Resumed | None = None
+        self.rank_watch = RankWatch()
         self.ckpt_path: str | None = None
         with ExitStack() as self.held:
             super().__init__(
@@ -168,10 +177,13 @@ class MoisCLI(LightningCLI):
                 volumes would be seen at two scales, weights would be kept in another type than float32, the trainer's
                 accelerator or strategy cannot work here, or another process writes into the run's folder.
         """
-        self._refuse_a_second_seed()
-        self._refuse_a_value_for_a_group()
-        self._follow_the_scale_of_the_data()
-        self._refuse_two_scales()
+        given_settings = list(read_settings(self.arguments))
+        check_seed(given_settings, self.settings["seed_everything"])
+        check_groups(given_settings, self._parser(self.subcommand).groups or {})
+        inference = self.settings["model"].get("inference")
+        if inference is not None and inference["pixel_mm"] is None:
+            inference["pixel_mm"] = pixel_mm_of_data(self.plain_config())
+        check_scales(self.plain_config())
         trainer = self.settings["trainer"]
         check_strategy(trainer["strategy"], trainer["devices"])
         check_accelerator(trainer["accelerator"])
@@ -183,19 +195,11 @@ class MoisCLI(LightningCLI):
         if first_rank():
             self.held.enter_context(locked(self.folder))
         given = self.settings["ckpt_path"]
-        if given == "":
-            raise ValueError("ckpt_path names nothing; give last, best or a path, or leave it out")
         if self.settings["checkpoints"]["every_n_steps"] < 1:
             raise ValueError(
                 f"checkpoints.every_n_steps={self.settings['checkpoints']['every_n_steps']}: choose 1 or more"
             )
-        path = self.checkpoints / f"{given}.ckpt" if given in NAMED else Path(given) if given else None
-        if given == "last" and self.subcommand == "fit" and path is not None and not path.exists():
-            best = self.checkpoints / "best.ckpt"
-            path = best if best.is_file() else None
-            rank_zero_info(
-                f"there is no last.ckpt yet: the training {f'goes on from {best}' if path else 'starts anew'}"
-            )
+        path = self._checkpoint_path(given)
         self.ckpt_path = None if path is None else str(path)
         if self.subcommand == "fit":
             self.settings["ckpt_path"] = None  # config.yaml makes the whole run again, not its second half
@@ -204,12 +208,29 @@ class MoisCLI(LightningCLI):
             self.resumed = {"step": checkpoint.get("global_step"), **checkpoint.get(RECORD, {})}
             if self.subcommand == "fit":
                 if path.parent.resolve() != self.checkpoints.resolve() and first_rank():
-                    self._refuse_to_overwrite()
-                self.parts = self._parts(f"ckpt_path={path}")
+                    check_new_folder(self.folder, self.checkpoints)
+                self.resumed_run = self._same_run(f"ckpt_path={path}")
         elif self.subcommand == "fit" and given is None and first_rank():
-            self._refuse_to_overwrite()
+            check_new_folder(self.folder, self.checkpoints)
 
-    def _parts(self, name: str) -> Resumed:
+    def _checkpoint_path(self, given: str | None) -> Path | None:
+        """Return the checkpoint that a value of `ckpt_path` names; None starts a new training.
+
+        Raises:
+            ValueError: If the value is empty.
+        """
+        if given == "":
+            raise ValueError("ckpt_path names nothing; give last, best or a path, or leave it out")
+        path = self.checkpoints / f"{given}.ckpt" if given in NAMED else Path(given) if given else None
+        if given == "last" and self.subcommand == "fit" and path is not None and not path.exists():
+            best = self.checkpoints / "best.ckpt"
+            path = best if best.is_file() else None
+            rank_zero_info(
+                f"there is no last.ckpt yet: the training {f'goes on from {best}' if path else 'starts anew'}"
+            )
+        return path
+
+    def _same_run(self, name: str) -> Resumed:
         """Compare the settings with those of the checkpoint, and say which of them are others.
 
         Raises:
@@ -227,7 +248,7 @@ class MoisCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add our loggers, callbacks and checkpoint files to what the config asks for."""
-        self._refuse_two_edges()
+        check_patch_edge(self._get(self.config_init, "model"), self._get(self.config_init, "data"))
         given = self._get(self.config_init, "trainer")
         plugins = given["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO(self.checkpoints)]
@@ -237,7 +258,7 @@ class MoisCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = self._callbacks(given["enable_checkpointing"] is not False)
         trainer = super().instantiate_trainer(**kwargs)
         LateLoggers(trainer)
-        self.ranks.start(trainer)
+        self.rank_watch.start(trainer)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -246,13 +267,21 @@ class MoisCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if isinstance(self.model, ExemplarSegmenter):
             if (bundle := self.settings["start_from"]) is not None:
-                start_from(self.model, bundle, self.plain_config()["model"])
+                self._start_from(bundle, self.model)
             self.model.step_0 = dict(self.resumed.get("step_0", {}))
-            self.model.validated = _figures(self.resumed.get("validation", {}))
+            self.model.validated = recorded_figures(self.resumed.get("validation", {}))
         frees = partial(what_frees_memory, config=self.plain_config(), command=subcommand)
         with ctrl_c_ends(lambda: way_on(self.trainer)), memory_cure(frees):
             super()._run_subcommand(subcommand)
             Tracker.of(self.trainer).finish()
+
+    def _start_from(self, bundle: str, model: ExemplarSegmenter) -> None:
+        """Load the weights of the bundle that `start_from` names, and print what differs."""
+        parts = model.backbone, model.adapter, model.propagation
+        for sentence in start_from(bundle, self.plain_config()["model"], *parts, model.inference.pixel_mm):
+            rank_zero_info(sentence)
+        if len(model.companions):
+            rank_zero_info(f"start_from={bundle}: companions begin as they were made")
 
     def after_fit(self) -> None:
         """Write the best of what was trained as a bundle; keep its checkpoint where a logger keeps artifacts."""
@@ -264,7 +293,7 @@ class MoisCLI(LightningCLI):
                 checkpoint = read_training(best)
                 self.model.load_state_dict(checkpoint["state_dict"], strict=False)
                 validation = checkpoint.get(RECORD, {}).get("validation", {})
-            self.model.validated = _figures(validation)
+            self.model.validated = recorded_figures(validation)
             for prefix in self.model.propagations:
                 for sentence in self.model.record(prefix).get("made_worse", []):
                     rank_zero_warn(f"{self.folder / 'bundle'} is worse than what the training began with: {sentence}")
@@ -325,10 +354,10 @@ class MoisCLI(LightningCLI):
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         seed = self.settings["seed_everything"]
         callbacks: list[Callback] = [
-            self.ranks,
+            self.rank_watch,
             CheckProgress(),
             ResumePoint(),
-            RunRecord(self.plain_config(), seed, self.parts, self.resumed.get("provenance")),
+            RunRecord(self.plain_config(), seed, self.resumed_run, self.resumed.get("provenance")),
             AllLearn(),
             StopAtNaN(),
         ]
@@ -348,85 +377,6 @@ class MoisCLI(LightningCLI):
         epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
         never = epochs is not None and every is not None and 0 <= epochs < every
         return not (never or trainer["num_sanity_val_steps"])
-
-    def _refuse_a_second_seed(self) -> None:
-        seed = self.settings["seed_everything"]
-        for setting in read_settings(self.arguments):
-            if setting.key == "data.init_args.seed" and setting.value != seed:
-                raise ValueError(
-                    f"{setting.key}={setting.value}{setting.place} is not taken: seed_everything={seed} serves all; "
-                    "leave it out"
-                )
-
-    def _refuse_a_value_for_a_group(self) -> None:
-        """Refuse `trainer: 5` in a config, which the parser would drop."""
-        groups = self._parser(self.subcommand).groups or {}
-        for setting in read_settings(self.arguments):
-            if setting.key in groups and not isinstance(setting.value, dict | str | None):
-                raise ValueError(
-                    f"{setting.key}={setting.value}{setting.place} is not allowed: {setting.key} is a group of "
-                    f"settings; write them under it, {setting.key}: {{NAME: VALUE}}"
-                )
-
-    def _follow_the_scale_of_the_data(self) -> None:
-        """Set `model.inference.pixel_mm`, where it is unset, to the pixels of the training patches."""
-        inference = self.settings["model"].get("inference")
-        if inference is None or inference["pixel_mm"] is not None:
-            return
-        data = (self.plain_config().get("data") or {}).get("init_args") or {}
-        pixel_mm = data.get("pixel_mm")  # not every datamodule has it
-        inference["pixel_mm"] = InferenceSettings.pixel_mm if pixel_mm is None else float(pixel_mm)
-
-    def _refuse_two_scales(self) -> None:
-        """Refuse patches of other pixels or intensities than whole volumes, in every command.
-
-        Who tests or predicts at another scale on purpose sets both keys: then the saved config says so twice.
-        """
-        config = self.plain_config()
-        data, inference = (config.get("data") or {}).get("init_args") or {}, config["model"].get("inference") or {}
-        for key in ("pixel_mm", "normalisation"):
-            trained, inferred = data.get(key), inference.get(key)  # not every datamodule has them
-            if trained is not None and inferred is not None and trained != inferred:
-                raise ValueError(
-                    f"data.init_args.{key}={trained} and model.inference.{key}={inferred} differ; set both to the same"
-                )
-
-    def _refuse_two_edges(self) -> None:
-        """Refuse patches of another edge than the tiles of whole volumes, in every command, as with two scales.
-
-        Raises:
-            ValueError: Naming both edges and where they come from.
-        """
-        model, data = (self._get(self.config_init, name) for name in ("model", "data"))
-        patch_px = getattr(getattr(data, "settings", None), "patch_px", None)  # not every datamodule has one
-        if patch_px is None or not isinstance(model, ExemplarSegmenter):
-            return
-        edge, key = model.inference.tile_px, "model.inference.tile_px"
-        if edge is None:
-            edge, key = model.backbone.patch_px, "model.backbone.init_args.patch_px"
-        if patch_px != edge:
-            raise ValueError(
-                f"data.init_args.patch_px={patch_px} (what the model learns on) and {key}={edge} (what it sees of "
-                "whole volumes at once) differ; set both to the same, such as 512 for SAM 2.1's own sizes"
-            )
-
-    def _refuse_to_overwrite(self) -> None:
-        if any((self.checkpoints / f"{name}.ckpt").exists() for name in NAMED):
-            raise ValueError(
-                f"trainer.default_root_dir={self.folder} holds a training already; go on with it (--ckpt_path last), "
-                "or choose another folder"
-            )
-
-
-def _figures(validation: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a checkpoint holds of a validation as figures by their names with the propagations' prefixes."""
-    return {prefix + name: value for prefix, one in validation.items() for name, value in one["figures"].items()}
-
-
-def choose_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
-    """Return bf16-mixed where a CUDA device will be used that has bfloat16 in hardware, 32-true everywhere else."""
-    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if cuda and settled(torch.device("cuda"), "auto") == "bf16" else "32-true"
 
 
 def quieten() -> None:

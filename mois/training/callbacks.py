@@ -18,11 +18,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mois.machine.pending_scalar import PendingReduction, PendingScalar
 from mois.testing import example_episode
 from mois.tracking.tracker import Tracker
 from mois.training.cost import PartCost, count_parameters, step_cost
 from mois.training.module import ExemplarSegmenter
-from mois.training.pending_scalar import Arrival, Reduction
 
 
 class CostTable(Callback):
@@ -115,10 +115,10 @@ class DataShares(Callback):
             return
         if loader_s is not None:  # of others nothing is known
             share = self._waited_s / self._passed_s
-            slowest = Reduction(torch.full((), share, device=pl_module.device), of="max").read()
+            slowest = PendingReduction(torch.full((), share, device=pl_module.device), of="max").read()
             pl_module.log("train/waiting", slowest, batch_size=1)
         if self._hits:
-            found = Reduction(torch.full((), sum(self._hits) / len(self._hits), device=pl_module.device)).read()
+            found = PendingReduction(torch.full((), sum(self._hits) / len(self._hits), device=pl_module.device)).read()
             pl_module.log("train/cache_hits", found, batch_size=1)
         self._forget()
 
@@ -141,7 +141,7 @@ class StopAtNaN(Callback):
     """Stops the training at the first loss that is not finite, before it reaches the weights, and names it."""
 
     def __init__(self) -> None:
-        self._losses: list[Arrival] = []  # since the last change of the weights
+        self._losses: list[PendingScalar] = []  # since the last change of the weights
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what an earlier training left."""
@@ -149,7 +149,7 @@ class StopAtNaN(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Send for the loss; the accelerator goes on with the backward pass."""
-        self._losses.append(Arrival(loss))
+        self._losses.append(PendingScalar(loss))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the losses, and only where one is not finite at its parts.

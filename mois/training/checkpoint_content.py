@@ -19,6 +19,8 @@ from torch import Tensor
 from mois.errors import DataError
 from mois.evaluation.figures import SubjectReport
 from mois.files.json_records import DEEPEST, as_record
+from mois.interfaces import Backbone
+from mois.sharing.identity import rules_apart
 
 RECORD = "mois"
 """Key of a checkpoint under which provenance and the W&B run id stand."""
@@ -86,6 +88,65 @@ class BackboneFacts:
     source: str
     sha256: str
     behaviour: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> BackboneFacts:
+        """Return the facts of a backbone as it stands."""
+        identity = backbone.identity
+        return cls(identity.name, identity.source, identity.sha256, backbone.behaviour())
+
+
+def check_fit(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], backbone: Backbone) -> BackboneFacts:
+    """Return the facts of a checkpoint's backbone, if the checkpoint fits a model.
+
+    Args:
+        checkpoint: As Lightning loads it.
+        trained: The model's trained tensors by name.
+        backbone: The model's backbone.
+
+    Raises:
+        ValueError: If trained tensors are missing, unknown or of another shape, or the backbone is another one.
+    """
+    given = checkpoint["state_dict"]
+    if given.keys() != trained.keys():
+        missing, unknown = sorted(trained.keys() - given.keys()), sorted(given.keys() - trained.keys())
+        raise ValueError(
+            f"the checkpoint does not fit the model: {len(missing)} of {len(trained)} trained tensors are missing "
+            f"({', '.join(missing[:3])}), {len(unknown)} are unknown ({', '.join(unknown[:3])}); use the config it "
+            "was trained with."
+        )
+    for name, tensor in trained.items():
+        if given[name].dtype != tensor.dtype:
+            raise ValueError(
+                f"the checkpoint does not fit the model: {name} is {given[name].dtype} there and {tensor.dtype} "
+                "here; give a checkpoint that train.py wrote."
+            )
+        if given[name].shape != tensor.shape:
+            raise ValueError(
+                f"the checkpoint does not fit the model: {name} has shape {tuple(given[name].shape)} there and "
+                f"{tuple(tensor.shape)} here; use the config it was trained with."
+            )
+    if "backbone" not in checkpoint:
+        raise ValueError("the checkpoint does not say which backbone it belongs to; give one that train.py wrote.")
+    theirs = as_record(checkpoint["backbone"], BackboneFacts, "the checkpoint's backbone", later=("behaviour",))
+    _check_same_backbone(theirs, BackboneFacts.of(backbone))
+    return theirs
+
+
+def _check_same_backbone(theirs: BackboneFacts, ours: BackboneFacts) -> None:
+    """Refuse a checkpoint of other weights or rules; one that records no rules is taken."""
+    if theirs.sha256 != ours.sha256:
+        raise ValueError(
+            f"the checkpoint belongs to backbone {theirs.name} ({theirs.source}, sha256 {theirs.sha256[:12]}), "
+            f"this one is {ours.name} ({ours.source}, sha256 {ours.sha256[:12]}); set model.backbone.weights "
+            "accordingly."
+        )
+    if theirs.behaviour is None or ours.behaviour is None or theirs.behaviour == ours.behaviour:
+        return
+    raise ValueError(
+        f"the checkpoint was trained with other rules of its backbone ({rules_apart(theirs.behaviour, ours.behaviour)} "
+        f"instead of {rules_apart(ours.behaviour, theirs.behaviour)}); set model.backbone.init_args.rules accordingly."
+    )
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.clicks import correct, first_click
-from mois.interfaces import Backbone, Memory, Propagation, TrackingRules
+from mois.clicks import first_click
+from mois.interfaces import Backbone, Propagation, TrackingRules
 from mois.records import Episode, Exemplars, Features, MaskPrediction, Prompts, SemanticPrediction
-from mois.training.losses import mask_loss, masked_average, soft_iou
+from mois.training.losses import mask_loss, masked_average
+from mois.training.prompted_masks import correct_clicks, pooled_dice, presence_losses, track_clips
 
 # columns of Episode.chance
 NEGATIVES, COUNT, CLICKS = 0, 1, 8
-
-# Masks are compared at half the patch's resolution: at a quarter, where SAM2 answers, a lesion of a few pixels covers
-# less than half a cell, and to answer nothing would be right.
-HALF = 2
 
 
 @dataclass(frozen=True)
@@ -111,31 +108,19 @@ def learn(
 
     begin("click")
     masks = episode.support_masks.flatten(0, 2)
-    clicks = 1 + step % settings.corrections
     chance = _spread(episode.chance, groups * count)
-    start = first_click(masks, chance[:, 0])
-    if tracks(backbone, episode):  # the first clicks of supports and clips are answered together
-        clip = episode.track_images.shape[1]
-        middles = torch.arange(batch, device=masks.device) * clip + clip // 2
-        on_clips = first_click(episode.track_masks[:, clip // 2], episode.chance[:, -1])
-        rows = torch.cat([torch.arange(supports, device=masks.device), supports + batch + middles])
-        both = Prompts(torch.cat([start.points, on_clips.points]), torch.cat([start.labels, on_clips.labels]))
-        first = backbone.decode(features.select(rows), both)
-        answer, on_clip = (
-            MaskPrediction(*(part[some] for part in first)) for some in (slice(supports), slice(supports, None))
-        )
-    else:
-        answer = backbone.decode(support, start)
-    click = _click(backbone, support, masks, episode.support_valid.flatten(), chance, clicks, start, answer)
+    start, answer, on_clip = _answers_to_first_clicks(backbone, features, support, masks, chance, episode)
+    clicks = 1 + step % settings.corrections
+    click = correct_clicks(backbone, support, masks, episode.support_valid.flatten(), chance, clicks, start, answer)
     losses = {
         "click": settings.click_weight * click.loss,
         "click_presence": settings.presence_weight * click.presence_loss,
     }
     figures = {"click_first_dice": click.first_dice, "click_last_dice": click.last_dice}
-    if tracks(backbone, episode):
+    if on_clip is not None:
         begin("track")
         track = features.select(slice(supports + batch, None))
-        tracked = _track(backbone, track, episode, tracking or backbone.tracking, on_clip)
+        tracked = track_clips(backbone, track, episode, tracking or backbone.tracking, on_clip)
         losses |= {
             "track": settings.track_weight * tracked.loss,
             "track_presence": settings.presence_weight * tracked.presence_loss,
@@ -143,18 +128,60 @@ def learn(
         figures["track_dice"] = tracked.last_dice
 
     begin("semantic")
-    predicted = (
-        functional.interpolate(click.logits.unsqueeze(1).float(), masks.shape[-2:], mode="bilinear")
-        .squeeze(1)
-        .sigmoid()
-    )
-    use_truth = chance[:, -1] < settings.true_masks
-    shown = torch.where(use_truth[:, None, None], masks.to(predicted.dtype), predicted)
+    shown = _shown_masks(click.logits, masks, chance, settings.true_masks)
     for prefix, propagation in propagations.items():
         found = find(backbone, propagation, episode, query, support, shown, settings)
         losses |= {prefix + name: value for name, value in found.losses.items()}
         figures |= {prefix + name: value for name, value in found.figures.items()}
     return Outcome(losses, figures)
+
+
+def _answers_to_first_clicks(
+    backbone: Backbone, features: Features, support: Features, masks: Tensor, chance: Tensor, episode: Episode
+) -> tuple[Prompts, MaskPrediction, MaskPrediction | None]:
+    """Click once on each support, and on the middle slice of each clip if clips are tracked.
+
+    Args:
+        backbone: The backbone.
+        features: Features of all `pictures`.
+        support: Features of the supports alone.
+        masks: (B x G x K, P, P) bool, the true masks of the supports.
+        chance: (B x G x K, 9), the random numbers of the supports.
+        episode: The batch.
+
+    Returns:
+        The clicks on the supports, the answers to them, and the answers on the clips (None if none is tracked).
+    """
+    supports, batch = len(masks), len(episode.query_images)
+    start = first_click(masks, chance[:, 0])
+    if not tracks(backbone, episode):
+        return start, backbone.decode(support, start), None
+    clip = episode.track_images.shape[1]
+    middles = torch.arange(batch, device=masks.device) * clip + clip // 2
+    on_clips = first_click(episode.track_masks[:, clip // 2], episode.chance[:, -1])
+    rows = torch.cat([torch.arange(supports, device=masks.device), supports + batch + middles])
+    both = Prompts(torch.cat([start.points, on_clips.points]), torch.cat([start.labels, on_clips.labels]))
+    first = backbone.decode(features.select(rows), both)  # in one call: two calls would cost more
+    answer, on_clip = (
+        MaskPrediction(*(part[some] for part in first)) for some in (slice(supports), slice(supports, None))
+    )
+    return start, answer, on_clip
+
+
+def _shown_masks(logits: Tensor, masks: Tensor, chance: Tensor, true_masks: float) -> Tensor:
+    """Return the masks that exemplars are described by, (B x G x K, P, P): predicted, or true at random.
+
+    Args:
+        logits: (B x G x K, P / 4, P / 4), of the last answers to clicks.
+        masks: (B x G x K, P, P) bool, the true masks.
+        chance: (B x G x K, 9), random numbers.
+        true_masks: Share of true masks, 0 to 1.
+    """
+    predicted = (
+        functional.interpolate(logits.unsqueeze(1).float(), masks.shape[-2:], mode="bilinear").squeeze(1).sigmoid()
+    )
+    use_truth = chance[:, -1] < true_masks
+    return torch.where(use_truth[:, None, None], masks.to(predicted.dtype), predicted)
 
 
 def find(
@@ -209,10 +236,10 @@ def find(
         first, second = episode.query_targets[:, 0], episode.query_targets[:, 1]
         lesion_pair = episode.group_is_lesion[:, 0] & episode.group_is_lesion[:, 1]
         figures = {
-            "right": _pooled_dice(one, first, asked[:, 0]),
-            "wrong": _pooled_dice(other, first, asked[:, 1]),
-            "swapped": _pooled_dice(other, second, lesion_pair),
-            "no_exemplars": _pooled_dice(alone > 0, first, asked[:, 0]),
+            "right": pooled_dice(one, first, asked[:, 0]),
+            "wrong": pooled_dice(other, first, asked[:, 1]),
+            "swapped": pooled_dice(other, second, lesion_pair),
+            "no_exemplars": pooled_dice(alone > 0, first, asked[:, 0]),
         }
     return Outcome(losses, figures)
 
@@ -221,107 +248,8 @@ def _untold(part: str) -> None:
     """Take no notice."""
 
 
-class _Answers(NamedTuple):
-    loss: Tensor
-    presence_loss: Tensor
-    first_dice: Tensor
-    last_dice: Tensor
-    logits: Tensor
-
-
-def _click(
-    backbone: Backbone,
-    features: Features,
-    masks: Tensor,
-    keep: Tensor,
-    chance: Tensor,
-    corrections: int,
-    prompts: Prompts,
-    answer: MaskPrediction,
-) -> _Answers:
-    """Correct the answer to the first clicks; every answer is supervised, not only the first."""
-    answers = [answer]
-    for step in range(corrections):
-        prompts = correct(prompts, answers[-1].logits, masks, chance[:, step + 1])
-        answers.append(backbone.decode(features, prompts))
-    target = _halve(masks)
-    ends = _enlarge(torch.stack([answers[0].logits, answers[-1].logits], dim=1)) > 0
-    whole = target > 0.5
-    presence = torch.stack([answer.presence for answer in answers])  # (answers, N)
-    return _Answers(
-        masked_average(_best_candidate_losses(answers, target), keep),
-        masked_average(_presence_losses(presence, masks), keep),
-        _pooled_dice(ends[:, 0], whole, keep),
-        _pooled_dice(ends[:, 1], whole, keep),
-        answers[-1].logits,
-    )
-
-
-def _track(
-    backbone: Backbone, features: Features, episode: Episode, rules: TrackingRules, first: MaskPrediction
-) -> _Answers:
-    """Follow each clip's lesion both ways, in step, from the answer to the click on its middle slice."""
-    batch, clip = episode.track_images.shape[:2]
-    middle = clip // 2
-    masks = episode.track_masks
-    slices = torch.arange(batch * clip, device=masks.device).view(batch, clip)
-    start = features.select(slices[:, middle])
-    clicked = backbone.remember_slice(start, first.logits, first.pointer, first.presence).repeat(2)
-    target, present = _halve(masks.flatten(0, 1)), masks.flatten(0, 1).flatten(1).any(1)
-    answers, places = [], []
-    latest: list[Memory] = []
-    for step in range(1, middle + 1):
-        here = torch.stack([slices[:, middle - step], slices[:, middle + step]], dim=1).flatten()
-        pictures = features.select(here)
-        answer = backbone.decode(backbone.attend(pictures, rules.gather([(step, clicked)], latest)), None)
-        latest = rules.keep(backbone.remember_slice(pictures, answer.logits, answer.pointer, answer.presence), latest)
-        answers.append(answer)
-        places.append(here)
-    all_here = torch.cat(places)
-    tracked = MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
-    # masks and their quality are learned where the lesion is; that it is gone is for the presence score to say
-    at_click = masked_average(_best_candidate_losses([first], target[slices[:, middle]]), present[slices[:, middle]])
-    along = masked_average(_best_candidate_losses([tracked], target[all_here]), present[all_here])
-    presence = _presence_losses(tracked.presence.unsqueeze(0), masks.flatten(0, 1)[all_here])
-    there = target[all_here] > 0.5
-    found = _enlarge(tracked.logits.unsqueeze(1)).squeeze(1) > 0
-    figure = _pooled_dice(found, there, torch.ones_like(there[:, 0, 0]))
-    return _Answers((at_click + middle * along) / (1 + middle), presence.mean(), figure, figure, first.logits)
-
-
-def _best_candidate_losses(answers: Sequence[MaskPrediction], target: Tensor) -> Tensor:
-    """The mask loss of each answer's best candidate, and the error of the predicted quality of all, (answers, N).
-
-    Candidates of all answers are compared with their target together: it is the same for all.
-    """
-    candidates = _enlarge(torch.cat([answer.candidates for answer in answers], dim=1))
-    wanted = target.unsqueeze(1).expand_as(candidates)
-    masks = mask_loss(candidates, wanted)
-    iou = torch.cat([answer.iou for answer in answers], dim=1)
-    quality = (iou.float() - soft_iou(candidates.detach(), wanted)).abs()
-    counts = [answer.candidates.shape[1] for answer in answers]
-    pairs = zip(torch.split(masks, counts, 1), torch.split(quality, counts, 1), strict=True)
-    return torch.stack([mask.amin(1) + error.mean(1) for mask, error in pairs])
-
-
-def _halve(masks: Tensor) -> Tensor:
-    """Cover of each cell of half the resolution, (N, P / 2, P / 2) float, of masks (N, P, P) bool."""
-    return functional.avg_pool2d(masks.unsqueeze(1).float(), HALF).squeeze(1)
-
-
-def _enlarge(logits: Tensor) -> Tensor:
-    """SAM2's answers (N, M, P / 4, P / 4) at half the patch's resolution."""
-    return functional.interpolate(logits.float(), scale_factor=4 / HALF, mode="bilinear")
-
-
 def _presence_loss(answer: SemanticPrediction, masks: Tensor) -> Tensor:
-    return _presence_losses(answer.presence.unsqueeze(0), masks).squeeze(0)
-
-
-def _presence_losses(presence: Tensor, masks: Tensor) -> Tensor:
-    """The loss of the presence scores (answers, N) of N masks, (answers, N)."""
-    there = (masks.flatten(1) > 0.5).any(1).float().expand_as(presence)
-    return functional.binary_cross_entropy_with_logits(presence.float(), there, reduction="none")
+    return presence_losses(answer.presence.unsqueeze(0), masks).squeeze(0)
 
 
 def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLearning) -> Exemplars:
@@ -359,15 +287,6 @@ def _spread(chance: Tensor, items: int) -> Tensor:
     """Give each of an episode's items its own random numbers, (B x items, 9), in golden-ratio steps."""
     shift = 0.6180339887 * torch.arange(1, items + 1, device=chance.device, dtype=chance.dtype)
     return ((chance[:, None, CLICKS : CLICKS + 9] + shift[None, :, None]) % 1.0).flatten(0, 1)
-
-
-def _pooled_dice(found: Tensor, truth: Tensor, keep: Tensor) -> Tensor:
-    """Dice over all pictures to keep at once; NaN where these hold no truth."""
-    keep = keep.view(-1, *([1] * (found.ndim - 1)))
-    overlap = (found & truth & keep).sum()
-    there = (truth & keep).sum()
-    dice = 2 * overlap / ((found & keep).sum() + there).clamp(min=1)
-    return torch.where(there > 0, dice, torch.nan)
 
 
 def names(propagations: Sequence[Propagation]) -> dict[str, Propagation]:

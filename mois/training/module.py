@@ -1,48 +1,48 @@
-"""The LightningModule: a frozen backbone, an adapter, a propagation, and what they learn from episodes."""
+"""The LightningModule: it trains an adapter and a propagation on episodes, and validates on whole scans.
+
+The hooks are here. Other modules do the work: `episode_step` computes the losses, `whole_scans` scores and writes,
+`checkpoint_content` checks checkpoints.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mois.evaluation.figures import SubjectReport
-from mois.evaluation.protocol import evaluate_volume
-from mois.evaluation.result_files import add_confidence, write_result_files
 from mois.evaluation.settings import ProtocolSettings
-from mois.evaluation.statistics import means
-from mois.files.json_records import as_record
 from mois.inference.feature_store import GIB
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
-from mois.inference.shared_work import SharedWork
 from mois.interfaces import Adapter, Backbone, Propagation
+from mois.machine.pending_scalar import PendingReduction
 from mois.records import Episode, Volume
-from mois.report.evaluation_page import write_report
-from mois.scans.image_files import write_volume
 from mois.sharing.calibration import Calibration
-from mois.sharing.identity import rules_apart
-from mois.sharing.remarks import does_harm, made_worse
+from mois.sharing.remarks import made_worse
 from mois.tracking.tracker import Tracker
-from mois.training.checkpoint_content import BackboneFacts
+from mois.training.checkpoint_content import BackboneFacts, check_fit
 from mois.training.episode_step import EpisodeLearning, learn, names, pictures
 from mois.training.feature_cache import CachedEncoder, CacheSettings
-from mois.training.pending_scalar import Reduction, logs_now
-
-
-def of_prefix(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """Return the figures of one propagation, under their plain names."""
-    own = {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix)}
-    return {name: value for name, value in own.items() if "/" not in name}
+from mois.training.whole_scans import (
+    figures_of,
+    gather_reports,
+    harm_warning,
+    mean_figures,
+    predict_scan,
+    score_scan,
+    validation_warnings,
+    write_test_results,
+)
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ class ExemplarSegmenter(LightningModule):
         self.cache = cache
         self.encoder = CachedEncoder(backbone, cache) if cache.folder is not None else None
         self._segmenters: dict[Propagation, VolumeSegmenter] = {}  # kept, since each compiles at its second use
-        self._loss: Reduction | None = None  # of the present batch
+        self._loss: PendingReduction | None = None  # of the present batch
         self._keys: list[str] = []  # of the pictures of the present batch
         self.reports: dict[str, list[SubjectReport]] = {}  # by the prefix of a propagation
         self._steps = 1  # of the training, as soon as it starts
         self.provenance: dict[str, Any] = {}  # filled in by the command line, written with every result
-        self.step_0: dict[str, float] = {}  # what a validation before the first step gave
-        self.validated: dict[str, float] = {}  # likewise of the validation that goes with the present weights
-        self.calibrations: dict[str, Calibration] = {}  # likewise; a companion's under its prefix, for a test
+        self.step_0: dict[str, float] = {}  # figures of the validation before the first step
+        self.validated: dict[str, float] = {}  # figures of the validation of the present weights
+        self.calibrations: dict[str, Calibration] = {}  # of the tested checkpoint, by the prefix of a propagation
         self.strict_loading = (
             False  # a checkpoint holds what was trained; on_load_checkpoint checks that it is all there
         )
@@ -139,25 +139,25 @@ class ExemplarSegmenter(LightningModule):
         return sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
 
     def segmenter(self, propagation: Propagation | None = None) -> VolumeSegmenter:
-        """Return what turns a volume and exemplars into lesions, by this model as it stands."""
+        """Return the segmenter of whole scans with this model's present weights."""
         chosen = propagation or self.propagation
         if chosen not in self._segmenters:
             self._segmenters[chosen] = VolumeSegmenter(self.backbone, chosen, self.inference)
         return self._segmenters[chosen]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Work out what a batch's pictures are called in the cache, while they are on the CPU."""
+        """Compute the cache keys of a batch's pictures, before the batch moves to the device."""
         del dataloader_idx
         if self.encoder is not None and isinstance(batch, Episode):
             self._keys = self.encoder.keys(pictures(self.backbone, batch), str(self.trainer.precision))
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move episodes; whole volumes stay where they are, and go to the device tile by tile."""
+        """Move episodes to the device. Whole scans stay on the CPU, and their tiles move later."""
         return batch if isinstance(batch, Volume) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
-        """Learn from a batch of episodes."""
+        """Return the loss of a batch of episodes, and log its parts. Lightning calls it for every training batch."""
         encode = None
         if self.encoder is not None:
             keys = self._keys or self.encoder.keys(pictures(self.backbone, episode), str(self.trainer.precision))
@@ -173,20 +173,20 @@ class ExemplarSegmenter(LightningModule):
         )
         total = torch.stack(list(outcome.losses.values())).sum()
         batch_size = episode.query_images.shape[0]
-        if self.trainer.world_size == 1 or logs_now(self.trainer):
-            self._loss = Reduction(total)  # on its way while the backward pass runs
+        if self.trainer.world_size == 1 or _logs_now(self.trainer):
+            self._loss = PendingReduction(total)  # on its way while the backward pass runs
         self.log_dict({f"train/loss_{name}": loss for name, loss in outcome.losses.items()}, batch_size=batch_size)
         self.log_dict({f"train/{name}": value for name, value in outcome.figures.items()}, batch_size=batch_size)
         return total
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the loss, the mean of all ranks: with several, of the steps that are logged alone."""
+        """Log `train/loss` after a batch. With several ranks it is their mean, at the steps that log."""
         if self._loss is not None:
             loss, self._loss = self._loss.read(), None
             self.log("train/loss", loss, prog_bar=True, batch_size=1)
 
     def validation_step(self, volume: Volume, batch_idx: int) -> None:
-        """Score a whole volume; the first one of each round leaves an overlay in the log."""
+        """Score a whole scan of the validation. The first scan of each validation is also logged as pictures."""
         out = self.results_folder("validation") if batch_idx == 0 and self.global_rank == 0 else None
         self._score(volume, out)
         if out is not None:
@@ -195,35 +195,26 @@ class ExemplarSegmenter(LightningModule):
                 Tracker.of(self.trainer).picture(f"val/overlay_class{report.target_class}", overlay, self.global_step)
 
     def test_step(self, volume: Volume, batch_idx: int) -> None:
-        """Score a whole volume, and write what was found."""
+        """Score a whole scan of the test, and write its predictions and pictures."""
         self._score(volume, self.results_folder("test"))
 
     def predict_step(self, volume: Volume, batch_idx: int) -> None:
-        """Write what is found in a scan as `predict/predictions/*.nii.gz`, on the scanner's grid.
+        """Write the lesions found in a scan as `predict/predictions/*.nii.gz`, on the scanner's grid.
 
         Annotated lesions of the scan are prompted as in a test; a scan without any is searched without exemplars.
         """
-        out = self.results_folder("predict")
-        if bool(volume.lesions.any()):
-            evaluate_volume(self.segmenter(), volume, self.protocol, out)
-            return
-        segmenter = self.segmenter()
-        encoded = segmenter.encode(volume)
-        grid = encoded.grid
-        found = segmenter.lesions(segmenter.propagate(encoded), volume.voxel_ml, grid.edges_mm)
-        path = out / "predictions" / f"{volume.subject}.nii.gz"
-        write_volume(grid.to_volume(torch.from_numpy(found)), volume.affine, path)
+        predict_scan(self.segmenter(), volume, self.protocol, self.results_folder("predict"))
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the volumes of the last round."""
+        """Forget the reports of the last round."""
         self.reports = {prefix: [] for prefix in self.propagations}
 
     def on_test_epoch_start(self) -> None:
-        """Forget the volumes of the last round."""
+        """Forget the reports of the last round."""
         self.reports = {prefix: [] for prefix in self.propagations}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean over all volumes of all ranks, each counted once; warn of exemplars that are of no use."""
+        """Log the mean figures over the scans of all ranks; warn where exemplars do not help."""
         figures = self._log_figures("val")
         if self.trainer.sanity_checking:  # before the first step, where Lightning logs nothing
             self.step_0 = figures
@@ -231,50 +222,39 @@ class ExemplarSegmenter(LightningModule):
             self.reports = {prefix: [] for prefix in self.propagations}  # no checkpoint's validation is of step 0
             return
         for prefix in self.propagations:
-            right, wrong = figures.get(f"{prefix}right"), figures.get(f"{prefix}wrong")
-            if right is not None and wrong is not None and right > 0.1 and wrong > 0.8 * right:
-                rank_zero_warn(
-                    f"val/{prefix}right={right:.2f} and val/{prefix}wrong={wrong:.2f} are close: the propagation "
-                    "ignores its exemplars. Give the episodes more of another class (data.init_args.mix), or train on."
-                )
-            self._warn_of_harm("val", figures, prefix)
-            for sentence in made_worse(of_prefix(self.step_0, prefix), of_prefix(figures, prefix)):
-                rank_zero_warn(f"val/{prefix}{sentence}")
+            for sentence in validation_warnings(figures, self.step_0, prefix):
+                rank_zero_warn(sentence)
 
     def on_test_epoch_end(self) -> None:
-        """Log as validation does; write metrics.json, tables and a report, a companion's into a folder of its name."""
+        """Log the mean figures; write metrics.json, tables and a report. Each companion has its own folder."""
         figures = self._log_figures("test")
         for prefix in self.propagations:
-            self._warn_of_harm("test", figures, prefix)
+            if sentence := harm_warning("test", figures, prefix):
+                rank_zero_warn(sentence)
         if self.trainer.is_global_zero:
-            run = Path(self.trainer.default_root_dir).resolve().name
+            run_name = Path(self.trainer.default_root_dir).resolve().name
             for prefix, reports in self.reports.items():
-                folder = self.results_folder("test") / prefix
-                write_result_files(folder, reports, self.record(prefix), protocol=self.protocol)
-                if prefix in self.calibrations:
-                    add_confidence(folder / "candidates.csv", self.calibrations[prefix])
-                write_report(folder, f"{run} {prefix.rstrip('/')}".rstrip())
-
-    def _warn_of_harm(self, split: Literal["val", "test"], figures: Mapping[str, float], prefix: str) -> None:
-        right, without = figures.get(f"{prefix}right"), figures.get(f"{prefix}no_exemplars")
-        if does_harm(right, without):
-            rank_zero_warn(
-                f"{split}/{prefix}right={right:.3f} is below {split}/{prefix}no_exemplars={without:.3f}: the exemplars "
-                "do harm. Train on, or compare with the model before the training (test without --ckpt_path)."
-            )
+                write_test_results(
+                    self.results_folder("test") / prefix,
+                    f"{run_name} {prefix.rstrip('/')}".rstrip(),
+                    reports,
+                    self.record(prefix),
+                    self.protocol,
+                    self.calibrations.get(prefix),
+                )
 
     def record(self, prefix: str = "") -> dict[str, Any]:
-        """Return what made a propagation's result: the run's provenance, how much was trained, what that spoiled."""
-        worse = made_worse(of_prefix(self.step_0, prefix), of_prefix(self.validated, prefix))
+        """Return the record of a propagation's results: provenance, trained fraction, figures that got worse."""
+        worse = made_worse(figures_of(self.step_0, prefix), figures_of(self.validated, prefix))
         told = {"made_worse": worse} if worse else {}
         return {**self.provenance, "trainable_fraction": round(self.trainable_fraction, 4), **told}
 
     def results_folder(self, name: str) -> Path:
-        """Return where whole-volume results are written; not `trainer.log_dir`, which waits for all ranks."""
+        """Return the results' folder NAME in the run's folder; `trainer.log_dir` would wait for all ranks."""
         return Path(self.trainer.default_root_dir) / name
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW with warm-up and cosine.
+        """Return AdamW, with a warm-up and a cosine schedule. Lightning calls it before a training.
 
         Raises:
             ValueError: If nothing is trainable.
@@ -299,7 +279,7 @@ class ExemplarSegmenter(LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Warn of a cache that this training fills for nothing, or that cannot hold what it needs."""
+        """Warn of a feature cache that no patch would be read from, or that is too small for the training."""
         data: Any = getattr(self.trainer, "datamodule", None)
         epochs = self.trainer.max_epochs
         views = getattr(data, "views", None)
@@ -325,7 +305,7 @@ class ExemplarSegmenter(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Ask for the number of steps that the learning rate follows.
+        """Take the number of steps of the training, for the schedule of the learning rate.
 
         In `configure_optimizers` that would make the loader before a checkpoint says where in the data to go on, and
         Lightning would forget what it says (test_a_training_that_is_killed_goes_on_as_if_it_had_not_been).
@@ -343,58 +323,22 @@ class ExemplarSegmenter(LightningModule):
                 group["lr"] = rate * self.optimisation.factor(schedule.last_epoch, self._steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained, and say which backbone it belongs to."""
+        """Keep only the trained tensors, and record the backbone that they belong to."""
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in self._trained()}
-        identity = self.backbone.identity
-        checkpoint["backbone"] = {"name": identity.name, "source": identity.source, "sha256": identity.sha256}
-        checkpoint["backbone"]["behaviour"] = self.backbone.behaviour()
+        checkpoint["backbone"] = asdict(BackboneFacts.of(self.backbone))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that is not of this model.
+        """Refuse a checkpoint that does not fit this model, before Lightning loads it.
 
         Raises:
             ValueError: If trained tensors are missing, unknown or of another shape, or the backbone is another one.
         """
-        given, trained = checkpoint["state_dict"], self._trained()
-        if given.keys() != trained.keys():
-            missing, unknown = sorted(trained.keys() - given.keys()), sorted(given.keys() - trained.keys())
-            raise ValueError(
-                f"the checkpoint does not fit the model: {len(missing)} of {len(trained)} trained tensors are missing "
-                f"({', '.join(missing[:3])}), {len(unknown)} are unknown ({', '.join(unknown[:3])}); use the config it "
-                "was trained with."
-            )
-        for name, tensor in trained.items():
-            if given[name].dtype != tensor.dtype:
-                raise ValueError(
-                    f"the checkpoint does not fit the model: {name} is {given[name].dtype} there and {tensor.dtype} "
-                    "here; give a checkpoint that train.py wrote."
-                )
-            if given[name].shape != tensor.shape:
-                raise ValueError(
-                    f"the checkpoint does not fit the model: {name} has shape {tuple(given[name].shape)} there and "
-                    f"{tuple(tensor.shape)} here; use the config it was trained with."
-                )
-        if "backbone" not in checkpoint:
-            raise ValueError("the checkpoint does not say which backbone it belongs to; give one that train.py wrote.")
-        theirs = as_record(checkpoint["backbone"], BackboneFacts, "the checkpoint's backbone", later=("behaviour",))
-        ours = self.backbone.identity
-        if theirs.sha256 != ours.sha256:
-            raise ValueError(
-                f"the checkpoint belongs to backbone {theirs.name} ({theirs.source}, sha256 {theirs.sha256[:12]}), "
-                f"this one is {ours.name} ({ours.source}, sha256 {ours.sha256[:12]}); set model.backbone.weights "
-                "accordingly."
-            )
-        if theirs.behaviour is None:
-            if self.backbone.behaviour():
-                rank_zero_info("the checkpoint records no rules of its backbone: those of its time are taken")
-                self.backbone.behave({})
-                if self.encoder is not None:  # its keys hold the rules
-                    self.encoder = CachedEncoder(self.backbone, self.cache)
-        elif theirs.behaviour != (now := self.backbone.behaviour()):
-            raise ValueError(
-                f"the checkpoint was trained with other rules of its backbone ({rules_apart(theirs.behaviour, now)} "
-                f"instead of {rules_apart(now, theirs.behaviour)}); set model.backbone.init_args.rules accordingly."
-            )
+        facts = check_fit(checkpoint, self._trained(), self.backbone)
+        if facts.behaviour is None and self.backbone.behaviour():
+            rank_zero_info("the checkpoint records no rules of its backbone: those of its time are taken")
+            self.backbone.behave({})
+            if self.encoder is not None:  # its keys hold the rules
+                self.encoder = CachedEncoder(self.backbone, self.cache)
 
     def _backbone_learns(self) -> bool:
         return any(parameter.requires_grad for parameter in self.backbone.parameters())
@@ -403,26 +347,19 @@ class ExemplarSegmenter(LightningModule):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _score(self, volume: Volume, out: Path | None) -> None:
-        shared = SharedWork()
-        for prefix, propagation in self.propagations.items():
-            folder = None if out is None else out / prefix
-            report = evaluate_volume(self.segmenter(propagation), volume, self.protocol, folder, shared)
+        segmenters = {prefix: self.segmenter(propagation) for prefix, propagation in self.propagations.items()}
+        for prefix, report in score_scan(segmenters, volume, self.protocol, out).items():
             self.reports[prefix].append(report)
 
     def _log_figures(self, split: Literal["val", "test"]) -> dict[str, float]:
-        parts = [self.reports]
-        if self.trainer.world_size > 1:
-            parts = [{} for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(parts, self.reports)
-        self.reports = {
-            prefix: sorted((report for part in parts for report in part[prefix]), key=lambda report: report.subject)
-            for prefix in self.propagations
-        }
-        figures = {
-            prefix + name: value
-            for prefix, reports in self.reports.items()
-            for name, value in means(reports).items()
-            if value is not None
-        }
+        """Log the mean figures over the scans of all ranks, and return them."""
+        self.reports = gather_reports(self.reports, self.trainer.world_size)
+        figures = mean_figures(self.reports)
         self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, sync_dist=True)
         return figures
+
+
+def _logs_now(trainer: Trainer) -> bool:
+    """Tell whether the present batch ends a step whose figures are logged."""
+    loop, every = trainer.fit_loop.epoch_loop, trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(every) and not loop._should_accumulate() and (loop._batches_that_stepped + 1) % every == 0

@@ -19,8 +19,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mois.machine.interrupts import AGAIN, STDERR, end_now
+from mois.machine.pending_scalar import PendingScalar
 from mois.training.checkpoints import LastCheckpoint, may_save, way_on
-from mois.training.pending_scalar import Arrival
 
 VALIDATION_S = 10.0
 """How long after SLURM's signal rank 0 has to come to its next scan, before its job is requeued for it."""
@@ -44,7 +44,7 @@ class StopAtSignal(Callback):
     def __init__(self) -> None:
         self._noted = 0  # number of the signal that this rank received
         self._agreed = 0
-        self._asked: Arrival | None = None  # what matters most to any rank, asked at the last step
+        self._asked: PendingScalar | None = None  # what matters most to any rank, asked at the last step
         self._step = 0
         self._before: dict[int, Any] = {}  # handlers that were there, by signal
         self._requeueing = 0  # number of SLURM's signal
@@ -151,7 +151,7 @@ class StopAtSignal(Callback):
         order = self._order()
         noted = torch.full((), order.index(self._noted), device=trainer.strategy.root_device)
         torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
-        before, self._asked = self._asked, Arrival(noted)
+        before, self._asked = self._asked, PendingScalar(noted)
         if at_once:
             before, self._asked = self._asked, None
         self._agreed = order[int(before.read())] if before else 0

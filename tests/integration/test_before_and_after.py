@@ -42,7 +42,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         warnings.simplefilter("always")
         said: list[str] = []
         patch.setattr("mois.training.epoch_lines.say", lambda trainer, line: said.append(line))
-        patch.setattr("mois.training.module.means", lambda reports: next(given))
+        patch.setattr("mois.training.whole_scans.means", lambda reports: next(given))
         train("fit", *arguments, FIRST, "--trainer.max_epochs=2")
     ours = [str(one.message) for one in caught if "mois" in one.filename]
     return Trained(root / "run", arguments, ours, said)

@@ -20,8 +20,9 @@ from mois.cli.arguments import command_line
 from mois.cli.commands import COMMANDS, with_options
 from mois.cli.doctor_checks import Finding
 from mois.cli.messages import NO_GPU
-from mois.cli.train import MoisCLI, choose_precision
+from mois.cli.train import MoisCLI
 from mois.cli.train import main as train_main
+from mois.cli.training_checks import choose_precision
 from mois.sharing.calibration import Calibration
 from mois.training.callbacks import step_seed
 from tests.support.example_results import example_report

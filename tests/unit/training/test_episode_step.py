@@ -16,12 +16,12 @@ from mois.testing import example_episode, nano_backbone
 from mois.training import episode_step
 from mois.training.episode_step import (
     EpisodeLearning,
-    _pooled_dice,
     _shown_count,
     learn,
     names,
     pictures,
 )
+from mois.training.prompted_masks import pooled_dice
 
 
 def _run(adapter: Adapter, step: int = 0, **settings: Any):
@@ -123,9 +123,9 @@ def test_padding_is_no_exemplar_whatever_is_predicted_on_it(monkeypatch: pytest.
 def test_dice_is_pooled_over_pictures_and_nan_without_truth() -> None:
     found = torch.tensor([[[True, True]], [[True, False]]])
     truth = torch.tensor([[[True, False]], [[True, False]]])
-    assert _pooled_dice(found, truth, torch.tensor([True, True])).item() == pytest.approx(4 / 5)
-    assert _pooled_dice(found, truth, torch.tensor([False, True])).item() == 1
-    assert _pooled_dice(found, truth & False, torch.tensor([True, True])).isnan()
+    assert pooled_dice(found, truth, torch.tensor([True, True])).item() == pytest.approx(4 / 5)
+    assert pooled_dice(found, truth, torch.tensor([False, True])).item() == 1
+    assert pooled_dice(found, truth & False, torch.tensor([True, True])).isnan()
 
 
 def test_shares_outside_zero_to_one_are_refused() -> None:
@@ -157,9 +157,9 @@ def test_with_a_frozen_backbone_nothing_is_tracked_and_only_the_propagation_keep
 
     backbone.encode = listening("encode", backbone.encode)  # type: ignore[method-assign]
     backbone.attend = listening("attend", backbone.attend)  # type: ignore[method-assign]
-    clicks = episode_step._click
+    clicks = episode_step.correct_clicks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(episode_step, "_click", listening("click", clicks))
+        patch.setattr(episode_step, "correct_clicks", listening("click", clicks))
         outcome = learn(backbone, names([propagation]), example_episode(batch=1), EpisodeLearning(), 0)
     assert kept == []
     assert "track" not in outcome.losses

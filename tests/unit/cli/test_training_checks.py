@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from datamodules.loading import WORKERS, EpisodeLoader, workers_of
+from mois.cli.training_checks import STRATEGIES, check_accelerator, check_precision, check_strategy
 from mois.inference import execution
 from mois.inference.execution import chosen_device, unused_gpu
 from mois.testing import example_episode
-from mois.training.machines import STRATEGIES, check_accelerator, check_precision, check_strategy
 
 LIGHTNING = "lightning.pytorch.strategies."
 

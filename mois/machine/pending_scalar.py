@@ -1,16 +1,17 @@
-"""Numbers on their way from an accelerator, or from all ranks, to the host."""
+"""Numbers that the host asks for now and reads later, so that the accelerator never stands still."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 
-class Arrival:
-    """A number that the host reads later, waiting for what made it, but for nothing that was asked for since.
+class PendingScalar:
+    """A number on its way to the host.
+
+    Reading waits for the computation of the number, but for no later work of the accelerator.
 
     Args:
         value: One element, on any device.
@@ -30,15 +31,15 @@ class Arrival:
         return float(self._value)
 
 
-class Reduction:
-    """The mean or the largest of a number of all ranks, which nobody waits for until it is read.
+class PendingReduction:
+    """The mean or the maximum of a number over all ranks. Only reading waits for it.
 
     Lightning's own (`sync_dist`) has all ranks wait for each other first, at every step: with NCCL the host, too. Every
     rank has to make the same reductions, in the same order.
 
     Args:
         value: One element, on the device of the training.
-        of: What is made of the ranks' numbers.
+        of: Whether the mean or the maximum is wanted.
     """
 
     def __init__(self, value: Tensor, of: Literal["mean", "max"] = "mean") -> None:
@@ -58,9 +59,3 @@ class Reduction:
             self._coming.wait()
             self._coming = None
         return self._value / self._ranks
-
-
-def logs_now(trainer: Trainer) -> bool:
-    """Tell whether the present batch ends a step whose figures are logged."""
-    loop, every = trainer.fit_loop.epoch_loop, trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return bool(every) and not loop._should_accumulate() and (loop._batches_that_stepped + 1) % every == 0

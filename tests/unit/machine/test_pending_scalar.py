@@ -14,9 +14,9 @@ from stand_in import trainer
 from torch import Tensor
 
 from mois.inference.feature_store import FeatureStore
+from mois.machine.pending_scalar import PendingScalar
 from mois.records import Features
 from mois.training.callbacks import DataShares, StopAtNaN
-from mois.training.pending_scalar import Arrival
 from mois.training.signals import StopAtSignal
 from tests.support.pretended_gpu import pretended_gpu
 
@@ -34,12 +34,12 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_number_is_read_after_it_has_come(events: list[str]) -> None:
     with pretended_gpu() as waits:
-        coming = Arrival(torch.zeros((), device="cuda"))
+        coming = PendingScalar(torch.zeros((), device="cuda"))
         assert (events, not waits) == (["recorded"], True)
         assert coming.read() == 1
     assert (events, not waits) == (["recorded", "waited for"], True)
     value = torch.tensor(0.25)
-    coming = Arrival(value)
+    coming = PendingScalar(value)
     value.zero_()
     assert coming.read() == 0.25
 

@@ -1,16 +1,21 @@
-"""Which of Lightning's ways to use a machine this training can go, said before anything is made."""
+"""Checks of a training's settings before anything is made: machine, precision, seed, scales, patch edge, folder."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from mois.inference.execution import unused_gpu
+from mois.cli.settings import Setting
+from mois.inference.execution import settled, unused_gpu
+from mois.inference.settings import InferenceSettings
+from mois.training.checkpoints import NAMED
+from mois.training.module import ExemplarSegmenter
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "single_device")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -102,4 +107,94 @@ def check_precision(given: str, accelerator: Any) -> None:
     if given in ("16", "16-mixed") and (accelerator == "cpu" or (accelerator == "auto" and not gpu)):
         raise ValueError(
             f"trainer.precision={given} needs a GPU, this training is on the CPU; use 32-true or bf16-mixed"
+        )
+
+
+def choose_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
+    """Return bf16-mixed where a CUDA device will be used that has bfloat16 in hardware, 32-true everywhere else."""
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if cuda and settled(torch.device("cuda"), "auto") == "bf16" else "32-true"
+
+
+def check_seed(given: Sequence[Setting], seed: int) -> None:
+    """Refuse a seed of the data that differs from `seed_everything`.
+
+    Raises:
+        ValueError: Naming both seeds.
+    """
+    for setting in given:
+        if setting.key == "data.init_args.seed" and setting.value != seed:
+            raise ValueError(
+                f"{setting.key}={setting.value}{setting.place} is not taken: seed_everything={seed} serves all; "
+                "leave it out"
+            )
+
+
+def check_groups(given: Sequence[Setting], groups: Mapping[str, Any]) -> None:
+    """Refuse one value for a group of settings, such as `trainer: 5`, which the parser would drop.
+
+    Raises:
+        ValueError: Naming the group.
+    """
+    for setting in given:
+        if setting.key in groups and not isinstance(setting.value, dict | str | None):
+            raise ValueError(
+                f"{setting.key}={setting.value}{setting.place} is not allowed: {setting.key} is a group of "
+                f"settings; write them under it, {setting.key}: {{NAME: VALUE}}"
+            )
+
+
+def pixel_mm_of_data(config: Mapping[str, Any]) -> float:
+    """Return the millimetres per pixel of the training patches, or the default where the data do not say."""
+    data = (config.get("data") or {}).get("init_args") or {}
+    pixel_mm = data.get("pixel_mm")  # not every datamodule has it
+    return InferenceSettings.pixel_mm if pixel_mm is None else float(pixel_mm)
+
+
+def check_scales(config: Mapping[str, Any]) -> None:
+    """Refuse patches of other pixels or intensities than whole scans, in every command.
+
+    To test or predict at another scale on purpose, set both keys: the saved config then records it twice.
+
+    Raises:
+        ValueError: Naming both values.
+    """
+    data, inference = (config.get("data") or {}).get("init_args") or {}, config["model"].get("inference") or {}
+    for key in ("pixel_mm", "normalisation"):
+        trained, inferred = data.get(key), inference.get(key)  # not every datamodule has them
+        if trained is not None and inferred is not None and trained != inferred:
+            raise ValueError(
+                f"data.init_args.{key}={trained} and model.inference.{key}={inferred} differ; set both to the same"
+            )
+
+
+def check_patch_edge(model: Any, data: Any) -> None:
+    """Refuse patches of another edge, in pixels, than the tiles of whole scans, in every command.
+
+    Raises:
+        ValueError: Naming both edges and where they come from.
+    """
+    patch_px = getattr(getattr(data, "settings", None), "patch_px", None)  # not every datamodule has one
+    if patch_px is None or not isinstance(model, ExemplarSegmenter):
+        return
+    edge, key = model.inference.tile_px, "model.inference.tile_px"
+    if edge is None:
+        edge, key = model.backbone.patch_px, "model.backbone.init_args.patch_px"
+    if patch_px != edge:
+        raise ValueError(
+            f"data.init_args.patch_px={patch_px} (what the model learns on) and {key}={edge} (what it sees of "
+            "whole volumes at once) differ; set both to the same, such as 512 for SAM 2.1's own sizes"
+        )
+
+
+def check_new_folder(folder: Path, checkpoints: Path) -> None:
+    """Refuse to begin a new training in a folder that holds the checkpoints of another one.
+
+    Raises:
+        ValueError: Naming the folder.
+    """
+    if any((checkpoints / f"{name}.ckpt").exists() for name in NAMED):
+        raise ValueError(
+            f"trainer.default_root_dir={folder} holds a training already; go on with it (--ckpt_path last), "
+            "or choose another folder"
         )

@@ -1,0 +1,137 @@
+"""Losses of prompted masks in a training step: answers to clicks on supports, and tracking through clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mois.clicks import correct
+from mois.interfaces import Backbone, Memory, TrackingRules
+from mois.records import Episode, Features, MaskPrediction, Prompts
+from mois.training.losses import mask_loss, masked_average, soft_iou
+
+# Masks are compared at half the patch's resolution: at a quarter, where SAM2 answers, a lesion of a few pixels covers
+# less than half a cell, and to answer nothing would be right.
+HALF = 2
+
+
+class PromptedMasks(NamedTuple):
+    """Losses and Dice of masks that clicks or tracking gave.
+
+    Attributes:
+        loss: Mean mask loss.
+        presence_loss: Mean loss of the presence scores.
+        first_dice: Pooled Dice of the first answers.
+        last_dice: Pooled Dice of the last answers.
+        logits: (N, P / 4, P / 4), of the last answers to clicks.
+    """
+
+    loss: Tensor
+    presence_loss: Tensor
+    first_dice: Tensor
+    last_dice: Tensor
+    logits: Tensor
+
+
+def correct_clicks(
+    backbone: Backbone,
+    features: Features,
+    masks: Tensor,
+    keep: Tensor,
+    chance: Tensor,
+    corrections: int,
+    prompts: Prompts,
+    answer: MaskPrediction,
+) -> PromptedMasks:
+    """Correct the answer to the first clicks; every answer is supervised, not only the first."""
+    answers = [answer]
+    for step in range(corrections):
+        prompts = correct(prompts, answers[-1].logits, masks, chance[:, step + 1])
+        answers.append(backbone.decode(features, prompts))
+    target = _halve(masks)
+    ends = _enlarge(torch.stack([answers[0].logits, answers[-1].logits], dim=1)) > 0
+    whole = target > 0.5
+    presence = torch.stack([answer.presence for answer in answers])  # (answers, N)
+    return PromptedMasks(
+        masked_average(_best_candidate_losses(answers, target), keep),
+        masked_average(presence_losses(presence, masks), keep),
+        pooled_dice(ends[:, 0], whole, keep),
+        pooled_dice(ends[:, 1], whole, keep),
+        answers[-1].logits,
+    )
+
+
+def track_clips(
+    backbone: Backbone, features: Features, episode: Episode, rules: TrackingRules, first: MaskPrediction
+) -> PromptedMasks:
+    """Follow each clip's lesion both ways, in step, from the answer to the click on its middle slice."""
+    batch, clip = episode.track_images.shape[:2]
+    middle = clip // 2
+    masks = episode.track_masks
+    slices = torch.arange(batch * clip, device=masks.device).view(batch, clip)
+    start = features.select(slices[:, middle])
+    clicked = backbone.remember_slice(start, first.logits, first.pointer, first.presence).repeat(2)
+    target, present = _halve(masks.flatten(0, 1)), masks.flatten(0, 1).flatten(1).any(1)
+    answers, places = [], []
+    latest: list[Memory] = []
+    for step in range(1, middle + 1):
+        here = torch.stack([slices[:, middle - step], slices[:, middle + step]], dim=1).flatten()
+        pictures = features.select(here)
+        answer = backbone.decode(backbone.attend(pictures, rules.gather([(step, clicked)], latest)), None)
+        latest = rules.keep(backbone.remember_slice(pictures, answer.logits, answer.pointer, answer.presence), latest)
+        answers.append(answer)
+        places.append(here)
+    all_here = torch.cat(places)
+    tracked = MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
+    # masks and their quality are learned where the lesion is; that it is gone is for the presence score to say
+    at_click = masked_average(_best_candidate_losses([first], target[slices[:, middle]]), present[slices[:, middle]])
+    along = masked_average(_best_candidate_losses([tracked], target[all_here]), present[all_here])
+    presence = presence_losses(tracked.presence.unsqueeze(0), masks.flatten(0, 1)[all_here])
+    there = target[all_here] > 0.5
+    found = _enlarge(tracked.logits.unsqueeze(1)).squeeze(1) > 0
+    figure = pooled_dice(found, there, torch.ones_like(there[:, 0, 0]))
+    return PromptedMasks((at_click + middle * along) / (1 + middle), presence.mean(), figure, figure, first.logits)
+
+
+def _best_candidate_losses(answers: Sequence[MaskPrediction], target: Tensor) -> Tensor:
+    """The mask loss of each answer's best candidate, and the error of the predicted quality of all, (answers, N).
+
+    Candidates of all answers are compared with their target together: it is the same for all.
+    """
+    candidates = _enlarge(torch.cat([answer.candidates for answer in answers], dim=1))
+    wanted = target.unsqueeze(1).expand_as(candidates)
+    masks = mask_loss(candidates, wanted)
+    iou = torch.cat([answer.iou for answer in answers], dim=1)
+    quality = (iou.float() - soft_iou(candidates.detach(), wanted)).abs()
+    counts = [answer.candidates.shape[1] for answer in answers]
+    pairs = zip(torch.split(masks, counts, 1), torch.split(quality, counts, 1), strict=True)
+    return torch.stack([mask.amin(1) + error.mean(1) for mask, error in pairs])
+
+
+def _halve(masks: Tensor) -> Tensor:
+    """Cover of each cell of half the resolution, (N, P / 2, P / 2) float, of masks (N, P, P) bool."""
+    return functional.avg_pool2d(masks.unsqueeze(1).float(), HALF).squeeze(1)
+
+
+def _enlarge(logits: Tensor) -> Tensor:
+    """SAM2's answers (N, M, P / 4, P / 4) at half the patch's resolution."""
+    return functional.interpolate(logits.float(), scale_factor=4 / HALF, mode="bilinear")
+
+
+def presence_losses(presence: Tensor, masks: Tensor) -> Tensor:
+    """The loss of the presence scores (answers, N) of N masks, (answers, N)."""
+    there = (masks.flatten(1) > 0.5).any(1).float().expand_as(presence)
+    return functional.binary_cross_entropy_with_logits(presence.float(), there, reduction="none")
+
+
+def pooled_dice(found: Tensor, truth: Tensor, keep: Tensor) -> Tensor:
+    """Dice over all pictures to keep at once; NaN where these hold no truth."""
+    keep = keep.view(-1, *([1] * (found.ndim - 1)))
+    overlap = (found & truth & keep).sum()
+    there = (truth & keep).sum()
+    dice = 2 * overlap / ((found & keep).sum() + there).clamp(min=1)
+    return torch.where(there > 0, dice, torch.nan)
