@@ -73,14 +73,7 @@ def evaluate(
     Raises:
         ValueError: If neither or both of bundle and predictions are given, or a scan cannot be scored.
     """
-    if (bundle is None) == (predictions is None):
-        raise ValueError("give one of --bundle (a model) and --predictions (another system's maps).")
-    if prompted_masks is not None and predictions is None:
-        raise ValueError("--prompted_masks belongs to --predictions; a bundle prompts by itself.")
-    if output.robustness and predictions is not None:
-        raise ValueError(
-            "--output.robustness needs a model to run on changed scans; give --bundle instead of --predictions."
-        )
+    _refuse_contradictions(bundle, predictions, prompted_masks, output)
 
     from mois.cli.choose_scans import ScanChoice, choose_scans
     from mois.cli.terminal import PlainConsole
@@ -109,6 +102,19 @@ def evaluate(
         if processes.first:
             write_evaluation_report(evaluation, scans, out)
             _show(metrics, out)
+
+
+def _refuse_contradictions(
+    bundle: Path | None, predictions: Path | None, prompted_masks: Path | None, output: OutputOptions
+) -> None:
+    if (bundle is None) == (predictions is None):
+        raise ValueError("give one of --bundle (a model) and --predictions (another system's maps).")
+    if prompted_masks is not None and predictions is None:
+        raise ValueError("--prompted_masks belongs to --predictions; a bundle prompts by itself.")
+    if output.robustness and predictions is not None:
+        raise ValueError(
+            "--output.robustness needs a model to run on changed scans; give --bundle instead of --predictions."
+        )
 
 
 def _show(metrics: Mapping[str, Any], out: Path) -> None:
