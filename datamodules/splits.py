@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +110,6 @@ def read_splits(path: Path) -> list[Fold]:
             raise DataError(f"{path}: fold {number} has no lists of names called train and val; write {example}.")
         folds.append(Fold(*parts))
     return folds
-
-
-def write_splits(folds: Sequence[Fold], path: Path) -> None:
-    """Write folds as nnU-Net's splits_final.json."""
-    text = json.dumps([{"train": fold.train, "val": fold.val} for fold in folds], indent=4)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def pick(subjects: Sequence[SubjectFiles], names: Sequence[str], key: str) -> list[SubjectFiles]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 
-def shown(text: str) -> str:
+def without_control_codes(text: str) -> str:
     """Return a text without control codes, which are shown as numbers; line breaks and tabs stay."""
     if text.isprintable():
         return text
@@ -34,5 +34,5 @@ class DataError(ValueError):
 
 def one_line(text: str) -> str:
     """Return the text without line breaks and runs of blanks; of a very long one, the beginning and the end."""
-    line = shown(" ".join(text.split()))
+    line = without_control_codes(" ".join(text.split()))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 300]} ... {line[-200:]}"

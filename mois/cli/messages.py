@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from mois.cli.terminal import accept_all_signs
-from mois.errors import one_line, shown
+from mois.errors import one_line, without_control_codes
 from mois.machine.full_memory import cure_of, full_memory
 
 OURS = ("mois", "adapters", "datamodules")
@@ -78,7 +78,7 @@ def one_line_errors() -> Iterator[None]:
             raise
         if any(os.environ.get(name, "0") != "0" for name in RANKS):
             time.sleep(OTHERS_S)
-        sys.stderr.write(f"error: {shown(line)}\n")
+        sys.stderr.write(f"error: {without_control_codes(line)}\n")
         raise SystemExit(2) from None
     finally:
         warnings.formatwarning = plainly
@@ -199,5 +199,5 @@ def _explain_interpolation(text: str) -> str:
 
 def say(line: str) -> None:
     """Write a line to the terminal at once."""
-    sys.stdout.write(shown(line) + "\n")
+    sys.stdout.write(without_control_codes(line) + "\n")
     sys.stdout.flush()

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from mois.errors import shown
+from mois.errors import without_control_codes
 
 
 class PlainConsole(Console):
@@ -19,7 +19,7 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return what stands for a text."""
-        return super().render_str(shown(text), **options)
+        return super().render_str(without_control_codes(text), **options)
 
 
 def accept_all_signs() -> None:

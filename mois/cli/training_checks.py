@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from mois.cli.settings import Setting
-from mois.inference.execution import settled, unused_gpu
+from mois.inference.execution import resolve_precision, unused_gpu
 from mois.inference.settings import InferenceSettings
 from mois.training.checkpoints import NAMED
 from mois.training.module import ExemplarSegmenter
@@ -113,7 +113,7 @@ def check_precision(given: str, accelerator: Any) -> None:
 def choose_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
     """Return bf16-mixed where a CUDA device will be used that has bfloat16 in hardware, 32-true everywhere else."""
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if cuda and settled(torch.device("cuda"), "auto") == "bf16" else "32-true"
+    return "bf16-mixed" if cuda and resolve_precision(torch.device("cuda"), "auto") == "bf16" else "32-true"
 
 
 def check_seed(given: Sequence[Setting], seed: int) -> None:

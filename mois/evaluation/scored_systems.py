@@ -20,7 +20,7 @@ from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import TrueLesions
 from mois.files.atomic import named, one_form
 from mois.geometry import SliceGrid
-from mois.inference.execution import settled
+from mois.inference.execution import resolve_precision
 from mois.inference.segmenter import VolumeSegmenter
 from mois.lesions import components
 from mois.records import Volume
@@ -164,7 +164,7 @@ def evaluation_of_bundle(base: EvaluationOptions, bundle: Bundle, trained_on: li
     """
     segmenter = bundle.segmenter()
     identity = bundle.identity.as_dict()
-    precision = settled(segmenter.device, bundle.inference.precision)  # `auto` differs by device
+    precision = resolve_precision(segmenter.device, bundle.inference.precision)  # `auto` differs by device
     inference = {**asdict(bundle.inference), "precision": precision}
     provenance = {
         "code": code_version(),

@@ -15,14 +15,14 @@ from mois.records import Features
 
 Precision = Literal["auto", "32", "bf16"]
 
-CACHED_PX = 1 << 17
+CPU_CACHE_PX = 1 << 17
 """Pixels that go through a model at once on a CPU: their activations fit its cache, which is a third faster than 32
 tiles of 128 pixels at once."""
 
 KINDS = ("cpu", "cuda", "mps")
 """Kinds of devices that a model runs on."""
 
-DRIVER = Path("/proc/driver/nvidia/version")
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 """What NVIDIA's driver writes on Linux."""
 
 
@@ -58,7 +58,7 @@ def chosen_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 def unused_gpu() -> str | None:
     """Return in words why an NVIDIA GPU of this machine is not used; None where one is, or where there is none."""
-    if not DRIVER.is_file() or torch.cuda.is_available():
+    if not DRIVER_FILE.is_file() or torch.cuda.is_available():
         return None
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and not any(part.strip() not in ("", "-1") for part in hidden.split(",")):
@@ -71,7 +71,7 @@ def unused_gpu() -> str | None:
     )
 
 
-def settled(device: torch.device, precision: Precision) -> Literal["32", "bf16"]:
+def resolve_precision(device: torch.device, precision: Precision) -> Literal["32", "bf16"]:
     """Return the precision that a device computes in; `auto` is bfloat16 where it is an accelerator that can."""
     if precision != "auto":
         return precision
@@ -80,12 +80,12 @@ def settled(device: torch.device, precision: Precision) -> Literal["32", "bf16"]
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which a model answers."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=settled(device, precision) == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(device, precision) == "bf16")
 
 
 def tiles_at_once(device: torch.device, tile_px: int, most: int) -> int:
     """Return how many tiles of this edge go through a model at once, at least one."""
-    return most if device.type != "cpu" else max(1, min(most, CACHED_PX // tile_px**2))
+    return most if device.type != "cpu" else max(1, min(most, CPU_CACHE_PX // tile_px**2))
 
 
 class Compiled:

@@ -1,4 +1,4 @@
-"""A lesion followed from slice to slice, from where it was clicked until the evidence ends."""
+"""Tracking: a clicked lesion is found on the neighbouring slices, until the evidence ends."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mois.interfaces import Backbone, Memory, TrackingRules
 
 @dataclass(frozen=True)
 class Limits:
-    """Where following ends.
+    """Where tracking ends.
 
     Attributes:
-        range_mm: How far from the clicked slice.
+        range_mm: How far from the clicked slice a lesion is tracked.
         growth: A lesion that grows by more than this factor from one slice to the next has been lost.
-        rules: What of the clicked and of the latest slices is remembered.
+        rules: Which clicked and which latest slices are remembered.
     """
 
     range_mm: float
@@ -54,8 +54,8 @@ class Seeds:
 
 
 @torch.inference_mode()
-def follow_all(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits: Limits, batch_size: int) -> Tracked:
-    """Follow N lesions, each clicked on one slice, both ways; several at once.
+def track_lesions(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits: Limits, batch_size: int) -> Tracked:
+    """Track N lesions in both directions, each from the one slice on which it was clicked.
 
     A lesion ends where the model sees none (presence not above 0, or an empty mask), where it grows too fast, at the
     end of the scan, in air, and at the end of the range.
@@ -67,26 +67,26 @@ def follow_all(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits:
         count = len(part.rows)
         memory = part.remembered(backbone, encoded)
         both = np.tile(np.arange(count), 2)
-        walkers = Seeds(part.rows[both], *(_at(of, both) for of in (part.logits, part.pointer, part.presence)))
+        starts = Seeds(part.rows[both], *(_at(of, both) for of in (part.logits, part.pointer, part.presence)))
         direction = np.repeat([1, -1], count)
         steps = np.full(2 * count, int(limits.range_mm / encoded.grid.gap_mm))
-        parts = _walk(backbone, encoded, walkers, _pick(memory, both), direction, steps, limits)
-        found += [Tracked(both[walked.lesion] + first, walked.rows, walked.logits) for walked in parts]
+        parts = _track(backbone, encoded, starts, _pick(memory, both), direction, steps, limits)
+        found += [Tracked(both[tracked.lesion] + first, tracked.rows, tracked.logits) for tracked in parts]
     return _join(found)
 
 
 @torch.inference_mode()
-def follow_one(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits: Limits) -> Tracked:
-    """Follow one lesion that was clicked on N slices of one tile; every clicked slice is remembered everywhere.
+def track_one_lesion(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits: Limits) -> Tracked:
+    """Track one lesion that was clicked on N slices of one tile. Each clicked slice is remembered on all slices.
 
-    What was clicked stands as it is. Between two clicked slices each is followed to the middle; a slice on which
-    the clicks left nothing is followed no further, and nothing is followed across it.
+    The masks on clicked slices stay. Between two clicked slices, each is tracked to the middle. Tracking does not start
+    on a slice where the clicks left an empty mask, and it does not cross that slice.
 
     Args:
         backbone: The model.
         encoded: The scan.
-        seeds: Of one tile, the slices ascending.
-        limits: Where following ends.
+        seeds: The clicked slices of one tile, ascending.
+        limits: Where tracking ends.
     """
     places = encoded.places[seeds.rows][:, 0]
     reach = int(limits.range_mm / encoded.grid.gap_mm)
@@ -97,11 +97,11 @@ def follow_one(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits:
         if not shown[n]:
             continue
         for direction in (1, -1):
-            steps = min(reach, _until(places.tolist(), shown, n, direction))
+            steps = min(reach, _slices_until_next_click(places.tolist(), shown, n, direction))
             others = [
                 (direction * (place - int(other)), memories[m]) for m, other in enumerate(places) if m != n and shown[m]
             ]
-            found += _walk(
+            found += _track(
                 backbone,
                 encoded,
                 seeds[n : n + 1],
@@ -114,8 +114,8 @@ def follow_one(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits:
     return _join(found)
 
 
-def _until(places: Sequence[int], shown: Sequence[bool], n: int, direction: int) -> int:
-    """Return how many slices lie between a clicked slice and where the next one's part begins."""
+def _slices_until_next_click(places: Sequence[int], shown: Sequence[bool], n: int, direction: int) -> int:
+    """Return how many slices a clicked slice is tracked over before the part of the next clicked slice begins."""
     if not 0 <= n + direction < len(places):
         return 1 << 30
     gap = abs(places[n + direction] - places[n]) - 1
@@ -124,7 +124,7 @@ def _until(places: Sequence[int], shown: Sequence[bool], n: int, direction: int)
     return (gap + 1) // 2 if direction > 0 else gap // 2
 
 
-def _walk(
+def _track(
     backbone: Backbone,
     encoded: EncodedVolume,
     seeds: Seeds,
@@ -134,25 +134,25 @@ def _walk(
     limits: Limits,
     others: Sequence[tuple[int, Memory]] = (),
 ) -> list[Tracked]:
-    """Take N walkers from slice to slice.
+    """Track N lesions, each in one direction, slice by slice.
 
     Args:
         backbone: The model.
         encoded: The scan.
-        seeds: Where each walker starts.
-        clicked: The memory of that.
+        seeds: Slices on which the tracks start.
+        clicked: Memory of those slices.
         direction: (N,) 1 or -1.
-        steps: (N,) how far each may go, in slices.
-        limits: Where following ends.
+        steps: (N,) longest length of each track, in slices.
+        limits: Where tracking ends.
         others: Memories of further clicked slices (only where N = 1), each with its distance to the start, positive
             if it lies behind.
 
     Returns:
-        What was found after the start; `lesion` is the walker's number.
+        The lesions after the start; `lesion` is the number of the track.
     """
     rows = encoded.shown_rows()
     recent: list[Memory] = []  # the latest slices, the last one first
-    walker = np.arange(len(seeds.rows))
+    track = np.arange(len(seeds.rows))
     start, tile = encoded.places[seeds.rows].T
     area = (seeds.logits > 0).sum((1, 2)).float()  # in cells of 4 x 4 pixels
     found: list[Tracked] = []
@@ -166,7 +166,7 @@ def _walk(
         features = encoded.select(at_row[going])
         known = [(step, clicked), *((step + behind, memory) for behind, memory in others)]
         memory = limits.rules.gather(known, recent, slices=len(rows))
-        if len(going) < len(walker):
+        if len(going) < len(track):
             memory = _pick(memory, going)
         answer = backbone.decode(backbone.attend(features, memory), None)
         new_area = (answer.logits > 0).sum((1, 2)).float()
@@ -177,12 +177,12 @@ def _walk(
             break
         index = going[kept]
         kept_logits = _at(answer.logits, kept)
-        found.append(Tracked(walker[index], at_row[index], kept_logits.float()))
+        found.append(Tracked(track[index], at_row[index], kept_logits.float()))
         seen = features if len(kept) == len(going) else features.select(_on(kept, kept_logits.device))
         latest = backbone.remember_slice(seen, kept_logits, _at(answer.pointer, kept), _at(answer.presence, kept))
         recent = limits.rules.keep(latest, [_pick(part, index) for part in recent])
         clicked = _pick(clicked, index)
-        walker, direction, steps = walker[index], direction[index], steps[index]
+        track, direction, steps = track[index], direction[index], steps[index]
         start, tile, area = start[index], tile[index], _at(new_area, kept)
     return found
 

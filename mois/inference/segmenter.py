@@ -21,7 +21,7 @@ from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume, Tracked, mask_centre, paste
 from mois.inference.execution import Compiled, autocast, tiles_at_once
 from mois.inference.feature_store import FeatureStore
-from mois.inference.lesion_tracking import Limits, Seeds, follow_all
+from mois.inference.lesion_tracking import Limits, Seeds, track_lesions
 from mois.inference.settings import InferenceSettings
 from mois.intensities import Normalisation, doubt, normalise
 from mois.interfaces import Backbone, Propagation, TrackingRules
@@ -133,7 +133,7 @@ class VolumeSegmenter:
         """
         seeds = Seeds(rows, answer.logits, answer.pointer, answer.presence)
         with self.autocast():
-            return follow_all(self.backbone, encoded, seeds, self.limits, self.settings.batch_size)
+            return track_lesions(self.backbone, encoded, seeds, self.limits, self.settings.batch_size)
 
     @property
     def limits(self) -> Limits:
@@ -171,7 +171,7 @@ class VolumeSegmenter:
         """
         order = np.argsort(rows, kind="stable")
         described = []
-        for part in self._together(encoded, rows[order]):
+        for part in self._batches(encoded, rows[order]):
             some = order[part]
             here, image = np.unique(rows[some], return_inverse=True)
             shown = masks[torch.from_numpy(some)].float().to(self.device, non_blocking=True)
@@ -181,7 +181,7 @@ class VolumeSegmenter:
         back = torch.from_numpy(np.argsort(order)).to(self.device, non_blocking=True)
         return Exemplars.cat([part.reshape(1, -1) for part in described]).pick(back)
 
-    def _together(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64]) -> Iterator[slice]:
+    def _batches(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64]) -> Iterator[slice]:
         """Cut ascending rows into parts that go through the model at once: so many of them, on so many tiles."""
         tiles = tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size)
         start = 0

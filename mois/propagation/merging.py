@@ -1,4 +1,4 @@
-"""Exemplars that look most alike become one, so that what a bank costs does not grow with it."""
+"""Exemplars that look most alike become one. So the cost of a question does not grow with its bank."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from mois.records import Exemplars
 
-APART = 1e3
-"""Between what is to be found and what is not: further than any two exemplars of the same kind."""
+SIGN_DISTANCE = 1e3
+"""Added between positive and negative exemplars: further than any two exemplars of one sign lie apart."""
 
 
-def merge(exemplars: Exemplars, looks: Tensor, most: int) -> Exemplars:
+def merge_most_alike(exemplars: Exemplars, looks: Tensor, most: int) -> Exemplars:
     """Return banks of `most` exemplars that stand for larger ones; negative ones are merged with negative ones only.
 
     Those that differ most become the centres, each of the others joins the nearest one. Tokens are averaged by weight;
@@ -23,7 +23,7 @@ def merge(exemplars: Exemplars, looks: Tensor, most: int) -> Exemplars:
         looks: (B, K, D) float32, what makes exemplars alike.
         most: M, 2 or more.
     """
-    signed = torch.cat([looks, APART * exemplars.negative.float().unsqueeze(2)], dim=2)
+    signed = torch.cat([looks, SIGN_DISTANCE * exemplars.negative.float().unsqueeze(2)], dim=2)
     share = functional.one_hot(_nearest_centre(signed, exemplars.present, most), most).bool()
     share &= exemplars.present.unsqueeze(2)  # (B, K, M)
     weight = share * exemplars.weight.unsqueeze(2)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from mois.interfaces import Backbone, Propagation
 from mois.propagation.pooling import is_present, masked_mean, zones
-from mois.propagation.sam2_only import NOTHING
+from mois.propagation.sam2_only import ABSENT_LOGIT
 from mois.records import Exemplars, Features, SemanticPrediction
 
 
@@ -53,7 +53,7 @@ class Prototype(Propagation):
         patch_px = features.image.shape[-1]
         batch, count = exemplars.valid.shape
         if count == 0:
-            logits = features.image.new_full((batch, patch_px, patch_px), NOTHING)
+            logits = features.image.new_full((batch, patch_px, patch_px), ABSENT_LOGIT)
             return SemanticPrediction(logits, logits.amax((1, 2)))
         total = features.image.new_zeros(batch, count, patch_px, patch_px)
         for index, level in enumerate(features.levels):
@@ -69,7 +69,7 @@ class Prototype(Propagation):
         alike = total.masked_fill(~positive, -2.0).amax(1)
         unlike = total.masked_fill(~negative, -2.0).amax(1)
         score = torch.where(unlike > alike, alike - unlike, alike) - self.margin
-        logits = (self.sharpness * score).clamp(min=NOTHING)
+        logits = (self.sharpness * score).clamp(min=ABSENT_LOGIT)
         return SemanticPrediction(logits, logits.amax((1, 2)))
 
 

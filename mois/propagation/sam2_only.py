@@ -9,7 +9,7 @@ from mois.interfaces import Backbone, Propagation
 from mois.propagation.pooling import is_present
 from mois.records import Exemplars, Features, SemanticPrediction
 
-NOTHING = -10.0  # a logit, 4.5e-5 as a probability
+ABSENT_LOGIT = -10.0  # a probability of 4.5e-5
 
 
 class Sam2Only(Propagation):
@@ -21,11 +21,13 @@ class Sam2Only(Propagation):
         """Need no layers."""
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
-        """Keep nothing of a lesion but that it is there."""
+        """Keep only whether a lesion is there."""
         present = is_present(masks)
         return Exemplars({}, present, torch.zeros_like(present))
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
         """Find nothing."""
         image, rows = features.image, exemplars.valid.shape[0]
-        return SemanticPrediction(image.new_full((rows, *image.shape[2:]), NOTHING), image.new_full((rows,), NOTHING))
+        return SemanticPrediction(
+            image.new_full((rows, *image.shape[2:]), ABSENT_LOGIT), image.new_full((rows,), ABSENT_LOGIT)
+        )

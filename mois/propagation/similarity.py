@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mois.interfaces import Backbone, Propagation
-from mois.propagation.merging import merge
+from mois.propagation.merging import merge_most_alike
 from mois.propagation.pooling import is_present, masked_mean, zones
 from mois.propagation.weights import load_propagation
 from mois.records import Exemplars, Features, SemanticPrediction
 
 ZONES = ("core", "rim", "outside")
 POOLS = 2  # the mean over exemplars, and the most alike one
-LEAST = 1e-4  # of the weights that are divided by
-NOTHING = 1e-30  # a sum of shares that only stands where there is no exemplar
-SHORTEST = 1e-24  # square of the length of what has a direction
-COLDEST = 0.03  # exp(1 / it) has to stay far within float32
-CACHED, HELD = 1 << 18, 1 << 25  # cosines at once: within a core's own cache; on an accelerator
+MIN_WEIGHT = 1e-4  # a smaller sum of weights is divided by this
+MIN_SHARE = 1e-30  # stands in for the sum of shares where there is no exemplar
+MIN_SQUARED_NORM = 1e-24  # of an embedding that has a direction
+MIN_TEMPERATURE = 0.03  # exp(1 / temperature) has to stay far within float32
+CPU_COSINES, ACCELERATOR_COSINES = 1 << 18, 1 << 25  # compared at once: as many as a core's cache, or a GPU, holds
 _MAPS = 2 * POOLS * len(ZONES)  # positive and negative
 
 
@@ -45,8 +45,8 @@ class Similarity(Propagation):
 
     def __init__(self, width: int = 48, blocks: int = 3, temperature: float = 0.1, weights: str = "random") -> None:
         super().__init__()
-        if temperature < COLDEST:
-            raise ValueError(f"propagation.temperature={temperature} must be {COLDEST} or more.")
+        if temperature < MIN_TEMPERATURE:
+            raise ValueError(f"propagation.temperature={temperature} must be {MIN_TEMPERATURE} or more.")
         self.width = width
         self.depth = blocks
         self.temperature = temperature
@@ -111,29 +111,58 @@ class Similarity(Propagation):
         """Merge prepared exemplars whose directions are most alike."""
         if exemplars.count <= most:
             return exemplars
-        merged = merge(exemplars, exemplars.tokens["directions"].float().flatten(2), most)
+        merged = merge_most_alike(exemplars, exemplars.tokens["directions"].float().flatten(2), most)
         return merged.map({**merged.tokens, "directions": functional.normalize(merged.tokens["directions"], dim=3)})
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
-        """Find what is like the positive exemplars and unlike the negative ones."""
-        times = exemplars.valid.shape[0] // features.image.shape[0]
+        """Find what is like the positive exemplars and unlike the negative ones.
+
+        ::
+
+            exemplars -> prepare ----+--------------+
+                                     v              v
+            features -> _embed -> _likeness     _summarise
+                          |          |              |
+                          |          v              v
+                          +------> enter -------> blocks -> hidden -> to_prompt -> decode -> answer
+                          |          |                        |                                |
+                          |          |                        +-----------> to_fine <----------+
+                          |          v                                         |
+                          |       verdict -> draft                             v
+                          +------------------------------------------------> final -> logits = final + draft
+
+        Notation: N images, R questions about each, B = N x R, K exemplars a question, P edge of the patch in pixels,
+        q = P / 4, C = `width` channels, F channels of the fine embedding, M = 12 maps of likeness.
+
+        Args:
+            features: Of N images.
+            exemplars: (B, K), valid, negative and weighted ones; K may be 0.
+            backbone: Whose decoder answers.
+
+        Returns:
+            Logits (B, P, P), presence (B,), and the draft (B, P, P) that cosines alone give.
+        """
+        times = exemplars.valid.shape[0] // features.image.shape[0]  # R
         exemplars = self.prepare(exemplars)
-        seen = self._embed(features)
-        likeness = self._likeness(seen.coarse, exemplars)
-        embedding = seen.repeat(times)
-        modulation = self._summarise(exemplars, embedding.coarse)
-        hidden = self.enter(_joined(embedding.coarse, likeness))
+        seen = self._embed(features)  # coarse (N, C, q, q), fine (N, F, 2q, 2q)
+        likeness = self._likeness(seen.coarse, exemplars)  # (B, M, q, q)
+        embedding = seen.repeat(times)  # coarse (B, C, q, q), fine (B, F, 2q, 2q)
+        modulation = self._summarise(exemplars, embedding.coarse)  # (B, C)
+
+        hidden = self.enter(_joined(embedding.coarse, likeness))  # (B, C, q, q)
         for block in self.blocks:
-            hidden = block(hidden, modulation)
-        answer = backbone.decode(
-            features.repeat(times), None, dense=self.to_prompt(functional.avg_pool2d(hidden, 4))
-        ).logits.unsqueeze(1)
-        fine = self.to_fine(_joined(hidden, likeness, answer))
-        fine = functional.interpolate(fine, scale_factor=2, mode="bilinear")
-        patch = features.image.shape[-2:]
-        draft = functional.interpolate(self.verdict(likeness), patch, mode="bilinear")
-        logits = functional.interpolate(self.final(_joined(fine, embedding.fine)), patch, mode="bilinear")
-        pooled = torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], dim=1)
+            hidden = block(hidden, modulation)  # (B, C, q, q)
+
+        prompt = self.to_prompt(functional.avg_pool2d(hidden, 4))  # (B, backbone.width, P / 16, P / 16)
+        answer = backbone.decode(features.repeat(times), None, dense=prompt).logits.unsqueeze(1)  # (B, 1, q, q)
+
+        fine = self.to_fine(_joined(hidden, likeness, answer))  # (B, F, q, q)
+        fine = functional.interpolate(fine, scale_factor=2, mode="bilinear")  # (B, F, 2q, 2q)
+        patch = features.image.shape[-2:]  # P, P
+        draft = functional.interpolate(self.verdict(likeness), patch, mode="bilinear")  # (B, 1, P, P)
+        logits = self.final(_joined(fine, embedding.fine))  # (B, 1, 2q, 2q)
+        logits = functional.interpolate(logits, patch, mode="bilinear")  # (B, 1, P, P)
+        pooled = torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], dim=1)  # (B, 2C)
         return SemanticPrediction((logits + draft).squeeze(1), self.presence(pooled).squeeze(1), draft.squeeze(1))
 
     def _start_from_cosines(self) -> None:
@@ -157,15 +186,15 @@ class Similarity(Propagation):
         return _Embedding(self.fuse(total), stem.fine)
 
     def _likeness(self, pixels: Tensor, exemplars: Exemplars) -> Tensor:
-        """Cosines of pixels to prepared exemplars, pooled over these, in float32.
+        """Return the cosines of pixels to prepared exemplars, pooled over the exemplars, in float32.
 
         The soft maximum is an attention over exemplars whose values are the cosines themselves, and the mean is the
         cosine to a mean direction: matrix products throughout. Outside training they go piece by piece, each small
-        enough for the processor's cache, so that hundreds of exemplars take no memory to speak of.
+        enough for the processor's cache, so that hundreds of exemplars take little memory.
 
         Args:
             pixels: (N, C, h, w), embeddings of N images.
-            exemplars: Of B = N x R questions, prepared.
+            exemplars: Prepared exemplars of B = N x R questions.
 
         Returns:
             (B, 12, h, w): 2 signs x (mean, soft maximum) x (core, rim, surroundings).
@@ -176,70 +205,72 @@ class Similarity(Propagation):
             return pixels.new_zeros(rows, _MAPS, height, width)
         with torch.autocast(pixels.device.type, enabled=False):
             flat = pixels.float().flatten(2)
-            wanted = self._wanted(exemplars, images)
+            targets = self._targets(exemplars, images)
             if torch.is_grad_enabled():
-                found = self._compare(flat, wanted)
+                found = self._compare(flat, targets)
             else:
                 found = flat.new_empty(images, rows // images, _MAPS, height * width)
-                step = self._step(wanted)
+                step = self._step(targets)
                 for image in range(images):
-                    one = wanted.of(image)
+                    one = targets.of(image)
                     for start in range(0, height * width, step):
                         piece = slice(start, start + step)
                         found[image, ..., piece] = self._compare(flat[image : image + 1, :, piece], one)[0]
         return found.to(pixels.dtype).view(rows, _MAPS, height, width)
 
     @staticmethod
-    def _step(wanted: _Wanted) -> int:
+    def _step(targets: _Targets) -> int:
         """Return how many pixels are compared at once."""
-        cosines = wanted.directions[0, ..., 0].numel()  # of one pixel
-        if wanted.directions.device.type != "cpu":
-            return max(1024, HELD // cosines)
-        return min(max(64, CACHED // cosines), 4096)
+        cosines = targets.directions[0, ..., 0].numel()  # of one pixel
+        if targets.directions.device.type != "cpu":
+            return max(1024, ACCELERATOR_COSINES // cosines)
+        return min(max(64, CPU_COSINES // cosines), 4096)
 
-    def _wanted(self, exemplars: Exemplars, images: int) -> _Wanted:
-        """Return what the exemplars of B = N x R questions are to pixels, and how much each counts."""
+    def _targets(self, exemplars: Exemplars, images: int) -> _Targets:
+        """Return the directions that pixels are compared with, for B = N x R questions, and the weight of each."""
         signs = torch.stack([~exemplars.negative, exemplars.negative], dim=1) & exemplars.present.unsqueeze(1)
         weight = signs * exemplars.weight.float().unsqueeze(1)  # (B, 2, K): counts like so many of the same exemplar
         each = exemplars.tokens["directions"].float()  # (B, K, 3, C)
         mean = torch.einsum("bsk,bkzc->bszc", weight, each)
-        mean = mean / weight.sum(2).clamp(min=LEAST)[:, :, None, None]
+        mean = mean / weight.sum(2).clamp(min=MIN_WEIGHT)[:, :, None, None]
         directions = torch.cat([each / self.temperature, mean], dim=1).transpose(1, 2)  # (B, 3, K + 2, C)
-        soft = signs * exemplars.weight.float().clamp(min=LEAST).unsqueeze(1)
-        return _Wanted(directions.reshape(images, -1, *directions.shape[1:]), soft.view(images, -1, 1, *soft.shape[1:]))
+        soft = signs * exemplars.weight.float().clamp(min=MIN_WEIGHT).unsqueeze(1)
+        return _Targets(
+            directions.reshape(images, -1, *directions.shape[1:]), soft.view(images, -1, 1, *soft.shape[1:])
+        )
 
     def _projections(self) -> tuple[Tensor, Tensor]:
-        """Return what turns embeddings into what is compared, by zone: (3, C, C) and (3, C), float32."""
+        """Return weight (3, C, C) and bias (3, C), float32, of the projection of embeddings in each zone."""
         parts = [self.compare[zone] for zone in ZONES]
         weight = torch.stack([part.get_parameter("weight").flatten(1) for part in parts])
         return weight.float(), torch.stack([part.get_parameter("bias") for part in parts]).float()
 
-    def _compare(self, pixels: Tensor, wanted: _Wanted) -> Tensor:
+    def _compare(self, pixels: Tensor, targets: _Targets) -> Tensor:
         """Compare pixels (N, C, p) with the exemplars of N x R questions; returns (N, R, 12, p)."""
         weight, bias = self._projections()
         each = torch.baddbmm(bias.view(-1, 1), weight.flatten(0, 1).expand(len(pixels), -1, -1), pixels)
         each = each.view(len(pixels), 1, len(ZONES), self.width, -1)  # (N, 1, 3, C, p)
-        square = torch.linalg.vecdot(each, each, dim=3).clamp(min=SHORTEST)
-        cosines = (wanted.directions @ each) * square.rsqrt().unsqueeze(3)  # (N, R, 3, K + 2, p)
+        square = torch.linalg.vecdot(each, each, dim=3).clamp(min=MIN_SQUARED_NORM)
+        cosines = (targets.directions @ each) * square.rsqrt().unsqueeze(3)  # (N, R, 3, K + 2, p)
         scaled, mean = cosines[..., :-2, :], cosines[..., -2:, :]
         share = scaled.exp()
-        total = (wanted.weight @ share).clamp(min=NOTHING)
-        soft = self.temperature * (wanted.weight @ (share * scaled)) / total
+        total = (targets.weight @ share).clamp(min=MIN_SHARE)
+        soft = self.temperature * (targets.weight @ (share * scaled)) / total
         pools = torch.stack([mean, soft], dim=2)  # (N, R, pool, 3, sign, p)
         return pools.permute(0, 1, 4, 2, 3, 5).flatten(2, 4)
 
     def _summarise(self, exemplars: Exemplars, like: Tensor) -> Tensor:
-        """One vector for what to look for (B, C): the mean of the positive exemplars, or a learned one without any."""
+        """Return one vector a question (B, C): the mean summary of its positive exemplars, or else a learned one."""
         nothing = self.no_exemplar.to(like.dtype).expand(like.shape[0], -1)
         if exemplars.count == 0:
             return nothing
         keep = (exemplars.present & ~exemplars.negative).unsqueeze(2)
         weight = keep * exemplars.weight.to(like.dtype).unsqueeze(2)
-        mean = (exemplars.tokens["summary"] * weight).sum(1) / weight.sum(1).clamp(min=LEAST)
+        mean = (exemplars.tokens["summary"] * weight).sum(1) / weight.sum(1).clamp(min=MIN_WEIGHT)
         return torch.where(keep.any(1), mean.to(like.dtype), nothing)
 
 
-class _Wanted(NamedTuple):
+class _Targets(NamedTuple):
     """What the pixels of N images are compared with, R questions each.
 
     Attributes:
@@ -250,8 +281,8 @@ class _Wanted(NamedTuple):
     directions: Tensor
     weight: Tensor
 
-    def of(self, image: int) -> _Wanted:
-        return _Wanted(self.directions[image : image + 1], self.weight[image : image + 1])
+    def of(self, image: int) -> _Targets:
+        return _Targets(self.directions[image : image + 1], self.weight[image : image + 1])
 
 
 class _Embedding(NamedTuple):

@@ -17,13 +17,13 @@ from mois.scans.stored import (
     Inflated,
     as_array,
     check_size,
+    header_text,
     left_in,
     length_of,
     numbers_from_text,
     read_inflated,
     read_plain,
     seek,
-    shown,
     voxel_file,
 )
 
@@ -89,7 +89,7 @@ def _fields(path: Path, file: BinaryIO) -> dict[str, str]:
         if not is_entry or (not line.endswith(b"\n") and name != _LAST) or file.tell() > HEADER_BYTES:
             raise DataError(f"{path}: its header does not end in {_LAST}: {DAMAGED}.")
         if name in fields:
-            raise DataError(f"{path}: its header has {shown(name)} twice; delete one.")
+            raise DataError(f"{path}: its header has {header_text(name)} twice; delete one.")
         fields[name] = value.strip()
         if name == _LAST:
             return fields
@@ -116,7 +116,7 @@ class _Header:
             raise self._wrong("ObjectType", "is no Image; export the scan")
 
     def _wrong(self, name: str, what: str) -> DataError:
-        return DataError(f"{self._path}: {name} = {shown(self._fields.get(name, ''))} {what}.")
+        return DataError(f"{self._path}: {name} = {header_text(self._fields.get(name, ''))} {what}.")
 
     def text(self, name: str) -> str:
         return self._fields[name]

@@ -18,6 +18,7 @@ from mois.scans.stored import (
     Inflated,
     as_array,
     check_size,
+    header_text,
     left_in,
     length_of,
     numbers_from_text,
@@ -25,7 +26,6 @@ from mois.scans.stored import (
     read_inflated,
     read_plain,
     seek,
-    shown,
     voxel_file,
 )
 
@@ -113,7 +113,7 @@ def _fields(path: Path, file: BinaryIO) -> dict[str, str]:
         name = _SYNONYMS.get(name.strip().lower(), name.strip().lower())
         if not is_entry or name in fields:
             raise DataError(
-                f"{path}: its header has {shown(text[:40])!r} {'twice' if is_entry else 'in it'}: {DAMAGED}."
+                f"{path}: its header has {header_text(text[:40])!r} {'twice' if is_entry else 'in it'}: {DAMAGED}."
             )
         fields[name] = value.strip()
         if name == "data file" and value.strip().upper().startswith("LIST"):
@@ -126,7 +126,7 @@ class _Header:
     fields: dict[str, str]
 
     def wrong(self, name: str, what: str) -> DataError:
-        return DataError(f"{self.path}: {name}: {shown(self.fields.get(name, ''))} {what}.")
+        return DataError(f"{self.path}: {name}: {header_text(self.fields.get(name, ''))} {what}.")
 
     def need(self, name: str) -> str:
         if name not in self.fields:

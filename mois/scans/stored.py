@@ -211,18 +211,18 @@ def voxel_file(path: Path, name: str) -> Path:
         DataError: If there are several, or it is missing or not in the header's folder.
     """
     if name.upper().startswith("LIST") or "%" in name:
-        raise DataError(f"{path}: its voxels are not in one file ({shown(name)}); write it as .nii.gz.")
+        raise DataError(f"{path}: its voxels are not in one file ({header_text(name)}); write it as .nii.gz.")
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(f"{path}: its voxels are in {shown(name)}, outside its folder; put them beside it.")
+        raise DataError(f"{path}: its voxels are in {header_text(name)}, outside its folder; put them beside it.")
     voxels = path.parent / name
     try:
         voxels.stat()
     except (OSError, ValueError) as error:  # also a name that cannot be
         raise DataError(
-            f"{path}: its voxels are in {shown(name)}, which is missing; put it beside the header."
+            f"{path}: its voxels are in {header_text(name)}, which is missing; put it beside the header."
         ) from error
     if voxels.is_dir():
-        raise DataError(f"{path}: its voxels are in {shown(name) or 'no file'}, which is a folder; name a file.")
+        raise DataError(f"{path}: its voxels are in {header_text(name) or 'no file'}, which is a folder; name a file.")
     return voxels
 
 
@@ -237,8 +237,8 @@ def seek(path: Path, file: BinaryIO, place: int) -> None:
     file.seek(place)
 
 
-def shown(text: str) -> str:
-    """Return what a header holds as a message can show it: short, and without what a terminal would obey."""
+def header_text(text: str) -> str:
+    """Return a header's text for a message: at most 80 characters, with ? for each unprintable one."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
 
 

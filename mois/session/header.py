@@ -13,7 +13,7 @@ import torch
 from mois.errors import as_text
 from mois.files.json_records import as_record
 from mois.geometry import SliceAxis, SliceGrid
-from mois.inference.execution import settled
+from mois.inference.execution import resolve_precision
 from mois.inference.settings import InferenceSettings
 from mois.intensities import FIRST
 from mois.records import Volume
@@ -60,7 +60,7 @@ def about_session(
     digest = hashlib.sha256(np.ascontiguousarray(array_of(volume.image)).tobytes())
     digest.update(volume.affine.double().cpu().numpy().tobytes())
     kept = {name: value for name, value in asdict(settings).items() if name != "memory_gib"}
-    kept["precision"] = settled(device, settings.precision)  # `auto` differs by device
+    kept["precision"] = resolve_precision(device, settings.precision)  # `auto` differs by device
     kept["normalisation"] = settings.normalisation.settled(volume.channel).as_dict()  # `auto` differs by scan
     kept["track_memory"] = settings.track_memory if track_memory is None else track_memory
     if kept["track_memory"] is None:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from mois.geometry import restore_stack
 from mois.inference.encoded_volume import OUTSIDE, EncodedVolume, Tracked, enlarge
-from mois.inference.lesion_tracking import Seeds, follow_one
+from mois.inference.lesion_tracking import Seeds, track_one_lesion
 from mois.inference.segmenter import VolumeSegmenter
 from mois.interfaces import Memory
 from mois.lesions import Mask
@@ -195,7 +195,7 @@ class PromptSegmenter:
             answers = dict(sorted(self._answers(part).items()))
             rows = self._rows(part.tile, answers)
             seeds = Seeds(rows, *(torch.cat(parts) for parts in zip(*answers.values(), strict=True)))
-            tracked = follow_one(self._backbone, self._encoded, seeds, self._segmenter.limits)
+            tracked = track_one_lesion(self._backbone, self._encoded, seeds, self._segmenter.limits)
             self._followed.put(key, tracked)
         return tracked
 

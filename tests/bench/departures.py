@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from mois.backbones.rules import FIRST, SAM2Rules
-from mois.inference.lesion_tracking import follow_all, follow_one
+from mois.inference.lesion_tracking import track_lesions, track_one_lesion
 from mois.records import MaskPrediction
 from tests.support.sam2_pair import Pair, by_mask, by_points, by_slice, disc, limits, make_pair, meta_run, seeds
 
@@ -47,7 +47,7 @@ def _dice(one: Tensor, other: Tensor) -> float:
 
 
 def tracked(pair: Pair, answer: MaskPrediction, start: int = 0) -> list[Tensor]:
-    found = by_slice(follow_all(pair.ours, pair.encoded, seeds({start: answer}), limits(pair.ours), 32))
+    found = by_slice(track_lesions(pair.ours, pair.encoded, seeds({start: answer}), limits(pair.ours), 32))
     return [found[index] for index in sorted(found)]
 
 
@@ -81,7 +81,7 @@ def corrected(pair: Pair) -> Far:
 def three_slices(pair: Pair) -> Far:
     prompts, places = pair.clicks(*TWO[0], labels=TWO[1]), (0, 4, 9)
     answers = {index: pair.decode(index, prompts) for index in places}
-    found = by_slice(follow_one(pair.ours, pair.encoded, seeds(answers), limits(pair.ours)))
+    found = by_slice(track_one_lesion(pair.ours, pair.encoded, seeds(answers), limits(pair.ours)))
     theirs, _ = meta_run(pair, {index: by_points(pair, prompts) for index in places}, 0, reverse=False, steps=2)
     return Far([found[1], found[2]], [theirs[1], theirs[2]])
 
@@ -184,7 +184,7 @@ def stays(pair: Pair) -> None:
     both = {0: ask, middle: ask}
     whole, _ = meta_run(pair, both, 0, reverse=False)
     clicked = seeds({index: pair.decode(index, one) for index in (0, middle)})
-    found = by_slice(follow_one(pair.ours, pair.encoded, clicked, limits(pair.ours)))
+    found = by_slice(track_one_lesion(pair.ours, pair.encoded, clicked, limits(pair.ours)))
     ahead = range(middle + 1, last + 1)
     print(f"| past a clicked slice it starts anew | {Far([found[i] for i in ahead], [whole[i] for i in ahead])} |")
     half = range(middle // 2 + 1, middle)

@@ -16,7 +16,7 @@ from mois.backbones import SAM2
 from mois.backbones.rules import FIRST, SAM2Rules
 from mois.backbones.sam2_network import Network
 from mois.backbones.sizes import SIZES
-from mois.inference.lesion_tracking import follow_all, follow_one
+from mois.inference.lesion_tracking import track_lesions, track_one_lesion
 from tests.support.meta_sam2 import CONFIGS, as_seen, full_precision, meta_image_predictor, without_numbers
 from tests.support.sam2_pair import Pair, apart, by_mask, by_points, by_slice, disc, limits, make_pair, meta_run, seeds
 
@@ -133,7 +133,7 @@ def test_tracking_is_that_of_the_video_predictor(pair: Pair, name: str) -> None:
     else:
         prompts = pair.clicks(*PROMPTS[name][0], labels=PROMPTS[name][1])
         ask, answer = by_points(pair, prompts), pair.decode(middle, prompts)
-    found = by_slice(follow_all(pair.ours, pair.encoded, seeds({middle: answer}), limits(pair.ours), 32))
+    found = by_slice(track_lesions(pair.ours, pair.encoded, seeds({middle: answer}), limits(pair.ours), 32))
     assert sorted(found) == list(range(SLICES))
     same_on(found, meta_run(pair, {middle: ask}, middle, reverse=False)[0], range(middle, SLICES))
     same_on(found, meta_run(pair, {middle: ask}, middle, reverse=True)[0], range(middle + 1))
@@ -142,7 +142,7 @@ def test_tracking_is_that_of_the_video_predictor(pair: Pair, name: str) -> None:
 @torch.no_grad()
 def test_tracking_to_the_end_of_a_scan_is_that_of_the_video_predictor(pair: Pair) -> None:
     prompts = pair.clicks(*PROMPTS["a click"][0])
-    found = by_slice(follow_all(pair.ours, pair.encoded, seeds({0: pair.decode(0, prompts)}), limits(pair.ours), 32))
+    found = by_slice(track_lesions(pair.ours, pair.encoded, seeds({0: pair.decode(0, prompts)}), limits(pair.ours), 32))
     same_on(found, meta_run(pair, {0: by_points(pair, prompts)}, 0, reverse=False)[0], range(SLICES))
 
 
@@ -150,7 +150,7 @@ def test_tracking_to_the_end_of_a_scan_is_that_of_the_video_predictor(pair: Pair
 def test_several_objects_are_tracked_at_once_as_one_by_one(pair: Pair) -> None:
     given = {2: pair.clicks((0.4, 0.4)), 5: pair.clicks((0.6, 0.3)), 8: pair.clicks((0.2, 0.7))}
     answers = {index: pair.decode(index, prompts) for index, prompts in given.items()}
-    tracked = follow_all(pair.ours, pair.encoded, seeds(answers), limits(pair.ours), 32)
+    tracked = track_lesions(pair.ours, pair.encoded, seeds(answers), limits(pair.ours), 32)
     for number, (index, prompts) in enumerate(given.items()):
         own = tracked.lesion == number
         found = dict(zip(tracked.rows[own].tolist(), tracked.logits[torch.from_numpy(own)].unsqueeze(1), strict=True))
@@ -170,7 +170,7 @@ def test_where_the_score_sees_nothing_memory_and_pointer_are_metas_and_tracking_
     memory = seeds({1: answer}).remembered(pair.ours, pair.encoded)
     assert apart(memory.maps[:, 0], told["maskmem_features"]) < TOLERANCE
     assert {float(logits.max()) for logits in theirs.values()} == {-1024.0}
-    assert sorted(by_slice(follow_all(pair.ours, pair.encoded, seeds({1: answer}), limits(pair.ours), 32))) == [1]
+    assert sorted(by_slice(track_lesions(pair.ours, pair.encoded, seeds({1: answer}), limits(pair.ours), 32))) == [1]
 
 
 @pytest.mark.ci
@@ -184,7 +184,7 @@ def test_other_sizes_and_inputs_are_metas(tmp_path: Path, size: str, px: int) ->
     for name in ("a click", "two clicks", "a box"):
         prompts = pair.clicks(*PROMPTS[name][0], labels=PROMPTS[name][1])
         found = by_slice(
-            follow_all(pair.ours, pair.encoded, seeds({1: pair.decode(1, prompts)}), limits(pair.ours), 32)
+            track_lesions(pair.ours, pair.encoded, seeds({1: pair.decode(1, prompts)}), limits(pair.ours), 32)
         )
         for reverse, reached in ((False, range(1, 4)), (True, range(2))):
             same_on(found, meta_run(pair, {1: by_points(pair, prompts)}, 1, reverse=reverse)[0], reached)
@@ -196,7 +196,7 @@ def test_maps_and_pointers_reach_as_far_as_metas(long_pair: Pair, reverse: bool)
     pair, last = long_pair, len(long_pair.images) - 1
     start, prompts = last if reverse else 0, pair.clicks(*PROMPTS["two clicks"][0], labels=(1, 1))
     answer = pair.decode(start, prompts)
-    found = by_slice(follow_all(pair.ours, pair.encoded, seeds({start: answer}), limits(pair.ours), 32))
+    found = by_slice(track_lesions(pair.ours, pair.encoded, seeds({start: answer}), limits(pair.ours), 32))
     theirs, _ = meta_run(pair, {start: by_points(pair, prompts)}, start, reverse=reverse)
     same_on(found, theirs, range(last + 1))
 
@@ -205,7 +205,7 @@ def test_maps_and_pointers_reach_as_far_as_metas(long_pair: Pair, reverse: bool)
 def test_every_clicked_slice_is_remembered_and_pointers_only_of_the_past(pair: Pair) -> None:
     places, prompts = [1, 4, 8], pair.clicks(*PROMPTS["two clicks"][0], labels=(1, 1))
     answers = {index: pair.decode(index, prompts) for index in places}
-    found = by_slice(follow_one(pair.ours, pair.encoded, seeds(answers), limits(pair.ours)))
+    found = by_slice(track_one_lesion(pair.ours, pair.encoded, seeds(answers), limits(pair.ours)))
     ask = {index: by_points(pair, prompts) for index in places}
     # between two clicked slices each is followed to the middle, from nothing but the clicks
     for start, reverse, reached in [

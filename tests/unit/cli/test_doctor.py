@@ -118,7 +118,7 @@ def test_a_gpu_that_torch_cannot_use_is_to_be_mended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: str | None, why: str
 ) -> None:
     (tmp_path / "version").write_text("NVRM version: 470", encoding="utf-8")
-    monkeypatch.setattr("mois.inference.execution.DRIVER", tmp_path / "version")
+    monkeypatch.setattr("mois.inference.execution.DRIVER_FILE", tmp_path / "version")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.version.cuda", cuda)

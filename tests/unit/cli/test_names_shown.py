@@ -12,7 +12,7 @@ from rich.table import Table
 from mois.cli import main
 from mois.cli.messages import one_line_errors, say
 from mois.cli.terminal import PlainConsole
-from mois.errors import shown
+from mois.errors import without_control_codes
 from mois.report import charts
 from mois.report.results import Leaf
 from tests.support.paths import FIXTURES
@@ -34,12 +34,12 @@ def test_a_name_is_no_command_to_a_terminal(name: str, capsys: pytest.CaptureFix
     console.print(name, soft_wrap=True)
     console.print(table)
     written = console.file.getvalue()
-    assert shown(name) in written
+    assert without_control_codes(name) in written
     assert "\x1b[31m" not in written
     assert "\x07" not in written
     with pytest.raises(SystemExit), one_line_errors():
         raise ValueError(f"out={name} is taken")
-    assert capsys.readouterr().err == f"error: out={shown(name)} is taken\n"
+    assert capsys.readouterr().err == f"error: out={without_control_codes(name)} is taken\n"
 
 
 @pytest.mark.parametrize("name", ["a[/x]b", "$x_{y$", "=cmd()", "[bold]", "\x1b[31mred"])

@@ -55,7 +55,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let the machine have an NVIDIA driver, and torch no CUDA device."""
     file = tmp_path / "version"
     file.write_text("NVRM version: 470")
-    monkeypatch.setattr(execution, "DRIVER", file)
+    monkeypatch.setattr(execution, "DRIVER_FILE", file)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -21,7 +21,7 @@ from mois.backbones import SAM2
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.settings import ProtocolSettings
 from mois.inference.encoded_volume import EncodedVolume
-from mois.inference.execution import CACHED_PX, Compiled, autocast, tiles_at_once
+from mois.inference.execution import CPU_CACHE_PX, Compiled, autocast, tiles_at_once
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.inference.shared_work import SharedWork
@@ -114,7 +114,7 @@ def test_neither_tracking_nor_attention_makes_a_training_step_wait() -> None:
 
 
 def test_on_a_cpu_what_goes_through_at_once_fits_its_cache() -> None:
-    assert CACHED_PX == 8 * 128**2
+    assert CPU_CACHE_PX == 8 * 128**2
     assert [tiles_at_once(CPU, edge, 32) for edge in (32, 128, 512, 1024)] == [32, 8, 1, 1]
     assert tiles_at_once(torch.device("cuda"), 1024, 32) == 32
 

@@ -7,7 +7,7 @@ import torch
 
 from mois.backbones import SAM2
 from mois.propagation import Attention, Similarity
-from mois.propagation.merging import merge
+from mois.propagation.merging import merge_most_alike
 from mois.records import Exemplars, Features
 from mois.testing import example_patches, nano_backbone
 
@@ -19,7 +19,7 @@ def bank(looks: list[float], negative: list[bool], weight: list[float], valid: l
 
 
 def merged(one: Exemplars, most: int) -> list[tuple[float, bool, float]]:
-    few = merge(one, one.tokens["look"], most)
+    few = merge_most_alike(one, one.tokens["look"], most)
     assert few.count == most
     rows = zip(few.tokens["look"][0, :, 0], few.negative[0], few.weight[0], few.valid[0], strict=True)
     return sorted((round(float(look), 4), bool(sign), float(weight)) for look, sign, weight, valid in rows if valid)

@@ -70,7 +70,7 @@ def plainly(propagation: Similarity, pixels: Tensor, exemplars: Exemplars) -> Te
 def test_likeness_is_the_mean_and_the_soft_maximum_of_cosines(
     similarity: Similarity, rows: int, count: int, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CACHED", 1)  # 64 pixels at once: 4 pieces
+    monkeypatch.setattr(module, "CPU_COSINES", 1)  # 64 pixels at once: 4 pieces
     pixels = torch.randn(2, 48, 16, 16, generator=torch.Generator().manual_seed(1))
     exemplars = some_exemplars(rows, count)
     with torch.set_grad_enabled(training):
