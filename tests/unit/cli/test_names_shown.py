@@ -14,7 +14,7 @@ from mois.cli.messages import one_line_errors, say
 from mois.cli.terminal import PlainConsole
 from mois.errors import without_control_codes
 from mois.report import charts
-from mois.report.results import Leaf
+from mois.report.results import Estimate
 from tests.support.paths import FIXTURES
 
 FIRST = FIXTURES / "format_1" / "evaluated"
@@ -61,5 +61,5 @@ def number_free(name: str) -> str:
 
 
 def test_a_dollar_in_a_chart_is_a_dollar() -> None:
-    drawn = {"$x_{y$": {"$\\frac$": Leaf(0.5, 0.4, 0.6, 3)}}
+    drawn = {"$x_{y$": {"$\\frac$": Estimate(0.5, 0.4, 0.6, 3)}}
     assert charts.bars(drawn, "$Dice_{").startswith("data:image")
