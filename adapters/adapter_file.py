@@ -1,4 +1,4 @@
-"""The file that an adapter leaves: read whole and fitting, or refused in one line."""
+"""Reads the file of an adapter, or refuses it in one line."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def read_adapter(folder: Path, wanted: Mapping[str, Tensor], prefix: str = "") -
     """Return the tensors of an adapter's file.
 
     Args:
-        folder: That holds the file.
-        wanted: The tensors that they are to replace.
-        prefix: Put before every name in the file, and taken off here.
+        folder: Folder of the file.
+        wanted: Tensors that the file replaces.
+        prefix: Beginning of each name in the file, which is removed.
 
     Raises:
         ValueError: If the file is damaged or something else, or its tensors are not those that are wanted.

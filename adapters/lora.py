@@ -1,4 +1,4 @@
-"""LoRA and its family. Each class states what peft's own configuration needs, with defaults that worked on SAM2."""
+"""LoRA and related adapters of peft. Each class holds the arguments of one peft configuration."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Lora(PeftAdapter):
-    """Low-rank updates of weights; with `dora`, of their direction, their length being learned apart.
+    """Low-rank updates of weights. With `dora`, the update changes their direction, and their length is learned apart.
 
     Args:
-        rank: Of the update.
+        rank: Rank of the update.
         alpha: The update is scaled by alpha / rank.
         dora: Decompose weights into length and direction (DoRA).
         parts: See `PeftAdapter`.
@@ -47,10 +47,10 @@ class Lora(PeftAdapter):
 
 
 class LoHa(PeftAdapter):
-    """Updates that are the element-wise product of two low-rank ones: a higher rank for as many parameters.
+    """Updates that are the product, element by element, of two low-rank updates: a higher rank at the same size.
 
     Args:
-        rank: Of each factor.
+        rank: Rank of each factor.
         alpha: The update is scaled by alpha / rank.
         parts: See `PeftAdapter`.
         stages: See `PeftAdapter`.
@@ -81,7 +81,7 @@ class LoKr(PeftAdapter):
     """Updates that are Kronecker products of small matrices: the fewest parameters for a full rank.
 
     Args:
-        rank: Of the larger factor.
+        rank: Rank of the larger factor.
         alpha: The update is scaled by alpha / rank.
         parts: See `PeftAdapter`.
         stages: See `PeftAdapter`.

@@ -38,9 +38,9 @@ class PeftAdapter(Adapter):
     """An adapter of peft on named parts of the backbone; the propagation is trained in full.
 
     Args:
-        parts: Which parts get adapters.
-        stages: Which stages of the trunk do, 1 (finest) to 4. Late ones alone (3 and 4) spare the backward pass, and
-            the memory, of the early ones.
+        parts: Parts that get adapters.
+        stages: Stages of the trunk that get adapters, 1 (finest) to 4. With stages 3 and 4 alone, the early stages need
+            no backward pass, and no memory for it.
         propagation: Whether the propagation is trained (`full`) or not (`frozen`).
     """
 
@@ -122,7 +122,7 @@ class PeftAdapter(Adapter):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Give the base backbone back, exactly, for as long as the context lasts."""
+        """Switch the adapter off inside the context: the backbone answers exactly as before `attach`."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         layers = [layer for layer in self.backbone.modules() if isinstance(layer, BaseTunerLayer)]

@@ -1,4 +1,4 @@
-"""A scan as encoded tiles, and what was answered on them put back together."""
+"""A scan as encoded tiles, and the answers on tiles put together to a scan."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mois.inference.feature_store import FeatureStore
 from mois.records import Features
 
 OUTSIDE = -20.0
-"""Logit of what no tile has looked at."""
+"""Logit of pixels that no tile covers."""
 
 
 @dataclass
 class EncodedVolume:
-    """A scan as tiles with their features; a row is one of them.
+    """A scan as tiles with their features. A row is the number of a tile.
 
     Attributes:
         grid: The scan's pictures on its own pixels.

@@ -1,4 +1,4 @@
-"""How a model is run on a volume: in which precision, compiled or not, how much of it at once."""
+"""How a model runs: its device, its precision, compiled or not, and how many tiles at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = ("cpu", "cuda", "mps")
 """Kinds of devices that a model runs on."""
 
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
-"""What NVIDIA's driver writes on Linux."""
+"""File that NVIDIA's driver writes on Linux."""
 
 
 def chosen_device(name: str = "auto", local_rank: int = 0) -> torch.device:
@@ -72,14 +72,14 @@ def unused_gpu() -> str | None:
 
 
 def resolve_precision(device: torch.device, precision: Precision) -> Literal["32", "bf16"]:
-    """Return the precision that a device computes in; `auto` is bfloat16 where it is an accelerator that can."""
+    """Return the precision of a device. `auto` is bfloat16 on an accelerator that computes with it, else float32."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which a model answers."""
+    """Return the autocast context of a device and a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(device, precision) == "bf16")
 
 

@@ -44,11 +44,11 @@ class VolumeSegmenter:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.backbone.parameters()).device
 
     def normalisation(self, volume: Volume) -> Normalisation:
-        """Return by which rule a scan is normalised."""
+        """Return the normalisation of a scan, by the name of its channel where the rule is `auto`."""
         return self.settings.normalisation.settled(volume.channel)
 
     def autocast(self) -> torch.autocast:
@@ -124,12 +124,12 @@ class VolumeSegmenter:
         return MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
     def track(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], answer: MaskPrediction) -> Tracked:
-        """Follow N lesions from the slice on which they were clicked, both ways.
+        """Track N lesions from the slice on which each was clicked, in both directions.
 
         Args:
             encoded: The scan.
-            rows: (N,) where each lesion was clicked.
-            answer: What the clicks gave there.
+            rows: (N,) rows of the tiles on which the lesions were clicked.
+            answer: Answer to the clicks on those tiles.
         """
         seeds = Seeds(rows, answer.logits, answer.pointer, answer.presence)
         with self.autocast():
@@ -137,7 +137,7 @@ class VolumeSegmenter:
 
     @property
     def limits(self) -> Limits:
-        """Where the tracking of a lesion ends."""
+        """Limits of the tracking of a lesion."""
         return Limits(self.settings.track_mm, self.settings.track_growth, self.tracking)
 
     @property
@@ -221,7 +221,7 @@ class VolumeSegmenter:
         return self.describe(encoded, np.zeros(1, dtype=np.int64), empty).pick(slice(0, 0))
 
     def propagate(self, encoded: EncodedVolume, exemplars: Exemplars | None = None) -> Tensor:
-        """Find all that is like the exemplars.
+        """Find all lesions that are like the exemplars.
 
         Args:
             encoded: The scan.
@@ -234,7 +234,7 @@ class VolumeSegmenter:
 
     @torch.inference_mode()
     def propagate_all(self, encoded: EncodedVolume, questions: Sequence[Exemplars]) -> Tensor:
-        """Ask several questions at once, so that what a tile shows is worked out once for all of them.
+        """Ask several questions at once, so that each tile is embedded once for all of them.
 
         Args:
             encoded: The scan.
@@ -284,7 +284,7 @@ class VolumeSegmenter:
         return probability.view(tiles, -1, *probability.shape[1:]).cpu()
 
     def candidates(self, probability: Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None) -> Candidates:
-        """Return what might be a lesion in a probability map.
+        """Return the regions of a probability map that may be lesions.
 
         Args:
             probability: (S, H, W) float, on the scan's own pixels.
@@ -313,7 +313,7 @@ class VolumeSegmenter:
         return max(self.settings.min_lesion_voxels, ceil(self.settings.min_lesion_ml / voxel_ml), 1)
 
     def lesions(self, probability: Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None) -> InstanceMap:
-        """Return the lesions of a probability map: those of the candidates that are sure enough somewhere.
+        """Return the lesions of a probability map: the candidates that reach `peak_threshold` in one voxel or more.
 
         Returns:
             Instance map (S, H, W) int32, ids 1..K.

@@ -1,4 +1,4 @@
-"""Our default propagation: explicit similarity to compact exemplars, refined by a small network and SAM2's decoder."""
+"""The default propagation: cosines to compact exemplars, refined by a small network and SAM2's decoder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Similarity(Propagation):
     Args:
         width: Channels of the embedding.
         blocks: Residual blocks of the network.
-        temperature: Of the soft maximum over exemplars.
+        temperature: Temperature of the soft maximum over exemplars.
         weights: `random`, `bundled` (pretrained with the bundled nano) or a path.
 
     Source: modulation by exemplars: Perez et al., FiLM, arXiv 1709.07871; in-context training: Butoi et
@@ -96,7 +96,7 @@ class Similarity(Propagation):
         return Exemplars(tokens, present, torch.zeros_like(present))
 
     def prepare(self, exemplars: Exemplars) -> Exemplars:
-        """Turn means into directions to compare with, and into what each adds to the summary."""
+        """Turn means into unit directions, and into the summary of each exemplar."""
         if exemplars.count == 0 or "directions" in exemplars.tokens:
             return exemplars
         means = exemplars.tokens["means"]  # (B, K, 3, C)
@@ -271,11 +271,11 @@ class Similarity(Propagation):
 
 
 class _Targets(NamedTuple):
-    """What the pixels of N images are compared with, R questions each.
+    """Directions that the pixels of N images are compared with, for R questions each.
 
     Attributes:
         directions: (N, R, 3, K + 2, C), unit vectors over the temperature, then the mean of positives and negatives.
-        weight: (N, R, 1, 2, K), how much each counts among positives and among negatives.
+        weight: (N, R, 1, 2, K), weight of each exemplar among positives and among negatives.
     """
 
     directions: Tensor
