@@ -1,0 +1,113 @@
+"""The commands of `mois`: one line for a mistake, help, doctor, version."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mois import __version__
+from mois.cli import main as mois_main
+from mois.cli.commands import COMMANDS, with_options
+from mois.cli.doctor_checks import Finding
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.usefixtures("work_elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["doctr"], "doctr is no command; did you mean doctor?"),
+        (["fit", "--config=c.yaml"], "fit is a command of train.py: python train.py fit"),
+        (
+            ["segment", "--bundle=b", "scan.nii.gz"],
+            "scan.nii.gz belongs to no option; write it right behind the command, segment scan.nii.gz ...",
+        ),
+        (["phantom", "--out=p", "--seed=-1"], "seed=-1 is no seed; choose 0 to 4294967295."),
+        (["phantom"], "not set: out; set it with --out=VALUE, or in a file given with --config FILE"),
+        (["phantom", "--out=p", "--subjcts=2"], "subjcts is no setting; did you mean subjects?"),
+        (
+            ["evaluate", "--data=none", "--out=o", "--protocol.counts", "1"],
+            "protocol.counts=1 is not allowed; give a list such as [1,3]",
+        ),
+        (
+            ["evaluate", "--data=none", "--out=o", "--protocol.promptd", "3"],
+            "protocol.promptd is no setting; did you mean protocol.counts?",
+        ),
+        (["phantom", "--out=p", "--subjects=two"], "subjects=two is not allowed; give int"),
+        (
+            ["phantom", "--out=p", "--types", "ring,rng"],
+            "types=rng: no such lesion type; there is solid_bright, ring, striped, dark",
+        ),
+        (
+            ["phantom", "--out=p", "--types=[rng]"],
+            "types=rng: no such lesion type; there is solid_bright, ring, striped, dark",
+        ),
+    ],
+)
+def test_wrong_mois_commands_end_in_one_line(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        mois_main(arguments)
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        (["evaluate", "--trust", "lab"], ["evaluate", '--trust=["lab"]']),
+        (["segment", "a.nii", "--trust=lab,lib.x"], ["segment", "--image=a.nii", '--trust=["lab", "lib.x"]']),
+        (["compare", "A", "B", "--names=[a,b]"], ["compare", '--runs=["A", "B"]', "--names=[a,b]"]),
+        (["evaluate", "--trust=null", "--out", "trust"], ["evaluate", "--trust=null", "--out", "trust"]),
+        (["compare", "A", "B", "--out", "C"], ["compare", '--runs=["A", "B"]', "--out", "C"]),
+        (["doctr"], ["doctr"]),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_words_become_the_lists_that_options_take(given: list[str], parsed: list[str]) -> None:
+    assert with_options(given) == parsed
+
+
+@pytest.mark.parametrize("given", [[], ["--help"], ["-h"]])
+def test_all_commands_are_listed_a_line_each(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    mois_main(given)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [command.__name__ for command in COMMANDS]
+    assert all(len(line) <= 100 and line.endswith(".") for line in lines[2:])
+
+
+def test_help_waits_for_no_heavy_package() -> None:
+    code = (
+        "import sys\nfrom mois.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'lightning', 'sam2', 'peft', 'torchio') if name in sys.modules])"
+    )
+    text = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
+    assert "phantom" in text
+    assert text.splitlines()[-1] == "[]"
+
+
+def test_doctor_says_one_line_for_each_thing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mois.cli.doctor_checks.packages", lambda: Finding("packages", False, "torch is missing; run `make setup`")
+    )
+    with pytest.raises(SystemExit, match="1"):
+        mois_main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["packages:", "device:", "disk:", "tracking:"]
+    assert lines[0] == "FIX  packages: torch is missing; run `make setup`"
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    from mois.cli import main as mois
+    from mois.cli.train import main as train
+
+    for program in (mois, train):
+        program(["--version"])
+        assert capsys.readouterr().out.startswith(f"mois {__version__}")
