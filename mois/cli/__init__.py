@@ -17,8 +17,8 @@ GOES_ON = ("demo", "evaluate", "segment")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; mistakes and Ctrl-C end in one line (MOIS_TRACEBACK=1 shows where a mistake is)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    way_on = f"{AGAIN}: it goes on where it was" if given[:1] and given[0] in GOES_ON else AGAIN
-    with ctrl_c_ends(lambda: way_on):
+    how_to_go_on = f"{AGAIN}: it goes on where it was" if given[:1] and given[0] in GOES_ON else AGAIN
+    with ctrl_c_ends(lambda: how_to_go_on):
         from mois.cli.commands import run
 
         run(given)

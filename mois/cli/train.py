@@ -52,8 +52,8 @@ from mois.training.checkpoints import (
     Resumed,
     RunRecord,
     SafeCheckpointIO,
+    how_to_go_on,
     read_training,
-    way_on,
 )
 from mois.training.epoch_lines import EpochLines, say
 from mois.training.export import BundleSettings, export_bundles
@@ -271,7 +271,7 @@ class MoisCLI(LightningCLI):
             self.model.step_0 = dict(self.resumed.get("step_0", {}))
             self.model.validated = recorded_figures(self.resumed.get("validation", {}))
         frees = partial(what_frees_memory, config=self.plain_config(), command=subcommand)
-        with ctrl_c_ends(lambda: way_on(self.trainer)), memory_cure(frees):
+        with ctrl_c_ends(lambda: how_to_go_on(self.trainer)), memory_cure(frees):
             super()._run_subcommand(subcommand)
             Tracker.of(self.trainer).finish()
 

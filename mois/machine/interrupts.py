@@ -23,14 +23,14 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 @contextmanager
-def ctrl_c_ends(way_on: Callable[[], str] = lambda: AGAIN, *, to_the_end: bool = False) -> Iterator[None]:
+def ctrl_c_ends(how_to_go_on: Callable[[], str] = lambda: AGAIN, *, to_the_end: bool = False) -> Iterator[None]:
     """Have Ctrl-C end what is done here; contexts may lie within each other, and the inner one speaks.
 
     A part of the program that sets a handler of its own calls `end_now` when it has had enough. A Ctrl-C that is
     ignored, as in a job that a shell runs in the background, stays ignored.
 
     Args:
-        way_on: What the user has to do to go on, for the end of the line.
+        how_to_go_on: What the user has to do to go on, for the end of the line.
         to_the_end: The process ends with this context: from then on Ctrl-C ends it without a word, where Python and
             its libraries are tidying up.
     """
@@ -40,13 +40,13 @@ def ctrl_c_ends(way_on: Callable[[], str] = lambda: AGAIN, *, to_the_end: bool =
 
     def end(number: int, frame: FrameType | None) -> None:
         del number, frame
-        end_now(way_on())
+        end_now(how_to_go_on())
 
     before = signal.signal(signal.SIGINT, end)
     try:
         yield
     except KeyboardInterrupt:  # of a library that raises it by itself
-        end_now(way_on())
+        end_now(how_to_go_on())
     finally:
         if to_the_end:
             signal.signal(signal.SIGINT, _leave)
@@ -54,7 +54,7 @@ def ctrl_c_ends(way_on: Callable[[], str] = lambda: AGAIN, *, to_the_end: bool =
             signal.signal(signal.SIGINT, before)
 
 
-def end_now(way_on: str) -> NoReturn:
+def end_now(how_to_go_on: str) -> NoReturn:
     """Say that Ctrl-C ends this process, and how to go on; the next Ctrl-C ends it without tidying up.
 
     Raises:
@@ -62,7 +62,7 @@ def end_now(way_on: str) -> NoReturn:
     """
     signal.signal(signal.SIGINT, _leave)
     if all(os.environ.get(name, "0") == "0" for name in _RANKS):
-        os.write(STDERR, f"\nstopped by Ctrl-C; {os.environ.get(WAY_ON, way_on)}\n".encode())
+        os.write(STDERR, f"\nstopped by Ctrl-C; {os.environ.get(WAY_ON, how_to_go_on)}\n".encode())
     raise SystemExit(CODE)
 
 

@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mois.machine.pending_scalar import PendingReduction, PendingScalar
-from mois.testing import example_episode
 from mois.tracking.tracker import Tracker
-from mois.training.cost import PartCost, count_parameters, step_cost
+from mois.training.cost import PartCost, count_parameters, noise_episode, step_cost
 from mois.training.module import ExemplarSegmenter
 
 
@@ -61,7 +60,7 @@ class CostTable(Callback):
             return []
         if not any(p.requires_grad for p in module.parameters()):
             return []  # configure_optimizers has a line on it
-        episode = example_episode(1, shape.exemplars, shape.clip, shape.patch_px)
+        episode = noise_episode(shape.exemplars, shape.clip, shape.patch_px)
         costs = step_cost(module, episode, trainer.precision_plugin.train_step_context)
         batch = getattr(data, "batch_size", 1)
         parts = [cost._replace(mib=batch * cost.mib, seconds=batch * cost.seconds) for cost in costs[:-2]] + costs[-2:]

@@ -276,7 +276,7 @@ def may_save(trainer: Trainer) -> bool:
     return by_the_clock or not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
 
-def way_on(trainer: Trainer) -> str:
+def how_to_go_on(trainer: Trainer) -> str:
     """Return, for the end of a message, how to go on after an interruption."""
     if told := os.environ.get(WAY_ON):
         return told

@@ -54,6 +54,32 @@ def count_parameters(module: nn.Module) -> list[tuple[str, int, int]]:
     return rows
 
 
+def noise_episode(exemplars: int, clip: int, patch_px: int) -> Episode:
+    """Return a batch of one episode of noise, whose masks are squares; random numbers of others stay the same.
+
+    Args:
+        exemplars: Exemplars of each of the two groups.
+        clip: Slices of a tracked clip.
+        patch_px: Edge of the patches in pixels.
+    """
+    generator = torch.Generator().manual_seed(0)
+    square = torch.zeros(patch_px, patch_px, dtype=torch.bool)
+    square[patch_px // 4 : patch_px // 2, patch_px // 4 : patch_px // 2] = True
+    targets = torch.stack([square, square.roll(patch_px // 3, 0)]).unsqueeze(0)
+    return Episode(
+        torch.randn(1, 2, exemplars, patch_px, patch_px, generator=generator),
+        square.expand(1, 2, exemplars, -1, -1).contiguous(),
+        torch.ones(1, 2, exemplars, dtype=torch.bool),
+        torch.randn(1, patch_px, patch_px, generator=generator),
+        targets,
+        targets.any(1),
+        torch.ones(1, 2, dtype=torch.bool),
+        torch.randn(1, clip, patch_px, patch_px, generator=generator),
+        square.expand(1, clip, -1, -1).contiguous(),
+        torch.rand(1, 64, generator=generator),
+    )
+
+
 def step_cost(
     module: ExemplarSegmenter, episode: Episode, precision: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> list[PartCost]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mois.machine.processes import lost_contact
-from mois.training.checkpoints import way_on
+from mois.training.checkpoints import how_to_go_on
 
 POLL_S = 0.5
 OWN_WORDS_S = 3.0
@@ -99,7 +99,7 @@ class RankWatch(Callback):
 
     def _end(self, trainer: Trainer, reason: str) -> NoReturn:
         if reason:
-            sys.stderr.write(f"error: {reason}, which ends the training on all ranks; {way_on(trainer)}\n")
+            sys.stderr.write(f"error: {reason}, which ends the training on all ranks; {how_to_go_on(trainer)}\n")
             sys.stderr.flush()
         self._kill()
         for worker in multiprocessing.active_children():

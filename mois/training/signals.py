@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mois.machine.interrupts import AGAIN, STDERR, end_now
 from mois.machine.pending_scalar import PendingScalar
-from mois.training.checkpoints import LastCheckpoint, may_save, way_on
+from mois.training.checkpoints import LastCheckpoint, how_to_go_on, may_save
 
 VALIDATION_S = 10.0
 """How long after SLURM's signal rank 0 has to come to its next scan, before its job is requeued for it."""
@@ -49,7 +49,7 @@ class StopAtSignal(Callback):
         self._before: dict[int, Any] = {}  # handlers that were there, by signal
         self._requeueing = 0  # number of SLURM's signal
         self._interrupted_s: float | None = None  # when Ctrl-C came first
-        self._way_on: Callable[[], str] = lambda: AGAIN
+        self._how_to_go_on: Callable[[], str] = lambda: AGAIN
         self._speaks = True
         self._validating_s: float | None = None  # when the present validation began
         self._over = threading.Event()
@@ -58,7 +58,11 @@ class StopAtSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from Lightning's handlers, which it restores itself when the training ends."""
         self._agreed, self._asked, self._interrupted_s = 0, None, None
-        self._step, self._speaks, self._way_on = trainer.global_step, trainer.is_global_zero, partial(way_on, trainer)
+        self._step, self._speaks, self._how_to_go_on = (
+            trainer.global_step,
+            trainer.is_global_zero,
+            partial(how_to_go_on, trainer),
+        )
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = lambda: None  # Lightning's agreement on SIGTERM, which waits at every step
         self._noted = signal.SIGTERM if trainer.received_sigterm else 0
@@ -140,7 +144,7 @@ class StopAtSignal(Callback):
                     told = f"\nthe training ends after this {until}; Ctrl-C once more ends it at once\n"
                     os.write(STDERR, told.encode())
             elif time.monotonic() - self._interrupted_s > IMPATIENCE_S:
-                end_now(self._way_on())
+                end_now(self._how_to_go_on())
         self._noted = max(self._noted, number, key=self._order().index)
 
     def _agree(self, trainer: Trainer, at_once: bool = False) -> None:
@@ -219,5 +223,5 @@ class StopAtSignal(Callback):
 
 def _say(trainer: Trainer, number: int) -> None:
     name = signal.Signals(number).name
-    sys.stderr.write(f"stopped by {name} after step {trainer.global_step}; {way_on(trainer)}\n")
+    sys.stderr.write(f"stopped by {name} after step {trainer.global_step}; {how_to_go_on(trainer)}\n")
     sys.stderr.flush()

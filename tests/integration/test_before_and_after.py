@@ -93,8 +93,8 @@ def test_a_training_that_goes_on_compares_with_the_same_step_0(
     assert said.endswith(f"report: {spoiled.run / 'test' / 'report.html'}\n")
     alarms = (spoiled.run / "test" / "report.html").read_text(encoding="utf-8")
     assert "prompted_dice fell from 0.63 (step 0)" in alarms
-    leaf = Results.read(spoiled.run / "test").leaf
-    gain, right, without = (leaf("conditioning", word) for word in ("exemplar_gain", "right", "no_exemplars"))
+    estimate = Results.read(spoiled.run / "test").estimate
+    gain, right, without = (estimate("conditioning", word) for word in ("exemplar_gain", "right", "no_exemplars"))
     assert gain is not None
     assert right is not None
     assert without is not None
