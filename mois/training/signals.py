@@ -58,11 +58,8 @@ class StopAtSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from Lightning's handlers, which it restores itself when the training ends."""
         self._agreed, self._asked, self._interrupted_s = 0, None, None
-        self._step, self._speaks, self._how_to_go_on = (
-            trainer.global_step,
-            trainer.is_global_zero,
-            partial(how_to_go_on, trainer),
-        )
+        self._step, self._speaks = trainer.global_step, trainer.is_global_zero
+        self._how_to_go_on = partial(how_to_go_on, trainer)
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = lambda: None  # Lightning's agreement on SIGTERM, which waits at every step
         self._noted = signal.SIGTERM if trainer.received_sigterm else 0
