@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mois.cli.messages import say
+
+if TYPE_CHECKING:
+    from mois.records import Volume
+    from mois.session import InteractiveSession
+    from mois.session.playing import Asked
+    from mois.sharing.bundle import Bundle
+    from mois.sharing.bundle_record import BundleRecord
 
 
 def segment(
@@ -45,14 +54,8 @@ def segment(
     Raises:
         ValueError: If a file cannot be used, or the folder holds a session with other prompts or edited results.
     """
-    from mois.inference.execution import chosen_device
-    from mois.report.scan_page import write_scan_page
     from mois.scans.volumes import read_volume
-    from mois.session import InteractiveSession
-    from mois.session.header import about_session, check_origin
-    from mois.session.journal import NAME, has_begun, read_journal
-    from mois.session.output_files import check_free, check_unchanged, own_results
-    from mois.session.playing import asked_for, doubts, match, play
+    from mois.session.playing import asked_for, doubts, play
     from mois.session.prompt_file import read_script
     from mois.sharing.bank import ExemplarBank
     from mois.sharing.bundle import Bundle
@@ -68,25 +71,59 @@ def segment(
     doubted = doubts(asked, volume)
     for doubt in doubted:
         say(doubt)
-    again = has_begun(out / NAME)
-    if again:  # compared before the model is made, which takes long
-        journal = read_journal(out)
-        now = (told.inference, chosen_device(device), volume, told.identity, told.calibration)
-        check_origin(journal.header, about_session(*now, track_memory=None))
-        match(journal.actions, asked, out)
-        check_unchanged(out)
-    else:
-        check_free(out)
+    again = _check_out(out, told, device, volume, asked)  # before the model is made, which takes long
     model = Bundle.load(bundle, device, trust or (), backbone_weights)
-    known = {"calibration": model.calibration, "identity": model.identity}
-    if again:
-        session = InteractiveSession.load(out, model.segmenter(), volume, **known)  # type: ignore[arg-type]
-        say(f"going on after {len(session.actions)} actions in {out}")
-    else:
-        session = InteractiveSession(model.segmenter(), volume, out, **known)  # type: ignore[arg-type]
+    session = _open_session(model, volume, out, again)
     for kept in play(session, asked, out, shown).kept:
         say(f"{kept} stays, which the prompts do not name: they have become more since")
     session.save()
+    _write_pages(session, out, doubted)
+    session.close()
+
+
+def _check_out(out: Path, told: BundleRecord, device: str, volume: Volume, asked: Sequence[Asked]) -> bool:
+    """Return whether the folder holds a session that did the first part of what is asked for.
+
+    Raises:
+        ValueError: If it holds another session, or something else.
+    """
+    from mois.inference.execution import chosen_device
+    from mois.session.header import about_session, check_origin
+    from mois.session.journal import NAME, has_begun, read_journal
+    from mois.session.output_files import check_free, check_unchanged
+    from mois.session.playing import match
+
+    if not has_begun(out / NAME):
+        check_free(out)
+        return False
+    journal = read_journal(out)
+    now = (told.inference, chosen_device(device), volume, told.identity, told.calibration)
+    check_origin(journal.header, about_session(*now, track_memory=None))
+    match(journal.actions, asked, out)
+    check_unchanged(out)
+    return True
+
+
+def _open_session(model: Bundle, volume: Volume, out: Path, again: bool) -> InteractiveSession:
+    """Load the session of a folder, or begin a new one there."""
+    from mois.session import InteractiveSession
+
+    if not again:
+        return InteractiveSession(
+            model.segmenter(), volume, out, calibration=model.calibration, identity=model.identity
+        )
+    session = InteractiveSession.load(
+        out, model.segmenter(), volume, calibration=model.calibration, identity=model.identity
+    )
+    say(f"going on after {len(session.actions)} actions in {out}")
+    return session
+
+
+def _write_pages(session: InteractiveSession, out: Path, doubted: list[str]) -> None:
+    """Say what was found, and write the pictures of it."""
+    from mois.report.scan_page import write_scan_page
+    from mois.session.output_files import own_results
+
     rows = session.lesions()
     found = sum(row.origin == "found" for row in rows)
     say(f"{len(rows)} lesions ({len(rows) - found} prompted, {found} found), {sum(r.volume_ml for r in rows):.1f} ml")
@@ -97,9 +134,8 @@ def segment(
         advised.append(f"suggestion: {click}{lesion}: {each.reason}")
     for line in [*warned, *advised]:
         say(line)
-    labelled = volume._replace(lesions=session.label_map())
+    labelled = session.volume._replace(lesions=session.label_map())
     with own_results(out):
         pictures = write_scan_page(out, labelled, rows, [*doubted, *warned], advised)
     say(f"pictures: {' and '.join(str(file) for file in pictures)}")
     say(f"results in {out}")
-    session.close()

@@ -15,6 +15,7 @@ from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.segmenter import VolumeSegmenter
 from mois.records import Exemplars
 from mois.session.box_mask import BoxMask
+from mois.session.found_lesions import outline
 from mois.session.state import Lesion, State
 from mois.sharing.bank import Exemplar
 
@@ -192,6 +193,29 @@ class Known:
     row: int
     mask: Tensor
     negative: bool
+
+
+def lesions_on_tiles(encoded: EncodedVolume, masks: Mapping[str, tuple[BoxMask, bool]]) -> list[Known]:
+    """Return each lesion on the tile around its largest slice; `masks` tells whether a lesion was rejected."""
+    known = []
+    for key, (mask, negative) in masks.items():
+        index = mask.largest_slice()
+        if index < 0:
+            continue
+        shown = outline(encoded, mask, index)
+        rows, columns = torch.nonzero(shown).float().mean(0).tolist()
+        tile = encoded.tiles.best_tile(rows, columns)
+        known.append(Known(key, encoded.row(index, tile), encoded.crop(shown, tile), negative))
+    return known
+
+
+def each_left_out(keys: Sequence[str], exemplars: Exemplars) -> dict[str, Exemplars]:
+    """Return all exemplars under the key "", and all but one under the key of that one."""
+    sets = {"": exemplars}
+    for place, key in enumerate(keys):
+        rest = [n for n in range(len(keys)) if n != place]
+        sets[key] = exemplars.pick(torch.tensor(rest, dtype=torch.long, device=exemplars.valid.device))
+    return sets
 
 
 @torch.inference_mode()

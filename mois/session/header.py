@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from mois.errors import as_text
 from mois.files.json_records import as_record
 from mois.geometry import SliceAxis, SliceGrid
 from mois.inference.execution import resolve_precision
+from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.intensities import FIRST
 from mois.records import Volume
 from mois.scans.labels import array_of
+from mois.scans.volumes import read_volume
 from mois.session.journal import Action
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.calibration import Calibration
@@ -75,6 +78,20 @@ def about_session(
         "inference": kept,
         "calibration": None if calibration is None else calibration.as_dict(),
     }
+
+
+def about_segmenter(
+    segmenter: VolumeSegmenter, volume: Volume, identity: ModelIdentity, calibration: Calibration | None
+) -> dict[str, Any]:
+    """Return what `about_session` does, for a model that is loaded."""
+    maps = segmenter.tracking.maps
+    return about_session(segmenter.settings, segmenter.device, volume, identity, calibration, maps)
+
+
+def read_scan(header: dict[str, Any]) -> Volume:
+    """Read the scan of a session from where it was."""
+    path, subject, patient = (str(header[key]) for key in ("path", "subject", "patient"))
+    return read_volume(Path(path), None, subject=subject, patient=patient, classes={})
 
 
 def _is_one_slice(volume: Volume, slice_axis: SliceAxis) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mois.errors import DataError
 from mois.inference.segmenter import VolumeSegmenter
 from mois.lesions import InstanceMap
-from mois.records import Exemplars, Volume
-from mois.scans.volumes import read_volume
-from mois.session.advice import Influence, Known, Suggestion, coverage_warnings, influences, suggestions
-from mois.session.found_lesions import outline
-from mois.session.header import about_session, bank_name, check_about, check_origin, history, scan_name
-from mois.session.journal import FORMAT_VERSION, PROMPTS, Action, Journal, find_journal, read_journal
+from mois.records import Volume
+from mois.session.advice import (
+    Influence,
+    Suggestion,
+    coverage_warnings,
+    each_left_out,
+    influences,
+    lesions_on_tiles,
+    suggestions,
+)
+from mois.session.header import about_segmenter, bank_name, check_about, check_origin, history, read_scan, scan_name
+from mois.session.journal import FORMAT_VERSION, PROMPTS, Action, Journal, find_journal, read_journal, time_stamp
+from mois.session.mask_prompts import checked_mask, pack_mask
 from mois.session.output_files import LesionRow, lesion_rows, own_results, write_results
+from mois.session.points import as_floats
 from mois.session.state import Preview, State
-from mois.session.store import BANKS, SessionStore, StateReader
-from mois.session.workbench import Workbench, checked_mask, pack_mask
+from mois.session.store import SessionStore, StateReader, copy_session, read_banks, write_banks
+from mois.session.workbench import Workbench
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
@@ -62,8 +67,8 @@ class InteractiveSession:
         identity: ModelIdentity | None = None,
     ) -> None:
         who = identity if identity is not None else ModelIdentity.of(segmenter.backbone, segmenter.propagation)
-        about = _about(segmenter, volume, who, calibration)
-        about |= {"session": uuid.uuid4().hex, "started": _now()}
+        about = about_segmenter(segmenter, volume, who, calibration)
+        about |= {"session": uuid.uuid4().hex, "started": time_stamp()}
         self._start(Workbench(segmenter, volume, calibration, who, scan_name(about)), about)
         if out is not None:
             self._store = SessionStore(Path(out))
@@ -93,11 +98,11 @@ class InteractiveSession:
         Returns:
             The lesion's id.
         """
-        return int(self._act("click", point_lps_mm=_plain(point_lps_mm), lesion=lesion, positive=positive))
+        return int(self._act("click", point_lps_mm=as_floats(point_lps_mm), lesion=lesion, positive=positive))
 
     def box(self, corner_lps_mm: Point, opposite_lps_mm: Point, lesion: int | None = None) -> int:
         """Draw a box around a lesion on a slice, given two opposite corners; returns the lesion's id."""
-        corners = [_plain(corner_lps_mm), _plain(opposite_lps_mm)]
+        corners = [as_floats(corner_lps_mm), as_floats(opposite_lps_mm)]
         return int(self._act("box", corners_lps_mm=corners, lesion=lesion))
 
     def mask(
@@ -154,13 +159,13 @@ class InteractiveSession:
         Raises:
             ValueError: If the bank was made by another model, or at another pixel size.
         """
-        brought = bank if isinstance(bank, ExemplarBank) else self._read_bank(bank)
+        brought = bank if isinstance(bank, ExemplarBank) else self._bench.read_bank(bank)
         bench = self._bench
         brought.check(bench.identity, bench.segmenter.settings.pixel_mm, bench.normalisation)  # before it is kept
         name = bank_name(brought)
         self._bench.banks[name] = brought
         if self._store is not None:
-            brought.save(self._store.folder / BANKS / f"{name}.safetensors")
+            write_banks(self._store.folder, {name: brought})
         return int(self._act("use_bank", bank=name))
 
     def reweigh(self, exemplar: str, weight: float) -> None:
@@ -216,7 +221,7 @@ class InteractiveSession:
         Raises:
             ValueError: As the click does, but where only the whole lesion tells that others own all of it.
         """
-        return self._bench.preview(self.state, _plain(point_lps_mm), lesion, positive)
+        return self._bench.preview(self.state, as_floats(point_lps_mm), lesion, positive)
 
     def suggest(self, count: int = 1) -> list[Suggestion]:
         """Return where a click would help most, and why; after `propagate`."""
@@ -233,25 +238,8 @@ class InteractiveSession:
         """
         bench, state = self._bench, self.state
         keys, asked = bench.asked(state)
-        questions: dict[str, Exemplars] = {"": asked}
-        for place, key in enumerate(keys):
-            rest = torch.tensor(
-                [n for n in range(len(keys)) if n != place], dtype=torch.long, device=asked.valid.device
-            )
-            questions[key] = asked.pick(rest)
-        masks = {bench.key(n): (lesion.mask, False) for n, lesion in state.lesions.items() if lesion.owns}
-        masks |= {key: (mask, True) for key, mask in state.rejected.items()}
-        known = []
-        for key, (mask, negative) in masks.items():
-            index = mask.largest_slice()
-            if index < 0:
-                continue
-            shown = outline(bench.encoded, mask, index)
-            rows, columns = torch.nonzero(shown).float().mean(0).tolist()
-            tile = bench.encoded.tiles.best_tile(rows, columns)
-            cut = bench.encoded.crop(shown, tile)
-            known.append(Known(key, bench.encoded.row(index, tile), cut, negative))
-        return influences(bench.segmenter, bench.encoded, known, questions, state.exemplars)
+        known = lesions_on_tiles(bench.encoded, bench.verdicts(state))
+        return influences(bench.segmenter, bench.encoded, known, each_left_out(keys, asked), state.exemplars)
 
     # -- how it is kept -----------------------------------------------------------------------------------------------
 
@@ -270,7 +258,7 @@ class InteractiveSession:
             raise ValueError("save: the session is in memory alone; name a folder.")
         target = Path(folder) if folder is not None else Path(own or "")
         if own is None or target.resolve() != own.resolve():
-            self._copy_to(target)
+            copy_session(target, self._about, self._version, self._history[1:], self._actions, self._bench.banks)
         with own_results(target):
             write_results(target, self.state, self._bench.grid, self.volume.affine, self.lesions())
             self.bank.save(target / "bank.safetensors")
@@ -312,7 +300,7 @@ class InteractiveSession:
             reader = StateReader(store, journal.actions, session._bench.grid.stack_shape)
             numbers, at = history(journal.actions)
             session._history = [(0, State()), *((number, reader.read(number)) for number in numbers[1:])]
-            session._read_banks(folder)
+            session._bench.banks = read_banks(folder, session._bench.read_bank)
         except BaseException:
             store.close()
             raise
@@ -347,12 +335,11 @@ class InteractiveSession:
         """
         told = read_journal(Path(journal))
         session = cls._of(told, segmenter, volume, calibration, identity)
-        session._read_banks(find_journal(Path(journal)).parent)
+        session._bench.banks = read_banks(find_journal(Path(journal)).parent, session._bench.read_bank)
         if out is not None:
             session._store = SessionStore(Path(out), version=session._version)
             session._store.begin(session._about)
-            for name, bank in session._bench.banks.items():
-                bank.save(session._store.folder / BANKS / f"{name}.safetensors")
+            write_banks(session._store.folder, session._bench.banks)
         for action in told.actions:
             result = session._act(action.name, **action.arguments)
             if action.name in PROMPTS and result != action.result:
@@ -375,44 +362,17 @@ class InteractiveSession:
         """Return an empty session as a journal's began."""
         header = {key: value for key, value in journal.header.items() if key not in ("format", "format_version")}
         check_about(journal.header)
-        if volume is None:
-            path, subject, patient = (str(header[key]) for key in ("path", "subject", "patient"))
-            volume = read_volume(Path(path), None, subject=subject, patient=patient, classes={})
+        volume = volume if volume is not None else read_scan(header)
         who = identity if identity is not None else ModelIdentity.of(segmenter.backbone, segmenter.propagation)
-        check_origin(journal.header, _about(segmenter, volume, who, calibration))
+        check_origin(journal.header, about_segmenter(segmenter, volume, who, calibration))
         session = cls.__new__(cls)
         scan = scan_name(header) if journal.version > 1 else ""
         session._start(Workbench(segmenter, volume, calibration, who, scan), header, journal.version)
         return session
 
-    def _read_banks(self, folder: Path) -> None:
-        for path in sorted((folder / BANKS).glob("*.safetensors")):
-            if path.is_symlink():
-                raise DataError(f"{path} is a link, which no session makes; copy what it points to instead.")
-            bank = self._read_bank(path)
-            if bank_name(bank) != path.stem:
-                raise DataError(f"{path} was changed after it was written; use the bank as a new one (use_bank).")
-            self._bench.banks[path.stem] = bank
-
-    def _read_bank(self, path: Path) -> ExemplarBank:
-        bench = self._bench
-        return ExemplarBank.load(path, bench.identity, bench.segmenter.settings.pixel_mm, bench.normalisation)
-
-    def _copy_to(self, folder: Path) -> None:
-        store = SessionStore(folder, version=self._version)
-        try:
-            store.begin(self._about)
-            written = {number: store.write(number, state) for number, state in self._history[1:]}
-            for name, bank in self._bench.banks.items():
-                bank.save(folder / BANKS / f"{name}.safetensors")
-            for action in self._actions:
-                store.append(replace(action, state=written.get(action.number, "")))
-        finally:
-            store.close()
-
     def _act(self, name: str, **arguments: Any) -> Any:
         """Do something, write it down, and return its result."""
-        begin, started = time.perf_counter(), _now()
+        begin, started = time.perf_counter(), time_stamp()
         number = len(self._actions) + 1
         states, at, written = self._history, self._at, ""
         result: Any
@@ -435,18 +395,3 @@ class InteractiveSession:
         self._history, self._at = states, at
         self._idle_since = time.perf_counter()
         return result
-
-
-def _about(
-    segmenter: VolumeSegmenter, volume: Volume, who: ModelIdentity, calibration: Calibration | None
-) -> dict[str, Any]:
-    maps = segmenter.tracking.maps
-    return about_session(segmenter.settings, segmenter.device, volume, who, calibration, maps)
-
-
-def _plain(point: Point) -> list[float]:
-    return [float(value) for value in point]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

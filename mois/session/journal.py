@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,8 @@ def _action(entry: Any, number: int, name: str) -> Action:
     if action.name in PROMPTS and not (type(action.result) is int and 0 < action.result < 2**31):
         raise DataError(f"{name}, {action.name}, has the result {action.result!r}, no lesion; {_CURE}.")
     return action
+
+
+def time_stamp() -> str:
+    """Return the time now, ISO 8601, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

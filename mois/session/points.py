@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from mois.geometry import SliceGrid
 from mois.records import Volume
 
 FARTHEST = 1e6
@@ -64,10 +66,54 @@ def to_lps_mm(point: Sequence[float] | VoxelPoint, volume: Volume) -> list[float
     return mirrored(ras[:3].tolist())
 
 
+def as_floats(point: Sequence[float] | Tensor) -> list[float]:
+    """Return a point as plain numbers."""
+    return [float(value) for value in point]
+
+
 def mirrored(point: Sequence[float]) -> list[float]:
     """Return the point with x and y negated: from RAS to LPS, and back."""
     x, y, z = point
     return [0.0 - x, 0.0 - y, z]
+
+
+class Place(NamedTuple):
+    """A point of the scan's stack: the slice, and row and column as they fell."""
+
+    slice_index: int
+    row: float
+    column: float
+
+    @property
+    def voxel(self) -> tuple[int, int, int]:
+        """Return the voxel that it lies in."""
+        return self.slice_index, round(self.row), round(self.column)
+
+
+def place_on(grid: SliceGrid, point_lps_mm: Sequence[float]) -> Place:
+    """Return where a point lies in a scan.
+
+    Raises:
+        ValueError: If it is no point, or lies outside the scan.
+    """
+    if len(point_lps_mm) != 3 or not all(math.isfinite(value) for value in point_lps_mm):
+        raise ValueError(f"point_lps_mm={list(point_lps_mm)} must be three numbers: left, back and head in mm.")
+    index, inside = _index(grid, point_lps_mm)
+    if not inside:
+        last = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in grid.stack_shape]], dtype=torch.float64)
+        corners = grid.to_lps_mm(last)
+        low, high = corners.amin(0).tolist(), corners.amax(0).tolist()
+        span = ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
+        ras = "did you give RAS? Negate x and y" if _index(grid, mirrored(point_lps_mm))[1] else "correct it"
+        raise ValueError(f"point_lps_mm={list(point_lps_mm)} lies outside the scan ({span} mm); {ras}.")
+    whole = [min(max(value, 0.0), count - 1.0) for value, count in zip(index, grid.stack_shape, strict=True)]
+    return Place(round(whole[0]), whole[1], whole[2])
+
+
+def _index(grid: SliceGrid, point_lps_mm: Sequence[float]) -> tuple[list[float], bool]:
+    """Return a point's place in the stack, and whether that is inside."""
+    index: list[float] = grid.to_stack_index(torch.tensor([list(point_lps_mm)], dtype=torch.float64))[0].tolist()
+    return index, all(-0.5 <= value <= count - 0.5 for value, count in zip(index, grid.stack_shape, strict=True))
 
 
 def ras_suspected(point_lps_mm: Sequence[float], volume: Volume) -> bool:

@@ -14,8 +14,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,21 @@ from mois.files.folder_lock import FolderLock
 from mois.files.json_records import as_record, parse_json
 from mois.files.tensor_records import check_features, parse_tensors
 from mois.session.box_mask import BoxMask
+from mois.session.header import bank_name
 from mois.session.journal import FORMAT_VERSION, NAME, Action, Journal, Lines, append_line, has_begun
 from mois.session.output_files import check_free
-from mois.session.state import Lesion, Maybe, Prompt, State
-from mois.session.state_record import ExemplarRecord, LesionRecord, MaskRecord, PromptRecord, StateRecord
-from mois.sharing.bank import Exemplar
+from mois.session.state import (
+    ExemplarRecord,
+    Lesion,
+    LesionRecord,
+    MaskRecord,
+    Maybe,
+    Prompt,
+    PromptRecord,
+    State,
+    StateRecord,
+)
+from mois.sharing.bank import Exemplar, ExemplarBank
 
 STATES, BANKS = "states", "banks"
 
@@ -243,6 +253,58 @@ class StateReader:
     def _remember(self, name: str, owner: object) -> None:
         self._owners[name] = owner
         self._store._names[id(owner)] = (owner, name)
+
+
+def read_banks(folder: Path, read: Callable[[Path], ExemplarBank]) -> dict[str, ExemplarBank]:
+    """Return the banks in a session's folder by name, each read by `read`.
+
+    Raises:
+        DataError: If a bank is a link, or was changed after it was written.
+    """
+    banks = {}
+    for path in sorted((folder / BANKS).glob("*.safetensors")):
+        if path.is_symlink():
+            raise DataError(f"{path} is a link, which no session makes; copy what it points to instead.")
+        bank = read(path)
+        if bank_name(bank) != path.stem:
+            raise DataError(f"{path} was changed after it was written; use the bank as a new one (use_bank).")
+        banks[path.stem] = bank
+    return banks
+
+
+def write_banks(folder: Path, banks: Mapping[str, ExemplarBank]) -> None:
+    """Write banks into a session's folder, each under its name."""
+    for name, bank in banks.items():
+        bank.save(folder / BANKS / f"{name}.safetensors")
+
+
+def copy_session(
+    folder: Path,
+    about: dict[str, Any],
+    version: int,
+    history: Sequence[tuple[int, State]],
+    actions: Sequence[Action],
+    banks: Mapping[str, ExemplarBank],
+) -> None:
+    """Write a whole session into a folder, where it can be loaded.
+
+    Args:
+        folder: New or empty.
+        about: First line of the journal.
+        version: Format of the journal.
+        history: States that can still be gone to, each with the number of its action.
+        actions: All that was done.
+        banks: Banks that were brought in, by name.
+    """
+    store = SessionStore(folder, version=version)
+    try:
+        store.begin(about)
+        written = {number: store.write(number, state) for number, state in history}
+        write_banks(folder, banks)
+        for action in actions:
+            store.append(replace(action, state=written.get(action.number, "")))
+    finally:
+        store.close()
 
 
 def _path(folder: Path, number: int) -> Path:

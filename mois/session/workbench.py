@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import math
 import operator
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mois.files.json_records import as_record
-from mois.geometry import SliceGrid
-from mois.grid import Grid, put_on
 from mois.inference.segmenter import VolumeSegmenter
 from mois.interfaces import Propagation
 from mois.records import Exemplars, Volume
-from mois.scans.labels import array_of, one_mask
-from mois.scans.volumes import read_on_grid
 from mois.session.box_mask import BoxMask
 from mois.session.found_lesions import confidence, find_lesions, keep_ids, likeness, look_at, outline
-from mois.session.journal import PackedMask
-from mois.session.points import mirrored
+from mois.session.mask_prompts import unpack_mask
+from mois.session.points import Place, place_on
 from mois.session.prompting import PromptSegmenter
 from mois.session.state import Lesion, Preview, Prompt, State
 from mois.sharing.bank import Exemplar, ExemplarBank
@@ -34,19 +26,6 @@ from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
 
 Outcome = tuple[State, Any]
-
-
-class Place(NamedTuple):
-    """A point of the scan's stack: the slice, and row and column as they fell."""
-
-    slice_index: int
-    row: float
-    column: float
-
-    @property
-    def voxel(self) -> tuple[int, int, int]:
-        """Return the voxel that it lies in."""
-        return self.slice_index, round(self.row), round(self.column)
 
 
 class Workbench:
@@ -299,6 +278,15 @@ class Workbench:
             self._last = shown, self.segmenter.propagate(self.encoded, asked)
         return self._last[1]
 
+    def read_bank(self, path: Path) -> ExemplarBank:
+        """Read a bank that this model can use."""
+        return ExemplarBank.load(path, self.identity, self.segmenter.settings.pixel_mm, self.normalisation)
+
+    def verdicts(self, state: State) -> dict[str, tuple[BoxMask, bool]]:
+        """Return the mask of each lesion that the reader judged, and whether it was rejected, by exemplar key."""
+        masks = {self.key(n): (lesion.mask, False) for n, lesion in state.lesions.items() if lesion.owns}
+        return masks | {key: (mask, True) for key, mask in state.rejected.items()}
+
     def _accept(self, state: State, lesion: int) -> Outcome:
         old = self._lesion(state, lesion)
         lesions, exemplars = dict(state.lesions), dict(state.exemplars)
@@ -380,98 +368,3 @@ class Workbench:
         if changes and lesion.locked:
             raise ValueError(f"lesion={number} is locked; unlock it first.")
         return lesion
-
-
-def place_on(grid: SliceGrid, point_lps_mm: Sequence[float]) -> Place:
-    """Return where a point lies in a scan.
-
-    Raises:
-        ValueError: If it is no point, or lies outside the scan.
-    """
-    if len(point_lps_mm) != 3 or not all(math.isfinite(value) for value in point_lps_mm):
-        raise ValueError(f"point_lps_mm={list(point_lps_mm)} must be three numbers: left, back and head in mm.")
-    index, inside = _index(grid, point_lps_mm)
-    if not inside:
-        last = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in grid.stack_shape]], dtype=torch.float64)
-        corners = grid.to_lps_mm(last)
-        low, high = corners.amin(0).tolist(), corners.amax(0).tolist()
-        span = ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
-        ras = "did you give RAS? Negate x and y" if _index(grid, mirrored(point_lps_mm))[1] else "correct it"
-        raise ValueError(f"point_lps_mm={list(point_lps_mm)} lies outside the scan ({span} mm); {ras}.")
-    whole = [min(max(value, 0.0), count - 1.0) for value, count in zip(index, grid.stack_shape, strict=True)]
-    return Place(round(whole[0]), whole[1], whole[2])
-
-
-def _index(grid: SliceGrid, point_lps_mm: Sequence[float]) -> tuple[list[float], bool]:
-    """Return a point's place in the stack, and whether that is inside."""
-    index: list[float] = grid.to_stack_index(torch.tensor([list(point_lps_mm)], dtype=torch.float64))[0].tolist()
-    return index, all(-0.5 <= value <= count - 0.5 for value, count in zip(index, grid.stack_shape, strict=True))
-
-
-def checked_mask(mask: Any, volume: Volume, affine: Any = None) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return a lesion's mask (I, J, K) as bool, in the scan's order of voxels.
-
-    Args:
-        mask: (I, J, K), or an image file, which lies where its header says.
-        volume: The scan.
-        affine: (4, 4), voxel indices of the array to RAS mm; None where it is stored as the scan is.
-
-    Raises:
-        ValueError: If it is not on the scan's grid, saying by how much; is empty; or is no such mask (several labels,
-            logits).
-    """
-    scan = f"scan {volume.subject}"
-    if isinstance(mask, Path | str):
-        return _some(one_mask(read_on_grid(Path(mask), volume.grid, scan), mask), str(mask))
-    given = array_of(mask)
-    try:
-        given = put_on(given, Grid.of(given.shape, volume.affine if affine is None else affine), volume.grid, scan)
-    except ValueError as error:
-        raise ValueError(f"mask: {error}") from error
-    return _some(one_mask(given, "mask"), "mask")
-
-
-def _some(mask: np.ndarray[Any, np.dtype[np.bool_]], name: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    if not mask.any():
-        raise ValueError(f"{name}: it is empty; give one with a voxel or more.")
-    return mask
-
-
-def pack_mask(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
-    """Return a mask on the scanner's grid (I, J, K) as JSON holds it: the box that holds it, its bits compressed."""
-    box = BoxMask.of(mask)
-    bits = zlib.compress(np.packbits(box.inside.ravel()).tobytes(), 6)
-    return {
-        "corner": list(box.corner),
-        "shape": list(box.inside.shape),
-        "bits": base64.b64encode(bits).decode("ascii"),
-    }
-
-
-def same_masks(one: Any, other: Any) -> bool:
-    """Tell whether two packed masks hold the same voxels, however each was compressed; what is no mask is no other."""
-    try:
-        places = [[packed["corner"], packed["shape"]] for packed in (one, other)]
-        bits = [zlib.decompress(base64.b64decode(packed["bits"])) for packed in (one, other)]
-    except (KeyError, TypeError, ValueError, zlib.error):
-        return False
-    return places[0] == places[1] and bits[0] == bits[1]
-
-
-def unpack_mask(packed: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return what `pack_mask` was given, in a scan of this shape."""
-    given = as_record(dict(packed), PackedMask, "the mask")
-    ends = [start + count for start, count in zip(given.corner, given.shape, strict=True)]
-    if min(*given.corner, *given.shape) < 0 or any(end > most for end, most in zip(ends, shape, strict=True)):
-        raise ValueError(f"mask: its box ends at {ends}, the scan has {list(shape)} voxels; give a mask of this scan.")
-    voxels = math.prod(given.shape)
-    try:
-        content = zlib.decompressobj().decompress(base64.b64decode(given.bits, validate=True), -(-voxels // 8) + 1)
-    except (ValueError, zlib.error) as error:
-        raise ValueError(f"mask: its bits are damaged ({error}); take a copy of the journal.") from error
-    if len(content) != -(-voxels // 8):
-        raise ValueError("mask: it has other bits than its shape; take a copy of the journal.")
-    inside = np.unpackbits(np.frombuffer(content, dtype=np.uint8), count=voxels).astype(bool).reshape(given.shape)
-    full = np.zeros(shape, dtype=bool)
-    BoxMask(given.corner, inside).paint(full, True)
-    return full

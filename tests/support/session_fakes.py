@@ -74,3 +74,12 @@ def lps(scan: Volume, slice_index: float, row: float, column: float) -> tuple[fl
 def as_stack(labels: Tensor) -> np.ndarray:
     """The stack of a volume of `make_scan`: voxel axes are column, row, slice."""
     return labels.permute(2, 1, 0).numpy()
+
+
+def journal_of(session):
+    import tempfile
+    from pathlib import Path
+
+    folder = Path(tempfile.mkdtemp())
+    session.save(folder)
+    return folder

@@ -14,9 +14,9 @@ import torch
 from mois.session import InteractiveSession
 from mois.session.header import check_origin
 from mois.session.journal import FORMAT_VERSION, Lines, read_journal
+from mois.session.mask_prompts import pack_mask, same_masks
 from mois.session.playing import asked_for, play
 from mois.session.prompt_file import read_script
-from mois.session.workbench import pack_mask, same_masks
 from mois.sharing.bank import ExemplarBank
 from tests.support.datasets import save_nifti
 from tests.support.session_fakes import lps, make_segmenter, three_lesions
