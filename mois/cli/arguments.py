@@ -1,4 +1,4 @@
-"""Command lines whose mistakes end in one line."""
+"""The parsers of all command lines: they hand every mistake to `usage.py`, which writes the message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A mistake of the user's ends in one line on stderr and exit code 2; a mistake of ours keeps its traceback."""
+"""Messages for errors while a command runs: bad data or files, full memory or disk, a missing GPU.
+
+A user's mistake ends in one line on stderr and exit code 2. A fault of the program keeps its traceback.
+Messages on the command line itself or on a config are in `usage.py` and `settings.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a user wrote in a command line and in the files that it names; what no parser would notice is refused here."""
+"""Settings as the user wrote them, in a command line and its config files, before any parser reads them.
+
+Messages on mistakes that the parser would not notice are here; `usage.py` explains what the parser refuses.
+"""
 
 from __future__ import annotations
 

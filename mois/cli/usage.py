@@ -1,6 +1,6 @@
-"""What is wrong with a command line or a config, in one line that names the key and the cure.
+"""Messages for what the parser refuses in a command line or a config: one line with the key and the cure.
 
-The parser's messages are read by pattern; `tests/unit/test_cli.py` holds each of them.
+The parser's messages are read by pattern; `tests/unit/cli/test_cli.py` holds each of them.
 """
 
 from __future__ import annotations
