@@ -74,6 +74,14 @@ def same_handlers() -> Iterator[None]:
 
 
 @pytest.fixture
+def work_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test in a folder of its own, without the user's variables."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MOIS_TRACEBACK", "WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
 def make_dataset(tmp_path: Path) -> Callable[..., Path]:
     """Return `write_dataset` for a folder of this test."""
     return partial(write_dataset, tmp_path / "Dataset001_Cubes")

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import pytest
-from test_cli import train, work_elsewhere  # noqa: F401 - a fixture
 
 from mois.files.folder_lock import NAME, locked
 from mois.machine.processes import first_rank
+from tests.support.command_lines import FIT, RUN, failing_line, rows, steps, train
 
-FIT = [
-    "fit",
-    "--model.layer=stand_in.Layer",
-    "--data=stand_in.Data",
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.log_every_n_steps=1",
-    "--tracking.wandb=disabled",
-    "--trainer.default_root_dir=run",
-]
-RUN = Path("run")
+pytestmark = pytest.mark.usefixtures("work_elsewhere")
 
 
 @pytest.fixture
 def failing(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command line that has to end with code 2, and return the one line that it says."""
-
-    def run(*arguments: str) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            train(*arguments)
-        assert stop.value.code == 2
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-        return line.removeprefix("error: ")
-
-    return run
-
-
-def rows(folder: Path = RUN) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def steps() -> list[int]:
-    return [int(row["step"]) for row in rows() if row["train/loss"]]
+    return partial(failing_line, capsys)
 
 
 def test_a_training_begun_again_where_nothing_was_saved_leaves_one_run(failing: Callable[..., str]) -> None:

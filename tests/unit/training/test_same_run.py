@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from test_run_folders import FIT, RUN, failing, steps, train, work_elsewhere  # noqa: F401 - fixtures
 
 from mois.files.json_records import check_seal, parse_json, sealed
 from mois.sharing.provenance import collect_provenance, plain_settings
 from mois.training.same_run import changed_settings, check_same_data
+from tests.support.command_lines import FIT, RUN, failing_line, steps, train
+
+pytestmark = pytest.mark.usefixtures("work_elsewhere")
 
 BASE = {
     "seed_everything": 0,
@@ -27,6 +30,11 @@ BASE = {
         "cache": {"folder": None},
     },
 }
+
+
+@pytest.fixture
+def failing(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    return partial(failing_line, capsys)
 
 
 def other(place: str, value: Any) -> dict[str, Any]:
@@ -99,7 +107,7 @@ def test_other_data_are_refused_where_both_are_known() -> None:
 
 
 def test_a_training_with_another_rate_or_other_data_is_refused_before_anything_is_written(
-    failing: Callable[..., str],  # noqa: F811
+    failing: Callable[..., str],
 ) -> None:
     train(*FIT, "--trainer.max_steps=2")
     config = (RUN / "config.yaml").read_bytes()
@@ -127,7 +135,7 @@ def test_what_may_change_is_recorded_wherever_the_run_says_what_made_it() -> Non
     assert checkpoint["mois"]["provenance"]["resumed"] == parts
 
 
-def test_a_training_does_not_go_over_another_one_from_elsewhere(failing: Callable[..., str]) -> None:  # noqa: F811
+def test_a_training_does_not_go_over_another_one_from_elsewhere(failing: Callable[..., str]) -> None:
     train(*FIT, "--trainer.max_steps=2")
     train(*FIT, "--trainer.max_steps=3", "--trainer.default_root_dir=other")
     on = [*FIT, "--trainer.max_steps=5", "--ckpt_path=other/checkpoints/last.ckpt"]
@@ -136,7 +144,7 @@ def test_a_training_does_not_go_over_another_one_from_elsewhere(failing: Callabl
     assert "ckpt_path=other/" in Path("third/provenance.json").read_text(encoding="utf-8")
 
 
-def test_without_a_last_checkpoint_a_training_goes_on_from_its_best(failing: Callable[..., str]) -> None:  # noqa: F811
+def test_without_a_last_checkpoint_a_training_goes_on_from_its_best(failing: Callable[..., str]) -> None:
     train(*FIT, "--trainer.max_steps=6")
     (RUN / "checkpoints" / "last.ckpt").unlink()
     for previous in (RUN / "checkpoints").glob("previous.ckpt"):
