@@ -31,7 +31,7 @@ from mois.files.text import read_text
 from mois.machine.interrupts import AGAIN, WAY_ON
 from mois.sharing.bundle import copy_bundle
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WORDS = ("right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion_f1")
 
 
