@@ -72,3 +72,10 @@ def test_a_file_a_function_and_a_package_that_are_too_large_are_named(tmp_path: 
         (tmp_path / "adapters" / f"a{number}.py").touch()
     lines = list(too_large(tmp_path))
     assert [line.split(" has ")[0] for line in lines] == ["train.py", "mois/long.py: long", "adapters"]
+
+
+def test_a_house_in_which_nothing_is_too_large_passes_the_check() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.support.house"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
