@@ -19,16 +19,7 @@ SMALL = [
     "--trainer.log_every_n_steps=1",
     "--tracking.wandb=disabled",
 ]
-FIT = [
-    "fit",
-    "--model.layer=stand_in.Layer",
-    "--data=stand_in.Data",
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.log_every_n_steps=1",
-    "--tracking.wandb=disabled",
-    "--trainer.default_root_dir=run",
-]
+FIT = ["fit", *SMALL, "--trainer.default_root_dir=run"]
 RUN = Path("run")
 
 

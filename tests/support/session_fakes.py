@@ -83,3 +83,17 @@ def journal_of(session):
     folder = Path(tempfile.mkdtemp())
     session.save(folder)
     return folder
+
+
+def count(session, lesion):
+    return int((session.label_map() == lesion).sum())
+
+
+def cells(where):
+    """Voxels of a box as decoded at a quarter of the resolution: its four corner pixels are lost on every slice."""
+    slices, rows, columns = (part.stop - part.start for part in where)
+    return slices * (rows * columns - 4)
+
+
+def key_of(session, lesion):
+    return f"{session.volume.subject}:{lesion}@{session._about['scan_sha256'][:8]}"

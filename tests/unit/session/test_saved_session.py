@@ -11,31 +11,7 @@ import torch
 from mois.session import InteractiveSession
 from mois.sharing.bank import ExemplarBank
 from tests.support.fake_model import TYPE_A, TYPE_B, make_scan
-from tests.support.session_fakes import A1, A2, B1, lps, make_segmenter, three_lesions
-
-
-@pytest.fixture
-def scan():
-    return three_lesions()
-
-
-@pytest.fixture
-def session(scan):
-    return InteractiveSession(make_segmenter(), scan)
-
-
-def count(session, lesion):
-    return int((session.label_map() == lesion).sum())
-
-
-def cells(where):
-    """Voxels of a box as decoded at a quarter of the resolution: its four corner pixels are lost on every slice."""
-    slices, rows, columns = (part.stop - part.start for part in where)
-    return slices * (rows * columns - 4)
-
-
-def key_of(session, lesion):
-    return f"{session.volume.subject}:{lesion}@{session._about['scan_sha256'][:8]}"
+from tests.support.session_fakes import A1, A2, B1, cells, key_of, lps, make_segmenter
 
 
 def test_a_saved_session_goes_on_as_if_it_had_never_been_left(scan, tmp_path):

@@ -9,31 +9,19 @@ import torch
 
 from mois.session import InteractiveSession
 from tests.support.fake_model import TYPE_A, FakePropagation, box, make_scan
-from tests.support.session_fakes import A1, A2, B1, as_stack, journal_of, lps, make_segmenter, three_lesions
-
-
-@pytest.fixture
-def scan():
-    return three_lesions()
-
-
-@pytest.fixture
-def session(scan):
-    return InteractiveSession(make_segmenter(), scan)
-
-
-def count(session, lesion):
-    return int((session.label_map() == lesion).sum())
-
-
-def cells(where):
-    """Voxels of a box as decoded at a quarter of the resolution: its four corner pixels are lost on every slice."""
-    slices, rows, columns = (part.stop - part.start for part in where)
-    return slices * (rows * columns - 4)
-
-
-def key_of(session, lesion):
-    return f"{session.volume.subject}:{lesion}@{session._about['scan_sha256'][:8]}"
+from tests.support.session_fakes import (
+    A1,
+    A2,
+    B1,
+    as_stack,
+    cells,
+    count,
+    journal_of,
+    key_of,
+    lps,
+    make_segmenter,
+    three_lesions,
+)
 
 
 def test_a_click_gives_a_lesion_in_three_dimensions_and_a_second_one_another(scan, session):
