@@ -73,6 +73,12 @@ def test_every_package_has_a_line_and_a_page():
         assert f"::: mois.{room}\n" in reference
 
 
+def test_every_module_has_a_line():
+    modules = [file for room in ("mois", "adapters", "datamodules") for file in (ROOT / room).rglob("*.py")]
+    names = [name_of(file) for file in modules if not file.name.startswith("__")]
+    assert [name for name in names if f"`{name}`" not in MAP] == []
+
+
 def test_every_page_stands_in_the_menu():
     menu = str(yaml.safe_load((DOCS / "site" / "mkdocs.yml").read_text("utf-8"))["nav"])
     assert [name for page in DOCS.rglob("*.md") if (name := str(page.relative_to(DOCS))) not in menu] == []
