@@ -217,7 +217,9 @@ def test_a_validation_within_an_epoch_is_made_once_whenever_the_training_stops(
     assert len(validations(tmp_path / "whole")) == 2
 
 
-@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, TWO_RANKS), (signal.SIGINT, [])])
+@pytest.mark.parametrize(
+    ("number", "processes"), [pytest.param(signal.SIGTERM, TWO_RANKS, marks=pytest.mark.ci), (signal.SIGINT, [])]
+)
 def test_a_signal_to_all_processes_stops_them_at_one_step_and_one_process_goes_on(
     whole: Whole, tmp_path: Path, number: signal.Signals, processes: list[str]
 ) -> None:
@@ -248,6 +250,7 @@ def test_a_rank_that_is_killed_ends_the_training_with_one_line(whole: Whole, tmp
     assert line.endswith(f"go on with --ckpt_path last ({tmp_path / 'checkpoints' / 'last.ckpt'})")
 
 
+@pytest.mark.ci
 def test_torchrun_goes_on_with_two_ranks_and_ends_when_one_is_killed(whole: Whole, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(whole.after_6, tmp_path / "checkpoints" / "last.ckpt")

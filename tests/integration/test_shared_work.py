@@ -71,7 +71,7 @@ def test_two_processes_evaluate_as_one(three_test_scans: Path, tmp_path: Path) -
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_two_processes_test_and_predict_as_one(three_test_scans: Path, tmp_path: Path) -> None:
     run = [*LORA, *data(three_test_scans), *EASY]
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", folder(tmp_path / "two")]

@@ -195,7 +195,7 @@ def test_compare_propagations_trains_all_three(tmp_path: Path) -> None:
     assert {"val/no_exemplars", "val/attention/no_exemplars", "val/attention2/no_exemplars"} <= scored.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_zero_shot_tests_all_three_for_every_number_of_exemplars(tmp_path: Path) -> None:
     small = [argument for argument in phantoms(test_subjects=1) if "prompted" not in argument]
     train("test", config("zero_shot.yaml"), *small, folder(tmp_path / "run"))
