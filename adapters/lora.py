@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from adapters.peft_adapter import Part, PeftAdapter
+from adapters.peft_adapter import PeftAdapter
+from adapters.placement import Placement
+from mois.sharing.old_settings import PLACEMENT, accepts_old_arguments
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 
 class Lora(PeftAdapter):
-    """Low-rank updates of weights. With `dora`, the update changes their direction, and their length is learned apart.
+    """Low-rank updates of weights. With `dora`, direction and length of a weight are learned apart.
 
     Args:
         rank: Rank of the update.
         alpha: The update is scaled by alpha / rank.
         dora: Decompose weights into length and direction (DoRA).
-        parts: See `PeftAdapter`.
-        stages: See `PeftAdapter`.
-        propagation: See `PeftAdapter`.
+        placement: Where the adapter goes.
 
     Source: Hu et al., LoRA, arXiv 2106.09685; Liu et al., DoRA, arXiv 2402.09353.
     """
 
+    @accepts_old_arguments(PLACEMENT)
     def __init__(
         self,
         rank: int = 8,
         alpha: int = 16,
         dora: bool = False,
-        parts: Sequence[Part] = ("trunk", "memory_attention", "decoder"),
-        stages: Sequence[int] = (3, 4),
-        propagation: Literal["full", "frozen"] = "full",
+        placement: Placement = Placement(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(parts, stages, propagation)
+        super().__init__(placement)
         if rank < 1:
             raise ValueError(f"adapter.rank={rank} must be at least 1.")
         self.rank, self.alpha, self.dora = rank, alpha, dora
@@ -52,22 +50,19 @@ class LoHa(PeftAdapter):
     Args:
         rank: Rank of each factor.
         alpha: The update is scaled by alpha / rank.
-        parts: See `PeftAdapter`.
-        stages: See `PeftAdapter`.
-        propagation: See `PeftAdapter`.
+        placement: Where the adapter goes.
 
     Source: Hyeon-Woo et al., FedPara, arXiv 2108.06098.
     """
 
+    @accepts_old_arguments(PLACEMENT)
     def __init__(
         self,
         rank: int = 4,
         alpha: int = 8,
-        parts: Sequence[Part] = ("trunk", "memory_attention", "decoder"),
-        stages: Sequence[int] = (3, 4),
-        propagation: Literal["full", "frozen"] = "full",
+        placement: Placement = Placement(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(parts, stages, propagation)
+        super().__init__(placement)
         self.rank, self.alpha = rank, alpha
 
     def config(self, targets: list[str]) -> PeftConfig:
@@ -83,22 +78,19 @@ class LoKr(PeftAdapter):
     Args:
         rank: Rank of the larger factor.
         alpha: The update is scaled by alpha / rank.
-        parts: See `PeftAdapter`.
-        stages: See `PeftAdapter`.
-        propagation: See `PeftAdapter`.
+        placement: Where the adapter goes.
 
     Source: Yeh et al., LyCORIS, arXiv 2309.14859.
     """
 
+    @accepts_old_arguments(PLACEMENT)
     def __init__(
         self,
         rank: int = 8,
         alpha: int = 16,
-        parts: Sequence[Part] = ("trunk", "memory_attention", "decoder"),
-        stages: Sequence[int] = (3, 4),
-        propagation: Literal["full", "frozen"] = "full",
+        placement: Placement = Placement(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(parts, stages, propagation)
+        super().__init__(placement)
         self.rank, self.alpha = rank, alpha
 
     def config(self, targets: list[str]) -> PeftConfig:
@@ -112,20 +104,10 @@ class IA3(PeftAdapter):
     """One learned scale per output channel: the smallest adapter.
 
     Args:
-        parts: See `PeftAdapter`.
-        stages: See `PeftAdapter`.
-        propagation: See `PeftAdapter`.
+        placement: Where the adapter goes.
 
     Source: Liu et al., Few-shot parameter-efficient fine-tuning, arXiv 2205.05638.
     """
-
-    def __init__(
-        self,
-        parts: Sequence[Part] = ("trunk", "memory_attention", "decoder"),
-        stages: Sequence[int] = (3, 4),
-        propagation: Literal["full", "frozen"] = "full",
-    ) -> None:
-        super().__init__(parts, stages, propagation)
 
     def config(self, targets: list[str]) -> PeftConfig:
         """See `PeftAdapter.config`."""

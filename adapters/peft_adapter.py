@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 from torch import nn
 
 from adapters.adapter_file import NAME, read_adapter
+from adapters.placement import Placement
 from mois.files.atomic import whole_file, write_text
 from mois.interfaces import Adapter, Backbone, Propagation
+from mois.sharing.old_settings import PLACEMENT, accepts_old_arguments
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-Part = Literal["trunk", "neck", "memory_attention", "memory_encoder", "decoder"]
-PREFIX = "base_model.model."  # what peft itself puts before every name in its files
+PREFIX = "base_model.model."
+"""Beginning of every name in peft's files."""
 
-# Layers of a part that every training step reaches. Others (quality heads, the prompt encoder's boxes) would stay
-# without gradient, and DDP would wait for them for ever.
 REACHED = {
     "trunk": r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.layers\.\d+|proj)",
     "neck": r"convs\.\d+\.conv",
@@ -32,27 +32,22 @@ REACHED = {
     "memory_encoder": r"fuser\.layers\.\d+\.pwconv[12]|pix_feat_proj|out_proj",
     "decoder": r"transformer\.(layers\.\d+\.[a-z_]+|final_attn_token_to_image)\.((q|k|v|out)_proj|layers\.\d+)",
 }
+"""Layers by part that every training step reaches.
+
+Other layers (quality heads, the prompt encoder's boxes) would get no gradient, and DDP would wait for them without end.
+"""
 
 
 class PeftAdapter(Adapter):
-    """An adapter of peft on named parts of the backbone; the propagation is trained in full.
+    """An adapter of peft on named parts of the backbone.
 
     Args:
-        parts: Parts that get adapters.
-        stages: Stages of the trunk that get adapters, 1 (finest) to 4. With stages 3 and 4 alone, the early stages need
-            no backward pass, and no memory for it.
-        propagation: Whether the propagation is trained (`full`) or not (`frozen`).
+        placement: Where the adapter goes.
     """
 
-    def __init__(
-        self,
-        parts: Sequence[Part] = ("trunk", "memory_attention", "decoder"),
-        stages: Sequence[int] = (3, 4),
-        propagation: Literal["full", "frozen"] = "full",
-    ) -> None:
-        self.parts = tuple(parts)
-        self.stages = tuple(stages)
-        self.propagation = propagation
+    @accepts_old_arguments(PLACEMENT)
+    def __init__(self, placement: Placement = Placement()) -> None:  # noqa: B008 (frozen)
+        self.placement = placement
 
     @abstractmethod
     def config(self, targets: list[str]) -> PeftConfig:
@@ -62,30 +57,33 @@ class PeftAdapter(Adapter):
         """Return the names of the backbone's layers that get an adapter.
 
         Raises:
-            ValueError: If a part is unknown, or nothing in it matches.
+            ValueError: If the backbone lacks a part, or no layer of the part matches.
         """
         names = {id(module): name for name, module in backbone.named_modules()}
         available = backbone.parts()
-        found: list[str] = []
-        for part in self.parts:
-            if part not in available or part not in REACHED:
-                raise ValueError(f"adapter.parts holds {part!r}; allowed are {', '.join(sorted(REACHED))}.")
+        targets: list[str] = []
+        for part in self.placement.parts:
+            if part not in available:
+                raise ValueError(
+                    f"model.adapter.init_args.placement.parts holds {part!r}; this backbone has "
+                    f"{', '.join(sorted(available))}."
+                )
             base = names[id(available[part])]
             matched = [
                 f"{base}.{name}"
                 for name, layer in available[part].named_modules()
                 if isinstance(layer, nn.Linear | nn.Conv2d)
                 and re.fullmatch(REACHED[part], name)
-                and (part != "trunk" or self._stage(available[part], name) in self.stages)
+                and (part != "trunk" or self._stage(available[part], name) in self.placement.stages)
             ]
             if not matched:
                 layers = [name for name, layer in available[part].named_modules() if isinstance(layer, nn.Linear)]
                 raise ValueError(
-                    f"adapter.parts={part!r} with adapter.stages={self.stages} matches no layer; there are "
-                    f"{', '.join(layers)}."
+                    f"model.adapter.init_args.placement: {part!r} with stages {self.placement.stages} matches no "
+                    f"layer; there are {', '.join(layers)}."
                 )
-            found += matched
-        return found
+            targets += matched
+        return targets
 
     def attach(self, backbone: Backbone, propagation: Propagation) -> None:
         """See `Adapter.attach`."""
@@ -94,7 +92,7 @@ class PeftAdapter(Adapter):
         backbone.requires_grad_(False)
         targets = self.targets(backbone)
         inject_adapter_in_model(self.config(targets), backbone)
-        propagation.requires_grad_(self.propagation == "full")
+        propagation.requires_grad_(self.placement.propagation == "full")
         self.backbone = backbone
 
     def save(self, folder: Path) -> None:

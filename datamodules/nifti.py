@@ -29,7 +29,7 @@ from mois.intensities import Normalisation, doubt
 from mois.records import Volume
 from mois.scans.datasets import SubjectFiles, read_dataset
 from mois.scans.image_files import parts_of
-from mois.sharing.old_settings import with_split
+from mois.sharing.old_settings import SPLIT, accepts_old_arguments
 
 _MANY = 10
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class NiftiDataModule(LightningDataModule):
             memory. None takes `prepared` in the run's folder for several processes, and the memory for one process.
     """
 
+    @accepts_old_arguments(SPLIT)
     def __init__(
         self,
         root: Path,
@@ -337,7 +338,7 @@ def split_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split_of(given: Mapping[str, Any]) -> SplitSettings:
-    split = with_split(given).get("split") or {}
+    split = SPLIT.with_group(given).get("split") or {}
     return SplitSettings(**split | {"file": Path(split["file"]) if split.get("file") else None})
 
 

@@ -1,4 +1,7 @@
-"""Options that have another name now: the old name works, and one line says the new name."""
+"""Options that have another name now: the old name works, and one line says the new name.
+
+Here are the options of `mois evaluate`, and what it shares with train.py (`old_training_options.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import yaml
-
-from mois.cli.settings import read_settings
-from mois.sharing.old_settings import SPLIT, SPLIT_CLASSES, current_name, with_split
 
 EVALUATE: dict[str, str] = {
     "prompted": "reader.prompted",
@@ -53,13 +53,13 @@ def with_new_options(words: Sequence[str], new_name: NewName) -> Iterator[str]:
         given = value[1:] if value is not None else next(iter(words[place + 1 : place + 2]), "")
         new = new_name(name, given)
         if new != name:
-            _tell(f"--{name}", f"--{new}")
+            say_new_name(f"--{name}", f"--{new}")
         yield f"--{new}{plus}{value or ''}"
 
 
 def with_new_evaluate_keys(text: str) -> str:
     """Return a config of `mois evaluate`, a YAML text, with the current names of its settings."""
-    table = _table(text)
+    table = table_of(text)
     if all(evaluate_option(str(name), value) == name for name, value in table.items()):
         return text
     renamed: dict[str, Any] = {}
@@ -70,47 +70,12 @@ def with_new_evaluate_keys(text: str) -> str:
             old_groups = renamed.get(name)
             renamed[name] = {**old_groups, **value} if old_groups and isinstance(value, dict) else value
             continue
-        _tell(name, new)
+        say_new_name(name, new)
         renamed[group] = {**(renamed.get(group) or {}), field: value}
     return yaml.safe_dump(renamed, sort_keys=False, allow_unicode=True)
 
 
-class TrainingNames:
-    """The current names of the settings of train.py.
-
-    Args:
-        arguments: The command line, which says of which class the data are.
-    """
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        classes = [
-            one.value
-            for one in read_settings(arguments)
-            if one.key in ("data", "data.class_path") and isinstance(one.value, str)
-        ]
-        self.data_class = classes[-1] if classes else None
-
-    def option(self, name: str, value: Any) -> str:
-        """Return the current name of an option."""
-        return current_name(name, self.data_class)
-
-    def config(self, text: str) -> str:
-        """Return a config, a YAML text, with the current names of its settings."""
-        config = _table(text)
-        data = config.get("data", config)  # the file may be that of the data alone
-        if not isinstance(data, dict) or data.get("class_path", self.data_class) not in SPLIT_CLASSES:
-            return text
-        init_args = data.get("init_args")
-        if not isinstance(init_args, dict) or not init_args.keys() & SPLIT.keys():
-            return text
-        for name in SPLIT:
-            if init_args.get(name) is not None:
-                _tell(f"data.init_args.{name}", f"data.init_args.{SPLIT[name]}")
-        data["init_args"] = with_split(init_args)
-        return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-
-
-def _table(text: str) -> dict[str, Any]:
+def table_of(text: str) -> dict[str, Any]:
     """Return the table in a YAML text; empty if it holds no table, which the parser refuses by itself."""
     try:
         table = yaml.safe_load(text)
@@ -119,7 +84,8 @@ def _table(text: str) -> dict[str, Any]:
     return table if isinstance(table, dict) else {}
 
 
-def _tell(old: str, new: str) -> None:
+def say_new_name(old: str, new: str) -> None:
+    """Print one line with the current name of a setting, in the first process of several."""
     from mois.machine.processes import first_rank
 
     if first_rank():

@@ -20,7 +20,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from mois.cli.arguments import OneLineParser, command_line
 from mois.cli.memory_advice import what_frees_memory
-from mois.cli.old_options import TrainingNames, with_new_options
+from mois.cli.old_training_options import TrainingNames
 from mois.cli.settings import read_settings
 from mois.cli.training_checks import (
     check_accelerator,
@@ -113,7 +113,7 @@ class MoisCLI(LightningCLI):
 
     def __init__(self, arguments: Sequence[str], model_class: type[LightningModule] = ExemplarSegmenter) -> None:
         names = TrainingNames(arguments)
-        self.arguments = list(with_new_options(arguments, names.option))
+        self.arguments = names.arguments(arguments)
         self.resumed: dict[str, Any] = {}
         self.resumed_run: Resumed | None = None
         self.rank_watch = RankWatch()

@@ -37,6 +37,7 @@ from mois.sharing.bundle_record import DESCRIPTION, FORMAT_VERSION, BundleRecord
 from mois.sharing.calibration import Calibration
 from mois.sharing.card import write_card
 from mois.sharing.identity import ModelIdentity
+from mois.sharing.old_settings import PLACEMENT
 
 __all__ = ["Bundle", "ClassSpec", "ModelSpec", "check_files", "copy_bundle", "fill", "in_full", "write_bundle"]
 
@@ -358,8 +359,9 @@ def _parsed(spec: ClassSpec, base: type, role: str, path: Path) -> tuple[Argumen
         raise ValueError(f"bundle={path} names {spec.class_path} for its {role}, which is no {base.__name__}.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, role)
+    current = PLACEMENT.with_group(spec.init_args) if PLACEMENT.belongs_to(kind) else spec.init_args
     try:
-        parsed = parser.parse_object({role: spec.init_args})
+        parsed = parser.parse_object({role: current})
     except ArgumentError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"bundle={path}: {spec.class_path} does not take its arguments: {reason}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mois.files.atomic import write_text
+from mois.sharing.identity import dotted
 from mois.sharing.remarks import COMPARED, remarks
 
 CARD = """# {title}
@@ -110,7 +111,7 @@ def _figures(figures: Mapping[str, float | None], made_worse: Sequence[str]) -> 
 
 
 def _settings(spec: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {_one(value)}" for name, value in spec["init_args"].items()) or "-"
+    return ", ".join(f"{name} = {_one(value)}" for name, value in dotted(spec["init_args"]).items()) or "-"
 
 
 def _rows(cells: Mapping[str, tuple[str, ...]]) -> str:

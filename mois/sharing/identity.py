@@ -61,10 +61,10 @@ class ModelIdentity:
             mine, theirs = self.propagation_sha256[:12], other.propagation_sha256[:12]
             found.append(f"the propagation's weights (sha256 {mine} instead of {theirs})")
         for part, arguments in (self.arguments or {}).items() if self.propagation == other.propagation else ():
-            known = (other.arguments or {}).get(part, {})
+            known = dotted((other.arguments or {}).get(part, {}))
             found += [
                 f"the {part}'s {name} ({value!r} instead of {known[name]!r})"
-                for name, value in arguments.items()
+                for name, value in dotted(arguments).items()
                 if name in known and known[name] != value
             ]
         if self.behaviour != other.behaviour:
@@ -84,6 +84,17 @@ class ModelIdentity:
             DataError: If it is nothing of the kind.
         """
         return as_record(plain, cls, name, later=("arguments", "behaviour"))
+
+
+def dotted(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments by name; those in a table by a dotted name, such as "placement.stages"."""
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, Mapping) and value and "class_path" not in value:
+            flat |= {f"{name}.{inner}": each for inner, each in dotted(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _weights(identity: WeightsIdentity) -> str:

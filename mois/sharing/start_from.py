@@ -9,7 +9,8 @@ from typing import Any
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.sharing.bundle import PROPAGATION, check_files, fill, in_full
 from mois.sharing.bundle_record import DESCRIPTION, ModelSpec, read_description
-from mois.sharing.identity import ModelIdentity, rules_apart
+from mois.sharing.identity import ModelIdentity, dotted, rules_apart
+from mois.sharing.old_settings import PLACEMENT
 
 
 def start_from(
@@ -96,10 +97,18 @@ def _check_backbone(name: str, trained: ModelIdentity, backbone: Backbone) -> No
 
 def _differences(before: ModelSpec, now: ModelSpec) -> list[str]:
     """Return one sentence for each argument that differs from the training of the bundle."""
-    given, ours = before.arguments(), now.arguments()
+    given, ours = _dotted_arguments(before), _dotted_arguments(now)
     return [
         f"it was trained with model.{role}.init_args.{key}={given[role][key]}, now {ours[role][key]}"
         for role in given
         for key in given[role].keys() & ours[role].keys()
         if given[role][key] != ours[role][key]
     ]
+
+
+def _dotted_arguments(spec: ModelSpec) -> dict[str, dict[str, Any]]:
+    """Return the arguments by role and dotted name, under their current names."""
+    arguments = spec.arguments()
+    if PLACEMENT.takes(spec.adapter.class_path):
+        arguments["adapter"] = PLACEMENT.with_group(arguments["adapter"])
+    return {role: dotted(given) for role, given in arguments.items()}

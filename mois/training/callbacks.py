@@ -208,7 +208,8 @@ class AllLearn(Callback):
 def _without_gradient(names: Sequence[str]) -> str:
     return (
         f"no loss reaches {len(names)} trained tensors ({', '.join(names[:2])}), so that they learn nothing; leave "
-        "their part out of model.adapter.init_args.parts, or set data.init_args.clip=3 where they are of the memory"
+        "their part out of model.adapter.init_args.placement.parts, or set data.init_args.clip=3 where they are of the "
+        "memory"
     )
 
 

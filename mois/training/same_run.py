@@ -97,8 +97,11 @@ def changed_settings(
     """
     old, new = _leaves_of(with_current_names(plain_settings(before)), with_current_names(plain_settings(now)))
     differ = {key: [old[key], new[key]] for key in new if key in old and not _same(key, old[key], new[key])}
-    data_class = str((before.get("data") or {}).get("class_path"))
-    known = {current_name(key, data_class): sha256 for key, sha256 in (files or {}).items()}
+    classes = {
+        "data": (before.get("data") or {}).get("class_path"),
+        "model.adapter": ((before.get("model") or {}).get("adapter") or {}).get("class_path"),
+    }
+    known = {current_name(key, classes): sha256 for key, sha256 in (files or {}).items()}
     other = {
         key: f"{key}={old[key]} (now {new[key]})"
         for key in differ

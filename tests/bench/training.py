@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 
-from adapters import Frozen, Full, Lora
+from adapters import Frozen, Full, Lora, Placement
+from adapters.placement import Part
 from datamodules.episodes import EpisodeDataset, EpisodeSettings, collate
 from datamodules.phantoms.lesion_types import draw_lesion_types
 from datamodules.phantoms.phantom import make_phantom
@@ -30,12 +32,12 @@ from tests.bench.measure import Measurement, Outcome, interleaved
 PATCH_PX = 512
 PIXEL_MM = 0.75
 STEP = 1  # of those that the number of clicks cycles through: a first click and two corrections
-ALL = ("trunk", "neck", "memory_attention", "memory_encoder", "decoder")
+ALL: tuple[Part, ...] = get_args(Part)
 
 
 def late_lora() -> Adapter:
     """LoRA in the trunk's last stage."""
-    return Lora(parts=("trunk",), stages=(4,))
+    return Lora(placement=Placement(("trunk",), (4,)))
 
 
 def speed(repeats: int) -> Outcome:
@@ -65,8 +67,8 @@ def memory(repeats: int) -> Outcome:
     episode = collate([episodes()[(0, 0)]])
     arms: dict[str, Adapter] = {
         "full": Full(),
-        "dora_all_layers": Lora(parts=ALL, stages=(1, 2, 3, 4), dora=True),
-        "lora_all_layers": Lora(parts=ALL, stages=(1, 2, 3, 4)),
+        "dora_all_layers": Lora(dora=True, placement=Placement(ALL, (1, 2, 3, 4))),
+        "lora_all_layers": Lora(placement=Placement(ALL, (1, 2, 3, 4))),
         "late_lora": late_lora(),
         "frozen": Frozen(),
     }

@@ -14,7 +14,7 @@ from mois.training.feature_cache import FeatureCache
 from tests.support.small_runs import LORA, data, failing, folder, last, losses, rows, train
 
 FROZEN = ["--model.adapter=adapters.Frozen"]
-LATE = ["--model.adapter.init_args.parts=[trunk,decoder]", "--model.adapter.init_args.stages=[4]"]
+LATE = ["--model.adapter.init_args.placement={parts: [trunk, decoder], stages: [4]}"]
 
 
 def hits(run: Path) -> list[float]:

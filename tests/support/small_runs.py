@@ -144,5 +144,8 @@ def last(run: Path) -> dict[str, Any]:
 
 def data(root: Path, **options: object) -> Sequence[str]:
     """Return the arguments for a dataset; options are init_args of its datamodule, or fields of its split."""
-    given = {"root": root, **{SPLIT.get(name, name): value for name, value in options.items()}}
+    given = {
+        "root": root,
+        **{f"split.{SPLIT.fields[name]}" if name in SPLIT.fields else name: value for name, value in options.items()},
+    }
     return [f"--data.init_args.{name}={str(value).replace(chr(39), '')}" for name, value in given.items()]

@@ -8,11 +8,14 @@ import pytest
 import yaml
 from jsonargparse import auto_cli
 
+from datamodules import NiftiDataModule
+from datamodules.splits import SplitSettings
 from mois.cli.commands import EvaluateParser
 from mois.cli.evaluate_options import OutputOptions, ProtocolOptions, ReaderOptions, protocol_settings
-from mois.cli.old_options import TrainingNames, evaluate_option, with_new_evaluate_keys, with_new_options
+from mois.cli.old_options import evaluate_option, with_new_evaluate_keys, with_new_options
+from mois.cli.old_training_options import TrainingNames
 from mois.evaluation.settings import ProtocolSettings
-from mois.sharing.old_settings import with_current_names, with_split
+from mois.sharing.old_settings import SPLIT, with_current_names
 
 NIFTI = "--data=datamodules.NiftiDataModule"
 
@@ -90,14 +93,14 @@ def test_options_that_are_not_given_are_those_of_the_protocol() -> None:
 def test_old_settings_of_the_splits_work_on_the_command_line() -> None:
     words = ["fit", NIFTI, "--data.init_args.fold=0", "--data.splits", "s.json", "--data.init_args.val_subjects+=p1"]
     with pytest.warns(UserWarning, match="is now") as said:
-        new = list(with_new_options(words, TrainingNames(words).option))
+        new = TrainingNames(words).arguments(words)
     assert new[2:] == [
         "--data.init_args.split.fold=0", "--data.init_args.split.file", "s.json",
         "--data.init_args.split.val_subjects+=p1",
     ]  # fmt: skip
     assert str(said[0].message) == "--data.init_args.fold is now --data.init_args.split.fold"
     others = ["fit", "--data=datamodules.PretrainDataModule", "--data.init_args.val_subjects=2"]
-    assert list(with_new_options(others, TrainingNames(others).option)) == others
+    assert TrainingNames(others).arguments(others) == others
 
 
 def test_old_settings_of_the_splits_work_in_a_config() -> None:
@@ -111,8 +114,36 @@ def test_old_settings_of_the_splits_work_in_a_config() -> None:
     assert names.config(other) == other
 
 
+@pytest.mark.parametrize("place", ["", "data"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_old_settings_work_in_a_file_of_the_data_alone(tmp_path: Path, place: str, joined: bool) -> None:
+    file = tmp_path / "data.yaml"
+    init_args = {"root": "a", "fold": 0}
+    file.write_text(yaml.safe_dump({"class_path": NIFTI[7:], "init_args": init_args} if place else init_args))
+    words = ["fit", NIFTI, *([f"--data={file}"] if joined else ["--data", str(file)]), "--seed_everything=1"]
+    with pytest.warns(UserWarning, match=r"^data\.init_args\.fold is now data\.init_args\.split\.fold$"):
+        new = TrainingNames(words).arguments(words)
+    now = {"root": "a", "split": {"fold": 0}}
+    content = yaml.safe_load(new[2].removeprefix("--data=") if joined else new[3])
+    assert content == ({"class_path": NIFTI[7:], "init_args": now} if place else now)
+    assert new[-1] == "--seed_everything=1"
+    file.write_text("{root: a, split: {fold: 0}}")
+    assert TrainingNames(words).arguments(words) == words
+
+
+def test_old_arguments_of_the_datamodule_work_in_python() -> None:
+    with pytest.warns(UserWarning, match="NiftiDataModule: fold is now split.fold, splits is now split.file"):
+        made = NiftiDataModule(Path("a"), fold=0, splits=Path("s.json"))  # type: ignore[call-arg]
+    assert made.split == SplitSettings(fold=0, file=Path("s.json"))
+    with pytest.warns(UserWarning, match=r"fold is now split\.fold"):
+        in_their_places = NiftiDataModule(Path("a"), 0, 1, None, None, None, None, 0.0, False)  # type: ignore[arg-type, call-arg]
+    assert (in_their_places.split, in_their_places.instances) == (SplitSettings(fold=1), False)
+    with pytest.raises(ValueError, match=r"fold is now split\.fold; leave out fold where split is given"):
+        NiftiDataModule(Path("a"), split=SplitSettings(), fold=0)  # type: ignore[call-arg]
+
+
 def test_a_setting_under_both_names_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"fold and data\.init_args\.split\.fold are the same; leave out fold"):
-        with_split({"fold": 0, "split": {"fold": 1}})
+    with pytest.raises(ValueError, match=r"fold and data\.init_args\.split\.fold are the same; leave out data"):
+        SPLIT.with_group({"fold": 0, "split": {"fold": 1}})
     of_others = {"data": {"class_path": "my.Data", "init_args": {"fold": 0}}}
     assert with_current_names(of_others) == of_others

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters import Frozen, Lora
+from adapters import Frozen, Lora, Placement
 from mois.backbones import SAM2
 from mois.files.json_records import sealed
 from mois.inference.settings import InferenceSettings
@@ -30,7 +30,7 @@ from mois.testing import example_patches
 
 PLAIN = {
     "backbone": {"class_path": "mois.backbones.SAM2", "init_args": {"size": "nano", "weights": "random", "seed": 3}},
-    "adapter": {"class_path": "adapters.Lora", "init_args": {"rank": 2, "parts": ["decoder"]}},
+    "adapter": {"class_path": "adapters.Lora", "init_args": {"rank": 2, "placement": {"parts": ["decoder"]}}},
     "propagation": {"class_path": "mois.propagation.Similarity", "init_args": {"blocks": 1, "weights": "random"}},
 }
 SETTINGS = InferenceSettings(pixel_mm=2.0, peak_threshold=0.6)
@@ -38,7 +38,7 @@ SETTINGS = InferenceSettings(pixel_mm=2.0, peak_threshold=0.6)
 
 def trained() -> tuple[Backbone, Adapter, Propagation]:
     """Return a model whose trained tensors are no longer what they were made as."""
-    backbone, adapter = SAM2(weights="random", seed=3), Lora(rank=2, parts=["decoder"])
+    backbone, adapter = SAM2(weights="random", seed=3), Lora(rank=2, placement=Placement(["decoder"]))
     propagation = Similarity(blocks=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
@@ -111,7 +111,8 @@ def test_a_bundle_says_what_it_is(made: Path) -> None:
     for words in (
         "# Lora and Similarity on SAM2 nano",
         "--bundle bundle ",
-        "| adapter | `adapters.Lora` | rank = 2, alpha = 16, dora = False, parts = ['decoder'], stages = [3, 4], ",
+        "| adapter | `adapters.Lora` | rank = 2, alpha = 16, dora = False, placement.parts = ['decoder'], "
+        "placement.stages = [3, 4], ",
         "| right | 0.500 |",
         "| data | fingerprint/1 |",
         "fitted on 3 candidates of validation scans, of which 2 were lesions",
@@ -171,7 +172,9 @@ def test_a_spec_of_something_else_is_refused(tmp_path: Path) -> None:
             r"adapter_model.safetensors is of another adapter \(\d+ of another shape: .* \(2, 64\) instead of",
         ),
         (
-            lambda f: change(f, lambda c: c["model"]["adapter"]["init_args"].update(stages=[4], parts=["trunk"])),
+            lambda f: change(
+                f, lambda c: c["model"]["adapter"]["init_args"]["placement"].update(stages=[4], parts=["trunk"])
+            ),
             r"adapter_model.safetensors is of another adapter \(\d+ missing: .*; \d+ unknown: ",
         ),
         (

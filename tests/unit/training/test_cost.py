@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters import Frozen, Full, Lora
+from adapters import Frozen, Full, Lora, Placement
 from mois.backbones import SAM2
 from mois.interfaces import Adapter
 from mois.propagation import Similarity
@@ -29,7 +29,7 @@ def costs(adapter: Adapter) -> dict[str, PartCost]:
 
 
 def test_each_part_keeps_what_is_trained_and_nothing_else() -> None:
-    full, late, frozen = costs(Full()), costs(Lora(parts=["trunk"], stages=[4])), costs(Frozen())
+    full, late, frozen = costs(Full()), costs(Lora(placement=Placement(["trunk"], [4]))), costs(Frozen())
     assert list(full) == ["trunk", "neck", "click", "track", "semantic", "weights", "optimiser"]
     assert all(cost.mib > 0 for cost in full.values())
     assert all((cost.seconds > 0) == (cost.part != "weights") for cost in full.values())
@@ -66,7 +66,7 @@ def test_a_cached_step_is_measured_with_what_it_finds_and_leaves_nothing_there(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     rows: dict[str, dict[str, PartCost]] = {}
-    for name, adapter in (("frozen", Frozen()), ("late", Lora(parts=["trunk"], stages=[4]))):
+    for name, adapter in (("frozen", Frozen()), ("late", Lora(placement=Placement(["trunk"], [4])))):
         for cache in (CacheSettings(), CacheSettings(tmp_path / "cache")):
             module = ExemplarSegmenter(nano_backbone(), adapter, Similarity(), cache=cache)
             with Operations(monkeypatch):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from adapters import Frozen, Full, Lora
+from adapters import Frozen, Full, Lora, Placement
+from adapters.placement import Part
 from mois.backbones import SAM2
 from mois.interfaces import Adapter
 from mois.propagation import Attention, Similarity
@@ -33,9 +34,7 @@ def _run(adapter: Adapter, step: int = 0, **settings: Any):
     return backbone, propagations, outcome
 
 
-@pytest.mark.parametrize(
-    "adapter", [Frozen(), Full(), Lora(parts=["trunk", "neck", "memory_attention", "memory_encoder", "decoder"])]
-)
+@pytest.mark.parametrize("adapter", [Frozen(), Full(), Lora(placement=Placement(get_args(Part)))])
 def test_every_trainable_tensor_gets_gradient(adapter: Adapter) -> None:
     backbone, propagations, outcome = _run(adapter)
     torch.stack(list(outcome.losses.values())).sum().backward()
@@ -170,7 +169,7 @@ def test_with_a_frozen_backbone_nothing_is_tracked_and_only_the_propagation_keep
 def test_a_late_adapter_keeps_activations_of_its_stages_alone() -> None:
     backbone, propagation = nano_backbone(), Similarity()
     propagation.build(backbone)
-    Lora(parts=["trunk"], stages=[4]).attach(backbone, propagation)
+    Lora(placement=Placement(["trunk"], [4])).attach(backbone, propagation)
     *early, late = backbone.parts()["trunk"].blocks
     kept: dict[Any, int] = {}
     running: list[Any] = []

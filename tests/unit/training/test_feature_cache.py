@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters import Frozen, Full, Lora
+from adapters import Frozen, Full, Lora, Placement
 from mois.backbones import SAM2
 from mois.interfaces import Adapter, Backbone
 from mois.propagation import Similarity
@@ -22,7 +22,7 @@ from mois.records import Features
 from mois.testing import example_patches, nano_backbone
 from mois.training.feature_cache import CachedEncoder, CacheSettings
 
-LATE = {"parts": ["trunk"], "stages": [4]}
+LATE = Placement(parts=["trunk"], stages=[4])
 
 
 def encoder(folder: Path, adapter: Adapter | None = None) -> CachedEncoder:
@@ -50,7 +50,11 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("adapter", [Frozen(), Lora(**LATE), Lora(parts=["neck"])], ids=["all", "trunk.4", "neck"])
+@pytest.mark.parametrize(
+    "adapter",
+    [Frozen(), Lora(placement=LATE), Lora(placement=Placement(parts=["neck"]))],
+    ids=["all", "trunk.4", "neck"],
+)
 def test_hits_and_misses_are_the_same_to_the_bit_and_close_to_what_is_not_kept(
     tmp_path: Path, adapter: Adapter, bf16: bool
 ) -> None:
@@ -103,7 +107,7 @@ def test_it_says_how_long_it_was_waited_for_without_the_encoder(
 
 def test_a_late_adapter_still_learns_and_what_is_before_it_runs_without_graph(tmp_path: Path) -> None:
     images, _ = example_patches(1, 64)
-    encode = encoder(tmp_path, Lora(**LATE))
+    encode = encoder(tmp_path, Lora(placement=LATE))
     sum(level.sum() for level in encode(images, encode.keys(images)).levels).backward()
     trained = [value for value in encode.backbone.parameters() if value.requires_grad]
     assert trained
@@ -122,7 +126,7 @@ def test_a_key_is_of_the_image_the_shape_the_weights_the_frozen_part_and_the_pre
         one.keys(images + 1e-6),
         one.keys(images.view(1, 32, 128)),
         one.keys(images, "bf16-mixed"),
-        encoder(tmp_path, Lora(**LATE)).keys(images),
+        encoder(tmp_path, Lora(placement=LATE)).keys(images),
         CachedEncoder(nano_backbone(seed=1), CacheSettings(tmp_path)).keys(images),
     ]
     assert len({key for keys in (one.keys(images), *others) for key in keys}) == 6
@@ -172,7 +176,9 @@ def test_a_key_is_of_what_is_frozen_as_it_stands_and_of_the_form_of_what_is_kept
 ) -> None:
     images, _ = example_patches(1, 64)
     keys = encoder(tmp_path).keys(images)
-    assert encoder(tmp_path, Lora(parts=["decoder"])).keys(images) == keys  # which trains nothing of the encoder
+    assert (
+        encoder(tmp_path, Lora(placement=Placement(parts=["decoder"]))).keys(images) == keys
+    )  # which trains nothing of the encoder
     tuned = nano_backbone().requires_grad_(False)
     tuned.parts()["trunk"].patch_embed.proj.weight.mul_(2)  # as an earlier adapter would that is merged
     assert CachedEncoder(tuned, CacheSettings(tmp_path)).keys(images) != keys
@@ -184,7 +190,7 @@ def test_a_key_is_of_what_is_frozen_as_it_stands_and_of_the_form_of_what_is_kept
 @pytest.mark.parametrize(("trained", "now"), [(True, r"trunk\.3"), (False, "encoder")], ids=["freed", "frozen"])
 def test_parts_that_are_freed_or_frozen_on_the_way_are_refused(tmp_path: Path, trained: bool, now: str) -> None:
     images, _ = example_patches(1, 64)
-    encode = encoder(tmp_path, Lora(**LATE))
+    encode = encoder(tmp_path, Lora(placement=LATE))
     encode(images, encode.keys(images))
     parts = encode.backbone.parts()
     parts["decoder"].transformer.requires_grad_(True)  # no part of the encoder
@@ -217,7 +223,7 @@ def test_a_damaged_entry_is_made_anew_and_reported_once(tmp_path: Path) -> None:
 def test_what_no_encoder_makes_is_not_taken_though_its_digest_is_right(tmp_path: Path, part: str) -> None:
     images, _ = example_patches(1, 64)
     wide = torch.nn.functional.pad(images, (0, 64, 0, 64))
-    encode = encoder(tmp_path, None if part == "encoder" else Lora(**LATE))
+    encode = encoder(tmp_path, None if part == "encoder" else Lora(placement=LATE))
     for pictures in (images, wide):
         (key,) = encode.keys(pictures)
         good = encode(pictures, [key])
@@ -239,7 +245,7 @@ def test_what_no_encoder_makes_is_not_taken_though_its_digest_is_right(tmp_path:
             [],
         ):
             encode.cache.write(key, wrong)
-            fresh = encoder(tmp_path, None if part == "encoder" else Lora(**LATE))
+            fresh = encoder(tmp_path, None if part == "encoder" else Lora(placement=LATE))
             with pytest.warns(UserWarning, match="this entry of the feature cache is damaged"):
                 assert same(good, fresh(pictures, [key]))
             assert fresh.hits == 0
@@ -274,7 +280,7 @@ def test_a_trained_encoder_and_a_folder_that_cannot_be_are_refused_in_one_line(t
     with pytest.raises(ValueError, match=r"this one is trained from its first layer on; leave model\.cache out"):
         encoder(tmp_path, Full())
     with pytest.raises(ValueError, match="is trained from its first layer on"):
-        encoder(tmp_path, Lora(stages=[1, 2, 3, 4]))
+        encoder(tmp_path, Lora(placement=Placement(stages=[1, 2, 3, 4])))
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"model.cache.folder=.*file/deeper cannot be made \(Not a directory\)"):
         encoder(tmp_path / "file" / "deeper")
