@@ -162,10 +162,6 @@ class SliceGrid:
         """Return slice, row, column (N, 3) of the stack as those of the stack at `pixel_mm`."""
         return (index + 0.5) * self._zoom(pixel_mm).to(index) - 0.5
 
-    def from_picture_index(self, index: Tensor, pixel_mm: float) -> Tensor:
-        """Return slice, row, column (N, 3) of the stack at `pixel_mm` as those of the stack itself."""
-        return (index + 0.5) / self._zoom(pixel_mm).to(index) - 0.5
-
     def _zoom(self, pixel_mm: float) -> Tensor:
         (_, height, width), (rows, columns) = self.stack_shape, self.picture_shape(pixel_mm)
         return torch.tensor([1.0, rows / height, columns / width], dtype=torch.float64)

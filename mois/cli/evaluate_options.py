@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -71,14 +72,21 @@ def protocol_settings(reader: ReaderOptions, protocol: ProtocolOptions, seed: in
         reader: Options of the reader.
         protocol: Options of the scoring.
         seed: Seed of the reader's choices.
+
+    Raises:
+        ValueError: If an option is out of range; the message names the option.
     """
     from mois.evaluation.reader import Reader
     from mois.evaluation.settings import ProtocolSettings
 
-    return ProtocolSettings(
-        prompted=reader.prompted,
-        clicks=reader.clicks,
-        masks=reader.masks,
-        reader=Reader(reader.strategy, seed, reader.noise_mm, reader.miss),
-        **asdict(protocol),
-    )
+    try:
+        return ProtocolSettings(
+            prompted=reader.prompted,
+            clicks=reader.clicks,
+            masks=reader.masks,
+            reader=Reader(reader.strategy, seed, reader.noise_mm, reader.miss),
+            **asdict(protocol),
+        )
+    except ValueError as error:  # a training has the reader's settings in its protocol (model.protocol.clicks)
+        message = re.sub(r"\bprotocol\.(prompted|clicks|masks)\b", r"reader.\1", str(error))
+        raise ValueError(re.sub(r"\b(reader|protocol)\.(?=\w+=)", r"--\1.", message)) from error

@@ -43,7 +43,7 @@ from mois.sharing.provenance import code_version
 from mois.sharing.start_from import start_from
 from mois.tracking.loggers import LateLoggers, TrackingSettings, make_loggers
 from mois.tracking.tracker import Tracker
-from mois.training.callbacks import AllLearn, CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
+from mois.training.callbacks import AllLearn, CacheAdvice, CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
 from mois.training.checkpoint_content import RECORD, CheckProgress, ValidationRecord
 from mois.training.checkpoints import (
     NAMED,
@@ -361,7 +361,7 @@ class MoisCLI(LightningCLI):
             AllLearn(),
             StopAtNaN(),
         ]
-        callbacks += [CostTable(bool(self.settings["dry_step"])), DataShares(), SeldomReadBar()]
+        callbacks += [CostTable(bool(self.settings["dry_step"])), CacheAdvice(), DataShares(), SeldomReadBar()]
         callbacks += [SeedEachStep(int(seed)), StopAtSignal(), EpochLines()]
         if checkpointing:
             kept = self.settings["checkpoints"]

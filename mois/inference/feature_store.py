@@ -50,11 +50,6 @@ class FeatureStore:
     def __contains__(self, row: int) -> bool:
         return row in self._kept or row in self._slots
 
-    @property
-    def bytes_in_memory(self) -> int:
-        """Size of the features that are kept in memory."""
-        return len(self._kept) * self._bytes_per_row()
-
     def put(self, rows: npt.NDArray[np.int64], images: Tensor) -> None:
         """Encode images (N, P, P) at once, and keep them as these rows."""
         self._put(rows, images)

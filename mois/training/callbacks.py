@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mois.inference.feature_store import GIB
 from mois.machine.pending_scalar import PendingReduction, PendingScalar
 from mois.tracking.tracker import Tracker
 from mois.training.cost import PartCost, count_parameters, noise_episode, step_cost
+from mois.training.feature_cache import CachedEncoder
 from mois.training.module import ExemplarSegmenter
 
 
@@ -124,6 +126,49 @@ class DataShares(Callback):
 
 def _cache(module: LightningModule) -> Any:
     return getattr(module, "encoder", None)
+
+
+class CacheAdvice(Callback):
+    """Warns at the start of a training if its feature cache is of no use, or too small."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the cache with the patches that the datamodule gives."""
+        cache, data = _cache(pl_module), getattr(trainer, "datamodule", None)
+        if cache is None or not hasattr(data, "views") or not isinstance(pl_module, ExemplarSegmenter):
+            return
+        learns = any(parameter.requires_grad for parameter in pl_module.backbone.parameters())
+        for sentence in _cache_faults(cache, data, trainer.max_epochs or 0, learns):
+            rank_zero_warn(sentence)
+
+
+def _cache_faults(cache: CachedEncoder, data: Any, epochs: int, backbone_learns: bool) -> Iterator[str]:
+    """Yield what is wrong with a feature cache.
+
+    Args:
+        cache: The encoder with the cache.
+        data: The datamodule: its views, its settings of an episode, and its episodes per epoch.
+        epochs: Epochs of the training; 0 or less for no limit.
+        backbone_learns: Whether the training also tracks over clips, which needs more images.
+    """
+    views = data.views
+    if views < 1 or 0 < epochs <= views:
+        again = "no patch comes again" if views < 1 else f"none comes again within trainer.max_epochs={epochs}"
+        yield (
+            f"model.cache.folder={cache.cache.folder} serves only another run of the same seed: with "
+            f"data.init_args.views={views} {again}; set it to 1 or more, below the epochs, or leave model.cache out"
+        )
+        return
+    shape, episodes = data.settings, views * data.episodes_per_epoch
+    images = 2 * shape.exemplars + 1 + (shape.clip if shape.clip > 1 and backbone_learns else 0)
+    each = images * cache.bytes_per_image(shape.patch_px)
+    if each * episodes > cache.cache.most_bytes:
+        share = cache.cache.most_bytes / (each * episodes)
+        yield (
+            f"model.cache.gib={cache.cache.most_bytes / GIB:.4g} holds {100 * share:.0f} % of what this training looks "
+            f"at: {each / 1e6:.3g} MB an episode x {episodes} episodes = {each * episodes / GIB:.3g} GiB; the rest is "
+            "computed again in every epoch. Set it so high, or lower data.init_args.views or "
+            "data.init_args.episodes_per_epoch"
+        )
 
 
 def show(first: str, others: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.settings import ProtocolSettings
-from mois.inference.feature_store import GIB
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.interfaces import Adapter, Backbone, Propagation
@@ -278,32 +277,6 @@ class ExemplarSegmenter(LightningModule):
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_fit_start(self) -> None:
-        """Warn of a feature cache that no patch would be read from, or that is too small for the training."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        epochs = self.trainer.max_epochs
-        views = getattr(data, "views", None)
-        if self.encoder is None or views is None:
-            return
-        if views < 1 or 0 < (epochs or 0) <= views:
-            again = "no patch comes again" if views < 1 else f"none comes again within trainer.max_epochs={epochs}"
-            rank_zero_warn(
-                f"model.cache.folder={self.encoder.cache.folder} serves only another run of the same seed: with "
-                f"data.init_args.views={views} {again}; set it to 1 or more, below the epochs, or leave model.cache out"
-            )
-            return
-        shape, episodes = data.settings, views * data.episodes_per_epoch
-        images = 2 * shape.exemplars + 1 + (shape.clip if shape.clip > 1 and self._backbone_learns() else 0)
-        each = images * self.encoder.bytes_per_image(shape.patch_px)
-        if each * episodes > self.encoder.cache.most_bytes:
-            share = self.encoder.cache.most_bytes / (each * episodes)
-            rank_zero_warn(
-                f"model.cache.gib={self.encoder.cache.most_bytes / GIB:.4g} holds {100 * share:.0f} % of what this "
-                f"training looks at: {each / 1e6:.3g} MB an episode x {episodes} episodes = "
-                f"{each * episodes / GIB:.3g} GiB; the rest is worked out in every epoch. Set it so high, or lower "
-                "data.init_args.views or data.init_args.episodes_per_epoch"
-            )
-
     def on_train_start(self) -> None:
         """Take the number of steps of the training, for the schedule of the learning rate.
 
@@ -339,9 +312,6 @@ class ExemplarSegmenter(LightningModule):
             self.backbone.behave({})
             if self.encoder is not None:  # its keys hold the rules
                 self.encoder = CachedEncoder(self.backbone, self.cache)
-
-    def _backbone_learns(self) -> bool:
-        return any(parameter.requires_grad for parameter in self.backbone.parameters())
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

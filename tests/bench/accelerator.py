@@ -18,10 +18,11 @@ from adapters import Lora
 from mois.backbones import SAM2
 from mois.inference.feature_store import GIB
 from mois.propagation import Similarity
-from mois.testing import example_episode, example_patches, nano_backbone
+from mois.testing import example_patches, nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names, pictures
 from mois.training.feature_cache import FeatureCache
 from tests.bench.measure import Measurement, Outcome
+from tests.support.example_episodes import example_episode
 
 FREE = {
     "_unsafe_view", "alias", "detach", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty",

@@ -125,7 +125,7 @@ def clicks(repeats: int) -> Outcome:
 
     def point(shift: float) -> torch.Tensor:
         spot = torch.tensor([[index, y + shift, x]], dtype=torch.float64)
-        return grid.to_lps_mm(grid.from_picture_index(spot, segmenter.settings.pixel_mm))[0]
+        return grid.to_lps_mm(_stack_index(scan, spot))[0]
 
     lesion = session.click(point(0.0))
     shifts = itertools.count(2.0, 1e-3)  # each correction falls elsewhere: answers to the same one would be kept
@@ -147,10 +147,18 @@ def clicks(repeats: int) -> Outcome:
     return Outcome(figures, {f"{name}_s": spent for name, spent in seconds.items()} | {"tiles": tiles})
 
 
+def _stack_index(scan: _Scan, places: torch.Tensor) -> torch.Tensor:
+    """Return slice, row, column (N, 3) of the stack that the segmenter sees, as those of the scan's own stack."""
+    grid = scan.encoded.grid
+    rows, columns = grid.picture_shape(scan.segmenter.settings.pixel_mm)
+    _, height, width = grid.stack_shape
+    return (places + 0.5) / torch.tensor([1.0, rows / height, columns / width], dtype=places.dtype) - 0.5
+
+
 def _area(scan: _Scan, click: tuple[int, float, float]) -> int:
     index, y, x = click
     place = torch.tensor([[index, y, x]], dtype=torch.float64)
-    _, row, column = scan.encoded.grid.from_picture_index(place, scan.segmenter.settings.pixel_mm)[0].round().long()
+    _, row, column = _stack_index(scan, place)[0].round().long()
     lesions = scan.encoded.grid.to_stack(scan.volume.lesions)
     return int((lesions == lesions[index, row, column]).sum())
 
@@ -182,7 +190,7 @@ def encoder_calls(repeats: int) -> Outcome:
     session = InteractiveSession(scan.segmenter, scan.volume)
     encoded = session._bench.encoded
     spots = torch.tensor([list(click) for click in scan.clicks[:3]], dtype=torch.float64)
-    points = encoded.grid.to_lps_mm(encoded.grid.from_picture_index(spots, scan.segmenter.settings.pixel_mm))
+    points = encoded.grid.to_lps_mm(_stack_index(scan, spots))
     lesions = [session.click(point) for point in points]
     session.propagate()
     session.click(points[0], lesion=lesions[0])

@@ -28,8 +28,8 @@ from adapters import Lora
 from mois.backbones import SAM2
 from mois.propagation import Similarity
 from mois.records import Episode
-from mois.testing import example_episode
 from mois.training.episode_step import EpisodeLearning, learn, names
+from tests.support.example_episodes import example_episode
 
 SIZES = ("tiny", "base_plus", "large")
 EDGES_PX = (512, 1024)

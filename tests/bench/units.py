@@ -18,9 +18,10 @@ from datamodules.subjects import PreparedSubject, prepare_volume
 from mois.backbones import SAM2
 from mois.propagation import Similarity
 from mois.records import Features, Prompts
-from mois.testing import example_episode, example_patches, nano_backbone
+from mois.testing import example_patches, nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names
 from tests.bench.measure import Measurement, Outcome, interleaved
+from tests.support.example_episodes import example_episode
 
 
 def encoder_units(repeats: int) -> Outcome:

@@ -15,40 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from adapters import Frozen
-from mois.backbones import SAM2
 from mois.cli import main
 from mois.evaluation.reader import Reader
-from mois.inference.settings import InferenceSettings
-from mois.propagation import Similarity
-from mois.sharing.bundle import write_bundle
-from mois.sharing.bundle_record import ModelSpec
-from mois.sharing.calibration import Calibration
 from tests.support.datasets import save_nifti, scan_with_lesions
+from tests.support.example_bundles import random_bundle
 from tests.support.paths import ROOT
 
 Make = Callable[..., Path]
-PLAIN = {
-    "backbone": {"class_path": "mois.backbones.SAM2", "init_args": {"weights": "random", "seed": 3}},
-    "adapter": {"class_path": "adapters.Frozen"},
-    "propagation": {"class_path": "mois.propagation.Similarity", "init_args": {"weights": "random"}},
-}
-EASY = InferenceSettings(pixel_mm=2.0, tile_px=64, threshold=0.02, peak_threshold=0.0, min_lesion_voxels=1)
-
-
-def bundle(folder: Path, provenance: dict[str, object] | None = None) -> Path:
-    backbone, adapter = SAM2(weights="random", seed=3), Frozen()
-    propagation = Similarity(weights="random")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        propagation.build(backbone)
-        adapter.attach(backbone, propagation)
-    sure = Calibration((0.1, 0.9), (0.2, 0.7), 4, 2)
-    return write_bundle(
-        folder, ModelSpec.of(PLAIN), backbone, adapter, propagation, EASY, calibration=sure, provenance=provenance
-    )
 
 
 def failing(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -64,7 +38,7 @@ def test_a_bundle_is_evaluated_and_reported(
 ) -> None:
     root, out = make_dataset(subjects=2, held_out=1), tmp_path / "out"
     provenance = {"config": {"data": {"init_args": {"root": str(root), "train_subjects": ["p0"], "channel": 0}}}}
-    model = bundle(tmp_path / "bundle", provenance)
+    model = random_bundle(tmp_path / "bundle", provenance)
     command = [
         "evaluate",
         f"--bundle={model}",

@@ -13,10 +13,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from test_evaluate import bundle
 
 from mois.cli import main
 from tests.support.datasets import save_nifti, scan_with_lesions
+from tests.support.example_bundles import random_bundle
 from tests.support.paths import ROOT
 from tests.support.small_runs import LORA, data, finish, folder, train, train_apart
 
@@ -46,7 +46,7 @@ def measured(folder: Path) -> Any:
 
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(three_test_scans: Path, tmp_path: Path) -> None:
-    model = bundle(tmp_path / "bundle")
+    model = random_bundle(tmp_path / "bundle")
     command = [
         "evaluate",
         f"--bundle={model}",

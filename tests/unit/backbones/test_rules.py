@@ -23,10 +23,11 @@ from mois.session import InteractiveSession
 from mois.sharing.bundle import Bundle, write_bundle
 from mois.sharing.bundle_record import ModelSpec
 from mois.sharing.identity import ModelIdentity
-from mois.testing import example_episode, nano_backbone
+from mois.testing import nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names
 from mois.training.feature_cache import CachedEncoder, CacheSettings
 from mois.training.module import ExemplarSegmenter
+from tests.support.example_episodes import example_episode
 from tests.support.fake_model import TYPE_A, FakeBackbone, FakePropagation, box, make_scan
 from tests.support.paths import FIXTURES
 from tests.support.session_fakes import bundled_nano, lps, three_lesions

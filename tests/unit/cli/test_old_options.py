@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,26 @@ def test_options_become_the_settings_of_the_protocol() -> None:
     assert (settings.reader.strategy, settings.reader.seed, settings.reader.miss) == ("largest", 7, 0.5)
     assert (settings.prompted, settings.clicks, settings.masks) == (2, 3, "true")
     assert (settings.counts, settings.rules, settings.bins_ml) == ((0, 1), "paper", (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("reader", "protocol", "message"),
+    [
+        (
+            ReaderOptions(clicks=0),
+            ProtocolOptions(),
+            "--reader.clicks=0 and --protocol.curve_clicks=() must be at least",
+        ),
+        (ReaderOptions(prompted=-1), ProtocolOptions(counts=()), "--reader.prompted=-1 and --protocol.counts="),
+        (ReaderOptions(miss=1.0), ProtocolOptions(), "--reader.miss=1.0 must be at least 0 and below 1"),
+        (ReaderOptions(), ProtocolOptions(surface_mm=0.0), "--protocol.surface_mm=0.0 must be a number"),
+    ],
+)
+def test_an_option_out_of_range_is_named_as_it_is_given(
+    reader: ReaderOptions, protocol: ProtocolOptions, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        protocol_settings(reader, protocol, seed=0)
 
 
 def test_options_that_are_not_given_are_those_of_the_protocol() -> None:

@@ -16,7 +16,7 @@ from datamodules.loading import WORKERS, EpisodeLoader, workers_of
 from mois.cli.training_checks import STRATEGIES, check_accelerator, check_precision, check_strategy
 from mois.inference import execution
 from mois.inference.execution import chosen_device, unused_gpu
-from mois.testing import example_episode
+from tests.support.example_episodes import example_episode
 
 LIGHTNING = "lightning.pytorch.strategies."
 

@@ -29,9 +29,10 @@ from mois.interfaces import Propagation
 from mois.propagation import Attention, Prototype, Similarity
 from mois.records import Episode, Features, MaskPrediction, Prompts
 from mois.session import InteractiveSession
-from mois.testing import example_episode, example_patches, nano_backbone
+from mois.testing import example_patches, nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names
 from mois.training.module import ExemplarSegmenter
+from tests.support.example_episodes import example_episode
 from tests.support.pretended_gpu import pretended_gpu
 from tests.support.session_fakes import lps, three_lesions
 

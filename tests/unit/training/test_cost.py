@@ -17,10 +17,11 @@ from adapters import Frozen, Full, Lora, Placement
 from mois.backbones import SAM2
 from mois.interfaces import Adapter
 from mois.propagation import Similarity
-from mois.testing import example_episode, nano_backbone
+from mois.testing import nano_backbone
 from mois.training.cost import PartCost, step_cost
 from mois.training.feature_cache import CacheSettings
 from mois.training.module import ExemplarSegmenter
+from tests.support.example_episodes import example_episode
 
 
 def costs(adapter: Adapter) -> dict[str, PartCost]:

@@ -13,7 +13,7 @@ from mois.backbones import SAM2
 from mois.interfaces import Adapter
 from mois.propagation import Attention, Similarity
 from mois.records import MaskPrediction
-from mois.testing import example_episode, nano_backbone
+from mois.testing import nano_backbone
 from mois.training import episode_step
 from mois.training.episode_step import (
     EpisodeLearning,
@@ -23,6 +23,7 @@ from mois.training.episode_step import (
     pictures,
 )
 from mois.training.prompted_masks import pooled_dice
+from tests.support.example_episodes import example_episode
 
 
 def _run(adapter: Adapter, step: int = 0, **settings: Any):
