@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mois.records import Volume
     from mois.session import InteractiveSession
     from mois.session.playing import Asked
-    from mois.sharing.bundle import Bundle
     from mois.sharing.bundle_record import BundleRecord
+    from mois.sharing.lesion_model import LesionModel
 
 
 def segment(
@@ -72,7 +72,7 @@ def segment(
     for doubt in doubted:
         say(doubt)
     again = _check_out(out, told, device, volume, asked)  # before the model is made, which takes long
-    model = Bundle.load(bundle, device, trust or (), backbone_weights)
+    model = Bundle.load(bundle, device, trust or (), backbone_weights).model()
     session = _open_session(model, volume, out, again)
     for kept in play(session, asked, out, shown).kept:
         say(f"{kept} stays, which the prompts do not name: they have become more since")
@@ -104,17 +104,13 @@ def _check_out(out: Path, told: BundleRecord, device: str, volume: Volume, asked
     return True
 
 
-def _open_session(model: Bundle, volume: Volume, out: Path, again: bool) -> InteractiveSession:
-    """Load the session of a folder, or begin a new one there."""
+def _open_session(model: LesionModel, volume: Volume, out: Path, again: bool) -> InteractiveSession:
+    """Load the session of a folder, or begin a new session there."""
     from mois.session import InteractiveSession
 
     if not again:
-        return InteractiveSession(
-            model.segmenter(), volume, out, calibration=model.calibration, identity=model.identity
-        )
-    session = InteractiveSession.load(
-        out, model.segmenter(), volume, calibration=model.calibration, identity=model.identity
-    )
+        return InteractiveSession(model, volume, out)
+    session = InteractiveSession.load(out, model, volume)
     say(f"going on after {len(session.actions)} actions in {out}")
     return session
 

@@ -14,8 +14,8 @@ from mois.geometry import SliceGrid
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.segmenter import VolumeSegmenter
 from mois.records import Exemplars
-from mois.session.box_mask import BoxMask
 from mois.session.found_lesions import outline
+from mois.session.masks import BoxMask
 from mois.session.state import Lesion, State
 from mois.sharing.bank import Exemplar
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.segmenter import VolumeSegmenter
 from mois.lesions import InstanceMap
-from mois.session.box_mask import BoxMask
+from mois.session.masks import BoxMask
 from mois.session.state import Lesion, Maybe, State
 from mois.sharing.bank import Exemplar, measure_mask
 from mois.sharing.calibration import Calibration

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,18 @@ from mois.errors import as_text
 from mois.files.json_records import as_record
 from mois.geometry import SliceAxis, SliceGrid
 from mois.inference.execution import resolve_precision
-from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.intensities import FIRST
 from mois.records import Volume
 from mois.scans.labels import array_of
 from mois.scans.volumes import read_volume
-from mois.session.journal import Action
+from mois.session.journal import Journal, time_stamp
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
+from mois.sharing.lesion_model import LesionModel
 
 _FORMERLY: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()}
-
-
-def history(actions: Sequence[Action]) -> tuple[list[int], int]:
-    """Return the numbers of the actions whose states can still be gone to, 0 first, and where we are among them."""
-    numbers, at = [0], 0
-    for action in actions:
-        if action.name == "undo":
-            at = max(0, at - 1)
-        elif action.name == "redo":
-            at = min(len(numbers) - 1, at + 1)
-        else:
-            numbers, at = [*numbers[: at + 1], action.number], at + 1
-    return numbers, at
 
 
 def about_session(
@@ -80,18 +67,40 @@ def about_session(
     }
 
 
-def about_segmenter(
-    segmenter: VolumeSegmenter, volume: Volume, identity: ModelIdentity, calibration: Calibration | None
-) -> dict[str, Any]:
-    """Return what `about_session` does, for a model that is loaded."""
-    maps = segmenter.tracking.maps
-    return about_session(segmenter.settings, segmenter.device, volume, identity, calibration, maps)
+def about_model(model: LesionModel, volume: Volume) -> dict[str, Any]:
+    """Return what `about_session` returns, for a model that is loaded."""
+    segmenter = model.segmenter
+    return about_session(
+        segmenter.settings, segmenter.device, volume, model.identity, model.calibration, segmenter.tracking.maps
+    )
 
 
 def read_scan(header: dict[str, Any]) -> Volume:
     """Read the scan of a session from where it was."""
     path, subject, patient = (str(header[key]) for key in ("path", "subject", "patient"))
     return read_volume(Path(path), None, subject=subject, patient=patient, classes={})
+
+
+def new_header(model: LesionModel, volume: Volume) -> dict[str, Any]:
+    """Return the first line of a new session's journal."""
+    return about_model(model, volume) | {"session": uuid.uuid4().hex, "started": time_stamp()}
+
+
+def scan_of(journal: Journal, model: LesionModel, volume: Volume | None) -> Volume:
+    """Return the scan of a session, once model and scan are checked against its journal.
+
+    Args:
+        journal: Journal of the session.
+        model: The model to go on with.
+        volume: The scan. None reads it from the path that the journal states.
+
+    Raises:
+        ValueError: If the session is of another scan, model or settings, or its first line is damaged.
+    """
+    check_about(journal.header)
+    volume = volume if volume is not None else read_scan(journal.header)
+    check_origin(journal.header, about_model(model, volume))
+    return volume
 
 
 def _is_one_slice(volume: Volume, slice_axis: SliceAxis) -> bool:

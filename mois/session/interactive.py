@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-import uuid
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mois.geometry import SliceGrid
 from mois.inference.segmenter import VolumeSegmenter
 from mois.lesions import InstanceMap
 from mois.records import Volume
@@ -24,66 +25,56 @@ from mois.session.advice import (
     lesions_on_tiles,
     suggestions,
 )
-from mois.session.header import about_segmenter, bank_name, check_about, check_origin, history, read_scan, scan_name
-from mois.session.journal import FORMAT_VERSION, PROMPTS, Action, Journal, find_journal, read_journal, time_stamp
-from mois.session.mask_prompts import checked_mask, pack_mask
+from mois.session.header import bank_name, new_header, scan_of
+from mois.session.history import SessionHistory
+from mois.session.journal import PROMPTS, Action, find_journal, read_journal
+from mois.session.masks import checked_mask, pack_mask
 from mois.session.output_files import LesionRow, lesion_rows, own_results, write_results
 from mois.session.points import as_floats
 from mois.session.state import Preview, State
-from mois.session.store import SessionStore, StateReader, copy_session, read_banks, write_banks
+from mois.session.store import read_banks
 from mois.session.workbench import Workbench
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
+from mois.sharing.lesion_model import LesionModel
 
 Point = Sequence[float] | Tensor
 
 
 class InteractiveSession:
-    """Lesions of one scan, clicked, found and corrected; every action is on the disk before the next one begins.
+    """Lesions of one scan, clicked, found and corrected. Each action is on the disk before the next action begins.
 
-    Points are LPS millimetres: x to the patient's left, y to the back, z to the head. A slice tile is encoded when it
-    is first needed, and once; a click then costs decoding alone. What a session gives depends on scan, model, settings
-    and actions alone: replaying its journal gives the same voxels (on the same kind of machine with the same packages).
+    Points are LPS millimetres: x to the patient's left, y to the back, z to the head. A tile of a slice is encoded
+    once, when it is first needed. A later click only decodes. The voxels depend on scan, model, settings and actions
+    alone. A replay of the journal gives the same voxels, on the same kind of machine with the same packages.
 
     Args:
-        segmenter: The model, in eval mode.
-        volume: The scan; its lesions are not looked at.
-        out: Folder of the session, new or empty; None keeps it in memory until it is saved.
-        calibration: Of the confidence of found lesions; None takes their highest probability.
-        identity: Of the model, where it is known already.
+        model: The model, as `Bundle.model` returns it.
+        volume: The scan. Its lesions are not read.
+        out: Folder of the session, new or empty. None keeps the session in memory until it is saved.
+        history: A session to go on with, as `load` reads it. None begins a new session.
+        calibration: Old form, works for one more version: a field of `model`.
+        identity: Old form, works for one more version: a field of `model`.
 
     Raises:
-        ValueError: If the folder holds a session already.
+        ValueError: If the folder holds a session or results.
     """
 
     def __init__(
         self,
-        segmenter: VolumeSegmenter,
+        model: LesionModel | VolumeSegmenter,
         volume: Volume,
         out: Path | None = None,
         *,
+        history: SessionHistory | None = None,
         calibration: Calibration | None = None,
         identity: ModelIdentity | None = None,
     ) -> None:
-        who = identity if identity is not None else ModelIdentity.of(segmenter.backbone, segmenter.propagation)
-        about = about_segmenter(segmenter, volume, who, calibration)
-        about |= {"session": uuid.uuid4().hex, "started": time_stamp()}
-        self._start(Workbench(segmenter, volume, calibration, who, scan_name(about)), about)
-        if out is not None:
-            self._store = SessionStore(Path(out))
-            self._store.begin(about)
-
-    def _start(self, bench: Workbench, about: dict[str, Any], version: int = FORMAT_VERSION) -> None:
-        self._bench = bench
-        self._about = about
-        self._version = version
-        self._actions: list[Action] = []
-        self._history: list[tuple[int, State]] = [(0, State())]
-        self._at = 0
-        self._idle_since = time.perf_counter()
-
-    _store: SessionStore | None = None
+        model = _one_model(model, calibration, identity)
+        self._history = history if history is not None else SessionHistory(new_header(model, volume))
+        self._bench = Workbench(model, volume, self._history.scan_key, self._history.banks)
+        self._history.begin(None if out is None else Path(out))
 
     # -- what the reader does -----------------------------------------------------------------------------------------
 
@@ -159,13 +150,11 @@ class InteractiveSession:
         Raises:
             ValueError: If the bank was made by another model, or at another pixel size.
         """
-        brought = bank if isinstance(bank, ExemplarBank) else self._bench.read_bank(bank)
         bench = self._bench
-        brought.check(bench.identity, bench.segmenter.settings.pixel_mm, bench.normalisation)  # before it is kept
+        brought = bank if isinstance(bank, ExemplarBank) else bench.model.read_bank(bank, bench.volume)
+        brought.check(bench.model.identity, bench.segmenter.settings.pixel_mm, bench.normalisation)
         name = bank_name(brought)
-        self._bench.banks[name] = brought
-        if self._store is not None:
-            write_banks(self._store.folder, {name: brought})
+        self._history.add_bank(name, brought)
         return int(self._act("use_bank", bank=name))
 
     def reweigh(self, exemplar: str, weight: float) -> None:
@@ -194,12 +183,12 @@ class InteractiveSession:
     @property
     def state(self) -> State:
         """All that is known now; it never changes, the session takes another one."""
-        return self._history[self._at][1]
+        return self._history.state
 
     @property
     def actions(self) -> tuple[Action, ...]:
         """All that was done, as in the journal."""
-        return tuple(self._actions)
+        return tuple(self._history.actions)
 
     @property
     def bank(self) -> ExemplarBank:
@@ -253,12 +242,12 @@ class InteractiveSession:
         Raises:
             ValueError: If there is no folder, it holds another session or results of none, or results that were edited.
         """
-        own = self._store.folder if self._store is not None else None
-        if folder is None and own is None:
+        own = self._history.folder
+        target = Path(folder) if folder is not None else own
+        if target is None:
             raise ValueError("save: the session is in memory alone; name a folder.")
-        target = Path(folder) if folder is not None else Path(own or "")
         if own is None or target.resolve() != own.resolve():
-            copy_session(target, self._about, self._version, self._history[1:], self._actions, self._bench.banks)
+            self._history.copy_to(target)
         with own_results(target):
             write_results(target, self.state, self._bench.grid, self.volume.affine, self.lesions())
             self.bank.save(target / "bank.safetensors")
@@ -266,81 +255,73 @@ class InteractiveSession:
 
     def close(self) -> None:
         """Let another process load the session; this one takes no further action to the disk."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        self._history.close()
 
     @classmethod
     def load(
         cls,
         folder: Path,
-        segmenter: VolumeSegmenter,
+        model: LesionModel | VolumeSegmenter,
         volume: Volume | None = None,
         *,
         calibration: Calibration | None = None,
         identity: ModelIdentity | None = None,
     ) -> InteractiveSession:
-        """Go on with a session, exactly where its last whole action left it, undo and redo included.
+        """Go on with a session where its last whole action left it. Undo and redo work as before.
 
         Args:
-            folder: Of the session.
-            segmenter: The model that it was made with.
-            volume: The scan that it was made on; None reads it from where it was.
-            calibration: As at the start.
-            identity: Of the model, where it is known already.
+            folder: Folder of the session.
+            model: The model that the session was made with.
+            volume: The scan that the session was made on. None reads it from the path that the journal states.
+            calibration: Old form, works for one more version: a field of `model`.
+            identity: Old form, works for one more version: a field of `model`.
 
         Raises:
-            ValueError: If it is no session, is damaged, or is of another scan, model or settings.
+            ValueError: If the folder holds no session, the session is damaged, or it is of another scan, model or
+                settings.
         """
-        folder = Path(folder)
+        folder, model = Path(folder), _one_model(model, calibration, identity)
         journal = read_journal(folder)
-        session = cls._of(journal, segmenter, volume, calibration, identity)
-        store = SessionStore(folder, journal)
+        volume = scan_of(journal, model, volume)
+        grid = SliceGrid.of(volume.shape, volume.affine, model.segmenter.settings.slice_axis)
+        read_bank = partial(model.read_bank, volume=volume)
+        history = SessionHistory.load(folder, journal, grid.stack_shape, read_bank)
         try:
-            reader = StateReader(store, journal.actions, session._bench.grid.stack_shape)
-            numbers, at = history(journal.actions)
-            session._history = [(0, State()), *((number, reader.read(number)) for number in numbers[1:])]
-            session._bench.banks = read_banks(folder, session._bench.read_bank)
+            return cls(model, volume, history=history)
         except BaseException:
-            store.close()
+            history.close()
             raise
-        session._at = at
-        session._actions = list(journal.actions)
-        session._store = store
-        return session
 
     @classmethod
     def replay(
         cls,
         journal: Path,
-        segmenter: VolumeSegmenter,
+        model: LesionModel | VolumeSegmenter,
         volume: Volume | None = None,
         out: Path | None = None,
         *,
         calibration: Calibration | None = None,
         identity: ModelIdentity | None = None,
     ) -> InteractiveSession:
-        """Do everything again that a journal tells; see `load` for the arguments.
+        """Do all actions of a journal again, in a new session.
 
         Args:
-            journal: The file, or the folder of the session; what it saved besides is not looked at, but for banks.
-            segmenter: The model that it was made with.
-            volume: The scan that it was made on; None reads it from where it was.
-            out: Folder of the new session, or None.
-            calibration: As at the start.
-            identity: Of the model, where it is known already.
+            journal: The journal, or the folder of its session. Of the other files there, only banks are read.
+            model: The model that the session was made with.
+            volume: The scan that the session was made on. None reads it from the path that the journal states.
+            out: Folder of the new session, new or empty. None keeps it in memory.
+            calibration: Old form, works for one more version: a field of `model`.
+            identity: Old form, works for one more version: a field of `model`.
 
         Raises:
-            ValueError: As `load` does, or if a prompt makes another lesion than it did.
+            ValueError: As `load` raises it; or if a prompt gives a lesion with another id than the journal states.
         """
-        told = read_journal(Path(journal))
-        session = cls._of(told, segmenter, volume, calibration, identity)
-        session._bench.banks = read_banks(find_journal(Path(journal)).parent, session._bench.read_bank)
-        if out is not None:
-            session._store = SessionStore(Path(out), version=session._version)
-            session._store.begin(session._about)
-            write_banks(session._store.folder, session._bench.banks)
-        for action in told.actions:
+        model = _one_model(model, calibration, identity)
+        recorded = read_journal(Path(journal))
+        volume = scan_of(recorded, model, volume)
+        banks = read_banks(find_journal(Path(journal)).parent, partial(model.read_bank, volume=volume))
+        session = cls(model, volume, out, history=SessionHistory(recorded.about, recorded.version, banks))
+        for action in recorded.actions:
             result = session._act(action.name, **action.arguments)
             if action.name in PROMPTS and result != action.result:
                 session.close()
@@ -350,48 +331,30 @@ class InteractiveSession:
                 )
         return session
 
-    @classmethod
-    def _of(
-        cls,
-        journal: Journal,
-        segmenter: VolumeSegmenter,
-        volume: Volume | None,
-        calibration: Calibration | None,
-        identity: ModelIdentity | None,
-    ) -> InteractiveSession:
-        """Return an empty session as a journal's began."""
-        header = {key: value for key, value in journal.header.items() if key not in ("format", "format_version")}
-        check_about(journal.header)
-        volume = volume if volume is not None else read_scan(header)
-        who = identity if identity is not None else ModelIdentity.of(segmenter.backbone, segmenter.propagation)
-        check_origin(journal.header, about_segmenter(segmenter, volume, who, calibration))
-        session = cls.__new__(cls)
-        scan = scan_name(header) if journal.version > 1 else ""
-        session._start(Workbench(segmenter, volume, calibration, who, scan), header, journal.version)
-        return session
-
     def _act(self, name: str, **arguments: Any) -> Any:
-        """Do something, write it down, and return its result."""
-        begin, started = time.perf_counter(), time_stamp()
-        number = len(self._actions) + 1
-        states, at, written = self._history, self._at, ""
-        result: Any
-        if name in ("undo", "redo"):
-            at += -1 if name == "undo" else 1
-            result = 0 <= at < len(states)
-            at = at if result else self._at
-            computed = 0.0
-        else:
-            state, result = self._bench.apply(name, self.state, arguments)
-            computed = time.perf_counter() - begin
-            states, at = [*states[: at + 1], (number, state)], at + 1
-            if self._store is not None:
-                written = self._store.write(number, state)
-        waited = time.perf_counter() - begin
-        action = Action(number, name, arguments, result, started, begin - self._idle_since, computed, waited, written)
-        if self._store is not None:
-            self._store.append(action)
-        self._actions.append(action)
-        self._history, self._at = states, at
-        self._idle_since = time.perf_counter()
-        return result
+        """Do an action, write it down, and return its result."""
+        return self._history.act(name, arguments, self._bench.apply)
+
+
+def _one_model(
+    model: LesionModel | VolumeSegmenter, calibration: Calibration | None, identity: ModelIdentity | None
+) -> LesionModel:
+    """Return the model that a caller gave, in the current or in the old form.
+
+    The old form is a segmenter, with `calibration` and `identity` as keywords. It works for one more version.
+
+    Raises:
+        TypeError: If a `LesionModel` is given together with an argument of the old form.
+    """
+    if isinstance(model, LesionModel):
+        if calibration is not None or identity is not None:
+            raise TypeError("calibration and identity are fields of the LesionModel; leave them out here.")
+        return model
+    warnings.warn(
+        "InteractiveSession takes one model now: give bundle.model(), or LesionModel.of(segmenter), instead of a "
+        "segmenter with calibration= and identity=",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    identity = identity if identity is not None else ModelIdentity.of(model.backbone, model.propagation)
+    return LesionModel(model, calibration, identity)

@@ -149,6 +149,11 @@ class Journal:
     version: int
     last: str
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """The first line without its format."""
+        return {key: value for key, value in self.header.items() if key not in ("format", "format_version")}
+
 
 class Lines:
     """Makes the lines of a journal, each of which states the digest of the one before.

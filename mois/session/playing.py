@@ -14,7 +14,7 @@ from mois.records import Volume
 from mois.session.header import bank_name
 from mois.session.interactive import InteractiveSession
 from mois.session.journal import Action
-from mois.session.mask_prompts import checked_mask, pack_mask, same_masks, unpack_mask
+from mois.session.masks import checked_mask, pack_mask, same_masks, unpack_mask
 from mois.session.points import mirrored, place_on, ras_suspected, to_lps_mm
 from mois.session.prompt_file import Step
 from mois.sharing.bank import ExemplarBank

@@ -24,7 +24,7 @@ from mois.inference.segmenter import VolumeSegmenter
 from mois.interfaces import Memory
 from mois.lesions import Mask
 from mois.records import Features, MaskPrediction, Prompts
-from mois.session.box_mask import BoxMask
+from mois.session.masks import BoxMask
 from mois.session.state import Prompt
 
 Value = TypeVar("Value")

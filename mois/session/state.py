@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from mois.lesions import InstanceMap
-from mois.session.box_mask import BoxMask
+from mois.session.masks import BoxMask
 from mois.sharing.bank import Exemplar
 from mois.sharing.bank_record import ExemplarFacts
 

@@ -29,9 +29,9 @@ from mois.files.atomic import naming, read_regular, whole_file
 from mois.files.folder_lock import FolderLock
 from mois.files.json_records import as_record, parse_json
 from mois.files.tensor_records import check_features, parse_tensors
-from mois.session.box_mask import BoxMask
 from mois.session.header import bank_name
 from mois.session.journal import FORMAT_VERSION, NAME, Action, Journal, Lines, append_line, has_begun
+from mois.session.masks import BoxMask
 from mois.session.output_files import check_free
 from mois.session.state import (
     ExemplarRecord,

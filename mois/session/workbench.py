@@ -5,25 +5,21 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mois.inference.segmenter import VolumeSegmenter
 from mois.interfaces import Propagation
 from mois.records import Exemplars, Volume
-from mois.session.box_mask import BoxMask
 from mois.session.found_lesions import confidence, find_lesions, keep_ids, likeness, look_at, outline
-from mois.session.mask_prompts import unpack_mask
+from mois.session.masks import BoxMask, unpack_mask
 from mois.session.points import Place, place_on
 from mois.session.prompting import PromptSegmenter
 from mois.session.state import Lesion, Preview, Prompt, State
 from mois.sharing.bank import Exemplar, ExemplarBank
-from mois.sharing.calibration import Calibration
-from mois.sharing.identity import ModelIdentity
+from mois.sharing.lesion_model import LesionModel
 
 Outcome = tuple[State, Any]
 
@@ -32,33 +28,24 @@ class Workbench:
     """A scan under a model: turns an action into the state after it.
 
     Args:
-        segmenter: The model, in eval mode.
-        volume: The scan; its lesions are not looked at.
-        calibration: Of the confidence of found lesions, or None.
-        identity: The model; exemplars belong to it.
-        scan: What stands for the scan's content in the keys of its exemplars; empty in sessions of the first format,
-            which called them by the subject alone.
+        model: The model.
+        volume: The scan. Its lesions are not read.
+        scan: Stands for the scan's content in the keys of its exemplars. It is empty in a session of format 1, whose
+            keys hold the subject alone.
+        banks: Exemplar banks that actions can name. The session adds to them.
     """
 
-    def __init__(
-        self,
-        segmenter: VolumeSegmenter,
-        volume: Volume,
-        calibration: Calibration | None,
-        identity: ModelIdentity,
-        scan: str,
-    ) -> None:
-        self.segmenter = segmenter
+    def __init__(self, model: LesionModel, volume: Volume, scan: str, banks: Mapping[str, ExemplarBank]) -> None:
+        self.model = model
+        self.segmenter = segmenter = model.segmenter
         self.scan = scan
         self.volume = volume
-        self.calibration = calibration
-        self.identity = identity
+        self.banks = banks
         self.normalisation = segmenter.normalisation(volume)
         self.encoded = segmenter.encode(volume, lazy=True)
         self.grid = self.encoded.grid
         self._prompted = PromptSegmenter(segmenter, self.encoded)
         self.voxel_ml = volume.voxel_ml
-        self.banks: dict[str, ExemplarBank] = {}
         self._last: tuple[list[Exemplar], Tensor] | None = None  # exemplars of the last propagation and its answer
         self._actions: dict[str, Callable[..., Outcome]] = {
             "click": self._click,
@@ -95,7 +82,7 @@ class Workbench:
 
     def bank(self, state: State) -> ExemplarBank:
         """Return a state's exemplars as a bank."""
-        bank = ExemplarBank(self.identity, self.segmenter.settings.pixel_mm, self.normalisation)
+        bank = ExemplarBank(self.model.identity, self.segmenter.settings.pixel_mm, self.normalisation)
         for exemplar in state.exemplars.values():
             bank.add(exemplar)
         return bank
@@ -254,7 +241,7 @@ class Workbench:
         look = look_at(self.segmenter, self.encoded, masks)
         known = list(state.exemplars.values())
         nearest, novelty = likeness(look, known)
-        sure = confidence(self.calibration, peaks)
+        sure = confidence(self.model.calibration, peaks)
         lesions = {number: lesion for number, lesion in state.lesions.items() if lesion.owns}
         for place, number in enumerate(ids):
             lesions[number] = Lesion(
@@ -277,10 +264,6 @@ class Workbench:
         if self._last is None or len(shown) != len(self._last[0]) or any(map(operator.is_not, shown, self._last[0])):
             self._last = shown, self.segmenter.propagate(self.encoded, asked)
         return self._last[1]
-
-    def read_bank(self, path: Path) -> ExemplarBank:
-        """Read a bank that this model can use."""
-        return ExemplarBank.load(path, self.identity, self.segmenter.settings.pixel_mm, self.normalisation)
 
     def verdicts(self, state: State) -> dict[str, tuple[BoxMask, bool]]:
         """Return the mask of each lesion that the reader judged, and whether it was rejected, by exemplar key."""
@@ -325,7 +308,7 @@ class Workbench:
         if bank not in self.banks:
             raise ValueError(f"bank {bank} is not in the session's folder; bring it in with use_bank.")
         brought = self.banks[bank]
-        brought.check(self.identity, self.segmenter.settings.pixel_mm, self.normalisation)
+        brought.check(self.model.identity, self.segmenter.settings.pixel_mm, self.normalisation)
         exemplars = dict(state.exemplars)
         for exemplar in brought:
             key = self._free_key(exemplar, exemplars) if self.scan else exemplar.key

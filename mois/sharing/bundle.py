@@ -37,6 +37,7 @@ from mois.sharing.bundle_record import DESCRIPTION, FORMAT_VERSION, BundleRecord
 from mois.sharing.calibration import Calibration
 from mois.sharing.card import write_card
 from mois.sharing.identity import ModelIdentity
+from mois.sharing.lesion_model import LesionModel
 from mois.sharing.old_settings import PLACEMENT
 
 __all__ = ["Bundle", "ClassSpec", "ModelSpec", "check_files", "copy_bundle", "fill", "in_full", "write_bundle"]
@@ -145,8 +146,12 @@ class Bundle:
     figures: dict[str, float | None]
 
     def segmenter(self) -> VolumeSegmenter:
-        """Return what turns a volume and exemplars into lesions."""
+        """Return the segmenter, which turns a volume and exemplars into lesions."""
         return VolumeSegmenter(self.backbone, self.propagation, self.inference)
+
+    def model(self) -> LesionModel:
+        """Return the model as `InteractiveSession` takes it: segmenter, calibration and identity."""
+        return LesionModel(self.segmenter(), self.calibration, self.identity)
 
     @classmethod
     def load(

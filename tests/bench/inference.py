@@ -20,6 +20,7 @@ from mois.interfaces import Propagation
 from mois.propagation import Attention, Prototype, Similarity
 from mois.records import Exemplars, MaskPrediction, Prompts, Volume
 from mois.session import InteractiveSession
+from mois.sharing.lesion_model import LesionModel
 from mois.testing import example_patches
 from tests.bench.measure import Measurement, Outcome, interleaved
 
@@ -121,7 +122,7 @@ def clicks(repeats: int) -> Outcome:
     scan = _scan()
     segmenter, grid = scan.segmenter, scan.encoded.grid
     index, y, x = max(scan.clicks, key=lambda click: _area(scan, click))
-    session = InteractiveSession(segmenter, scan.volume)
+    session = InteractiveSession(LesionModel.of(segmenter), scan.volume)
 
     def point(shift: float) -> torch.Tensor:
         spot = torch.tensor([[index, y + shift, x]], dtype=torch.float64)
@@ -187,7 +188,7 @@ def encoder_calls(repeats: int) -> Outcome:
     """How often a tile is encoded in a session of three clicks, two propagations and a correction (nano)."""
     del repeats
     scan = _scan()
-    session = InteractiveSession(scan.segmenter, scan.volume)
+    session = InteractiveSession(LesionModel.of(scan.segmenter), scan.volume)
     encoded = session._bench.encoded
     spots = torch.tensor([list(click) for click in scan.clicks[:3]], dtype=torch.float64)
     points = encoded.grid.to_lps_mm(_stack_index(scan, spots))

@@ -47,7 +47,7 @@ class Scan:
         self.truth = TrueLesions.of(volume, self.grid)
 
     def session(self) -> InteractiveSession:
-        return InteractiveSession(self.bundle.segmenter(), self.volume, calibration=self.bundle.calibration)
+        return InteractiveSession(self.bundle.model(), self.volume)
 
     def plan(self, target_class: int) -> ClassPlan:
         return ClassPlan.of(self.truth.of_class(target_class), ProtocolSettings().reader, 3 * CLICKED)

@@ -18,6 +18,7 @@ from mois.metrics.overlap import Overlap
 from mois.propagation import Attention, Similarity
 from mois.session import InteractiveSession
 from mois.sharing.bank import Exemplar, ExemplarBank
+from mois.sharing.lesion_model import LesionModel
 from tests.bench.measure import Measurement, Outcome
 
 SCANS, LESIONS = 3, 200  # of two types: up to a hundred exemplars of each
@@ -36,16 +37,16 @@ def compact_exemplars(repeats: int) -> Outcome:
         "attention_foreground": (Attention(tokens="foreground", weights="bundled"), settings, FEW),
     }
     backbone = SAM2(weights="bundled").eval()
-    segmenters = {}
+    models = {}
     for name, (propagation, how, _) in arms.items():
         propagation.build(backbone)
-        segmenters[name] = VolumeSegmenter(backbone, propagation.eval(), how)
+        models[name] = LesionModel.of(VolumeSegmenter(backbone, propagation.eval(), how))
     dice: dict[str, list[float]] = {name: [] for name in arms}
     for seed in range(SCANS):
         rng = np.random.default_rng(seed)
         volume = as_volume(make_phantom(rng, draw_lesion_types(rng, 2), lesions=(LESIONS, LESIONS)), f"phantom {seed}")
         for name, (_, _, most) in arms.items():
-            dice[name] += _dice_by_class(InteractiveSession(segmenters[name], volume), most)
+            dice[name] += _dice_by_class(InteractiveSession(models[name], volume), most)
     every, merged, dense, foreground = (np.array(dice[name]) for name in arms)
     details = {f"{name}_dice": float(np.mean(found)) for name, found in dice.items()}
     details["merged_apart_at_most"] = float(np.abs(every - merged).max())
@@ -64,7 +65,7 @@ def _dice_by_class(session: InteractiveSession, most: int) -> list[float]:
     truth = TrueLesions.of(session.volume, grid)
     for target_class in sorted(set(truth.classes.values())):
         ids = truth.of_class(target_class)
-        bank = ExemplarBank(bench.identity, pixel_mm)
+        bank = ExemplarBank(bench.model.identity, pixel_mm)
         for lesion in sorted(ids)[:most]:
             index = truth.largest_slice(lesion)
             shown = truth.outline(lesion, index, grid, pixel_mm)

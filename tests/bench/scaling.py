@@ -35,8 +35,8 @@ from mois.propagation import Similarity
 from mois.records import Exemplars, Volume
 from mois.scans.datasets import read_dataset
 from mois.session import InteractiveSession
-from mois.session.box_mask import BoxMask
 from mois.session.found_lesions import look_at
+from mois.session.masks import BoxMask
 from mois.sharing.bundle import Bundle, write_bundle
 from mois.sharing.bundle_record import ModelSpec
 from tests.bench.measure import Measurement, Outcome, interleaved
@@ -123,7 +123,7 @@ def session(folder: Path) -> dict[str, float]:
     bundle = Bundle.load(folder / "bundle")
     seconds: dict[str, float] = {}
     with Watch(seconds, "open"):
-        opened = InteractiveSession(bundle.segmenter(), volume, folder / "session", identity=bundle.identity)
+        opened = InteractiveSession(bundle.model(), volume, folder / "session")
     points = inner_points(volume)
     with Watch(seconds, "click"):
         for point in points[:: len(points) // CLICKED][:CLICKED]:

@@ -48,9 +48,7 @@ def voxels(session: InteractiveSession) -> dict[str, int]:
 
 
 def test_a_session_of_the_first_format_loads_as_it_was_left(copied: Path, bundle: Bundle) -> None:
-    session = InteractiveSession.load(
-        copied / "session", bundle.segmenter(), scan("p0"), calibration=bundle.calibration, identity=bundle.identity
-    )
+    session = InteractiveSession.load(copied / "session", bundle.model(), scan("p0"))
     assert len(session.actions) == EXPECTED["actions"]
     assert voxels(session) == EXPECTED["session_voxels"]
     np.testing.assert_array_equal(session.label_map().numpy(), read_image(FIRST / "session" / "lesions.nii.gz")[0])
@@ -59,9 +57,7 @@ def test_a_session_of_the_first_format_loads_as_it_was_left(copied: Path, bundle
 
 
 def test_a_journal_of_the_first_format_replays_to_the_same_voxels(bundle: Bundle) -> None:
-    session = InteractiveSession.replay(
-        FIRST / "session", bundle.segmenter(), scan("p0"), calibration=bundle.calibration, identity=bundle.identity
-    )
+    session = InteractiveSession.replay(FIRST / "session", bundle.model(), scan("p0"))
     np.testing.assert_array_equal(session.label_map().numpy(), read_image(FIRST / "session" / "lesions.nii.gz")[0])
 
 
@@ -69,9 +65,7 @@ def test_a_bank_of_the_earlier_format_finds_the_same_lesions(bundle: Bundle) -> 
     bank = ExemplarBank.load(FIRST / "bank.safetensors", bundle.identity, bundle.inference.pixel_mm)
     assert len(bank) == 6
     assert sum(item.negative for item in bank) == 1
-    session = InteractiveSession(
-        bundle.segmenter(), scan("p1"), calibration=bundle.calibration, identity=bundle.identity
-    )
+    session = InteractiveSession(bundle.model(), scan("p1"))
     session.use_bank(FIRST / "bank.safetensors")
     session.propagate()
     np.testing.assert_array_equal(session.label_map().numpy(), read_image(FIRST / "found_with_bank.nii.gz")[0])

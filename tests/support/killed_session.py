@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from mois.session import InteractiveSession
-from tests.support.session_fakes import lps, make_segmenter, three_lesions
+from tests.support.session_fakes import lps, make_model, three_lesions
 
 SCAN = three_lesions()
 SCRIPT = [
@@ -40,7 +40,7 @@ SCRIPT = [
 
 def read(folder: Path, out: int | None) -> None:
     """Play the script, telling on a pipe how many actions were over."""
-    session = InteractiveSession(make_segmenter(), SCAN, folder)
+    session = InteractiveSession(make_model(), SCAN, folder)
     for step in SCRIPT:
         step(session)
         if out is not None:
@@ -49,12 +49,16 @@ def read(folder: Path, out: int | None) -> None:
 
 def digest(session: InteractiveSession) -> list[object]:
     labels = session.label_map()
-    return [int((labels * torch.arange(labels.numel()).view(labels.shape)).sum()), session.bank.keys(), session._at]
+    return [
+        int((labels * torch.arange(labels.numel()).view(labels.shape)).sum()),
+        session.bank.keys(),
+        session._history.position,
+    ]
 
 
 def main(root: Path, kills: int) -> None:
     torch.set_num_threads(1)
-    whole = InteractiveSession(make_segmenter(), SCAN)
+    whole = InteractiveSession(make_model(), SCAN)
     expected = [digest(whole)]
     for step in SCRIPT:
         step(whole)
@@ -85,10 +89,10 @@ def main(root: Path, kills: int) -> None:
         if not (folder / "journal.jsonl").is_file() or b"\n" not in (folder / "journal.jsonl").read_bytes():
             report.append({"told": len(told), "kept": -1, "same": not told, "goes_on": True})
             continue
-        back = InteractiveSession.load(folder, make_segmenter(), SCAN)
+        back = InteractiveSession.load(folder, make_model(), SCAN)
         kept = len(back.actions)
         same = digest(back) == expected[kept]
-        again = InteractiveSession.replay(folder, make_segmenter(), SCAN)
+        again = InteractiveSession.replay(folder, make_model(), SCAN)
         same = same and torch.equal(again.label_map(), back.label_map())
         for step in SCRIPT[kept:]:
             step(back)

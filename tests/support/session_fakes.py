@@ -14,6 +14,7 @@ from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.propagation import Similarity
 from mois.records import Features, MaskPrediction, Prompts, Volume
+from mois.sharing.lesion_model import LesionModel
 from tests.support.fake_model import TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, make_scan
 
 SETTINGS = InferenceSettings(pixel_mm=1.5, tile_px=32, batch_size=5, track_mm=100.0)
@@ -54,12 +55,16 @@ def make_segmenter(**changes: object) -> VolumeSegmenter:
     return VolumeSegmenter(Clickable(), FakePropagation(), settings)
 
 
-def bundled_nano() -> VolumeSegmenter:
+def make_model(**changes: object) -> LesionModel:
+    return LesionModel.of(make_segmenter(**changes))
+
+
+def bundled_nano() -> LesionModel:
     """The bundled model, at a scale at which it sees the lesions of `three_lesions`."""
     backbone, propagation = SAM2(size="nano", weights="bundled"), Similarity(weights="bundled")
     propagation.build(backbone)
     settings = InferenceSettings(pixel_mm=0.75, tile_px=96, batch_size=8, peak_threshold=0.4)
-    return VolumeSegmenter(backbone.eval(), propagation.eval(), settings)
+    return LesionModel.of(VolumeSegmenter(backbone.eval(), propagation.eval(), settings))
 
 
 def three_lesions() -> Volume:
@@ -96,4 +101,4 @@ def cells(where):
 
 
 def key_of(session, lesion):
-    return f"{session.volume.subject}:{lesion}@{session._about['scan_sha256'][:8]}"
+    return f"{session.volume.subject}:{lesion}@{session._history.header['scan_sha256'][:8]}"

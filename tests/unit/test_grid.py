@@ -23,7 +23,7 @@ from mois.session.journal import read_journal
 from mois.session.playing import asked_for, play
 from mois.session.prompt_file import Step
 from tests.support.datasets import SHAPE, SPACING_MM, save_nifti, scan_with_lesions
-from tests.support.session_fakes import make_segmenter, three_lesions
+from tests.support.session_fakes import make_model, three_lesions
 
 AFFINE = np.diag([*SPACING_MM, 1.0])
 ORIENTATIONS = [
@@ -177,7 +177,7 @@ def test_a_mask_lies_where_its_header_says(tmp_path, given):
     mask = np.zeros(scan.shape, np.uint8)
     mask[30:34, 42:48, 3:5] = 1
     stored, affine = mirrored(scan, mask)
-    session = InteractiveSession(make_segmenter(), scan)
+    session = InteractiveSession(make_model(), scan)
     path = save_nifti(tmp_path / "m.nii.gz", np.ascontiguousarray(stored), affine)
     if given == "file":
         session.mask(path)
@@ -192,7 +192,7 @@ def test_a_mask_on_another_grid_is_refused(tmp_path):
     scan = three_lesions()
     mask = np.zeros(scan.shape, np.uint8)
     mask[30:34, 42:48, 3:5] = 1
-    session = InteractiveSession(make_segmenter(), scan)
+    session = InteractiveSession(make_model(), scan)
     off = scan.affine.numpy().copy()
     off[0, 3] += 50
     path = save_nifti(tmp_path / "m.nii.gz", mask, off)
@@ -282,10 +282,10 @@ def one_slice() -> Volume:
 
 
 def test_a_session_on_one_slice_is_of_one_picture(tmp_path):
-    session = InteractiveSession(make_segmenter(), one_slice(), tmp_path / "s")
+    session = InteractiveSession(make_model(), one_slice(), tmp_path / "s")
     session.click((-44.0, -44.0, 0.0))
     session.close()
-    again = InteractiveSession.load(tmp_path / "s", make_segmenter(), one_slice())
+    again = InteractiveSession.load(tmp_path / "s", make_model(), one_slice())
     assert torch.equal(again.label_map(), session.label_map())
     again.close()
     # before, such a scan was cut across its coarsest axis, and the header said nothing of it

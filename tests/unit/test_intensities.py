@@ -21,6 +21,7 @@ from mois.intensities import CT_WINDOW_HU, FIRST, Normalisation, doubt, find_bac
 from mois.session import InteractiveSession
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.identity import ModelIdentity
+from mois.sharing.lesion_model import LesionModel
 from tests.support.datasets import scan_with_lesions, write_dataset
 from tests.support.fake_model import FakeBackbone, FakePropagation, eight_lesions, make_scan
 
@@ -237,10 +238,10 @@ def test_a_model_whose_rule_does_not_suit_a_scan_says_so(channel: str, rule: Nor
 
 def test_a_bank_is_of_one_rule(tmp_path: Path) -> None:
     volume = eight_lesions()
-    sessions = {rule.rule: InteractiveSession(model(rule), volume) for rule in (BODY, FIRST)}
+    sessions = {rule.rule: InteractiveSession(LesionModel.of(model(rule)), volume) for rule in (BODY, FIRST)}
     sessions["body"].mask(volume.lesions == 1)
     sessions["body"].bank.save(tmp_path / "bank.safetensors")
-    assert InteractiveSession(model(BODY), volume).use_bank(tmp_path / "bank.safetensors") == 1
+    assert InteractiveSession(LesionModel.of(model(BODY)), volume).use_bank(tmp_path / "bank.safetensors") == 1
     for bank in (tmp_path / "bank.safetensors", sessions["body"].bank):
         with pytest.raises(ValueError, match="normalised by the rule body, here it is nonzero; make a new bank"):
             sessions["nonzero"].use_bank(bank)
@@ -250,12 +251,12 @@ def test_a_bank_is_of_one_rule(tmp_path: Path) -> None:
 
 def test_a_session_goes_on_by_its_rule_alone(tmp_path: Path) -> None:
     volume = eight_lesions()
-    session = InteractiveSession(model(BODY), volume, tmp_path / "session")
+    session = InteractiveSession(LesionModel.of(model(BODY)), volume, tmp_path / "session")
     session.mask(volume.lesions == 1)
     session.close()
-    InteractiveSession.load(tmp_path / "session", model(Normalisation()), volume).close()
+    InteractiveSession.load(tmp_path / "session", LesionModel.of(model(Normalisation())), volume).close()
     with pytest.raises(ValueError, match=r"made with inference\.normalisation=.*'body'.*, now it is .*'nonzero'"):
-        InteractiveSession.load(tmp_path / "session", model(FIRST), volume)
+        InteractiveSession.load(tmp_path / "session", LesionModel.of(model(FIRST)), volume)
 
 
 def test_a_datamodule_says_which_rule_its_scans_were_normalised_by(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from mois.session import InteractiveSession
 from mois.sharing.bundle import Bundle, write_bundle
 from mois.sharing.bundle_record import ModelSpec
 from mois.sharing.identity import ModelIdentity
+from mois.sharing.lesion_model import LesionModel
 from mois.testing import nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names
 from mois.training.feature_cache import CachedEncoder, CacheSettings
@@ -91,7 +92,7 @@ def test_a_backbone_that_knows_no_rules_tracks_by_the_first_ones() -> None:
     """FakeBackbone has `remember` alone, and makes a Memory of three fields."""
     segmenter = VolumeSegmenter(FakeBackbone(), FakePropagation(), InferenceSettings(tile_px=32))
     assert segmenter.tracking == TrackingRules() == FIRST.tracking
-    session = InteractiveSession(segmenter, make_scan([(TYPE_A, box((0, 5), (16, 24), (16, 24)))]))
+    session = InteractiveSession(LesionModel.of(segmenter), make_scan([(TYPE_A, box((0, 5), (16, 24), (16, 24)))]))
     session.click(lps(three_lesions(), 2, 20, 20))
     assert [(1, True)] in segmenter.backbone.attended  # type: ignore[operator]
     assert [(2, True), (1, False)] in segmenter.backbone.attended  # type: ignore[operator]
@@ -172,19 +173,22 @@ def test_another_rule_is_another_model() -> None:
 
 
 def test_a_session_goes_on_under_the_same_rules_alone(tmp_path: Path) -> None:
-    segmenter, scan = bundled_nano(), three_lesions()
-    session = InteractiveSession(segmenter, scan, tmp_path)
+    model, scan = bundled_nano(), three_lesions()
+    backbone, propagation, settings = model.segmenter.backbone, model.segmenter.propagation, model.segmenter.settings
+    session = InteractiveSession(model, scan, tmp_path)
     session.click(lps(scan, 2, 20, 20))
     session.close()
-    InteractiveSession.load(tmp_path, segmenter, scan).close()
-    same = VolumeSegmenter(segmenter.backbone, segmenter.propagation, replace(segmenter.settings, track_memory=1))
+    InteractiveSession.load(tmp_path, model, scan).close()
+    same, fewer = (
+        LesionModel.of(VolumeSegmenter(backbone, propagation, replace(settings, track_memory=count)))
+        for count in (1, 0)
+    )
     InteractiveSession.load(tmp_path, same, scan).close()  # what null stands for
-    fewer = VolumeSegmenter(segmenter.backbone, segmenter.propagation, replace(segmenter.settings, track_memory=0))
     with pytest.raises(ValueError, match=r"was made with inference.track_memory=1, now it is 0"):
         InteractiveSession.load(tmp_path, fewer, scan)
-    segmenter.backbone.behave(asdict(RULES))
+    backbone.behave(asdict(RULES))
     with pytest.raises(ValueError, match=r"the backbone's rules \(the first ones instead of maps=6"):
-        InteractiveSession.load(tmp_path, segmenter, scan)
+        InteractiveSession.load(tmp_path, LesionModel.of(model.segmenter), scan)
 
 
 def test_features_are_kept_apart_by_the_rules(tmp_path: Path) -> None:

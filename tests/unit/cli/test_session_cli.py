@@ -23,7 +23,7 @@ from mois.session.prompt_file import read_script
 from mois.session.time_and_motion import motion_rows, time_and_motion
 from mois.sharing.bundle import write_bundle
 from mois.sharing.bundle_record import ClassSpec, ModelSpec
-from tests.support.session_fakes import lps, make_segmenter, three_lesions
+from tests.support.session_fakes import lps, make_model, three_lesions
 
 
 @pytest.fixture
@@ -152,11 +152,11 @@ def test_a_session_in_python_overwrites_no_results_of_another(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "lesions.nii.gz").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"holds lesions\.nii\.gz, but no session"):
-        InteractiveSession(make_segmenter(), scan, tmp_path / "a")
-    session = InteractiveSession(make_segmenter(), scan)
+        InteractiveSession(make_model(), scan, tmp_path / "a")
+    session = InteractiveSession(make_model(), scan)
     with pytest.raises(ValueError, match=r"holds lesions\.nii\.gz, but no session"):
         session.save(tmp_path / "a")
-    session = InteractiveSession(make_segmenter(), scan, tmp_path / "b")
+    session = InteractiveSession(make_model(), scan, tmp_path / "b")
     session.click(lps(scan, 2, 20, 20))
     session.save()
     session.save()
@@ -219,7 +219,7 @@ def test_a_suggestion_is_a_click_for_the_file_of_prompts(files, capsys, monkeypa
 
 def test_advice_names_what_the_exemplars_lack():
     scan = three_lesions()
-    session = InteractiveSession(make_segmenter(), scan)
+    session = InteractiveSession(make_model(), scan)
     session.propagate()  # without exemplars
     assert session.warnings() == ["3 lesions were found without any exemplar; click a few that are typical."]
     first = session.suggest(5)

@@ -25,7 +25,7 @@ from mois.scans.volumes import read_volume
 from mois.session import InteractiveSession
 from mois.session.prompt_file import read_script
 from mois.tracking.wandb_server import logged_in_key
-from tests.support.session_fakes import lps, make_segmenter, three_lesions
+from tests.support.session_fakes import lps, make_model, three_lesions
 
 Make = Callable[..., Path]
 COMPOSED, APART = (unicodedata.normalize(form, "m\xfcller") for form in ("NFC", "NFD"))
@@ -77,11 +77,11 @@ def test_a_session_on_a_file_whose_name_is_no_utf8_is_kept_and_gone_on_with(tmp_
     name = path.name.split(".")[0]
     volume = read_volume(path, None, subject=name, patient=name, classes={})
     assert volume.subject == as_text(name) == "m\N{REPLACEMENT CHARACTER}ller"
-    session = InteractiveSession(make_segmenter(), volume, tmp_path / "out")
+    session = InteractiveSession(make_model(), volume, tmp_path / "out")
     session.click(lps(scan, 2, 20, 20))
     session.save()
     session.close()
-    again = InteractiveSession.load(tmp_path / "out", make_segmenter(), volume)
+    again = InteractiveSession.load(tmp_path / "out", make_model(), volume)
     assert len(again.actions) == 1
     again.close()
     with (tmp_path / "out" / "lesions.csv").open(encoding="utf-8") as file:

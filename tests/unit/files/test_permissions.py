@@ -20,12 +20,12 @@ from mois.scans.image_files import write_volume
 from mois.session import InteractiveSession
 from mois.training.checkpoints import SafeCheckpointIO
 from mois.training.feature_cache import FeatureCache
-from tests.support.session_fakes import lps, make_segmenter, three_lesions
+from tests.support.session_fakes import lps, make_model, three_lesions
 
 
 def session(out: Path) -> None:
     scan = three_lesions()
-    made = InteractiveSession(make_segmenter(), scan, out / "session")
+    made = InteractiveSession(make_model(), scan, out / "session")
     made.click(lps(scan, 2, 20, 20))
     made.use_bank(made.bank)
     made.save()

@@ -29,6 +29,7 @@ from mois.interfaces import Propagation
 from mois.propagation import Attention, Prototype, Similarity
 from mois.records import Episode, Features, MaskPrediction, Prompts
 from mois.session import InteractiveSession
+from mois.sharing.lesion_model import LesionModel
 from mois.testing import example_patches, nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names
 from mois.training.module import ExemplarSegmenter
@@ -133,7 +134,7 @@ def test_bfloat16_gives_nearly_the_answers_of_float32(segmenter: VolumeSegmenter
     half = VolumeSegmenter(segmenter.backbone, segmenter.propagation, replace(SETTINGS, precision="bf16"))
     found, label_maps = [], []
     for each in (segmenter, half):
-        session = InteractiveSession(each, scan)
+        session = InteractiveSession(LesionModel.of(each), scan)
         session.click(lps(scan, 2, 20, 20))
         session.click(lps(scan, 3, 46, 32))
         label_maps.append(session.label_map())
@@ -152,16 +153,16 @@ def test_bfloat16_gives_nearly_the_answers_of_float32(segmenter: VolumeSegmenter
 def test_a_session_made_before_a_setting_existed_was_made_with_its_default(
     segmenter: VolumeSegmenter, tmp_path: Any
 ) -> None:
-    scan = three_lesions()
-    session = InteractiveSession(segmenter, scan, tmp_path)
+    scan, model = three_lesions(), LesionModel.of(segmenter)
+    session = InteractiveSession(model, scan, tmp_path)
     session.click(lps(scan, 2, 20, 20))
     session.close()
     journal = tmp_path / "journal.jsonl"
     journal.write_text(journal.read_text().replace('"precision": "32", ', ""))
-    assert InteractiveSession.replay(journal, segmenter, scan).state.lesions
+    assert InteractiveSession.replay(journal, model, scan).state.lesions
     half = VolumeSegmenter(segmenter.backbone, segmenter.propagation, replace(SETTINGS, precision="bf16"))
     with pytest.raises(ValueError, match=r"made with inference\.precision=32, now it is bf16"):
-        InteractiveSession.replay(journal, half, scan)
+        InteractiveSession.replay(journal, LesionModel.of(half), scan)
 
 
 def test_an_encoder_that_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from mois.session import InteractiveSession
-from tests.support.session_fakes import make_segmenter, three_lesions
+from tests.support.session_fakes import make_model, three_lesions
 
 
 @pytest.fixture
@@ -13,4 +13,4 @@ def scan():
 
 @pytest.fixture
 def session(scan):
-    return InteractiveSession(make_segmenter(), scan)
+    return InteractiveSession(make_model(), scan)

@@ -14,12 +14,12 @@ import torch
 from mois.session import InteractiveSession
 from mois.session.header import check_origin
 from mois.session.journal import FORMAT_VERSION, Lines, read_journal
-from mois.session.mask_prompts import pack_mask, same_masks
+from mois.session.masks import pack_mask, same_masks
 from mois.session.playing import asked_for, play
 from mois.session.prompt_file import read_script
 from mois.sharing.bank import ExemplarBank
 from tests.support.datasets import save_nifti
-from tests.support.session_fakes import lps, make_segmenter, three_lesions
+from tests.support.session_fakes import lps, make_model, three_lesions
 
 SCAN = three_lesions()
 A = lps(SCAN, 2, 20, 20)
@@ -38,7 +38,7 @@ def run(
 ) -> tuple[InteractiveSession, list[str]]:
     """Play a file of prompts in `folder/out`, going on with what is there; return also what was kept."""
     asked, out = ask(folder, entries, bank), folder / "out"
-    known = (make_segmenter(), SCAN)
+    known = (make_model(), SCAN)
     session = InteractiveSession.load(out, *known) if out.exists() else InteractiveSession(*known, out)
     try:
         return session, list(play(session, asked, out, bank).kept)
@@ -142,7 +142,7 @@ def test_a_propagation_that_the_file_named_may_not_be_taken_out(folder: Path) ->
 
 
 def test_another_bank_or_none_is_refused(folder: Path) -> None:
-    session = InteractiveSession(make_segmenter(), SCAN)
+    session = InteractiveSession(make_model(), SCAN)
     session.click(A)
     bank = session.bank
     other = bank.copy()
@@ -163,7 +163,7 @@ def test_another_bank_or_none_is_refused(folder: Path) -> None:
 def test_what_a_reader_did_besides_is_refused(folder: Path) -> None:
     entries = [{"click": A}]
     run(folder, entries)
-    session = InteractiveSession.load(folder / "out", make_segmenter(), SCAN)
+    session = InteractiveSession.load(folder / "out", make_model(), SCAN)
     session.accept(1)
     session.close()
     with pytest.raises(ValueError, match="its action 3, accept, is not asked for now"):
@@ -174,9 +174,9 @@ def test_what_a_reader_did_besides_is_refused(folder: Path) -> None:
 def test_a_session_of_another_subject_or_patient_is_refused(folder: Path, name: str) -> None:
     run(folder, [{"click": A}])
     with pytest.raises(ValueError, match=f"has {name}=scan, now it is anna"):
-        InteractiveSession.load(folder / "out", make_segmenter(), SCAN._replace(**{name: "anna"}))
+        InteractiveSession.load(folder / "out", make_model(), SCAN._replace(**{name: "anna"}))
     with pytest.raises(ValueError, match=f"has {name}=scan, now it is anna"):
-        InteractiveSession.replay(folder / "out", make_segmenter(), SCAN._replace(**{name: "anna"}))
+        InteractiveSession.replay(folder / "out", make_model(), SCAN._replace(**{name: "anna"}))
 
 
 def test_an_entry_that_does_not_fit_the_scan_is_refused_by_its_number(folder: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_setting_that_this_version_lacks_is_refused(folder: Path) -> None:
         check_origin(header, read_journal(folder / "out").header)
     moved = SCAN._replace(affine=SCAN.affine + 1)
     with pytest.raises(ValueError, match="of another scan"):
-        InteractiveSession.load(folder / "out", make_segmenter(), moved)
+        InteractiveSession.load(folder / "out", make_model(), moved)
 
 
 def test_a_session_that_died_before_its_first_line_was_whole_begins_anew(folder: Path) -> None:
@@ -222,15 +222,15 @@ def test_a_session_that_died_before_its_first_line_was_whole_begins_anew(folder:
     begun = journal.read_bytes()
     for start in (b"", begun[:7], begun[:60]):
         journal.write_bytes(start)
-        session = InteractiveSession(make_segmenter(), SCAN, folder / "out")
+        session = InteractiveSession(make_model(), SCAN, folder / "out")
         play(session, ask(folder, [{"click": A}]), folder / "out")
         session.close()
-        again = InteractiveSession.load(folder / "out", make_segmenter(), SCAN)
+        again = InteractiveSession.load(folder / "out", make_model(), SCAN)
         again.close()
         assert len(again.actions) == 2
     journal.write_bytes(b"somebody's notes")
     with pytest.raises(ValueError, match="holds a session already"):
-        InteractiveSession(make_segmenter(), SCAN, folder / "out")
+        InteractiveSession(make_model(), SCAN, folder / "out")
     assert journal.read_bytes() == b"somebody's notes"
 
 
@@ -241,4 +241,4 @@ def test_a_replay_whose_prompts_make_other_lesions_is_refused(folder: Path) -> N
     written = lines.header(told.header) + b"".join(lines.action(action) for action in others)
     (folder / "out" / "journal.jsonl").write_bytes(written)
     with pytest.raises(ValueError, match="action 2, click, gave lesion 3 and now gives 2"):
-        InteractiveSession.replay(folder / "out", make_segmenter(), SCAN)
+        InteractiveSession.replay(folder / "out", make_model(), SCAN)

@@ -14,7 +14,7 @@ from mois.session import InteractiveSession
 from mois.session.playing import asked_for, doubts
 from mois.session.points import VoxelPoint, ras_suspected, read_point, to_lps_mm
 from mois.session.prompt_file import read_script
-from tests.support.session_fakes import lps, make_segmenter, three_lesions
+from tests.support.session_fakes import lps, make_model, three_lesions
 
 OBLIQUE = torch.tensor(
     [[0.0, 0.0, 3.0, -40.0], [-0.8, 0.6, 0.0, 25.0], [0.6, 0.8, 0.0, 100.0], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64
@@ -101,7 +101,7 @@ def test_clicks_and_boxes_in_any_form_are_the_same_action(tmp_path: Path) -> Non
 def test_a_point_outside_the_scan_whose_mirror_image_is_inside_may_be_ras() -> None:
     affine = torch.tensor([[2.0, 0, 0, 30.0], [0, 2.0, 0, 40.0], [0, 0, 2.0, 0], [0, 0, 0, 1.0]], dtype=torch.float64)
     volume = three_lesions()._replace(affine=affine)
-    session = InteractiveSession(make_segmenter(), volume)
+    session = InteractiveSession(make_model(), volume)
     with pytest.raises(ValueError, match=r"lies outside the scan .*; did you give RAS\? Negate x and y"):
         session.click((40.0, 60.0, 4.0))
     with pytest.raises(ValueError, match=r"lies outside the scan .*; correct it"):

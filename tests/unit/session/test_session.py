@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mois.session import InteractiveSession
+from mois.sharing.lesion_model import LesionModel
 from tests.support.fake_model import TYPE_A, FakePropagation, box, make_scan
 from tests.support.session_fakes import (
     A1,
@@ -19,6 +20,7 @@ from tests.support.session_fakes import (
     journal_of,
     key_of,
     lps,
+    make_model,
     make_segmenter,
     three_lesions,
 )
@@ -104,7 +106,7 @@ def test_a_click_holds_even_where_the_model_does_not_follow(scan, session):
 
 def test_a_slice_clicked_away_ends_the_lesion_there():
     scan = make_scan([(TYPE_A, box((0, 6), (16, 24), (16, 24)))])
-    session = InteractiveSession(make_segmenter(), scan)
+    session = InteractiveSession(make_model(), scan)
     session.click(lps(scan, 1, 20, 20))
     assert np.flatnonzero(as_stack(session.label_map()).any((1, 2))).tolist() == [0, 1, 2, 3, 4, 5]
     session.click(lps(scan, 4, 20, 20), lesion=1, positive=False)  # 8 x 8 pixels: all of it
@@ -113,7 +115,7 @@ def test_a_slice_clicked_away_ends_the_lesion_there():
 
 def test_every_clicked_slice_is_remembered_while_following():
     scan = make_scan([(TYPE_A, box((0, 6), (16, 24), (16, 24)))])
-    session = InteractiveSession(make_segmenter(track_memory=0), scan)
+    session = InteractiveSession(make_model(track_memory=0), scan)
     session.click(lps(scan, 1, 20, 20))
     seen = session._bench.segmenter.backbone.attended
     seen.clear()
@@ -152,14 +154,14 @@ def test_a_soft_mask_is_what_reaches_a_half(scan, session):
 
 def test_a_mask_over_several_slices_replaces_all_that_was_there_before():
     scan = three_lesions()
-    session = InteractiveSession(make_segmenter(), scan)
+    session = InteractiveSession(make_model(), scan)
     lesion = session.click(lps(scan, 2, 20, 20))
     for first in (16, 20):
         whole = torch.zeros(scan.image.shape, dtype=torch.bool)
         whole[first : first + 3, 18:21, 1:4] = True  # nowhere near the click
         assert session.mask(whole, lesion=lesion) == lesion
         assert torch.equal(session.label_map() == lesion, whole)
-    again = InteractiveSession(make_segmenter(), scan)
+    again = InteractiveSession(make_model(), scan)
     alone = again.mask(whole)
     for each, number in ((session, lesion), (again, alone)):
         each.click(lps(scan, 2, 19, 21), lesion=number, positive=False)
@@ -188,7 +190,7 @@ def test_prompted_and_locked_lesions_keep_their_voxels(scan, session):
 def test_nothing_is_merged_across_a_locked_lesion():
     bar = box((2, 3), (20, 24), (10, 40))
     scan = make_scan([(TYPE_A, bar), (TYPE_A, A2)])
-    session = InteractiveSession(make_segmenter(), scan)
+    session = InteractiveSession(make_model(), scan)
     session.click(lps(scan, 3, 46, 32))
     middle = torch.zeros_like(scan.lesions)
     middle[22:26, 20:24, 2:4] = 1
@@ -252,11 +254,11 @@ def test_undo_and_redo_are_exact(scan, session):
 
 
 def test_every_tile_is_encoded_once_whatever_the_number_of_clicks(scan):
-    segmenter = make_segmenter()
-    session = InteractiveSession(segmenter, scan)
-    assert segmenter.backbone.encoded == 0
+    model = make_model()
+    session, backbone = InteractiveSession(model, scan), model.segmenter.backbone
+    assert backbone.encoded == 0
     session.click(lps(scan, 2, 20, 20))
-    first = segmenter.backbone.encoded
+    first = backbone.encoded
     tiles = len(session._bench.encoded.places)
     assert 0 < first < tiles
     for _ in range(3):
@@ -264,12 +266,12 @@ def test_every_tile_is_encoded_once_whatever_the_number_of_clicks(scan):
         session.click(lps(scan, 3, 46, 32), lesion=session.state.next_id - 1 if 2 in session.state.lesions else None)
         session.propagate()
         session.undo()
-    assert segmenter.backbone.encoded == tiles
+    assert backbone.encoded == tiles
     # beyond the budget: files, the same voxels
     session.redo()
-    small = make_segmenter(memory_gib=0.0)
+    small = make_model(memory_gib=0.0)
     again = InteractiveSession.replay(journal_of(session), small, scan)
-    assert small.backbone.encoded == tiles == again._bench.encoded.store.spilt
+    assert small.segmenter.backbone.encoded == tiles == again._bench.encoded.store.spilt
     assert torch.equal(again.label_map(), session.label_map())
 
 
@@ -301,7 +303,7 @@ def test_mistakes_are_told_in_one_line_and_change_nothing(session, act, message)
 
 def test_the_scan_is_gone_through_again_only_for_other_exemplars(monkeypatch):
     scan, segmenter = three_lesions(), make_segmenter()
-    session = InteractiveSession(segmenter, scan)
+    session = InteractiveSession(LesionModel.of(segmenter), scan)
     asked = []
     propagate = segmenter.propagate
     monkeypatch.setattr(segmenter, "propagate", lambda *given: asked.append(given) or propagate(*given))
@@ -333,7 +335,7 @@ class Merging(FakePropagation):
 def test_what_merges_exemplars_is_handed_all_of_them_and_others_the_most_different(propagation, taken):
     segmenter, scan = make_segmenter(most_exemplars=2), three_lesions()
     segmenter.propagation = propagation
-    session = InteractiveSession(segmenter, scan)
+    session = InteractiveSession(LesionModel.of(segmenter), scan)
     session.click(lps(scan, 2, 20, 20))
     bank = session.bank
     for number in range(41):

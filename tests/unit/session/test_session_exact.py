@@ -9,15 +9,16 @@ import torch
 
 from mois.inference.segmenter import VolumeSegmenter
 from mois.session import InteractiveSession
+from mois.sharing.lesion_model import LesionModel
 from tests.support.session_fakes import bundled_nano, lps, three_lesions
 
 
 @pytest.fixture(scope="module")
-def segmenter():
+def model():
     return bundled_nano()
 
 
-def test_replayed_and_resumed_sessions_are_the_same_bit_by_bit(segmenter, tmp_path):
+def test_replayed_and_resumed_sessions_are_the_same_bit_by_bit(model, tmp_path):
     scan = three_lesions()
     steps = [
         lambda s: s.click(lps(scan, 2, 20, 20)),
@@ -28,16 +29,18 @@ def test_replayed_and_resumed_sessions_are_the_same_bit_by_bit(segmenter, tmp_pa
         lambda s: s.click(lps(scan, 3, 46, 32)),
         lambda s: s.propagate(),
     ]
-    whole = InteractiveSession(segmenter, scan, tmp_path / "whole")
+    whole = InteractiveSession(model, scan, tmp_path / "whole")
     seen = []
     for step in steps:
         step(whole)
         seen.append(whole.label_map())
     assert len(whole.state.lesions) > 1
     assert all(int((seen[-1] == lesion).sum()) for lesion in whole.state.lesions)
-    on_disk = VolumeSegmenter(segmenter.backbone, segmenter.propagation, replace(segmenter.settings, memory_gib=0.0))
+    apart = model.segmenter
+    settings = replace(apart.settings, memory_gib=0.0)
+    on_disk = LesionModel.of(VolumeSegmenter(apart.backbone, apart.propagation, settings))
     again = InteractiveSession.replay(tmp_path / "whole", on_disk, scan)
-    half = InteractiveSession(segmenter, scan, tmp_path / "half")
+    half = InteractiveSession(model, scan, tmp_path / "half")
     for step in steps[:3]:
         step(half)
     half.close()
@@ -55,8 +58,8 @@ def test_replayed_and_resumed_sessions_are_the_same_bit_by_bit(segmenter, tmp_pa
     assert again._bench.encoded.store.encoded == again._bench.encoded.store.spilt == tiles
 
 
-def test_lazy_features_give_the_answers_of_eager_ones_up_to_half_precision(segmenter):
-    scan = three_lesions()
+def test_lazy_features_give_the_answers_of_eager_ones_up_to_half_precision(model):
+    scan, segmenter = three_lesions(), model.segmenter
     eager, lazy = segmenter.encode(scan), segmenter.encode(scan, lazy=True)
     assert lazy.store.encoded == 0
     one, two = (segmenter.propagate(encoded) for encoded in (eager, lazy))

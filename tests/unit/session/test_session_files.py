@@ -17,7 +17,7 @@ from mois.records import Volume
 from mois.session import InteractiveSession
 from mois.session.journal import read_journal
 from mois.sharing.bank import ExemplarBank
-from tests.support.session_fakes import lps, make_segmenter, three_lesions
+from tests.support.session_fakes import lps, make_model, three_lesions
 
 STATE = Path("states/000001.safetensors")
 
@@ -30,7 +30,7 @@ def scan() -> Volume:
 @pytest.fixture
 def folder(scan: Volume, tmp_path: Path) -> Path:
     """A session of two clicks, a propagation and a bank of its own."""
-    session = InteractiveSession(make_segmenter(), scan, tmp_path / "session")
+    session = InteractiveSession(make_model(), scan, tmp_path / "session")
     session.click(lps(scan, 2, 20, 20))
     session.click(lps(scan, 3, 46, 32))
     session.use_bank(session.bank)
@@ -41,7 +41,7 @@ def folder(scan: Volume, tmp_path: Path) -> Path:
 
 
 def load(folder: Path, scan: Volume) -> None:
-    InteractiveSession.load(folder, make_segmenter(), scan).close()
+    InteractiveSession.load(folder, make_model(), scan).close()
 
 
 def as_first_format(folder: Path) -> None:
@@ -169,7 +169,7 @@ def test_no_link_in_a_session_is_followed(folder: Path, scan: Volume, tmp_path: 
     treasure = tmp_path / "treasure"
     treasure.write_bytes(b"kept")
     (folder / "states" / ".000005.safetensors.part").symlink_to(treasure)  # where the next state used to be begun
-    session = InteractiveSession.load(folder, make_segmenter(), scan)
+    session = InteractiveSession.load(folder, make_model(), scan)
     session.click(lps(scan, 2, 40, 12))
     session.close()
     assert treasure.read_bytes() == b"kept"
@@ -192,7 +192,7 @@ def test_no_link_in_a_session_is_followed(folder: Path, scan: Volume, tmp_path: 
     for name in ("lesions.nii.gz", "bank.safetensors", "lesions.csv"):
         (folder / name).unlink()
         (folder / name).symlink_to(treasure)
-        session = InteractiveSession.load(folder, make_segmenter(), scan)
+        session = InteractiveSession.load(folder, make_model(), scan)
         with pytest.raises(ValueError, match=f"{name} is a symbolic link"):
             session.save()
         session.close()
@@ -202,8 +202,8 @@ def test_no_link_in_a_session_is_followed(folder: Path, scan: Volume, tmp_path: 
 
 def test_a_bank_that_was_changed_in_the_folder_is_refused(folder: Path, scan: Volume) -> None:
     (path,) = (folder / "banks").iterdir()
-    session = InteractiveSession.load(folder, make_segmenter(), scan)
-    bank = ExemplarBank.load(path, session._bench.identity, 1.5)
+    session = InteractiveSession.load(folder, make_model(), scan)
+    bank = ExemplarBank.load(path, session._bench.model.identity, 1.5)
     session.close()
     bank.mark(bank.keys()[0], negative=True)
     bank.save(path)
@@ -224,4 +224,4 @@ def test_a_folder_or_a_pipe_in_the_place_of_the_journal_is_refused(tmp_path):
     os.mkfifo(tmp_path / "b" / "journal.jsonl")
     for name in "ab":
         with pytest.raises(ValueError, match=r"journal\.jsonl is no regular file; remove it, or choose another folder"):
-            InteractiveSession(make_segmenter(), three_lesions(), tmp_path / name)
+            InteractiveSession(make_model(), three_lesions(), tmp_path / name)

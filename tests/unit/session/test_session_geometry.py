@@ -14,7 +14,7 @@ from mois.intensities import FIRST
 from mois.records import Volume
 from mois.session import InteractiveSession
 from tests.support.fake_model import BLADDER, BODY, SKIN, TYPE_A
-from tests.support.session_fakes import make_segmenter
+from tests.support.session_fakes import make_model
 
 ORIENTATIONS = [
     (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
@@ -77,7 +77,7 @@ def test_clicks_land_on_the_lesion_and_results_on_the_original_grid(order, signs
     plain = body(spacing_mm, origin_mm)  # it fills the scan: no background is to be found, so all that is not 0 is body
     scan = written_as(plain, order, signs)
     session = InteractiveSession(
-        make_segmenter(
+        make_model(
             pixel_mm=1.5, tile_px=64, overlap=0.25, slice_axis=slice_axis, min_lesion_voxels=1, normalisation=FIRST
         ),
         scan,
@@ -111,7 +111,7 @@ def test_the_result_is_turned_as_the_scan_is_voxel_by_voxel(way, spacing_mm, sli
     plain = body(tuple(spacing_mm), (10.0, -20.0, 30.0))
     made = []
     for scan in (plain, written_as(plain, order, signs)):
-        session = InteractiveSession(make_segmenter(tile_px=64, slice_axis=slice_axis, normalisation=FIRST), scan)
+        session = InteractiveSession(make_model(tile_px=64, slice_axis=slice_axis, normalisation=FIRST), scan)
         session.click(centre_lps_mm(ONE, plain))
         session.propagate()
         made.append(session)

@@ -5,7 +5,7 @@ import torch
 
 from mois.session import InteractiveSession
 from tests.support.fake_model import TYPE_A, box, make_scan
-from tests.support.session_fakes import A1, bundled_nano, lps, make_segmenter, three_lesions
+from tests.support.session_fakes import A1, bundled_nano, lps, make_model, three_lesions
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,10 @@ def nano():
 @pytest.fixture
 def decoded(nano, monkeypatch):
     """Whether each call of `decode` answered prompts, in order."""
-    calls, decode = [], nano.backbone.decode
-    monkeypatch.setattr(nano.backbone, "decode", lambda *given: calls.append(given[1] is not None) or decode(*given))
+    calls, decode = [], nano.segmenter.backbone.decode
+    monkeypatch.setattr(
+        nano.segmenter.backbone, "decode", lambda *given: calls.append(given[1] is not None) or decode(*given)
+    )
     return calls
 
 
@@ -50,7 +52,7 @@ CORRECTIONS = [
 @pytest.mark.parametrize("model", ["fake", "nano"])
 def test_a_click_shows_what_its_preview_showed(model, nano):
     scan = three_lesions()
-    session = InteractiveSession(nano if model == "nano" else make_segmenter(), scan)
+    session = InteractiveSession(nano if model == "nano" else make_model(), scan)
     voxels = [
         click_as_previewed(session, lps(scan, *place), lesion=1 if number else None, positive=positive)
         for number, (place, positive) in enumerate(CORRECTIONS)
@@ -60,7 +62,7 @@ def test_a_click_shows_what_its_preview_showed(model, nano):
 
 def test_a_click_on_a_found_lesion_shows_what_its_preview_showed():
     scan = three_lesions()
-    session = InteractiveSession(make_segmenter(), scan)
+    session = InteractiveSession(make_model(), scan)
     session.click(lps(scan, 2, 20, 20))
     assert session.propagate() == 1
     taken = session.preview(lps(scan, 3, 46, 32))
@@ -72,7 +74,7 @@ def test_a_click_on_a_found_lesion_shows_what_its_preview_showed():
 
 def test_a_preview_leaves_others_their_voxels():
     scan = three_lesions()
-    session = InteractiveSession(make_segmenter(), scan)
+    session = InteractiveSession(make_model(), scan)
     half = torch.zeros_like(scan.lesions)
     half[16:20, 16:24, 1:4] = 1  # the left half of A1
     session.mask(half)
@@ -82,7 +84,7 @@ def test_a_preview_leaves_others_their_voxels():
 
 def test_a_preview_of_a_lesion_over_several_tiles_shows_what_is_followed_there_from_the_other():
     scan = make_scan([(TYPE_A, box((1, 4), (10, 54), (16, 24)))])
-    session = InteractiveSession(make_segmenter(overlap=0.25), scan)
+    session = InteractiveSession(make_model(overlap=0.25), scan)
     one = click_as_previewed(session, lps(scan, 2, 14, 20))
     both = click_as_previewed(session, lps(scan, 3, 50, 20), lesion=1)  # another tile, another slice
     assert both > one
@@ -91,7 +93,7 @@ def test_a_preview_of_a_lesion_over_several_tiles_shows_what_is_followed_there_f
 
 def test_a_scan_smaller_than_a_tile_is_previewed_too():
     scan = make_scan([(TYPE_A, box((1, 2), (8, 16), (8, 16)))], shape=(3, 24, 28))
-    assert click_as_previewed(InteractiveSession(make_segmenter(), scan), lps(scan, 1, 10, 10)) == 8 * 8 - 4
+    assert click_as_previewed(InteractiveSession(make_model(), scan), lps(scan, 1, 10, 10)) == 8 * 8 - 4
 
 
 @pytest.mark.parametrize("slice_axis", ["left-right", "anterior-posterior", "superior-inferior"])
@@ -104,7 +106,7 @@ def test_a_preview_lies_on_the_scanners_grid(slice_axis, signs):
         affine[:3, 3] += affine[:3, axis] * (scan.image.shape[axis] - 1)
         affine[:3, axis] *= -1
     turned = scan._replace(image=scan.image.flip(axes), lesions=scan.lesions.flip(axes), affine=affine)
-    session = InteractiveSession(make_segmenter(slice_axis=slice_axis, tile_px=64), turned)
+    session = InteractiveSession(make_model(slice_axis=slice_axis, tile_px=64), turned)
     assert click_as_previewed(session, lps(scan, 2, 20, 20)) > 0
 
 
@@ -143,7 +145,7 @@ def test_the_answers_that_are_kept_are_few(nano, decoded, monkeypatch):
 
 def test_an_answer_is_not_kept_for_a_slice_that_knows_others():
     scan = three_lesions()
-    session = InteractiveSession(make_segmenter(tile_px=64), scan)
+    session = InteractiveSession(make_model(tile_px=64), scan)
     session.click(lps(scan, 2, 20, 20))
     assert session.preview(lps(scan, 3, 17, 17), 1, positive=False).mask.any()  # the rest of A1
     session.undo()
@@ -188,7 +190,7 @@ def test_undone_redone_and_previewed_sessions_are_their_replay_bit_by_bit(nano, 
 )
 def test_a_preview_refuses_what_the_click_refuses(which, message):
     scan = three_lesions()
-    session = InteractiveSession(make_segmenter(), scan)
+    session = InteractiveSession(make_model(), scan)
     session.click(lps(scan, A1[0].start, 20, 20))
     session.lock(1)
     for act in (session.preview, session.click):

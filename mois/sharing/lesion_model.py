@@ -1,0 +1,42 @@
+"""A model as a session takes it: segmenter, calibration and identity in one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mois.inference.segmenter import VolumeSegmenter
+from mois.records import Volume
+from mois.sharing.bank import ExemplarBank
+from mois.sharing.calibration import Calibration
+from mois.sharing.identity import ModelIdentity
+
+
+@dataclass(frozen=True)
+class LesionModel:
+    """A model that finds lesions in whole volumes. `Bundle.model` returns it; `LesionModel.of` makes it by hand.
+
+    Attributes:
+        segmenter: Applies the model to a volume. Backbone and propagation are in eval mode.
+        calibration: Gives the confidence of found lesions. None: the confidence is the highest probability of a lesion.
+        identity: States which model this is. Sessions and exemplar banks belong to one identity.
+    """
+
+    segmenter: VolumeSegmenter
+    calibration: Calibration | None
+    identity: ModelIdentity
+
+    @classmethod
+    def of(cls, segmenter: VolumeSegmenter, calibration: Calibration | None = None) -> LesionModel:
+        """Return the model of a segmenter. Its identity is computed from its tensors as they are now."""
+        return cls(segmenter, calibration, ModelIdentity.of(segmenter.backbone, segmenter.propagation))
+
+    def read_bank(self, path: Path, volume: Volume) -> ExemplarBank:
+        """Read a bank of exemplars that this model can use on a scan.
+
+        Raises:
+            ValueError: If the file is no bank or is damaged; or if the bank is of another model, pixel size or rule of
+                normalisation.
+        """
+        segmenter = self.segmenter
+        return ExemplarBank.load(path, self.identity, segmenter.settings.pixel_mm, segmenter.normalisation(volume))
