@@ -281,15 +281,15 @@ def _exemplars(
     subject: PreparedSubject, allowed: NDArray[np.bool_], settings: EpisodeSettings, rng: np.random.Generator
 ) -> list[_Exemplar]:
     """Draw exemplars: different lesions first, then other slices of the same ones, as many as there are."""
-    found: list[_Exemplar] = []
+    exemplars: list[_Exemplar] = []
     unused, fresh = allowed.copy(), allowed.copy()
-    while len(found) < settings.exemplars and unused.any():
+    while len(exemplars) < settings.exemplars and unused.any():
         row = subject.sampler.draw(fresh if fresh.any() else unused)
         unused[row] = False
         fresh &= subject.table.lesion != subject.table.lesion[row]
         patch = subject.cut(_window_at(subject, row, settings.patch_px // 4, settings.patch_px, rng))
-        found.append(_Exemplar(patch, patch.lesions == int(subject.table.lesion[row])))
-    return found
+        exemplars.append(_Exemplar(patch, patch.lesions == int(subject.table.lesion[row])))
+    return exemplars
 
 
 def _transplants(

@@ -132,7 +132,7 @@ def anatomy(
     A piece is what is connected to a random pixel of tissue, about as bright as it and near it.
     """
     away = subject.body[subject.body[:, 0] != avoid_slice]
-    found: list[tuple[Patch, Tensor]] = []
+    patches: list[tuple[Patch, Tensor]] = []
     wanted: float | None = None
     for _ in range(_TRIES * count if len(away) else 0):
         at = away[rng.integers(len(away), size=8)]
@@ -149,10 +149,10 @@ def anatomy(
         mask = _piece(patch, seed, area_px)
         if mask.sum() >= _SMALLEST_PX:
             wanted = float(levels[pick]) if wanted is None else wanted
-            found.append((patch, torch.from_numpy(mask)))
-        if len(found) == count:
+            patches.append((patch, torch.from_numpy(mask)))
+        if len(patches) == count:
             break
-    return found
+    return patches
 
 
 def _piece(patch: Patch, seed: tuple[int, int], area_px: float) -> NDArray[np.bool_]:

@@ -151,15 +151,15 @@ class EpisodeLoader(DataLoader[Episode]):
         Raises:
             ValueError: If a step would hold another number of episodes than before, so that it could not be exact.
         """
-        told = as_record(state, LoaderState, "the checkpoint's data loader", later=("accumulate",))
-        before = told.accumulate or self.accumulate  # older checkpoints do not say
-        if (episodes := told.batch * before) != self.order.a_step:
+        loader_state = as_record(state, LoaderState, "the checkpoint's data loader", later=("accumulate",))
+        before = loader_state.accumulate or self.accumulate  # older checkpoints do not say
+        if (episodes := loader_state.batch * before) != self.order.a_step:
             raise ValueError(
                 f"the checkpoint was trained with {episodes} episodes a step, this run has {self.order.a_step}; set "
                 "data.init_args.batch_size and trainer.accumulate_grad_batches so that batch_size x processes x "
                 "accumulate_grad_batches stays the same."
             )
-        self.consumed = _batches(told.consumed, before, self.accumulate)
+        self.consumed = _batches(loader_state.consumed, before, self.accumulate)
         if self.trainer is not None and before != self.accumulate:
             progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress  # Lightning counts an epoch's batches too
             for counts in (progress.total, progress.current):

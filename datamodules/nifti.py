@@ -167,7 +167,7 @@ class NiftiDataModule(LightningDataModule):
         """Return this process's scans to predict, one at a time."""
         return self._volumes(self.splits.test)
 
-    def settled_normalisation(self) -> Normalisation:
+    def normalisation_of_images(self) -> Normalisation:
         """Return the normalisation of this dataset's images, which a model trained on them records."""
         return self._rule(self.splits.train[0] if self.splits.train else self.splits.test[0])
 
@@ -224,11 +224,11 @@ class NiftiDataModule(LightningDataModule):
         folder = PreparedScans(Path(kept))
         numbers = sorted(range(len(subjects)), key=lambda number: (number - rank) % world)
         own = len(range(rank, len(subjects), world))
-        found, keys = {}, {}
+        entries, keys = {}, {}
         with errors_of_all_ranks():
             for number in _progress(numbers[:own], "preparing training scans"):
                 keys[number] = self._key(subjects[number])
-                found[number] = self._find(folder, keys[number], subjects[number], check=True)
+                entries[number] = self._find(folder, keys[number], subjects[number], check=True)
         if self.trainer is not None:
             self.trainer.strategy.barrier("prepared scans")
         if torch.distributed.is_initialized():  # a file is read for its key by one rank only
@@ -237,8 +237,8 @@ class NiftiDataModule(LightningDataModule):
             keys = {number: key for part in parts for number, key in part.items()}
         for number in numbers[own:]:
             key = keys.get(number) or self._key(subjects[number])
-            found[number] = self._find(folder, key, subjects[number], check=False)
-        return [found[number] for number in range(len(subjects))]
+            entries[number] = self._find(folder, key, subjects[number], check=False)
+        return [entries[number] for number in range(len(subjects))]
 
     def _find(self, folder: PreparedScans, key: str, subject: SubjectFiles, *, check: bool) -> Entry:
         return folder.get(key, subject.subject, subject.patient, partial(self._prepare, subject), check=check)
@@ -256,7 +256,7 @@ class NiftiDataModule(LightningDataModule):
         return key_of(self._files(subject), (*shaped_by, sorted(subject.classes), str(self._rule(subject))))
 
     def _rule(self, subject: SubjectFiles) -> Normalisation:
-        return self.normalisation.settled(subject.channels.get(self.channel, ""))
+        return self.normalisation.for_channel(subject.channels.get(self.channel, ""))
 
     def _prepare(self, subject: SubjectFiles) -> Entry:
         volume = self._read(subject, "train on")

@@ -19,7 +19,8 @@ from torch import Tensor
 Rule = Literal["auto", "body", "window", "nonzero"]
 RULES: tuple[Rule, ...] = ("auto", "body", "window", "nonzero")
 PERCENTILES = (0.5, 99.5)
-MOST = 2.0
+HIGHEST_VALUE = 2.0
+"""Upper end of normalised intensities; larger values are cut to it."""
 CT_WINDOW_HU = (-160.0, 240.0)
 """Soft tissue, the usual 400 HU around 40; the cut at 2 lies at 640 HU."""
 LOWEST_SHARE = 0.25
@@ -30,10 +31,10 @@ SPREADS = 3.0
 """How many standard deviations above its level a noisy background reaches."""
 DARK_SHARE = 0.25
 """Share of the range of intensities below which a noisy background ends, or else it is none."""
-LARGEST = 1e30
-"""Beyond this an end of a window is no intensity: differences have to fit float32."""
-LEAST_SHARE = 0.05
-"""Share of the voxels that a noisy background takes at least."""
+LARGEST_INTENSITY = 1e30
+"""Largest end of a window. Differences of intensities have to fit float32."""
+SMALLEST_NOISE_SHARE = 0.05
+"""Smallest share of the voxels that can be a noisy background."""
 
 _Image = npt.NDArray[np.float32]
 _Mask = npt.NDArray[np.bool_]
@@ -72,12 +73,16 @@ class Normalisation:
                 low, high = map(float, self.window)
             except (TypeError, ValueError):
                 low = high = np.nan
-            if not -LARGEST < low < high < LARGEST:
+            if not -LARGEST_INTENSITY < low < high < LARGEST_INTENSITY:
                 raise ValueError(f"normalisation.window={list(self.window)} must be two numbers, the lower one first.")
             object.__setattr__(self, "window", (low, high))
 
-    def settled(self, channel: str = "") -> Normalisation:
-        """Return the rule for images that a dataset calls this; "" where nobody says."""
+    def for_channel(self, channel: str = "") -> Normalisation:
+        """Return the rule for one channel: `auto` becomes `window` for CT, or else `body`.
+
+        Args:
+            channel: Name of the channel in dataset.json; "" if unknown.
+        """
         if self.rule != "auto":
             return self
         if is_ct(channel) or self.window is not None:
@@ -113,7 +118,7 @@ class Levels(NamedTuple):
         outside: What is around the body, bool, same shape as the image; None where nothing is set apart.
         low: Raw intensity that becomes 0.
         high: Raw intensity that becomes 1.
-        rule: What gave them, settled.
+        rule: The rule that gave them; never `auto`.
     """
 
     outside: Tensor | None
@@ -147,7 +152,7 @@ def normalise(
     image = image.to(torch.float32)
     outside, low, high, _ = levels(image, normalisation, channel, known)
     width = high - low or 1.0
-    scaled = ((image - low) / width).clamp_(0, MOST)
+    scaled = ((image - low) / width).clamp_(0, HIGHEST_VALUE)
     return scaled if outside is None else scaled.mul_(~outside)
 
 
@@ -155,22 +160,22 @@ def levels(
     image: Tensor, normalisation: Normalisation | None = None, channel: str = "", known: Levels | None = None
 ) -> Levels:
     """Return what a scan is normalised by; see `normalise`."""
-    settled = (normalisation or Normalisation()).settled(channel)
-    if known is not None and known.rule == settled:
+    rule = (normalisation or Normalisation()).for_channel(channel)
+    if known is not None and known.rule == rule:
         return known
     voxels = np.atleast_3d(image.detach().to("cpu", torch.float32).numpy())
     if not np.isfinite(voxels).all():
         raise ValueError("the scan holds NaN or infinite intensities; replace them (numpy.nan_to_num).")
-    if settled.window is not None:
+    if rule.window is not None:
         outside = find_frame(voxels)
-        low, high = settled.window
+        low, high = rule.window
     else:
-        outside = voxels == 0 if settled.rule == "nonzero" else find_background(voxels)
+        outside = voxels == 0 if rule.rule == "nonzero" else find_background(voxels)
         outside = outside if outside is not None and outside.any() else None
         inside = voxels if outside is None else voxels[~outside]
         low, high = np.percentile(inside, PERCENTILES) if inside.size else (0.0, 0.0)
     around = None if outside is None else torch.from_numpy(outside).view(image.shape).to(image.device)
-    return Levels(around, float(low), float(high), settled)
+    return Levels(around, float(low), float(high), rule)
 
 
 def doubt(image: Tensor, normalisation: Normalisation, channel: str = "") -> str:
@@ -178,10 +183,10 @@ def doubt(image: Tensor, normalisation: Normalisation, channel: str = "") -> str
 
     Args:
         image: Raw intensities (I, J, K).
-        normalisation: A settled rule.
+        normalisation: The rule; never `auto`.
         channel: What dataset.json calls the image.
     """
-    asked = Normalisation().settled(channel)
+    asked = Normalisation().for_channel(channel)
     if channel and (asked.window is None) != (normalisation.window is None):
         return (
             f"dataset.json calls its image {channel!r}, which would be normalised by the rule {asked}; the model's own "
@@ -272,7 +277,9 @@ def _add_slabs(outside: _Mask, voxels: _Image) -> None:
                 added[...] = True
     edges = _edges(voxels)
     rest = edges[_edges(outside.astype(np.float32)) == 0]
-    if outside.any() and rest.size >= LEAST_SHARE * len(edges):  # a frame beside another one, as around a circle
+    if outside.any() and rest.size >= SMALLEST_NOISE_SHARE * len(
+        edges
+    ):  # a frame beside another one, as around a circle
         second = _framed_by(voxels[~outside], rest)
         if second is not None:
             outside |= _from_border(voxels == second)
@@ -297,7 +304,7 @@ def _noise(voxels: _Image, sample: _Image) -> _Mask | None:
     top = middle + SPREADS * spread
     low, high = np.percentile(voxels, PERCENTILES)
     dark = voxels <= top
-    clear = top - low <= DARK_SHARE * (high - low) and dark.mean() >= LEAST_SHARE
+    clear = top - low <= DARK_SHARE * (high - low) and dark.mean() >= SMALLEST_NOISE_SHARE
     return np.asarray(dark) if clear else None
 
 

@@ -1,7 +1,7 @@
-"""A body without lesions: the T2-weighted, fat-suppressed signal of its tissues, and what in it may pass for a lesion.
+"""A body without lesions: T2-weighted, fat-suppressed signal of its tissues, and the tissues that look like lesions.
 
-Body coordinates are an adult's millimetres: y from the middle of the trunk to the back, z from the crown to the feet, x
-from the midline to the patient's left. A scan's millimetres are these times the body's scale.
+Body coordinates are millimetres of an adult: y from the middle of the trunk to the back, z from the crown to the feet,
+x from the midline to the patient's left. Millimetres of a scan are body coordinates times the scale of the body.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DISTRACTORS: dict[str, int] = {
     "bladder": 1, "csf": 2, "vessel": 3, "kidney": 4, "eye": 5, "gallbladder": 6, "cyst": 7, "node": 8,
 }  # fmt: skip
 
-_SIGNAL = {  # of tissues; every body's own differ a little
+_SIGNAL = {  # of each tissue; every body differs a little from it
     "fat": 0.19, "muscle": 0.37, "bone": 0.25, "disc": 0.46, "skull": 0.08, "brain": 0.5, "white": 0.42,
     "fluid": 1.05, "lung": 0.06, "heart": 0.52, "liver": 0.42, "spleen": 0.6, "kidney": 0.72, "stomach": 0.3,
     "bowel": 0.42, "vessel": 0.75, "void": 0.12, "cord": 0.55, "gland": 0.47,
@@ -69,14 +69,14 @@ _PAIRED_VESSELS: tuple[Knots, ...] = (
 
 
 @dataclass(frozen=True)
-class Window:
-    """A piece of space, sampled: where a stack's slices, rows and columns lie in the body.
+class BodyGrid:
+    """Where the slices, rows and columns of a stack lie in the body.
 
     Attributes:
-        shape: S, H, W.
-        spacing_mm: Between slices, rows, columns.
-        origin_mm: Place (y, z, x) of the first voxel's centre, in millimetres of the scan from the body's origin.
-        scale: Size of this body against an adult's.
+        shape: Number of slices, rows and columns.
+        spacing_mm: Distance between slices, rows and columns.
+        origin_mm: Centre (y, z, x) of the first voxel, in millimetres of the scan from the origin of the body.
+        scale: Size of this body relative to an adult.
     """
 
     shape: tuple[int, int, int]
@@ -86,12 +86,12 @@ class Window:
 
     @property
     def adult_mm(self) -> Triple:
-        """The spacing in body coordinates."""
+        """Distance between slices, rows and columns, in millimetres of an adult body."""
         depth, row, column = self.spacing_mm
         return depth / self.scale, row / self.scale, column / self.scale
 
     def axes(self) -> tuple[Float, Float, Float]:
-        """Return body coordinates y, z, x along the three axes."""
+        """Return the coordinates y (S,), z (H,), x (W,) in millimetres of an adult body, float32."""
         y, z, x = (
             (origin / self.scale + np.arange(count) * mm).astype(np.float32)
             for count, mm, origin in zip(self.shape, self.adult_mm, self.origin_mm, strict=True)
@@ -106,7 +106,7 @@ class Anatomy:
     Attributes:
         image: (S, H, W) float32 signal without noise; 0 is air.
         distractors: (S, H, W) int32, values of DISTRACTORS.
-        tissue: (S, H, W) bool, within the skin and out of lungs, skull and other voids: where a lesion may lie.
+        tissue: (S, H, W) bool, where a lesion may lie: within the skin, but not in lungs, skull and other voids.
     """
 
     image: Float
@@ -117,14 +117,14 @@ class Anatomy:
 class _Canvas:
     """Paints soft-edged solids over each other, each in its own box."""
 
-    def __init__(self, rng: np.random.Generator, window: Window) -> None:
+    def __init__(self, rng: np.random.Generator, grid: BodyGrid) -> None:
         self.rng = rng
-        self.axes = window.axes()
-        self.pixel_mm = window.adult_mm[1]
-        self.image: Float = np.zeros(window.shape, np.float32)
-        self.codes: NDArray[np.int32] = np.zeros(window.shape, np.int32)
+        self.axes = grid.axes()
+        self.pixel_mm = grid.adult_mm[1]
+        self.image: Float = np.zeros(grid.shape, np.float32)
+        self.codes: NDArray[np.int32] = np.zeros(grid.shape, np.int32)
         y, z, x = self.axes
-        bend = [np.float32(mm) * smooth_field(rng, window.shape, window.adult_mm, 60.0) for mm in (2.5, 4.0, 3.0)]
+        bend = [np.float32(mm) * smooth_field(rng, grid.shape, grid.adult_mm, 60.0) for mm in (2.5, 4.0, 3.0)]
         self.y, self.z, self.x = y[:, None, None] + bend[0], z[None, :, None] + bend[1], x + bend[2]
         self.signal = {name: value * float(rng.normal(1.0, 0.07)) for name, value in _SIGNAL.items()}
         self.build = float(rng.uniform(0.9, 1.1))
@@ -142,12 +142,12 @@ class _Canvas:
         """Paint an ellipsoid.
 
         Args:
-            centre: y, z, x.
-            radii: Along y, z, x.
-            signal: Of its inside.
-            tilt: Radians by which it is turned in the coronal plane.
-            distractor: Name in DISTRACTORS, or nothing.
-            wander_mm: Standard deviation of its place, for organs that lie differently in every body.
+            centre: y, z, x in millimetres of an adult body.
+            radii: Radii along y, z, x, in millimetres.
+            signal: Signal of its inside.
+            tilt: Turn in the coronal plane, in radians.
+            distractor: Name in DISTRACTORS; "" for none.
+            wander_mm: Standard deviation of its centre, because organs lie differently in every body.
         """
         if wander_mm:
             y, z, x = (at + self.rng.normal(0, wander_mm) for at in centre)
@@ -180,12 +180,12 @@ class _Canvas:
         """Paint an upright solid with elliptic cross-sections.
 
         Args:
-            knots: From top to bottom.
-            signal: One value, or two in turn and the period of their change in mm.
-            shrink_mm: Taken off half width and half depth.
+            knots: Cross-sections from top to bottom; see `Knots`.
+            signal: One value; or two values that take turns, and the period of their change in mm.
+            shrink_mm: Length that half width and half depth lose.
             side: 1 for the patient's left, -1 for the right.
             grow: Factor of half width and half depth.
-            distractor: Name in DISTRACTORS, or nothing.
+            distractor: Name in DISTRACTORS; "" for none.
         """
         table = np.asarray(knots, np.float32) * np.array([1, side, grow, grow, 1], np.float32)
         wide, deep = table[:, 2].max(), table[:, 3].max()
@@ -211,7 +211,7 @@ class _Canvas:
         self._blend(box, distance, shade, distractor)
 
     def _box(self, low: Sequence[float], high: Sequence[float]) -> Box | None:
-        """Return the box of the grid between two corners (y, z, x), with room for the bends, or None if it is empty."""
+        """Return the box of the grid between two corners (y, z, x), with a margin for bends; None if it is empty."""
         ends = [np.searchsorted(axis, (a - 12, b + 12)) for axis, a, b in zip(self.axes, low, high, strict=True)]
         if any(start >= stop for start, stop in ends):
             return None
@@ -226,7 +226,7 @@ class _Canvas:
 
 
 def _frame(canvas: _Canvas) -> None:
-    """Skin, fat, muscle and the bones of the limbs."""
+    """Paint skin, fat, muscle and the bones of the limbs."""
     s, grow = canvas.signal, canvas.build
     fat_mm = float(canvas.rng.uniform(9, 24))
     arm = [(z, x + 190 * (grow - 1), w, d, y) for z, x, w, d, y in _ARM]
@@ -315,7 +315,7 @@ def _vessels(canvas: _Canvas) -> None:
     for side in (-1, 1):
         for knots in _PAIRED_VESSELS:
             canvas.column(knots, s["vessel"] * rng.uniform(0.6, 1.0), side=side, distractor="vessel")
-    for _ in range(14):  # thin ones that wind through muscle and fat
+    for _ in range(14):  # thin vessels that wind through muscle and fat
         z, x, y = rng.uniform(300, 1500), rng.uniform(-1, 1) * 130, rng.uniform(-1, 1) * 45
         radius = rng.uniform(2.2, 4.0)
         knots = []
@@ -325,9 +325,9 @@ def _vessels(canvas: _Canvas) -> None:
         canvas.column(knots, s["vessel"] * rng.uniform(0.7, 1.1), distractor="vessel")
 
 
-def make_anatomy(rng: np.random.Generator, window: Window) -> Anatomy:
-    """Draw a body and return the piece of it that lies in the window, without lesions, noise and bias."""
-    canvas = _Canvas(rng, window)
+def make_anatomy(rng: np.random.Generator, grid: BodyGrid) -> Anatomy:
+    """Draw a body, and return the part inside a grid: without lesions, noise and bias."""
+    canvas = _Canvas(rng, grid)
     _frame(canvas)
     _head(canvas)
     _chest(canvas)
@@ -340,7 +340,7 @@ def make_anatomy(rng: np.random.Generator, window: Window) -> Anatomy:
     _vessels(canvas)
     canvas.image[~skin & (canvas.codes == DISTRACTORS["vessel"])] = 0
     canvas.codes[~skin] = 0
-    canvas.image *= 1 + np.float32(0.055) * smooth_field(rng, window.shape, window.adult_mm, 12.0)
+    canvas.image *= 1 + np.float32(0.055) * smooth_field(rng, grid.shape, grid.adult_mm, 12.0)
     np.maximum(canvas.image, 0, out=canvas.image)
     return Anatomy(canvas.image, canvas.codes, canvas.image > 0.11)
 

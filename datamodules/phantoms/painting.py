@@ -222,10 +222,10 @@ def render_lesion(
     pixel_mm = spacing_mm[1]
     voxels = max(SMALLEST_VOXELS, round(1000 * volume_ml / math.prod(spacing_mm)))
     solid = _solid(rng, lesion, radius_mm, centre, image.shape, spacing_mm)
-    found = _cut(solid, allowed, voxels, 0.3 * radius_mm + pixel_mm, cut=cut)
-    if found is None:
+    cut_out = _cut(solid, allowed, voxels, 0.3 * radius_mm + pixel_mm, cut=cut)
+    if cut_out is None:
         return None
-    mask, depth = found
+    mask, depth = cut_out
     local = image[solid.box]
     level = float(local[depth >= -2 * pixel_mm].mean())
     if not tissue[0] <= level <= tissue[1]:

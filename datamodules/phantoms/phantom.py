@@ -17,10 +17,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.phantoms.body import DISTRACTORS, Window, draw_place, make_anatomy
+from datamodules.phantoms.body import DISTRACTORS, BodyGrid, draw_place, make_anatomy
 from datamodules.phantoms.lesion_types import HELD_BACK, NAMED_TYPES, LesionType, draw_lesion_type, draw_lesion_types
 from datamodules.phantoms.painting import Float, Triple, paint_lesion, smooth_field
-from datamodules.phantoms.scene import Plan, Scene, add_blobs, draw_volume_ml, fill, follow_up
+from datamodules.phantoms.scene import PlannedLesion, Scene, add_blobs, draw_volume_ml, fill, follow_up
 from mois.files.atomic import write_bytes
 from mois.files.json_records import read_record
 
@@ -76,12 +76,12 @@ def _acquire(rng: np.random.Generator, signal: Float, spacing_mm: Triple) -> tup
     return image, gain
 
 
-def _whole_body(rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: Triple) -> Window:
-    """Return the window of a whole scan: the body in its middle, from just above the crown to about the knees."""
+def _whole_body(rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: Triple) -> BodyGrid:
+    """Return the grid of a whole scan: the body in its middle, from just above the crown to about the knees."""
     depth_mm, height_mm, width_mm = (n * mm for n, mm in zip(shape, spacing_mm, strict=True))
     scale = min(depth_mm / 255, height_mm / 1080, width_mm / 600) * float(rng.uniform(0.82, 1.0))
     aside_mm = width_mm * (float(rng.uniform(-0.02, 0.02)) - 0.5)
-    return Window(shape, spacing_mm, (-depth_mm / 2, -height_mm * float(rng.uniform(0.01, 0.04)), aside_mm), scale)
+    return BodyGrid(shape, spacing_mm, (-depth_mm / 2, -height_mm * float(rng.uniform(0.01, 0.04)), aside_mm), scale)
 
 
 def make_phantom(
@@ -132,15 +132,15 @@ def make_patient(
     kinds = [1 + i % len(types) for i in range(min(count, 2 * len(types)))]
     kinds += [1 + int(kind) for kind in rng.choice(len(types), count - len(kinds), p=shares)]
     scans: list[Phantom] = []
-    plans: list[Plan] = []
+    planned_lesions: list[PlannedLesion] = []
     for session in range(sessions):
         scene = Scene(anatomy, types, spacing_mm)
         if session == 0:
-            plans = fill(scene, rng, kinds, [draw_volume_ml(rng, spacing_mm) for _ in kinds])
+            planned_lesions = fill(scene, rng, kinds, [draw_volume_ml(rng, spacing_mm) for _ in kinds])
         else:
-            plans = follow_up(scene, rng, plans, len(types), spacing_mm)
+            planned_lesions = follow_up(scene, rng, planned_lesions, len(types), spacing_mm)
         image, gain = _acquire(rng, scene.image, spacing_mm)
-        classes = {plan.lesion: plan.kind for plan in plans}
+        classes = {planned.lesion: planned.kind for planned in planned_lesions}
         scans.append(Phantom(image, scene.instances, classes, anatomy.distractors.copy(), spacing_mm, gain))
     if len(scans[0].classes) < count:
         raise ValueError(
@@ -197,17 +197,17 @@ def make_slab(
     shape, spacing_mm = (slices, rows, columns), (gap_mm, acquired_mm, acquired_mm)
     scale = float(rng.uniform(0.65, 1.0))
     origin = [scale * at - n * mm / 2 for at, n, mm in zip(draw_place(rng), shape, spacing_mm, strict=True)]
-    anatomy = make_anatomy(rng, Window(shape, spacing_mm, (origin[0], origin[1], origin[2]), scale))
+    anatomy = make_anatomy(rng, BodyGrid(shape, spacing_mm, (origin[0], origin[1], origin[2]), scale))
     add_blobs(anatomy, types, rng, int(rng.integers(4)), spacing_mm)
     scene = Scene(anatomy, types, spacing_mm)
     fewest, most = lesions_per_type
     kinds = [1 + i for i in range(len(types)) for _ in range(rng.integers(fewest, most + 1))]
-    plans = fill(scene, rng, kinds, [draw_volume_ml(rng, spacing_mm, 30.0) for _ in kinds])
+    planned_lesions = fill(scene, rng, kinds, [draw_volume_ml(rng, spacing_mm, 30.0) for _ in kinds])
     image, gain = _acquire(rng, scene.image, spacing_mm)
     to_rows, row = _resampling(rows, acquired_mm, height_px, pixel_mm)
     to_columns, column = _resampling(columns, acquired_mm, width_px, pixel_mm)
     instances, distractors = (map_[:, row][:, :, column] for map_ in (scene.instances, anatomy.distractors))
-    classes = {plan.lesion: plan.kind for plan in plans}
+    classes = {planned.lesion: planned.kind for planned in planned_lesions}
     resampled: Float = np.matmul(to_rows, image) @ to_columns.T
     return Phantom(resampled, instances, classes, distractors, (gap_mm, pixel_mm, pixel_mm), gain)
 

@@ -1,4 +1,4 @@
-"""A body that lesions are put into one by one, and the plans by which they can be put there again."""
+"""A body into which lesions are put one by one. Each lesion has a plan, by which a later scan shows it again."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _NEIGHBOURS = np.ones((3, 3, 3), bool)
 _TRIES = 80
 _CYST = make_lesion_type(np.random.default_rng(1), "very_bright", "solid", "smooth", "round", "sharp")
 _NODE = make_lesion_type(np.random.default_rng(2), "bright", "solid", "smooth", "round", "sharp")
-_BLOBS = {  # look, smallest and largest ml
+_BLOBS = {  # look, smallest and largest volume in ml
     "cyst": (replace(_CYST, contrast=0.75, core_contrast=0.75), 0.4, 6.0),
     "node": (replace(_NODE, elongation=2.2), 0.4, 1.6),
 }
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One lesion as planned: all that is needed to draw it again, larger or smaller.
+class PlannedLesion:
+    """What is needed to draw a lesion, and to draw it again with another volume.
 
     Attributes:
-        lesion: Its id.
-        kind: Its class, 1 is the first type.
-        centre: Slice, row, column.
-        volume_ml: Volume asked for.
-        seed: Of its shape and texture.
+        lesion: Id of the lesion, from 1.
+        kind: Class of the lesion; 1 is the first type.
+        centre: Slice, row and column of its centre, in voxels.
+        volume_ml: Wanted volume in millilitres.
+        seed: Seed of its shape and texture.
         touching: Whether it may touch other lesions.
     """
 
@@ -63,29 +63,39 @@ class Scene:
         self._free: Bool = self._body.copy()  # neither in a lesion nor next to one
         self._starts: NDArray[np.intp] = np.flatnonzero(self._body)
 
-    def put(self, plan: Plan) -> bool:
-        """Draw a lesion; return False, with nothing changed, where it does not fit."""
-        lesion = self._types[plan.kind - 1]
-        allowed = (self._body & (self.instances == 0)) if plan.touching else self._free
+    def put(self, planned: PlannedLesion) -> bool:
+        """Draw a lesion. Return False, and change nothing, if it does not fit."""
+        lesion = self._types[planned.kind - 1]
+        allowed = (self._body & (self.instances == 0)) if planned.touching else self._free
         painted = render_lesion(
-            np.random.default_rng(plan.seed),
+            np.random.default_rng(planned.seed),
             self.image,
             allowed,
             lesion,
-            plan.centre,
-            plan.volume_ml,
+            planned.centre,
+            planned.volume_ml,
             self._spacing_mm,
             tissue=_tissue(lesion),
         )
         if painted is None:
             return False
-        self.instances[painted.box][painted.mask] = plan.lesion
+        self.instances[painted.box][painted.mask] = planned.lesion
         wide = _widened(painted.box, 1)
-        self._free[wide] &= ~ndimage.binary_dilation(self.instances[wide] == plan.lesion, _NEIGHBOURS)
+        self._free[wide] &= ~ndimage.binary_dilation(self.instances[wide] == planned.lesion, _NEIGHBOURS)
         return True
 
-    def place(self, rng: np.random.Generator, lesion: int, kind: int, volume_ml: float) -> Plan | None:
-        """Find room for a lesion and draw it, making it smaller where there is none; None where nothing fits."""
+    def place(self, rng: np.random.Generator, lesion: int, kind: int, volume_ml: float) -> PlannedLesion | None:
+        """Find room for a lesion and draw it. After some failed tries, it becomes smaller with each try.
+
+        Args:
+            rng: Source of random numbers.
+            lesion: Id of the lesion.
+            kind: Class of the lesion, from 1.
+            volume_ml: Wanted volume in millilitres.
+
+        Returns:
+            The plan of the lesion; None if none fits.
+        """
         low, high = _tissue(self._types[kind - 1])
         for attempt in range(_TRIES if self._starts.size else 0):
             tried_ml = max(smallest_ml(self._spacing_mm), volume_ml * 0.93 ** max(0, attempt - 8))
@@ -94,13 +104,15 @@ class Scene:
             seed = int(rng.integers(2**31))
             if not low <= self.image[centre] <= high or not self._roomy(centre, tried_ml):
                 continue
-            plan = Plan(lesion, kind, (float(at[0]), float(at[1]), float(at[2])), tried_ml, seed)
-            if self.put(plan):
-                return plan
+            planned = PlannedLesion(lesion, kind, (float(at[0]), float(at[1]), float(at[2])), tried_ml, seed)
+            if self.put(planned):
+                return planned
         return None
 
-    def place_touching(self, rng: np.random.Generator, lesion: int, partner: Plan, volume_ml: float) -> Plan | None:
-        """Draw a lesion that touches another one of its type, as an instance of its own; None if it does not fit."""
+    def place_touching(
+        self, rng: np.random.Generator, lesion: int, partner: PlannedLesion, volume_ml: float
+    ) -> PlannedLesion | None:
+        """Draw a lesion that touches another lesion of its type. Return its plan; None if it does not fit."""
         mask = self.instances == partner.lesion
         box = _widened(ndimage.find_objects(mask.astype(np.uint8))[0], 3)
         shell = (
@@ -109,13 +121,13 @@ class Scene:
         places = np.argwhere(shell)
         for _ in range(6 if len(places) else 0):
             y, z, x = (float(i + s.start) for i, s in zip(places[rng.integers(len(places))], box, strict=True))
-            plan = Plan(lesion, partner.kind, (y, z, x), volume_ml, int(rng.integers(2**31)), touching=True)
-            if self.put(plan):
-                return plan
+            planned = PlannedLesion(lesion, partner.kind, (y, z, x), volume_ml, int(rng.integers(2**31)), touching=True)
+            if self.put(planned):
+                return planned
         return None
 
     def _roomy(self, centre: tuple[int, int, int], volume_ml: float) -> bool:
-        """Tell at a glance whether most of a ball of this volume would be free: looks at its centre and four points."""
+        """Return whether a ball of this volume has room, judged by its centre and four points around it."""
         reach_mm = 0.7 * (750 * volume_ml / math.pi) ** (1 / 3)
         rows, columns = (round(reach_mm / mm) for mm in self._spacing_mm[1:])
         s, row, column = centre
@@ -126,55 +138,74 @@ class Scene:
 
 
 def smallest_ml(spacing_mm: Triple) -> float:
-    """Return the volume of the smallest lesion there is on a grid."""
+    """Return the volume in millilitres of the smallest lesion that a grid can hold."""
     return SMALLEST_VOXELS * math.prod(spacing_mm) / 1000
 
 
 def draw_volume_ml(rng: np.random.Generator, spacing_mm: Triple, largest_ml: float = LARGEST_ML) -> float:
-    """Draw a lesion's volume: log-uniform, leaning to the small."""
+    """Draw the volume of a lesion in millilitres: log-uniform, with more small lesions than large ones."""
     lowest_ml = smallest_ml(spacing_mm)
     return float(lowest_ml * (largest_ml / lowest_ml) ** (rng.random() ** 1.4))
 
 
-def fill(scene: Scene, rng: np.random.Generator, kinds: Sequence[int], volumes_ml: Sequence[float]) -> list[Plan]:
-    """Put lesions of these classes and volumes into a body, the largest first; about one in six touches another.
+def fill(
+    scene: Scene, rng: np.random.Generator, kinds: Sequence[int], volumes_ml: Sequence[float]
+) -> list[PlannedLesion]:
+    """Put lesions into a body, the largest first. About one lesion in six touches another lesion.
+
+    Args:
+        scene: The body; it is changed.
+        rng: Source of random numbers.
+        kinds: Class of each lesion, from 1.
+        volumes_ml: Wanted volume of each lesion in millilitres.
 
     Returns:
-        The plans of those that found room, with ids 1, 2, ...
+        The plans of the lesions that had room, with ids 1, 2, ...
     """
-    plans: list[Plan] = []
-    last: dict[int, Plan] = {}
+    planned_lesions: list[PlannedLesion] = []
+    last: dict[int, PlannedLesion] = {}
     for at in np.argsort(volumes_ml, kind="stable")[::-1]:
-        lesion, kind, volume_ml = len(plans) + 1, kinds[at], volumes_ml[at]
-        plan = None
+        lesion, kind, volume_ml = len(planned_lesions) + 1, kinds[at], volumes_ml[at]
+        planned = None
         if kind in last and rng.random() < 0.17:
-            plan = scene.place_touching(rng, lesion, last[kind], volume_ml)
-        if plan is None:
-            plan = scene.place(rng, lesion, kind, volume_ml)
-        if plan is not None:
-            plans.append(plan)
-            last[kind] = plan
-    return plans
+            planned = scene.place_touching(rng, lesion, last[kind], volume_ml)
+        if planned is None:
+            planned = scene.place(rng, lesion, kind, volume_ml)
+        if planned is not None:
+            planned_lesions.append(planned)
+            last[kind] = planned
+    return planned_lesions
 
 
 def follow_up(
-    scene: Scene, rng: np.random.Generator, plans: Sequence[Plan], kinds: int, spacing_mm: Triple
-) -> list[Plan]:
-    """Draw the lesions of an earlier scan again, grown or shrunk, and up to three new ones of `kinds` classes."""
-    now: list[Plan] = []
-    for plan in plans:
-        grown_ml = plan.volume_ml * math.exp(rng.normal(0.1, 0.35))
-        grown = replace(plan, volume_ml=min(LARGEST_ML, max(smallest_ml(spacing_mm), grown_ml)))
-        # where it has no room to grow, it stays as it was; where a neighbour has grown up to it, the two touch
+    scene: Scene, rng: np.random.Generator, planned_lesions: Sequence[PlannedLesion], kinds: int, spacing_mm: Triple
+) -> list[PlannedLesion]:
+    """Draw the lesions of an earlier scan with other volumes, and up to three new lesions.
+
+    Args:
+        scene: The body without lesions; it is changed.
+        rng: Source of random numbers.
+        planned_lesions: Lesions of the earlier scan.
+        kinds: Number of classes of new lesions.
+        spacing_mm: Spacing of slices, rows and columns.
+
+    Returns:
+        The plans of all lesions of this scan.
+    """
+    now: list[PlannedLesion] = []
+    for planned in planned_lesions:
+        grown_ml = planned.volume_ml * math.exp(rng.normal(0.1, 0.35))
+        grown = replace(planned, volume_ml=min(LARGEST_ML, max(smallest_ml(spacing_mm), grown_ml)))
+        # without room to grow, the lesion keeps its volume; a neighbour that has grown may touch it
         for redrawn in (
             grown,
-            replace(plan, touching=True),
-            replace(plan, touching=True, volume_ml=0.5 * plan.volume_ml),
+            replace(planned, touching=True),
+            replace(planned, touching=True, volume_ml=0.5 * planned.volume_ml),
         ):
             if scene.put(redrawn):
                 now.append(redrawn)
                 break
-    lesion = max((plan.lesion for plan in plans), default=0)
+    lesion = max((planned.lesion for planned in planned_lesions), default=0)
     for _ in range(rng.integers(4)):
         kind = int(rng.integers(kinds)) + 1
         added = scene.place(rng, lesion + 1, kind, draw_volume_ml(rng, spacing_mm, 5.0))
@@ -187,9 +218,16 @@ def follow_up(
 def add_blobs(
     anatomy: Anatomy, types: Sequence[LesionType], rng: np.random.Generator, count: int, spacing_mm: Triple
 ) -> None:
-    """Put cysts and lymph nodes into a body, in place, as distractors.
+    """Put cysts and lymph nodes into a body as distractors.
 
-    Those that would look like one of the types are left out: nobody could tell that they are no lesions.
+    A blob that looks like a type of lesion is left out: no reader could know that it is no lesion.
+
+    Args:
+        anatomy: The body; it is changed.
+        types: Types of the lesions.
+        rng: Source of random numbers.
+        count: Number of blobs.
+        spacing_mm: Spacing of slices, rows and columns.
     """
     names = [name for name, blob in _BLOBS.items() if all(clearly_different(blob[0], kind) for kind in types)]
     starts = np.flatnonzero(anatomy.tissue & (anatomy.distractors == 0))
@@ -207,7 +245,7 @@ def add_blobs(
 
 
 def _tissue(lesion: LesionType) -> tuple[float, float]:
-    """Return the signal of tissue that a lesion shows on."""
+    """Return the lowest and highest signal of tissue in which a lesion is visible."""
     return (max(0.22, 0.02 - 0.9 * lesion.contrast), 0.9) if lesion.contrast < 0 else (0.13, 0.62)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mois.machine.interrupts import AGAIN, ctrl_c_ends
+from mois.machine.interrupts import GIVE_COMMAND_AGAIN, ctrl_c_ends
 
 GOES_ON = ("demo", "evaluate", "segment")
 """Commands that find what they did before."""
@@ -17,7 +17,8 @@ GOES_ON = ("demo", "evaluate", "segment")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; mistakes and Ctrl-C end in one line (MOIS_TRACEBACK=1 shows where a mistake is)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    how_to_go_on = f"{AGAIN}: it goes on where it was" if given[:1] and given[0] in GOES_ON else AGAIN
+    goes_on = bool(given) and given[0] in GOES_ON
+    how_to_go_on = GIVE_COMMAND_AGAIN + (": it goes on where it was" if goes_on else "")
     with ctrl_c_ends(lambda: how_to_go_on):
         from mois.cli.commands import run
 

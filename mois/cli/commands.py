@@ -79,8 +79,8 @@ def overview() -> str:
     """Return all commands, one a line."""
     width = max(len(command.__name__) for command in COMMANDS)
     firsts = {command.__name__: (command.__doc__ or "").partition("\n")[0] for command in COMMANDS}
-    told = [f"  {name:{width}}  {first}" for name, first in firsts.items()]
-    return "\n".join(["mois COMMAND ...; what a command takes: mois COMMAND --help", "", *told])
+    lines = [f"  {name:{width}}  {first}" for name, first in firsts.items()]
+    return "\n".join(["mois COMMAND ...; what a command takes: mois COMMAND --help", "", *lines])
 
 
 def with_options(given: Sequence[str]) -> list[str]:

@@ -27,13 +27,13 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
 
     given = named_results(runs, names)
     with locked(out):
-        found = write_comparison(out, given, seed=seed)
-    figures = Table(title=f"{len(found['scans'])} scans of {found['patients']} patients")
+        comparison = write_comparison(out, given, seed=seed)
+    figures = Table(title=f"{len(comparison['scans'])} scans of {comparison['patients']} patients")
     figures.add_column("")
-    for name in found["runs"]:
+    for name in comparison["runs"]:
         figures.add_column(name, justify="right", overflow="fold")
     for figure in FIGURES:
-        means = [run[figure]["mean"] for run in found["runs"].values()]
+        means = [run[figure]["mean"] for run in comparison["runs"].values()]
         figures.add_row(in_words(figure), *("-" if mean is None else f"{mean:.3f}" for mean in means))
     tests = Table(title="differences per patient: 95 % interval; p by Wilcoxon, corrected by Holm")
     tests.add_column("", overflow="fold")
@@ -41,13 +41,13 @@ def compare(runs: list[Path], out: Path = Path("comparison"), names: list[str] |
     tests.add_column("p", justify="right", no_wrap=True)
     for figure in FIGURES:
         tests.add_row(in_words(figure), style="bold")
-        for entry in (entry for entry in found["comparisons"] if entry["figure"] == figure):
+        for entry in (entry for entry in comparison["comparisons"] if entry["figure"] == figure):
             tests.add_row(pair(entry), signed(Estimate.of(entry)), p_text(entry["p_holm"]))
     console = PlainConsole()
     console.print(figures)
     console.print(tests)
-    for remark in found["remarks"]:
+    for remark in comparison["remarks"]:
         console.print(remark, soft_wrap=True, markup=False)
-    for key, values in found["protocol_differences"].items():
+    for key, values in comparison["protocol_differences"].items():
         console.print(f"protocols differ in {key}: {values}", soft_wrap=True, markup=False)
     console.print(f"report: {out / 'compare.html'}", soft_wrap=True)

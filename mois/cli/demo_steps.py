@@ -28,7 +28,7 @@ from mois.evaluation.statistics import SCHEMA, paired_gain
 from mois.files.atomic import write_text
 from mois.files.json_records import as_record, read_json, read_record
 from mois.files.text import read_text
-from mois.machine.interrupts import AGAIN, WAY_ON
+from mois.machine.interrupts import GIVE_COMMAND_AGAIN, HOW_TO_GO_ON
 from mois.sharing.bundle import copy_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
         command = [*arguments, *common, "--trainer.default_root_dir", str(out / name)]
         console.rule(f"{name}: python train.py {' '.join(command)}")
         with minutes.of(name):
-            failed = run([sys.executable, str(ROOT / "train.py"), *command])
+            failed = run_command([sys.executable, str(ROOT / "train.py"), *command])
         if failed:
             raise SystemExit(failed)
         if name == "fit":
@@ -112,10 +112,10 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
     return summary
 
 
-def run(command: Sequence[str]) -> int:
+def run_command(command: Sequence[str]) -> int:
     """Run a command that ends by itself after Ctrl-C, which may take as long as a step; return its exit code."""
-    told = {WAY_ON: f"{AGAIN}: the demo goes on where it was"}
-    with subprocess.Popen(command, env={**os.environ, **told}) as process:
+    hint = {HOW_TO_GO_ON: f"{GIVE_COMMAND_AGAIN}: the demo goes on where it was"}
+    with subprocess.Popen(command, env={**os.environ, **hint}) as process:
         # a terminal has sent it to the command already, anybody else has not
         before = signal.signal(signal.SIGINT, lambda number, _: process.send_signal(number))
         try:

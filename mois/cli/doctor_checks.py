@@ -142,11 +142,11 @@ def dataset(root: Path) -> Iterator[Finding]:
     ending = description.file_ending
     facts, faults = [], 0
     for scan in scans:
-        found, wrong = _examine_scan(root, scan, ending)
-        facts += [] if found is None else [found]
+        scan_facts, wrong = _examine_scan(root, scan, ending)
+        facts += [] if scan_facts is None else [scan_facts]
         faults += len(wrong)
         yield from (Finding("data", False, fault) for fault in wrong)
-    lesions = sum(len(found.classes) for found in facts)
+    lesions = sum(len(each.classes) for each in facts)
     strays = list(_strays(root, scans, ending))
     yield from (Finding("data", False, stray) for stray in strays)
     faults += len(strays)
@@ -156,7 +156,7 @@ def dataset(root: Path) -> Iterator[Finding]:
         f"{_count(faults, 'fault')} to mend"
     )
     yield Finding("data", faults == 0 and lesions > 0, text + ("" if lesions else "; annotate some lesions"))
-    yield from (Finding(topic, True, told) for topic, told in (describe(facts, description) if facts else ()))
+    yield from (Finding(topic, True, text) for topic, text in (describe(facts, description) if facts else ()))
 
 
 def _count(count: int, noun: str) -> str:

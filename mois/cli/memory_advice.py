@@ -43,8 +43,8 @@ def what_frees_memory(error: BaseException, config: Mapping[str, Any], command: 
 
 
 def _several_processes() -> bool:
-    ranks = torch.distributed
-    return ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _of_training(model: Mapping[str, Any], trainer: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:

@@ -65,13 +65,13 @@ def segment(
     name = subject or image.name.split(".")[0]
     volume = read_volume(image, None, subject=name, patient=patient or name, classes={})
     with warnings.catch_warnings(action="ignore"):  # loading it says the same
-        told = read_description(bundle)
-    shown = None if bank is None else ExemplarBank.load(bank, told.identity, told.inference.pixel_mm)
+        record = read_description(bundle)
+    shown = None if bank is None else ExemplarBank.load(bank, record.identity, record.inference.pixel_mm)
     asked = asked_for(script, volume, shown)
     doubted = doubts(asked, volume)
     for doubt in doubted:
         say(doubt)
-    again = _check_out(out, told, device, volume, asked)  # before the model is made, which takes long
+    again = _check_out(out, record, device, volume, asked)  # before the model is made, which takes long
     model = Bundle.load(bundle, device, trust or (), backbone_weights).model()
     session = _open_session(model, volume, out, again)
     for kept in play(session, asked, out, shown).kept:
@@ -81,7 +81,7 @@ def segment(
     session.close()
 
 
-def _check_out(out: Path, told: BundleRecord, device: str, volume: Volume, asked: Sequence[Asked]) -> bool:
+def _check_out(out: Path, record: BundleRecord, device: str, volume: Volume, asked: Sequence[Asked]) -> bool:
     """Return whether the folder holds a session that did the first part of what is asked for.
 
     Raises:
@@ -97,7 +97,7 @@ def _check_out(out: Path, told: BundleRecord, device: str, volume: Volume, asked
         check_free(out)
         return False
     journal = read_journal(out)
-    now = (told.inference, chosen_device(device), volume, told.identity, told.calibration)
+    now = (record.inference, chosen_device(device), volume, record.identity, record.calibration)
     check_origin(journal.header, about_session(*now, track_memory=None))
     match(journal.actions, asked, out)
     check_unchanged(out)
@@ -121,8 +121,9 @@ def _write_pages(session: InteractiveSession, out: Path, doubted: list[str]) -> 
     from mois.session.output_files import own_results
 
     rows = session.lesions()
-    found = sum(row.origin == "found" for row in rows)
-    say(f"{len(rows)} lesions ({len(rows) - found} prompted, {found} found), {sum(r.volume_ml for r in rows):.1f} ml")
+    found_count = sum(row.origin == "found" for row in rows)
+    volume_ml = sum(row.volume_ml for row in rows)
+    say(f"{len(rows)} lesions ({len(rows) - found_count} prompted, {found_count} found), {volume_ml:.1f} ml")
     warned, advised = session.warnings(), []
     for each in session.suggest(1):
         click = json.dumps({"click": [round(value, 1) for value in each.point_lps_mm]})

@@ -24,7 +24,7 @@ CONFIGS = ("config", "c")
 
 MOST_SEED = 2**32 - 1
 _ENDINGS = (".yaml", ".yml")
-_DEEPEST = 5
+_DEEPEST_NESTING = 5
 
 
 class Setting(NamedTuple):
@@ -123,37 +123,37 @@ def type_of(key: str, settings: Sequence[Setting]) -> Any:
     kind = class_of(paths[-1]) if paths else None
     hints = _hints(kind) if kind is not None else None
     of = paths[-1] if paths else ""
-    found: Any = None
+    annotation: Any = None
     for name in rest.split("."):
         if hints is None or "[" in name:
             return None
         if name not in hints:
             return Unknown(name, of, list(hints))
-        found = hints[name]
-        inner = [one for one in (found, *typing.get_args(found)) if dataclasses.is_dataclass(one)]
+        annotation = hints[name]
+        inner = [one for one in (annotation, *typing.get_args(annotation)) if dataclasses.is_dataclass(one)]
         hints = _hints(inner[0]) if len(inner) == 1 else None
         of = f"{of}.{name}"
-    return found
+    return annotation
 
 
 def class_of(class_path: str) -> type | None:
     """Return a class by its full import path; None where there is none, or only a short name is given."""
     module, _, name = class_path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name, None) if module else None
+        kind = getattr(importlib.import_module(module), name, None) if module else None
     except ImportError:
         return None
-    return found if isinstance(found, type) else None
+    return kind if isinstance(kind, type) else None
 
 
 def _check_init_arg(setting: Setting, settings: Sequence[Setting]) -> None:
-    found = type_of(setting.key, settings)
-    if isinstance(found, Unknown):
+    annotation = type_of(setting.key, settings)
+    if isinstance(annotation, Unknown):
         if "." in setting.key.rpartition(".init_args.")[2]:  # the parser does not look into groups of a class
-            there = ", ".join(found.known)
-            raise ValueError(f"{setting.key} is no setting of {found.owner}{setting.place}; there is {there}.")
-    elif found not in (None, Any) and setting.plain is None and type(None) not in typing.get_args(found):
-        what = getattr(found, "__name__", str(found)) if isinstance(found, type) else str(found)
+            there = ", ".join(annotation.known)
+            raise ValueError(f"{setting.key} is no setting of {annotation.owner}{setting.place}; there is {there}.")
+    elif annotation not in (None, Any) and setting.plain is None and type(None) not in typing.get_args(annotation):
+        what = getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
         what = what.replace("typing.", "").replace("Literal[", "").rstrip("]").replace("'", "")
         raise ValueError(f"{setting.key}=null{setting.place} is not allowed; give {what}.")
 
@@ -209,7 +209,7 @@ def _walk(value: Any, key: str, file: Path, depth: int) -> Iterator[Setting]:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _walk(inner, f"{key}[{index}]", file, depth)
-    elif isinstance(value, str) and value.endswith(_ENDINGS) and depth < _DEEPEST:  # a file may name itself
+    elif isinstance(value, str) and value.endswith(_ENDINGS) and depth < _DEEPEST_NESTING:  # a file may name itself
         yield from _read_file(file.parent / value, key, depth + 1)
 
 

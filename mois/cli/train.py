@@ -298,7 +298,7 @@ class MoisCLI(LightningCLI):
                 for sentence in self.model.record(prefix).get("made_worse", []):
                     rank_zero_warn(f"{self.folder / 'bundle'} is worse than what the training began with: {sentence}")
             settings = BundleSettings(**self.settings["bundle"].as_dict())
-            says = getattr(self.datamodule, "settled_normalisation", None)  # a datamodule of others may not
+            says = getattr(self.datamodule, "normalisation_of_images", None)  # a datamodule of others may not
             model = self.plain_config()["model"]
             export_bundles(self.model, self.folder, model, validation, settings, says() if says is not None else None)
             say(self.trainer, f"bundle: {self.folder / 'bundle'}")

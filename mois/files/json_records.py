@@ -21,8 +21,8 @@ from mois.files.atomic import read_regular
 
 Record = TypeVar("Record")
 MOST_BYTES = 64 << 20
-DEEPEST = 40
-"""Lists and objects inside each other; records of ours have 8 at most."""
+DEEPEST_NESTING = 40
+"""Largest number of lists and objects inside each other. Our own records have 8 at most."""
 SHOWN = 60
 """Characters of a wrong value that a message shows."""
 DIGEST = "sha256"
@@ -68,7 +68,7 @@ def parse_json(content: bytes | str, name: str, cure: str = _CURE) -> Any:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_unique)
         if _is_deep(value):
-            raise DataError(f"more than {DEEPEST} lists and objects inside each other")
+            raise DataError(f"more than {DEEPEST_NESTING} lists and objects inside each other")
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates is no text
     except RecursionError as error:
@@ -171,9 +171,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_deep(value: Any) -> bool:
-    """Tell whether more than `DEEPEST` lists and objects stand inside each other."""
+    """Tell whether more than `DEEPEST_NESTING` lists and objects stand inside each other."""
     level = [value]
-    for _ in range(DEEPEST + 1):
+    for _ in range(DEEPEST_NESTING + 1):
         inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
         level = [each for some in inner for each in some if isinstance(each, dict | list)]
         if not level:

@@ -49,7 +49,7 @@ class VolumeSegmenter:
 
     def normalisation(self, volume: Volume) -> Normalisation:
         """Return the normalisation of a scan, by the name of its channel where the rule is `auto`."""
-        return self.settings.normalisation.settled(volume.channel)
+        return self.settings.normalisation.for_channel(volume.channel)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the model computes, as `inference.precision` says."""

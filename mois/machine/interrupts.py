@@ -1,4 +1,4 @@
-"""Ctrl-C ends whatever is being done in one line, which says how to go on, and with exit code 130; twice, at once."""
+"""Ctrl-C ends a command with exit code 130 and one line that says how to go on. A second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from types import FrameType
 from typing import NoReturn
 
 CODE = 128 + signal.SIGINT
-AGAIN = "give the command again"
-WAY_ON = "MOIS_WAY_ON"
-"""Environment variable in which a program that runs others tells them what its user has to do to go on."""
+GIVE_COMMAND_AGAIN = "give the command again"
+HOW_TO_GO_ON = "MOIS_HOW_TO_GO_ON"
+"""Environment variable by which the demo tells the commands that it starts what the user has to do to go on."""
 
 STDERR = 2
-"""File descriptor; a handler may not use the stream, in the middle of whose use it may be called."""
+"""File descriptor. A signal handler may interrupt a use of the stream, so it must not use the stream itself."""
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 @contextmanager
-def ctrl_c_ends(how_to_go_on: Callable[[], str] = lambda: AGAIN, *, to_the_end: bool = False) -> Iterator[None]:
-    """Have Ctrl-C end what is done here; contexts may lie within each other, and the inner one speaks.
+def ctrl_c_ends(
+    how_to_go_on: Callable[[], str] = lambda: GIVE_COMMAND_AGAIN, *, to_the_end: bool = False
+) -> Iterator[None]:
+    """Let Ctrl-C end the program within this context. Contexts may be nested: the inner context writes the line.
 
-    A part of the program that sets a handler of its own calls `end_now` when it has had enough. A Ctrl-C that is
-    ignored, as in a job that a shell runs in the background, stays ignored.
+    Code with a handler of its own calls `end_now` to end the program. An ignored Ctrl-C stays ignored: a shell ignores
+    it for jobs in the background.
 
     Args:
-        how_to_go_on: What the user has to do to go on, for the end of the line.
-        to_the_end: The process ends with this context: from then on Ctrl-C ends it without a word, where Python and
-            its libraries are tidying up.
+        how_to_go_on: Returns what the user has to do to go on, for the end of the line.
+        to_the_end: Whether the process ends with this context. After the context, Ctrl-C then ends the process without
+            a line, while Python and its libraries clean up.
     """
     if threading.current_thread() is not threading.main_thread() or _handler() is signal.SIG_IGN:
         yield
@@ -55,14 +57,14 @@ def ctrl_c_ends(how_to_go_on: Callable[[], str] = lambda: AGAIN, *, to_the_end: 
 
 
 def end_now(how_to_go_on: str) -> NoReturn:
-    """Say that Ctrl-C ends this process, and how to go on; the next Ctrl-C ends it without tidying up.
+    """Write that Ctrl-C ends this process and how to go on, and end it. The next Ctrl-C ends it without clean-up.
 
     Raises:
         SystemExit: With 130.
     """
     signal.signal(signal.SIGINT, _leave)
     if all(os.environ.get(name, "0") == "0" for name in _RANKS):
-        os.write(STDERR, f"\nstopped by Ctrl-C; {os.environ.get(WAY_ON, how_to_go_on)}\n".encode())
+        os.write(STDERR, f"\nstopped by Ctrl-C; {os.environ.get(HOW_TO_GO_ON, how_to_go_on)}\n".encode())
     raise SystemExit(CODE)
 
 

@@ -51,7 +51,7 @@ def about_session(
     digest.update(volume.affine.double().cpu().numpy().tobytes())
     kept = {name: value for name, value in asdict(settings).items() if name != "memory_gib"}
     kept["precision"] = resolve_precision(device, settings.precision)  # `auto` differs by device
-    kept["normalisation"] = settings.normalisation.settled(volume.channel).as_dict()  # `auto` differs by scan
+    kept["normalisation"] = settings.normalisation.for_channel(volume.channel).as_dict()  # `auto` differs by scan
     kept["track_memory"] = settings.track_memory if track_memory is None else track_memory
     if kept["track_memory"] is None:
         del kept["track_memory"]

@@ -135,14 +135,14 @@ class ExemplarBank:
     Attributes:
         identity: The model that described them.
         pixel_mm: Edge of the pixels that it saw them at; the same lesion looks different to it at another size.
-        normalisation: How the scans' intensities became those that it saw; settled.
+        normalisation: How the scans' intensities became those that it saw; never `auto`.
         version: How many times the bank was changed; a loaded one counts on from where it was saved.
     """
 
     def __init__(self, identity: ModelIdentity, pixel_mm: float, normalisation: Normalisation | None = None) -> None:
         self.identity = identity
         self.pixel_mm = pixel_mm
-        self.normalisation = (normalisation or Normalisation()).settled()
+        self.normalisation = (normalisation or Normalisation()).for_channel()
         self.version = 0
         self._items: dict[str, Exemplar] = {}
 

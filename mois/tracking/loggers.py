@@ -118,10 +118,10 @@ class CsvLogger(Logger):
         rows = _read_rows(self.path)
         if self._resume_step is None:
             return rows
-        told = [row for row in rows if _step(self.path, row) < self._resume_step]
+        kept = [row for row in rows if _step(self.path, row) < self._resume_step]
         if self._resume_step:  # what is trained again is logged again, a test of a checkpoint is not
-            told += [row for row in rows if _step(self.path, row) >= self._resume_step and _is_of_test(row)]
-        return told
+            kept += [row for row in rows if _step(self.path, row) >= self._resume_step and _is_of_test(row)]
+        return kept
 
     def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> list[str]:
         columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
@@ -164,21 +164,23 @@ class CarefulWandbLogger(WandbLogger):
         """The W&B run, started at first use and on rank 0 only."""
         if self._experiment is None:
             self._experiment = self._start()
-            self._guard(lambda run: run.define_metric("trainer/global_step"))
-            self._guard(lambda run: run.define_metric("*", step_metric="trainer/global_step", step_sync=True))
+            self._guard(lambda wandb_run: wandb_run.define_metric("trainer/global_step"))
+            self._guard(
+                lambda wandb_run: wandb_run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+            )
         return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars, pictures or tables at a step of the training."""
         values = dict(metrics) if step is None else {**metrics, "trainer/global_step": step}
-        self._guard(lambda run: run.log(values))
+        self._guard(lambda wandb_run: wandb_run.log(values))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         """Record settings; whatever JSON has no word for becomes a string."""
         settings = json.loads(json.dumps(dict(params) if isinstance(params, Mapping) else vars(params), default=str))
-        self._guard(lambda run: run.config.update(settings, allow_val_change=True))
+        self._guard(lambda wandb_run: wandb_run.config.update(settings, allow_val_change=True))
 
     @rank_zero_only
     def log_table(self, *args: Any, **kwargs: Any) -> None:
@@ -190,10 +192,10 @@ class CarefulWandbLogger(WandbLogger):
         """Record a file as a versioned artifact."""
         import wandb
 
-        def record(run: Any) -> None:
+        def record(wandb_run: Any) -> None:
             artifact = wandb.Artifact(name, type=kind)
             artifact.add_file(str(path))
-            run.log_artifact(artifact)
+            wandb_run.log_artifact(artifact)
 
         self._guard(record)
 
@@ -201,7 +203,7 @@ class CarefulWandbLogger(WandbLogger):
     def finish(self) -> None:
         """End the run; waits for uploads, but not for long."""
         if self._experiment is not None:
-            self._guard(lambda run: run.finish())
+            self._guard(lambda wandb_run: wandb_run.finish())
             self._experiment = None
 
     def _guard(self, action: Callable[[Any], object]) -> None:

@@ -1,4 +1,4 @@
-"""Whether W&B records online, offline or not at all, and whether its server can be used, found out within seconds."""
+"""Decides within seconds whether W&B records online, offline or not at all."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def logged_in_key() -> str:
     places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
     try:
         file = next((path for place in places if place and (path := Path(place).expanduser()).is_file()), None)
-        found = netrc.netrc(file).authenticators(urllib.parse.urlsplit(wandb_server()).netloc) if file else None
+        credentials = netrc.netrc(file).authenticators(urllib.parse.urlsplit(wandb_server()).netloc) if file else None
     except (OSError, RuntimeError, netrc.NetrcParseError, UnicodeDecodeError):  # a RuntimeError where there is no home
         return ""
-    return (found[2] or "") if found else ""
+    return (credentials[2] or "") if credentials else ""
 
 
 def forget_unknown_mode() -> None:

@@ -119,8 +119,8 @@ class DataShares(Callback):
             slowest = PendingReduction(torch.full((), share, device=pl_module.device), of="max").read()
             pl_module.log("train/waiting", slowest, batch_size=1)
         if self._hits:
-            found = PendingReduction(torch.full((), sum(self._hits) / len(self._hits), device=pl_module.device)).read()
-            pl_module.log("train/cache_hits", found, batch_size=1)
+            hits = PendingReduction(torch.full((), sum(self._hits) / len(self._hits), device=pl_module.device)).read()
+            pl_module.log("train/cache_hits", hits, batch_size=1)
         self._forget()
 
 

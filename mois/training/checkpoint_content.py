@@ -18,15 +18,15 @@ from torch import Tensor
 
 from mois.errors import DataError
 from mois.evaluation.figures import SubjectReport
-from mois.files.json_records import DEEPEST, as_record
+from mois.files.json_records import DEEPEST_NESTING, as_record
 from mois.interfaces import Backbone
 from mois.sharing.identity import rules_apart
 
 RECORD = "mois"
 """Key of a checkpoint under which provenance and the W&B run id stand."""
 
-MOST = 2**40
-"""No training counts further: steps, batches, epochs."""
+LARGEST_COUNT = 2**40
+"""Limit of a counter of steps, batches or epochs."""
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path", "dirpath", "best_k_models")
 """What Lightning's `ModelCheckpoint` removes files by."""
 _VERSION = "pytorch-lightning_version"
@@ -282,7 +282,7 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         DataError: If it is nested too deeply, or a key is neither a text nor a number.
     """
     level: list[tuple[str, Any]] = [("", value)]
-    for _ in range(2 * DEEPEST):
+    for _ in range(2 * DEEPEST_NESTING):
         inner: list[tuple[str, Any]] = []
         for place, one in level:
             if isinstance(one, Mapping):
@@ -296,7 +296,7 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         level = inner
         if not level:
             return
-    raise DataError(f"{name}: more than {2 * DEEPEST} tables and lists stand inside each other; {_CURE}")
+    raise DataError(f"{name}: more than {2 * DEEPEST_NESTING} tables and lists stand inside each other; {_CURE}")
 
 
 def _check_leaf(value: Any, place: str, name: str) -> None:
@@ -331,7 +331,7 @@ def _check_alike(given: Any, ours: Any, place: str, name: str) -> None:
         alike = type(given) is type(ours) or {type(given), type(ours)} == {int, float}
         if alike and type(given) in (int, float):
             score = type(ours) is float and math.isinf(ours)  # ReduceLROnPlateau's best begins there
-            alike = given == ours or -MOST < given < MOST if score else 0 <= given < MOST
+            alike = given == ours or -LARGEST_COUNT < given < LARGEST_COUNT if score else 0 <= given < LARGEST_COUNT
     if not alike:
         raise DataError(f"{name}: {place} is {given!r:.60}, this training has {ours!r:.60} there; {_CURE}")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from mois.backbones.checkpoint_files import cut_short
 from mois.errors import DataError
 from mois.files.atomic import whole_file, write_text
-from mois.machine.interrupts import WAY_ON
+from mois.machine.interrupts import HOW_TO_GO_ON
 from mois.sharing.provenance import Provenance, collect_provenance
 from mois.sharing.remarks import of_trained_on
 from mois.tracking.loggers import CarefulWandbLogger
@@ -278,8 +278,8 @@ def may_save(trainer: Trainer) -> bool:
 
 def how_to_go_on(trainer: Trainer) -> str:
     """Return, for the end of a message, how to go on after an interruption."""
-    if told := os.environ.get(WAY_ON):
-        return told
+    if hint := os.environ.get(HOW_TO_GO_ON):
+        return hint
     for callback in trainer.checkpoint_callbacks if trainer.state.fn == "fit" else ():
         if isinstance(callback, LastCheckpoint) and (callback.folder / "last.ckpt").is_file():
             return f"go on with --ckpt_path last ({callback.folder / 'last.ckpt'})"

@@ -55,7 +55,7 @@ class EpisodeLearning:
             raise ValueError(f"model.learning.corrections={self.corrections}; choose 1 to 7.")
 
 
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """Losses to sum, and figures to log (NaN where a batch says nothing about one)."""
 
     losses: dict[str, Tensor]
@@ -84,7 +84,7 @@ def learn(
     encode: Callable[[Tensor], Features] | None = None,
     begin: Callable[[str], None] | None = None,
     tracking: TrackingRules | None = None,
-) -> Outcome:
+) -> StepResult:
     """Run a batch of episodes.
 
     What is frozen keeps nothing for a backward pass: autograd's graph begins at the first trained tensor.
@@ -99,7 +99,7 @@ def learn(
         begin: Is told the name of each part before it begins: click, track, semantic.
         tracking: What of earlier slices a slice attends to; what the backbone's rules say by default.
     """
-    begin = begin or _untold
+    begin = begin or _ignore_part
     batch, groups, count = episode.support_valid.shape
     supports = batch * groups * count
     features = (encode or backbone.encode)(pictures(backbone, episode))
@@ -130,10 +130,10 @@ def learn(
     begin("semantic")
     shown = _shown_masks(click.logits, masks, chance, settings.true_masks)
     for prefix, propagation in propagations.items():
-        found = find(backbone, propagation, episode, query, support, shown, settings)
-        losses |= {prefix + name: value for name, value in found.losses.items()}
-        figures |= {prefix + name: value for name, value in found.figures.items()}
-    return Outcome(losses, figures)
+        result = find(backbone, propagation, episode, query, support, shown, settings)
+        losses |= {prefix + name: value for name, value in result.losses.items()}
+        figures |= {prefix + name: value for name, value in result.figures.items()}
+    return StepResult(losses, figures)
 
 
 def _answers_to_first_clicks(
@@ -192,7 +192,7 @@ def find(
     support: Features,
     shown: Tensor,
     settings: EpisodeLearning,
-) -> Outcome:
+) -> StepResult:
     """Find what is like each group's exemplars, and what is a lesion at all without any.
 
     Args:
@@ -216,20 +216,20 @@ def find(
     lesions = episode.query_lesions.to(logits.dtype)
     wanted = torch.cat([target, lesions.unsqueeze(1)], dim=1)  # (B, G + 1, P, P)
     if prediction.drafts is None:
-        found = mask_loss(each, wanted)
+        mask_losses = mask_loss(each, wanted)
     else:
         drafts = prediction.drafts.unflatten(0, (batch, groups + 1))[:, :groups]
-        found = mask_loss(torch.cat([each, drafts], dim=1), torch.cat([wanted, target], dim=1))
+        mask_losses = mask_loss(torch.cat([each, drafts], dim=1), torch.cat([wanted, target], dim=1))
     presence = _presence_loss(prediction, wanted.flatten(0, 1)).view(batch, groups + 1)
     alone_weight = settings.no_exemplar_weight
     losses = {
-        "semantic": settings.semantic_weight * masked_average(found[:, :groups], asked),
+        "semantic": settings.semantic_weight * masked_average(mask_losses[:, :groups], asked),
         "semantic_presence": settings.presence_weight * masked_average(presence[:, :groups], asked),
-        "alone": settings.semantic_weight * alone_weight * found[:, groups].mean(),
+        "alone": settings.semantic_weight * alone_weight * mask_losses[:, groups].mean(),
         "alone_presence": settings.presence_weight * alone_weight * presence[:, groups].mean(),
     }
     if prediction.drafts is not None:
-        draft = masked_average(found[:, groups + 1 :], asked)
+        draft = masked_average(mask_losses[:, groups + 1 :], asked)
         losses["draft"] = settings.semantic_weight * settings.draft_weight * draft
     with torch.no_grad():
         one, other = logits[:, 0] > 0, logits[:, 1] > 0
@@ -241,10 +241,10 @@ def find(
             "swapped": pooled_dice(other, second, lesion_pair),
             "no_exemplars": pooled_dice(alone > 0, first, asked[:, 0]),
         }
-    return Outcome(losses, figures)
+    return StepResult(losses, figures)
 
 
-def _untold(part: str) -> None:
+def _ignore_part(part: str) -> None:
     """Take no notice."""
 
 

@@ -40,7 +40,7 @@ class EpochLines(Callback):
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell what the model found before it learned anything."""
-        say(trainer, f"step 0: {_told(getattr(pl_module, 'step_0', {}))}")
+        say(trainer, f"step 0: {_figures_text(getattr(pl_module, 'step_0', {}))}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
@@ -59,22 +59,22 @@ class EpochLines(Callback):
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # the epoch's own line comes next
         if stepped and not last and not sys.stderr.isatty() and time.monotonic() - self._said_s >= EVERY_S:
-            self._tell(trainer, f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
+            self._write(trainer, f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the figures for the epoch's line; where the epoch goes on, tell them now."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         logged = {name.removeprefix("val/"): value for name, value in trainer.callback_metrics.items()}
-        self._validated = _told(logged)
+        self._validated = _figures_text(logged)
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._tell(trainer, f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
+            self._write(trainer, f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
             self._validated = ""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell of the epoch."""
         of = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        self._tell(trainer, f"epoch {trainer.current_epoch + 1}{of}, step {trainer.global_step}")
+        self._write(trainer, f"epoch {trainer.current_epoch + 1}{of}, step {trainer.global_step}")
         self._forget()
 
     def on_test_batch_start(
@@ -101,8 +101,8 @@ class EpochLines(Callback):
             return
         reports = getattr(pl_module, "reports", {}).get("") or []
         figures = vars(reports[-1].figures) if reports and trainer.state.fn != "predict" else {}
-        told = ", ".join(f"{name} {figures[name]:.2f}" for name in SCAN_SHOWN if figures.get(name) is not None)
-        parts = [told, spoken_s(time.monotonic() - self._scan_s)]
+        figures_text = ", ".join(f"{name} {figures[name]:.2f}" for name in SCAN_SHOWN if figures.get(name) is not None)
+        parts = [figures_text, duration_in_words(time.monotonic() - self._scan_s)]
         name = getattr(batch, "subject", "")
         say(trainer, f"scan {batch_idx + 1} of {self._scans}, {name}: {'; '.join(filter(None, parts))}")
 
@@ -121,7 +121,7 @@ class EpochLines(Callback):
     def _forget(self) -> None:
         self._total, self._batches, self._validated = 0.0, 0, ""
 
-    def _tell(self, trainer: Trainer, where: str) -> None:
+    def _write(self, trainer: Trainer, where: str) -> None:
         self._said_s = time.monotonic()
         if not trainer.is_global_zero:
             return
@@ -133,7 +133,7 @@ class EpochLines(Callback):
         if made <= 0 or not math.isfinite(wanted):
             return "time left unknown"
         passed_s = time.monotonic() - self._began_s
-        return f"{spoken_s(passed_s / made * max(0.0, wanted - trainer.global_step))} left"
+        return f"{duration_in_words(passed_s / made * max(0.0, wanted - trainer.global_step))} left"
 
 
 def _counts_scans(trainer: Trainer) -> bool:
@@ -141,7 +141,7 @@ def _counts_scans(trainer: Trainer) -> bool:
     return trainer.state.fn != "fit" and not sys.stderr.isatty()
 
 
-def spoken_s(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
     """Return a duration as a reader wants it: 40 s, 12 min, 1 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -149,7 +149,7 @@ def spoken_s(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
-def _told(figures: Any) -> str:
+def _figures_text(figures: Any) -> str:
     return ", ".join(f"{name} {float(figures[name]):.2f}" for name in SHOWN if name in figures)
 
 

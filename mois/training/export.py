@@ -79,7 +79,7 @@ def export_bundles(
         settings: How to choose what is left open.
         normalisation: The rule that the training's scans were normalised by; None where their datamodule does not say.
     """
-    rule = normalisation or module.inference.normalisation.settled()
+    rule = normalisation or module.inference.normalisation.for_channel()
     specs = [config["propagation"], *(config.get("companions") or [])]
     for (prefix, propagation), spec in zip(module.propagations.items(), specs, strict=True):
         record = ValidationRecord(**validation[prefix]) if prefix in validation else None

@@ -123,9 +123,9 @@ class FeatureCache:
         with suppress(OSError):  # another process has removed it by now, or it is another user's
             os.utime(path)
         try:
-            named, told = parse_tensors(content, "it")
+            named, metadata = parse_tensors(content, "it")
             tensors = tuple(named[str(number)] for number in range(len(named)))
-            if told["digest"] != _digest(tensors):
+            if metadata["digest"] != _digest(tensors):
                 reason = "its checksum is another one"
             elif not all(tensor.dtype == torch.float16 and bool(tensor.isfinite().all()) for tensor in tensors):
                 reason = "it holds what is no finite half-precision number"

@@ -53,9 +53,9 @@ def mask_loss(logits: Tensor, target: Tensor, focal_weight: float = 20.0) -> Ten
 
 def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
     """Return the intersection over union of thresholded logits with a soft target, per picture; 1 if both are empty."""
-    found = (logits > 0).to(target.dtype)
-    overlap = (found * target).sum((-2, -1))
-    union = (found + target).sum((-2, -1)) - overlap
+    predicted = (logits > 0).to(target.dtype)
+    overlap = (predicted * target).sum((-2, -1))
+    union = (predicted + target).sum((-2, -1)) - overlap
     return torch.where(union == 0, 1.0, overlap / union.clamp(min=1e-6))
 
 

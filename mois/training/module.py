@@ -161,7 +161,7 @@ class ExemplarSegmenter(LightningModule):
         if self.encoder is not None:
             keys = self._keys or self.encoder.keys(pictures(self.backbone, episode), str(self.trainer.precision))
             encode, self._keys = partial(self.encoder, keys=keys), []  # a datamodule may have that hook to itself
-        outcome = learn(
+        result = learn(
             self.backbone,
             self.propagations,
             episode,
@@ -170,12 +170,12 @@ class ExemplarSegmenter(LightningModule):
             encode,
             tracking=self.inference.tracking(self.backbone),
         )
-        total = torch.stack(list(outcome.losses.values())).sum()
+        total = torch.stack(list(result.losses.values())).sum()
         batch_size = episode.query_images.shape[0]
         if self.trainer.world_size == 1 or _logs_now(self.trainer):
             self._loss = PendingReduction(total)  # on its way while the backward pass runs
-        self.log_dict({f"train/loss_{name}": loss for name, loss in outcome.losses.items()}, batch_size=batch_size)
-        self.log_dict({f"train/{name}": value for name, value in outcome.figures.items()}, batch_size=batch_size)
+        self.log_dict({f"train/loss_{name}": loss for name, loss in result.losses.items()}, batch_size=batch_size)
+        self.log_dict({f"train/{name}": value for name, value in result.figures.items()}, batch_size=batch_size)
         return total
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -245,8 +245,8 @@ class ExemplarSegmenter(LightningModule):
     def record(self, prefix: str = "") -> dict[str, Any]:
         """Return the record of a propagation's results: provenance, trained fraction, figures that got worse."""
         worse = made_worse(figures_of(self.step_0, prefix), figures_of(self.validated, prefix))
-        told = {"made_worse": worse} if worse else {}
-        return {**self.provenance, "trainable_fraction": round(self.trainable_fraction, 4), **told}
+        warnings = {"made_worse": worse} if worse else {}
+        return {**self.provenance, "trainable_fraction": round(self.trainable_fraction, 4), **warnings}
 
     def results_folder(self, name: str) -> Path:
         """Return the results' folder NAME in the run's folder; `trainer.log_dir` would wait for all ranks."""

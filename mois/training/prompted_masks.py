@@ -92,8 +92,8 @@ def track_clips(
     along = masked_average(_best_candidate_losses([tracked], target[all_here]), present[all_here])
     presence = presence_losses(tracked.presence.unsqueeze(0), masks.flatten(0, 1)[all_here])
     there = target[all_here] > 0.5
-    found = _enlarge(tracked.logits.unsqueeze(1)).squeeze(1) > 0
-    figure = pooled_dice(found, there, torch.ones_like(there[:, 0, 0]))
+    predicted = _enlarge(tracked.logits.unsqueeze(1)).squeeze(1) > 0
+    figure = pooled_dice(predicted, there, torch.ones_like(there[:, 0, 0]))
     return PromptedMasks((at_click + middle * along) / (1 + middle), presence.mean(), figure, figure, first.logits)
 
 
@@ -128,10 +128,16 @@ def presence_losses(presence: Tensor, masks: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(presence.float(), there, reduction="none")
 
 
-def pooled_dice(found: Tensor, truth: Tensor, keep: Tensor) -> Tensor:
-    """Dice over all pictures to keep at once; NaN where these hold no truth."""
-    keep = keep.view(-1, *([1] * (found.ndim - 1)))
-    overlap = (found & truth & keep).sum()
-    there = (truth & keep).sum()
-    dice = 2 * overlap / ((found & keep).sum() + there).clamp(min=1)
+def pooled_dice(predicted: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    """Return the Dice of all kept pictures together, a scalar; NaN if their targets are empty.
+
+    Args:
+        predicted: (N, H, W) bool.
+        target: (N, H, W) bool.
+        keep: (N,) bool, which pictures count.
+    """
+    keep = keep.view(-1, *([1] * (predicted.ndim - 1)))
+    overlap = (predicted & target & keep).sum()
+    there = (target & keep).sum()
+    dice = 2 * overlap / ((predicted & keep).sum() + there).clamp(min=1)
     return torch.where(there > 0, dice, torch.nan)

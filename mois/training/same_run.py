@@ -112,10 +112,10 @@ def changed_settings(
             other[key] = f"{key}={old[key]} (now with other content)"
     refused = list(other)
     if refused:
-        told = ", ".join(other[key] for key in refused[:_SHOWN])
+        listed = ", ".join(other[key] for key in refused[:_SHOWN])
         more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         raise ValueError(
-            f"{name} is of a training with {told}{more}; set it back to go on, or start a new training in another "
+            f"{name} is of a training with {listed}{more}; set it back to go on, or start a new training in another "
             "folder (--trainer.default_root_dir)"
         )
     return differ

@@ -18,7 +18,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mois.machine.interrupts import AGAIN, STDERR, end_now
+from mois.machine.interrupts import GIVE_COMMAND_AGAIN, STDERR, end_now
 from mois.machine.pending_scalar import PendingScalar
 from mois.training.checkpoints import LastCheckpoint, how_to_go_on, may_save
 
@@ -49,7 +49,7 @@ class StopAtSignal(Callback):
         self._before: dict[int, Any] = {}  # handlers that were there, by signal
         self._requeueing = 0  # number of SLURM's signal
         self._interrupted_s: float | None = None  # when Ctrl-C came first
-        self._how_to_go_on: Callable[[], str] = lambda: AGAIN
+        self._how_to_go_on: Callable[[], str] = lambda: GIVE_COMMAND_AGAIN
         self._speaks = True
         self._validating_s: float | None = None  # when the present validation began
         self._over = threading.Event()

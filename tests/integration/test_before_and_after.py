@@ -12,7 +12,7 @@ import torch
 
 from mois.cli.messages import one_line_errors
 from mois.report.results import Results
-from mois.training.epoch_lines import spoken_s
+from mois.training.epoch_lines import duration_in_words
 from mois.training.module import ExemplarSegmenter
 from tests.support.datasets import write_dataset
 from tests.support.small_runs import LORA, data, folder, last, losses, rows, train, validations
@@ -136,4 +136,4 @@ def test_a_warning_of_ours_takes_a_line() -> None:
     [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (3540, "59 min"), (3600, "1 h 00 min"), (3901, "1 h 06 min")],
 )
 def test_time_left_is_told_as_a_reader_wants_it(seconds: float, told: str) -> None:
-    assert spoken_s(seconds) == told
+    assert duration_in_words(seconds) == told

@@ -254,7 +254,7 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
         main(command[2:])
         return 0
 
-    monkeypatch.setattr("mois.cli.demo_steps.run", here)
+    monkeypatch.setattr("mois.cli.demo_steps.run_command", here)
     demo = ["demo", f"--out={out}", f"--training={tmp_path / 'small.yaml'}"]
     with pytest.raises(SystemExit, match="1"):
         mois_main(demo)

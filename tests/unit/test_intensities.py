@@ -189,10 +189,10 @@ def test_a_rule_that_cannot_work_is_refused(given: dict, message: str) -> None:
 
 
 def test_auto_is_settled_by_the_name_of_the_channel() -> None:
-    assert Normalisation().settled("CT") == CT
-    assert Normalisation().settled("T2") == Normalisation().settled() == BODY
-    assert Normalisation(window=(-1000, 400)).settled("T2") == Normalisation("window", (-1000, 400))
-    assert FIRST.settled("CT") == FIRST
+    assert Normalisation().for_channel("CT") == CT
+    assert Normalisation().for_channel("T2") == Normalisation().for_channel() == BODY
+    assert Normalisation(window=(-1000, 400)).for_channel("T2") == Normalisation("window", (-1000, 400))
+    assert FIRST.for_channel("CT") == FIRST
 
 
 @pytest.mark.parametrize("rule", [BODY, CT, FIRST, Normalisation()])
@@ -262,14 +262,14 @@ def test_a_session_goes_on_by_its_rule_alone(tmp_path: Path) -> None:
 def test_a_datamodule_says_which_rule_its_scans_were_normalised_by(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     about = json.loads((root / "dataset.json").read_text())
-    assert NiftiDataModule(root).settled_normalisation() == BODY
+    assert NiftiDataModule(root).normalisation_of_images() == BODY
     mr = NiftiDataModule(root)._key(NiftiDataModule(root).splits.train[0])
     (root / "dataset.json").write_text(json.dumps({**about, "channel_names": {"0": "CT"}}))
     data = NiftiDataModule(root)
     assert data.splits.train[0].read().channel == "CT"
-    assert data.settled_normalisation() == CT
+    assert data.normalisation_of_images() == CT
     assert data._key(data.splits.train[0]) != mr  # prepared scans of another rule are others
-    assert NiftiDataModule(root, normalisation=BODY).settled_normalisation() == BODY
+    assert NiftiDataModule(root, normalisation=BODY).normalisation_of_images() == BODY
     assert NiftiDataModule(root, normalisation=BODY)._key(data.splits.train[0]) == mr
 
 

@@ -16,7 +16,7 @@ from stand_in import Model
 from mois.cli import demo_steps as demo
 from mois.cli import main
 from mois.cli.train import MoisCLI
-from mois.machine.interrupts import AGAIN, WAY_ON, ctrl_c_ends
+from mois.machine.interrupts import GIVE_COMMAND_AGAIN, HOW_TO_GO_ON, ctrl_c_ends
 from mois.training.signals import IMPATIENCE_S
 from tests.support.paths import ROOT
 
@@ -43,7 +43,7 @@ def test_one_line_says_how_to_go_on(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_library_may_raise_it_by_itself(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="130"), ctrl_c_ends():
         raise KeyboardInterrupt
-    assert capfd.readouterr().err == f"\nstopped by Ctrl-C; {AGAIN}\n"
+    assert capfd.readouterr().err == f"\nstopped by Ctrl-C; {GIVE_COMMAND_AGAIN}\n"
 
 
 def test_what_comes_after_is_as_it_was() -> None:
@@ -90,7 +90,7 @@ def test_ctrl_c_ends_a_process_without_a_traceback(while_doing: str) -> None:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said in ("", f"\nstopped by Ctrl-C; {AGAIN}\n")
+    assert said in ("", f"\nstopped by Ctrl-C; {GIVE_COMMAND_AGAIN}\n")
     assert bool(said) == ("exit" not in while_doing)
 
 
@@ -101,7 +101,7 @@ def test_ctrl_c_while_packages_are_imported(program: list[str], tmp_path: Path) 
     (tmp_path / "sitecustomize.py").write_text(marker + "builtins.__import__ = seen\n")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, *program], capture_output=True, encoding="utf-8", cwd=ROOT, env=env)
-    assert (done.returncode, done.stderr) == (130, f"\nstopped by Ctrl-C; {AGAIN}\n")
+    assert (done.returncode, done.stderr) == (130, f"\nstopped by Ctrl-C; {GIVE_COMMAND_AGAIN}\n")
 
 
 @pytest.mark.parametrize(("command", "step"), [("validate", "validation_step"), ("test", "test_step")])
@@ -136,16 +136,20 @@ def test_ctrl_c_twice_in_a_validation_of_a_training(
 
 
 @pytest.mark.parametrize(
-    ("command", "way_on"),
-    [("phantom", AGAIN), ("segment", f"{AGAIN}: it goes on where it was"), ("evaluate", f"{AGAIN}: it goes on where")],
+    ("command", "how_to_go_on"),
+    [
+        ("phantom", GIVE_COMMAND_AGAIN),
+        ("segment", f"{GIVE_COMMAND_AGAIN}: it goes on where it was"),
+        ("evaluate", f"{GIVE_COMMAND_AGAIN}: it goes on where"),
+    ],
 )
 def test_each_command_says_whether_it_goes_on(
-    command: str, way_on: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    command: str, how_to_go_on: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mois.cli.commands.run", lambda given: ctrl_c())
     with pytest.raises(SystemExit, match="130"):
         main([command])
-    assert re.fullmatch(rf"\nstopped by Ctrl-C; {way_on}.*\n", capfd.readouterr().err)
+    assert re.fullmatch(rf"\nstopped by Ctrl-C; {how_to_go_on}.*\n", capfd.readouterr().err)
 
 
 def test_the_demo_hands_ctrl_c_on_and_has_the_command_say_how_the_demo_goes_on(
@@ -156,6 +160,6 @@ def test_the_demo_hands_ctrl_c_on_and_has_the_command_say_how_the_demo_goes_on(
         "    os.kill(os.getppid(), signal.SIGINT)\n    signal.pause()\n"
     )
     with ctrl_c_ends():
-        assert demo.run([sys.executable, "-c", code]) == 130
-    assert capfd.readouterr().err == f"\nstopped by Ctrl-C; {AGAIN}: the demo goes on where it was\n"
-    assert WAY_ON not in os.environ
+        assert demo.run_command([sys.executable, "-c", code]) == 130
+    assert capfd.readouterr().err == f"\nstopped by Ctrl-C; {GIVE_COMMAND_AGAIN}: the demo goes on where it was\n"
+    assert HOW_TO_GO_ON not in os.environ

@@ -31,14 +31,14 @@ def _run(adapter: Adapter, step: int = 0, **settings: Any):
     for propagation in propagations:
         propagation.build(backbone)
     adapter.attach(backbone, propagations[0])
-    outcome = learn(backbone, names(propagations), example_episode(), EpisodeLearning(**settings), step)
-    return backbone, propagations, outcome
+    result = learn(backbone, names(propagations), example_episode(), EpisodeLearning(**settings), step)
+    return backbone, propagations, result
 
 
 @pytest.mark.parametrize("adapter", [Frozen(), Full(), Lora(placement=Placement(get_args(Part)))])
 def test_every_trainable_tensor_gets_gradient(adapter: Adapter) -> None:
-    backbone, propagations, outcome = _run(adapter)
-    torch.stack(list(outcome.losses.values())).sum().backward()
+    backbone, propagations, result = _run(adapter)
+    torch.stack(list(result.losses.values())).sum().backward()
     for module in (backbone, *propagations):
         without = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
         assert without == []
@@ -62,8 +62,8 @@ def test_every_click_is_supervised(monkeypatch: pytest.MonkeyPatch, step: int, c
     propagation = Similarity()
     propagation.build(backbone)
     Full().attach(backbone, propagation)
-    outcome = learn(backbone, names([propagation]), example_episode(), EpisodeLearning(corrections=7), step)
-    outcome.losses["click"].backward()
+    result = learn(backbone, names([propagation]), example_episode(), EpisodeLearning(corrections=7), step)
+    result.losses["click"].backward()
     assert len(answers) == clicks  # a first click, and 1 to 7 corrections
     for answer in answers:
         assert answer.candidates.grad is not None
@@ -78,9 +78,9 @@ def test_frozen_tensors_stay_as_they_are_to_the_byte() -> None:
     parameters = [p for module in (backbone, propagation) for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
     for step in range(2):
-        outcome = learn(backbone, names([propagation]), example_episode(seed=step), EpisodeLearning(), step)
+        result = learn(backbone, names([propagation]), example_episode(seed=step), EpisodeLearning(), step)
         optimiser.zero_grad()
-        torch.stack(list(outcome.losses.values())).sum().backward()
+        torch.stack(list(result.losses.values())).sum().backward()
         optimiser.step()
     assert not backbone.training
     for name, parameter in backbone.named_parameters():
@@ -160,11 +160,11 @@ def test_with_a_frozen_backbone_nothing_is_tracked_and_only_the_propagation_keep
     clicks = episode_step.correct_clicks
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(episode_step, "correct_clicks", listening("click", clicks))
-        outcome = learn(backbone, names([propagation]), example_episode(batch=1), EpisodeLearning(), 0)
+        result = learn(backbone, names([propagation]), example_episode(batch=1), EpisodeLearning(), 0)
     assert kept == []
-    assert "track" not in outcome.losses
-    assert not outcome.losses["click"].requires_grad
-    assert outcome.losses["semantic"].requires_grad
+    assert "track" not in result.losses
+    assert not result.losses["click"].requires_grad
+    assert result.losses["semantic"].requires_grad
 
 
 def test_a_late_adapter_keeps_activations_of_its_stages_alone() -> None:
