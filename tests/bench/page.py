@@ -20,82 +20,111 @@ from tests.support.paths import ROOT
 PAGE = ROOT / "docs" / "performance.md"
 
 FIGURES = (
-    ("semantic_100_vs_1", 2, "one tile searched with 100 exemplars against 1, without the encoder", "1.3 or less"),
-    ("semantic_100_vs_dense_10", 3, "100 exemplars against the paper's dense attention with 10", ".125 or less"),
+    (
+        "semantic_100_vs_1", 2,
+        "time to search one tile with 100 exemplars, divided by the time with 1 exemplar (without the encoder)",
+        "1.3 or less",
+    ),
+    (
+        "semantic_100_vs_dense_10", 3,
+        "the same time with 100 exemplars, divided by the time of the paper's dense attention with 10 exemplars",
+        ".125 or less",
+    ),
     (
         "dice_merged_vs_all", 2,
-        "Dice of sessions with about a hundred exemplars, merged into 16 ({similarity_merged_dice:3}) against all "
-        "({similarity_all_dice:3}); nano as pretrained",
+        "Dice of sessions with about a hundred exemplars, merged into 16 ({similarity_merged_dice:3}), divided by the "
+        "Dice with all ({similarity_all_dice:3}). Nano as pretrained.",
         "within .01",
     ),
     (
         "dice_foreground_vs_dense", 2,
-        "Dice of attention with foreground tokens ({attention_foreground_dice:4}) against all tokens "
-        "({attention_dense_dice:4}), 10 exemplars; see below",
+        "Dice of attention with foreground tokens ({attention_foreground_dice:4}), divided by the Dice with all tokens "
+        "({attention_dense_dice:4}). 10 exemplars; see below.",
         "within .01",
     ),
-    ("bytes_per_exemplar", 0, "`Similarity`", "16 KiB or less"),
+    ("bytes_per_exemplar", 0, "bytes of an exemplar of `Similarity`", "16 KiB or less"),
     (
         "click_vs_encode", 3,
-        "a corrective click to its 2-D mask, as `session.preview` shows it, against encoding the scan (default "
-        "phantom, nano)",
+        "time from a corrective click to its 2-D mask (`session.preview`), divided by the time to encode the scan. "
+        "Default phantom, nano.",
         ".02 or less",
     ),
-    ("retrack_vs_encode", 3, "tracking that lesion again, against encoding the scan", ".10 or less"),
+    (
+        "retrack_vs_encode", 3,
+        "time to track the corrected lesion again, divided by the time to encode the scan", ".10 or less",
+    ),
     (
         "tracking_batched_vs_serial", 1,
-        "50 lesions tracked one after another ({serial_s:2} s) against together ({batched_s:2} s); nano",
+        "time to track 50 lesions one after another ({serial_s:2} s), divided by the time to track them together "
+        "({batched_s:2} s). Nano.",
         "5 or more: missed",
     ),
-    ("encoder_calls_per_tile", 0, "in a session of clicks, propagations and a correction", "1"),
+    (
+        "encoder_calls_per_tile", 0,
+        "how often a tile is encoded in a session of clicks, propagations and a correction", "1",
+    ),
     (
         "train_frozen_cached_vs_full", 1,
-        "training episodes a CPU-second: frozen encoder with a warm cache against full fine-tuning", "4 or more",
+        "training episodes a CPU-second with a frozen encoder and a warm cache, divided by full fine-tuning",
+        "4 or more",
     ),
     (
         "train_late_lora_vs_full", 1,
-        "the same for LoRA in the trunk's last stage, frozen part cached ({train_late_lora_uncached_vs_full:1} without "
-        "cache)",
+        "the same for LoRA in the last stage of the trunk; the frozen part is cached "
+        "({train_late_lora_uncached_vs_full:1} without cache)",
         "2 or more",
     ),
     (
         "memory_frozen_vs_full", 2,
-        "memory of a frozen encoder against full fine-tuning: weights, gradients, optimiser and saved activations",
+        "memory with a frozen encoder, divided by full fine-tuning. Weights, gradients, optimiser and saved "
+        "activations are counted.",
         ".40 or less",
     ),
-    ("memory_late_lora_vs_full", 2, "the same for LoRA in the trunk's last stage", ".60 or less"),
+    ("memory_late_lora_vs_full", 2, "the same for LoRA in the last stage of the trunk", ".60 or less"),
     (
         "ddp2_vs_1", 2,
-        "two processes against one, of one thread each (256 px). Losses are equal to {losses_apart*1e7:0}e-7. CPU "
-        "seconds of a rank at a step: {one_cpu_s_of_rank_0_per_step:1} alone, {two_cpu_s_of_rank_0_per_step:1} of two",
+        "speed of two processes, divided by the speed of one. Each has one thread (256 px). Losses are equal to "
+        "{losses_apart*1e7:0}e-7. A rank needs {one_cpu_s_of_rank_0_per_step:1} CPU seconds a step alone, and "
+        "{two_cpu_s_of_rank_0_per_step:1} as one of two.",
         "1.7 or more",
     ),
-    ("seconds_per_slice_28_vs_7", 2, "seconds of a scan by slices; 1 is linear (nano)", "1"),
-    ("lesions_300_vs_5", 2, "the semantic pass with 300 lesions as exemplars against 5", "1.5 or less"),
     (
-        "described_300_vs_semantic", 2, "describing 300 found lesions, as sessions do, against finding them", "none",
+        "seconds_per_slice_28_vs_7", 2,
+        "seconds a slice of a scan of 28 slices, divided by those of 7 slices; 1 is linear (nano)", "1",
+    ),
+    (
+        "lesions_300_vs_5", 2,
+        "time of a propagation with 300 lesions as exemplars, divided by the time with 5", "1.5 or less",
+    ),
+    (
+        "described_300_vs_semantic", 2,
+        "time to describe 300 found lesions, as sessions do, divided by the time to find them", "none",
     ),
     (
         "memory_large_scan_gib", 1,
-        "GiB of a session ({session_peak_gib:1}) and an evaluation ({evaluation_peak_gib:1}) of 44 x 1100 x 512 voxels "
-        "with 300 lesions (nano)",
+        "GiB of a session ({session_peak_gib:1}) and of an evaluation ({evaluation_peak_gib:1}) on a scan of "
+        "44 x 1100 x 512 voxels with 300 lesions (nano)",
         "8 or less",
     ),
     (
         "kernels_per_step", 0,
-        "aten operations of a training step, forward and backward, float32 (Hiera-tiny, 512 px, 16 images, 4 "
-        "corrections), counted on fake CPU tensors; see below",
+        "aten operations of a training step, forward and backward, float32, counted on fake CPU tensors; see below. "
+        "Hiera-tiny, 512 px, 16 images, 4 corrections.",
         "10,000 or less",
     ),
     (
         "barriers_per_step", 0,
-        "barriers that a rank asks for at a step of two accumulated batches, every step logged, two ranks on a CPU",
+        "barriers that a rank asks for in a step of two accumulated batches. Every step is logged; two ranks on a CPU.",
         "0",
     ),
-    ("position_code_bytes_32_vs_1", 1, "position codes held after 32 images against one", "1.2 or less"),
+    (
+        "position_code_bytes_32_vs_1", 1,
+        "bytes of stored position codes after 32 images, divided by those after one image", "1.2 or less",
+    ),
     (
         "cache_hits_half_room", 2,
-        "found in a feature cache with room for half of what is read in turn, from the second epoch on", ".4 or more",
+        "share of images found in a feature cache that has room for half of them, from the second epoch on",
+        ".4 or more",
     ),
     (
         "episode_cpu_s_1024", 2,
@@ -147,8 +176,8 @@ TABLES: dict[str, tuple[Sequence[str], Sequence[Sequence[str]]]] = {
         (
             (
                 "read scans", "{compressed_megabytes:0} MB compressed, {megabytes:0} MB voxels",
-                "1,000, three times: fingerprint (rank 0), hash and preparation (shared out)",
-                "72 GB from the shared disk; a minute, rank 0's share",
+                "1,000, three times: fingerprint (rank 0), hash and preparation (shared by all ranks)",
+                "72 GB from the shared disk; rank 0 needs a minute",
             ),
             (
                 "prepare scans (`prepared`)", "{prepare_s:1} CPU-s, 6 bytes a voxel on disk", "1,000 / 64 ranks",
@@ -161,14 +190,15 @@ TABLES: dict[str, tuple[Sequence[str], Sequence[Sequence[str]]]] = {
             ("encode 10 patches", "{tiny_512_gflop/100:2} TFLOP", "", ""),
             (
                 "a whole step of an episode",
-                "1.8 times its encoding (4.5 CPU-s without cache for three patches of {tiny_512_s:2}): 1.0 TFLOP",
+                "1.8 times its encoding: 1.0 TFLOP. Measured: 4.5 CPU-s without cache for three patches, and "
+                "{tiny_512_s:2} to encode one of them.",
                 "1,000,000 / (64 x *100 TFLOP/s*)", "2.6 minutes, 40 ms a step",
             ),
             ("gradients, .76 million weights", "3 MB", "3,906", "*under 1 ms a step*"),
             (
                 "validate 100 scans, four times",
-                "{evaluation_all_seconds:0} s a scan, on a CPU with the nano. Beside that, 176 tiles x "
-                "{tiny_512_gflop:0} GFLOP on a GPU are nothing",
+                "{evaluation_all_seconds:0} s a scan, on a CPU with the nano. The 176 tiles of {tiny_512_gflop:0} "
+                "GFLOP each take hardly any time on a GPU",
                 "four times two scans a rank", "4 minutes",
             ),
             ("checkpoints", "9 MB each (weights and two moments), every 100 steps", "39", "nothing"),
