@@ -1,4 +1,4 @@
-"""A scan as encoded tiles, and the answers on tiles put together to a scan."""
+"""A scan as encoded tiles, and the masks on tiles assembled to a scan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mois.geometry import SliceGrid, TileGrid
 from mois.inference.feature_store import FeatureStore
 from mois.records import Features
 
-OUTSIDE = -20.0
+UNCOVERED_LOGIT = -20.0
 """Logit of pixels that no tile covers."""
 
 
@@ -28,9 +28,9 @@ class EncodedVolume:
         tiles: How a picture is cut.
         pictures: (S, h, w) float32, normalised intensities at the model's pixel size, on the CPU.
         store: The features, by row.
-        row_of: (S, T) int64, row of each tile, -1 where it is air and has not been asked for.
+        row_of: (S, T) int64, row of each tile; -1 if the tile is air and was not used yet.
         places: (N, 2) int64, slice and tile of each row.
-        shown: Rows below this number show some of the body; the others are air that was asked for all the same.
+        shown: Rows below this number show some of the body. The other rows are tiles of air that a caller used.
     """
 
     grid: SliceGrid
@@ -43,19 +43,19 @@ class EncodedVolume:
 
     @property
     def tile_px(self) -> int:
-        """P, edge of a tile."""
+        """Edge P of a tile in pixels."""
         return self.tiles.tile_px
 
     def select(self, rows: npt.NDArray[np.int64]) -> Features:
-        """Return the features of some rows, float32; what is not encoded yet is encoded now."""
+        """Return the features of some rows, float32. Tiles that are not encoded yet are encoded now."""
         return self.store.select(rows, self.images(rows))
 
     def images(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Return some rows' tiles (N, P, P) float32, zero beyond a picture's border."""
+        """Return the tiles of some rows, (N, P, P) float32, zero beyond the border of the picture."""
         return torch.stack([self.crop(self.pictures[index], tile) for index, tile in self.places[rows].tolist()])
 
     def row(self, slice_index: int, tile: int) -> int:
-        """Return the row of a tile; one that was taken for air gets a row of its own."""
+        """Return the row of a tile. A tile of air gets a new row when it is first used."""
         row = int(self.row_of[slice_index, tile])
         if row < 0:
             row = len(self.places)
@@ -64,11 +64,11 @@ class EncodedVolume:
         return row
 
     def shown_rows(self) -> npt.NDArray[np.int64]:
-        """Return (S, T) int64: rows of the tiles that show some of the body, -1 for air, whatever was asked for."""
+        """Return the rows of the tiles that show some of the body, (S, T) int64; -1 for every tile of air."""
         return np.where(self.row_of < self.shown, self.row_of, -1)
 
     def corner(self, tile: int) -> tuple[int, int]:
-        """Return the row and column of a tile's first pixel in its picture."""
+        """Return the row and column of the first pixel of a tile in its picture."""
         top, left = self.tiles.corners[tile].tolist()
         return int(top), int(left)
 
@@ -79,7 +79,7 @@ class EncodedVolume:
         return functional.pad(part, (0, self.tile_px - part.shape[1], 0, self.tile_px - part.shape[0]))
 
     def groups(self, batch_size: int) -> Iterator[tuple[range, npt.NDArray[np.int64]]]:
-        """Yield slices with all their rows but air: as many whole slices as fit a batch, at least one."""
+        """Yield ranges of slices with their rows, without air: as many whole slices as fit a batch, at least one."""
         row_of = self.shown_rows()
         count = len(row_of)
         per_slice = (row_of >= 0).sum(1)
@@ -95,10 +95,10 @@ class EncodedVolume:
 
 @dataclass(frozen=True)
 class Tracked:
-    """Some lesions on the tiles that show them: M answers.
+    """M masks of tracked lesions, one mask per lesion and tile.
 
     Attributes:
-        lesion: (M,) int64, position of the lesion among those that were clicked.
+        lesion: (M,) int64, position of the lesion in the list of clicked lesions.
         rows: (M,) int64, rows of an `EncodedVolume`.
         logits: (M, P / 4, P / 4) float32, on the CPU.
     """
@@ -109,7 +109,7 @@ class Tracked:
 
 
 def mask_centre(mask: Tensor) -> tuple[float, float]:
-    """Return the row and column of the centre of mass of a mask (h, w); its middle where it is empty."""
+    """Return the row and column of the centre of mass of a mask (h, w); the middle of the picture if it is empty."""
     weight = mask.float()
     total = float(weight.sum())
     if total == 0:
@@ -120,22 +120,26 @@ def mask_centre(mask: Tensor) -> tuple[float, float]:
 
 
 def enlarge(logits: Tensor, tile_px: int) -> Tensor:
-    """Return a decoder's logits (N, P / 4, P / 4) at the pixels of the tile, (N, P, P) float32."""
+    """Return the logits of a decoder (N, P / 4, P / 4) at the resolution of the tile, (N, P, P) float32."""
     size = (tile_px, tile_px)
     return functional.interpolate(logits.float().unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
 
 
 def paste(encoded: EncodedVolume, tracked: Tracked) -> tuple[Tensor, Tensor]:
-    """Return the highest logit and its lesion (position + 1) on every pixel, (S, h, w) float32 and int32."""
-    score = torch.full_like(encoded.pictures, OUTSIDE)
+    """Return the highest logit at every pixel, and the lesion that it belongs to.
+
+    Returns:
+        Logits (S, h, w) float32, and position of the lesion + 1 (S, h, w) int32, 0 for no lesion.
+    """
+    score = torch.full_like(encoded.pictures, UNCOVERED_LOGIT)
     owner = torch.zeros(encoded.pictures.shape, dtype=torch.int32)
     for lesion, row, logits in zip(tracked.lesion, tracked.rows, tracked.logits, strict=True):
-        tile_logits = enlarge(logits.unsqueeze(0), encoded.tile_px)[0].clamp(OUTSIDE, -OUTSIDE)
+        tile_logits = enlarge(logits.unsqueeze(0), encoded.tile_px)[0].clamp(UNCOVERED_LOGIT, -UNCOVERED_LOGIT)
         slice_index, tile = encoded.places[row].tolist()
         top, left = encoded.corner(tile)
-        there = score[slice_index, top : top + encoded.tile_px, left : left + encoded.tile_px]
-        own = owner[slice_index, top : top + encoded.tile_px, left : left + encoded.tile_px]
-        part = tile_logits[: there.shape[0], : there.shape[1]]
-        own[part > there] = int(lesion) + 1
-        torch.maximum(there, part, out=there)
+        highest = score[slice_index, top : top + encoded.tile_px, left : left + encoded.tile_px]
+        owners = owner[slice_index, top : top + encoded.tile_px, left : left + encoded.tile_px]
+        tile_part = tile_logits[: highest.shape[0], : highest.shape[1]]
+        owners[tile_part > highest] = int(lesion) + 1
+        torch.maximum(highest, tile_part, out=highest)
     return score, owner

@@ -1,4 +1,4 @@
-"""How a model runs: its device, its precision, compiled or not, and how many tiles at once."""
+"""How a model runs: device, precision, compilation, and number of tiles at once."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from mois.records import Features
 Precision = Literal["auto", "32", "bf16"]
 
 CPU_CACHE_PX = 1 << 17
-"""Pixels that go through a model at once on a CPU: their activations fit its cache, which is a third faster than 32
-tiles of 128 pixels at once."""
+"""Pixels that go through a model at once on a CPU. Their activations fit the cache of the CPU. This is a third faster
+than 32 tiles of 128 pixels at once."""
 
-KINDS = ("cpu", "cuda", "mps")
-"""Kinds of devices that a model runs on."""
+DEVICE_TYPES = ("cpu", "cuda", "mps")
+"""Types of devices that a model can run on."""
 
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
-"""File that NVIDIA's driver writes on Linux."""
+"""File of the NVIDIA driver on Linux."""
 
 
 def chosen_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """Return the device of a name; `auto` is an accelerator where there is one, and the CPU elsewhere.
+    """Return the device with a name; `auto` is a GPU if the machine has one, else the CPU.
 
     Args:
         name: `auto`, `cpu`, `cuda`, `cuda:1` and so on.
-        local_rank: Number of this process on its machine: with `auto` and `cuda`, each takes an accelerator of its own.
+        local_rank: Number of this process on its machine. With `auto` and `cuda`, each process takes its own GPU.
 
     Raises:
-        ValueError: If it is no device of this machine.
+        ValueError: If the machine has no such device.
     """
-    here = torch.cuda.is_available()
-    if name == "auto" and not here:
+    has_gpu = torch.cuda.is_available()
+    if name == "auto" and not has_gpu:
         return torch.device("cpu")
-    if name == "auto" or (name == "cuda" and here and local_rank):
+    if name == "auto" or (name == "cuda" and has_gpu and local_rank):
         return torch.device("cuda", local_rank % torch.cuda.device_count())
-    refusal = ValueError(f"device={name} is none; choose auto, cpu, cuda, or cuda:1 for the second GPU.")
+    refusal = ValueError(f"device={name} is unknown; choose auto, cpu, cuda, or cuda:1 for the second GPU.")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise refusal from error
-    if device.type not in KINDS:  # such as meta, which has shapes and no numbers
+    if device.type not in DEVICE_TYPES:  # such as meta, which has shapes but no numbers
         raise refusal
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device={name}: this machine, or this torch, has no Apple GPU; choose auto or cpu.")
@@ -57,12 +57,12 @@ def chosen_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 
 def unused_gpu() -> str | None:
-    """Return in words why an NVIDIA GPU of this machine is not used; None where one is, or where there is none."""
+    """Return the reason why the NVIDIA GPU of this machine is not used; None if it is used or the machine has none."""
     if not DRIVER_FILE.is_file() or torch.cuda.is_available():
         return None
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and not any(part.strip() not in ("", "-1") for part in hidden.split(",")):
-        return None  # on purpose
+        return None  # the user hid the GPUs
     if torch.version.cuda is None:
         return f"there is an NVIDIA driver, but torch {torch.__version__} was built without CUDA; install another torch"
     return (
@@ -72,30 +72,30 @@ def unused_gpu() -> str | None:
 
 
 def resolve_precision(device: torch.device, precision: Precision) -> Literal["32", "bf16"]:
-    """Return the precision of a device. `auto` is bfloat16 on an accelerator that computes with it, else float32."""
+    """Return the precision on a device. `auto` is bfloat16 on a GPU that computes with it, else float32."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the autocast context of a device and a precision."""
+    """Return the autocast context for a device and a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(device, precision) == "bf16")
 
 
 def tiles_at_once(device: torch.device, tile_px: int, most: int) -> int:
-    """Return how many tiles of this edge go through a model at once, at least one."""
+    """Return how many tiles of this edge go through a model at once: at least one, and `most` on a GPU."""
     return most if device.type != "cpu" else max(1, min(most, CPU_CACHE_PX // tile_px**2))
 
 
 class Compiled:
-    """An encoder under torch.compile; where that fails, it warns in one line and goes on as it was.
+    """An encoder under torch.compile. If the compilation fails, one warning says so and the plain encoder is used.
 
-    It is compiled at the second call: the first fills the encoder's own tables, on which a compilation depends. One
-    image is compiled for apart from several, of which there may be any number.
+    The encoder is compiled at the second call. The first call fills tables of the encoder that the compiled code needs.
+    There is one compilation for a single image, and one for any larger number of images.
 
     Args:
-        encode: From images (N, P, P) to their features.
+        encode: Turns images (N, P, P) into features.
     """
 
     def __init__(self, encode: Callable[[Tensor], Features]) -> None:
@@ -104,7 +104,7 @@ class Compiled:
         self._called = False
 
     def __reduce__(self) -> tuple[type[Compiled], tuple[Callable[[Tensor], Features]]]:
-        """A copy compiles anew: what torch.compile made is bound to the weights of the original."""
+        """Make a copy compile again, because compiled code is bound to the weights of the original."""
         return Compiled, (self._plain,)
 
     def __call__(self, images: Tensor) -> Features:

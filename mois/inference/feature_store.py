@@ -1,4 +1,4 @@
-"""What a backbone saw in the tiles of a scan: in memory up to a budget, beyond it in a file."""
+"""Features of the tiles of a scan: in memory up to a budget, in a file beyond it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ Encode = Callable[[Tensor], Features]
 
 
 class FeatureStore:
-    """Features by row; what is missing is encoded when it is first asked for, one tile at a time, and kept.
+    """Features of tiles by row number.
 
-    One tile at a time, so that what is kept of a tile depends on the tile alone, never on what was asked for first. For
-    the same reason what went to the file comes back bit by bit. Rows stay where they were put: a scan is swept from
-    end to end again and again, so that throwing out the oldest would throw out what is needed next.
+    - A missing row is asked for -> its tile is encoded and kept. Tiles are encoded one at a time. So the features of a
+      tile do not depend on the order of the requests.
+    - The budget of memory is used up -> further rows go to a file. Features from the file are equal bit by bit.
+    - Nothing is ever dropped. A scan is read from end to end many times, so dropping the oldest row would drop the row
+      that is needed next.
 
     Args:
-        encode: From images (N, P, P) float32 to their features; called on the device of the model.
-        device: Where features are handed out, and kept within the budget.
-        dtype: What the levels are kept as.
-        budget_gib: How much is kept in memory; 0 keeps all in the file.
+        encode: Turns images (N, P, P) float32 into features. It is called on the device of the model.
+        device: Device of the features that are returned or kept within the budget.
+        dtype: Type in which the feature levels are kept.
+        budget_gib: Size of the features that are kept in memory, in GiB; 0 keeps all features in the file.
     """
 
     def __init__(self, encode: Encode, device: torch.device, dtype: torch.dtype, budget_gib: float) -> None:
         self.dtype = dtype
         self.encoded = 0
-        self.spilt = 0
+        self.rows_in_file = 0
         self._encode = encode
         self._device = device
         self._budget_gib = budget_gib
@@ -43,15 +45,15 @@ class FeatureStore:
         self._slots: dict[int, int] = {}
         self._shapes: tuple[torch.Size, ...] = ()
         self._position: Tensor | None = None
-        self._reaches: list[Tensor] = []  # of what was put and not checked yet
-        # without a name: it is gone with the process, however that ends
+        self._reaches: list[Tensor] = []  # largest absolute value of each level that is not checked yet
+        # the file has no name: the system removes it when the process ends
         self._file = tempfile.TemporaryFile(prefix="mois-features-")  # noqa: SIM115 - as long as the store
 
     def __contains__(self, row: int) -> bool:
         return row in self._kept or row in self._slots
 
     def put(self, rows: npt.NDArray[np.int64], images: Tensor) -> None:
-        """Encode images (N, P, P) at once, and keep them as these rows."""
+        """Encode images (N, P, P) at once, and keep their features as these rows."""
         self._put(rows, images)
         self._check()
 
@@ -77,22 +79,26 @@ class FeatureStore:
 
         Args:
             rows: (N,); a row may be asked for more than once.
-            images: (N, P, P) float32, the tiles, for those that are not encoded yet.
+            images: (N, P, P) float32, the tiles of these rows.
         """
         for place, row in enumerate(rows.tolist()):
             if row not in self:
                 self._put(rows[place : place + 1], images[place : place + 1])
         self._check()
-        found = [self._kept[row] if row in self._kept else self._read(row) for row in rows.tolist()]
-        with torch.autocast(self._device.type, enabled=False):  # a CPU's knows no float16
-            levels = tuple(torch.stack(level).float() for level in zip(*found, strict=True))
+        levels_by_row = [self._kept[row] if row in self._kept else self._read(row) for row in rows.tolist()]
+        with torch.autocast(self._device.type, enabled=False):  # autocast on a CPU does not know float16
+            levels = tuple(torch.stack(level).float() for level in zip(*levels_by_row, strict=True))
         if self._position is None or not len(rows):
             raise LookupError("features of no rows: a caller asked for an empty selection")
         position = self._position.float().expand(len(rows), -1, -1, -1)
         return Features(levels, position, images.to(self._device, non_blocking=True).unsqueeze(1))
 
     def _check(self) -> None:
-        """Wait, once for all that was put since the last time, to learn whether the features could be kept."""
+        """Check that `dtype` can hold the features since the last check. It waits once for the device.
+
+        Raises:
+            ValueError: If a feature is too large or not finite.
+        """
         if not self._reaches:
             return
         reach, self._reaches = float(torch.stack(self._reaches).amax()), []
@@ -122,7 +128,7 @@ class FeatureStore:
                 f"to another folder, or raise inference.memory_gib={self._budget_gib:g}."
             ) from error
         self._slots[row] = slot
-        self.spilt += 1
+        self.rows_in_file += 1
 
     def _read(self, row: int) -> tuple[Tensor, ...]:
         size = self._bytes_per_row()

@@ -1,4 +1,4 @@
-"""Tracking: a clicked lesion is found on the neighbouring slices, until the evidence ends."""
+"""Tracking: finds a clicked lesion on the neighbouring slices, until it ends."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Limits:
     """Where tracking ends.
 
     Attributes:
-        range_mm: How far from the clicked slice a lesion is tracked.
-        growth: A lesion that grows by more than this factor from one slice to the next has been lost.
-        rules: Which clicked and which latest slices are remembered.
+        range_mm: Largest distance from the clicked slice.
+        growth: Largest growth of the area from one slice to the next, as a factor. Faster growth ends the track.
+        rules: Which clicked slices and which latest slices are remembered.
     """
 
     range_mm: float
@@ -35,9 +35,9 @@ class Seeds:
 
     Attributes:
         rows: (N,) int64, rows of an `EncodedVolume`.
-        logits: (N, P / 4, P / 4), what the clicks gave.
-        pointer: (N, D).
-        presence: (N,), logit that the lesion is there.
+        logits: (N, P / 4, P / 4), masks that the clicks gave.
+        pointer: (N, D), object pointers.
+        presence: (N,), logit that the lesion is present.
     """
 
     rows: npt.NDArray[np.int64]
@@ -49,37 +49,45 @@ class Seeds:
         return Seeds(self.rows[part], self.logits[part], self.pointer[part], self.presence[part])
 
     def remembered(self, backbone: Backbone, encoded: EncodedVolume) -> Memory:
-        """Return the memory of the slices on which they were clicked."""
+        """Return the memory of the clicked slices."""
         return backbone.remember_slice(encoded.select(self.rows), self.logits, self.pointer, self.presence, hard=True)
 
 
 @torch.inference_mode()
 def track_lesions(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits: Limits, batch_size: int) -> Tracked:
-    """Track N lesions in both directions, each from the one slice on which it was clicked.
+    """Track N lesions in both directions, each from the slice on which it was clicked.
 
-    A lesion ends where the model sees none (presence not above 0, or an empty mask), where it grows too fast, at the
-    end of the scan, in air, and at the end of the range.
+    A track ends in five cases:
+
+    - The model sees no lesion: its presence is not above 0, or its mask is empty.
+    - The area grows too fast (`Limits.growth`).
+    - The scan ends.
+    - The tile shows only air.
+    - The range ends (`Limits.range_mm`).
     """
-    found = [Tracked(np.arange(len(seeds.rows)), seeds.rows, seeds.logits.float())]
+    masks = [Tracked(np.arange(len(seeds.rows)), seeds.rows, seeds.logits.float())]
     chunk = max(1, batch_size // 2)
     for first in range(0, len(seeds.rows), chunk):
-        part = seeds[first : first + chunk]
-        count = len(part.rows)
-        memory = part.remembered(backbone, encoded)
-        both = np.tile(np.arange(count), 2)
-        starts = Seeds(part.rows[both], *(_at(of, both) for of in (part.logits, part.pointer, part.presence)))
+        chunk_seeds = seeds[first : first + chunk]
+        count = len(chunk_seeds.rows)
+        memory = chunk_seeds.remembered(backbone, encoded)
+        both_ways = np.tile(np.arange(count), 2)
+        starts = Seeds(
+            chunk_seeds.rows[both_ways],
+            *(_at(of, both_ways) for of in (chunk_seeds.logits, chunk_seeds.pointer, chunk_seeds.presence)),
+        )
         direction = np.repeat([1, -1], count)
         steps = np.full(2 * count, int(limits.range_mm / encoded.grid.gap_mm))
-        parts = _track(backbone, encoded, starts, _pick(memory, both), direction, steps, limits)
-        found += [Tracked(both[tracked.lesion] + first, tracked.rows, tracked.logits) for tracked in parts]
-    return _join(found)
+        parts = _track(backbone, encoded, starts, _pick(memory, both_ways), direction, steps, limits)
+        masks += [Tracked(both_ways[tracked.lesion] + first, tracked.rows, tracked.logits) for tracked in parts]
+    return _join(masks)
 
 
 @torch.inference_mode()
 def track_one_lesion(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits: Limits) -> Tracked:
     """Track one lesion that was clicked on N slices of one tile. Each clicked slice is remembered on all slices.
 
-    The masks on clicked slices stay. Between two clicked slices, each is tracked to the middle. Tracking does not start
+    The masks on clicked slices stay. Between two clicked slices, each track ends in the middle. Tracking does not start
     on a slice where the clicks left an empty mask, and it does not cross that slice.
 
     Args:
@@ -91,7 +99,7 @@ def track_one_lesion(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, l
     places = encoded.places[seeds.rows][:, 0]
     reach = int(limits.range_mm / encoded.grid.gap_mm)
     memories = [seeds[n : n + 1].remembered(backbone, encoded) for n in range(len(places))]
-    found = [Tracked(np.zeros(len(places), np.int64), seeds.rows, seeds.logits.float())]
+    masks = [Tracked(np.zeros(len(places), np.int64), seeds.rows, seeds.logits.float())]
     shown = (seeds.logits > 0).flatten(1).any(1).tolist()
     for n, place in enumerate(places.tolist()):
         if not shown[n]:
@@ -101,7 +109,7 @@ def track_one_lesion(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, l
             others = [
                 (direction * (place - int(other)), memories[m]) for m, other in enumerate(places) if m != n and shown[m]
             ]
-            found += _track(
+            masks += _track(
                 backbone,
                 encoded,
                 seeds[n : n + 1],
@@ -111,11 +119,11 @@ def track_one_lesion(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, l
                 limits,
                 others,
             )
-    return _join(found)
+    return _join(masks)
 
 
 def _slices_until_next_click(places: Sequence[int], shown: Sequence[bool], n: int, direction: int) -> int:
-    """Return how many slices a clicked slice is tracked over before the part of the next clicked slice begins."""
+    """Return the number of slices from clicked slice `n` to the part that belongs to the next clicked slice."""
     if not 0 <= n + direction < len(places):
         return 1 << 30
     gap = abs(places[n + direction] - places[n]) - 1
@@ -142,20 +150,20 @@ def _track(
         seeds: Slices on which the tracks start.
         clicked: Memory of those slices.
         direction: (N,) 1 or -1.
-        steps: (N,) longest length of each track, in slices.
+        steps: (N,) largest length of each track, in slices.
         limits: Where tracking ends.
-        others: Memories of further clicked slices (only where N = 1), each with its distance to the start, positive
-            if it lies behind.
+        others: Memories of further clicked slices, each with its distance to the start in slices; the distance is
+            positive if the slice lies behind. Only used with N = 1.
 
     Returns:
-        The lesions after the start; `lesion` is the number of the track.
+        The masks after the start, step by step; `lesion` is the number of the track.
     """
     rows = encoded.shown_rows()
-    recent: list[Memory] = []  # the latest slices, the last one first
+    recent: list[Memory] = []  # memories of the latest slices, newest first
     track = np.arange(len(seeds.rows))
     start, tile = encoded.places[seeds.rows].T
     area = (seeds.logits > 0).sum((1, 2)).float()  # in cells of 4 x 4 pixels
-    found: list[Tracked] = []
+    masks: list[Tracked] = []
     for step in range(1, int(steps.max(initial=0)) + 1):
         here = start + step * direction
         inside = (here >= 0) & (here < len(rows)) & (step <= steps)
@@ -170,21 +178,21 @@ def _track(
             memory = _pick(memory, going)
         answer = backbone.decode(backbone.attend(features, memory), None)
         new_area = (answer.logits > 0).sum((1, 2)).float()
-        # + 4: a lesion of one or two cells may double without having been lost.
+        # + 4: a lesion of one or two cells may double in area from slice to slice
         alive = (answer.presence > 0) & (new_area > 0) & (new_area <= limits.growth * (_at(area, going) + 4))
-        kept = np.flatnonzero(alive.cpu().numpy())  # the only wait of a step
+        kept = np.flatnonzero(alive.cpu().numpy())  # the only wait for the device in a step
         if not len(kept):
             break
         index = going[kept]
         kept_logits = _at(answer.logits, kept)
-        found.append(Tracked(track[index], at_row[index], kept_logits.float()))
+        masks.append(Tracked(track[index], at_row[index], kept_logits.float()))
         seen = features if len(kept) == len(going) else features.select(_on(kept, kept_logits.device))
         latest = backbone.remember_slice(seen, kept_logits, _at(answer.pointer, kept), _at(answer.presence, kept))
         recent = limits.rules.keep(latest, [_pick(part, index) for part in recent])
         clicked = _pick(clicked, index)
         track, direction, steps = track[index], direction[index], steps[index]
         start, tile, area = start[index], tile[index], _at(new_area, kept)
-    return found
+    return masks
 
 
 def _join(parts: Sequence[Tracked]) -> Tracked:
@@ -196,7 +204,7 @@ def _join(parts: Sequence[Tracked]) -> Tracked:
 
 
 def _at(tensor: Tensor, index: npt.NDArray[np.int64]) -> Tensor:
-    """Return some rows of a tensor on any device."""
+    """Return the rows of a tensor at `index`, on its device."""
     return tensor[_on(index, tensor.device)]
 
 
@@ -205,5 +213,5 @@ def _on(index: npt.NDArray[np.int64], device: torch.device) -> Tensor:
 
 
 def _pick(memory: Memory, index: npt.NDArray[np.int64]) -> Memory:
-    """Return the memory of some objects."""
+    """Return the memory of the objects at `index`."""
     return memory.pick(_on(index, memory.maps.device))

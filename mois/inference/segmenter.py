@@ -1,7 +1,9 @@
-"""Whole volumes: tiles are encoded once, then clicks, tracking and propagation only decode.
+"""A model on whole volumes. Tiles are encoded once; then clicks, tracking and propagation only decode.
 
-A scan becomes a stack of S pictures (H, W) on its own pixels (`SliceGrid`), resampled in plane to (S, h, w) at the
-model's millimetres per pixel, cut into T overlapping tiles (P, P) each. The model's answers go the same way back.
+    scan (I, J, K)  ->  stack (S, H, W)  ->  pictures (S, h, w)  ->  T tiles (P, P) of each picture
+                        own pixels           pixel_mm                overlapping
+
+The results of the model go the same way back.
 """
 
 from __future__ import annotations
@@ -30,10 +32,15 @@ from mois.records import Exemplars, Features, MaskPrediction, Prompts, Volume
 
 
 class VolumeSegmenter:
-    """A model applied to whole volumes.
+    """Applies a model to whole volumes.
 
-    Put the model into eval mode first. Features and exemplars stay on the model's device, pictures and results on the
-    CPU.
+    Put the model into eval mode first. Features and exemplars stay on the device of the model. Pictures and results
+    stay on the CPU.
+
+    Args:
+        backbone: The backbone.
+        propagation: The propagation, built for this backbone.
+        settings: The options `inference.*`; None takes the defaults.
     """
 
     def __init__(self, backbone: Backbone, propagation: Propagation, settings: InferenceSettings | None = None) -> None:
@@ -48,27 +55,27 @@ class VolumeSegmenter:
         return next(self.backbone.parameters()).device
 
     def normalisation(self, volume: Volume) -> Normalisation:
-        """Return the normalisation of a scan, by the name of its channel where the rule is `auto`."""
+        """Return the normalisation of a scan. With the rule `auto` it depends on the name of the channel."""
         return self.settings.normalisation.for_channel(volume.channel)
 
     def autocast(self) -> torch.autocast:
-        """Return the context in which the model computes, as `inference.precision` says."""
+        """Return the autocast context for `inference.precision`."""
         return autocast(self.device, self.settings.precision)
 
     @torch.inference_mode()
     def encode(self, volume: Volume, *, lazy: bool = False) -> EncodedVolume:
-        """Cut a scan into tiles, and encode each that is not air, once.
+        """Cut a scan into tiles, and encode each tile that is not air, once.
 
         Args:
             volume: The scan.
-            lazy: Encode a tile when it is first asked for. Features are then kept as float16, and what comes out does
-                not depend on the order in which tiles were asked for.
+            lazy: Encode a tile when it is first used, and keep features as float16. The results do not depend on the
+                order in which tiles are used.
         """
         settings = self.settings
         grid = SliceGrid.of(volume.shape, volume.affine, settings.slice_axis)
         raw, rule = volume.image.float().cpu(), self.normalisation(volume)
-        if volume.levels is None and (said := doubt(raw, rule, volume.channel)):
-            warnings.warn(f"scan {volume.subject}: {said}", stacklevel=1)
+        if volume.levels is None and (reason := doubt(raw, rule, volume.channel)):
+            warnings.warn(f"scan {volume.subject}: {reason}", stacklevel=1)
         pictures = resample_stack(grid.to_stack(normalise(raw, rule, known=volume.levels)), grid, settings.pixel_mm)
         edge = settings.tile_px or self.backbone.patch_px
         self._warn_of_wide_tiles(edge, grid, volume.subject)
@@ -77,7 +84,7 @@ class VolumeSegmenter:
         for index, picture in enumerate(pictures):
             cut = tiles.cut(picture)  # (T, P, P)
             shows[index] = functional.avg_pool2d(cut.unsqueeze(1), 8).amax((1, 2, 3)) > settings.air_level
-        shows[0, 0] |= not bool(shows.any())  # nothing but air: one tile, so that there is something to decode
+        shows[0, 0] |= not bool(shows.any())  # a scan of nothing but air keeps one tile, because decoding needs a tile
         places = torch.nonzero(shows).numpy()
         row_of = np.full(tuple(shows.shape), -1, dtype=np.int64)
         row_of[tuple(places.T)] = np.arange(len(places))
@@ -97,7 +104,7 @@ class VolumeSegmenter:
         if tile_mm > LARGEST_TILE * scan_mm:
             warnings.warn(
                 f"a tile of {edge} pixels of {pixel_mm} mm is {tile_mm:.0f} mm wide, {tile_mm / scan_mm:.2g} times as "
-                f"much as {subject} ({scan_mm:.0f} mm), whose lesions it shows too small; lower inference.pixel_mm (to "
+                f"wide as {subject} ({scan_mm:.0f} mm), so its lesions appear too small; lower inference.pixel_mm (to "
                 f"{scan_mm / edge:.2g} the scan fills a tile) or inference.tile_px",
                 stacklevel=3,
             )
@@ -107,20 +114,26 @@ class VolumeSegmenter:
             return self._encode(images)
 
     def row(self, encoded: EncodedVolume, slice_index: int, tile: int) -> int:
-        """Return the row of a tile; one that was taken for air is encoded when it is used, and kept."""
+        """Return the row of a tile. A tile of air is encoded when it is first used, and kept."""
         return encoded.row(slice_index, tile)
 
     @torch.inference_mode()
     def answer(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prompts: Prompts) -> MaskPrediction:
-        """Segment one prompted object on each of N rows."""
-        moved = Prompts(*(None if part is None else part.to(self.device, non_blocking=True) for part in prompts))  # type: ignore[arg-type]
+        """Segment one prompted object on each of N rows.
+
+        Args:
+            encoded: The scan.
+            rows: (N,) rows of tiles.
+            prompts: Prompts on N images, in pixels of the tile.
+        """
+        prompts_here = Prompts(*(None if part is None else part.to(self.device, non_blocking=True) for part in prompts))  # type: ignore[arg-type]
         step = tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size)
         answers = []
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            asked = Prompts(*(None if given is None else given[part] for given in moved))  # type: ignore[arg-type]
+            part_prompts = Prompts(*(None if given is None else given[part] for given in prompts_here))  # type: ignore[arg-type]
             with self.autocast():
-                answers.append(self.backbone.decode(encoded.select(rows[part]), asked))
+                answers.append(self.backbone.decode(encoded.select(rows[part]), part_prompts))
         return MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
     def track(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], answer: MaskPrediction) -> Tracked:
@@ -129,7 +142,7 @@ class VolumeSegmenter:
         Args:
             encoded: The scan.
             rows: (N,) rows of the tiles on which the lesions were clicked.
-            answer: Answer to the clicks on those tiles.
+            answer: Masks that the clicks gave on those tiles.
         """
         seeds = Seeds(rows, answer.logits, answer.pointer, answer.presence)
         with self.autocast():
@@ -137,20 +150,20 @@ class VolumeSegmenter:
 
     @property
     def limits(self) -> Limits:
-        """Limits of the tracking of a lesion."""
+        """Where the tracking of a lesion ends."""
         return Limits(self.settings.track_mm, self.settings.track_growth, self.tracking)
 
     @property
     def tracking(self) -> TrackingRules:
-        """What of earlier slices a slice attends to: the backbone's rules, with `inference.track_memory` maps."""
+        """Which earlier slices a slice attends to: the rules of the backbone, with `inference.track_memory` maps."""
         return self.settings.tracking(self.backbone)
 
     def tracked_lesions(self, encoded: EncodedVolume, tracked: Tracked) -> InstanceMap:
         """Return tracked lesions on the scan's own pixels.
 
         Returns:
-            Instance map (S, H, W) int32; the lesion at position n has id n + 1. Where two of them claim a voxel, the
-            more certain one has it.
+            Instance map (S, H, W) int32; the lesion at position n has id n + 1. If two lesions claim a voxel, the
+            lesion with the higher logit gets it.
         """
         score, owner = paste(encoded, tracked)
         inside = restore_stack(score, encoded.grid) > 0
@@ -159,7 +172,7 @@ class VolumeSegmenter:
 
     @torch.inference_mode()
     def describe(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], masks: Tensor) -> Exemplars:
-        """Turn N masks on tiles into the exemplars of one query.
+        """Turn N masks on tiles into exemplars.
 
         Args:
             encoded: The scan.
@@ -167,27 +180,31 @@ class VolumeSegmenter:
             masks: (N, P, P) float, 0 to 1.
 
         Returns:
-            Exemplars with B = 1 and K = N; an empty mask is not valid.
+            Exemplars with B = 1 and K = N; an exemplar of an empty mask is not valid.
         """
         order = np.argsort(rows, kind="stable")
         described = []
         for part in self._batches(encoded, rows[order]):
-            some = order[part]
-            here, image = np.unique(rows[some], return_inverse=True)
-            shown = masks[torch.from_numpy(some)].float().to(self.device, non_blocking=True)
-            on = torch.from_numpy(image).to(self.device, non_blocking=True)
+            part_order = order[part]
+            distinct_rows, image = np.unique(rows[part_order], return_inverse=True)
+            part_masks = masks[torch.from_numpy(part_order)].float().to(self.device, non_blocking=True)
+            image_of_mask = torch.from_numpy(image).to(self.device, non_blocking=True)
             with self.autocast():
-                described.append(self.propagation.describe_on(encoded.select(here), on, shown, self.backbone))
+                described.append(
+                    self.propagation.describe_on(
+                        encoded.select(distinct_rows), image_of_mask, part_masks, self.backbone
+                    )
+                )
         back = torch.from_numpy(np.argsort(order)).to(self.device, non_blocking=True)
         return Exemplars.cat([part.reshape(1, -1) for part in described]).pick(back)
 
     def _batches(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64]) -> Iterator[slice]:
-        """Cut ascending rows into parts that go through the model at once: so many of them, on so many tiles."""
+        """Cut ascending rows into parts for the model: at most `batch_size` rows on at most `tiles_at_once` tiles."""
         tiles = tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size)
         start = 0
         while start < len(rows):
             some = rows[start : start + self.settings.batch_size]
-            number = np.cumsum(np.diff(some, prepend=some[0]) != 0)  # of the tile among these, from 0
+            number = np.cumsum(np.diff(some, prepend=some[0]) != 0)  # number of the tile in this part, from 0
             stop = start + int(np.searchsorted(number, tiles))
             yield slice(start, stop)
             start = stop
@@ -197,10 +214,10 @@ class VolumeSegmenter:
 
         Args:
             encoded: The scan.
-            items: Slice, and the lesion's mask (h, w) on its picture, bool or float 0 to 1.
+            items: Slice, and mask of the lesion (h, w) on the picture of that slice, bool or float 0 to 1.
 
         Raises:
-            ValueError: If a mask holds anything else, such as logits.
+            ValueError: If a mask holds other values, such as logits.
         """
         if not items:
             return self.no_exemplars(encoded)
@@ -208,7 +225,7 @@ class VolumeSegmenter:
         for slice_index, mask in items:
             if not bool(((mask >= 0) & (mask <= 1)).all()):  # false for NaN
                 low, high = float(mask.amin()), float(mask.amax())
-                raise ValueError(f"a mask of {low:g} to {high:g} is none; give bool, or 0 to 1 (sigmoid of logits).")
+                raise ValueError(f"a mask holds {low:g} to {high:g}; give bool, or 0 to 1 (sigmoid of logits).")
             y, x = mask_centre(mask)
             tile = int(encoded.tiles.best_tile(y, x))
             rows.append(self.row(encoded, slice_index, tile))
@@ -216,16 +233,16 @@ class VolumeSegmenter:
         return self.describe(encoded, np.array(rows), torch.stack(masks))
 
     def no_exemplars(self, encoded: EncodedVolume) -> Exemplars:
-        """Return K = 0 exemplars: with them the model finds what it finds by itself."""
+        """Return exemplars with K = 0. With them the model finds lesions without any exemplar."""
         empty = torch.zeros(1, encoded.tile_px, encoded.tile_px)
         return self.describe(encoded, np.zeros(1, dtype=np.int64), empty).pick(slice(0, 0))
 
     def propagate(self, encoded: EncodedVolume, exemplars: Exemplars | None = None) -> Tensor:
-        """Find all lesions that are like the exemplars.
+        """Find all lesions that look like the exemplars.
 
         Args:
             encoded: The scan.
-            exemplars: B = 1; None stands for none.
+            exemplars: Exemplars with B = 1; None stands for `no_exemplars`.
 
         Returns:
             Probability (S, H, W) float32 on the scan's own pixels, on the CPU; 0 in air.
@@ -234,7 +251,7 @@ class VolumeSegmenter:
 
     @torch.inference_mode()
     def propagate_all(self, encoded: EncodedVolume, questions: Sequence[Exemplars]) -> Tensor:
-        """Ask several questions at once, so that each tile is embedded once for all of them.
+        """Propagate several sets of exemplars at once, so that each tile is embedded only once.
 
         Args:
             encoded: The scan.
@@ -243,39 +260,50 @@ class VolumeSegmenter:
         Returns:
             Probability (R, S, H, W) float32, one stack per question as in `propagate`.
         """
-        asked = self.prepare(questions)
+        prepared = self.prepare(questions)
         blended = torch.zeros(len(questions), *encoded.pictures.shape)
         most = max(1, tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size) // len(questions))
         for slices, rows in encoded.groups(self.settings.batch_size):
             if not len(rows):
                 continue
             parts = np.array_split(rows, ceil(len(rows) / most))
-            probability = torch.cat([self.ask(encoded, part, asked) for part in parts])  # (rows, R, P, P)
+            probability = torch.cat([self.ask(encoded, part, prepared) for part in parts])  # (rows, R, P, P)
             on_slice, tile = encoded.places[rows].T
             for slice_index in slices:
-                here = torch.from_numpy(np.flatnonzero(on_slice == slice_index))
-                blended[:, slice_index] = encoded.tiles.blend(probability[here], torch.from_numpy(tile)[here])
-        found = torch.empty(len(questions), *encoded.grid.stack_shape)
-        for number, stack in enumerate(blended):  # one at a time: a large scan's answers are not there twice
-            found[number] = restore_stack(stack, encoded.grid)
-        return found
+                on_this_slice = torch.from_numpy(np.flatnonzero(on_slice == slice_index))
+                blended[:, slice_index] = encoded.tiles.blend(
+                    probability[on_this_slice], torch.from_numpy(tile)[on_this_slice]
+                )
+        restored = torch.empty(len(questions), *encoded.grid.stack_shape)
+        for number, stack in enumerate(blended):  # one stack at a time, to save memory
+            restored[number] = restore_stack(stack, encoded.grid)
+        return restored
 
     def prepare(self, questions: Sequence[Exemplars], *, merge: bool = True) -> Exemplars:
-        """Return R sets of exemplars (B = 1, any K) as `ask` takes them, with all that depends on them alone.
+        """Return R sets of exemplars as one batch for `ask`, with everything computed that depends on exemplars alone.
 
         Args:
-            questions: The sets.
-            merge: Leave no more than `most_exemplars` of each where the propagation can merge them.
+            questions: R sets of exemplars, B = 1 each and any K.
+            merge: Merge each set down to `most_exemplars` exemplars, if the propagation can merge.
         """
         with self.autocast():
             prepared = self.propagation.prepare(side_by_side(questions))
             return self.propagation.condense(prepared, self.settings.most_exemplars) if merge else prepared
 
-    def ask(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], asked: Exemplars) -> Tensor:
-        """Return the probability (rows, R, P, P), on the CPU, of R prepared questions."""
+    def ask(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> Tensor:
+        """Return the probability of R prepared questions on some tiles.
+
+        Args:
+            encoded: The scan.
+            rows: (T,) rows of tiles.
+            prepared: R sets of exemplars, from `prepare`.
+
+        Returns:
+            (T, R, P, P) float32, on the CPU.
+        """
         tiles = len(rows)
         # (R, K) -> (tiles * R, K), a view where R = 1
-        exemplars = asked.each(lambda tensor: tensor.expand(tiles, *tensor.shape).flatten(0, 1))
+        exemplars = prepared.each(lambda tensor: tensor.expand(tiles, *tensor.shape).flatten(0, 1))
         with self.autocast():
             prediction = self.propagation(encoded.select(rows), exemplars, self.backbone)
         probability: Tensor = prediction.logits.float().sigmoid()
@@ -289,16 +317,16 @@ class VolumeSegmenter:
         Args:
             probability: (S, H, W) float, on the scan's own pixels.
             voxel_ml: Volume of a voxel in millilitres.
-            spacing_mm: Edges of a voxel (`mois.grid.edges_of`); needed where touching lesions are parted.
+            spacing_mm: Edges of a voxel (`mois.grid.edges_of`); needed if touching lesions are split.
 
         Returns:
-            The 26-connected components of what reaches the threshold, without those that are too small, and parted
-            where `split_prominence_mm` says so.
+            The 26-connected components of voxels that reach the threshold. Small components are left out. Touching
+            lesions are split if `split_prominence_mm` is above 0.
 
         Raises:
-            ValueError: If touching lesions are to be parted and the spacing is not given.
+            ValueError: If touching lesions are to be split and the spacing is missing.
         """
-        least, split = self.least_voxels(voxel_ml), None
+        min_voxels, split = self.min_voxels(voxel_ml), None
         if self.settings.split_prominence_mm:
             if spacing_mm is None:
                 raise ValueError(
@@ -306,10 +334,10 @@ class VolumeSegmenter:
                     "pass spacing_mm, or set it to 0."
                 )
             split = Split(spacing_mm, self.settings.split_prominence_mm)
-        return find_candidates(probability.numpy(), self.settings.threshold, least, split)
+        return find_candidates(probability.numpy(), self.settings.threshold, min_voxels, split)
 
-    def least_voxels(self, voxel_ml: float) -> int:
-        """Return the size of the smallest lesion, in voxels of this volume in millilitres."""
+    def min_voxels(self, voxel_ml: float) -> int:
+        """Return the size in voxels of the smallest lesion that is kept, for voxels of this volume in millilitres."""
         return max(self.settings.min_lesion_voxels, ceil(self.settings.min_lesion_ml / voxel_ml), 1)
 
     def lesions(self, probability: Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None) -> InstanceMap:
@@ -322,7 +350,7 @@ class VolumeSegmenter:
 
 
 def side_by_side(questions: Sequence[Exemplars]) -> Exemplars:
-    """Return R sets of exemplars (B = 1, any K) as one batch: B = R, K of the largest, the others padded."""
+    """Return R sets of exemplars (B = 1, any K) as one batch: B = R, K of the largest set; smaller sets are padded."""
     if len(questions) == 1:
         return questions[0]
     most = max(question.count for question in questions)

@@ -1,4 +1,4 @@
-"""The options `inference.*`: how a whole volume is cut up, decided and put together."""
+"""The options `inference.*`: how a whole volume is cut into tiles, segmented and assembled."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from mois.interfaces import Backbone, TrackingRules
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How a whole volume is cut up, decided and put together.
+    """How a whole volume is cut into tiles, segmented and assembled.
 
     Attributes:
-        pixel_mm: Edge of a picture's pixel; the scan is resampled to it in plane. A training that leaves it unset takes
-            that of its patches (data.init_args.pixel_mm).
-        tile_px: Edge of a tile, a multiple of 32; None takes what the backbone was trained at.
-        overlap: Share of a tile's edge that neighbouring tiles have in common.
-        batch_size: Tiles that go through the model at once; on a CPU fewer, where they would not fit its cache.
+        pixel_mm: Edge of a pixel in mm; slices are resampled to it. A training that leaves it unset takes the value of
+            its patches (data.init_args.pixel_mm).
+        tile_px: Edge of a tile in pixels, a multiple of 32; None takes the size that the backbone was trained with.
+        overlap: Overlap of neighbouring tiles, as a share of the edge of a tile.
+        batch_size: Tiles that go through the model at once. A CPU takes fewer if they do not fit its cache.
         threshold: Probability from which a voxel belongs to a lesion.
-        peak_threshold: Probability that a lesion reaches at its surest voxel, or else it is dropped.
-        min_lesion_voxels: Found lesions of fewer voxels are dropped.
-        min_lesion_ml: Found lesions of less volume are dropped.
-        track_mm: How far from the clicked slice a lesion is followed, either way.
-        track_growth: A lesion that grows by more than this factor from one slice to the next has been lost.
-        track_memory: How many of the latest slices' maps are remembered, besides those of clicked slices; null takes
-            what the backbone's rules say: 6 for SAM 2.1, 1 for the bundled nano.
-        air_level: A tile in which no 8 x 8 pixels have this mean normalised intensity is air, and is not encoded.
-        slice_axis: Direction across the slices; `auto` is the coarsest one.
-        weigh_by_presence: Multiply a tile's probabilities by the probability that there is anything on it.
-        precision: `32` computes in float32, `bf16` in bfloat16 where that serves (autocast); `auto` is bfloat16 on an
-            accelerator that computes with it, else float32.
-        compile: Compile the encoder (torch.compile) at its second use: once for several tiles and once for a single
-            one, up to a minute each for the nano on one core, then about 15 % less per tile. Where it cannot be
-            compiled, a warning says so.
-        half_features: Keep features as float16, as sessions always do: half the memory, Dice the same to 1e-4.
-        memory_gib: How much of a scan's features is kept in memory; the rest goes to a file in the temporary folder.
-        split_prominence_mm: Touching lesions are parted where the waist between them is thinner than the thinner of the
-            two by this much, as a radius; 0 parts none.
-        normalisation: How raw intensities become those that the model sees: as its training patches were
+        peak_threshold: A lesion is dropped if no voxel of it reaches this probability.
+        min_lesion_voxels: Smallest lesion that is kept, in voxels.
+        min_lesion_ml: Smallest lesion that is kept, in millilitres.
+        track_mm: Largest distance from the clicked slice to which a lesion is tracked, in mm, in both directions.
+        track_growth: Tracking ends if the area grows by more than this factor from one slice to the next.
+        track_memory: Number of latest slices whose memory maps are kept, besides the clicked slices. Null takes the
+            rule of the backbone: 6 for SAM 2.1, 1 for the bundled nano.
+        air_level: A tile is air, and not encoded, if the mean normalised intensity of every 8 x 8 pixels is below this.
+        slice_axis: Direction across the slices; `auto` is the direction with the largest spacing.
+        weigh_by_presence: Multiply the probabilities of a tile by the probability that the tile shows a lesion.
+        precision: `32` computes in float32. `bf16` computes in bfloat16 (autocast). `auto` is bfloat16 on a GPU that
+            computes with it, else float32.
+        compile: Compile the encoder (torch.compile) at its second use: once for a single tile, once for several tiles.
+            Each compilation takes up to a minute for the nano on one core. A tile then takes about 15 % less time. If
+            the compilation fails, a warning says so.
+        half_features: Keep features as float16, as sessions always do: half the memory, Dice equal to 1e-4.
+        memory_gib: Size of the features kept in memory, in GiB; further features go to a file in the temporary folder.
+        split_prominence_mm: Split touching lesions if the radius of the waist between them is smaller than the radius
+            of the thinner lesion by this much, in mm; 0 splits no lesion.
+        normalisation: How raw intensities become model intensities. It must be that of the training patches
             (data.init_args.normalisation).
-        most_exemplars: Of more, a propagation that can merges those that look most alike (`Propagation.condense`).
+        most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
+            (`Propagation.condense`).
     """
 
     pixel_mm: float = 1.5
@@ -68,7 +69,7 @@ class InferenceSettings:
     normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Refuse settings out of range."""
         if self.pixel_mm <= 0:
             raise ValueError(f"inference.pixel_mm={self.pixel_mm} must be above 0.")
         if self.tile_px is not None and (self.tile_px < 32 or self.tile_px % 32):
@@ -93,6 +94,6 @@ class InferenceSettings:
             raise ValueError(f"inference.split_prominence_mm={self.split_prominence_mm} must be at least 0.")
 
     def tracking(self, backbone: Backbone) -> TrackingRules:
-        """Return what of earlier slices a slice attends to, with this backbone."""
+        """Return which earlier slices a slice attends to, with this backbone."""
         rules = backbone.tracking
         return rules if self.track_memory is None else replace(rules, maps=self.track_memory)

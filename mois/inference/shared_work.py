@@ -28,20 +28,28 @@ class SharedWork:
         subject: Hashable,
         make: Callable[[], Made],
     ) -> Made:
-        """Return the result of a step on a subject; it is made at the first call. Its seconds are added at each."""
+        """Return the result of a step on a subject. The first call computes it; later calls return the stored result.
+
+        Args:
+            seconds: Seconds by step. Every call adds the seconds of the first computation.
+            segmenter: The model that computes.
+            step: Name of the step.
+            subject: What the step works on.
+            make: Computes the result.
+        """
         if (step, subject) not in self._made:
             took: dict[str, float] = {}
             with timed(took, step, segmenter):
                 made = make()
             self._made[step, subject] = made, took[step]
-        kept: tuple[Made, float] = self._made[step, subject]
-        seconds[step] = seconds.get(step, 0.0) + kept[1]
-        return kept[0]
+        result: tuple[Made, float] = self._made[step, subject]
+        seconds[step] = seconds.get(step, 0.0) + result[1]
+        return result[0]
 
 
 @contextmanager
 def timed(seconds: dict[str, float], step: str, segmenter: VolumeSegmenter) -> Iterator[None]:
-    """Add the wall seconds of a step, the accelerator's work included."""
+    """Add the wall-clock seconds of the block to a step, including the work of the GPU."""
     start = time.perf_counter()
     try:
         yield

@@ -1,4 +1,4 @@
-"""From exemplars to all lesions that look like them, one module per idea."""
+"""From exemplars to all lesions that look like them: one module for each method."""
 
 from mois.propagation.attention import Attention
 from mois.propagation.prototype import Prototype

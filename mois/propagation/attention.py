@@ -1,4 +1,4 @@
-"""The paper's exemplar attention, without the faults of its reference code."""
+"""The exemplar attention of the MOIS-SAM2 paper, without the faults of its reference code."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from mois.propagation.pooling import is_present
 from mois.propagation.weights import load_propagation
 from mois.records import Exemplars, Features, Prompts, SemanticPrediction
 
-COMPACT = 16 << 10
-"""Bytes that an exemplar of foreground tokens takes at most."""
+MAX_FOREGROUND_BYTES = 16 << 10
+"""Upper limit of the size of an exemplar with `tokens=foreground`."""
 
 
 class Attention(Propagation):
-    """Every query token attends to SAM2 memory maps and object pointers of all exemplars; SAM2's decoder answers.
+    """Every token of the query attends to the SAM2 memory maps and object pointers of all exemplars.
 
-    An exemplar is a whole memory map, as in the paper. Unlike the reference code, exemplars keep their gradient, a
-    batch holds different exemplars per query, any size of input works, the empty bank has an embedding of its own that
-    does not depend on size, presence is supervised instead of gating the mask, and distance between slices plays
-    no part.
+    SAM2's decoder then turns the attended features into a mask. An exemplar is a whole memory map, as in the paper.
+    Six things differ from the reference code:
+
+    - Exemplars keep their gradient.
+    - Each query of a batch has its own exemplars.
+    - Any size of input works.
+    - An empty bank has a learned embedding, which does not depend on the size of the input.
+    - Presence is supervised. It does not gate the mask.
+    - The distance between slices plays no part.
 
     Args:
-        rotary_keys: Turn queries and keys by their place on the grid, as the paper does. It draws the attention to the
-            same place in the exemplar's slice, which says nothing about likeness; hence off by default.
-        tokens: `dense`, every token of a memory map, as in the paper; or `foreground`, those on and around the lesion
-            alone: at most as many as fit 16 KiB, of a larger lesion evenly spread ones.
-        initial: Start from the backbone's own memory attention, as the paper does, or at random.
-        weights: `random` (only the attention may start from the backbone's, see above), `bundled` (pretrained with the
-            bundled nano) or a path.
+        rotary_keys: Rotate queries and keys by their position on the grid, as the paper does. Rotation favours the
+            same position in the slice of the exemplar. Position says nothing about likeness, so the default is off.
+        tokens: `dense` keeps every token of a memory map, as in the paper. `foreground` keeps only the tokens on and
+            around the lesion, up to 16 KiB. Of a larger lesion it keeps evenly spread tokens.
+        initial: Start from the memory attention of the backbone, as the paper does, or at random.
+        weights: `random` (the attention itself starts as `initial` says), `bundled` (pretrained with the bundled nano)
+            or a path.
 
     Source: MOIS-SAM2, arXiv 2509.19277, exemplar attention.
     """
@@ -51,7 +56,7 @@ class Attention(Propagation):
         self.weights = weights
 
     def build(self, backbone: Backbone) -> None:
-        """Copy the backbone's memory attention and add what tells exemplars apart."""
+        """Copy the memory attention of the backbone, and add embeddings for sign and for an empty bank."""
         self.stack = backbone.attention_stack(rotary_keys=self.rotary_keys)
         if self.initial == "random":
             for layer in self.stack.modules():
@@ -61,16 +66,18 @@ class Attention(Propagation):
         self.no_exemplar = nn.Parameter(0.02 * torch.randn(backbone.width))
         self.presence = nn.Sequential(nn.Linear(2 * backbone.width, 64), nn.GELU(), nn.Linear(64, 1))
         token = 4 * (2 * backbone.memory_width + 1)
-        self.most = (COMPACT - 4 * backbone.width) // token
+        self.most = (MAX_FOREGROUND_BYTES - 4 * backbone.width) // token
         cells = (backbone.patch_px // 16) ** 2
         kept = cells if self.kept_tokens == "dense" else min(self.most, cells)
         self.bytes_per_exemplar = kept * token + 4 * backbone.width
         load_propagation(self, self.weights, backbone)
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
-        """Keep tokens of the memory map with their position code, and the pointer that SAM2 gives for this mask."""
+        """Keep the tokens of the memory map with their position code, and the pointer of SAM2 for this mask."""
         logits = 20.0 * functional.avg_pool2d(masks.unsqueeze(1), 4) - 10.0
-        no_clicks = torch.full((masks.shape[0], 2), -1, device=masks.device, dtype=torch.int32)  # two: a single answer
+        no_clicks = torch.full(
+            (masks.shape[0], 2), -1, device=masks.device, dtype=torch.int32
+        )  # two clicks: SAM2 gives one mask
         pointer = backbone.decode(features, Prompts(masks.new_zeros(*no_clicks.shape, 2), no_clicks, logits)).pointer
         memory = backbone.remember(features, logits.squeeze(1), pointer)
         maps, position = (part.flatten(3).transpose(2, 3) for part in (memory.maps, memory.position))
@@ -84,22 +91,22 @@ class Attention(Propagation):
         return Exemplars(tokens, present, torch.zeros_like(present))
 
     def prepare(self, exemplars: Exemplars) -> Exemplars:
-        """Drop the places for tokens that no exemplar fills."""
+        """Drop the token slots that no exemplar fills."""
         if self.kept_tokens == "dense" or exemplars.count == 0:
             return exemplars
-        filled = (exemplars.tokens["cell"] >= 0).sum(2) * exemplars.present  # padding's zeros look like cells
-        longest = max(1, int(filled.amax()))  # the one wait for the device, once for a bank
+        filled = (exemplars.tokens["cell"] >= 0).sum(2) * exemplars.present  # the zeros of padding look like cells
+        longest = max(1, int(filled.amax()))  # the only wait for the device, once per bank
         short = {name: exemplars.tokens[name][:, :, :longest] for name in ("map", "position", "cell")}
         return exemplars.map(exemplars.tokens | short)
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
-        """Condition the query on all exemplars at once and decode the union of what is like them."""
+        """Condition the query on all exemplars at once, and decode the union of all lesions that look like them."""
         features = features.repeat(exemplars.valid.shape[0] // features.image.shape[0])
         coarse = features.levels[-1]
         conditioned = coarse + self.no_exemplar.view(1, -1, 1, 1)
         if exemplars.count:
-            some = exemplars.present.any(1).view(-1, 1, 1, 1)
-            conditioned = torch.where(some, self._attend(features, exemplars), conditioned)
+            has_exemplars = exemplars.present.any(1).view(-1, 1, 1, 1)
+            conditioned = torch.where(has_exemplars, self._attend(features, exemplars), conditioned)
         tokens = conditioned.flatten(2)
         pooled = torch.cat([tokens.mean(2), tokens.amax(2)], dim=1)
         answer = backbone.decode(features._replace(levels=(*features.levels[:-1], conditioned)), None)
@@ -116,9 +123,9 @@ class Attention(Propagation):
         sign = self.sign[exemplars.negative.long()].unsqueeze(2)  # (B, K, 1, M)
         pointers = exemplars.tokens["pointer"].reshape(batch, count, -1, memory_width)
         split = pointers.shape[2]
-        # a row without exemplars attends to padding; its result is discarded, but softmax needs something to sum
+        # a row without exemplars attends to padding, because softmax needs a term; its result is discarded
         pointer_keep = (exemplars.present | ~exemplars.present.any(1, keepdim=True)).unsqueeze(2).expand(-1, -1, split)
-        # a weight counts like so many of the same exemplar, all of whose tokens are in the softmax
+        # weight w counts as w copies of the exemplar, with all their tokens in the softmax
         times = exemplars.weight.clamp(min=1e-4).log().unsqueeze(2)
         never = times.new_full((), -torch.inf)
         key_mask = [torch.where(part, times, never).flatten(1) for part in (keep, pointer_keep)]
@@ -135,19 +142,20 @@ class Attention(Propagation):
 
 
 def _foreground(masks: Tensor, most: int) -> Tensor:
-    """Return which cells of the coarsest grid lie on a lesion or next to it.
+    """Return the cells of the coarsest grid that lie on a lesion or next to it.
 
     Args:
         masks: (N, P, P), 0 to 1.
-        most: How many cells are kept; of more, evenly spread ones.
+        most: Largest number of cells to keep. If there are more, evenly spread cells are kept.
 
     Returns:
-        Cells (N, T) int64 in the order of the grid, T = `most` or all that there are; -1 where there are fewer.
+        Cells (N, T) int64 in the order of the grid. T is `most`, or the number of all cells if that is smaller. Unused
+        entries are -1.
     """
-    near = functional.max_pool2d(functional.max_pool2d(masks.unsqueeze(1), 16), 3, stride=1, padding=1)
-    on_it = near.flatten(1) > 0.1
-    cells = on_it.logical_not().long().argsort(dim=1, stable=True)  # those of the lesion come first
-    number = on_it.sum(1, keepdim=True)
+    nearby = functional.max_pool2d(functional.max_pool2d(masks.unsqueeze(1), 16), 3, stride=1, padding=1)
+    on_lesion = nearby.flatten(1) > 0.1
+    cells = on_lesion.logical_not().long().argsort(dim=1, stable=True)  # cells of the lesion come first
+    number = on_lesion.sum(1, keepdim=True)
     slot = torch.arange(min(most, cells.shape[1]), device=masks.device).unsqueeze(0)
     spread = torch.where(number > most, slot * number // most, slot)
     return cells.gather(1, spread).masked_fill(slot >= number, -1)

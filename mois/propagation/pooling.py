@@ -1,4 +1,4 @@
-"""Pooling under a lesion's mask: what every description of an exemplar begins with."""
+"""Pooling of features under the mask of a lesion. Every description of an exemplar starts here."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Zones(NamedTuple):
     """Soft regions of a lesion on the grid of a feature level, each (N, h, w), 0 to 1.
 
     Attributes:
-        core: Inside, away from the border.
-        rim: Inside, along the border.
-        outside: A ring of surroundings.
+        core: The inside, away from the border.
+        rim: The inside, along the border.
+        outside: A ring around the lesion.
     """
 
     core: Tensor
@@ -24,7 +24,15 @@ class Zones(NamedTuple):
 
 
 def zones(masks: Tensor, stride: int) -> Zones:
-    """Split lesion masks (N, P, P), 0 to 1, into core, rim and surroundings at 1 / stride of their resolution."""
+    """Split lesion masks into core, rim and surroundings.
+
+    Args:
+        masks: (N, P, P), 0 to 1.
+        stride: Pixels per cell of the result.
+
+    Returns:
+        Zones (N, P / stride, P / stride).
+    """
     area = functional.avg_pool2d(masks.unsqueeze(1), stride)
     inner = -functional.max_pool2d(-area, 3, stride=1, padding=1)
     outer = functional.max_pool2d(area, 5, stride=1, padding=2)
@@ -32,17 +40,21 @@ def zones(masks: Tensor, stride: int) -> Zones:
 
 
 def masked_mean(maps: Tensor, weights: Tensor) -> Tensor:
-    """Average feature maps (N, C, h, w), or the same (1, C, h, w), under weights (N, h, w); zero where these are zero.
+    """Return the weighted mean of each feature map.
+
+    Args:
+        maps: (N, C, h, w), or (1, C, h, w) to use one map with all weights.
+        weights: (N, h, w), 0 or more.
 
     Returns:
-        (N, C).
+        (N, C); zero if all weights of a map are zero.
     """
     total = weights.flatten(1).sum(1, keepdim=True)
-    form = "chw,nhw->nc" if len(maps) == 1 else "nchw,nhw->nc"  # one product instead of N
+    form = "chw,nhw->nc" if len(maps) == 1 else "nchw,nhw->nc"  # one matrix product instead of N
     mean = torch.einsum(form, maps[0] if len(maps) == 1 else maps, weights.to(maps.dtype))
     return mean / total.clamp(min=1e-4)
 
 
 def is_present(masks: Tensor) -> Tensor:
-    """Return (N, 1) bool: whether a mask (N, P, P), 0 to 1, holds at least half a pixel of lesion."""
+    """Return whether each mask (N, P, P), 0 to 1, holds at least half a pixel of lesion, (N, 1) bool."""
     return masks.flatten(1).sum(1, keepdim=True) >= 0.5

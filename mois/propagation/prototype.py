@@ -1,4 +1,4 @@
-"""Training-free propagation: cosine similarity to the exemplars' mean features."""
+"""Propagation without training: cosine similarity to the mean features of the exemplars."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from mois.records import Exemplars, Features, SemanticPrediction
 
 
 class Prototype(Propagation):
-    """A pixel is found where it is more like an exemplar's lesion than like that lesion's surroundings.
+    """Marks pixels that are more like the lesion of an exemplar than like the surroundings of that lesion.
 
-    Each feature level is normalised per channel over the picture, and compared by cosine with the lesion's and with the
-    surroundings' mean vector; the differences are averaged over levels, and the most alike exemplar counts (so that its
-    weight matters only in whether it has any).
+    - Each feature level is normalised per channel over the picture.
+    - Its cosines to the mean vectors of the lesion and of the surroundings are subtracted.
+    - The differences are averaged over the levels.
+    - The most alike exemplar decides. So the weight of an exemplar matters only if it is zero.
 
     Args:
-        margin: By how much the cosine to the lesion has to exceed that to the surroundings.
+        margin: Difference of the two cosines above which a pixel is marked.
         sharpness: Logits per unit of that difference.
 
-    Source: Wang et al., PANet: Few-shot image semantic segmentation with prototype alignment, arXiv 1908.06391 (the
-        prototypes; without its training).
+    Source: Wang et al., PANet: Few-shot image semantic segmentation with prototype alignment, arXiv 1908.06391. Only
+        the prototypes are used, not its training.
     """
 
     def __init__(self, margin: float = 0.3, sharpness: float = 10.0) -> None:
@@ -33,11 +34,11 @@ class Prototype(Propagation):
         self.sharpness = sharpness
 
     def build(self, backbone: Backbone) -> None:
-        """Need no layers, only sizes."""
+        """Declare the size of an exemplar. There are no layers."""
         self.bytes_per_exemplar = 8 * sum(backbone.channels)
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
-        """Keep the mean features of a lesion and of its surroundings, per level."""
+        """Keep the mean features of the lesion and of its surroundings for each level."""
         tokens = {}
         for index, (level, stride) in enumerate(zip(features.levels, backbone.strides, strict=True)):
             zone = zones(masks, stride)
@@ -48,7 +49,7 @@ class Prototype(Propagation):
         return Exemplars(tokens, present, torch.zeros_like(present))
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
-        """Find what is like the most alike exemplar, and more so than like any negative one."""
+        """Find the pixels that are like a positive exemplar, and less like every negative exemplar."""
         features = features.repeat(exemplars.valid.shape[0] // features.image.shape[0])
         patch_px = features.image.shape[-1]
         batch, count = exemplars.valid.shape
@@ -74,5 +75,6 @@ class Prototype(Propagation):
 
 
 def _standardise(level: Tensor) -> Tensor:
+    """Return a level (N, C, h, w) with mean 0 and standard deviation 1 per channel and picture."""
     centre = level.mean((2, 3), keepdim=True)
     return (level - centre) / level.std((2, 3), keepdim=True).clamp(min=1e-4)

@@ -1,4 +1,4 @@
-"""SAM2 as it is: prompted lesions and their tracking, nothing else."""
+"""SAM2 without propagation: only prompted lesions and their tracking."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ ABSENT_LOGIT = -10.0  # a probability of 4.5e-5
 
 
 class Sam2Only(Propagation):
-    """Finds nothing beyond what was prompted; the baseline that every other propagation has to beat."""
+    """Finds no lesion beyond the prompted lesions. It is the baseline that every other propagation has to beat."""
 
     bytes_per_exemplar = 0
 
     def build(self, backbone: Backbone) -> None:
-        """Need no layers."""
+        """Do nothing: there are no layers."""
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
-        """Keep only whether a lesion is there."""
+        """Keep only whether the mask holds a lesion."""
         present = is_present(masks)
         return Exemplars({}, present, torch.zeros_like(present))
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
-        """Find nothing."""
+        """Return logits and presence that stand for an empty result."""
         image, rows = features.image, exemplars.valid.shape[0]
         return SemanticPrediction(
             image.new_full((rows, *image.shape[2:]), ABSENT_LOGIT), image.new_full((rows,), ABSENT_LOGIT)

@@ -18,20 +18,25 @@ ZONES = ("core", "rim", "outside")
 POOLS = 2  # the mean over exemplars, and the most alike one
 MIN_WEIGHT = 1e-4  # a smaller sum of weights is divided by this
 MIN_SHARE = 1e-30  # stands in for the sum of shares where there is no exemplar
-MIN_SQUARED_NORM = 1e-24  # of an embedding that has a direction
-MIN_TEMPERATURE = 0.03  # exp(1 / temperature) has to stay far within float32
-CPU_COSINES, ACCELERATOR_COSINES = 1 << 18, 1 << 25  # compared at once: as many as a core's cache, or a GPU, holds
+MIN_SQUARED_NORM = 1e-24  # a smaller embedding has no direction
+MIN_TEMPERATURE = 0.03  # keeps exp(1 / temperature) far within float32
+CPU_COSINES, ACCELERATOR_COSINES = (
+    1 << 18,
+    1 << 25,
+)  # cosines computed at once: the cache of a core, or a GPU, holds them
 _MAPS = 2 * POOLS * len(ZONES)  # positive and negative
 
 
 class Similarity(Propagation):
-    """Compares every pixel with every exemplar, and lets the comparison decide.
+    """Compares every pixel with every exemplar, and derives the lesion mask from the comparison.
 
-    A pixel's embedding joins SAM2's feature levels with a shallow view of the image itself, since lesion types differ
-    in fine texture and rim that a stride of 16 has lost. An exemplar is three mean embeddings (core, rim, surroundings)
-    and its size: under 1 KiB. Cosines between pixels and exemplars are pooled over exemplars (mean and soft maximum,
-    positive and negative apart), so neither order nor number matters. They enter a network that the exemplars also
-    modulate (scale and shift of channels), SAM2's decoder as a dense prompt, and the final layer at half resolution.
+    - Embedding of a pixel: SAM2's feature levels and a shallow view of the image itself. Lesion types differ in fine
+      texture and rim, and a stride of 16 has lost both.
+    - Exemplar: three mean embeddings (core, rim, surroundings) and the lesion's size, under 1 KiB.
+    - Likeness: cosines between pixels and exemplars, pooled over the exemplars by mean and by soft maximum. Positive
+      and negative exemplars are pooled apart. The order and the number of exemplars play no part.
+    - Likeness enters three places: a small network, SAM2's decoder (as a dense prompt), and the final layer at half
+      resolution. The exemplars also scale and shift the channels of the network.
 
     Args:
         width: Channels of the embedding.
@@ -39,8 +44,8 @@ class Similarity(Propagation):
         temperature: Temperature of the soft maximum over exemplars.
         weights: `random`, `bundled` (pretrained with the bundled nano) or a path.
 
-    Source: modulation by exemplars: Perez et al., FiLM, arXiv 1709.07871; in-context training: Butoi et
-        al., UniverSeg, arXiv 2304.06131.
+    Source: Perez et al., FiLM, arXiv 1709.07871 (scale and shift of channels); Butoi et al., UniverSeg, arXiv
+        2304.06131 (training with exemplars in the input).
     """
 
     def __init__(self, width: int = 48, blocks: int = 3, temperature: float = 0.1, weights: str = "random") -> None:
@@ -53,7 +58,7 @@ class Similarity(Propagation):
         self.weights = weights
 
     def build(self, backbone: Backbone) -> None:
-        """Make the layers; channels go last in memory, which takes a tenth off a tile's time on a CPU."""
+        """Make the layers. Channels lie last in memory: on a CPU this takes a tenth off the time of a tile."""
         width = self.width
         self.bytes_per_exemplar = 4 * (len(ZONES) * width + 1)
         self.stem = _Stem(width)
@@ -75,7 +80,7 @@ class Similarity(Propagation):
         self._start_from_cosines()
         load_propagation(self, self.weights, backbone)
         for name, part in self.named_children():
-            if name != "compare":  # matrices: DDP wants gradients laid out as their parameters
+            if name != "compare":  # used as matrices; DDP needs gradients with the layout of their parameters
                 part.to(memory_format=torch.channels_last)
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
@@ -83,7 +88,7 @@ class Similarity(Propagation):
         return self._pool(self._embed(features).coarse, masks)
 
     def describe_on(self, features: Features, image: Tensor, masks: Tensor, backbone: Backbone) -> Exemplars:
-        """Embed each image once, whatever the number of lesions on it."""
+        """Describe M lesions on N images, and embed each image only once."""
         embedding = self._embed(features).coarse
         return self._pool(embedding if len(embedding) == 1 else embedding[image], masks)
 
@@ -96,7 +101,7 @@ class Similarity(Propagation):
         return Exemplars(tokens, present, torch.zeros_like(present))
 
     def prepare(self, exemplars: Exemplars) -> Exemplars:
-        """Turn means into unit directions, and into the summary of each exemplar."""
+        """Compute the unit directions and the summary of each exemplar from its means."""
         if exemplars.count == 0 or "directions" in exemplars.tokens:
             return exemplars
         means = exemplars.tokens["means"]  # (B, K, 3, C)
@@ -108,14 +113,14 @@ class Similarity(Propagation):
         return exemplars.map({"directions": unit, "summary": summary})
 
     def condense(self, exemplars: Exemplars, most: int) -> Exemplars:
-        """Merge prepared exemplars whose directions are most alike."""
+        """Merge the prepared exemplars that have the most similar directions, down to `most` exemplars."""
         if exemplars.count <= most:
             return exemplars
         merged = merge_most_alike(exemplars, exemplars.tokens["directions"].float().flatten(2), most)
         return merged.map({**merged.tokens, "directions": functional.normalize(merged.tokens["directions"], dim=3)})
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
-        """Find what is like the positive exemplars and unlike the negative ones.
+        """Find the pixels that look like the positive exemplars and unlike the negative exemplars.
 
         ::
 
@@ -131,16 +136,19 @@ class Similarity(Propagation):
                           |       verdict -> draft                             v
                           +------------------------------------------------> final -> logits = final + draft
 
-        Notation: N images, R questions about each, B = N x R, K exemplars a question, P edge of the patch in pixels,
-        q = P / 4, C = `width` channels, F channels of the fine embedding, M = 12 maps of likeness.
+        Notation:
+            N: images. R: questions per image. B = N x R: questions, the R questions of an image in a row.
+            K: exemplars of a question.
+            P: edge of the patch in pixels. q = P / 4.
+            C: channels, `width`. F: channels of the fine embedding. M = 12: maps of likeness.
 
         Args:
-            features: Of N images.
-            exemplars: (B, K), valid, negative and weighted ones; K may be 0.
-            backbone: Whose decoder answers.
+            features: Features of N images.
+            exemplars: (B, K) exemplars, positive and negative, with weights. K may be 0.
+            backbone: The backbone that made the features. Its decoder is used.
 
         Returns:
-            Logits (B, P, P), presence (B,), and the draft (B, P, P) that cosines alone give.
+            Logits (B, P, P), presence (B,), and the draft (B, P, P): the logits that the cosines alone give.
         """
         times = exemplars.valid.shape[0] // features.image.shape[0]  # R
         exemplars = self.prepare(exemplars)
@@ -166,7 +174,7 @@ class Similarity(Propagation):
         return SemanticPrediction((logits + draft).squeeze(1), self.presence(pooled).squeeze(1), draft.squeeze(1))
 
     def _start_from_cosines(self) -> None:
-        """Let the verdict begin as: like an exemplar's core and rim, unlike its surroundings."""
+        """Set the first weights of the verdict: high for core and rim of an exemplar, low for its surroundings."""
         with torch.no_grad():
             self.verdict.weight.zero_()
             weights = self.verdict.weight.view(2, POOLS, len(ZONES))  # sign, pool, zone
@@ -188,9 +196,9 @@ class Similarity(Propagation):
     def _likeness(self, pixels: Tensor, exemplars: Exemplars) -> Tensor:
         """Return the cosines of pixels to prepared exemplars, pooled over the exemplars, in float32.
 
-        The soft maximum is an attention over exemplars whose values are the cosines themselves, and the mean is the
-        cosine to a mean direction: matrix products throughout. Outside training they go piece by piece, each small
-        enough for the processor's cache, so that hundreds of exemplars take little memory.
+        The soft maximum is an attention over exemplars, with the cosines themselves as values. The mean is the cosine
+        to a mean direction. Both are matrix products. Without gradient the pixels are compared piece by piece. A piece
+        fits the processor's cache, so that hundreds of exemplars take little memory.
 
         Args:
             pixels: (N, C, h, w), embeddings of N images.
@@ -204,89 +212,100 @@ class Similarity(Propagation):
         if count == 0:
             return pixels.new_zeros(rows, _MAPS, height, width)
         with torch.autocast(pixels.device.type, enabled=False):
-            flat = pixels.float().flatten(2)
+            flat = pixels.float().flatten(2)  # (N, C, h w)
             targets = self._targets(exemplars, images)
             if torch.is_grad_enabled():
-                found = self._compare(flat, targets)
+                likeness = self._compare(flat, targets)  # (N, R, 12, h w)
             else:
-                found = flat.new_empty(images, rows // images, _MAPS, height * width)
-                step = self._step(targets)
+                likeness = flat.new_empty(images, rows // images, _MAPS, height * width)
+                step = self._pixels_at_once(targets)
                 for image in range(images):
-                    one = targets.of(image)
+                    image_targets = targets.of_image(image)
                     for start in range(0, height * width, step):
                         piece = slice(start, start + step)
-                        found[image, ..., piece] = self._compare(flat[image : image + 1, :, piece], one)[0]
-        return found.to(pixels.dtype).view(rows, _MAPS, height, width)
+                        pixels_of_piece = flat[image : image + 1, :, piece]  # (1, C, step)
+                        likeness[image, ..., piece] = self._compare(pixels_of_piece, image_targets)[0]
+        return likeness.to(pixels.dtype).view(rows, _MAPS, height, width)
 
     @staticmethod
-    def _step(targets: _Targets) -> int:
+    def _pixels_at_once(targets: _Targets) -> int:
         """Return how many pixels are compared at once."""
-        cosines = targets.directions[0, ..., 0].numel()  # of one pixel
+        cosines = targets.directions[0, ..., 0].numel()  # R x 3 x (K + 2), of one pixel
         if targets.directions.device.type != "cpu":
             return max(1024, ACCELERATOR_COSINES // cosines)
         return min(max(64, CPU_COSINES // cosines), 4096)
 
     def _targets(self, exemplars: Exemplars, images: int) -> _Targets:
-        """Return the directions that pixels are compared with, for B = N x R questions, and the weight of each."""
+        """Return the directions to compare pixels with, and the weights of the exemplars, for B = N x R questions."""
         signs = torch.stack([~exemplars.negative, exemplars.negative], dim=1) & exemplars.present.unsqueeze(1)
-        weight = signs * exemplars.weight.float().unsqueeze(1)  # (B, 2, K): counts like so many of the same exemplar
+        weight = signs * exemplars.weight.float().unsqueeze(1)  # (B, 2, K): weight 2 counts as two
         each = exemplars.tokens["directions"].float()  # (B, K, 3, C)
-        mean = torch.einsum("bsk,bkzc->bszc", weight, each)
+        mean = torch.einsum("bsk,bkzc->bszc", weight, each)  # (B, 2, 3, C)
         mean = mean / weight.sum(2).clamp(min=MIN_WEIGHT)[:, :, None, None]
         directions = torch.cat([each / self.temperature, mean], dim=1).transpose(1, 2)  # (B, 3, K + 2, C)
-        soft = signs * exemplars.weight.float().clamp(min=MIN_WEIGHT).unsqueeze(1)
+        soft_weight = signs * exemplars.weight.float().clamp(min=MIN_WEIGHT).unsqueeze(1)  # (B, 2, K)
         return _Targets(
-            directions.reshape(images, -1, *directions.shape[1:]), soft.view(images, -1, 1, *soft.shape[1:])
+            directions.reshape(images, -1, *directions.shape[1:]),
+            soft_weight.view(images, -1, 1, *soft_weight.shape[1:]),
         )
 
     def _projections(self) -> tuple[Tensor, Tensor]:
-        """Return weight (3, C, C) and bias (3, C), float32, of the projection of embeddings in each zone."""
+        """Return the projection of embeddings for each zone: weight (3, C, C) and bias (3, C), float32."""
         parts = [self.compare[zone] for zone in ZONES]
         weight = torch.stack([part.get_parameter("weight").flatten(1) for part in parts])
         return weight.float(), torch.stack([part.get_parameter("bias") for part in parts]).float()
 
     def _compare(self, pixels: Tensor, targets: _Targets) -> Tensor:
-        """Compare pixels (N, C, p) with the exemplars of N x R questions; returns (N, R, 12, p)."""
+        """Return the likeness (N, R, 12, p) of p pixels (N, C, p) to the exemplars of N x R questions."""
         weight, bias = self._projections()
-        each = torch.baddbmm(bias.view(-1, 1), weight.flatten(0, 1).expand(len(pixels), -1, -1), pixels)
+        each = torch.baddbmm(bias.view(-1, 1), weight.flatten(0, 1).expand(len(pixels), -1, -1), pixels)  # (N, 3 C, p)
         each = each.view(len(pixels), 1, len(ZONES), self.width, -1)  # (N, 1, 3, C, p)
-        square = torch.linalg.vecdot(each, each, dim=3).clamp(min=MIN_SQUARED_NORM)
+        square = torch.linalg.vecdot(each, each, dim=3).clamp(min=MIN_SQUARED_NORM)  # (N, 1, 3, p)
         cosines = (targets.directions @ each) * square.rsqrt().unsqueeze(3)  # (N, R, 3, K + 2, p)
-        scaled, mean = cosines[..., :-2, :], cosines[..., -2:, :]
+        scaled, mean = cosines[..., :-2, :], cosines[..., -2:, :]  # (N, R, 3, K, p), (N, R, 3, 2, p)
         share = scaled.exp()
-        total = (targets.weight @ share).clamp(min=MIN_SHARE)
-        soft = self.temperature * (targets.weight @ (share * scaled)) / total
+        total = (targets.weight @ share).clamp(min=MIN_SHARE)  # (N, R, 3, 2, p)
+        soft = self.temperature * (targets.weight @ (share * scaled)) / total  # (N, R, 3, 2, p)
         pools = torch.stack([mean, soft], dim=2)  # (N, R, pool, 3, sign, p)
-        return pools.permute(0, 1, 4, 2, 3, 5).flatten(2, 4)
+        return pools.permute(0, 1, 4, 2, 3, 5).flatten(2, 4)  # (N, R, 12, p)
 
     def _summarise(self, exemplars: Exemplars, like: Tensor) -> Tensor:
-        """Return one vector a question (B, C): the mean summary of its positive exemplars, or else a learned one."""
-        nothing = self.no_exemplar.to(like.dtype).expand(like.shape[0], -1)
+        """Return the mean summary of the positive exemplars of each question, (B, C).
+
+        A question without positive exemplars gets a learned vector. `like` gives B, the dtype and the device.
+        """
+        learned = self.no_exemplar.to(like.dtype).expand(like.shape[0], -1)
         if exemplars.count == 0:
-            return nothing
+            return learned
         keep = (exemplars.present & ~exemplars.negative).unsqueeze(2)
         weight = keep * exemplars.weight.to(like.dtype).unsqueeze(2)
         mean = (exemplars.tokens["summary"] * weight).sum(1) / weight.sum(1).clamp(min=MIN_WEIGHT)
-        return torch.where(keep.any(1), mean.to(like.dtype), nothing)
+        return torch.where(keep.any(1), mean.to(like.dtype), learned)
 
 
 class _Targets(NamedTuple):
-    """Directions that the pixels of N images are compared with, for R questions each.
+    """Directions to compare the pixels of N images with, for R questions about each image.
 
     Attributes:
-        directions: (N, R, 3, K + 2, C), unit vectors over the temperature, then the mean of positives and negatives.
-        weight: (N, R, 1, 2, K), weight of each exemplar among positives and among negatives.
+        directions: (N, R, 3, K + 2, C). First K unit vectors divided by the temperature; then the mean direction of the
+            positive exemplars and the mean direction of the negative exemplars.
+        weight: (N, R, 1, 2, K), weight of each exemplar among the positive and among the negative exemplars.
     """
 
     directions: Tensor
     weight: Tensor
 
-    def of(self, image: int) -> _Targets:
+    def of_image(self, image: int) -> _Targets:
         return _Targets(self.directions[image : image + 1], self.weight[image : image + 1])
 
 
 class _Embedding(NamedTuple):
-    """Pixels' embeddings at a quarter (N, C, P / 4, P / 4) and at half (N, F, P / 2, P / 2) of the resolution."""
+    """Embeddings of the pixels of N images.
+
+    Attributes:
+        coarse: (N, C, P / 4, P / 4), a quarter of the resolution.
+        fine: (N, F, P / 2, P / 2), half of the resolution.
+    """
 
     coarse: Tensor
     fine: Tensor
@@ -298,7 +317,7 @@ class _Embedding(NamedTuple):
 
 
 class _Stem(nn.Module):
-    """A shallow view of the image (N, 1, P, P)."""
+    """Convolutions that turn an image (N, 1, P, P) into a coarse and a fine embedding."""
 
     fine_width = 16
 
@@ -318,7 +337,7 @@ class _Stem(nn.Module):
 
 
 class _Block(nn.Module):
-    """A residual block whose channels the exemplars scale and shift."""
+    """A residual block. A vector made from the exemplars scales and shifts its channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -338,7 +357,7 @@ def _separable(width: int, edge: int) -> tuple[nn.Module, nn.Module]:
 
 
 def _joined(*maps: Tensor) -> Tensor:
-    """Return maps (N, C, h, w) one behind the other along C, with the channels last in memory."""
+    """Return the maps (N, C, h, w) concatenated along C, with the channels last in memory."""
     return torch.cat([part.permute(0, 2, 3, 1) for part in maps], dim=3).permute(0, 3, 1, 2)
 
 

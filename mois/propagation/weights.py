@@ -1,4 +1,4 @@
-"""Weights of a propagation as files that say which backbone they belong to."""
+"""Weight files of a propagation. A file records the backbone that it belongs to."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mois.records import WeightsIdentity
 
 
 def load_propagation(propagation: Propagation, weights: str, backbone: Backbone) -> None:
-    """Fill a built propagation with weights, every tensor or none.
+    """Load weights into a built propagation: every tensor, or none if one does not fit.
 
     Args:
-        propagation: To be filled.
-        weights: `random` (leave it as it was made), `bundled` (pretrained with the bundled backbone) or a path.
-        backbone: Whose features it will see.
+        propagation: The built propagation.
+        weights: `random` (keep the initial weights), `bundled` (pretrained with the bundled backbone) or a path.
+        backbone: The backbone whose features the propagation gets.
 
     Raises:
-        ValueError: If there is no such file, it was trained with another backbone, or it does not fit.
+        ValueError: If the file is missing, was trained with another backbone, or does not fit.
     """
     if weights == "random":
         return
@@ -40,27 +40,27 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
             f"propagation.weights={weights}: there is no {path.name}; bundled weights exist for the nano backbone with "
             "similarity and attention; otherwise give a path to a .safetensors file, or random."
         )
-    what = f"propagation.weights={weights}"
-    file = read_tensor_file(path, what)
+    option = f"propagation.weights={weights}"
+    file = read_tensor_file(path, option)
     if "backbone_sha256" not in file.metadata:
         raise ValueError(
-            f"{what} does not say which backbone it was trained with; give the propagation.safetensors of a bundle, "
+            f"{option} does not say which backbone it was trained with; give the propagation.safetensors of a bundle, "
             "bundled or random."
         )
-    theirs = file.metadata["backbone_sha256"]
-    if theirs != backbone.identity.sha256:
+    trained_with = file.metadata["backbone_sha256"]
+    if trained_with != backbone.identity.sha256:
         raise ValueError(
-            f"propagation.weights={weights} were trained with backbone sha256 {theirs[:12]}, this one is "
+            f"propagation.weights={weights} were trained with backbone sha256 {trained_with[:12]}, this one is "
             f"{backbone.identity.name} ({backbone.identity.source}, sha256 {backbone.identity.sha256[:12]}); use "
             "its own weights, or random."
         )
-    load_exactly(propagation, file.tensors, what)
+    load_exactly(propagation, file.tensors, option)
 
 
 def save_propagation(
     propagation: nn.Module, path: Path, backbone: WeightsIdentity, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a propagation's weights with the identity of the backbone that they belong to."""
+    """Write the weights of a propagation with the identity of the backbone that they belong to."""
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in propagation.state_dict().items()}
     with whole_file(path) as part:
         save_file(tensors, part, {"backbone": backbone.name, "backbone_sha256": backbone.sha256})

@@ -60,7 +60,7 @@ def find_lesions(
     pieces = np.where(owned | gone[pieces], 0, pieces).astype(np.int32)
     separate = cc3d.connected_components(pieces, connectivity=26, out_dtype=np.uint32).astype(np.int32)
     values = probability.numpy()
-    least = segmenter.least_voxels(voxel_ml)
+    least = segmenter.min_voxels(voxel_ml)
     sure: list[tuple[BoxMask, float]] = []
     unsure: list[Maybe] = []
     for number, where in enumerate(ndimage.find_objects(separate), start=1):

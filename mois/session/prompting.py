@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mois.geometry import restore_stack
-from mois.inference.encoded_volume import OUTSIDE, EncodedVolume, Tracked, enlarge
+from mois.inference.encoded_volume import UNCOVERED_LOGIT, EncodedVolume, Tracked, enlarge
 from mois.inference.lesion_tracking import Seeds, track_one_lesion
 from mois.inference.segmenter import VolumeSegmenter
 from mois.interfaces import Memory
@@ -244,7 +244,7 @@ class PromptSegmenter:
         if answer is None and not asked[0].positive:
             answer = _Seen.of(self._backbone.decode(features, None))
             if memory is None:  # nothing there to take away from
-                answer = answer._replace(logits=torch.full_like(answer.logits, OUTSIDE))
+                answer = answer._replace(logits=torch.full_like(answer.logits, UNCOVERED_LOGIT))
         points: list[tuple[float, float]] = []
         labels: list[int] = []
         for count, prompt in enumerate(asked, start=1):
@@ -312,9 +312,9 @@ class PromptSegmenter:
         scores: dict[int, Tensor] = {}
         for part in tracked:
             for row, small in zip(part.rows.tolist(), part.logits, strict=True):
-                logits = enlarge(small.unsqueeze(0), edge)[0].clamp(OUTSIDE, -OUTSIDE)
+                logits = enlarge(small.unsqueeze(0), edge)[0].clamp(UNCOVERED_LOGIT, -UNCOVERED_LOGIT)
                 index, tile = encoded.places[row].tolist()
-                score = scores.setdefault(index, torch.full_like(encoded.pictures[index], OUTSIDE))
+                score = scores.setdefault(index, torch.full_like(encoded.pictures[index], UNCOVERED_LOGIT))
                 top, left = encoded.corner(tile)
                 there = score[top : top + edge, left : left + edge]
                 torch.maximum(there, logits[: there.shape[0], : there.shape[1]], out=there)

@@ -290,7 +290,7 @@ def test_masks_of_exemplars_are_no_logits(value: float) -> None:
     encoded = segmenter.encode(eight_lesions())
     mask = torch.zeros_like(encoded.pictures[1])
     mask[12:20, 12:20] = value
-    with pytest.raises(ValueError, match=r"is none; give bool, or 0 to 1 \(sigmoid of logits\)"):
+    with pytest.raises(ValueError, match=r"a mask holds .*; give bool, or 0 to 1 \(sigmoid of logits\)"):
         segmenter.exemplars(encoded, [(1, mask)])
     assert bool(segmenter.exemplars(encoded, [(1, mask != 0)]).valid.all())
 

@@ -113,7 +113,7 @@ def test_auto_is_an_accelerator_of_its_own_for_each_process(monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", ["gpu", "meta", "xpu:0", "vulkan", "cuda:-1", ""])
 def test_a_name_without_a_device_behind_it_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"device={name} is none; choose auto, cpu, cuda"):
+    with pytest.raises(ValueError, match=rf"device={name} is unknown; choose auto, cpu, cuda"):
         chosen_device(name)
 
 

@@ -210,7 +210,7 @@ def test_tiles_far_wider_than_the_scan_are_said(tile_px: int, said: bool) -> Non
         warnings.simplefilter("always")
         segmenter.encode(scan)
     told = [str(warning.message) for warning in caught if "wide" in str(warning.message)]
-    wide = "a tile of 288 pixels of 1.5 mm is 432 mm wide, 4.5 times as much as scan (96 mm)"
+    wide = "a tile of 288 pixels of 1.5 mm is 432 mm wide, 4.5 times as wide as scan (96 mm)"
     assert [line.startswith(wide) for line in told] == [True] * said
 
 

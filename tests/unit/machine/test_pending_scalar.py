@@ -121,7 +121,7 @@ def test_tiles_that_come_from_the_host_are_not_waited_for_on_their_way() -> None
         store = FeatureStore(encode, torch.device("cuda"), torch.float16, budget_gib=0)
         for _ in range(2):  # the second time they are read from a file
             store.select(torch.arange(3).numpy(), torch.zeros(3, 8, 8))
-    assert (store.encoded, store.spilt) == (3, 3)
+    assert (store.encoded, store.rows_in_file) == (3, 3)
     assert waits == {"_local_scalar_dense": 1, "cuda to cpu": 3}  # into the file
 
 

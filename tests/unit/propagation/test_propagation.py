@@ -15,7 +15,7 @@ from mois.inference.segmenter import side_by_side
 from mois.interfaces import Propagation
 from mois.propagation import Attention, Prototype, Similarity
 from mois.propagation import similarity as module
-from mois.propagation.attention import COMPACT
+from mois.propagation.attention import MAX_FOREGROUND_BYTES
 from mois.propagation.similarity import ZONES
 from mois.records import Exemplars
 from mois.testing import example_patches, nano_backbone
@@ -191,4 +191,4 @@ def test_an_exemplar_is_compact(kind: Callable[[], Propagation], size: Literal["
     propagation.build(backbone)
     small = SAM2(size, "random", patch_px=64)
     described = propagation.describe(small.encode(example_patches(1, 64)[0]), torch.ones(1, 64, 64), small)
-    assert described.bytes_per_exemplar() <= propagation.bytes_per_exemplar <= COMPACT
+    assert described.bytes_per_exemplar() <= propagation.bytes_per_exemplar <= MAX_FOREGROUND_BYTES

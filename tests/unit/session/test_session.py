@@ -271,7 +271,7 @@ def test_every_tile_is_encoded_once_whatever_the_number_of_clicks(scan):
     session.redo()
     small = make_model(memory_gib=0.0)
     again = InteractiveSession.replay(journal_of(session), small, scan)
-    assert small.segmenter.backbone.encoded == tiles == again._bench.encoded.store.spilt
+    assert small.segmenter.backbone.encoded == tiles == again._bench.encoded.store.rows_in_file
     assert torch.equal(again.label_map(), session.label_map())
 
 

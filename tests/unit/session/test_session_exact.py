@@ -55,7 +55,7 @@ def test_replayed_and_resumed_sessions_are_the_same_bit_by_bit(model, tmp_path):
             for name, token in exemplar.tokens.items():
                 assert torch.equal(token, other.state.exemplars[key].tokens[name])
     tiles = len(whole._bench.encoded.places)
-    assert again._bench.encoded.store.encoded == again._bench.encoded.store.spilt == tiles
+    assert again._bench.encoded.store.encoded == again._bench.encoded.store.rows_in_file == tiles
 
 
 def test_lazy_features_give_the_answers_of_eager_ones_up_to_half_precision(model):
