@@ -73,6 +73,17 @@ def test_every_package_has_a_line_and_a_page():
         assert f"::: mois.{room}\n" in reference
 
 
+def test_the_names_of_an_answer_stand_in_its_files():
+    table = MAP.partition("## I want to change")[2].partition("\n## ")[0]
+    missing = []
+    for row in table.splitlines():
+        told = re.findall(r"`([^`]+)`", row)
+        texts = [(ROOT / file).read_text("utf-8") for file in told if file.endswith(".py")]
+        names = [name for name in told if re.fullmatch(r"\w+", name)]
+        missing += [name for name in names if not any(re.search(rf"\b{name}\b", text) for text in texts)]
+    assert missing == []
+
+
 def test_every_module_has_a_line():
     modules = [file for room in ("mois", "adapters", "datamodules") for file in (ROOT / room).rglob("*.py")]
     names = [name_of(file) for file in modules if not file.name.startswith("__")]
