@@ -13,7 +13,7 @@ from mois.cli.messages import say
 if TYPE_CHECKING:
     from mois.records import Volume
     from mois.session import InteractiveSession
-    from mois.session.playing import Asked
+    from mois.session.playing import RequestedAction
     from mois.sharing.bundle_record import BundleRecord
     from mois.sharing.lesion_model import LesionModel
 
@@ -55,34 +55,36 @@ def segment(
         ValueError: If a file cannot be used, or the folder holds a session with other prompts or edited results.
     """
     from mois.scans.volumes import read_volume
-    from mois.session.playing import asked_for, doubts, play
-    from mois.session.prompt_file import read_script
+    from mois.session.playing import play, ras_warnings, requested_actions
+    from mois.session.prompt_file import read_prompts
     from mois.sharing.bank import ExemplarBank
     from mois.sharing.bundle import Bundle
     from mois.sharing.bundle_record import read_description
 
-    script = read_script(prompts)
+    entries = read_prompts(prompts)
     name = subject or image.name.split(".")[0]
     volume = read_volume(image, None, subject=name, patient=patient or name, classes={})
     with warnings.catch_warnings(action="ignore"):  # loading it says the same
         record = read_description(bundle)
-    shown = None if bank is None else ExemplarBank.load(bank, record.identity, record.inference.pixel_mm)
-    asked = asked_for(script, volume, shown)
-    doubted = doubts(asked, volume)
-    for doubt in doubted:
-        say(doubt)
-    again = _check_out(out, record, device, volume, asked)  # before the model is made, which takes long
+    exemplars = None if bank is None else ExemplarBank.load(bank, record.identity, record.inference.pixel_mm)
+    requested = requested_actions(entries, volume, exemplars)
+    doubted = ras_warnings(requested, volume)
+    for warning in doubted:
+        say(warning)
+    again = _check_out(out, record, device, volume, requested)  # before the model is made, which takes long
     model = Bundle.load(bundle, device, trust or (), backbone_weights).model()
     session = _open_session(model, volume, out, again)
-    for kept in play(session, asked, out, shown).kept:
+    for kept in play(session, requested, out, exemplars).kept:
         say(f"{kept} stays, which the prompts do not name: they have become more since")
     session.save()
     _write_pages(session, out, doubted)
     session.close()
 
 
-def _check_out(out: Path, record: BundleRecord, device: str, volume: Volume, asked: Sequence[Asked]) -> bool:
-    """Return whether the folder holds a session that did the first part of what is asked for.
+def _check_out(
+    out: Path, record: BundleRecord, device: str, volume: Volume, requested: Sequence[RequestedAction]
+) -> bool:
+    """Return whether the folder holds a session that did the first of the requested actions.
 
     Raises:
         ValueError: If it holds another session, or something else.
@@ -99,7 +101,7 @@ def _check_out(out: Path, record: BundleRecord, device: str, volume: Volume, ask
     journal = read_journal(out)
     now = (record.inference, chosen_device(device), volume, record.identity, record.calibration)
     check_origin(journal.header, about_session(*now, track_memory=None))
-    match(journal.actions, asked, out)
+    match(journal.actions, requested, out)
     check_unchanged(out)
     return True
 
@@ -118,7 +120,7 @@ def _open_session(model: LesionModel, volume: Volume, out: Path, again: bool) ->
 def _write_pages(session: InteractiveSession, out: Path, doubted: list[str]) -> None:
     """Say what was found, and write the pictures of it."""
     from mois.report.scan_page import write_scan_page
-    from mois.session.output_files import own_results
+    from mois.session.output_files import recorded_results
 
     rows = session.lesions()
     found_count = sum(row.origin == "found" for row in rows)
@@ -132,7 +134,7 @@ def _write_pages(session: InteractiveSession, out: Path, doubted: list[str]) -> 
     for line in [*warned, *advised]:
         say(line)
     labelled = session.volume._replace(lesions=session.label_map())
-    with own_results(out):
+    with recorded_results(out):
         pictures = write_scan_page(out, labelled, rows, [*doubted, *warned], advised)
     say(f"pictures: {' and '.join(str(file) for file in pictures)}")
     say(f"results in {out}")

@@ -1,4 +1,4 @@
-"""What a session can tell the reader: what to click next, what the exemplars do not cover, which of them help."""
+"""Advice to the reader: what to click next, what the exemplars do not cover, and which exemplars help."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ from mois.session.masks import BoxMask
 from mois.session.state import Lesion, State
 from mois.sharing.bank import Exemplar
 
-FEW = 5
-"""From how many lesions on a share of them says something."""
+MIN_LESIONS = 5
+"""A share of fewer found lesions than this is not reported."""
 SIZE_FACTOR = 3.0
+"""A lesion is much smaller or larger from this factor beyond the exemplars' range of areas."""
 INTENSITY_MARGIN = 0.1
-FAR = 2.0
+"""A lesion is much darker or brighter from this difference beyond the exemplars' range of normalised intensities."""
+FAR_NOVELTY = 2.0
+"""A lesion with a greater `Lesion.novelty` looks unlike every exemplar."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A place to look at.
+    """A place that the reader should look at.
 
     Attributes:
-        point_lps_mm: Where to click.
-        lesion: Id of the found lesion, or None where it was not sure enough to be one.
-        benefit: 0 to 1, higher first.
-        reason: For the reader.
+        point_lps_mm: Where to click, LPS mm.
+        lesion: Id of the found lesion; None for a candidate whose probability is too low.
+        benefit: Expected benefit of a click, 0 to 1.
+        reason: Why, in words for the reader.
     """
 
     point_lps_mm: tuple[float, float, float]
@@ -45,14 +48,14 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Influence:
-    """What an exemplar does.
+    """How much an exemplar helps.
 
     Attributes:
-        key: Of the exemplar.
-        negative: Whether it shows what is not to be found.
-        effect: By how much the known lesions other than its own are segmented better with it than without it: mean
-            difference of the soft Dice (of what was rejected: of the share left alone). Above 0 it helps, below 0 it
-            harms. None where there is no other known lesion.
+        key: Key of the exemplar.
+        negative: Whether the exemplar shows what must not be found.
+        effect: Soft Dice of the other judged lesions with the exemplar, minus the same without it (mean). For rejected
+            lesions, the share that is not found replaces the Dice. Above 0 the exemplar helps, below 0 it harms. None
+            if there is no other judged lesion.
     """
 
     key: str
@@ -61,12 +64,18 @@ class Influence:
 
 
 def suggestions(state: State, grid: SliceGrid, voxel_ml: float, count: int) -> list[Suggestion]:
-    """Return the lesions whose click would teach most: unsure, unlike the exemplars, and large.
+    """Return the lesions whose click would help most, the most helpful first: unsure, new and large lesions.
 
-    The benefit is the product of doubt (1 at a confidence of 1/2, 0 at 0 and at 1; at least 0.05) and of novelty (1 at
-    the mean distance between exemplars), times a size that saturates at 1 ml.
+    The benefit is doubt x novelty x size. Doubt is 1 at a confidence of 1/2, and 0.05 or more. Novelty grows with the
+    distance to the exemplars. Size no longer grows from 1 ml on.
+
+    Args:
+        state: State of the session, after a propagation.
+        grid: Grid of the scan.
+        voxel_ml: Volume of a voxel in millilitres.
+        count: Largest number of suggestions.
     """
-    found: list[Suggestion] = []
+    advised: list[Suggestion] = []
     for number, lesion in state.lesions.items():
         if lesion.origin == "prompted" or lesion.locked or not lesion.mask.voxels:
             continue
@@ -77,22 +86,24 @@ def suggestions(state: State, grid: SliceGrid, voxel_ml: float, count: int) -> l
             f"exemplar ({lesion.explained_by or 'there is none'}) as exemplars are from each other; "
             f"{lesion.mask.voxels * voxel_ml:.2f} ml"
         )
-        benefit = doubt * novelty * _weight(lesion.mask.voxels * voxel_ml)
-        found.append(Suggestion(_lps(grid, inner_voxel(lesion.mask)), number, benefit, reason))
-    for maybe in state.maybes:
-        reason = f"missed by little: the probability is {maybe.peak:.2f} at most; {maybe.voxels * voxel_ml:.2f} ml"
-        benefit = maybe.peak * 0.75 * _weight(maybe.voxels * voxel_ml)
-        found.append(Suggestion(_lps(grid, maybe.point), None, benefit, reason))
-    found.sort(key=lambda each: -each.benefit)
-    return found[:count]
+        benefit = doubt * novelty * _size_weight(lesion.mask.voxels * voxel_ml)
+        advised.append(Suggestion(_lps(grid, inner_voxel(lesion.mask)), number, benefit, reason))
+    for candidate in state.unsure:
+        reason = (
+            f"missed by little: the probability is {candidate.peak:.2f} at most; {candidate.voxels * voxel_ml:.2f} ml"
+        )
+        benefit = candidate.peak * 0.75 * _size_weight(candidate.voxels * voxel_ml)
+        advised.append(Suggestion(_lps(grid, candidate.point), None, benefit, reason))
+    advised.sort(key=lambda each: -each.benefit)
+    return advised[:count]
 
 
-def _weight(volume_ml: float) -> float:
+def _size_weight(volume_ml: float) -> float:
     return 0.25 + 0.75 * min(1.0, volume_ml)
 
 
 def inner_voxel(mask: BoxMask) -> tuple[int, int, int]:
-    """Return a voxel deep inside a lesion on its largest slice, as slice, row and column."""
+    """Return the slice, row and column of the voxel deepest inside a lesion, on the slice on which it is largest."""
     from scipy import ndimage
 
     index = mask.largest_slice()
@@ -107,7 +118,7 @@ def _lps(grid: SliceGrid, index: tuple[int, int, int]) -> tuple[float, float, fl
 
 
 def coverage_warnings(state: State, grid: SliceGrid) -> list[str]:
-    """Say where the exemplars do not represent what was found: in size, place and looks."""
+    """Return warnings where the exemplars do not cover the found lesions: in size, intensity, place or look."""
     shown = [exemplar for exemplar in state.exemplars.values() if not exemplar.negative and exemplar.weight > 0]
     found = {number: lesion for number, lesion in state.lesions.items() if lesion.origin == "found"}
     if not found:
@@ -117,17 +128,17 @@ def coverage_warnings(state: State, grid: SliceGrid) -> list[str]:
     areas = {number: each.area_mm2 for number, each in found.items()}
     means = {number: each.mean_intensity for number, each in found.items()}
     return [
-        *_unlike_in(found, areas, [exemplar.area_mm2 for exemplar in shown], "mm2"),
-        *_unlike_in(found, means, [exemplar.mean_intensity for exemplar in shown], ""),
-        *_elsewhere(found, shown, grid),
-        *_strange(found),
+        *_outside_range(found, areas, [exemplar.area_mm2 for exemplar in shown], "mm2"),
+        *_outside_range(found, means, [exemplar.mean_intensity for exemplar in shown], ""),
+        *_uncovered_thirds(found, shown, grid),
+        *_unlike_exemplars(found),
     ]
 
 
-def _unlike_in(
+def _outside_range(
     found: Mapping[int, Lesion], values: Mapping[int, float], shown: Sequence[float], unit: str
 ) -> list[str]:
-    """Warn where a fifth or more of the lesions lies outside the exemplars' range."""
+    """Warn if a fifth or more of the found lesions lies outside the range of the exemplars."""
     low, high = min(shown), max(shown)
     if unit:
         low, high = low / SIZE_FACTOR, high * SIZE_FACTOR
@@ -137,7 +148,7 @@ def _unlike_in(
     words = ("smaller", "larger") if unit else ("darker", "brighter")
     sides = ([n for n, value in values.items() if value < low], [n for n, value in values.items() if value > high])
     for word, outside in zip(words, sides, strict=True):
-        if len(outside) >= max(1, 0.2 * len(found)) and (len(found) >= FEW or len(outside) == len(found)):
+        if len(outside) >= max(1, 0.2 * len(found)) and (len(found) >= MIN_LESIONS or len(outside) == len(found)):
             extreme = (min if word in ("smaller", "darker") else max)(outside, key=lambda n: values[n])
             measured = f"{min(shown):.0f} to {max(shown):.0f} mm2" if unit else f"{min(shown):.2f} to {max(shown):.2f}"
             warnings.append(
@@ -147,8 +158,8 @@ def _unlike_in(
     return warnings
 
 
-def _elsewhere(found: Mapping[int, Lesion], shown: Sequence[Exemplar], grid: SliceGrid) -> list[str]:
-    """Warn where a third of the body's height holds a fifth of the lesions and no exemplar."""
+def _uncovered_thirds(found: Mapping[int, Lesion], shown: Sequence[Exemplar], grid: SliceGrid) -> list[str]:
+    """Warn if a third of the scan's height holds a fifth or more of the found lesions, and no exemplar."""
     corners = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in grid.stack_shape]], dtype=torch.float64)
     ends = grid.to_lps_mm(corners)[:, 2]
     low, high = float(ends.min()), float(ends.max())
@@ -157,19 +168,20 @@ def _elsewhere(found: Mapping[int, Lesion], shown: Sequence[Exemplar], grid: Sli
     def third(z: float) -> int:
         return min(2, max(0, int(3 * (z - low) / max(high - low, 1e-6))))
 
-    there = np.bincount([third(z) for z in centres.tolist()], minlength=3)
+    count = np.bincount([third(z) for z in centres.tolist()], minlength=3)
     covered = {third(exemplar.position_lps_mm[2]) for exemplar in shown}
     return [
-        f"{there[part]} of {len(found)} found lesions lie in the {name} third of the scan, where there is no exemplar; "
+        f"{count[part]} of {len(found)} found lesions lie in the {name} third of the scan, where there is no exemplar; "
         "click one there."
         for part, name in enumerate(("lower", "middle", "upper"))
-        if part not in covered and len(found) >= FEW and there[part] >= 0.2 * len(found)
+        if part not in covered and len(found) >= MIN_LESIONS and count[part] >= 0.2 * len(found)
     ]
 
 
-def _strange(found: Mapping[int, Lesion]) -> list[str]:
-    far = [number for number, lesion in found.items() if lesion.novelty > FAR]
-    if len(far) < max(1, 0.2 * len(found)) or len(found) < FEW:
+def _unlike_exemplars(found: Mapping[int, Lesion]) -> list[str]:
+    """Warn if a fifth or more of the found lesions looks unlike every exemplar."""
+    far = [number for number, lesion in found.items() if lesion.novelty > FAR_NOVELTY]
+    if len(far) < max(1, 0.2 * len(found)) or len(found) < MIN_LESIONS:
         return []
     most = max(far, key=lambda number: found[number].novelty)
     return [
@@ -179,14 +191,14 @@ def _strange(found: Mapping[int, Lesion]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Known:
-    """A lesion whose verdict is known, on one tile.
+class JudgedLesion:
+    """A lesion that the reader judged, on one tile.
 
     Attributes:
-        key: Of its exemplar.
-        row: Of the tile.
-        mask: (P, P) float 0 or 1.
-        negative: Whether it was rejected.
+        key: Key of its exemplar.
+        row: Row of the tile in the encoded scan.
+        mask: Mask on the tile, (P, P) float, 0 or 1.
+        negative: Whether the reader rejected the lesion.
     """
 
     key: str
@@ -195,25 +207,30 @@ class Known:
     negative: bool
 
 
-def lesions_on_tiles(encoded: EncodedVolume, masks: Mapping[str, tuple[BoxMask, bool]]) -> list[Known]:
-    """Return each lesion on the tile around its largest slice; `masks` tells whether a lesion was rejected."""
-    known = []
+def lesions_on_tiles(encoded: EncodedVolume, masks: Mapping[str, tuple[BoxMask, bool]]) -> list[JudgedLesion]:
+    """Return each judged lesion on the best tile of the slice on which it is largest.
+
+    Args:
+        encoded: The scan.
+        masks: Exemplar key -> (mask, whether the lesion was rejected).
+    """
+    judged = []
     for key, (mask, negative) in masks.items():
         index = mask.largest_slice()
         if index < 0:
             continue
-        shown = outline(encoded, mask, index)
-        rows, columns = torch.nonzero(shown).float().mean(0).tolist()
+        outlined = outline(encoded, mask, index)
+        rows, columns = torch.nonzero(outlined).float().mean(0).tolist()
         tile = encoded.tiles.best_tile(rows, columns)
-        known.append(Known(key, encoded.row(index, tile), encoded.crop(shown, tile), negative))
-    return known
+        judged.append(JudgedLesion(key, encoded.row(index, tile), encoded.crop(outlined, tile), negative))
+    return judged
 
 
 def each_left_out(keys: Sequence[str], exemplars: Exemplars) -> dict[str, Exemplars]:
-    """Return all exemplars under the key "", and all but one under the key of that one."""
+    """Return sets of exemplars: all of them under the key "", and all except one under the key of this exemplar."""
     sets = {"": exemplars}
-    for place, key in enumerate(keys):
-        rest = [n for n in range(len(keys)) if n != place]
+    for left_out, key in enumerate(keys):
+        rest = [n for n in range(len(keys)) if n != left_out]
         sets[key] = exemplars.pick(torch.tensor(rest, dtype=torch.long, device=exemplars.valid.device))
     return sets
 
@@ -222,42 +239,45 @@ def each_left_out(keys: Sequence[str], exemplars: Exemplars) -> dict[str, Exempl
 def influences(
     segmenter: VolumeSegmenter,
     encoded: EncodedVolume,
-    known: Sequence[Known],
+    judged: Sequence[JudgedLesion],
     exemplars: Mapping[str, Exemplars],
     bank: Mapping[str, Exemplar],
 ) -> list[Influence]:
-    """Leave out one exemplar after the other, and see what becomes of the known lesions.
+    """Leave out one exemplar after the other, and measure how well the judged lesions are found.
 
     Args:
         segmenter: The model.
         encoded: The scan.
-        known: Lesions of this scan with their verdict.
-        exemplars: "" to all exemplars that are in use, and each of their keys to all but that one; B = 1.
+        judged: Lesions of this scan that the reader judged.
+        exemplars: Sets of exemplars (B = 1) as `each_left_out` returns them.
         bank: The exemplars by key.
+
+    Returns:
+        The influence of each exemplar, the most helpful first.
     """
     scores: dict[str, dict[str, float]] = {}
-    asked = segmenter.prepare(list(exemplars.values()), merge=False)  # what one of them does is asked for
+    prepared = segmenter.prepare(list(exemplars.values()), merge=False)  # merged, they could not be told apart
     most = segmenter.settings.batch_size  # at once: hundreds would not fit into memory
-    parts = [asked.each(itemgetter(slice(start, start + most))) for start in range(0, len(exemplars), most)]
-    for lesion in known:
+    parts = [prepared.each(itemgetter(slice(start, start + most))) for start in range(0, len(exemplars), most)]
+    for lesion in judged:
         answers = [segmenter.ask(encoded, np.array([lesion.row]), part)[0] for part in parts]  # each (<= most, P, P)
         scores[lesion.key] = {
             key: _agreement(probability, lesion) for key, probability in zip(exemplars, torch.cat(answers), strict=True)
         }
-    found = []
+    measured = []
     for key in exemplars:
         if not key:
             continue
         effects = [score[""] - score[key] for other, score in scores.items() if other != key]
         mean = float(np.mean(effects)) if effects else None
-        found.append(Influence(key, bank[key].negative, mean))
-    return sorted(found, key=lambda each: -(each.effect if each.effect is not None else 0.0))
+        measured.append(Influence(key, bank[key].negative, mean))
+    return sorted(measured, key=lambda each: -(each.effect if each.effect is not None else 0.0))
 
 
-def _agreement(probability: Tensor, lesion: Known) -> float:
-    """Return the soft Dice in and around a lesion, or the share of a rejected one that is left alone."""
+def _agreement(probability: Tensor, lesion: JudgedLesion) -> float:
+    """Return the soft Dice in and around a lesion; for a rejected lesion, the share that is not found."""
     if lesion.negative:
         return 1 - float((probability * lesion.mask).sum() / lesion.mask.sum().clamp(min=1))
     near = torch.nn.functional.max_pool2d(lesion.mask[None, None], 9, stride=1, padding=4)[0, 0]
-    shown = probability * near
-    return float(2 * (shown * lesion.mask).sum() / (shown.sum() + lesion.mask.sum()).clamp(min=1e-6))
+    found = probability * near
+    return float(2 * (found * lesion.mask).sum() / (found.sum() + lesion.mask.sum()).clamp(min=1e-6))

@@ -1,4 +1,4 @@
-"""What a session is of: scan, model and settings; and which of its states can still be gone to."""
+"""The first line of a journal: scan, model and settings of a session. They are compared when a session is loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
 from mois.sharing.lesion_model import LesionModel
 
-_FORMERLY: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()}
+_EARLIER_DEFAULTS: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()}
+"""Values of settings that earlier versions did not have. Any other missing setting has today's default."""
 
 
 def about_session(
@@ -37,15 +38,15 @@ def about_session(
     calibration: Calibration | None,
     track_memory: int | None,
 ) -> dict[str, Any]:
-    """Return what a session's answers depend on besides its actions, as JSON holds it.
+    """Return what the voxels of a session depend on besides its actions, as JSON.
 
     Args:
-        settings: How the scan is cut, decided and put together.
-        device: Where the model computes.
+        settings: Inference settings of the model.
+        device: Device of the model.
         volume: The scan.
-        identity: The model.
-        calibration: Of the confidence of found lesions.
-        track_memory: What `inference.track_memory` comes to with this backbone; None while that is not known.
+        identity: Identity of the model.
+        calibration: Calibration of the confidence of found lesions, or None.
+        track_memory: Value of `inference.track_memory` with this backbone; None before the model is loaded.
     """
     digest = hashlib.sha256(np.ascontiguousarray(array_of(volume.image)).tobytes())
     digest.update(volume.affine.double().cpu().numpy().tobytes())
@@ -76,7 +77,7 @@ def about_model(model: LesionModel, volume: Volume) -> dict[str, Any]:
 
 
 def read_scan(header: dict[str, Any]) -> Volume:
-    """Read the scan of a session from where it was."""
+    """Read the scan of a session from the path in the first line."""
     path, subject, patient = (str(header[key]) for key in ("path", "subject", "patient"))
     return read_volume(Path(path), None, subject=subject, patient=patient, classes={})
 
@@ -104,19 +105,19 @@ def scan_of(journal: Journal, model: LesionModel, volume: Volume | None) -> Volu
 
 
 def _is_one_slice(volume: Volume, slice_axis: SliceAxis) -> bool:
-    """Tell whether slices are taken across an axis because it has one voxel, though it is not the coarsest."""
+    """Return whether slices lie across an axis only because the axis has one voxel."""
     by_spacing = SliceGrid.of((2, 2, 2), volume.affine, slice_axis)
     return SliceGrid.of(volume.shape, volume.affine, slice_axis).order != by_spacing.order
 
 
 @dataclass(frozen=True)
 class About:
-    """What the first line of a session's journal states; see `about_session`.
+    """The first line of a journal, checked key by key; see `about_session`.
 
     Attributes:
-        session: Name of the session, which no other has.
-        started: When, ISO 8601.
-        one_slice: Whether a scan of one slice is taken as one picture; earlier sessions cut it into lines.
+        session: Unique name of the session.
+        started: Time of the start, ISO 8601.
+        one_slice: Whether a scan of one slice is one picture. Earlier versions cut it into lines.
     """
 
     subject: str
@@ -132,13 +133,13 @@ class About:
 
 
 def check_about(header: dict[str, Any]) -> None:
-    """Refuse a first line that lacks something, or holds what no session writes.
+    """Refuse a first line that lacks a key, or has a key or value that no session writes.
 
     Args:
-        header: With the journal's format.
+        header: The first line, with its format.
 
     Raises:
-        DataError: Naming it.
+        DataError: If it does; the message names the key.
     """
     plain = {key: value for key, value in header.items() if key not in ("format", "format_version")}
     later = ("model.arguments", "model.behaviour", "one_slice") if header["format_version"] == 1 else ()
@@ -146,15 +147,19 @@ def check_about(header: dict[str, Any]) -> None:
 
 
 def scan_name(about: dict[str, Any]) -> str:
-    """Return what stands for the scan in the keys of exemplars: a name alone may be that of several scans."""
+    """Return the part of exemplar keys that stands for the scan. Two scans may have one name, so it is a digest."""
     return str(about["scan_sha256"])[:8]
 
 
 def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to go on with a session on another scan, model or settings.
 
+    Args:
+        header: First line of the session's journal, with its format.
+        now: The same for the scan and model at hand, as `about_session` returns it.
+
     Raises:
-        ValueError: Saying what differs.
+        ValueError: If something differs; the message names it.
     """
     check_about(header)
     where = f"the session of {header['subject']}"
@@ -175,8 +180,8 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
             f"{where} was made with inference.{unknown[0]}, which this version lacks; update this program."
         )
     for name, value in now["inference"].items():
-        # a setting that came later was at its default, but for those that there was no choice of before
-        default = _FORMERLY[name] if name in _FORMERLY else getattr(InferenceSettings, name)
+        # a setting that is newer than the session had its default, or the value in _EARLIER_DEFAULTS
+        default = _EARLIER_DEFAULTS[name] if name in _EARLIER_DEFAULTS else getattr(InferenceSettings, name)
         before = header["inference"].get(name, default)
         if before != value:
             raise ValueError(
@@ -187,7 +192,7 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def bank_name(bank: ExemplarBank) -> str:
-    """Return a name that stands for what a bank holds."""
+    """Return a name for a bank, made from its content."""
     digest = hashlib.sha256()
     for item in bank:
         digest.update(repr((item.key, item.negative, item.weight)).encode())

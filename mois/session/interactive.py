@@ -27,9 +27,9 @@ from mois.session.advice import (
 )
 from mois.session.header import bank_name, new_header, scan_of
 from mois.session.history import SessionHistory
-from mois.session.journal import PROMPTS, Action, find_journal, read_journal
+from mois.session.journal import PROMPT_ACTIONS, Action, find_journal, read_journal
 from mois.session.masks import checked_mask, pack_mask
-from mois.session.output_files import LesionRow, lesion_rows, own_results, write_results
+from mois.session.output_files import LesionRow, lesion_rows, recorded_results, write_lesion_files
 from mois.session.points import as_floats
 from mois.session.state import Preview, State
 from mois.session.store import read_banks
@@ -76,23 +76,40 @@ class InteractiveSession:
         self._bench = Workbench(model, volume, self._history.scan_key, self._history.banks)
         self._history.begin(None if out is None else Path(out))
 
-    # -- what the reader does -----------------------------------------------------------------------------------------
+    # -- actions of the reader -----------------------------------------------------------------------------------------
 
     def click(self, point_lps_mm: Point, lesion: int | None = None, positive: bool = True) -> int:
-        """Point at a lesion, or at what does not belong to one.
+        """Click a place that belongs to a lesion, or a place that does not.
 
         Args:
-            point_lps_mm: Where.
-            lesion: Which lesion is corrected; None begins a new one, or takes the found one that lies there.
-            positive: Whether the place belongs to it.
+            point_lps_mm: The place, LPS mm.
+            lesion: Id of the lesion to correct. None takes the found lesion at this place, or begins a new lesion.
+            positive: Whether the place belongs to the lesion.
 
         Returns:
-            The lesion's id.
+            The id of the lesion.
+
+        Raises:
+            ValueError: If the point lies outside the scan; if the lesion does not exist or is locked; or if the click
+                does not say which lesion it is for.
         """
         return int(self._act("click", point_lps_mm=as_floats(point_lps_mm), lesion=lesion, positive=positive))
 
     def box(self, corner_lps_mm: Point, opposite_lps_mm: Point, lesion: int | None = None) -> int:
-        """Draw a box around a lesion on a slice, given two opposite corners; returns the lesion's id."""
+        """Draw a box around a lesion on one slice.
+
+        Args:
+            corner_lps_mm: A corner, LPS mm.
+            opposite_lps_mm: The opposite corner, LPS mm, on the same slice.
+            lesion: Id of the lesion to correct. None takes the found lesion in the middle, or begins a new lesion.
+
+        Returns:
+            The id of the lesion.
+
+        Raises:
+            ValueError: If a corner lies outside the scan, the corners lie on two slices, or the lesion does not exist
+                or is locked.
+        """
         corners = [as_floats(corner_lps_mm), as_floats(opposite_lps_mm)]
         return int(self._act("box", corners_lps_mm=corners, lesion=lesion))
 
@@ -103,52 +120,61 @@ class InteractiveSession:
         *,
         affine: Tensor | np.ndarray[Any, np.dtype[Any]] | None = None,
     ) -> int:
-        """Give a lesion's mask; returns the lesion's id.
+        """Give the mask of a lesion.
 
-        A mask on one slice is taken as it is there and followed to the other slices; one on several slices is the whole
-        lesion.
+        A mask on one slice is taken as it is on this slice, and tracked to the other slices. A mask on several slices
+        is the whole lesion.
 
         Args:
-            mask: (I, J, K): bool; 0 and one other whole number; or soft, 0 to 1, inside from 0.5 on. Or an image file
-                of these, which lies where its header says: its voxels may be stored in another order than the scan's.
-            lesion: Which lesion is corrected; None begins a new one.
-            affine: (4, 4), voxel indices of the array to RAS mm; None where it is stored as the scan is.
+            mask: Array (I, J, K): bool; 0 and one other whole number; or soft, 0 to 1, inside from 0.5 on. Or an image
+                file with such an array, whose header states its position and the order of its voxels.
+            lesion: Id of the lesion to correct. None begins a new lesion.
+            affine: From voxel indices of the array to RAS mm, (4, 4). None: the array is stored as the scan is.
+
+        Returns:
+            The id of the lesion.
 
         Raises:
-            ValueError: If the mask is not on the scan's grid, saying by how much; is empty; or is no such mask (several
-                labels, logits).
+            ValueError: If the mask is not on the scan's grid (the message says how far it is off), is empty, or is not
+                a mask (several labels, logits).
         """
         return int(self._act("mask", mask=pack_mask(checked_mask(mask, self.volume, affine)), lesion=lesion))
 
     def propagate(self) -> int:
-        """Find all that is like the exemplars in the whole scan; returns how many lesions were found besides."""
+        """Find all lesions like the exemplars in the whole scan, and return the number of found lesions."""
         return int(self._act("propagate"))
 
     def accept(self, lesion: int) -> None:
-        """Call a lesion right: it is locked, and becomes an exemplar."""
+        """Accept a lesion as right. It is locked, and becomes an exemplar."""
         self._act("accept", lesion=int(lesion))
 
     def reject(self, lesion: int) -> None:
-        """Call a lesion wrong: it goes, is not found again, and becomes a negative exemplar."""
+        """Reject a lesion as wrong. It is removed, is not found again, and becomes a negative exemplar."""
         self._act("reject", lesion=int(lesion))
 
     def remove(self, lesion: int) -> None:
-        """Take a lesion back, with its exemplar, as if it had never been prompted."""
+        """Remove a lesion and its exemplar. It may be found again."""
         self._act("remove", lesion=int(lesion))
 
     def lock(self, lesion: int) -> None:
-        """Let nothing change a lesion."""
+        """Lock a lesion: no action changes it any more."""
         self._act("lock", lesion=int(lesion))
 
     def unlock(self, lesion: int) -> None:
-        """Let a lesion be changed again."""
+        """Unlock a lesion: actions can change it again."""
         self._act("unlock", lesion=int(lesion))
 
     def use_bank(self, bank: ExemplarBank | Path) -> int:
-        """Take over the exemplars of another scan, time point or reader; returns how many there are.
+        """Add the exemplars of another scan, time point or reader.
+
+        Args:
+            bank: The bank, or its file.
+
+        Returns:
+            The number of exemplars in the bank.
 
         Raises:
-            ValueError: If the bank was made by another model, or at another pixel size.
+            ValueError: If the bank is of another model, pixel size or rule of normalisation.
         """
         bench = self._bench
         brought = bank if isinstance(bank, ExemplarBank) else bench.model.read_bank(bank, bench.volume)
@@ -158,22 +184,22 @@ class InteractiveSession:
         return int(self._act("use_bank", bank=name))
 
     def reweigh(self, exemplar: str, weight: float) -> None:
-        """Let an exemplar count `weight` times; 0 leaves it out."""
+        """Give an exemplar a weight: a weight of 2 counts as two equal exemplars, a weight of 0 leaves it out."""
         self._act("reweigh", exemplar=exemplar, weight=float(weight))
 
     def forget(self, exemplar: str) -> None:
-        """Take an exemplar out of the bank; its lesion stays."""
+        """Remove an exemplar. Its lesion stays."""
         self._act("forget", exemplar=exemplar)
 
     def undo(self) -> bool:
-        """Go back to the state before the latest action; returns whether there was one."""
+        """Go back to the state before the latest action, and return whether there was such a state."""
         return bool(self._act("undo"))
 
     def redo(self) -> bool:
-        """Take an undo back; returns whether there was one."""
+        """Undo the latest undo, and return whether there was an undo."""
         return bool(self._act("redo"))
 
-    # -- what the reader sees -----------------------------------------------------------------------------------------
+    # -- what a session shows -----------------------------------------------------------------------------------------
 
     @property
     def volume(self) -> Volume:
@@ -182,65 +208,66 @@ class InteractiveSession:
 
     @property
     def state(self) -> State:
-        """All that is known now; it never changes, the session takes another one."""
+        """The current state. A state never changes; an action replaces it by another state."""
         return self._history.state
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        """All that was done, as in the journal."""
+        """All actions so far, as in the journal."""
         return tuple(self._history.actions)
 
     @property
     def bank(self) -> ExemplarBank:
-        """The exemplars, as a bank to save; changing it changes nothing here."""
+        """The exemplars as a new bank. A change of this bank does not change the session."""
         return self._bench.bank(self.state)
 
     def label_map(self) -> Tensor:
-        """Return the lesions (I, J, K) int32 on the scanner's grid."""
+        """Return the lesions on the scanner's grid, (I, J, K) int32, with the id of the lesion as value."""
         stack: InstanceMap = self.state.label_map(self._bench.grid.stack_shape)
         return self._bench.grid.to_volume(torch.from_numpy(stack))
 
     def lesions(self) -> list[LesionRow]:
-        """Return the table of lesions, by id."""
+        """Return the rows of lesions.csv, by id."""
         return lesion_rows(self.state, self._bench.grid, self._bench.voxel_ml)
 
     def preview(self, point_lps_mm: Point, lesion: int | None = None, positive: bool = True) -> Preview:
-        """Return what `click` with the same arguments would show on its slice; nothing is followed, kept or changed.
+        """Return what `click` with the same arguments would show on its slice. The session does not change.
 
         Raises:
-            ValueError: As the click does, but where only the whole lesion tells that others own all of it.
+            ValueError: As `click` raises it. Whether other lesions own the whole lesion, only `click` can tell.
         """
         return self._bench.preview(self.state, as_floats(point_lps_mm), lesion, positive)
 
     def suggest(self, count: int = 1) -> list[Suggestion]:
-        """Return where a click would help most, and why; after `propagate`."""
+        """Return the places where a click would help most, after `propagate`."""
         return suggestions(self.state, self._bench.grid, self._bench.voxel_ml, count)
 
     def warnings(self) -> list[str]:
-        """Say where the exemplars do not represent what was found: in size, place and looks."""
+        """Return warnings where the exemplars do not cover the found lesions: in size, intensity, place or look."""
         return coverage_warnings(self.state, self._bench.grid)
 
     def attribute(self) -> list[Influence]:
-        """Leave out one exemplar after the other: which helps, which harms; the most helpful first.
+        """Return how much each exemplar helps or harms, the most helpful first.
 
-        All are compared unmerged: 2 s with 20 exemplars, 12 s with 100 (nano, 20 known lesions, one core).
+        Each exemplar is left out in turn. Exemplars are not merged here. This takes 2 s with 20 exemplars, 12 s with
+        100 exemplars (nano, 20 judged lesions, one core).
         """
         bench, state = self._bench, self.state
-        keys, asked = bench.asked(state)
-        known = lesions_on_tiles(bench.encoded, bench.verdicts(state))
-        return influences(bench.segmenter, bench.encoded, known, each_left_out(keys, asked), state.exemplars)
+        keys, exemplars = bench.exemplars_in_use(state)
+        judged = lesions_on_tiles(bench.encoded, bench.verdicts(state))
+        return influences(bench.segmenter, bench.encoded, judged, each_left_out(keys, exemplars), state.exemplars)
 
-    # -- how it is kept -----------------------------------------------------------------------------------------------
+    # -- on the disk -----------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | None = None) -> Path:
-        """Write lesions.nii.gz, confidence.nii.gz, lesions.csv and bank.safetensors; into another folder, all of it.
+        """Write lesions.nii.gz, confidence.nii.gz, lesions.csv and bank.safetensors, and return their folder.
 
         Args:
-            folder: None takes the session's own. Another one gets the journal as well and can be loaded; the session
-                goes on in its own.
+            folder: None: the folder of the session. Another folder gets the journal and states too, and can be loaded;
+                the session goes on in its own folder.
 
         Raises:
-            ValueError: If there is no folder, it holds another session or results of none, or results that were edited.
+            ValueError: If there is no folder; or if the folder holds another session, other results or edited results.
         """
         own = self._history.folder
         target = Path(folder) if folder is not None else own
@@ -248,13 +275,13 @@ class InteractiveSession:
             raise ValueError("save: the session is in memory alone; name a folder.")
         if own is None or target.resolve() != own.resolve():
             self._history.copy_to(target)
-        with own_results(target):
-            write_results(target, self.state, self._bench.grid, self.volume.affine, self.lesions())
+        with recorded_results(target):
+            write_lesion_files(target, self.state, self._bench.grid, self.volume.affine, self.lesions())
             self.bank.save(target / "bank.safetensors")
         return target
 
     def close(self) -> None:
-        """Let another process load the session; this one takes no further action to the disk."""
+        """Let another process load the session. Later actions of this session are not written to the disk."""
         self._history.close()
 
     @classmethod
@@ -323,7 +350,7 @@ class InteractiveSession:
         session = cls(model, volume, out, history=SessionHistory(recorded.about, recorded.version, banks))
         for action in recorded.actions:
             result = session._act(action.name, **action.arguments)
-            if action.name in PROMPTS and result != action.result:
+            if action.name in PROMPT_ACTIONS and result != action.result:
                 session.close()
                 raise ValueError(
                     f"{journal}: action {action.number}, {action.name}, gave lesion {action.result} and now gives "

@@ -1,11 +1,11 @@
-"""What a reader did, one JSON object per line, and how long it took.
+"""The journal of a session: what the reader did and how long it took, one JSON object per line.
 
-The first line says which scan and model the session is of; every other line is an action that is over: what was asked
-(in LPS millimetres), what came of it, and its times. A line is written in one go and forced to the disk; a last line
-without its end is an action that was under way when the process ended.
+The first line states scan, model and settings. Every other line is a finished action: its arguments (points in LPS
+millimetres), its result and its times. A line is written at once and forced to the disk. A last line without its end
+is an action that was under way when the process ended.
 
-In format 2 each line states its own digest and that of the line before it, and that of the state that the action left;
-exemplars' keys name the scan by its content. Format 1 had neither: a session of that format stays one.
+In format 2, each line states its own digest, the digest of the line before it, and the digest of the state after the
+action. The keys of exemplars hold a digest of the scan. Format 1 has none of these. A session keeps its format.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from mois.files.json_records import DIGEST, as_record, check_seal, parse_json, s
 FORMAT = "mois journal"
 FORMAT_VERSION = 2
 NAME = "journal.jsonl"
-PROMPTS = ("click", "box", "mask")
-Place = tuple[float, float, float]
+PROMPT_ACTIONS = ("click", "box", "mask")
+PointMm = tuple[float, float, float]
 _CURE = "take a copy of the journal"
 
 
 @dataclass(frozen=True)
 class _Click:
-    point_lps_mm: Place
+    point_lps_mm: PointMm
     lesion: int | None
     positive: bool
 
 
 @dataclass(frozen=True)
 class _Box:
-    corners_lps_mm: tuple[Place, Place]
+    corners_lps_mm: tuple[PointMm, PointMm]
     lesion: int | None
 
 
 @dataclass(frozen=True)
 class PackedMask:
-    """A mask on the scanner's grid: the box that holds it, its bits compressed."""
+    """A mask on the scanner's grid as JSON: its bounding box (first voxel and shape), and its bits, compressed."""
 
     corner: tuple[int, int, int]
     shape: tuple[int, int, int]
@@ -60,7 +60,7 @@ class _Mask:
 
 
 @dataclass(frozen=True)
-class _OfLesion:
+class _Lesion:
     lesion: int
 
 
@@ -76,48 +76,48 @@ class _Weight:
 
 
 @dataclass(frozen=True)
-class _OfExemplar:
+class _Exemplar:
     exemplar: str
 
 
 @dataclass(frozen=True)
-class _Nothing:
+class _NoArguments:
     pass
 
 
-ARGUMENTS: dict[str, type] = {
+ACTION_ARGUMENTS: dict[str, type] = {
     "click": _Click,
     "box": _Box,
     "mask": _Mask,
-    "propagate": _Nothing,
-    "accept": _OfLesion,
-    "reject": _OfLesion,
-    "remove": _OfLesion,
-    "lock": _OfLesion,
-    "unlock": _OfLesion,
+    "propagate": _NoArguments,
+    "accept": _Lesion,
+    "reject": _Lesion,
+    "remove": _Lesion,
+    "lock": _Lesion,
+    "unlock": _Lesion,
     "use_bank": _Bank,
     "reweigh": _Weight,
-    "forget": _OfExemplar,
-    "undo": _Nothing,
-    "redo": _Nothing,
+    "forget": _Exemplar,
+    "undo": _NoArguments,
+    "redo": _NoArguments,
 }
-"""What each action takes, as its line states it."""
+"""The arguments of each action in its line."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """Something that the reader did, once it was over.
+    """A finished action of the reader.
 
     Attributes:
         number: 1 for the first action of a session.
-        name: Of the method of `InteractiveSession`.
-        arguments: What it was given, as JSON holds it; places in LPS mm.
-        result: What it gave, such as the lesion's id.
-        started: When, ISO 8601 with the time zone.
-        seconds_reader: From the end of the action before it (or of the start of the session).
-        seconds_computed: Of the model and of what was made of its answer.
-        seconds_waited: Until the reader could go on, what was written to disk included.
-        state: SHA-256 of the file of the state after it; empty where there is none.
+        name: Name of the method of `InteractiveSession`.
+        arguments: Arguments as JSON; points in LPS mm.
+        result: What the method returned, such as the id of a lesion.
+        started: Time of the start, ISO 8601 with the time zone.
+        seconds_reader: Seconds from the end of the action before it, or from the start of the session.
+        seconds_computed: Seconds of computing.
+        seconds_waited: Seconds until the reader could go on: computing, and writing to the disk.
+        state: SHA-256 of the file of the state after the action; empty if there is no file.
     """
 
     number: int
@@ -133,13 +133,13 @@ class Action:
 
 @dataclass(frozen=True)
 class Journal:
-    """A session's journal.
+    """The journal of a session, as read from its file.
 
     Attributes:
-        header: Which scan and model it is of.
-        actions: In order.
-        size: Bytes of the whole lines; what follows in the file is an action that never ended.
-        version: Of the format.
+        header: The first line: format, scan, model and settings.
+        actions: Finished actions, in order.
+        size: Length of the whole lines in bytes. Anything after them in the file is an unfinished action.
+        version: Version of the format.
         last: Digest of the last whole line; empty in format 1.
     """
 
@@ -155,12 +155,12 @@ class Journal:
         return {key: value for key, value in self.header.items() if key not in ("format", "format_version")}
 
 
-class Lines:
-    """Makes the lines of a journal, each of which states the digest of the one before.
+class LineWriter:
+    """Makes the lines of a journal. Each line states the digest of the line before it.
 
     Args:
-        version: Of the format.
-        last: Digest of the last line that is there; empty for a new journal.
+        version: Version of the format.
+        last: Digest of the last line so far; empty for a new journal.
     """
 
     def __init__(self, version: int = FORMAT_VERSION, last: str = "") -> None:
@@ -168,11 +168,11 @@ class Lines:
         self._last = last
 
     def header(self, about: Mapping[str, Any]) -> bytes:
-        """Return the first line, with its end."""
+        """Return the first line, with its line end."""
         return self._line({"format": FORMAT, "format_version": self.version, **about})
 
     def action(self, action: Action) -> bytes:
-        """Return the line of an action, with its end."""
+        """Return the line of an action, with its line end."""
         plain = vars(action)
         return self._line(plain if self.version > 1 else {key: plain[key] for key in plain if key != "state"})
 
@@ -184,7 +184,7 @@ class Lines:
 
 
 def append_line(file: int, line: bytes) -> None:
-    """Write a line to an open file, and wait until it is on the disk."""
+    """Write a line to an open file (its descriptor), and wait until it is on the disk."""
     view = memoryview(line)
     while view:
         view = view[os.write(file, view) :]
@@ -192,10 +192,10 @@ def append_line(file: int, line: bytes) -> None:
 
 
 def find_journal(path: Path) -> Path:
-    """Return the journal itself where the folder of a session is given.
+    """Return the file of a journal, given the file or the folder of its session.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no journal.
     """
     file = path / NAME if path.is_dir() else path
     if not file.is_file():
@@ -204,7 +204,7 @@ def find_journal(path: Path) -> Path:
 
 
 def has_begun(journal: Path) -> bool:
-    """Tell whether a file holds more than the start of a first line, at which a session was killed."""
+    """Return whether a journal holds more than the start of its first line, which a killed process can leave."""
     if not journal.is_file():
         return False
     with journal.open("rb") as file:
@@ -214,10 +214,10 @@ def has_begun(journal: Path) -> bool:
 
 
 def read_journal(path: Path) -> Journal:
-    """Read a journal; an unfinished last line is left out.
+    """Read a journal. An unfinished last line is left out.
 
     Raises:
-        DataError: If there is none, a line but the last is damaged, or it was changed.
+        DataError: If there is no journal, a line before the last is damaged, or the file was changed.
     """
     file = find_journal(path)
     parsed: list[Any] = []
@@ -249,12 +249,12 @@ def read_journal(path: Path) -> Journal:
     actions = tuple(
         _action(entry, number, f"{file}: action {number}") for number, entry in enumerate(parsed[1:], start=1)
     )
-    told = {key: value for key, value in header.items() if key not in ("after", DIGEST)}
-    return Journal(told, actions, size, version, last)
+    about = {key: value for key, value in header.items() if key not in ("after", DIGEST)}
+    return Journal(about, actions, size, version, last)
 
 
 def _check_chain(lines: Sequence[Any], name: str) -> str:
-    """Return the digest of the last line.
+    """Check that each line follows the line before it, and return the digest of the last line.
 
     Raises:
         DataError: If a line was changed, taken out or put in.
@@ -272,27 +272,28 @@ def _check_chain(lines: Sequence[Any], name: str) -> str:
 
 
 def _refuse_later(lines: Sequence[Any], name: str) -> None:
-    """Refuse a damaged journal of a later format that passes as one of format 1."""
+    """Refuse a journal of format 1 with keys of a later format: it is a damaged later journal."""
     for number, line in enumerate(lines, start=1):
         if isinstance(line, dict) and (later := {*line} & {"after", "state", DIGEST}):
             raise DataError(f"{name}: line {number} holds {min(later)}, which format 1 does not have; {_CURE}.")
 
 
 def _action(entry: Any, number: int, name: str) -> Action:
+    """Return a line as an action, checked; `name` stands for the line in messages."""
     if not isinstance(entry, dict):
         raise DataError(f"{name} is no action; {_CURE}.")
     plain = {key: value for key, value in entry.items() if key not in ("after", DIGEST)}
     action = as_record(plain, Action, name, _CURE, later=("state",))
     if action.number != number:
         raise DataError(f"{name} is numbered {action.number}; {_CURE}.")
-    if action.name not in ARGUMENTS:
+    if action.name not in ACTION_ARGUMENTS:
         raise DataError(f"{name} is {action.name[:40]!r}, which this version does not know; {_CURE}.")
-    as_record(action.arguments, ARGUMENTS[action.name], f"{name}, {action.name}", _CURE)
-    if action.name in PROMPTS and not (type(action.result) is int and 0 < action.result < 2**31):
+    as_record(action.arguments, ACTION_ARGUMENTS[action.name], f"{name}, {action.name}", _CURE)
+    if action.name in PROMPT_ACTIONS and not (type(action.result) is int and 0 < action.result < 2**31):
         raise DataError(f"{name}, {action.name}, has the result {action.result!r}, no lesion; {_CURE}.")
     return action
 
 
 def time_stamp() -> str:
-    """Return the time now, ISO 8601, UTC, to the millisecond."""
+    """Return the current time, ISO 8601, UTC, in milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -27,11 +27,11 @@ Region = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, eq=False)
 class BoxMask:
-    """A lesion's voxels, as the box that holds them.
+    """The voxels of a lesion, kept as their bounding box.
 
     Attributes:
-        corner: Slice, row and column of the box's first voxel in the scan's stack (S, H, W).
-        inside: (s, h, w) bool.
+        corner: Slice, row and column of the first voxel of the box in the scan's stack (S, H, W).
+        inside: Voxels of the box, (s, h, w) bool.
     """
 
     corner: tuple[int, int, int]
@@ -42,7 +42,7 @@ class BoxMask:
 
     @classmethod
     def of(cls, mask: Mask, corner: tuple[int, int, int] = (0, 0, 0)) -> BoxMask:
-        """Cut a mask (s, h, w), whose first voxel is `corner`, to what it holds."""
+        """Return a mask (s, h, w) cut to its bounding box; `corner` is the place of its first voxel in the stack."""
         where = ndimage.find_objects(mask.astype(np.uint8))
         if not where:
             return cls((0, 0, 0), np.zeros((0, 0, 0), dtype=bool))
@@ -51,13 +51,13 @@ class BoxMask:
 
     @property
     def region(self) -> Region:
-        """Where the box lies in the stack."""
+        """Slices of the stack that cut out the box."""
         a, b, c = (slice(start, start + n) for start, n in zip(self.corner, self.inside.shape, strict=True))
         return a, b, c
 
     @property
     def voxels(self) -> int:
-        """How many voxels it has."""
+        """Number of voxels."""
         return int(self.inside.sum())
 
     def equals(self, other: BoxMask) -> bool:
@@ -65,27 +65,27 @@ class BoxMask:
         return self.corner == other.corner and np.array_equal(self.inside, other.inside)
 
     def on_slice(self, index: int, shape: tuple[int, int]) -> Mask:
-        """Return the voxels on a slice, (H, W) bool."""
+        """Return the voxels on slice `index`, (H, W) bool."""
         plane = np.zeros(shape, dtype=bool)
-        place = index - self.corner[0]
-        if 0 <= place < len(self.inside):
-            plane[self.region[1:]] = self.inside[place]
+        row = index - self.corner[0]
+        if 0 <= row < len(self.inside):
+            plane[self.region[1:]] = self.inside[row]
         return plane
 
     def largest_slice(self, among: Sequence[int] | None = None) -> int:
-        """Return the slice (of those named) on which it has most voxels, the first of equals; -1 where it has none."""
+        """Return the first slice (of `among`, if given) with most voxels; -1 if no slice has a voxel."""
         counts = self.inside.sum((1, 2))
         area = {self.corner[0] + n: int(count) for n, count in enumerate(counts) if count}
         chosen = [index for index in (area if among is None else among) if index in area]
         return max(chosen, key=lambda index: (area[index], -index)) if chosen else -1
 
     def overlap(self, other: BoxMask) -> int:
-        """Return how many voxels two masks share."""
+        """Return the number of voxels that two masks share."""
         parts = _common(self, other)
         return int((self.inside[parts[0]] & other.inside[parts[1]]).sum()) if parts else 0
 
     def minus(self, others: Iterable[BoxMask]) -> BoxMask:
-        """Return what is in none of the others."""
+        """Return the voxels that are in none of the other masks."""
         left: Mask | None = None
         for other in others:
             parts = _common(self, other)
@@ -95,41 +95,40 @@ class BoxMask:
         return self if left is None else BoxMask.of(left, self.corner)
 
     def paint(self, stack: npt.NDArray[np.generic], value: float) -> None:
-        """Give its voxels in a stack (S, H, W) a value."""
+        """Set the voxels of the mask in a stack (S, H, W) to a value."""
         stack[self.region][self.inside] = value
 
     def centre(self) -> tuple[float, float, float]:
-        """Return the slice, row and column of the centre of mass; NaN where it is empty."""
+        """Return slice, row and column of the centre of mass; NaN if the mask is empty."""
         if not self.inside.size:
             return (np.nan, np.nan, np.nan)
         middle = np.argwhere(self.inside).mean(0) + self.corner
         return float(middle[0]), float(middle[1]), float(middle[2])
 
 
-def _common(one: BoxMask, two: BoxMask) -> tuple[Region, Region] | None:
-    """Return where two boxes meet, in the voxels of each."""
-    low = [max(a.start, b.start) for a, b in zip(one.region, two.region, strict=True)]
-    high = [min(a.stop, b.stop) for a, b in zip(one.region, two.region, strict=True)]
+def _common(first: BoxMask, second: BoxMask) -> tuple[Region, Region] | None:
+    """Return the region that two boxes share, in voxels of each box; None if they share none."""
+    low = [max(a.start, b.start) for a, b in zip(first.region, second.region, strict=True)]
+    high = [min(a.stop, b.stop) for a, b in zip(first.region, second.region, strict=True)]
     if any(a >= b for a, b in zip(low, high, strict=True)):
         return None
-    first, second = (
+    in_first, in_second = (
         tuple(slice(a - start, b - start) for a, b, start in zip(low, high, mask.corner, strict=True))
-        for mask in (one, two)
+        for mask in (first, second)
     )
-    return (first[0], first[1], first[2]), (second[0], second[1], second[2])
+    return (in_first[0], in_first[1], in_first[2]), (in_second[0], in_second[1], in_second[2])
 
 
 def checked_mask(mask: Any, volume: Volume, affine: Any = None) -> Mask:
-    """Return a lesion's mask (I, J, K) as bool, in the scan's order of voxels.
+    """Return a mask of the reader as bool (I, J, K), in the voxel order of the scan.
 
     Args:
-        mask: (I, J, K), or an image file, which lies where its header says.
+        mask: Array (I, J, K), or an image file, whose header states its position.
         volume: The scan.
-        affine: (4, 4), voxel indices of the array to RAS mm; None where it is stored as the scan is.
+        affine: From voxel indices of the array to RAS mm, (4, 4). None: the array is stored as the scan is.
 
     Raises:
-        ValueError: If it is not on the scan's grid, saying by how much; is empty; or is no such mask (several labels,
-            logits).
+        ValueError: If the mask is not on the scan's grid, is empty, or is not a mask (several labels, logits).
     """
     scan = f"scan {volume.subject}"
     if isinstance(mask, Path | str):
@@ -149,7 +148,7 @@ def _some(mask: Mask, name: str) -> Mask:
 
 
 def pack_mask(mask: Mask) -> dict[str, Any]:
-    """Return a mask on the scanner's grid (I, J, K) as JSON holds it: the box that holds it, its bits compressed."""
+    """Return a mask (I, J, K) on the scanner's grid as JSON: its bounding box, and its bits, compressed."""
     box = BoxMask.of(mask)
     bits = zlib.compress(np.packbits(box.inside.ravel()).tobytes(), 6)
     return {
@@ -159,18 +158,26 @@ def pack_mask(mask: Mask) -> dict[str, Any]:
     }
 
 
-def same_masks(one: Any, other: Any) -> bool:
-    """Tell whether two packed masks hold the same voxels, however each was compressed; what is no mask is no other."""
+def same_masks(first: Any, second: Any) -> bool:
+    """Return whether two packed masks have the same voxels, however they are compressed; False if one is no mask."""
     try:
-        places = [[packed["corner"], packed["shape"]] for packed in (one, other)]
-        bits = [zlib.decompress(base64.b64decode(packed["bits"])) for packed in (one, other)]
+        boxes = [[packed["corner"], packed["shape"]] for packed in (first, second)]
+        bits = [zlib.decompress(base64.b64decode(packed["bits"])) for packed in (first, second)]
     except (KeyError, TypeError, ValueError, zlib.error):
         return False
-    return places[0] == places[1] and bits[0] == bits[1]
+    return boxes[0] == boxes[1] and bits[0] == bits[1]
 
 
 def unpack_mask(packed: Mapping[str, Any], shape: tuple[int, ...]) -> Mask:
-    """Return what `pack_mask` was given, in a scan of this shape."""
+    """Return the mask (I, J, K) bool that `pack_mask` packed.
+
+    Args:
+        packed: The mask as JSON.
+        shape: Shape (I, J, K) of the scan.
+
+    Raises:
+        ValueError: If it is damaged, or does not fit into the scan.
+    """
     given = as_record(dict(packed), PackedMask, "the mask")
     ends = [start + count for start, count in zip(given.corner, given.shape, strict=True)]
     if min(*given.corner, *given.shape) < 0 or any(end > most for end, most in zip(ends, shape, strict=True)):

@@ -1,4 +1,4 @@
-"""What a session leaves behind: lesions as a map, as a map of confidence, and as a table."""
+"""The result files of a session: lesions.nii.gz, confidence.nii.gz and lesions.csv."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from mois.scans.image_files import write_volume
 from mois.session.state import Lesion, State
 
 RESULTS = ("lesions.nii.gz", "confidence.nii.gz", "lesions.csv", "lesions.png", "lesions.html", "bank.safetensors")
-"""What a session writes beside its journal."""
+"""Result files of a session, beside its journal."""
 RECORD = "results.json"
-"""SHA-256 of each of them, as they were written."""
+"""File with the SHA-256 of each result file, as it was written."""
 
 
 @dataclass(frozen=True)
 class LesionRow:
-    """A lesion in the table.
+    """One row of lesions.csv: a lesion.
 
     Attributes:
-        id: Value in lesions.nii.gz.
-        volume_ml: Its volume.
-        x_lps_mm: Centre of mass, towards the patient's left.
-        y_lps_mm: Towards the back.
-        z_lps_mm: Towards the head.
-        confidence: That it is a lesion; 1 if the reader says so.
-        origin: prompted or found.
-        status: open, accepted or locked.
-        exemplar: Key of the exemplar that explains it: its own where it has one, else the one it is most like.
-        clicks: Positive and negative ones, boxes and masks.
+        id: Value of the lesion in lesions.nii.gz.
+        volume_ml: Volume in millilitres.
+        x_lps_mm: Centre of mass, mm to the patient's left.
+        y_lps_mm: Centre of mass, mm to the back.
+        z_lps_mm: Centre of mass, mm to the head.
+        confidence: Probability that it is a lesion, 0 to 1; 1 if the reader prompted or accepted it.
+        origin: `prompted` or `found`.
+        status: `open`, `accepted` or `locked`.
+        exemplar: Key of the lesion's own exemplar, or of the exemplar that the lesion is most like.
+        clicks: Number of prompts: clicks, boxes and masks.
     """
 
     id: int
@@ -55,7 +55,7 @@ class LesionRow:
 
 
 def lesion_rows(state: State, grid: SliceGrid, voxel_ml: float) -> list[LesionRow]:
-    """Return the lesions by id."""
+    """Return the rows of lesions.csv, by id."""
     return [_row(number, state.lesions[number], grid, voxel_ml) for number in sorted(state.lesions)]
 
 
@@ -77,10 +77,10 @@ def _row(number: int, lesion: Lesion, grid: SliceGrid, voxel_ml: float) -> Lesio
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that holds results, but no session that they could be of.
+    """Refuse a folder that holds result files without a session.
 
     Raises:
-        ValueError: With the file that would be overwritten.
+        ValueError: If it does; the message names the file that would be overwritten.
     """
     for name in RESULTS:
         if (folder / name).exists():
@@ -90,12 +90,12 @@ def check_free(folder: Path) -> None:
 
 
 def check_unchanged(folder: Path) -> None:
-    """Refuse to write over results that somebody has edited since they were written.
+    """Refuse to overwrite result files that were edited after they were written.
 
-    Sessions of earlier versions do not say what they wrote; of those nothing is refused.
+    Sessions of earlier versions have no digests of their files. Their files are overwritten.
 
     Raises:
-        ValueError: With the file that would be overwritten.
+        ValueError: If a file was edited; the message names the file.
     """
     if not (folder / RECORD).exists():
         return
@@ -109,19 +109,31 @@ def check_unchanged(folder: Path) -> None:
 
 
 @contextmanager
-def own_results(folder: Path) -> Iterator[None]:
-    """Let results be written within a block, and note what they are; raises as `check_unchanged` does."""
+def recorded_results(folder: Path) -> Iterator[None]:
+    """Write result files in a `with` block; their digests are recorded after it.
+
+    Raises:
+        ValueError: If a result file was edited after it was written.
+    """
     check_unchanged(folder)
-    (folder / RECORD).unlink(missing_ok=True)  # a process that is killed in between leaves files that nobody has edited
+    (folder / RECORD).unlink(missing_ok=True)  # a killed process leaves files without digests
     try:
         yield
     finally:
-        there = [name for name in RESULTS if (folder / name).is_file()]
-        write_text(folder / RECORD, json.dumps({name: file_sha256(folder / name) for name in there}, indent=2) + "\n")
+        written = [name for name in RESULTS if (folder / name).is_file()]
+        write_text(folder / RECORD, json.dumps({name: file_sha256(folder / name) for name in written}, indent=2) + "\n")
 
 
-def write_results(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:
-    """Write lesions.nii.gz (int32), confidence.nii.gz (float32), both on the scanner's grid, and lesions.csv."""
+def write_lesion_files(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:
+    """Write lesions.nii.gz (int32) and confidence.nii.gz (float32), both on the scanner's grid, and lesions.csv.
+
+    Args:
+        folder: Folder of the files.
+        state: State with the lesions.
+        grid: Grid of the scan.
+        affine: From voxel indices of the scan to RAS mm, (4, 4).
+        rows: Rows of lesions.csv.
+    """
     labels = state.label_map(grid.stack_shape)
     confidence = np.zeros(grid.stack_shape, dtype=np.float32)
     for lesion in state.lesions.values():

@@ -1,4 +1,4 @@
-"""A file of prompts: what it may hold, and what it holds."""
+"""Reads a prompt file (prompts.json) and checks each entry."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from mois.files.atomic import named
 from mois.files.text import read_json
 from mois.session.points import VoxelPoint, read_point
 
-WHAT = ("click", "box", "mask", "propagate")
+ENTRY_KINDS = ("click", "box", "mask", "propagate")
 
 
 @dataclass(frozen=True)
-class Step:
-    """One entry of a file of prompts.
+class PromptEntry:
+    """One entry of a prompt file.
 
     Attributes:
-        what: click, box, mask or propagate.
-        given: A point (in LPS mm, or a `VoxelPoint`), two points, a file or True.
+        kind: click, box, mask or propagate.
+        given: A point (in LPS mm, or a `VoxelPoint`) for a click, two points for a box, a file for a mask; else True.
         lesion: The user's name for the lesion, or None.
-        positive: Of a click.
-        entry: Its number in the file, from 1; 0 for the propagation that a file without one ends with.
+        positive: Whether a click marks the lesion, and not what lies outside it.
+        number: Number of the entry in the file, from 1; 0 for the propagation that is added at the end.
     """
 
-    what: str
+    kind: str
     given: Any
     lesion: str | None = None
     positive: bool = True
-    entry: int = 0
+    number: int = 0
 
 
-def read_script(path: Path) -> list[Step]:
-    """Read a file of prompts; without a propagation, one is added at the end.
+def read_prompts(path: Path) -> list[PromptEntry]:
+    """Read a prompt file. If it has no propagation, a propagation is added at the end.
 
     Raises:
-        ValueError: Naming the entry that cannot be used.
+        ValueError: If an entry cannot be used; the message names the entry.
     """
-    if not path.exists():  # what is no regular file is refused by name below
+    if not path.exists():  # read_json refuses anything but a regular file
         raise ValueError(f"prompts={path}: there is no such file; give a JSON file of prompts.")
     content = read_json(path)
     if isinstance(content, dict):
@@ -51,43 +51,45 @@ def read_script(path: Path) -> list[Step]:
         content = content["prompts"]
     if not isinstance(content, list):
         raise ValueError(f"prompts={path}: prompts is {_shown(content)}; write a list.")
-    steps = [_step(path, number, entry) for number, entry in enumerate(content, start=1)]
-    if not any(step.what == "propagate" for step in steps):
-        steps.append(Step("propagate", True))
-    return steps
+    entries = [_entry(path, number, entry) for number, entry in enumerate(content, start=1)]
+    if not any(entry.kind == "propagate" for entry in entries):
+        entries.append(PromptEntry("propagate", True))
+    return entries
 
 
-def _step(path: Path, number: int, entry: Any) -> Step:
+def _entry(path: Path, number: int, entry: Any) -> PromptEntry:
+    """Return an entry of the JSON list, checked."""
+
     def refuse(reason: str) -> ValueError:
         return ValueError(f"prompts={path}: entry {number} is {_shown(entry)}: {reason}.")
 
     if not isinstance(entry, dict):
         raise refuse('write an object, such as {"click": [x, y, z]}')
-    what = [key for key in WHAT if key in entry]
-    if len(what) != 1:
-        raise refuse(f"it needs exactly one of {', '.join(WHAT)}")
-    allowed = {"click": ("lesion", "positive"), "propagate": ()}.get(what[0], ("lesion",))
+    kinds = [key for key in ENTRY_KINDS if key in entry]
+    if len(kinds) != 1:
+        raise refuse(f"it needs exactly one of {', '.join(ENTRY_KINDS)}")
+    allowed = {"click": ("lesion", "positive"), "propagate": ()}.get(kinds[0], ("lesion",))
     for key in entry:
-        if key != what[0] and key not in allowed:
+        if key != kinds[0] and key not in allowed:
             known = f"may have {' and '.join(allowed)} besides" if allowed else "has nothing besides"
-            raise refuse(f"{key!r} does not belong to a {what[0]}, which {known}")
+            raise refuse(f"{key!r} does not belong to a {kinds[0]}, which {known}")
     lesion, positive = entry.get("lesion"), entry.get("positive", True)
     if lesion is not None and (not isinstance(lesion, str) or not lesion or lesion != lesion.strip()):
         raise refuse("lesion must be a name in quotes, without blanks around it")
     if not isinstance(positive, bool):
         raise refuse("positive must be true or false, without quotes")
-    return Step(what[0], _given(path, what[0], entry[what[0]], refuse), lesion, positive, number)
+    return PromptEntry(kinds[0], _given(path, kinds[0], entry[kinds[0]], refuse), lesion, positive, number)
 
 
-def _given(path: Path, what: str, given: Any, refuse: Callable[[str], ValueError]) -> Any:
-    """Return what an entry gives, checked; `refuse` makes the error that names the entry."""
-    if what == "click":
+def _given(path: Path, kind: str, given: Any, refuse: Callable[[str], ValueError]) -> Any:
+    """Return the value of an entry, checked. `refuse` makes the error that names the entry."""
+    if kind == "click":
         return _point(given, refuse)
-    if what == "box":
+    if kind == "box":
         if not isinstance(given, list) or len(given) != 2:
             raise refuse("a box has two opposite corners")
         return [_point(corner, refuse) for corner in given]
-    if what == "mask":
+    if kind == "mask":
         if not isinstance(given, str) or not given:
             raise refuse("mask is the name of a file on the scan's grid")
         return named(path.parent / given)

@@ -1,4 +1,4 @@
-"""What a session knows at one moment; nothing in it ever changes, so that going back is exact."""
+"""The state of a session at one moment. A state never changes, so undo is exact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mois.session.masks import BoxMask
 from mois.sharing.bank import Exemplar
 from mois.sharing.bank_record import ExemplarFacts
 
-Kind = Literal["click", "box", "mask"]
+PromptKind = Literal["click", "box", "mask"]
 Origin = Literal["prompted", "found"]
 MOST_LESIONS = 2**31 - 1
 """Maps hold ids as int32."""
@@ -24,17 +24,17 @@ _ARRAY = re.compile(r"[0-9]{6,}/[0-9]+")
 
 @dataclass(frozen=True)
 class Prompt:
-    """Something that the reader pointed at, on the scan's stack; equal prompts ask the same (of a mask, the very same).
+    """A click, box or mask of the reader, on the scan's stack. Masks are compared by identity, not by voxels.
 
     Attributes:
         kind: Click, box or mask.
-        slice_index: Where; of a mask over several slices, the first.
-        points: Row and column in the stack's pixels: of a click one, of a box two opposite corners, of a mask none.
-        positive: Whether it belongs to the lesion.
-        mask: Of a mask, its voxels.
+        slice_index: Slice of the prompt; for a mask on several slices, the first of them.
+        points: (row, column) in pixels of the stack: one for a click, two opposite corners for a box, none for a mask.
+        positive: Whether the prompt marks the lesion, and not what lies outside it.
+        mask: Voxels of a mask prompt; None for clicks and boxes.
     """
 
-    kind: Kind
+    kind: PromptKind
     slice_index: int
     points: tuple[tuple[float, float], ...] = ()
     positive: bool = True
@@ -43,20 +43,20 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Lesion:
-    """A lesion of the reader's, or one that was found.
+    """A lesion that the reader prompted, or that a propagation found.
 
     Attributes:
-        mask: Its voxels, which no other lesion has.
-        origin: Prompted by the reader, or found.
-        prompts: All that the reader pointed at for it, in order.
-        locked: Whether nothing may change it.
-        accepted: Whether the reader called a found one right.
-        peak: Highest probability within; 1 if it was prompted.
-        confidence: That it is a lesion; 1 if the reader says so.
-        explained_by: Key of the exemplar that it is most like; its own where it has one.
-        novelty: How unlike that exemplar it is, where exemplars differ from each other by 1 in the mean.
-        area_mm2: On the slice on which it is largest.
-        mean_intensity: There, normalised.
+        mask: Voxels of the lesion. No other lesion has them.
+        origin: Prompted by the reader, or found by a propagation.
+        prompts: All prompts of the lesion, in order.
+        locked: Whether no action may change the lesion.
+        accepted: Whether the reader accepted the lesion.
+        peak: Highest probability within the lesion; 1 for a prompted lesion.
+        confidence: Probability that it is a lesion, 0 to 1; 1 for a prompted or accepted lesion.
+        explained_by: Key of the exemplar that the lesion is most like; its own exemplar if it has one.
+        novelty: Distance to this exemplar. The mean distance between exemplars is 1.
+        area_mm2: Area in mm2 on the slice on which the lesion is largest.
+        mean_intensity: Mean normalised intensity on this slice.
     """
 
     mask: BoxMask
@@ -73,18 +73,18 @@ class Lesion:
 
     @property
     def owns(self) -> bool:
-        """Whether its voxels are not for others to take."""
+        """Whether other lesions may not take its voxels."""
         return self.locked or self.origin == "prompted"
 
 
 @dataclass(frozen=True)
-class Maybe:
-    """Something that might be a lesion but was not sure enough anywhere.
+class UnsureLesion:
+    """A candidate whose probability is too low for a found lesion.
 
     Attributes:
-        point: Slice, row and column of its surest voxel.
-        peak: The probability there.
-        voxels: How many voxels it has.
+        point: Slice, row and column of the voxel with the highest probability.
+        peak: Probability of this voxel, 0 to 1.
+        voxels: Number of voxels.
     """
 
     point: tuple[int, int, int]
@@ -94,26 +94,26 @@ class Maybe:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All that a session's answers depend on, besides scan and model.
+    """All that the voxels of a session depend on, besides scan and model.
 
     Attributes:
-        lesions: By id, 1 or more; ids are never given twice.
-        exemplars: By key, in the order in which they came.
-        rejected: What the reader called wrong, by the key of its exemplar: nothing is found there any more.
-        maybes: What the latest propagation was not sure of, the surest first.
-        next_id: Of the next lesion.
-        propagated: Whether the found lesions are there.
+        lesions: Lesions by id. Ids begin at 1 and are never used twice.
+        exemplars: Exemplars by key, in the order in which they were added.
+        rejected: Masks of rejected lesions by exemplar key. Nothing is found there again.
+        unsure: Candidates of the latest propagation whose probability is too low, highest first.
+        next_id: Id of the next lesion.
+        propagated: Whether a propagation was done.
     """
 
     lesions: dict[int, Lesion] = field(default_factory=dict)
     exemplars: dict[str, Exemplar] = field(default_factory=dict)
     rejected: dict[str, BoxMask] = field(default_factory=dict)
-    maybes: tuple[Maybe, ...] = ()
+    unsure: tuple[UnsureLesion, ...] = ()
     next_id: int = 1
     propagated: bool = False
 
     def owned(self, but: int | None = None) -> list[BoxMask]:
-        """Return the masks of locked and prompted lesions, but for one."""
+        """Return the masks of locked and prompted lesions, except lesion `but`."""
         return [lesion.mask for number, lesion in self.lesions.items() if lesion.owns and number != but]
 
     def label_map(self, shape: tuple[int, int, int]) -> InstanceMap:
@@ -126,13 +126,13 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """What a click would show on its slice; `label_map().select(axis, index) == lesion` is the same once it is made.
+    """What a click would show on its slice. After the click, `label_map().select(axis, index) == lesion` is the same.
 
     Attributes:
-        lesion: The id that the click would return.
-        axis: The scan's voxel axis across its slices: 0, 1 or 2.
-        index: The clicked slice along it.
-        mask: The lesion there, bool, (I, J, K) without that axis.
+        lesion: Id that the click would return.
+        axis: Voxel axis of the scan across the slices: 0, 1 or 2.
+        index: Index of the clicked slice along this axis.
+        mask: The lesion on this slice, bool, (I, J, K) without this axis.
     """
 
     lesion: int
@@ -141,12 +141,12 @@ class Preview:
     mask: Tensor
 
 
-# -- a state as JSON, beside the arrays that it names ------------------------------------------------------------------
+# -- a state as JSON; its arrays are stored beside it ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class MaskRecord:
-    """A `BoxMask`, whose bits are an array."""
+    """A `BoxMask` as JSON. `bits` is the name of an array."""
 
     corner: tuple[int, int, int]
     shape: tuple[int, int, int]
@@ -158,9 +158,9 @@ class MaskRecord:
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """A `Prompt`."""
+    """A `Prompt` as JSON."""
 
-    kind: Kind
+    kind: PromptKind
     slice_index: int
     points: tuple[tuple[float, float], ...]
     positive: bool
@@ -175,7 +175,7 @@ class PromptRecord:
 
 @dataclass(frozen=True)
 class LesionRecord:
-    """A `Lesion`."""
+    """A `Lesion` as JSON."""
 
     mask: MaskRecord
     origin: Origin
@@ -192,7 +192,7 @@ class LesionRecord:
 
 @dataclass(frozen=True)
 class ExemplarRecord(ExemplarFacts):
-    """An `Exemplar`, whose tokens are arrays."""
+    """An `Exemplar` as JSON. Its tokens are names of arrays."""
 
     tokens: dict[str, str]
 
@@ -202,8 +202,8 @@ class ExemplarRecord(ExemplarFacts):
 
 
 @dataclass(frozen=True)
-class MaybeRecord:
-    """A `Maybe`."""
+class UnsureLesionRecord:
+    """An `UnsureLesion` as JSON."""
 
     point: tuple[int, int, int]
     peak: float
@@ -212,12 +212,12 @@ class MaybeRecord:
 
 @dataclass(frozen=True)
 class StateRecord:
-    """A `State`."""
+    """A `State` as JSON. The key `maybes` holds the unsure lesions."""
 
     lesions: dict[str, LesionRecord]
     exemplars: tuple[ExemplarRecord, ...]
     rejected: dict[str, MaskRecord]
-    maybes: tuple[MaybeRecord, ...]
+    maybes: tuple[UnsureLesionRecord, ...]
     next_id: int
     propagated: bool
 

@@ -1,11 +1,11 @@
-"""A session's folder: the journal, and one file per action with what it changed.
+"""The folder of a session: the journal, and one file per action with its changes.
 
-    journal.jsonl              what was done; an action counts once its line is whole
-    states/000012.safetensors  what a session knew after action 12; arrays that were there before stand in older files
-    banks/                     exemplar banks that were brought in
+    journal.jsonl              actions; an action counts once its line is whole
+    states/000012.safetensors  state after action 12; unchanged arrays stay in the older files
+    banks/                     exemplar banks that actions used
 
-A process that is killed at any moment loses no more than the action that was under way: the state is on the disk before
-the journal's line, and an unfinished line is cut off when the session is loaded.
+A process that is killed at any moment loses only the action under way: the state is on the disk before the line of the
+journal, and an unfinished line is cut off when the session is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from mois.files.folder_lock import FolderLock
 from mois.files.json_records import as_record, parse_json
 from mois.files.tensor_records import check_features, parse_tensors
 from mois.session.header import bank_name
-from mois.session.journal import FORMAT_VERSION, NAME, Action, Journal, Lines, append_line, has_begun
+from mois.session.journal import FORMAT_VERSION, NAME, Action, Journal, LineWriter, append_line, has_begun
 from mois.session.masks import BoxMask
 from mois.session.output_files import check_free
 from mois.session.state import (
@@ -38,11 +38,11 @@ from mois.session.state import (
     Lesion,
     LesionRecord,
     MaskRecord,
-    Maybe,
     Prompt,
     PromptRecord,
     State,
     StateRecord,
+    UnsureLesion,
 )
 from mois.sharing.bank import Exemplar, ExemplarBank
 
@@ -50,15 +50,16 @@ STATES, BANKS = "states", "banks"
 
 
 class SessionStore:
-    """The folder of one session, held by one process at a time.
+    """The opened folder of one session. Only one process can open it at a time.
 
     Args:
-        folder: Made if it is missing.
-        journal: What of its journal counts; what follows is cut off. None for a new session.
-        version: Of the journal's format, where it is new.
+        folder: The folder. It is made if it is missing.
+        journal: Its journal. Anything after the whole lines is cut off. None begins a new session.
+        version: Format of the journal of a new session.
 
     Raises:
-        ValueError: If the folder holds a session already, links that lead out of it, or another process has it.
+        ValueError: If a new session's folder holds a session or results; if the folder holds links; or if another
+            process has opened it.
     """
 
     def __init__(self, folder: Path, journal: Journal | None = None, version: int = FORMAT_VERSION) -> None:
@@ -83,28 +84,32 @@ class SessionStore:
             raise
         os.fsync(self._file)
         _sync_folder(folder)
-        self._lines = Lines(version) if journal is None else Lines(journal.version, journal.last)
-        self._names: dict[int, tuple[object, str]] = {}  # id of an array's owner -> the owner (kept alive), its name
+        self._lines = LineWriter(version) if journal is None else LineWriter(journal.version, journal.last)
+        self._names: dict[int, tuple[object, str]] = {}  # id of an array's owner -> owner (kept alive), name of array
 
     def close(self) -> None:
-        """Let another process have the session."""
+        """Close the journal, and let another process open the folder."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
         self._lock.release()
 
     def begin(self, about: Mapping[str, Any]) -> None:
-        """Write the first line of the journal."""
+        """Write the first line of the journal; `about` as `new_header` returns it."""
         with naming(self.folder / NAME):
             append_line(self._file, self._lines.header(about))
 
     def append(self, action: Action) -> None:
-        """Write an action's line."""
+        """Write the line of an action."""
         with naming(self.folder / NAME):
             append_line(self._file, self._lines.action(action))
 
     def write(self, number: int, state: State) -> str:
-        """Write the state after an action: arrays that no earlier file holds, and which ones make up the state.
+        """Write the file of the state after an action: new arrays, and the names of all arrays of the state.
+
+        Args:
+            number: Number of the action.
+            state: State after the action.
 
         Returns:
             SHA-256 of the file.
@@ -115,28 +120,21 @@ class SessionStore:
             bits = lambda: torch.from_numpy(np.packbits(box.inside.ravel()))  # noqa: E731
             return {"corner": box.corner, "shape": box.inside.shape, "bits": self._name(box, number, new, bits)}
 
-        def prompt(one: Prompt) -> dict[str, Any]:
-            plain = {f.name: getattr(one, f.name) for f in fields(one)}
-            return {**plain, "mask": None if one.mask is None else mask(one.mask)}
+        def prompt(given: Prompt) -> dict[str, Any]:
+            return {**vars(given), "mask": None if given.mask is None else mask(given.mask)}
 
-        def lesion(one: Lesion) -> dict[str, Any]:
-            plain = {f.name: getattr(one, f.name) for f in fields(one)}
-            return {**plain, "mask": mask(one.mask), "prompts": [prompt(each) for each in one.prompts]}
+        def lesion(kept: Lesion) -> dict[str, Any]:
+            return {**vars(kept), "mask": mask(kept.mask), "prompts": [prompt(each) for each in kept.prompts]}
 
-        def exemplar(one: Exemplar) -> dict[str, Any]:
-            plain = {f.name: getattr(one, f.name) for f in fields(one) if f.name != "tokens"}
-            return {
-                **plain,
-                "tokens": {
-                    name: self._name(token, number, new, token.contiguous) for name, token in one.tokens.items()
-                },
-            }
+        def exemplar(kept: Exemplar) -> dict[str, Any]:
+            tokens = {name: self._name(each, number, new, each.contiguous) for name, each in kept.tokens.items()}
+            return {**vars(kept), "tokens": tokens}
 
         content = {
-            "lesions": {str(key): lesion(one) for key, one in state.lesions.items()},
-            "exemplars": [exemplar(one) for one in state.exemplars.values()],
+            "lesions": {str(key): lesion(each) for key, each in state.lesions.items()},
+            "exemplars": [exemplar(each) for each in state.exemplars.values()],
             "rejected": {key: mask(box) for key, box in state.rejected.items()},
-            "maybes": [asdict(one) for one in state.maybes],
+            "maybes": [asdict(each) for each in state.unsure],
             "next_id": state.next_id,
             "propagated": state.propagated,
         }
@@ -150,22 +148,21 @@ class SessionStore:
         return hashlib.sha256(data).hexdigest()
 
     def _name(self, owner: object, number: int, new: dict[str, Tensor], make: Any) -> str:
-        """Return the name of an array, which goes into this file if no file has it yet."""
-        known = self._names.get(id(owner))
-        if known is None:
-            place = f"{number:06d}/{len(new)}"
+        """Return the name of an array. An array that no file has yet is added to `new`."""
+        if id(owner) not in self._names:
+            name = f"{number:06d}/{len(new)}"
             new[str(len(new))] = make()
-            self._names[id(owner)] = known = (owner, place)
-        return known[1]
+            self._names[id(owner)] = (owner, name)
+        return self._names[id(owner)][1]
 
 
 class StateReader:
-    """Reads states back; what several of them share is read once and shared again.
+    """Reads states from the folder of a session. Arrays that several states share are read once.
 
     Args:
-        store: The session's folder; what is read is not written again.
-        actions: Of its journal.
-        shape: Of the scan's stack, (S, H, W).
+        store: Opened folder of the session. Arrays that are read are not written again.
+        actions: Actions of its journal.
+        shape: Shape of the scan's stack, (S, H, W).
     """
 
     def __init__(self, store: SessionStore, actions: Sequence[Action], shape: tuple[int, int, int]) -> None:
@@ -176,7 +173,7 @@ class StateReader:
         self._owners: dict[str, object] = {}
 
     def read(self, number: int) -> State:
-        """Return the state after an action.
+        """Return the state after action `number`.
 
         Raises:
             ValueError: If a file is missing, damaged or not of this session.
@@ -186,7 +183,7 @@ class StateReader:
             {int(key): self._lesion(entry) for key, entry in content.lesions.items()},
             {entry.key: self._exemplar(entry) for entry in content.exemplars},
             {key: self._mask(entry) for key, entry in content.rejected.items()},
-            tuple(Maybe(**vars(entry)) for entry in content.maybes),
+            tuple(UnsureLesion(**vars(entry)) for entry in content.maybes),
             content.next_id,
             content.propagated,
         )
@@ -198,8 +195,8 @@ class StateReader:
                 if path.is_symlink() or not 0 < number <= len(self._actions):
                     raise DataError("is none of this session's files")
                 data = read_regular(path)
-                known = self._actions[number - 1].state
-                if known and known != hashlib.sha256(data).hexdigest():
+                recorded = self._actions[number - 1].state
+                if recorded and recorded != hashlib.sha256(data).hexdigest():
                     raise DataError("was changed after it was written")
                 tensors, metadata = parse_tensors(data, path.name)
                 content = as_record(parse_json(metadata.get("state", ""), path.name), StateRecord, path.name)
@@ -243,12 +240,12 @@ class StateReader:
         return Lesion(**{**vars(entry), "mask": self._mask(entry.mask), "prompts": prompts})
 
     def _exemplar(self, entry: ExemplarRecord) -> Exemplar:
-        tokens = {name: self._array(place) for name, place in entry.tokens.items()}
+        tokens = {name: self._array(array) for name, array in entry.tokens.items()}
         check_features(tokens, f"{self._store.folder}: exemplar {entry.key}", f"replay the session's {NAME}")
-        made = Exemplar(**{**vars(entry), "tokens": tokens})
+        exemplar = Exemplar(**{**vars(entry), "tokens": tokens})
         for name, array in entry.tokens.items():
-            self._remember(array, made.tokens[name])
-        return made
+            self._remember(array, exemplar.tokens[name])
+        return exemplar
 
     def _remember(self, name: str, owner: object) -> None:
         self._owners[name] = owner
@@ -256,7 +253,7 @@ class StateReader:
 
 
 def read_banks(folder: Path, read: Callable[[Path], ExemplarBank]) -> dict[str, ExemplarBank]:
-    """Return the banks in a session's folder by name, each read by `read`.
+    """Return the banks in the folder of a session, by name. `read` reads the file of a bank.
 
     Raises:
         DataError: If a bank is a link, or was changed after it was written.
@@ -273,7 +270,7 @@ def read_banks(folder: Path, read: Callable[[Path], ExemplarBank]) -> dict[str, 
 
 
 def write_banks(folder: Path, banks: Mapping[str, ExemplarBank]) -> None:
-    """Write banks into a session's folder, each under its name."""
+    """Write banks into the folder of a session, by name."""
     for name, bank in banks.items():
         bank.save(folder / BANKS / f"{name}.safetensors")
 
@@ -289,12 +286,12 @@ def copy_session(
     """Write a whole session into a folder, where it can be loaded.
 
     Args:
-        folder: New or empty.
-        about: First line of the journal.
+        folder: A new or empty folder.
+        about: First line of the journal, without its format.
         version: Format of the journal.
-        history: States that can still be gone to, each with the number of its action.
-        actions: All that was done.
-        banks: Banks that were brought in, by name.
+        history: States that undo and redo can reach, each with the number of its action.
+        actions: All actions.
+        banks: Banks that actions used, by name.
     """
     store = SessionStore(folder, version=version)
     try:
@@ -312,7 +309,7 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until a folder's list of files is on the disk."""
+    """Wait until the list of files of a folder is on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

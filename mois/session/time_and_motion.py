@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mois.session.journal import PROMPTS, Action, Journal
+from mois.session.journal import PROMPT_ACTIONS, Action, Journal
 
 
 @dataclass
 class Motion:
-    """What one lesion, one scan or all of them took.
+    """Number of actions and seconds for a lesion, a scan, or all scans.
 
     Attributes:
-        clicks: Positive and negative ones.
-        boxes: Drawn.
-        masks: Given.
-        others: All other actions: propagations, verdicts, undo.
-        seconds_reader: Looking and pointing.
-        seconds_waited: Waiting for the program.
-        seconds_computed: Of these, computing.
+        clicks: Number of clicks, positive and negative.
+        boxes: Number of boxes.
+        masks: Number of masks.
+        others: Number of all other actions, such as propagations, accepted lesions and undo.
+        seconds_reader: Seconds in which the reader looked and pointed.
+        seconds_waited: Seconds in which the reader waited for the program.
+        seconds_computed: Seconds of computing, a part of `seconds_waited`.
     """
 
     clicks: int = 0
@@ -31,7 +31,7 @@ class Motion:
     seconds_computed: float = 0.0
 
     def add(self, action: Action) -> None:
-        """Count an action."""
+        """Add an action."""
         match action.name:
             case "click":
                 self.clicks += 1
@@ -46,7 +46,7 @@ class Motion:
         self.seconds_computed += action.seconds_computed
 
     def plus(self, other: Motion) -> Motion:
-        """Return the sum of two."""
+        """Return the sum of this and another."""
         return Motion(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
@@ -55,9 +55,9 @@ class ScanMotion:
     """Time and motion of one session.
 
     Attributes:
-        subject: The scan.
-        total: Of everything that was done.
-        lesions: Lesion id to what was done to it.
+        subject: Subject of the scan.
+        total: All actions.
+        lesions: Actions on a lesion, by its id.
     """
 
     subject: str
@@ -66,26 +66,26 @@ class ScanMotion:
 
     @property
     def touched(self) -> int:
-        """How many lesions were prompted."""
+        """Number of prompted lesions."""
         return sum(bool(motion.clicks + motion.boxes + motion.masks) for motion in self.lesions.values())
 
 
 def time_and_motion(journal: Journal) -> ScanMotion:
-    """Add up a journal; what was undone counts, since it took its time."""
-    found = ScanMotion(str(journal.header.get("subject", "")))
+    """Return time and motion of a journal. Undone actions count: they took time."""
+    motion = ScanMotion(str(journal.header.get("subject", "")))
     for action in journal.actions:
-        found.total.add(action)
-        lesion = action.result if action.name in PROMPTS else action.arguments.get("lesion")
+        motion.total.add(action)
+        lesion = action.result if action.name in PROMPT_ACTIONS else action.arguments.get("lesion")
         if isinstance(lesion, int):
-            found.lesions.setdefault(lesion, Motion()).add(action)
-    return found
+            motion.lesions.setdefault(lesion, Motion()).add(action)
+    return motion
 
 
 COLUMNS = ("clicks", "boxes", "masks", "others", "seconds_reader", "seconds_waited", "seconds_computed")
 
 
 def motion_rows(scans: Sequence[ScanMotion], *, lesions: bool = True) -> list[list[str]]:
-    """Return a table as text: a heading, then each lesion and each scan, then the sum and the mean per lesion."""
+    """Return a table as text: heading, rows of lesions and scans, sum, and mean per prompted lesion."""
     rows = [["scan", "lesion", *COLUMNS]]
     for scan in scans:
         if lesions:

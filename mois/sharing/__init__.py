@@ -1,1 +1,1 @@
-"""What a training or a session hands on: bundles, banks of exemplars, calibration, and where they come from."""
+"""What a training or a session passes on: bundles, exemplar banks, calibration, and their provenance."""

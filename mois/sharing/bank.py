@@ -1,13 +1,13 @@
-"""Exemplars that outlive a scan: what the reader has shown, as a bank that is kept in a file.
+"""The exemplar bank: exemplars of a scan, in a file that other scans can use.
 
-A bank belongs to the model that described its exemplars (`ModelIdentity`); to any other its tokens mean nothing.
+A bank belongs to the model that described its exemplars (`ModelIdentity`). Another model cannot read its tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -24,32 +24,16 @@ __all__ = ["Exemplar", "ExemplarBank", "ModelIdentity", "measure_mask"]
 
 
 @dataclass(frozen=True)
-class Exemplar:
-    """One lesion that was shown on one slice, and where it came from.
+class Exemplar(ExemplarFacts):
+    """A lesion that was shown on one slice: its facts and its tokens.
 
     Attributes:
-        key: Its name, unique within a bank.
-        tokens: Name to tensor without the axes B and K of `Exemplars.tokens`, float32 on the CPU.
-        scan: Subject of the scan.
-        patient: Whom the scan was taken of.
-        position_lps_mm: Centre of the lesion on its slice: x to the left, y to the back, z to the head.
-        area_mm2: Of the lesion on its slice.
-        mean_intensity: Mean normalised intensity inside.
-        contrast: That mean minus the mean of a ring around the lesion.
-        negative: Whether it shows what is not to be found.
-        weight: 0 or more; one of weight 2 counts as if it were there twice.
+        tokens: Name -> tensor, as `Exemplars.tokens` without the axes B and K; float32 on the CPU.
     """
 
-    key: str
-    tokens: dict[str, Tensor]
-    scan: str
-    patient: str
-    position_lps_mm: tuple[float, float, float]
-    area_mm2: float
-    mean_intensity: float
-    contrast: float
     negative: bool = False
     weight: float = 1.0
+    tokens: dict[str, Tensor] = field(kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.key:
@@ -62,11 +46,11 @@ class Exemplar:
 
     @property
     def sha256(self) -> str:
-        """Digest of what it shows, and of whether that is to be found."""
+        """SHA-256 of the tokens and of `negative`."""
         return tensors_sha256({**self.tokens, "negative": torch.tensor(self.negative)})
 
     def same_as(self, other: Exemplar) -> bool:
-        """Tell whether two show the same, whatever they are called and however much they count."""
+        """Return whether two exemplars show the same. Keys and weights are not compared."""
         return self.sha256 == other.sha256
 
     @classmethod
@@ -84,59 +68,59 @@ class Exemplar:
         position_lps_mm: tuple[float, float, float],
         negative: bool = False,
     ) -> Exemplar:
-        """Take one of a query's exemplars out and measure its lesion.
+        """Return one exemplar of a batch, with measurements of its lesion.
 
         Args:
-            key: Its name.
-            exemplars: With B = 1.
-            index: Which one, along K.
-            picture: (h, w) float, normalised intensities.
-            mask: (h, w) bool or float 0 to 1, the lesion on the picture.
-            pixel_mm: Edge of a pixel.
+            key: Key of the new exemplar.
+            exemplars: Exemplars with B = 1.
+            index: Index of the exemplar along K.
+            picture: Normalised intensities, (h, w) float.
+            mask: The lesion on the picture, (h, w) bool, or float 0 to 1.
+            pixel_mm: Edge of a pixel in millimetres.
             scan: Subject of the scan.
-            patient: Whom it was taken of.
-            position_lps_mm: Centre of the lesion on its slice.
-            negative: Whether it shows what is not to be found.
+            patient: Patient of the scan.
+            position_lps_mm: Centre of the lesion on its slice, LPS mm.
+            negative: Whether the exemplar shows what must not be found.
         """
         tokens = {name: token[0, index].clone() for name, token in exemplars.tokens.items()}
         area_mm2, inside, contrast = measure_mask(picture, mask, pixel_mm)
-        return cls(key, tokens, scan, patient, position_lps_mm, area_mm2, inside, contrast, negative)
+        return cls(key, scan, patient, position_lps_mm, area_mm2, inside, contrast, negative, tokens=tokens)
 
 
 def measure_mask(picture: Tensor, mask: Tensor, pixel_mm: float, ring_mm: float = 4.0) -> tuple[float, float, float]:
     """Return a lesion's area in mm2, its mean intensity, and its contrast to a ring around it.
 
     Args:
-        picture: (h, w) float, normalised intensities.
-        mask: (h, w) bool or float 0 to 1.
-        pixel_mm: Edge of a pixel.
-        ring_mm: Width of the ring.
+        picture: Normalised intensities, (h, w) float.
+        mask: The lesion, (h, w) bool, or float 0 to 1.
+        pixel_mm: Edge of a pixel in millimetres.
+        ring_mm: Width of the ring in millimetres.
 
     Returns:
-        The means are 0 where the mask is empty, the contrast also where there is no ring.
+        Area, mean intensity and contrast. All are 0 for an empty mask. The contrast is 0 without a ring.
     """
     inside = (mask >= 0.5).cpu()
-    places = inside.nonzero()
-    if not len(places):
+    pixels = inside.nonzero()
+    if not len(pixels):
         return 0.0, 0.0, 0.0
     reach = max(1, round(ring_mm / pixel_mm))
-    top, left = (places.amin(0) - reach).clamp(min=0).tolist()
-    bottom, right = (places.amax(0) + reach + 1).tolist()
+    top, left = (pixels.amin(0) - reach).clamp(min=0).tolist()
+    bottom, right = (pixels.amax(0) + reach + 1).tolist()
     inside, values = inside[top:bottom, left:right], picture[top:bottom, left:right].float().cpu()
     grown = functional.max_pool2d(inside[None, None].float(), 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0.5
-    ring, area_mm2 = grown & ~inside, len(places) * pixel_mm**2
+    ring, area_mm2 = grown & ~inside, len(pixels) * pixel_mm**2
     mean = float(values[inside].mean())
     return area_mm2, mean, mean - float(values[ring].mean()) if bool(ring.any()) else 0.0
 
 
 class ExemplarBank:
-    """Exemplars by key, in the order in which they came.
+    """Exemplars by key, in the order in which they were added.
 
     Attributes:
-        identity: The model that described them.
-        pixel_mm: Edge of the pixels that it saw them at; the same lesion looks different to it at another size.
-        normalisation: How the scans' intensities became those that it saw; never `auto`.
-        version: How many times the bank was changed; a loaded one counts on from where it was saved.
+        identity: Identity of the model that described the exemplars.
+        pixel_mm: Edge of the pixels in millimetres. At another size, a lesion gives other tokens.
+        normalisation: Normalisation of the scans' intensities; never `auto`.
+        version: Number of changes of the bank. A loaded bank goes on counting.
     """
 
     def __init__(self, identity: ModelIdentity, pixel_mm: float, normalisation: Normalisation | None = None) -> None:
@@ -157,8 +141,8 @@ class ExemplarBank:
 
     def __getitem__(self, key: str) -> Exemplar:
         if key not in self._items:
-            there = ", ".join(self._items) or "none"
-            raise ValueError(f"the bank holds no exemplar {key}; there is {there}.")
+            existing = ", ".join(self._items) or "none"
+            raise ValueError(f"the bank holds no exemplar {key}; there is {existing}.")
         return self._items[key]
 
     def keys(self) -> list[str]:
@@ -166,7 +150,7 @@ class ExemplarBank:
         return list(self._items)
 
     def copy(self) -> ExemplarBank:
-        """Return a bank that changes on its own; the exemplars themselves never change."""
+        """Return a copy of the bank. A change of the copy does not change this bank."""
         twin = ExemplarBank(self.identity, self.pixel_mm, self.normalisation)
         twin.version, twin._items = self.version, dict(self._items)
         return twin
@@ -175,37 +159,38 @@ class ExemplarBank:
         """Add an exemplar at the end.
 
         Raises:
-            ValueError: If its key is taken, or its tokens are not like those of the others.
+            ValueError: If the bank has its key already, or its tokens have other names or shapes than in the bank.
         """
         if exemplar.key in self._items:
             raise ValueError(f"the bank holds an exemplar {exemplar.key} already; replace it, or give another key.")
         self._put(exemplar)
 
     def replace(self, key: str, exemplar: Exemplar) -> None:
-        """Put an exemplar in the place of another, under the same key."""
+        """Replace the exemplar of a key by another exemplar, which gets this key."""
         self._require(key)
         self._put(replace(exemplar, key=key))
 
     def remove(self, key: str) -> None:
-        """Take an exemplar out."""
+        """Remove an exemplar."""
         self._require(key)
         del self._items[key]
         self.version += 1
 
     def reweigh(self, key: str, weight: float) -> None:
-        """Let an exemplar count as if it were there `weight` times."""
+        """Give an exemplar a weight: a weight of 2 counts as two equal exemplars, a weight of 0 leaves it out."""
         self._put(replace(self[key], weight=float(weight)))
 
     def mark(self, key: str, negative: bool) -> None:
-        """Say whether an exemplar shows what is to be found or what is not."""
+        """Mark an exemplar as negative (it shows what must not be found) or as positive."""
         self._put(replace(self[key], negative=negative))
 
     def select(self, count: int) -> list[str]:
         """Return the keys of at most `count` exemplars that differ from each other as much as possible.
 
-        Positives and negatives share `count` by their numbers, each having one at least where there is room. Of each,
-        the one nearest to their mean comes first, then always the one that is farthest from all chosen (k-centre
-        greedy). Every token counts alike, whatever its size and scale. Exemplars of weight 0 are left out.
+        Positives and negatives share `count` in proportion to their numbers, with at least one each if there is room.
+        In both groups, the exemplar nearest to the mean is chosen first. Then the exemplar farthest from all chosen
+        exemplars follows, again and again (k-centre greedy). Every token has the same weight, whatever its size and
+        scale. Exemplars of weight 0 are left out.
 
         Returns:
             Keys in the bank's order.
@@ -231,11 +216,11 @@ class ExemplarBank:
         """Return some or all exemplars as a propagation takes them.
 
         Args:
-            keys: Which ones, in this order; None stands for all.
-            device: Where to; None leaves them on the CPU.
+            keys: Keys of the exemplars, in this order. None: all.
+            device: Device of the result. None: the CPU.
 
         Returns:
-            B = 1. Without any exemplar K = 0 and there are no tokens.
+            Exemplars with B = 1. Without exemplars, K = 0 and there are no tokens.
         """
         items = [self[key] for key in (self._items if keys is None else keys)]
         names = items[0].tokens if items else {}
@@ -253,10 +238,16 @@ class ExemplarBank:
         normalisation: Normalisation | None = None,
         name: str = "the bank",
     ) -> None:
-        """Refuse to be used by another model, at another pixel size, or by another rule for intensities.
+        """Refuse use by another model, at another pixel size, or with another rule of normalisation.
+
+        Args:
+            identity: Identity of the model at hand.
+            pixel_mm: Its pixel size in millimetres.
+            normalisation: Its rule of normalisation. None is not compared.
+            name: What messages call the bank.
 
         Raises:
-            ValueError: Saying what differs.
+            ValueError: If something differs; the message names it.
         """
         if different := self.identity.differences(identity):
             raise ValueError(
@@ -275,21 +266,26 @@ class ExemplarBank:
             )
 
     def save(self, path: Path) -> None:
-        """Write the bank as safetensors, whole or not at all."""
+        """Write the bank as a safetensors file, whole or not at all."""
         tensors = {name: token[0].contiguous() for name, token in self.exemplars().tokens.items()}
-        facts = [ExemplarFacts(**{one.name: getattr(item, one.name) for one in fields(ExemplarFacts)}) for item in self]
+        names = [fact.name for fact in fields(ExemplarFacts)]
+        facts = [ExemplarFacts(**{name: getattr(item, name) for name in names}) for item in self]
         write_bank(Path(path), tensors, facts, self.identity, self.pixel_mm, self.normalisation, self.version)
 
     @classmethod
     def load(
         cls, path: Path, identity: ModelIdentity, pixel_mm: float, normalisation: Normalisation | None = None
     ) -> ExemplarBank:
-        """Read a bank for a model that looks at pixels of this size, of scans normalised by this rule.
+        """Read a bank for a model.
 
-        Without a rule that is not compared here, but when a session takes the bank.
+        Args:
+            path: The file.
+            identity: Identity of the model.
+            pixel_mm: Pixel size of the model in millimetres.
+            normalisation: Rule of normalisation of the model. None: the rule is compared when a session takes the bank.
 
         Raises:
-            ValueError: If the file is no bank, is damaged or of another format, or `check` refuses it.
+            ValueError: If the file is no bank, is damaged or of another format, or `check` refuses the bank.
         """
         record, tensors = read_bank(Path(path))
         bank = cls(record.identity, record.pixel_mm, record.normalisation)
@@ -318,7 +314,7 @@ def _shapes(exemplar: Exemplar) -> dict[str, tuple[int, ...]]:
 
 
 def _k_centres(items: Sequence[Exemplar], count: int) -> list[Exemplar]:
-    """Return `count` of the exemplars, the middle one first, then always the farthest from all chosen."""
+    """Return `count` exemplars: first the nearest to the mean, then always the farthest from all chosen exemplars."""
     if len(items) <= count:
         return list(items)
     if count < 1:
@@ -327,12 +323,12 @@ def _k_centres(items: Sequence[Exemplar], count: int) -> list[Exemplar]:
     for name in items[0].tokens:
         table = torch.stack([item.tokens[name].flatten() for item in items]).double()
         table = table - table.mean(0)
-        parts.append(table / table.norm().clamp(min=1e-12))  # every token counts alike
-    place = torch.cat(parts, dim=1) if parts else torch.zeros(len(items), 1, dtype=torch.float64)
-    chosen = [int(place.norm(dim=1).argmin())]
-    nearest = (place - place[chosen[0]]).norm(dim=1)
+        parts.append(table / table.norm().clamp(min=1e-12))  # every token has the same weight
+    position = torch.cat(parts, dim=1) if parts else torch.zeros(len(items), 1, dtype=torch.float64)
+    chosen = [int(position.norm(dim=1).argmin())]
+    nearest = (position - position[chosen[0]]).norm(dim=1)
     while len(chosen) < count:
         nearest[chosen] = -1.0
         chosen.append(int(nearest.argmax()))
-        nearest = torch.minimum(nearest, (place - place[chosen[-1]]).norm(dim=1))
+        nearest = torch.minimum(nearest, (position - position[chosen[-1]]).norm(dim=1))
     return [items[index] for index in chosen]

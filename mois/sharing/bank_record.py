@@ -1,8 +1,8 @@
-"""What stands in the file of an exemplar bank: tensors, and a record with a digest over all of it.
+"""The file of an exemplar bank: tensors, and a record with digests.
 
-Format 3 has the record as one JSON text, `content`, which states the sha256 of the tensors and of itself. Format 2 had
-its keys side by side and no digest: what it says cannot be checked, and loading it says so. A key that comes to be: add
-a field to `BankRecord`, and the value that banks without it had to `_upgraded`.
+In format 3 the record is one JSON text, `content`, with the sha256 of the tensors and of itself. Format 2 has no
+digest, so it cannot be checked, and a warning says so. To add a key: add a field to `BankRecord`, and the value for
+banks without the key to `_upgraded`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,19 @@ _IDENTITY_2 = ("backbone", "adapter_sha256", "propagation", "propagation_sha256"
 
 @dataclass(frozen=True)
 class ExemplarFacts:
-    """An exemplar without its tokens; see `Exemplar`."""
+    """An exemplar without its tokens.
+
+    Attributes:
+        key: Key of the exemplar, unique within a bank.
+        scan: Subject of the scan.
+        patient: Patient of the scan.
+        position_lps_mm: Centre of the lesion on its slice, LPS mm.
+        area_mm2: Area of the lesion on its slice.
+        mean_intensity: Mean normalised intensity inside the lesion.
+        contrast: This mean minus the mean of a ring around the lesion.
+        negative: Whether the exemplar shows what must not be found.
+        weight: 0 or more. A weight of 2 counts as two equal exemplars.
+    """
 
     key: str
     scan: str
@@ -47,15 +59,15 @@ class ExemplarFacts:
 
 @dataclass(frozen=True)
 class BankRecord:
-    """All but the tensors of a bank.
+    """A bank without its tensors.
 
     Attributes:
-        version: How many times the bank was changed.
-        identity: The model that described the exemplars.
-        pixel_mm: Edge of the pixels that it saw them at.
-        normalisation: How the scans' intensities became those that it saw.
-        exemplars: In the order of the tensors' first axis.
-        tensors_sha256: Of the tensors (`tensors_sha256`).
+        version: Number of changes of the bank.
+        identity: Identity of the model that described the exemplars.
+        pixel_mm: Edge of the pixels in millimetres.
+        normalisation: Normalisation of the scans' intensities.
+        exemplars: Facts of the exemplars, in the order of the tensors' first axis.
+        tensors_sha256: SHA-256 of the tensors.
     """
 
     version: int
@@ -68,7 +80,7 @@ class BankRecord:
     def __post_init__(self) -> None:
         if self.version < 0 or self.pixel_mm <= 0:
             raise ValueError("a version is 0 or more, and pixel_mm above 0")
-        keys = [one.key for one in self.exemplars]
+        keys = [facts.key for facts in self.exemplars]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
             raise ValueError(f"two exemplars have the key {twice}")
 
@@ -82,7 +94,17 @@ def write_bank(
     normalisation: Normalisation,
     version: int,
 ) -> None:
-    """Write a bank, whole or not at all: a tensor (K, ...) per token, and the record."""
+    """Write a bank, whole or not at all.
+
+    Args:
+        path: The file.
+        tensors: Name of a token -> tensor (K, ...).
+        exemplars: Facts of the K exemplars.
+        identity: Identity of the model that described them.
+        pixel_mm: Edge of the pixels in millimetres.
+        normalisation: Normalisation of the scans' intensities.
+        version: Number of changes of the bank.
+    """
     record = BankRecord(version, identity, pixel_mm, normalisation, tuple(exemplars), tensors_sha256(tensors))
     content = sealed({**asdict(record), "identity": identity.as_dict()})
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "content": json.dumps(content)}
@@ -90,10 +112,10 @@ def write_bank(
 
 
 def read_bank(path: Path) -> tuple[BankRecord, dict[str, Tensor]]:
-    """Read a bank: its record, and a float32 tensor (K, ...) per token.
+    """Read a bank: its record, and a float32 tensor (K, ...) for each token.
 
     Raises:
-        DataError: If there is none, it is damaged, was changed, or is of a format that this version does not read.
+        DataError: If the file is missing, damaged, changed, or of a format that this version does not read.
     """
     name = str(path)
     try:
@@ -132,10 +154,10 @@ def read_bank(path: Path) -> tuple[BankRecord, dict[str, Tensor]]:
 
 
 def _upgraded(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
-    """Return the metadata of format 2 as the record of format 3 would have stated it.
+    """Return the metadata of format 2 as a record of format 3.
 
     Raises:
-        DataError: If it holds what only later formats have, or lacks what format 2 had.
+        DataError: If a key of format 2 is missing, or there is another key.
     """
     _exactly(metadata, _KEYS_2, name, "2")
     identity = parse_json(metadata["identity"], f"{name}: identity", _CURE)
@@ -147,7 +169,8 @@ def _upgraded(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], name: 
     return {**numbers, "identity": identity, **later}
 
 
-def _exactly(there: Mapping[str, Any], wanted: Sequence[str], name: str, version: str) -> None:
-    if different := sorted({*there} ^ {*wanted}):
+def _exactly(present: Mapping[str, Any], wanted: Sequence[str], name: str, version: str) -> None:
+    """Refuse a table with other keys than wanted."""
+    if different := sorted({*present} ^ {*wanted}):
         word = "lacks" if different[0] in wanted else "holds"
         raise DataError(f"{name} {word} {different[0]}, unlike a bank of format {version}; {_CURE}.")

@@ -1,13 +1,13 @@
-"""The result of a training as one folder to share: what was trained, how it is to be used, and what made it.
+"""The bundle: the result of a training in one folder, to be shared.
 
     bundle.json               classes with their arguments, inference settings, calibration, provenance, figures, and a
                               sha256 of each file and of itself (mois.sharing.bundle_record)
-    adapter/                  what was trained of the backbone, as its adapter writes it (PEFT's format if it is PEFT)
-    propagation.safetensors
-    README.md                 the same for people
+    adapter/                  trained weights of the backbone, as the adapter writes them (PEFT's adapters: PEFT format)
+    propagation.safetensors   trained weights of the propagation
+    README.md                 the same information for people
 
-Nothing in it is code, and nothing is a pickle. The classes are imported from this project alone, or from modules that
-the user trusts by name; the backbone's weights are not part of it, but their sha256 is.
+A bundle has no code and no pickles. Its classes are imported from this project only, or from modules that the user
+trusts by name. The weights of the backbone are not in the bundle; their sha256 is.
 """
 
 from __future__ import annotations
@@ -60,28 +60,31 @@ def write_bundle(
     provenance: Mapping[str, Any] | None = None,
     figures: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write a trained model as a bundle; an older one in its place is replaced once the new one is whole.
+    """Write a trained model as a bundle. An older bundle is replaced once the new bundle is whole.
 
-    What else stands in the folder, such as notes, is kept.
+    Other files in the folder, such as notes, are kept.
 
     Args:
-        folder: Of the bundle.
-        spec: What the three parts were made from.
-        backbone: With its adapter attached.
-        adapter: Writes what was trained of the backbone.
-        propagation: As trained.
-        inference: How whole volumes are to be cut, decided and put together.
-        calibration: Confidence of found lesions, None where nothing was there to fit it on.
-        provenance: Which code, data, weights and settings made it.
-        figures: What the best validation measured.
+        folder: Folder of the bundle.
+        spec: Classes and arguments of the three parts.
+        backbone: Backbone with its adapter attached.
+        adapter: The adapter, which writes the trained weights of the backbone.
+        propagation: The trained propagation.
+        inference: Inference settings for whole volumes.
+        calibration: Calibration of the confidence of found lesions; None if there was nothing to fit it on.
+        provenance: Code, data, weights and settings that made the model.
+        figures: Figures of the best validation, by name.
+
+    Returns:
+        The folder.
 
     Raises:
-        ValueError: If the spec is not of these parts, or the folder holds files but no bundle.
+        ValueError: If the spec names other classes than these parts, or the folder holds files but no bundle.
     """
     for name, made in (("backbone", backbone), ("adapter", adapter), ("propagation", propagation)):
-        told = getattr(spec, name).class_path
-        if told.rpartition(".")[2] != type(made).__name__:
-            raise ValueError(f"bundle: the {name} is a {type(made).__name__}, but its class_path is {told}.")
+        class_path = getattr(spec, name).class_path
+        if class_path.rpartition(".")[2] != type(made).__name__:
+            raise ValueError(f"bundle: the {name} is a {type(made).__name__}, but its class_path is {class_path}.")
     folder = Path(folder)
     _refuse_foreign(folder)
     spec = in_full(spec)
@@ -105,14 +108,15 @@ def write_bundle(
 
 
 def copy_bundle(source: Path, target: Path) -> None:
-    """Copy a bundle to another place; an older one there is replaced once the copy is whole.
+    """Copy a bundle to another folder. An older bundle there is replaced once the copy is whole.
 
     Raises:
-        ValueError: If it is no bundle, or holds anything but regular files; if the target holds files but no bundle.
+        ValueError: If the source is no bundle or holds anything but regular files; or if the target holds files but no
+            bundle.
     """
     record = read_description(source)
     check_files(source, record.files)
-    for name in (DESCRIPTION, CARD):  # no digest says what they hold
+    for name in (DESCRIPTION, CARD):  # they have no digest
         _check_place(source, source / name)
     _refuse_foreign(target)
     with whole_folder(target, (DESCRIPTION, ADAPTER, PROPAGATION, CARD)) as part:
@@ -126,14 +130,14 @@ class Bundle:
     """A trained model, ready to use.
 
     Attributes:
-        path: Folder that it was read from.
-        backbone: With its adapter, in eval mode.
-        propagation: In eval mode.
-        inference: How whole volumes are cut, decided and put together.
-        calibration: Confidence of found lesions; None where nothing was there to fit it on.
-        identity: Which model this is: exemplar banks belong to one.
-        provenance: Which code, data, weights and settings made it.
-        figures: What its best validation measured, None where a figure could not be.
+        path: Folder of the bundle.
+        backbone: Backbone with its adapter, in eval mode.
+        propagation: Propagation in eval mode.
+        inference: Inference settings for whole volumes.
+        calibration: Calibration of the confidence of found lesions; None if there was nothing to fit it on.
+        identity: Identity of the model. Exemplar banks and sessions belong to one identity.
+        provenance: Code, data, weights and settings that made the model.
+        figures: Figures of the best validation, by name; None for a figure that could not be measured.
     """
 
     path: Path
@@ -161,24 +165,24 @@ class Bundle:
         trust: Sequence[str] = (),
         backbone_weights: str | Path | None = None,
     ) -> Bundle:
-        """Make the model of a bundle.
+        """Read a bundle and make its model.
 
         Args:
-            path: The bundle's folder.
-            device: Where the model shall be; `auto` is an accelerator where there is one.
-            trust: Modules or packages, besides ours, whose classes a bundle may name.
-            backbone_weights: Where the backbone's weights are on this machine, if not where they were at training.
+            path: Folder of the bundle.
+            device: Device of the model. `auto` is an accelerator if there is one, else the CPU.
+            trust: Modules or packages outside this project whose classes the bundle may name.
+            backbone_weights: File of the backbone's weights, if it is not where it was in the training.
 
         Raises:
-            ValueError: If it is no bundle, is damaged or of another format, names classes that are not trusted, or the
-                backbone or the tensors are not those that it was made from.
+            ValueError: If the folder is no bundle, is damaged or of another format; if it names classes that are not
+                trusted; or if the weights of the backbone or the tensors are not those of the bundle.
         """
         path = Path(path)
         device = chosen_device(str(device))
         content = read_description(path)
         check_files(path, content.files)
         spec, wanted = content.model, content.identity
-        with torch.random.fork_rng(devices=[]):  # building draws numbers that loading overwrites
+        with torch.random.fork_rng(devices=[]):  # building draws random numbers; loading overwrites them
             backbone = _backbone(spec.backbone, trust, path, backbone_weights)
             if backbone.identity.sha256 != wanted.backbone.sha256:
                 raise ValueError(
@@ -186,7 +190,7 @@ class Bundle:
                     f"{wanted.backbone.sha256[:12]}), but the weights at hand are {backbone.identity.source} (sha256 "
                     f"{backbone.identity.sha256[:12]}); give the right file with backbone_weights."
                 )
-            backbone.behave(wanted.behaviour)  # as recorded, whatever the defaults of this version
+            backbone.behave(wanted.behaviour)  # the recorded rules, not the defaults of this version
             adapter = _make(spec.adapter, Adapter, "adapter", trust, path)  # type: ignore[type-abstract]
             propagation = _make(_without_weights(spec.propagation), Propagation, "propagation", trust, path)  # type: ignore[type-abstract]
             propagation.build(backbone)
@@ -198,7 +202,7 @@ class Bundle:
                 f"bundle={path} does not give the model that it was made from: {' and '.join(different)}; take the "
                 f"versions of the packages that its {DESCRIPTION} names under provenance."
             )
-        for module in (backbone, propagation):  # what was trainable stays so: torch rounds otherwise without gradients
+        for module in (backbone, propagation):  # requires_grad stays: torch rounds differently without it
             module.to(device).eval()
         return cls(
             path,
@@ -213,69 +217,73 @@ class Bundle:
 
 
 def fill(path: Path, name: str, record: BundleRecord, adapter: Adapter, propagation: Propagation) -> None:
-    """Give a model the weights of a bundle, every tensor or none.
+    """Load the weights of a bundle into a model: every tensor or none.
 
     Args:
-        path: The bundle's folder, checked (`check_files`).
-        name: What a message calls it.
-        record: Its description.
-        adapter: Attached to a backbone of the same weights.
-        propagation: Built for that backbone.
+        path: Folder of the bundle, already checked by `check_files`.
+        name: What messages call the bundle.
+        record: Content of its bundle.json.
+        adapter: Adapter that is attached to a backbone with the same weights.
+        propagation: Propagation that is built for this backbone.
 
     Raises:
-        ValueError: If they do not fit.
+        ValueError: If the weights do not fit the model.
     """
     try:
         adapter.load(path / ADAPTER)
-    except RuntimeError as error:  # torch's own complaint about shapes
+    except RuntimeError as error:  # raised by torch for other shapes
         reason = " ".join(str(error).split())
         raise ValueError(f"{name}: its adapter does not fit {record.model.adapter.class_path}: {reason}") from error
     load_exactly(propagation, load_file(path / PROPAGATION), f"{name}: {PROPAGATION}")
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse to put a bundle in the place of a folder of something else, which would be gone.
+    """Refuse to replace a folder that holds files but no bundle.
 
     Raises:
-        ValueError: If the folder holds files, but no bundle.
+        ValueError: If the folder holds files but no bundle.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).exists():
         raise ValueError(f"bundle={folder} holds files, but no bundle; choose another folder, or move them away.")
 
 
 def check_files(path: Path, recorded: Mapping[str, str]) -> None:
-    """Refuse a bundle of which a file is missing, changed or added.
+    """Refuse a bundle with a missing, changed or additional file.
+
+    Args:
+        path: Folder of the bundle.
+        recorded: SHA-256 by file, as in bundle.json.
 
     Raises:
-        ValueError: With the first such file.
+        ValueError: If there is such a file; the message names the first.
     """
-    there = {str(file.relative_to(path)): file for file in _files(path)}
-    for file in there.values():
+    present = {str(file.relative_to(path)): file for file in _files(path)}
+    for file in present.values():
         _check_place(path, file)
-    for name in sorted({PROPAGATION, *recorded, *there}):
-        if name not in there:
+    for name in sorted({PROPAGATION, *recorded, *present}):
+        if name not in present:
             raise ValueError(f"bundle={path} lacks {name}; copy the whole folder again.")
-        if name not in recorded and _is_litter(there[name]):
+        if name not in recorded and _is_litter(present[name]):
             continue
         if name not in recorded:
             raise ValueError(f"bundle={path} holds {name}, which is not of it; copy the whole folder again.")
-        if file_sha256(there[name]) != recorded[name]:
+        if file_sha256(present[name]) != recorded[name]:
             raise ValueError(f"bundle={path}: {name} is damaged or was changed; copy the whole folder again.")
 
 
 def _check_place(path: Path, file: Path) -> None:
-    """Refuse what is no regular file of a bundle's folder, itself or by a link.
+    """Refuse anything but a regular file of the bundle's folder.
 
-    A cache of the Hugging Face hub keeps the files of `snapshots/REVISION` in `blobs` beside `snapshots`, and links to
-    them: there a link may lead.
+    The cache of the Hugging Face hub is an exception: files in `snapshots/REVISION` are links to files in `blobs`
+    beside `snapshots`.
 
     Raises:
-        ValueError: If it is something else, or leads elsewhere.
+        ValueError: If it is something else, or a link to another place.
     """
     if not (file.exists() or file.is_symlink()):
         return
     inside, target = path.resolve(), file.resolve()
-    blobs = next((one.parent / "blobs" for one in inside.parents if one.name == "snapshots"), None)
+    blobs = next((folder.parent / "blobs" for folder in inside.parents if folder.name == "snapshots"), None)
     if not (file.is_file() and (target.is_relative_to(inside) or target.parent == blobs)):
         raise ValueError(
             f"bundle={path}: {file.relative_to(path)} is no regular file of its folder; copy the folder with what its "
@@ -284,12 +292,12 @@ def _check_place(path: Path, file: Path) -> None:
 
 
 def _is_litter(file: Path) -> bool:
-    """Tell whether a file is one that a desktop leaves in every folder that somebody looks at; nothing reads it."""
+    """Return whether a file is left by a desktop that showed the folder. Nothing reads such a file."""
     return file.name in (".DS_Store", "Thumbs.db", "desktop.ini") or file.name.startswith("._")
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files that hold tensors or say how to read them."""
+    """Return the files of the adapter and the propagation: tensors, and how to read them."""
     adapter = [file for file in sorted((folder / ADAPTER).rglob("*")) if not file.is_dir() or file.is_symlink()]
     return [file for file in (folder / PROPAGATION, *adapter) if file.exists() or file.is_symlink()]
 
@@ -307,16 +315,16 @@ def _backbone(spec: ClassSpec, trust: Sequence[str], path: Path, weights: str | 
 
 
 def _without_weights(spec: ClassSpec) -> ClassSpec:
-    """Let a propagation of ours begin at random: every tensor comes from the bundle, the file may be elsewhere."""
+    """Return a spec that makes our propagation with random weights. All its weights come from the bundle."""
     ours = spec.class_path.startswith("mois.") and "weights" in spec.init_args
     return ClassSpec(spec.class_path, {**spec.init_args, "weights": "random"}) if ours else spec
 
 
 def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], path: Path) -> Made:
-    """Make an object of a class that is ours or trusted.
+    """Make an object of a class of this project or of a trusted module.
 
     Raises:
-        ValueError: If a class is not trusted, does not exist, is none of `base`, or does not take these arguments.
+        ValueError: If the class is not trusted, does not exist, is no subclass of `base`, or refuses the arguments.
     """
     refuse_foreign_packages()
     for name in _class_paths(asdict(spec)):
@@ -327,7 +335,7 @@ def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], pa
                 f"wrote it, trust its module: --trust {module}, or trust=['{module}'] in Python."
             )
     parser, parsed = _parsed(spec, base, role, path)
-    for inner in {*_class_paths(parsed.as_dict())} - {*_class_paths(spec.init_args)}:  # given in short, or by a file
+    for inner in {*_class_paths(parsed.as_dict())} - {*_class_paths(spec.init_args)}:  # short, or from a file
         raise ValueError(
             f"bundle={path} names {inner} for its {role} in a way that is not allowed; give another bundle."
         )
@@ -336,21 +344,21 @@ def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], pa
 
 
 def in_full(spec: ModelSpec) -> ModelSpec:
-    """Return a spec with every argument, those that were left at their defaults included."""
+    """Return a spec with every argument, with defaults written out."""
     parts = {}
     for role, base in (("backbone", Backbone), ("adapter", Adapter), ("propagation", Propagation)):
         part = getattr(spec, role)
         parser, parsed = _parsed(part, base, role, Path())
         plain = json.loads(parser.dump(parsed, format="json", skip_unset=False))
-        parts[role] = replace(part, init_args=plain.get(role, {}))  # no key for a class without arguments
+        parts[role] = replace(part, init_args=plain.get(role, {}))  # a class without arguments has no key
     return ModelSpec(**parts)
 
 
 def _parsed(spec: ClassSpec, base: type, role: str, path: Path) -> tuple[ArgumentParser, Namespace]:
-    """Import a class, and read its arguments as its signature declares them.
+    """Import a class, and parse its arguments by its signature.
 
     Raises:
-        ValueError: If the class does not exist, is none of `base`, or does not take these arguments.
+        ValueError: If the class does not exist, is no subclass of `base`, or refuses the arguments.
     """
     module, _, name = spec.class_path.rpartition(".")
     try:
@@ -378,7 +386,7 @@ def _is_trusted(class_path: str, trust: Sequence[str]) -> bool:
 
 
 def _class_paths(plain: Any) -> Iterator[str]:
-    """Yield every class_path in a nest of dicts and lists."""
+    """Yield every class_path in nested dicts and lists."""
     if isinstance(plain, Mapping):
         if isinstance(plain.get("class_path"), str):
             yield plain["class_path"]

@@ -1,8 +1,8 @@
-"""What stands in a bundle's bundle.json: every key of it, and a digest over them all.
+"""The keys of bundle.json.
 
-Format 2 states every argument of every class and every setting, and `sha256` over all other keys. Format 1 had no
-digest: what it says cannot be checked, so that loading it says so. A key that comes to be: add a field here, and the
-value that bundles without it had to `_upgraded`.
+Format 2 has every argument of every class, every setting, and `sha256`, a digest of all other keys. Format 1 has no
+digest, so it cannot be checked, and a warning says so. To add a key: add a field to `BundleRecord`, and the value for
+bundles without the key to `_upgraded`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from mois.sharing.identity import ModelIdentity
 FORMAT_VERSION = 2
 DESCRIPTION = "bundle.json"
 SECONDARY = ("weights", "seed", "rules")
-"""Arguments that say where tensors and rules come from; which they are stands in the identity."""
+"""Arguments that only say where tensors and rules come from. The identity states which tensors and rules they are."""
 _CURE = "take the bundle from where it was made again"
 
 
 @dataclass(frozen=True)
 class ClassSpec:
-    """A class by its import path, and what it is made with; as in a config.
+    """A class and its arguments, as in a config.
 
     Attributes:
-        class_path: Such as "adapters.Lora".
-        init_args: Plain values.
+        class_path: Import path of the class, such as "adapters.Lora".
+        init_args: Arguments by name, as plain values.
     """
 
     class_path: str
@@ -58,7 +58,7 @@ class ModelSpec:
         return cls(*(ClassSpec.of(plain[name]) for name in ("backbone", "adapter", "propagation")))
 
     def arguments(self) -> dict[str, dict[str, Any]]:
-        """Return by part what it was made with, but for where its tensors came from."""
+        """Return the arguments of each part, without those that only say where its tensors come from."""
         return {
             part: {name: value for name, value in spec["init_args"].items() if name not in SECONDARY}
             for part, spec in asdict(self).items()
@@ -70,14 +70,14 @@ class BundleRecord:
     """The content of bundle.json.
 
     Attributes:
-        format: Of the file.
-        model: The classes with their arguments.
-        identity: Which model this is.
-        inference: How whole volumes are cut, decided and put together.
-        calibration: Confidence of found lesions, None where nothing was there to fit it on.
-        figures: What the best validation measured, None where a figure could not be.
-        provenance: Which code, data, weights and settings made it.
-        files: SHA-256 of each other file, by its name within the folder.
+        format: Version of the format.
+        model: Classes with their arguments.
+        identity: Identity of the model.
+        inference: Inference settings for whole volumes.
+        calibration: Calibration of the confidence of found lesions; None if there was nothing to fit it on.
+        figures: Figures of the best validation, by name; None for a figure that could not be measured.
+        provenance: Code, data, weights and settings that made the model.
+        files: SHA-256 of each other file, by its path in the folder.
     """
 
     format: int
@@ -90,8 +90,8 @@ class BundleRecord:
     files: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what is written, with its digest."""
-        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        """Return the content of bundle.json, with its digest."""
+        plain = dict(vars(self))
         plain |= {name: asdict(plain[name]) for name in ("model", "inference")}
         plain["identity"] = self.identity.as_dict()
         plain["calibration"] = self.calibration.as_dict() if self.calibration is not None else None
@@ -99,10 +99,10 @@ class BundleRecord:
 
 
 def read_description(folder: Path) -> BundleRecord:
-    """Return what the bundle.json of a folder says.
+    """Read the bundle.json of a folder.
 
     Raises:
-        ValueError: If there is none, it is damaged, was changed, or is of a format that this version does not read.
+        ValueError: If the file is missing, damaged, changed, or of a format that this version does not read.
     """
     file = folder / DESCRIPTION
     if not file.exists():
@@ -128,29 +128,30 @@ def read_description(folder: Path) -> BundleRecord:
 
 
 def _upgraded(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a description of format 1 as format 2 would have stated it.
+    """Return a bundle.json of format 1 as format 2.
 
     Raises:
-        ValueError: If it holds what only later formats have, or lacks what format 1 had: it is a damaged later one.
+        ValueError: If a key of format 1 is missing, or there is another key. Then it is a damaged later bundle.json.
     """
-    expected = [one.name for one in fields(BundleRecord)]
+    expected = [key.name for key in fields(BundleRecord)]
     _exactly(content, expected, name)
     for part, wanted in (("model", ["backbone", "adapter", "propagation"]), ("identity", _IDENTITY_1)):
         if isinstance(content[part], Mapping):
             _exactly(content[part], wanted, f"{name}: {part}")
-    made = dict(content)
+    upgraded = dict(content)
     if isinstance(content["inference"], Mapping):
         _exactly(content["inference"], _INFERENCE_1, f"{name}: inference")
-        made["inference"] = {**content["inference"], "normalisation": FIRST.as_dict()}
+        upgraded["inference"] = {**content["inference"], "normalisation": FIRST.as_dict()}
     if isinstance(content["identity"], Mapping):
-        made["identity"] = {**content["identity"], "arguments": None, "behaviour": {}}
-    return made
+        upgraded["identity"] = {**content["identity"], "arguments": None, "behaviour": {}}
+    return upgraded
 
 
-def _exactly(there: Mapping[str, Any], wanted: Sequence[str], name: str) -> None:
-    if missing := [key for key in wanted if key not in there]:
+def _exactly(present: Mapping[str, Any], wanted: Sequence[str], name: str) -> None:
+    """Refuse a table with other keys than wanted."""
+    if missing := [key for key in wanted if key not in present]:
         raise ValueError(f"{name} lacks {missing[0]}; {_CURE}.")
-    if unknown := [key for key in there if key not in wanted]:
+    if unknown := [key for key in present if key not in wanted]:
         raise ValueError(f"{name} holds {unknown[0]}, which format 1 does not have; {_CURE}.")
 
 

@@ -1,4 +1,4 @@
-"""How likely a found lesion is one: confidence fitted on scans whose lesions are known."""
+"""Calibration: from the peak of a found lesion to its confidence, fitted on scans with known lesions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Flags = Sequence[bool] | npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Candidates of about one confidence, for a reliability plot.
+    """Candidates of similar confidence, for a reliability plot.
 
     Attributes:
-        low: Confidence from which the bin counts.
-        high: Confidence up to which it does.
+        low: Lowest confidence of the bin.
+        high: Highest confidence of the bin.
         confidence: Mean confidence of its candidates.
-        hits: Share of them that are lesions.
-        count: How many they are, 1 or more.
+        hits: Share of its candidates that are lesions.
+        count: Number of its candidates, 1 or more.
     """
 
     low: float
@@ -39,9 +39,10 @@ class Calibration:
 
     Attributes:
         peaks: Peaks at the knots, ascending.
-        confidences: Confidence there, never falling, above 0 and below 1; linear in between and constant outside.
-        candidates: How many candidates it was fitted on.
-        hits: How many of them are lesions.
+        confidences: Confidences at the knots, never falling, above 0 and below 1. The confidence is linear between the
+            knots and constant outside.
+        candidates: Number of candidates in the fit.
+        hits: Number of these candidates that are lesions.
     """
 
     peaks: tuple[float, ...]
@@ -63,15 +64,15 @@ class Calibration:
     def fit(cls, peaks: Numbers, hits: Flags) -> Calibration:
         """Fit a confidence that never falls with the peak.
 
-        Isotonic regression finds the steps; a step of h hits among n candidates becomes (h + 1) / (n + 2), and steps
-        that this puts out of order are joined.
+        Isotonic regression finds the steps. A step with h hits among n candidates gets the confidence
+        (h + 1) / (n + 2). Steps that are out of order then are joined.
 
         Args:
-            peaks: (K,) highest probability of each candidate.
-            hits: (K,) whether it is a lesion.
+            peaks: Highest probability of each candidate, (K,).
+            hits: Whether the candidate is a lesion, (K,).
 
         Raises:
-            ValueError: If there is no candidate, or a peak that is no probability.
+            ValueError: If there is no candidate, or a peak is not between 0 and 1.
 
         Source: Zadrozny and Elkan, Transforming classifier scores into accurate multiclass probability estimates, 2002.
         """
@@ -94,46 +95,46 @@ class Calibration:
         return cls(tuple(x for x, _ in knots), tuple(y for _, y in knots), len(peak), int(hit.sum()))
 
     def confidence(self, peaks: Numbers) -> npt.NDArray[np.float64]:
-        """Return the probability that each candidate (K,) is a lesion."""
+        """Return the confidence (K,) of candidates with these peaks (K,): the probability that each is a lesion."""
         return np.asarray(np.interp(np.asarray(peaks, dtype=np.float64), self.peaks, self.confidences))
 
     def reliability(self, peaks: Numbers, hits: Flags, bins: int = 10) -> tuple[ReliabilityBin, ...]:
-        """Compare confidence and truth of candidates that were not fitted on.
+        """Compare confidence and truth of candidates that were not in the fit.
 
         Args:
-            peaks: (K,) highest probability of each.
-            hits: (K,) whether it is a lesion.
-            bins: Number of bins of equal width; those without candidates are left out.
+            peaks: Highest probability of each candidate, (K,).
+            hits: Whether the candidate is a lesion, (K,).
+            bins: Number of bins of equal width. Bins without candidates are left out.
         """
         if bins < 1:
             raise ValueError(f"bins={bins} must be 1 or more.")
         peak, hit = _checked(peaks, hits)
-        said = self.confidence(peak)
-        where = np.minimum((said * bins).astype(np.int64), bins - 1)
+        confidence = self.confidence(peak)
+        bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
         return tuple(
             ReliabilityBin(
                 float(index / bins),
                 float((index + 1) / bins),
-                float(said[where == index].mean()),
-                float(hit[where == index].mean()),
-                int((where == index).sum()),
+                float(confidence[bin_of == index].mean()),
+                float(hit[bin_of == index].mean()),
+                int((bin_of == index).sum()),
             )
-            for index in np.unique(where)
+            for index in np.unique(bin_of)
         )
 
     @staticmethod
     def peak_for_budget(peaks: Numbers, hits: Flags, scans: int, false_per_scan: float) -> float:
-        """Return the lowest peak threshold that leaves at most so many false candidates per scan.
+        """Return the lowest peak threshold that leaves at most `false_per_scan` false candidates per scan.
 
         Args:
-            peaks: (K,) highest probability of each candidate of all scans.
-            hits: (K,) whether it is a lesion.
-            scans: How many scans they are of, those without candidates included.
-            false_per_scan: How many false ones a scan may have on average.
+            peaks: Highest probability of each candidate of all scans, (K,).
+            hits: Whether the candidate is a lesion, (K,).
+            scans: Number of scans, with those without candidates.
+            false_per_scan: Allowed number of false candidates per scan, on average.
 
         Returns:
-            0 where all may stay. Half-way between the first false candidate too many and the next surer candidate;
-            1 if no candidate is surer: what reaches 1 cannot be told from a lesion.
+            0 if all candidates may stay. Otherwise the middle between the first false candidate that must go and the
+            candidate with the next higher peak. If there is no such candidate, 1 takes its place.
         """
         if scans < 1 or false_per_scan < 0:
             raise ValueError(f"scans={scans} must be 1 or more, and bundle.false_per_scan={false_per_scan} 0 or more.")
@@ -149,17 +150,18 @@ class Calibration:
         return middle if middle > worst else following
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain lists and numbers, as JSON holds them."""
+        """Return the calibration as plain lists and numbers, for JSON."""
         plain = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Calibration:
-        """Return what `as_dict` was made from."""
+        """Return the calibration of plain lists and numbers, as `as_dict` gives them."""
         return cls(tuple(plain["peaks"]), tuple(plain["confidences"]), int(plain["candidates"]), int(plain["hits"]))
 
 
 def _checked(peaks: Numbers, hits: Flags) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Return peaks and hits as arrays of one length (K,), checked."""
     peak, hit = np.asarray(peaks, dtype=np.float64), np.asarray(hits, dtype=bool)
     if peak.shape != hit.shape or peak.ndim != 1:
         raise ValueError(f"peaks and hits need one length each, got shapes {peak.shape} and {hit.shape}.")

@@ -1,4 +1,4 @@
-"""The README of a bundle: what is in it, where it comes from, and how to use it."""
+"""The README of a bundle: content, origin and use."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def write_card(path: Path, name: str, content: Mapping[str, Any], modules: Seque
     """Write the card of a bundle.
 
     Args:
-        path: Of the card.
-        name: Of the bundle's folder.
-        content: What stands in bundle.json.
-        modules: Those of others, whose classes the bundle names.
+        path: File of the card.
+        name: Name of the bundle's folder.
+        content: Content of bundle.json.
+        modules: Modules outside this project whose classes the bundle names.
     """
     model, inference, provenance = content["model"], content["inference"], content["provenance"]
     identity = content["identity"]["backbone"]
@@ -85,7 +85,7 @@ def write_card(path: Path, name: str, content: Mapping[str, Any], modules: Seque
             peak_threshold=f"{inference['peak_threshold']:.3g}",
             calibration=_calibration(content["calibration"]),
             figures=_figures(content["figures"], provenance.get("made_worse") or ()),
-            provenance=_rows({key: (_one(provenance.get(key)),) for key in ("code", "data", "seed")}),
+            provenance=_rows({key: (_cell(provenance.get(key)),) for key in ("code", "data", "seed")}),
         ),
     )
 
@@ -104,19 +104,19 @@ def _figures(figures: Mapping[str, float | None], made_worse: Sequence[str]) -> 
     if not measured:
         return "It was not validated."
     head = "| validation | mean over scans |\n|---|---|\n"
-    said = [*remarks(*(figures.get(name) for name in COMPARED)), *made_worse]
-    notes = "".join(f"\n\n{note}" for note in said)
+    notes = [*remarks(*(figures.get(name) for name in COMPARED)), *made_worse]
+    paragraphs = "".join(f"\n\n{note}" for note in notes)
     flatter = "The checkpoint was chosen by this validation, so that its figures flatter."
-    return f"{head}{_rows(measured)}{notes}\n\n{flatter}"
+    return f"{head}{_rows(measured)}{paragraphs}\n\n{flatter}"
 
 
 def _settings(spec: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {_one(value)}" for name, value in dotted(spec["init_args"]).items()) or "-"
+    return ", ".join(f"{name} = {_cell(value)}" for name, value in dotted(spec["init_args"]).items()) or "-"
 
 
 def _rows(cells: Mapping[str, tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join((name, *row))} |" for name, row in cells.items())
 
 
-def _one(value: object) -> str:
+def _cell(value: object) -> str:
     return " ".join(str(value).replace("|", "/").split())

@@ -1,4 +1,4 @@
-"""Which model gave a result: the digests and settings that decide what it answers."""
+"""The identity of a model: digests and settings that decide its answers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mois.records import WeightsIdentity
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model gave a result.
+    """The identity of a model. Two models with the same identity give the same answers.
 
     Attributes:
-        backbone: The weights that were adapted.
-        adapter_sha256: Of the backbone's tensors as they stand, with what the adapter made of them.
-        propagation: Module and name of its class.
-        propagation_sha256: Of its tensors.
-        arguments: By part, what its class was made with, which answers depend on as much as on tensors; None where that
-            is not known (a model made by hand, files of earlier formats) and cannot be compared.
-        behaviour: `Backbone.behaviour`, such as the rules by which SAM2 tracks.
+        backbone: Identity of the backbone's weights before the adapter changed them.
+        adapter_sha256: SHA-256 of the backbone's tensors with the adapter.
+        propagation: Module and name of the propagation's class.
+        propagation_sha256: SHA-256 of the propagation's tensors.
+        arguments: Arguments of the class of each part. None if they are not known (a model made by hand, files of
+            earlier formats); then they are not compared.
+        behaviour: `Backbone.behaviour`, such as the tracking rules of SAM2.
     """
 
     backbone: WeightsIdentity
@@ -37,7 +37,13 @@ class ModelIdentity:
     def of(
         cls, backbone: Backbone, propagation: Propagation, arguments: dict[str, dict[str, Any]] | None = None
     ) -> ModelIdentity:
-        """Return the identity of a model as it stands, with what its classes were made with if that is known."""
+        """Return the identity of a model as it is now.
+
+        Args:
+            backbone: Backbone with its adapter.
+            propagation: The propagation.
+            arguments: Arguments of the class of each part, if they are known.
+        """
         kind = type(propagation)
         return cls(
             backbone.identity,
@@ -49,39 +55,43 @@ class ModelIdentity:
         )
 
     def differences(self, other: ModelIdentity) -> list[str]:
-        """Return in words what differs from another model, this one's first; empty if they are the same."""
-        found = []
+        """Return in words what differs from another model (this model is named first); empty if nothing differs."""
+        apart = []
         if self.backbone.sha256 != other.backbone.sha256:
-            found.append(f"the backbone ({_weights(self.backbone)} instead of {_weights(other.backbone)})")
+            apart.append(f"the backbone ({_weights(self.backbone)} instead of {_weights(other.backbone)})")
         elif self.adapter_sha256 != other.adapter_sha256:
-            found.append(f"the adapter (sha256 {self.adapter_sha256[:12]} instead of {other.adapter_sha256[:12]})")
+            apart.append(f"the adapter (sha256 {self.adapter_sha256[:12]} instead of {other.adapter_sha256[:12]})")
         if self.propagation != other.propagation:
-            found.append(f"the propagation ({self.propagation} instead of {other.propagation})")
+            apart.append(f"the propagation ({self.propagation} instead of {other.propagation})")
         elif self.propagation_sha256 != other.propagation_sha256:
             mine, theirs = self.propagation_sha256[:12], other.propagation_sha256[:12]
-            found.append(f"the propagation's weights (sha256 {mine} instead of {theirs})")
+            apart.append(f"the propagation's weights (sha256 {mine} instead of {theirs})")
         for part, arguments in (self.arguments or {}).items() if self.propagation == other.propagation else ():
-            known = dotted((other.arguments or {}).get(part, {}))
-            found += [
-                f"the {part}'s {name} ({value!r} instead of {known[name]!r})"
+            others = dotted((other.arguments or {}).get(part, {}))
+            apart += [
+                f"the {part}'s {name} ({value!r} instead of {others[name]!r})"
                 for name, value in dotted(arguments).items()
-                if name in known and known[name] != value
+                if name in others and others[name] != value
             ]
         if self.behaviour != other.behaviour:
             mine, theirs = rules_apart(self.behaviour, other.behaviour), rules_apart(other.behaviour, self.behaviour)
-            found.append(f"the backbone's rules ({mine} instead of {theirs})")
-        return found
+            apart.append(f"the backbone's rules ({mine} instead of {theirs})")
+        return apart
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain dicts and strings, as JSON holds them."""
+        """Return the identity as plain dicts and strings, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, plain: Any, name: str = "the model's identity") -> ModelIdentity:
-        """Return what `as_dict` was made from.
+        """Return the identity of plain dicts and strings, as `as_dict` gives them.
+
+        Args:
+            plain: The dicts and strings.
+            name: What messages call them.
 
         Raises:
-            DataError: If it is nothing of the kind.
+            DataError: If keys or types are wrong.
         """
         return as_record(plain, cls, name, later=("arguments", "behaviour"))
 
@@ -102,6 +112,6 @@ def _weights(identity: WeightsIdentity) -> str:
 
 
 def rules_apart(behaviour: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return in words the first rules of a backbone's behaviour that another has not or otherwise."""
+    """Return in words the first rules of a behaviour that another behaviour lacks or has with another value."""
     rules = [f"{name}={value}" for name, value in behaviour.items() if other.get(name, ...) != value]
     return ", ".join([*rules[:3], *(["..."] if len(rules) > 3 else [])]) or "the first ones"

@@ -1,4 +1,4 @@
-"""Which code, data, weights, packages, settings and seed made a result."""
+"""The provenance of a result: code, data, weights, packages, settings and seed."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """What has to be known to make a result again.
+    """All that is needed to make a result again.
 
     Attributes:
-        code: Version of this package; in a git repository also the commit, and "changed" where files differ.
-        data: Fingerprint that the datamodule gives of its files, "unknown" where it gives none.
-        backbone: Which weights were adapted, None where there was no backbone.
-        packages: Name to version, Python included.
+        code: Version of this package. In a git repository also the commit, and "changed" if files differ from it.
+        data: Fingerprint of the data, as the datamodule gives it, or "unknown".
+        backbone: Identity of the backbone's weights before training; None without a backbone.
+        packages: Version by package name, with Python.
         config: Every setting of the run.
-        seed: Of every random draw, None where the run was not seeded.
-        trainable_fraction: Trained parameters over all parameters, None where the model does not say.
-        resumed: Where the run was gone on with: the step, and what was other before, by setting.
+        seed: Seed of all random numbers; None if the run was not seeded.
+        trainable_fraction: Trained parameters / all parameters, 0 to 1; None if the model does not state it.
+        resumed: For each time the run was resumed: the step, and the earlier values of changed settings.
         files: SHA-256 of the files that settings name, by setting.
-        trained_on: Which of the scans that are validated or tested on the model was trained on, as far as it says.
+        trained_on: Scans for validation or test that the model was trained on, as far as the model states it.
     """
 
     code: str
@@ -59,7 +59,7 @@ class Provenance:
     trained_on: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain dicts, lists, strings and numbers, as JSON and safe checkpoints hold them."""
+        """Return the record as plain dicts, lists, strings and numbers, for JSON and checkpoints."""
         return plain_settings(asdict(self))
 
     def write(self, path: Path) -> None:
@@ -68,20 +68,20 @@ class Provenance:
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as any JSON file holds them; numbers that are not finite become texts."""
+    """Return settings as plain JSON values. Numbers that are not finite become strings."""
     text = json.dumps(settings, default=str, ensure_ascii=False).encode(errors="replace")
     plain: dict[str, Any] = json.loads(text, parse_constant=str)
     return plain
 
 
 def collect_provenance(module: object, datamodule: object, config: dict[str, Any], seed: int | None) -> Provenance:
-    """Return the record of a run.
+    """Return the provenance of a run.
 
     Args:
-        module: Its `backbone.identity` and `trainable_fraction` are asked for, where it has them.
-        datamodule: Its `fingerprint()` is asked for, where it has one.
+        module: The model. Its `backbone.identity` and `trainable_fraction` are read if it has them.
+        datamodule: The datamodule. Its `fingerprint()` is called if it has one.
         config: Every setting of the run.
-        seed: Of the run.
+        seed: Seed of the run, or None.
     """
     identity = getattr(getattr(module, "backbone", None), "identity", None)
     fingerprint = getattr(datamodule, "fingerprint", None)
@@ -93,32 +93,32 @@ def collect_provenance(module: object, datamodule: object, config: dict[str, Any
         config=config,
         seed=seed,
         trainable_fraction=getattr(module, "trainable_fraction", None),
-        files={key: told for key, value in _texts(plain_settings(config)) if (told := content_of(value))},
+        files={key: sha256 for key, value in _texts(plain_settings(config)) if (sha256 := content_of(value))},
     )
 
 
 def content_of(setting: object) -> str | None:
-    """Return the SHA-256 of the file, or of the description of the bundle, that a setting names; None of others."""
+    """Return the SHA-256 of the file that a setting names (of a bundle: its bundle.json); None for other settings."""
     try:
         path = Path(setting) if isinstance(setting, str) and setting else None
-        if path is not None and (path / "bundle.json").is_file():  # it holds the digest of each file beside it
+        if path is not None and (path / "bundle.json").is_file():  # it has the digest of each other file
             path = path / "bundle.json"
         return None if path is None or not path.is_file() else file_sha256(path)
-    except (OSError, ValueError):  # it is no path, or one that may not be read
+    except (OSError, ValueError):  # no path, or a file that cannot be read
         return None
 
 
-def _texts(settings: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the settings that are texts, but for backbone weights, whose digest `WeightsIdentity` holds."""
+def _texts(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the settings that are strings, except the backbone weights: their digest is in `WeightsIdentity`."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _texts(value, f"{place}{key}.")
-        elif isinstance(value, str) and f"{place}{key}" != "model.backbone.init_args.weights":
-            yield f"{place}{key}", value
+            yield from _texts(value, f"{prefix}{key}.")
+        elif isinstance(value, str) and f"{prefix}{key}" != "model.backbone.init_args.weights":
+            yield f"{prefix}{key}", value
 
 
 def code_version() -> str:
-    """Return our version, with the git commit where the package lies in a repository of its own."""
+    """Return the version of this package, with the git commit if the package lies in its own repository."""
     root = Path(mois.__file__).resolve().parent.parent
     if _git(root, "rev-parse", "--show-toplevel") != str(root):
         return mois.__version__
@@ -128,7 +128,7 @@ def code_version() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that results depend on; "missing" where one is not installed."""
+    """Return the version of each package that results depend on; "missing" if it is not installed."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What figures say where their reader would have to compare several: sentences for terminals, reports and cards."""
+"""Remarks on figures: sentences for terminals, reports and cards, where a reader would have to compare figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 COMPARED = ("right", "wrong", "no_exemplars")
 FALL = 0.01
-"""By how much a Dice has to fall before that is said."""
+"""A smaller fall of the Dice is not reported."""
 
 _CURES = {
     "prompted_dice": "clicks are answered worse than before the training; lower model.optimisation.learning_rate, or "
@@ -17,54 +17,54 @@ _CURES = {
 
 
 def remarks(right: float | None, wrong: float | None, no_exemplars: float | None) -> list[str]:
-    """Return sentences on what Dice with and without exemplars says where its reader would have to compare figures.
+    """Return remarks on the Dice with and without exemplars.
 
     Args:
-        right: On never-prompted lesions, with exemplars of their own type; None if not measured.
-        wrong: The same, with exemplars of another type.
-        no_exemplars: The same, without exemplars.
+        right: Dice on never-prompted lesions with exemplars of their own type; None if not measured.
+        wrong: The same with exemplars of another type.
+        no_exemplars: The same without exemplars.
     """
-    said = []
+    sentences = []
     if does_harm(right, no_exemplars):
-        said.append(
+        sentences.append(
             f"The exemplars do harm here: with those of their own type (right) Dice on the never-prompted lesions is "
             f"{right:.3f}, without any (no_exemplars) {no_exemplars:.3f}."
         )
     if right is not None and wrong is None:
-        said.append(
+        sentences.append(
             "wrong: not measured, there is one lesion class in each scan; compare right with no_exemplars "
             "(no better: the exemplars are not used)."
         )
-    return said
+    return sentences
 
 
 def of_trained_on(names: Sequence[str]) -> list[str]:
-    """Return what is to be said where a model is tested on scans (these) that it was trained on."""
+    """Return the remark on tested scans (`names`) that the model was trained on; nothing if there are none."""
     return [f"The model was trained on {len(names)} of these scans: {', '.join(names[:10])}."] if names else []
 
 
 def does_harm(right: float | None, no_exemplars: float | None) -> bool:
-    """Return whether less is found with exemplars than without, in figures of three digits."""
+    """Return whether the Dice with exemplars is lower than without, in three digits."""
     return right is not None and no_exemplars is not None and round(no_exemplars - right, 3) > 0
 
 
 def made_worse(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> list[str]:
-    """Return sentences on what a training made worse, with the cure.
+    """Return remarks on figures that a training made worse, each with a cure.
 
     Args:
-        before: Figures of a validation before the first step, by name.
-        after: Those of a later validation on the same scans.
+        before: Figures of the validation before the first step, by name.
+        after: Figures of a later validation on the same scans, by name.
     """
-    said = []
+    sentences = []
     for name, cure in _CURES.items():
         old, new = before.get(name), after.get(name)
         if old is not None and new is not None and new < old - FALL:
-            said.append(f"{name} fell from {old:.2f} (step 0) to {new:.2f}: {cure}.")
-    return said
+            sentences.append(f"{name} fell from {old:.2f} (step 0) to {new:.2f}: {cure}.")
+    return sentences
 
 
 def told_worse(provenance: Mapping[str, Any]) -> list[str]:
-    """Return the sentences of `made_worse` that a result's provenance holds: of its own training, or its bundle's."""
+    """Return the remarks of `made_worse` in a provenance: of the training, or of the bundle's training."""
     training = provenance.get("training")
-    held = provenance.get("made_worse") or (training.get("made_worse") if isinstance(training, Mapping) else None)
-    return [str(sentence) for sentence in held or ()]
+    stored = provenance.get("made_worse") or (training.get("made_worse") if isinstance(training, Mapping) else None)
+    return [str(sentence) for sentence in stored or ()]

@@ -37,7 +37,7 @@ def start_from(
         Sentences for the user: the weights were loaded, and which settings differ without changing a shape.
 
     Raises:
-        ValueError: If it is no bundle, is damaged, or is of another backbone, of other classes or of other shapes.
+        ValueError: If the folder is no bundle or is damaged; or if its backbone, classes or shapes are others.
     """
     folder, name = Path(bundle), f"start_from={bundle}"
     if not bundle:
@@ -52,29 +52,29 @@ def start_from(
     _check_classes(folder, name, record.model, {"backbone": backbone, "adapter": adapter, "propagation": propagation})
     _check_backbone(name, record.identity, backbone)
     fill(folder, name, record, adapter, propagation)
-    said = [f"{name}: adapter and propagation begin with what it holds"]
-    said += [f"{name}: {difference}" for difference in _differences(record.model, in_full(ModelSpec.of(config)))]
+    sentences = [f"{name}: adapter and propagation begin with what it holds"]
+    sentences += [f"{name}: {difference}" for difference in _differences(record.model, in_full(ModelSpec.of(config)))]
     if record.inference.pixel_mm != pixel_mm:
-        said.append(
+        sentences.append(
             f"{name}: it was trained at {record.inference.pixel_mm:g} mm per pixel, this model sees "
             f"{pixel_mm:g} mm (model.inference.pixel_mm)"
         )
-    return said
+    return sentences
 
 
 def _check_classes(folder: Path, name: str, trained: ModelSpec, parts: Mapping[str, object]) -> None:
     """Refuse a bundle whose backbone, adapter or propagation is of another class than the new model's."""
     for role, part in parts.items():
-        there = getattr(trained, role).class_path
-        if there.rpartition(".")[2] != type(part).__name__:
+        class_path = getattr(trained, role).class_path
+        if class_path.rpartition(".")[2] != type(part).__name__:
             other = (
                 f"take its propagation alone (model.propagation.init_args.weights={folder / PROPAGATION})"
                 if role == "adapter"
                 else "leave start_from out"
             )
             raise ValueError(
-                f"{name} is of model.{role}={there}, this model's is {type(part).__name__}; set model.{role}={there}, "
-                f"or {other}."
+                f"{name} is of model.{role}={class_path}, this model's is {type(part).__name__}; set "
+                f"model.{role}={class_path}, or {other}."
             )
 
 

@@ -72,7 +72,8 @@ def _dice_by_class(session: InteractiveSession, most: int) -> list[float]:
             described = bench.segmenter.exemplars(bench.encoded, [(index, shown)])
             if bool(described.valid.any()):
                 tokens = {name: token[0, 0] for name, token in described.tokens.items()}
-                bank.add(Exemplar(str(lesion), tokens, "true outlines", "phantom", (0.0, 0.0, 0.0), 0.0, 0.0, 0.0))
+                facts = (str(lesion), "true outlines", "phantom", (0.0, 0.0, 0.0), 0.0, 0.0, 0.0)
+                bank.add(Exemplar(*facts, tokens=tokens))
         session.use_bank(bank)
         session.propagate()
         lesions = grid.to_stack(session.label_map()).numpy()

@@ -35,7 +35,7 @@ from mois.propagation import Similarity
 from mois.records import Exemplars, Volume
 from mois.scans.datasets import read_dataset
 from mois.session import InteractiveSession
-from mois.session.found_lesions import look_at
+from mois.session.found_lesions import describe_lesions
 from mois.session.masks import BoxMask
 from mois.sharing.bundle import Bundle, write_bundle
 from mois.sharing.bundle_record import ModelSpec
@@ -86,7 +86,9 @@ def lesions(repeats: int) -> Outcome:
         encoded = segmenter.encode(volume)
         asked = true_exemplars(segmenter, encoded, volume, count)
         arms[f"lesions_{count}"] = functools.partial(find, segmenter, encoded, volume, asked)
-        arms[f"described_{count}"] = functools.partial(look_at, segmenter, encoded, true_masks(encoded, volume))
+        arms[f"described_{count}"] = functools.partial(
+            describe_lesions, segmenter, encoded, true_masks(encoded, volume)
+        )
     seconds = interleaved(arms, repeats)
     few, many = f"lesions_{LESIONS[0]}", f"lesions_{LESIONS[-1]}"
     figures = {f"{many}_vs_{LESIONS[0]}": seconds[many] / seconds[few]}

@@ -32,7 +32,7 @@ from mois.files.text import read_table
 from mois.report.results import Results
 from mois.scans.dataset_description import read_description as read_dataset
 from mois.session.journal import read_journal
-from mois.session.prompt_file import read_script
+from mois.session.prompt_file import read_prompts
 from mois.session.state import StateRecord
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.bundle_record import read_description
@@ -180,7 +180,7 @@ FORMATS: dict[str, tuple[Callable[[Path], object] | Path, str, Callable[[Path], 
         "p0.json",
         lambda p: SubjectReport.from_json(read_record(p, dict[str, Any]).get("report")),
     ),
-    "prompts": (FIRST / "prompts.json", "prompts.json", read_script),
+    "prompts": (FIRST / "prompts.json", "prompts.json", read_prompts),
     "dataset": (FIRST / "data" / "dataset.json", "dataset.json", read_dataset),
     "splits": (splits, "splits.json", read_splits),
     "subjects": (FIRST / "evaluated" / "subjects.csv", "subjects.csv", read_table),

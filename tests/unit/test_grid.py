@@ -20,8 +20,8 @@ from mois.scans.volumes import read_on_grid, read_volume
 from mois.session import InteractiveSession
 from mois.session.header import check_origin
 from mois.session.journal import read_journal
-from mois.session.playing import asked_for, play
-from mois.session.prompt_file import Step
+from mois.session.playing import play, requested_actions
+from mois.session.prompt_file import PromptEntry
 from tests.support.datasets import SHAPE, SPACING_MM, save_nifti, scan_with_lesions
 from tests.support.session_fakes import make_model, three_lesions
 
@@ -184,7 +184,7 @@ def test_a_mask_lies_where_its_header_says(tmp_path, given):
     elif given == "array with its affine":
         session.mask(stored, affine=affine)
     else:
-        play(session, asked_for([Step("mask", path)], scan), tmp_path)
+        play(session, requested_actions([PromptEntry("mask", path)], scan), tmp_path)
     assert torch.equal(session.label_map() == 1, torch.from_numpy(mask > 0))
 
 
@@ -199,7 +199,7 @@ def test_a_mask_on_another_grid_is_refused(tmp_path):
     for refused in (
         lambda: session.mask(path),
         lambda: session.mask(torch.from_numpy(mask), affine=torch.from_numpy(off)),
-        lambda: play(session, asked_for([Step("mask", path)], scan), tmp_path),
+        lambda: play(session, requested_actions([PromptEntry("mask", path)], scan), tmp_path),
     ):
         with pytest.raises(ValueError, match="by 50 mm"):
             refused()

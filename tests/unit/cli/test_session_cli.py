@@ -19,7 +19,7 @@ from mois.scans.image_files import write_volume
 from mois.session import InteractiveSession
 from mois.session.advice import Suggestion
 from mois.session.journal import Action, Journal, read_journal
-from mois.session.prompt_file import read_script
+from mois.session.prompt_file import read_prompts
 from mois.session.time_and_motion import motion_rows, time_and_motion
 from mois.sharing.bundle import write_bundle
 from mois.sharing.bundle_record import ClassSpec, ModelSpec
@@ -213,7 +213,7 @@ def test_a_suggestion_is_a_click_for_the_file_of_prompts(files, capsys, monkeypa
     click, _, after = line.removeprefix("suggestion: ").partition("}")
     assert after == f"{named}: missed by little"
     (files / "prompts.json").write_text(f'{{"prompts": [{click}}}]}}')
-    (step,) = read_script(files / "prompts.json")[:-1]
+    (step,) = read_prompts(files / "prompts.json")[:-1]
     assert step.given == pytest.approx(point, abs=0.05)
 
 

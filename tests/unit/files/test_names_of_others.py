@@ -23,7 +23,7 @@ from mois.scans.datasets import read_dataset
 from mois.scans.image_files import write_volume
 from mois.scans.volumes import read_volume
 from mois.session import InteractiveSession
-from mois.session.prompt_file import read_script
+from mois.session.prompt_file import read_prompts
 from mois.tracking.wandb_server import logged_in_key
 from tests.support.session_fakes import lps, make_model, three_lesions
 
@@ -52,7 +52,7 @@ def test_a_name_is_the_same_in_both_forms_of_its_letters(dataset: Path, tmp_path
         assert map_files(folder, scan.subject) == [folder / name]
     (tmp_path / f"{APART}.nii.gz").touch()
     (tmp_path / "prompts.json").write_text(json.dumps([{"mask": f"{COMPOSED}.nii.gz"}]), encoding="utf-8")
-    assert read_script(tmp_path / "prompts.json")[0].given == tmp_path / f"{APART}.nii.gz"
+    assert read_prompts(tmp_path / "prompts.json")[0].given == tmp_path / f"{APART}.nii.gz"
 
 
 def test_two_scans_whose_names_look_alike_are_refused(dataset: Path) -> None:

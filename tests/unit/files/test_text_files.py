@@ -15,7 +15,7 @@ from mois.errors import DataError
 from mois.files.text import read_json, read_table, read_text
 from mois.scans.dataset_description import DatasetDescription, read_description
 from mois.scans.datasets import read_dataset
-from mois.session.prompt_file import read_script
+from mois.session.prompt_file import read_prompts
 
 TABLE = "subject,patient\np0,Jürgen\np1,Ann\n"
 DESCRIPTION = {"labels": {"background": 0, "lésion": 1}, "file_ending": ".nii.gz"}
@@ -47,7 +47,7 @@ def test_every_text_is_read_in_the_encodings_that_say_which_they_are(
     splits = written(tmp_path / "splits.json", '[{"train": ["é"], "val": []}]', encoding, mark)
     assert read_splits(splits) == [Fold(["é"], [])]
     prompts = written(tmp_path / "prompts.json", '{"prompts": [{"click": [1, 2, 3], "lesion": "ü"}]}', encoding, mark)
-    assert read_script(prompts)[0].lesion == "ü"
+    assert read_prompts(prompts)[0].lesion == "ü"
 
 
 @pytest.mark.parametrize("sign", [",", ";", "\t", "|", " | "])
@@ -56,7 +56,7 @@ def test_cells_are_parted_by_the_sign_that_the_header_has(tmp_path: Path, sign: 
     assert table.rows == [{"subject": "p0", "patient": "Jürgen"}, {"subject": "p1", "patient": "Ann"}]
 
 
-READERS = [read_text, read_json, read_table, read_splits, read_script, read_description]
+READERS = [read_text, read_json, read_table, read_splits, read_prompts, read_description]
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -81,7 +81,7 @@ def test_another_encoding_is_named_with_its_place(
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\ufeff"])
-@pytest.mark.parametrize("read", [read_json, read_table, read_splits, read_script, read_description])
+@pytest.mark.parametrize("read", [read_json, read_table, read_splits, read_prompts, read_description])
 def test_an_empty_file_is_called_empty(tmp_path: Path, read: Callable[[Path], object], text: str) -> None:
     with pytest.raises(DataError, match=r"t\.txt: is empty; "):
         read(written(tmp_path / "t.txt", text))

@@ -13,10 +13,10 @@ import torch
 
 from mois.session import InteractiveSession
 from mois.session.header import check_origin
-from mois.session.journal import FORMAT_VERSION, Lines, read_journal
+from mois.session.journal import FORMAT_VERSION, LineWriter, read_journal
 from mois.session.masks import pack_mask, same_masks
-from mois.session.playing import asked_for, play
-from mois.session.prompt_file import read_script
+from mois.session.playing import play, requested_actions
+from mois.session.prompt_file import read_prompts
 from mois.sharing.bank import ExemplarBank
 from tests.support.datasets import save_nifti
 from tests.support.session_fakes import lps, make_model, three_lesions
@@ -30,7 +30,7 @@ BOX = {"box": [lps(SCAN, 2, 35, 7), lps(SCAN, 2, 45, 17)]}
 
 def ask(folder: Path, entries: list[dict[str, Any]], bank: ExemplarBank | None = None) -> list[Any]:
     (folder / "prompts.json").write_text(json.dumps({"prompts": entries}))
-    return asked_for(read_script(folder / "prompts.json"), SCAN, bank)
+    return requested_actions(read_prompts(folder / "prompts.json"), SCAN, bank)
 
 
 def run(
@@ -236,7 +236,7 @@ def test_a_session_that_died_before_its_first_line_was_whole_begins_anew(folder:
 
 def test_a_replay_whose_prompts_make_other_lesions_is_refused(folder: Path) -> None:
     run(folder, [{"click": A}, {"click": B}])
-    told, lines = read_journal(folder / "out"), Lines(FORMAT_VERSION)
+    told, lines = read_journal(folder / "out"), LineWriter(FORMAT_VERSION)
     others = [replace(action, result=3) if action.result == 2 else action for action in told.actions]
     written = lines.header(told.header) + b"".join(lines.action(action) for action in others)
     (folder / "out" / "journal.jsonl").write_bytes(written)

@@ -11,9 +11,9 @@ import torch
 
 from mois.records import Volume
 from mois.session import InteractiveSession
-from mois.session.playing import asked_for, doubts
+from mois.session.playing import ras_warnings, requested_actions
 from mois.session.points import VoxelPoint, ras_suspected, read_point, to_lps_mm
-from mois.session.prompt_file import read_script
+from mois.session.prompt_file import read_prompts
 from tests.support.session_fakes import lps, make_model, three_lesions
 
 OBLIQUE = torch.tensor(
@@ -28,7 +28,7 @@ def scan(affine: torch.Tensor, image: torch.Tensor | None = None) -> Volume:
 
 def asked(folder: Path, entries: list[Any], volume: Volume) -> Any:
     (folder / "prompts.json").write_text(json.dumps(entries))
-    return asked_for(read_script(folder / "prompts.json"), volume)
+    return requested_actions(read_prompts(folder / "prompts.json"), volume)
 
 
 def test_a_voxel_is_where_the_affine_says() -> None:
@@ -119,6 +119,6 @@ def test_a_click_into_the_air_whose_mirror_image_is_in_the_body_may_be_ras(tmp_p
     assert not ras_suspected(right, volume)
     assert not ras_suspected([0.0, 0.0, 4.0], volume)  # as dark either way
     entries = [{"click": right}, {"click": wrong}, {"click": wrong, "positive": False}]
-    (doubt,) = doubts(asked(tmp_path, entries, volume), volume)
+    (doubt,) = ras_warnings(asked(tmp_path, entries, volume), volume)
     assert doubt.startswith("entry 2: [10.0, 10.0, 4.0] (LPS mm) lies outside the body")
     assert doubt.endswith('did you give RAS? Then write {"ras": [-10.0, -10.0, 4.0]}')

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from mois.session.prompt_file import Step, read_script
+from mois.session.prompt_file import PromptEntry, read_prompts
 
 
-def read(tmp_path: Path, text: str | bytes) -> list[Step]:
+def read(tmp_path: Path, text: str | bytes) -> list[PromptEntry]:
     path = tmp_path / "prompts.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_script(path)
+    return read_prompts(path)
 
 
 def test_what_each_kind_of_entry_gives(tmp_path: Path) -> None:
@@ -25,11 +25,11 @@ def test_what_each_kind_of_entry_gives(tmp_path: Path) -> None:
         {"click": [0, 0, 0]},
     ]
     expected = [
-        Step("click", [1.0, 2.5, -3.0], "a", False, 1),
-        Step("box", [[1.0, 2.0, 3.0], [4.0, 5.0, 3.0]], None, True, 2),
-        Step("mask", tmp_path / "m.nii.gz", None, True, 3),
-        Step("propagate", True, None, True, 4),
-        Step("click", [0.0, 0.0, 0.0], None, True, 5),
+        PromptEntry("click", [1.0, 2.5, -3.0], "a", False, 1),
+        PromptEntry("box", [[1.0, 2.0, 3.0], [4.0, 5.0, 3.0]], None, True, 2),
+        PromptEntry("mask", tmp_path / "m.nii.gz", None, True, 3),
+        PromptEntry("propagate", True, None, True, 4),
+        PromptEntry("click", [0.0, 0.0, 0.0], None, True, 5),
     ]
     assert read(tmp_path, json.dumps({"prompts": entries})) == expected
     assert read(tmp_path, json.dumps(entries)) == expected  # the list alone
@@ -37,8 +37,8 @@ def test_what_each_kind_of_entry_gives(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_propagation_ends_with_one(tmp_path: Path) -> None:
-    assert [step.what for step in read(tmp_path, '[{"click": [1, 2, 3]}]')] == ["click", "propagate"]
-    assert read(tmp_path, '{"prompts": []}') == [Step("propagate", True, entry=0)]
+    assert [step.kind for step in read(tmp_path, '[{"click": [1, 2, 3]}]')] == ["click", "propagate"]
+    assert read(tmp_path, '{"prompts": []}') == [PromptEntry("propagate", True, number=0)]
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,4 @@ def test_a_file_that_is_no_list_of_prompts_is_refused(tmp_path: Path, text: str,
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no such file"):
-        read_script(tmp_path / "none.json")
+        read_prompts(tmp_path / "none.json")

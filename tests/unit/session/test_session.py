@@ -342,7 +342,7 @@ def test_what_merges_exemplars_is_handed_all_of_them_and_others_the_most_differe
         bank.add(replace(bank[key_of(session, 1)], key=f"other:{number}", weight=min(1.0, number)))
     session.use_bank(bank)  # 42 exemplars, one of them without weight
     session.propagate()
-    keys, asked = session._bench.asked(session.state)
+    keys, asked = session._bench.exemplars_in_use(session.state)
     assert len(keys) == asked.count == len(session.attribute()) == taken
     assert "other:0" not in keys
     assert getattr(propagation, "handed", taken) == taken

@@ -24,7 +24,7 @@ def exemplar(
 ) -> Exemplar:
     values = value if isinstance(value, tuple) else (value,)
     tokens = {"means": torch.tensor([values]), "log_area": torch.tensor([0.5])}
-    return Exemplar(key, tokens, "scan1", "anna", (1.5, -20.0, 300.25), 40.0, 0.7, 0.25, negative, weight)
+    return Exemplar(key, "scan1", "anna", (1.5, -20.0, 300.25), 40.0, 0.7, 0.25, negative, weight, tokens=tokens)
 
 
 def bank_of(*exemplars: Exemplar) -> ExemplarBank:
