@@ -1,4 +1,4 @@
-"""`python train.py fit | validate | test | predict`: LightningCLI with our defaults, loggers and one-line errors."""
+"""`python train.py fit | validate | test | predict`: LightningCLI with our defaults, loggers and errors of one line."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from mois.cli.arguments import OneLineParser, command_line
 from mois.cli.memory_advice import what_frees_memory
 from mois.cli.old_training_options import TrainingNames
+from mois.cli.resuming import checkpoint_path, compared_run
 from mois.cli.settings import read_settings
 from mois.cli.training_checks import (
     check_accelerator,
@@ -46,10 +47,8 @@ from mois.tracking.tracker import Tracker
 from mois.training.callbacks import AllLearn, CacheAdvice, CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
 from mois.training.checkpoint_content import RECORD, CheckProgress, ValidationRecord
 from mois.training.checkpoints import (
-    NAMED,
     BestCheckpoint,
     LastCheckpoint,
-    Resumed,
     RunRecord,
     SafeCheckpointIO,
     how_to_go_on,
@@ -60,7 +59,7 @@ from mois.training.export import BundleSettings, export_bundles
 from mois.training.module import ExemplarSegmenter
 from mois.training.rank_watch import RankWatch
 from mois.training.resume_point import ResumePoint
-from mois.training.same_run import changed_settings
+from mois.training.same_run import Resumed
 from mois.training.signals import StopAtSignal
 from mois.training.whole_scans import recorded_figures
 
@@ -78,10 +77,10 @@ class CheckpointSettings:
     """Which checkpoints a training keeps, in `checkpoints/` of its folder.
 
     Attributes:
-        monitor: Validation figure that decides which one is `best.ckpt`.
-        mode: Whether more or less of it is better.
-        every_n_steps: How often `last.ckpt` is written, from which `--ckpt_path last` goes on; the one before it is
-            kept, for `--ckpt_path previous`.
+        monitor: Validation figure that decides which checkpoint is `best.ckpt`.
+        mode: Whether a larger or a smaller figure is better.
+        every_n_steps: Number of steps between two writes of `last.ckpt`. `--ckpt_path last` goes on from this file,
+            and `--ckpt_path previous` from the file before it.
     """
 
     monitor: str = "val/right"
@@ -90,11 +89,11 @@ class CheckpointSettings:
 
 
 class TrainParser(OneLineParser, LightningArgumentParser):
-    """Lightning's parser with errors of one line."""
+    """Parser of Lightning with errors of one line."""
 
 
 class NamedConfig(SaveConfigCallback):
-    """Saves the whole config as `config.yaml` of the run's folder; other commands than fit as `config_COMMAND.yaml`."""
+    """Saves the whole config in the run's folder: `config.yaml` for fit, `config_COMMAND.yaml` for other commands."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Name the file after the command."""
@@ -104,11 +103,11 @@ class NamedConfig(SaveConfigCallback):
 
 
 class MoisCLI(LightningCLI):
-    """The one command line for everything that Lightning runs.
+    """Command line of fit, validate, test and predict.
 
     Args:
-        arguments: Without the program's name.
-        model_class: Stands in for our module in tests.
+        arguments: Words of the command line, without the program's name.
+        model_class: Class of the model; tests give another class.
     """
 
     def __init__(self, arguments: Sequence[str], model_class: type[LightningModule] = ExemplarSegmenter) -> None:
@@ -136,11 +135,11 @@ class MoisCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without `weights_only`: checkpoints are always read that way."""
+        """Return the commands of Lightning, without `weights_only`: checkpoints are always read that way."""
         return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what is ours to the settings, and let one seed serve all."""
+        """Add our settings, and let one seed serve data, model and training."""
         parser.add_argument("--tracking", type=TrackingSettings, default=TrackingSettings())
         parser.add_argument("--checkpoints", type=CheckpointSettings, default=CheckpointSettings())
         parser.add_argument("--bundle", type=BundleSettings, default=BundleSettings())
@@ -163,19 +162,18 @@ class MoisCLI(LightningCLI):
             parser.set_defaults({"model.inference.pixel_mm": None})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse (Lightning's own way warns where a program gives the arguments, as the demo does)."""
+        """Parse the arguments. Lightning's own method warns if a program gives the arguments, as the demo does."""
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning lets a checkpoint overrule the config here; with us the config is what is written in it."""
+        """Do nothing. Lightning would let the checkpoint change the config; our config is what the user wrote."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle what the config leaves open: folder, precision, checkpoint.
+        """Set the values that the config leaves open: folder, precision, checkpoint.
 
         Raises:
-            ValueError: If the checkpoint cannot be read, a new training would overwrite an old one, patches and whole
-                volumes would be seen at two scales, weights would be kept in another type than float32, the trainer's
-                accelerator or strategy cannot work here, or another process writes into the run's folder.
+            ValueError: If a setting cannot work, the checkpoint cannot be read, a new training would overwrite an old
+                training, or another process writes into the run's folder.
         """
         given_settings = list(read_settings(self.arguments))
         check_seed(given_settings, self.settings["seed_everything"])
@@ -199,55 +197,22 @@ class MoisCLI(LightningCLI):
             raise ValueError(
                 f"checkpoints.every_n_steps={self.settings['checkpoints']['every_n_steps']}: choose 1 or more"
             )
-        path = self._checkpoint_path(given)
+        path = checkpoint_path(given, self.checkpoints, new=self.subcommand == "fit")
         self.ckpt_path = None if path is None else str(path)
         if self.subcommand == "fit":
-            self.settings["ckpt_path"] = None  # config.yaml makes the whole run again, not its second half
+            self.settings["ckpt_path"] = None  # config.yaml describes the whole run, not its second half
         if path is not None:
             checkpoint = read_training(path)
             self.resumed = {"step": checkpoint.get("global_step"), **checkpoint.get(RECORD, {})}
             if self.subcommand == "fit":
                 if path.parent.resolve() != self.checkpoints.resolve() and first_rank():
                     check_new_folder(self.folder, self.checkpoints)
-                self.resumed_run = self._same_run(f"ckpt_path={path}")
+                self.resumed_run = compared_run(f"ckpt_path={path}", self.resumed, self.plain_config())
         elif self.subcommand == "fit" and given is None and first_rank():
             check_new_folder(self.folder, self.checkpoints)
 
-    def _checkpoint_path(self, given: str | None) -> Path | None:
-        """Return the checkpoint that a value of `ckpt_path` names; None starts a new training.
-
-        Raises:
-            ValueError: If the value is empty.
-        """
-        if given == "":
-            raise ValueError("ckpt_path names nothing; give last, best or a path, or leave it out")
-        path = self.checkpoints / f"{given}.ckpt" if given in NAMED else Path(given) if given else None
-        if given == "last" and self.subcommand == "fit" and path is not None and not path.exists():
-            best = self.checkpoints / "best.ckpt"
-            path = best if best.is_file() else None
-            rank_zero_info(
-                f"there is no last.ckpt yet: the training {f'goes on from {best}' if path else 'starts anew'}"
-            )
-        return path
-
-    def _same_run(self, name: str) -> Resumed:
-        """Compare the settings with those of the checkpoint, and say which of them are others.
-
-        Raises:
-            ValueError: If one differs that changes what is learned.
-        """
-        step, provenance = self.resumed["step"], self.resumed.get("provenance") or {}
-        if not provenance.get("config"):
-            rank_zero_info(f"{name}: unverified: it does not say with which settings it was trained")
-            return Resumed(name, step, provenance, {})
-        changed = changed_settings(provenance["config"], self.plain_config(), name, provenance.get("files"))
-        for key, (before, now) in changed.items():
-            if key.partition(".")[0] not in ("config", "ckpt_path"):
-                rank_zero_info(f"from step {step} on: {key}={now}, which was {before}")
-        return Resumed(name, step, provenance, changed)
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add our loggers, callbacks and checkpoint files to what the config asks for."""
+        """Return the trainer of the config, with our loggers, callbacks and checkpoint files."""
         check_patch_edge(self._get(self.config_init, "model"), self._get(self.config_init, "data"))
         given = self._get(self.config_init, "trainer")
         plugins = given["plugins"] or []
@@ -276,7 +241,7 @@ class MoisCLI(LightningCLI):
             Tracker.of(self.trainer).finish()
 
     def _start_from(self, bundle: str, model: ExemplarSegmenter) -> None:
-        """Load the weights of the bundle that `start_from` names, and print what differs."""
+        """Load the weights of the bundle that `start_from` names, and print which settings differ."""
         parts = model.backbone, model.adapter, model.propagation
         for sentence in start_from(bundle, self.plain_config()["model"], *parts, model.inference.pixel_mm):
             rank_zero_info(sentence)
@@ -284,7 +249,7 @@ class MoisCLI(LightningCLI):
             rank_zero_info(f"start_from={bundle}: companions begin as they were made")
 
     def after_fit(self) -> None:
-        """Write the best of what was trained as a bundle; keep its checkpoint where a logger keeps artifacts."""
+        """Write the bundle of the best checkpoint, and give the checkpoint to loggers that keep artifacts."""
         tracker = Tracker.of(self.trainer)
         best = self.checkpoints / "best.ckpt"
         if isinstance(self.model, ExemplarSegmenter) and self.trainer.is_global_zero:
@@ -298,9 +263,9 @@ class MoisCLI(LightningCLI):
                 for sentence in self.model.record(prefix).get("made_worse", []):
                     rank_zero_warn(f"{self.folder / 'bundle'} is worse than what the training began with: {sentence}")
             settings = BundleSettings(**self.settings["bundle"].as_dict())
-            says = getattr(self.datamodule, "normalisation_of_images", None)  # a datamodule of others may not
+            normalisation = getattr(self.datamodule, "normalisation_of_images", lambda: None)()  # others may lack it
             model = self.plain_config()["model"]
-            export_bundles(self.model, self.folder, model, validation, settings, says() if says is not None else None)
+            export_bundles(self.model, self.folder, model, validation, settings, normalisation)
             say(self.trainer, f"bundle: {self.folder / 'bundle'}")
         if not best.is_file() and not any(name.startswith("val/") for name in self.trainer.callback_metrics):
             rank_zero_info(
@@ -311,7 +276,7 @@ class MoisCLI(LightningCLI):
             tracker.file(f"{self.folder.name}-best", best, kind="model")
 
     def before_test(self) -> None:
-        """Have the test say of every candidate how sure the bundle of its checkpoint would be."""
+        """Give the test the calibration of the checkpoint's bundle, for the confidence of every candidate."""
         for prefix, validation in self.resumed.get("validation", {}).items():
             record = ValidationRecord(**validation)
             if record.peaks:
@@ -319,21 +284,21 @@ class MoisCLI(LightningCLI):
 
     @property
     def settings(self) -> Any:
-        """The parsed settings of the subcommand."""
+        """Parsed settings of the command."""
         return self.config[self.subcommand]
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """Folder of the run."""
         return Path(self.settings["trainer"]["default_root_dir"])
 
     @property
     def checkpoints(self) -> Path:
-        """Where the run's checkpoints are."""
+        """Folder of the run's checkpoints."""
         return self.folder / "checkpoints"
 
     def plain_config(self) -> dict[str, Any]:
-        """Return the settings as plain values, without the command that was given."""
+        """Return the settings of the command as plain values."""
         plain: dict[str, Any] = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_unset=False))
         return plain
 
@@ -346,7 +311,7 @@ class MoisCLI(LightningCLI):
             return False
         resume_step = self.resumed.get("step", 0) if self.subcommand == "fit" else None
         tracking = TrackingSettings(**self.settings["tracking"].as_dict())
-        if given not in (None, True):  # the user's own ones, beside metrics.csv
+        if given not in (None, True):  # loggers of the user, beside metrics.csv
             tracking.wandb = "disabled"
         own = make_loggers(self.folder, tracking, run_id=self.resumed.get("run_id"), resume_step=resume_step)
         return own + (given if isinstance(given, list) else [given] if isinstance(given, Logger) else [])
@@ -370,7 +335,10 @@ class MoisCLI(LightningCLI):
         return callbacks
 
     def _validates_first(self, trainer: Any) -> bool:
-        """Tell whether a new training is validated before its first step: it will be again, and nobody forbids it."""
+        """Return whether a new training is validated before its first step.
+
+        It is, if it is validated later as well and the config does not forbid it.
+        """
         wanted = self.settings["validate_first"] if self.subcommand == "fit" else False
         if not wanted or self.ckpt_path is not None or not isinstance(self.model, ExemplarSegmenter):
             return False
@@ -380,17 +348,17 @@ class MoisCLI(LightningCLI):
 
 
 def quieten() -> None:
-    """Leave out what Lightning says at every start and nobody has to act upon."""
+    """Hide warnings and tips of Lightning that need no action."""
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message="You have overridden `.*` in `LightningModule`")  # it serves all data
+    warnings.filterwarnings("ignore", message="You have overridden `.*` in `LightningModule`")  # for all data
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts are, on purpose
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; mistakes in it or in the data end in one line (MOIS_TRACEBACK=1 shows where)."""
+    """Run a command line. A mistake in it or in the data ends in one line; MOIS_TRACEBACK=1 shows the traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments[:1]) == ["--version"]:
         sys.stdout.write(f"mois {code_version()}\n")

@@ -1,4 +1,4 @@
-"""Loggers of a run: its own CSV files, and W&B without waiting for it."""
+"""Loggers of a run: metrics.csv in its folder, and W&B. A slow or missing W&B server does not stop the run."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ from mois.tracking.wandb_server import (
 )
 
 FINISH_TIMEOUT_S = 30.0
+"""Seconds to wait for uploads to W&B at the end of a run."""
 
 
 @dataclass
 class TrackingSettings:
-    """What to record beside the run's own folder.
+    """What W&B records, beside the files in the run's folder.
 
     Attributes:
-        wandb: "auto": online where WANDB_API_KEY is set, or WANDB_MODE=online and there is a key of `wandb login`, and
-            the server accepts the key, else offline; "offline"; "disabled".
-        project: W&B project; WANDB_PROJECT overrides it.
-        name: W&B display name, by default the name of the run's folder.
-        tags: W&B tags.
-        artifact: Whether the best checkpoint is recorded as W&B artifact when a training ends.
+        wandb: "auto", "offline" or "disabled". "auto" records online with WANDB_API_KEY, or with WANDB_MODE=online and
+            the key of `wandb login`, if the server accepts the key; else offline.
+        project: Project at W&B; WANDB_PROJECT overrides it.
+        name: Name shown at W&B; by default the name of the run's folder.
+        tags: Tags at W&B.
+        artifact: Whether the best checkpoint becomes an artifact at W&B when a training ends.
     """
 
     wandb: Literal["auto", "offline", "disabled"] = "auto"
@@ -57,11 +58,11 @@ def make_loggers(
     """Return the loggers of a run: always `metrics.csv`, and W&B unless it is disabled.
 
     Args:
-        folder: The run's folder.
-        settings: What to record.
-        run_id: W&B id of the run that is continued, as its checkpoint holds it; None starts a new one.
-        resume_step: Step that training goes on from; rows of metrics.csv from there on are dropped, but
-            for those of tests; 0 drops all. None keeps all.
+        folder: Folder of the run.
+        settings: What W&B records.
+        run_id: Id at W&B of the run that goes on, from its checkpoint; None starts a new run at W&B.
+        resume_step: Step from which a training goes on. Later rows of metrics.csv are dropped, except rows of tests.
+            0 drops all rows, None keeps all rows.
     """
     loggers: list[Logger] = [CsvLogger(folder, resume_step)]
     if choose(settings.wandb).mode != "disabled":
@@ -70,7 +71,12 @@ def make_loggers(
 
 
 class CsvLogger(Logger):
-    """Scalars as rows of `metrics.csv` in the run's folder; a resumed run goes on in the same file."""
+    """Writes figures as rows of `metrics.csv` in the run's folder. A resumed run goes on in the same file.
+
+    Args:
+        folder: Folder of the run.
+        resume_step: See `make_loggers`.
+    """
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
         super().__init__()
@@ -80,27 +86,27 @@ class CsvLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Empty: the run's folder is used as it is."""
+        """Empty: Lightning makes no subfolder for this logger."""
         return ""
 
     @property
     def version(self) -> str:
-        """Empty: the run's folder is used as it is."""
+        """Empty: Lightning makes no subfolder for this logger."""
         return ""
 
     @property
     def save_dir(self) -> str:
-        """The run's folder."""
+        """Folder of the run."""
         return str(self._folder)
 
     @property
     def path(self) -> Path:
-        """The file that is written."""
+        """File of the rows."""
         return self._folder / "metrics.csv"
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row."""
+        """Append a row of figures."""
         row: dict[str, Any] = {"step": step or 0, **{name: float(value) for name, value in metrics.items()}}
         if self._columns is None:
             self._columns = self._rewrite(self._old_rows(), ["step"])
@@ -112,14 +118,14 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: the run's folder holds its config and provenance."""
+        """Do nothing: the run's folder holds config and provenance."""
 
     def _old_rows(self) -> list[dict[str, str]]:
         rows = _read_rows(self.path)
         if self._resume_step is None:
             return rows
         kept = [row for row in rows if _step(self.path, row) < self._resume_step]
-        if self._resume_step:  # what is trained again is logged again, a test of a checkpoint is not
+        if self._resume_step:  # steps that are trained again are logged again; tests are not
             kept += [row for row in rows if _step(self.path, row) >= self._resume_step and _is_of_test(row)]
         return kept
 
@@ -133,10 +139,16 @@ class CsvLogger(Logger):
 
 
 class CarefulWandbLogger(WandbLogger):
-    """Lightning's W&B logger, made so that it never raises, waits or asks.
+    """Logger of Lightning for W&B that never raises an error, waits long or asks the user.
+
+    Args:
+        folder: Folder of the run.
+        settings: What W&B records.
+        run_id: Id at W&B of the run that goes on; None makes a new id.
+        server_timeout_s: Seconds that the server has to answer.
 
     Attributes:
-        run_id: Stored in checkpoints, so that a resumed run goes on as the same W&B run.
+        run_id: Id of the run at W&B. Checkpoints hold it, so that a resumed run goes on as the same run at W&B.
     """
 
     def __init__(
@@ -156,12 +168,12 @@ class CarefulWandbLogger(WandbLogger):
             project=os.environ.get("WANDB_PROJECT", settings.project),
             tags=settings.tags,
         )
-        del self._wandb_init["anonymous"]  # W&B warns of it at every start
+        del self._wandb_init["anonymous"]  # W&B would warn at every start
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, started at first use and on rank 0 only."""
+        """Run at W&B. It starts at its first use, on rank 0 only."""
         if self._experiment is None:
             self._experiment = self._start()
             self._guard(lambda wandb_run: wandb_run.define_metric("trainer/global_step"))
@@ -178,13 +190,13 @@ class CarefulWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Record settings; whatever JSON has no word for becomes a string."""
+        """Record settings. Values that JSON cannot hold become texts."""
         settings = json.loads(json.dumps(dict(params) if isinstance(params, Mapping) else vars(params), default=str))
         self._guard(lambda wandb_run: wandb_run.config.update(settings, allow_val_change=True))
 
     @rank_zero_only
     def log_table(self, *args: Any, **kwargs: Any) -> None:
-        """Record a table; a column of mixed types, which W&B refuses, does not stop the run."""
+        """Record a table. W&B refuses columns of mixed types; that does not stop the run."""
         self._guard(lambda _: super(CarefulWandbLogger, self).log_table(*args, **kwargs))
 
     @rank_zero_only
@@ -201,7 +213,7 @@ class CarefulWandbLogger(WandbLogger):
 
     @rank_zero_only
     def finish(self) -> None:
-        """End the run; waits for uploads, but not for long."""
+        """End the run at W&B. Wait for uploads, at most `FINISH_TIMEOUT_S`."""
         if self._experiment is not None:
             self._guard(lambda wandb_run: wandb_run.finish())
             self._experiment = None
@@ -209,7 +221,7 @@ class CarefulWandbLogger(WandbLogger):
     def _guard(self, action: Callable[[Any], object]) -> None:
         try:
             action(self.experiment)
-        except Exception as error:  # whatever it is, the run is worth more than its record at W&B
+        except Exception as error:  # no error of W&B may stop the run
             import wandb
 
             rank_zero_warn(f"W&B stopped recording ({first_line(error)}); the run goes on, its folder holds everything")
@@ -239,9 +251,9 @@ class CarefulWandbLogger(WandbLogger):
                     run = wandb.init(**self._wandb_init, mode="online", settings=settings)
                     rank_zero_info(f"W&B: {run.url}")
                     return run
-            except Exception as error:  # refused or cut off after all
+            except Exception as error:  # the server refused or ended the connection
                 reason = first_line(error)
-                self.run_id = secrets.token_hex(4)  # W&B keeps the id of a failed start to itself
+                self.run_id = secrets.token_hex(4)  # W&B does not accept the id of a failed start again
         if reason:
             rank_zero_warn(f"W&B is recorded offline, because {reason}; upload it later with `wandb sync`")
         try:
@@ -256,10 +268,13 @@ class CarefulWandbLogger(WandbLogger):
 
 
 class LateLoggers(Callback):
-    """Keeps a trainer's loggers back until its data are checked: a run that is refused leaves none behind.
+    """Gives a trainer its loggers after its data are checked: a refused run leaves no log.
 
-    Lightning starts every logger that it has before the datamodule's `setup`; one that it gets later starts when it is
-    first used. The callback stands before all others, which may ask for the loggers in their own `setup`.
+    Lightning starts its loggers before the datamodule's `setup`. A logger that it gets later starts at its first use.
+    This callback is the first, because other callbacks may ask for loggers in their own `setup`.
+
+    Args:
+        trainer: The trainer; its loggers are taken away until `setup`.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -267,7 +282,7 @@ class LateLoggers(Callback):
         trainer.callbacks.insert(0, self)  # type: ignore[attr-defined]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the loggers over; Lightning calls this after the datamodule."""
+        """Give the loggers back. Lightning calls this after the datamodule's `setup`."""
         trainer.loggers = self._loggers
 
 

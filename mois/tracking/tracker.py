@@ -1,4 +1,4 @@
-"""A run's pictures, tables and files, given to every logger."""
+"""Gives pictures, tables and files of a run to every logger."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from mois.tracking.loggers import CarefulWandbLogger
 
 
 class Tracker:
-    """Records what is more than a scalar: written to the run's folder, and handed to the loggers that can take it."""
+    """Writes pictures, tables and files into the run's folder, and gives them to the loggers that can take them.
+
+    Args:
+        folder: Folder of the run.
+        loggers: Loggers of the run.
+    """
 
     def __init__(self, folder: Path, loggers: Sequence[Logger] = ()) -> None:
         self.folder = folder
@@ -47,10 +52,13 @@ class Tracker:
         """Record a picture as `pictures/NAME_STEP.png`.
 
         Args:
-            name: Such as "val/overlay"; folders stay folders.
+            name: Name such as "val/overlay"; its folders become folders of the file.
             picture: A PNG file, or (H, W, 3) uint8.
-            step: Of the training.
-            caption: Shown below the picture.
+            step: Step of the training.
+            caption: Text below the picture.
+
+        Raises:
+            ValueError: If a tensor has another shape or type.
         """
         path = self.folder / "pictures" / f"{name}_{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,14 +87,14 @@ class Tracker:
 
     @rank_zero_only
     def file(self, name: str, path: Path, kind: str = "result") -> None:
-        """Record a file of the run's folder as an artifact called `name`, where a logger keeps artifacts."""
+        """Record a file of the run's folder as an artifact called `name`, in loggers that keep artifacts."""
         for logger in self.loggers:
             if isinstance(logger, CarefulWandbLogger):
                 logger.log_file(name, path, kind)
 
     @rank_zero_only
     def finish(self) -> None:
-        """End what has to be ended before the process does."""
+        """End the loggers that have to end before the process."""
         for logger in self.loggers:
             if isinstance(logger, CarefulWandbLogger):
                 logger.finish()

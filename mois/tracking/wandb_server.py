@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb asks the DNS for its maker's host, also offline
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # otherwise wandb looks up its own server, also offline
 
 SERVER_TIMEOUT_S = 10.0
 ONLINE, OFFLINE, DISABLED = ("online", "shared", "run"), ("offline", "dryrun"), ("disabled",)
@@ -26,9 +26,9 @@ class Choice(NamedTuple):
     """How W&B records.
 
     Attributes:
-        mode: Online still depends on what the server says.
-        key: To record online with; empty where there is none.
-        reason: Why it is not online although that was asked for, or empty.
+        mode: The mode. Online still needs the answer of the server.
+        key: Key for recording online; "" if there is none.
+        reason: Why the mode is not online although the user wants it; "" otherwise.
     """
 
     mode: Literal["online", "offline", "disabled"]
@@ -37,9 +37,9 @@ class Choice(NamedTuple):
 
 
 def choose(setting: str = "auto") -> Choice:
-    """Return how W&B records, by the environment and a run's setting; the one that says less wins.
+    """Return how W&B records. Of the environment and the run's setting, the one that records less wins.
 
-    A key of `wandb login` alone uploads nothing: WANDB_MODE=online or WANDB_API_KEY says that it is wanted.
+    A key of `wandb login` alone uploads nothing. The user has to set WANDB_MODE=online or WANDB_API_KEY.
 
     Args:
         setting: `tracking.wandb`: auto, offline or disabled.
@@ -59,33 +59,33 @@ def choose(setting: str = "auto") -> Choice:
 
 
 def logged_in_key() -> str:
-    """Return the key that `wandb login` left for the server that is set up here; nothing where there is none."""
+    """Return the key that `wandb login` stored for the configured server; "" if there is none."""
     places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
     try:
         file = next((path for place in places if place and (path := Path(place).expanduser()).is_file()), None)
         credentials = netrc.netrc(file).authenticators(urllib.parse.urlsplit(wandb_server()).netloc) if file else None
-    except (OSError, RuntimeError, netrc.NetrcParseError, UnicodeDecodeError):  # a RuntimeError where there is no home
+    except (OSError, RuntimeError, netrc.NetrcParseError, UnicodeDecodeError):  # a RuntimeError without a home folder
         return ""
     return (credentials[2] or "") if credentials else ""
 
 
 def forget_unknown_mode() -> None:
-    """Take a WANDB_MODE that wandb would fail at out of the environment."""
+    """Remove a WANDB_MODE that wandb does not know from the environment: wandb would fail."""
     if os.environ.get("WANDB_MODE") not in (None, *ONLINE, *OFFLINE, *DISABLED):
         del os.environ["WANDB_MODE"]
 
 
 def wandb_server() -> str:
-    """Return the address of the W&B server that is set up here."""
+    """Return the address of the configured W&B server."""
     import wandb
 
     return os.environ.get("WANDB_BASE_URL") or str(wandb.setup().settings.base_url)
 
 
 def why_unreachable(server: str, key: str, timeout_s: float) -> str | None:
-    """Ask a W&B server whether it accepts a key; return the reason why not, or None where it does.
+    """Ask a W&B server whether it accepts a key. Return the reason why not; None if it does.
 
-    It comes back after `timeout_s` seconds at the latest, also where looking up the server's name hangs.
+    The function returns after `timeout_s` seconds at the latest, also if the look-up of the server's name hangs.
     """
     reasons: list[str | None] = []
     thread = threading.Thread(target=lambda: reasons.append(_ask_server(server, key, 2 * timeout_s)), daemon=True)
@@ -115,5 +115,5 @@ def _ask_server(server: str, key: str, timeout_s: float) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the start of an error's message."""
+    """Return the first line of an error's message, at most 120 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -1,4 +1,4 @@
-"""What watches a training: its costs, the wait for data, the bar, a seed for every step, the stop at the first NaN."""
+"""Callbacks of a training: cost, waiting for data, advice on the cache, progress bar, seeds, stop at the first NaN."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from mois.training.module import ExemplarSegmenter
 
 
 class CostTable(Callback):
-    """Shows at the start of a training how many parameters each part has and trains, and what a step will cost.
+    """Prints the parameters of each part, and the cost of a step, at the start of a training.
 
     Args:
-        dry_step: Make one step beforehand, on an episode of noise in the shape that the datamodule gives, and show its
-            memory and seconds by part. It changes nothing (`step_cost`).
+        dry_step: Whether to make a step on an episode of noise, and print its memory and seconds by part. The shape of
+            the episode is that of the datamodule. The step changes nothing (`step_cost`).
     """
 
     def __init__(self, dry_step: bool = True) -> None:
@@ -55,13 +55,13 @@ class CostTable(Callback):
             )
 
     def _costs(self, trainer: Trainer, module: LightningModule) -> list[PartCost]:
-        """One episode, times those of a batch: what they save adds up, and so do their seconds on a CPU."""
+        """Return the cost of one episode times the batch size: saved tensors add up, and on a CPU also seconds."""
         data = getattr(trainer, "datamodule", None)
-        shape = getattr(data, "settings", None)  # of an episode, with the datamodules of ours
+        shape = getattr(data, "settings", None)  # shape of an episode; only our datamodules have it
         if not (self.dry_step and shape is not None and isinstance(module, ExemplarSegmenter)):
             return []
         if not any(p.requires_grad for p in module.parameters()):
-            return []  # configure_optimizers has a line on it
+            return []  # `configure_optimizers` refuses it
         episode = noise_episode(shape.exemplars, shape.clip, shape.patch_px)
         costs = step_cost(module, episode, trainer.precision_plugin.train_step_context)
         batch = getattr(data, "batch_size", 1)
@@ -70,16 +70,16 @@ class CostTable(Callback):
 
 
 class DataShares(Callback):
-    """Logs, of the steps since it last did, how long their data took and what share of it the feature cache had.
+    """Logs how long steps waited for data, and how many images were in the feature cache.
 
-    `train/waiting` is the share of the time in which the slowest rank waited: for its loader, which says so
-    (`waited_s`), and for `model.cache`, whose digests are made before a step and whose files are read and written
-    within it. `train/cache_hits` is the share of the images, on all ranks.
+    `train/waiting` is the share of the time in which the slowest rank waited for its loader and for `model.cache`. Both
+    count their seconds (`waited_s`). The cache makes digests before a step, and reads and writes files within it.
+    `train/cache_hits` is the share of the images in the cache, over all ranks. Both count the steps since the last log.
     """
 
     def __init__(self) -> None:
-        self._loader_s = 0.0  # what the loader said last
-        self._cache_s = 0.0  # what the cache said last
+        self._loader_s = 0.0  # last `waited_s` of the loader
+        self._cache_s = 0.0  # last `waited_s` of the cache
         self._digests_s = 0.0
         self._began_s = 0.0
         self._step = 0
@@ -98,7 +98,7 @@ class DataShares(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch, and log whenever something is logged."""
+        """Add the batch; log at the steps that log."""
         self._passed_s += self._digests_s + time.perf_counter() - self._began_s
         if cache := _cache(pl_module):
             self._hits.append(cache.hits)
@@ -106,7 +106,9 @@ class DataShares(Callback):
             self._cache_s = cache.waited_s
         loader_s = getattr(trainer.train_dataloader, "waited_s", None)
         if loader_s is not None:
-            waited = loader_s - (self._loader_s if loader_s >= self._loader_s else 0.0)  # a reloaded one counts anew
+            waited = loader_s - (
+                self._loader_s if loader_s >= self._loader_s else 0.0
+            )  # a reloaded loader counts from 0
             self._waited_s += waited
             self._passed_s += waited
             self._loader_s = loader_s
@@ -114,7 +116,7 @@ class DataShares(Callback):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not (every and stepped and trainer.global_step % every == 0):
             return
-        if loader_s is not None:  # of others nothing is known
+        if loader_s is not None:  # loaders of others may not count
             share = self._waited_s / self._passed_s
             slowest = PendingReduction(torch.full((), share, device=pl_module.device), of="max").read()
             pl_module.log("train/waiting", slowest, batch_size=1)
@@ -172,7 +174,13 @@ def _cache_faults(cache: CachedEncoder, data: Any, epochs: int, backbone_learns:
 
 
 def show(first: str, others: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table of names and numbers, its last row in bold."""
+    """Print a table of names and numbers to stderr. Its last row is bold.
+
+    Args:
+        first: Title of the column of names.
+        others: Titles of the other columns.
+        rows: Texts of each row.
+    """
     table = Table(first)
     for other in others:
         table.add_column(other, justify="right")
@@ -182,21 +190,21 @@ def show(first: str, others: Sequence[str], rows: Sequence[tuple[str, ...]]) -> 
 
 
 class StopAtNaN(Callback):
-    """Stops the training at the first loss that is not finite, before it reaches the weights, and names it."""
+    """Stops the training at the first loss that is not finite, before it changes the weights. The message names it."""
 
     def __init__(self) -> None:
-        self._losses: list[PendingScalar] = []  # since the last change of the weights
+        self._losses: list[PendingScalar] = []  # losses since the last change of the weights
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an earlier training left."""
+        """Forget the losses of an earlier training."""
         self._losses = []
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Send for the loss; the accelerator goes on with the backward pass."""
+        """Ask the accelerator for the loss, without waiting for it."""
         self._losses.append(PendingScalar(loss))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the losses, and only where one is not finite at its parts.
+        """Check the losses. If one is not finite, check its parts and the weights.
 
         Raises:
             ValueError: If a loss is not finite.
@@ -215,28 +223,29 @@ class StopAtNaN(Callback):
 
 
 class AllLearn(Callback):
-    """Names, after the first backward pass, trained tensors that no loss reaches.
+    """Names trained tensors that no loss reaches, after the first backward pass.
 
-    They stay as they are, which is said; several ranks would wait for their gradients, which is refused.
+    - One process -> a warning: these tensors learn nothing.
+    - Several processes -> an error: the processes would wait for their gradients.
     """
 
     def __init__(self) -> None:
         self._looked = False
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Look at the loss.
+        """Check that the loss depends on a trained tensor.
 
         Raises:
-            ValueError: If it depends on nothing that is trained.
+            ValueError: If it depends on no trained tensor.
         """
         if not loss.requires_grad:
             raise ValueError(_without_gradient([name for name, p in pl_module.named_parameters() if p.requires_grad]))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the gradients, once.
+        """Check the gradients after the first backward pass.
 
         Raises:
-            ValueError: If a trained tensor has none, and ranks would wait for it.
+            ValueError: If a trained tensor has no gradient, and several processes would wait for it.
         """
         if self._looked:
             return
@@ -259,16 +268,16 @@ def _without_gradient(names: Sequence[str]) -> str:
 
 
 class SeldomReadBar(Callback):
-    """Has the progress bar read its figures once a second at most, as the host waits for the accelerator each time.
+    """Limits the progress bar to one reading of its figures per second: for each reading, the host waits for the GPU.
 
-    At the end of an epoch and in a validation it reads them whenever it wants to.
+    The limit does not apply at the end of an epoch and in a validation.
     """
 
     def __init__(self) -> None:
         self._bar: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stand between the bar, whichever it is, and the figures."""
+        """Replace the method by which the progress bar reads its figures."""
         bar: Any = trainer.progress_bar_callback
         if bar is None or bar is self._bar:
             return
@@ -285,7 +294,7 @@ class SeldomReadBar(Callback):
 
 
 class SeedEachStep(Callback):
-    """Seeds every random draw of a step by (seed, epoch, batch, rank), so that a resumed run repeats it exactly."""
+    """Seeds the random draws of a step by (seed, epoch, batch, rank), so that a resumed run repeats them exactly."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -300,10 +309,10 @@ class SeedEachStep(Callback):
 
 
 def step_seed(*numbers: int) -> int:
-    """Return a seed of 63 bits that belongs to these numbers alone."""
+    """Return a seed of 63 bits, a digest of these numbers."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big") >> 1
 
 
 def is_finite(value: Tensor) -> bool:
-    """Tell whether a tensor holds no NaN and no infinity."""
+    """Return whether a tensor holds no NaN and no infinity."""
     return bool(torch.isfinite(value.detach()).all())

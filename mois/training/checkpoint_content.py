@@ -1,7 +1,7 @@
-"""What a checkpoint may say to the training that goes on from it, whoever wrote the file.
+"""Checks what a checkpoint contains, before a training goes on from it.
 
-A checkpoint sets weights, optimiser, schedule, counters and scores. It names no file: paths that stand in it are those
-of another run, or of somebody who wants ours to remove or overwrite them, so that they are left out.
+A checkpoint sets weights, optimiser, schedule, counters and scores. Paths in it are left out: they belong to another
+run, or an attacker wants our run to remove or overwrite these files.
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ from mois.interfaces import Backbone
 from mois.sharing.identity import rules_apart
 
 RECORD = "mois"
-"""Key of a checkpoint under which provenance and the W&B run id stand."""
+"""Key of the record that we add to a checkpoint (`RunFacts`)."""
 
 LARGEST_COUNT = 2**40
 """Limit of a counter of steps, batches or epochs."""
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path", "dirpath", "best_k_models")
-"""What Lightning's `ModelCheckpoint` removes files by."""
+"""Keys of paths by which `ModelCheckpoint` of Lightning removes files."""
 _VERSION = "pytorch-lightning_version"
 _CURE = "give a checkpoint that train.py wrote"
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-"""Of W&B, which makes a folder of that name."""
+"""Form of a run's id at W&B, which makes a folder of that name."""
 
 
 @dataclass(frozen=True)
 class ValidationRecord:
-    """What a validation found, kept in the checkpoint: confidences are fitted on it.
+    """Result of a validation, stored in the checkpoint. Confidences are fitted on it.
 
     Attributes:
-        peaks: Highest probability of each candidate.
-        hits: Whether it is a lesion.
-        scans: How often a scan was searched: once for each class that is scored in it.
-        figures: Mean over the scans of what was measured.
+        peaks: Highest probability of each candidate, 0 to 1.
+        hits: Whether the candidate is a lesion.
+        scans: Number of searches: one for each class that is scored in a scan.
+        figures: Mean of each figure over the scans.
+
+    Raises:
+        ValueError: If a peak is no probability, or the numbers of peaks and hits differ.
     """
 
     peaks: list[float]
@@ -57,7 +60,7 @@ class ValidationRecord:
 
     @classmethod
     def of(cls, reports: Sequence[SubjectReport], logged: Mapping[str, Tensor], prefix: str = "") -> ValidationRecord:
-        """Read the reports of a propagation, and its logged figures `val/PREFIX...`."""
+        """Return the record of a propagation, from its reports and its logged figures `val/PREFIX...`."""
         rows = [row for report in reports for row in report.candidates]
         start = f"val/{prefix}"
         figures = {name.removeprefix(start): float(value) for name, value in logged.items() if name.startswith(start)}
@@ -75,13 +78,13 @@ class ValidationRecord:
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """Which backbone a checkpoint belongs to.
+    """The backbone that a checkpoint belongs to.
 
     Attributes:
-        name: See `WeightsIdentity`.
-        source: See `WeightsIdentity`.
-        sha256: See `WeightsIdentity`.
-        behaviour: `Backbone.behaviour`; None where an older checkpoint does not say.
+        name: Name of its weights (`WeightsIdentity`).
+        source: Source of its weights (`WeightsIdentity`).
+        sha256: SHA-256 of its weights (`WeightsIdentity`).
+        behaviour: Its rules (`Backbone.behaviour`); None in checkpoints of earlier versions.
     """
 
     name: str
@@ -91,7 +94,7 @@ class BackboneFacts:
 
     @classmethod
     def of(cls, backbone: Backbone) -> BackboneFacts:
-        """Return the facts of a backbone as it stands."""
+        """Return the facts of a backbone."""
         identity = backbone.identity
         return cls(identity.name, identity.source, identity.sha256, backbone.behaviour())
 
@@ -100,12 +103,12 @@ def check_fit(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], back
     """Return the facts of a checkpoint's backbone, if the checkpoint fits a model.
 
     Args:
-        checkpoint: As Lightning loads it.
-        trained: The model's trained tensors by name.
-        backbone: The model's backbone.
+        checkpoint: Content of the checkpoint.
+        trained: Trained tensors of the model by name.
+        backbone: Backbone of the model.
 
     Raises:
-        ValueError: If trained tensors are missing, unknown or of another shape, or the backbone is another one.
+        ValueError: If trained tensors are missing, unknown or of another shape, or the backbone differs.
     """
     given = checkpoint["state_dict"]
     if given.keys() != trained.keys():
@@ -134,7 +137,7 @@ def check_fit(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], back
 
 
 def _check_same_backbone(theirs: BackboneFacts, ours: BackboneFacts) -> None:
-    """Refuse a checkpoint of other weights or rules; one that records no rules is taken."""
+    """Refuse a checkpoint of other weights or rules. A checkpoint without rules is accepted."""
     if theirs.sha256 != ours.sha256:
         raise ValueError(
             f"the checkpoint belongs to backbone {theirs.name} ({theirs.source}, sha256 {theirs.sha256[:12]}), "
@@ -151,13 +154,16 @@ def _check_same_backbone(theirs: BackboneFacts, ours: BackboneFacts) -> None:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What stands under `RECORD`.
+    """The record that we add to a checkpoint, under `RECORD`.
 
     Attributes:
-        provenance: What made it.
-        run_id: Of W&B.
-        validation: What the validation found, by a propagation's prefix.
-        step_0: What the validation before the first step found.
+        provenance: Code, data and settings of the training.
+        run_id: Id of the run at W&B.
+        validation: Result of the validation, by the prefix of a propagation.
+        step_0: Figures of the validation before the first step.
+
+    Raises:
+        ValueError: If the id has other characters than letters, digits, - and _.
     """
 
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -171,14 +177,14 @@ class RunFacts:
 
 
 def checked_training(content: Any, name: str) -> dict[str, Any]:
-    """Return the checkpoint of a training without the paths in it, once everything in it has the type that it needs.
+    """Check every value of a checkpoint, and return the checkpoint without paths.
 
     Args:
-        content: As `torch.load(..., weights_only=True)` gives it.
-        name: Of the file, for messages.
+        content: Result of `torch.load(..., weights_only=True)`.
+        name: Name of the file, for messages.
 
     Raises:
-        DataError: If it is of no training, or holds what no training of ours writes.
+        DataError: If it is no checkpoint of a training, or holds values that train.py never writes.
     """
     if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
         raise DataError(
@@ -205,10 +211,10 @@ def checked_training(content: Any, name: str) -> dict[str, Any]:
 
 
 def check_progress(content: Mapping[str, Any], trainer: Trainer) -> None:
-    """Refuse counters, optimiser and schedule that are not those of this training.
+    """Check counters, optimiser and schedule of a checkpoint against those of this training.
 
     Raises:
-        DataError: If what the checkpoint holds has other keys, types or shapes than what this training has itself.
+        DataError: If keys, types or shapes differ.
     """
     name = f"ckpt_path={trainer.ckpt_path}"
     ours = {"fit_loop": trainer.fit_loop.state_dict()}
@@ -232,26 +238,26 @@ def check_progress(content: Mapping[str, Any], trainer: Trainer) -> None:
 
 
 class CheckProgress(Callback):
-    """Checks counters, optimiser and schedule of a checkpoint before Lightning takes them over (`check_progress`)."""
+    """Checks counters, optimiser and schedule of a checkpoint before Lightning loads them (`check_progress`)."""
 
     def __init__(self) -> None:
         self._given: Mapping[str, Any] | None = None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the checkpoint until the optimiser is there; with some strategies it is there already."""
+        """Keep the checkpoint until the optimiser exists. With some strategies it exists already."""
         self._given = checkpoint if trainer.state.fn == "fit" else None
         if trainer.optimizers:
             self.on_fit_start(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check it."""
+        """Check the checkpoint."""
         given, self._given = self._given, None
         if given is not None:
             check_progress(given, trainer)
 
 
 def score_of(state: Mapping[str, Any], monitor: str | None) -> Tensor | None:
-    """Return the best score so far, from the state of a callback that kept the best by the same figure."""
+    """Return the best score in the state of a callback; None if the callback watched another figure."""
     score = state.get("best_model_score")
     if state.get("monitor") != monitor or not isinstance(score, Tensor | float) or isinstance(score, bool):
         return None
@@ -260,7 +266,7 @@ def score_of(state: Mapping[str, Any], monitor: str | None) -> Tensor | None:
 
 
 def _loaders(fit_loop: Mapping[str, Any], name: str) -> list[Any]:
-    """Return the states of the data loaders, which check them themselves."""
+    """Return the states of the data loaders. Each loader checks its own state."""
     states = fit_loop["state_dict"].get("combined_loader", [])
     if not isinstance(states, list):
         raise DataError(f"{name}: loops.fit_loop.state_dict.combined_loader is no list; {_CURE}")
@@ -268,7 +274,7 @@ def _loaders(fit_loop: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _without_paths(state: Any) -> Any:
-    """Return a callback's state without what stands for files."""
+    """Return the state of a callback without paths."""
     if not isinstance(state, Mapping):
         return state
     empty: dict[str, Any] = {"best_k_models": {}}
@@ -276,10 +282,10 @@ def _without_paths(state: Any) -> Any:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the place and value of everything that is no dict, list or tuple.
+    """Yield place and value of each value that is no dict, list or tuple.
 
     Raises:
-        DataError: If it is nested too deeply, or a key is neither a text nor a number.
+        DataError: If the nesting is too deep, or a key is neither a text nor a number.
     """
     level: list[tuple[str, Any]] = [("", value)]
     for _ in range(2 * DEEPEST_NESTING):
@@ -312,10 +318,10 @@ def _check_leaf(value: Any, place: str, name: str) -> None:
 
 
 def _check_alike(given: Any, ours: Any, place: str, name: str) -> None:
-    """Refuse what is not built like ours: the same keys, and leaves of the same type; lists may be of another length.
+    """Refuse values that differ from ours in keys or types. Lists may have another length.
 
     Raises:
-        DataError: With the first place that is not.
+        DataError: With the first place that differs.
     """
     if isinstance(ours, Mapping) and ours and isinstance(given, Mapping):
         if different := sorted(map(str, given.keys() ^ ours.keys())):

@@ -1,4 +1,4 @@
-"""Checkpoints: who made them, written whole or not at all, and read without running code."""
+"""Checkpoints: read without running code, written whole or not at all, and with a record of their run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,22 +23,22 @@ from mois.backbones.checkpoint_files import cut_short
 from mois.errors import DataError
 from mois.files.atomic import whole_file, write_text
 from mois.machine.interrupts import HOW_TO_GO_ON
-from mois.sharing.provenance import Provenance, collect_provenance
+from mois.sharing.provenance import collect_provenance
 from mois.sharing.remarks import of_trained_on
 from mois.tracking.loggers import CarefulWandbLogger
 from mois.tracking.tracker import Tracker
 from mois.training.checkpoint_content import RECORD, ValidationRecord, checked_training, score_of
-from mois.training.same_run import check_same_data
+from mois.training.same_run import Resumed, check_same_data
 
 NAMED = ("best", "last", "previous")
-"""What `--ckpt_path` knows by name; previous.ckpt is the last.ckpt before the present one."""
+"""Names that `--ckpt_path` accepts. previous.ckpt is the last.ckpt before the present file."""
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return what a checkpoint holds, without running any code that it may carry.
+    """Return the content of a checkpoint. No code in the file runs.
 
     Raises:
-        ValueError: If there is no such file, it is damaged, or it holds more than tensors and plain values.
+        ValueError: If the file does not exist, is damaged, or holds other objects than tensors and plain values.
     """
     if not path.is_file():
         raise ValueError(f"ckpt_path={path}: there is no such file; {_others(path)}")
@@ -47,9 +47,9 @@ def read_checkpoint(path: Path) -> Any:
     cure = cure if path.name == "last.ckpt" and previous.is_file() else "give another one"
     try:
         with path.open("rb") as file, ZipFile(file) as archive:
-            if any(member.compress_type != ZIP_STORED for member in archive.infolist()):  # torch never packs them
+            if any(member.compress_type != ZIP_STORED for member in archive.infolist()):  # torch never compresses them
                 raise DataError(f"ckpt_path={path}: it is packed, which train.py never does; {cure}")
-            damaged = archive.testzip()  # torch.load does not look at the check sums
+            damaged = archive.testzip()  # torch.load does not check the check sums
         if damaged is not None:
             raise DataError(f"ckpt_path={path}: it is damaged (the check sum of {damaged} is wrong); {cure}")
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -58,25 +58,28 @@ def read_checkpoint(path: Path) -> Any:
         raise DataError(f"ckpt_path={path}: it {reason}; give a checkpoint that train.py wrote") from error
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # whatever a pickle that somebody made brings up: nothing of it was run
+    except Exception as error:  # any error of a damaged pickle; none of its code ran
         how = "cut short" if cut_short(path) else "damaged or no checkpoint"
         raise DataError(f"ckpt_path={path}: it is {how}; {cure}") from error
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """Return the checkpoint of a training (`checked_training`); raises as `read_checkpoint` does, and for what is none.
+    """Return the checked content of a training's checkpoint (`checked_training`).
 
     Raises:
-        DataError: If it is of no training.
+        ValueError: See `read_checkpoint`.
+        DataError: If it is no checkpoint of a training.
     """
     return checked_training(read_checkpoint(path), f"ckpt_path={path}")
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name in the same folder and renames; reads with `weights_only=True`, whatever is asked.
+    """Writes checkpoints whole or not at all, and always reads them with `weights_only=True`.
+
+    A checkpoint is written under a temporary name in the same folder, and then renamed.
 
     Args:
-        folder: Of the run's checkpoints; besides what was written here, only files in it are ever removed.
+        folder: Folder of the run's checkpoints. Only files in it, and files that this object wrote, are removed.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -84,12 +87,12 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self._written: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; killed at any moment, the file at `path` is the old one or the new one.
+        """Write a checkpoint. If the process is killed, the file at `path` is the old or the new checkpoint.
 
-        The last.ckpt that another one replaces is kept as previous.ckpt.
+        The old last.ckpt is kept as previous.ckpt.
 
         Raises:
-            OSError: If it cannot be written, most likely for want of room; the old one stands.
+            OSError: If it cannot be written, for example on a full disk. The old checkpoint stays.
         """
         del storage_options  # Lightning passes None
         target = Path(path)
@@ -115,7 +118,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return read_training(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint of this run; anything else stays, whoever asks (Lightning would remove whole folders)."""
+        """Remove a checkpoint of this run, and warn for any other path. Lightning would also remove folders."""
         place = _place(Path(path))
         own = place in self._written or (self._folder is not None and place.parent == _place(self._folder / "_").parent)
         if own and place.suffix == ".ckpt" and place.is_file() and not place.is_symlink():
@@ -125,13 +128,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def _place(path: Path) -> Path:
-    """Return where a file lies, links in the folders before it followed, but not the file itself."""
+    """Return the path of a file with the links of its folders resolved. A link in the place of the file stays."""
     return path.parent.resolve() / path.name
 
 
 def _others(path: Path) -> str:
-    """Return, for the end of a message, which checkpoints there are instead of one that is missing."""
-    if str(path) == path.stem:  # a word: it was meant for one of ours
+    """Return the end of a message on a missing checkpoint: which checkpoints exist."""
+    if str(path) == path.stem:  # a word is meant as one of our names
         names = f"{', '.join(NAMED[:-1])} or {NAMED[-1]}"
         return f"give {names} (of trainer.default_root_dir/checkpoints), or the path of a checkpoint"
     there = sorted(file.stem for file in path.parent.glob("*.ckpt"))
@@ -142,24 +145,30 @@ def _others(path: Path) -> str:
 
 
 def _keep(file: Path, name: Path) -> None:
-    """Give a file a second name, so that it is there under its first one at every moment."""
+    """Give a file a second name. The file keeps its first name at every moment."""
     with whole_file(name) as part:
         part.unlink()
         try:
             part.hardlink_to(file)
-        except OSError:  # some file systems have no links
+        except OSError:  # the file system may have no links
             shutil.copyfile(file, part)
 
 
 def _write_error(error: BaseException | None) -> OSError | None:
-    """Return the system's error behind one of `torch.save`, which covers it with complaints about the file's end."""
+    """Return the system's error behind an error of `torch.save`; None if there is none."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, the checkpoint with the best validation figure so far."""
+    """Keeps `best.ckpt`, the checkpoint with the best validation figure so far.
+
+    Args:
+        folder: Folder of the run's checkpoints.
+        monitor: Validation figure, such as "val/right".
+        mode: "max" if a larger figure is better, or "min".
+    """
 
     def __init__(self, folder: Path, monitor: str, mode: str = "max") -> None:
         super().__init__(
@@ -174,15 +183,15 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """The same for all settings: there is one of it."""
+        """The same for all settings, because a run has one such callback."""
         return type(self).__name__
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score so far; no paths, which mean nothing in another folder."""
+        """Return the best score so far. Paths are left out: they mean nothing in another folder."""
         return {"monitor": self.monitor, "best_model_score": self.best_model_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score over for the best.ckpt of this folder; without one, the best is found anew."""
+        """Take the best score for the best.ckpt of this folder. Without this file, begin without a best score."""
         path = _own_path(self)
         score = score_of(state_dict, self.monitor)
         if score is not None and path.is_file():
@@ -191,7 +200,7 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_model_score = self.kth_value = self.current_score = score
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lay down where to save; without validation there is no best, and `last.ckpt` is what remains."""
+        """Prepare saving. Without validation there is no best.ckpt, only last.ckpt."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and not trainer.enable_validation:
             self.save_top_k = 0
@@ -204,9 +213,14 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, to go on from after an interruption: every so many steps, and at the end.
+    """Keeps `last.ckpt`, from which an interrupted training goes on.
 
-    Where a validation follows it is saved afterwards: who goes on from one saved before would never validate.
+    It is written every N steps and at the end. If a validation follows the step, it is written after the validation: a
+    training that goes on from it would otherwise skip the validation.
+
+    Args:
+        folder: Folder of the run's checkpoints.
+        every_n_steps: Steps between two writes.
     """
 
     def __init__(self, folder: Path, every_n_steps: int) -> None:
@@ -221,53 +235,53 @@ class LastCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """The same for all settings: there is one of it."""
+        """The same for all settings, because a run has one such callback."""
         return type(self).__name__
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: last.ckpt is that of the folder, whatever stood there before."""
+        """Return an empty state: last.ckpt belongs to the folder alone."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing over."""
+        """Do nothing: the state is empty."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every so many steps within an epoch."""
+        """Save after every N steps within an epoch."""
         if may_save(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after a validation within an epoch, if it is its turn."""
+        """Save after a validation within an epoch, if the step is a multiple of N."""
         within = trainer.state.fn == "fit" and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if within and trainer.global_step % self._every_n_train_steps == 0:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of an epoch, if it is its turn."""
+        """Save at the end of an epoch, if the step is a multiple of N."""
         if trainer.global_step % self._every_n_train_steps == 0:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of the training."""
+        """Save at the end of the training."""
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Save on all ranks together, unless this step was saved already."""
+        """Save, unless this step was saved already. All ranks have to call this method."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 def _own_path(callback: ModelCheckpoint) -> Path:
-    """Return where a callback keeps its checkpoint, which always has the same name."""
+    """Return the path of a callback's checkpoint."""
     return Path(str(callback.dirpath)) / f"{callback.filename}{callback.FILE_EXTENSION}"
 
 
 def may_save(trainer: Trainer) -> bool:
-    """Tell whether a training goes on exactly from a checkpoint of the step that ends: no validation follows it.
+    """Return whether a training can go on exactly from a checkpoint of this step: no validation follows the step.
 
-    One that follows by the clock, which ranks do not share, counts as none.
+    A validation by the clock (trainer.val_check_interval as a time) does not count: ranks do not share a clock.
     """
     loop = trainer.fit_loop
     if loop.epoch_loop.batch_progress.is_last_batch:
@@ -277,7 +291,7 @@ def may_save(trainer: Trainer) -> bool:
 
 
 def how_to_go_on(trainer: Trainer) -> str:
-    """Return, for the end of a message, how to go on after an interruption."""
+    """Return the end of a message: how to go on after an interruption."""
     if hint := os.environ.get(HOW_TO_GO_ON):
         return hint
     for callback in trainer.checkpoint_callbacks if trainer.state.fn == "fit" else ():
@@ -286,33 +300,15 @@ def how_to_go_on(trainer: Trainer) -> str:
     return "nothing was saved yet: start it again" if trainer.state.fn == "fit" else "start it again"
 
 
-@dataclass(frozen=True)
-class Resumed:
-    """What a training goes on from.
-
-    Attributes:
-        name: Of the checkpoint.
-        step: At which it was written.
-        provenance: What it says of the training; empty where an older one says nothing.
-        changed: Settings that are others now, with their values before and now.
-    """
-
-    name: str
-    step: int
-    provenance: dict[str, Any]
-    changed: dict[str, list[Any]]
-
-    def record(self, now: Provenance) -> list[dict[str, Any]]:
-        """Return the parts that the training has been made in, with what changed between them."""
-        then = {"code": self.provenance.get("code"), **self.provenance.get("packages", {})}
-        made = {"code": now.code, **now.packages}
-        other = {key: [then[key], made[key]] for key in made if then.get(key) not in (None, made[key])}
-        before: list[dict[str, Any]] = list(self.provenance.get("resumed", []))
-        return [*before, {"step": self.step, "from": self.name, "changed": {**self.changed, **other}}]
-
-
 class RunRecord(Callback):
-    """Writes down who makes this run's results: beside them, in every checkpoint, and at the loggers."""
+    """Writes the provenance of a run: beside its results, into every checkpoint, and to the loggers.
+
+    Args:
+        config: All settings of the run.
+        seed: Seed of the run.
+        resumed: The checkpoint from which the training goes on; None for a new training.
+        training: Provenance in the checkpoint of a test or a validation.
+    """
 
     def __init__(
         self,
@@ -328,7 +324,7 @@ class RunRecord(Callback):
         self.record: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Collect the provenance, once the datamodule knows its files; one rank reads them all for it."""
+        """Collect the provenance, after the datamodule knows its files. One rank reads all files."""
         datamodule = getattr(trainer, "datamodule", None) if trainer.is_global_zero else None
         provenance = collect_provenance(pl_module, datamodule, self.config, self.seed)
         provenance = replace(provenance, data=trainer.strategy.broadcast(provenance.data))
@@ -351,12 +347,12 @@ class RunRecord(Callback):
             provenance.write(tracker.folder / f"provenance{command}.json")
 
     def _trained_on(self, datamodule: object, stage: str) -> list[str]:
-        asked = getattr(datamodule, "trained_on", None)  # a datamodule of others may not say
+        asked = getattr(datamodule, "trained_on", None)  # a datamodule of others may lack it
         given = ((self.training.get("config") or {}).get("data") or {}).get("init_args") or {}
         return list(asked(given, stage)) if callable(asked) else []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say at the top of config.yaml which of its settings were others before the run was gone on with."""
+        """Write the earlier values of changed settings at the top of config.yaml."""
         path = Path(trainer.default_root_dir) / "config.yaml"
         lines = [
             f"# until step {part['step']}: {name}: {json.dumps(values[0])}\n"
@@ -367,7 +363,7 @@ class RunRecord(Callback):
             write_text(path, "".join(lines) + path.read_text(encoding="utf-8"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add provenance, the W&B run that a resumed training has to go on in, and what the latest validation found."""
+        """Add provenance, id of the run at W&B, and results of the latest validation to a checkpoint."""
         run_ids = [logger.run_id for logger in trainer.loggers if isinstance(logger, CarefulWandbLogger)]
         checkpoint[RECORD] = {
             "provenance": self.record,

@@ -1,4 +1,4 @@
-"""What a training has to pay for: parameters by part, and the memory and seconds of a step by part."""
+"""The cost of a training by part: parameters, and memory and seconds of a step."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mois.training.module import ExemplarSegmenter
 
 
 class PartCost(NamedTuple):
-    """What a part of a training step takes.
+    """The cost of a part of a training step.
 
     Attributes:
-        part: Its name.
-        mib: MiB that stay in memory: weights, what the optimiser holds, what is saved for the backward pass.
-        seconds: Forward and backward.
+        part: Name of the part.
+        mib: Memory in MiB: weights, state of the optimiser, tensors saved for the backward pass.
+        seconds: Time of the forward and backward pass.
     """
 
     part: str
@@ -35,9 +35,9 @@ class PartCost(NamedTuple):
 
 
 def count_parameters(module: nn.Module) -> list[tuple[str, int, int]]:
-    """Return (part, parameters, trained parameters) for the backbone's parts and the module's other children.
+    """Return (part, parameters, trained parameters) for each part of the backbone and each other child of the module.
 
-    The last row is "all". Parameters that two parts share count once, for the first of them.
+    The last row is "all". Parameters that two parts share count for the first part alone.
     """
     backbone = getattr(module, "backbone", None)
     inner = backbone.parts() if isinstance(backbone, Backbone) else {}
@@ -55,11 +55,11 @@ def count_parameters(module: nn.Module) -> list[tuple[str, int, int]]:
 
 
 def noise_episode(exemplars: int, clip: int, patch_px: int) -> Episode:
-    """Return a batch of one episode of noise, whose masks are squares; random numbers of others stay the same.
+    """Return a batch of one episode of noise with square masks. The global random state does not change.
 
     Args:
-        exemplars: Exemplars of each of the two groups.
-        clip: Slices of a tracked clip.
+        exemplars: Number of exemplars in each of the two groups.
+        clip: Number of slices of a clip.
         patch_px: Edge of the patches in pixels.
     """
     generator = torch.Generator().manual_seed(0)
@@ -83,19 +83,19 @@ def noise_episode(exemplars: int, clip: int, patch_px: int) -> Episode:
 def step_cost(
     module: ExemplarSegmenter, episode: Episode, precision: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> list[PartCost]:
-    """Make two training steps that leave nothing behind: no gradient, no weight and no random state is another after.
+    """Make two training steps, and measure the second. Gradients, weights and random state do not change.
 
-    Saved tensors tell what a part keeps, and, as the backward pass asks for them part by part, how long it takes. The
-    first step is not counted: it also loads kernels, fills tables and asks for memory. With `model.cache` it fills an
-    empty cache of its own, so that the second one costs what a step costs whose images are all found.
+    Hooks on saved tensors measure the memory of a part. The backward pass asks for saved tensors part by part, so they
+    also measure its time. The first step is not counted: it also loads kernels, fills tables and reserves memory. With
+    `model.cache`, the first step fills a cache of its own, and the second step finds all images in it.
 
     Args:
-        module: On its device.
-        episode: What to learn from.
-        precision: Gives the context of a forward pass, such as autocast.
+        module: The model, on its device.
+        episode: The batch to learn from.
+        precision: Returns the context of a forward pass, such as autocast.
 
     Returns:
-        The parts cache (if there is one), trunk and neck (as far as they run), click, track (if it is trained),
+        The parts cache (with `model.cache`), trunk and neck (if they run), click, track (if tracking is trained),
         semantic, weights and optimiser (with the gradients).
     """
     device = module.device
@@ -106,7 +106,9 @@ def step_cost(
             meter = _Meter(device, module.parameters())
             _step(module, episode, precision, encode, meter)
     meter.bytes["weights"] = sum(p.nbytes for p in module.parameters())
-    meter.bytes["optimiser"] = 3 * sum(p.nbytes for p in module.parameters() if p.requires_grad)  # and two moments
+    meter.bytes["optimiser"] = 3 * sum(
+        p.nbytes for p in module.parameters() if p.requires_grad
+    )  # gradients and two moments
     order = ("cache", "trunk", "neck", "click", "track", "semantic", "weights", "optimiser")
     return [
         PartCost(part, meter.bytes.get(part, 0) / 2**20, meter.seconds.get(part, 0.0))
@@ -117,11 +119,11 @@ def step_cost(
 
 @contextmanager
 def _encoder(module: ExemplarSegmenter) -> Iterator[Callable[[Tensor], Features]]:
-    """Yield how this module encodes; where by a cache, then by one that is empty, and gone afterwards."""
+    """Yield the encoder of a module. A module with a cache gets an empty cache, which is removed afterwards."""
     if module.encoder is None:
         yield module.backbone.encode
         return
-    encoder = copy.copy(module.encoder)  # which counts its own hits and seconds
+    encoder = copy.copy(module.encoder)  # hits and seconds of the copy do not change the original
     with tempfile.TemporaryDirectory(prefix="mois-cost-") as folder:
         encoder.cache = FeatureCache(Path(folder), CacheSettings.gib)
         yield lambda images: encoder(images, encoder.keys(images))
@@ -134,13 +136,13 @@ def _step(
     encode: Callable[[Tensor], Features],
     meter: _Meter,
 ) -> None:
-    """Step forward, backward and with an optimiser, on copies of the weights."""
+    """Run the forward pass, the backward pass and a step of the optimiser on copies of the weights."""
     backbone = module.backbone
     parts = backbone.parts()
     trained = [p for p in module.parameters() if p.requires_grad]
     handles = [
         parts["neck"].register_forward_pre_hook(lambda *_: meter.begin("neck")),
-        # each layer of the trunk: after a cache its first ones do not run; in a backward pass some are recomputed
+        # each layer of the trunk: with a cache the first layers do not run, and a backward pass may recompute some
         *(one.register_forward_pre_hook(lambda *_: meter.begin("trunk")) for one in parts["trunk"].modules()),
     ]
     try:
@@ -148,12 +150,12 @@ def _step(
             if module.encoder is not None:
                 meter.begin("cache")
             tracking = module.inference.tracking(backbone)
-            outcome = learn(backbone, module.propagations, episode, module.learning, 0, encode, meter.begin, tracking)
-            total = torch.stack(list(outcome.losses.values())).sum()
+            result = learn(backbone, module.propagations, episode, module.learning, 0, encode, meter.begin, tracking)
+            total = torch.stack(list(result.losses.values())).sum()
         gradients = (
             torch.autograd.grad(total, trained, allow_unused=True) if total.requires_grad else [None] * len(trained)
         )
-        del outcome, total
+        del result, total
         meter.begin("optimiser")
         copies = [p.detach().clone() for p in trained]
         for weight, gradient in zip(copies, gradients, strict=True):
@@ -166,7 +168,7 @@ def _step(
 
 
 class _Meter:
-    """Seconds and bytes by part; whose tensors are saved now, or asked for, says which part is running."""
+    """Seconds and bytes by part. The part whose tensors are saved or asked for is the part that runs."""
 
     def __init__(self, device: torch.device, parameters: Iterable[Tensor]) -> None:
         self.seconds: dict[str, float] = {}
@@ -177,14 +179,14 @@ class _Meter:
         self._since = 0.0
 
     def begin(self, part: str) -> None:
-        """Let another part begin."""
+        """End the present part, and begin another part."""
         if part == self._part:
             return
         self.end()
         self._part, self._since = part, time.perf_counter()
 
     def end(self) -> None:
-        """Count the part that was running."""
+        """End the present part, and count its seconds."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         if self._part:
@@ -193,7 +195,7 @@ class _Meter:
         self._part = ""
 
     def pack(self, tensor: Tensor) -> tuple[str, Tensor]:
-        """Note what is saved, each memory once."""
+        """Count the bytes of a saved tensor; each storage counts once."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._known:
             self._known.add(storage.data_ptr())
@@ -201,6 +203,6 @@ class _Meter:
         return self._part, tensor
 
     def unpack(self, saved: tuple[str, Tensor]) -> Tensor:
-        """Note whose turn it is in the backward pass."""
+        """Begin the part of a saved tensor that the backward pass asks for."""
         self.begin(saved[0])
         return saved[1]

@@ -1,4 +1,4 @@
-"""What a model learns from one batch of episodes: clicks, tracking, and finding what is like the exemplars."""
+"""The losses of one batch of episodes: answers to clicks, tracking, and lesions that look like the exemplars."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mois.records import Episode, Exemplars, Features, MaskPrediction, Prompts, 
 from mois.training.losses import mask_loss, masked_average
 from mois.training.prompted_masks import correct_clicks, pooled_dice, presence_losses, track_clips
 
-# columns of Episode.chance
 NEGATIVES, COUNT, CLICKS = 0, 1, 8
+"""Columns of `Episode.chance`: negative exemplars, number of exemplars, first of the columns for clicks."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,16 @@ class EpisodeLearning:
     """How an episode becomes a loss.
 
     Attributes:
-        corrections: Most correction clicks after the first; training steps cycle through 1 to this number.
-        true_masks: Share of exemplars described from their true masks instead of the predicted ones.
-        negatives: Share of queries that get the other group's exemplars as negative ones.
-        click_weight: Of the loss of clicked masks, averaged over clicks.
-        track_weight: Of the loss of tracked masks.
-        semantic_weight: Of the loss of what is found by exemplars.
-        draft_weight: Of the loss of a propagation's first draft, where it makes one, relative to that of its result.
-        no_exemplar_weight: Of the loss of what is found without, relative to that with exemplars.
-        presence_weight: Of the presence score of each of the above.
+        corrections: Largest number of correction clicks after the first click. Training steps cycle through 1 to this
+            number.
+        true_masks: Share of exemplars that are described from their true masks instead of their predicted masks.
+        negatives: Share of queries that get the exemplars of the other group as negative exemplars.
+        click_weight: Weight of the loss of clicked masks, averaged over clicks.
+        track_weight: Weight of the loss of tracked masks.
+        semantic_weight: Weight of the loss of the lesions that are found with exemplars.
+        draft_weight: Weight of the loss of a propagation's draft, relative to the loss of its result.
+        no_exemplar_weight: Weight of the loss without exemplars, relative to the loss with exemplars.
+        presence_weight: Weight of the loss of each presence score.
     """
 
     corrections: int = 3
@@ -47,7 +48,7 @@ class EpisodeLearning:
     presence_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse shares outside 0 to 1 and a first click that could never be corrected."""
+        """Refuse shares outside 0 to 1, and numbers of corrections outside 1 to 7."""
         for name in ("true_masks", "negatives"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.learning.{name}={getattr(self, name)} is a share; choose 0 to 1.")
@@ -56,14 +57,19 @@ class EpisodeLearning:
 
 
 class StepResult(NamedTuple):
-    """Losses to sum, and figures to log (NaN where a batch says nothing about one)."""
+    """What a training step computes from a batch.
+
+    Attributes:
+        losses: Weighted losses by name, scalars; their sum is the loss of the step.
+        figures: Figures to log by name, scalars; NaN if the batch says nothing about a figure.
+    """
 
     losses: dict[str, Tensor]
     figures: dict[str, Tensor]
 
 
 def pictures(backbone: Backbone, episode: Episode) -> Tensor:
-    """Return the images that a batch's step looks at, (N, P, P): supports, queries, and clips if they are tracked."""
+    """Return the images of a batch, (N, P, P): supports, queries, and clips if they are tracked."""
     images = [episode.support_images.flatten(0, 2), episode.query_images]
     if tracks(backbone, episode):
         images.append(episode.track_images.flatten(0, 1))
@@ -71,7 +77,7 @@ def pictures(backbone: Backbone, episode: Episode) -> Tensor:
 
 
 def tracks(backbone: Backbone, episode: Episode) -> bool:
-    """Tell whether tracking teaches anything: with a frozen backbone its loss is a constant."""
+    """Return whether a step tracks. With a frozen backbone it does not: the loss of tracking would be constant."""
     return episode.track_images.shape[1] > 1 and any(p.requires_grad for p in backbone.parameters())
 
 
@@ -85,19 +91,19 @@ def learn(
     begin: Callable[[str], None] | None = None,
     tracking: TrackingRules | None = None,
 ) -> StepResult:
-    """Run a batch of episodes.
+    """Compute losses and figures of a batch of episodes.
 
-    What is frozen keeps nothing for a backward pass: autograd's graph begins at the first trained tensor.
+    Frozen layers keep nothing for a backward pass: the graph of autograd begins at the first trained tensor.
 
     Args:
         backbone: The backbone.
-        propagations: By the prefix of their figures; the first has none ("").
+        propagations: Propagations by the prefix of their figures; the prefix of the first propagation is "".
         episode: The batch.
         settings: Weights and shares.
-        step: Number of the training step; it sets the number of clicks, alike on all ranks.
-        encode: Gives the features of `pictures`; the backbone does by default.
-        begin: Is told the name of each part before it begins: click, track, semantic.
-        tracking: What of earlier slices a slice attends to; what the backbone's rules say by default.
+        step: Number of the training step. It sets the number of clicks, so that all ranks click equally often.
+        encode: Returns the features of `pictures`; by default `backbone.encode`.
+        begin: Called with the name of each part before the part begins: click, track, semantic.
+        tracking: Rules for the memory of earlier slices; by default `backbone.tracking`.
     """
     begin = begin or _ignore_part
     batch, groups, count = episode.support_valid.shape
@@ -139,18 +145,18 @@ def learn(
 def _answers_to_first_clicks(
     backbone: Backbone, features: Features, support: Features, masks: Tensor, chance: Tensor, episode: Episode
 ) -> tuple[Prompts, MaskPrediction, MaskPrediction | None]:
-    """Click once on each support, and on the middle slice of each clip if clips are tracked.
+    """Click once on each support; if clips are tracked, also on the middle slice of each clip.
 
     Args:
         backbone: The backbone.
         features: Features of all `pictures`.
         support: Features of the supports alone.
-        masks: (B x G x K, P, P) bool, the true masks of the supports.
-        chance: (B x G x K, 9), the random numbers of the supports.
+        masks: (B x G x K, P, P) bool, true masks of the supports.
+        chance: (B x G x K, 9), random numbers of the supports, 0 to 1.
         episode: The batch.
 
     Returns:
-        The clicks on the supports, the answers to them, and the answers on the clips (None if none is tracked).
+        The clicks on the supports, the answers to these clicks, and the answers on the clips (None without tracking).
     """
     supports, batch = len(masks), len(episode.query_images)
     start = first_click(masks, chance[:, 0])
@@ -169,12 +175,12 @@ def _answers_to_first_clicks(
 
 
 def _shown_masks(logits: Tensor, masks: Tensor, chance: Tensor, true_masks: float) -> Tensor:
-    """Return the masks that exemplars are described by, (B x G x K, P, P): predicted, or true at random.
+    """Return the masks that describe the exemplars, (B x G x K, P, P) float: predicted masks, or true masks at random.
 
     Args:
-        logits: (B x G x K, P / 4, P / 4), of the last answers to clicks.
-        masks: (B x G x K, P, P) bool, the true masks.
-        chance: (B x G x K, 9), random numbers.
+        logits: (B x G x K, P / 4, P / 4), logits of the last answers to clicks.
+        masks: (B x G x K, P, P) bool, true masks.
+        chance: (B x G x K, 9), random numbers, 0 to 1.
         true_masks: Share of true masks, 0 to 1.
     """
     predicted = (
@@ -193,7 +199,7 @@ def find(
     shown: Tensor,
     settings: EpisodeLearning,
 ) -> StepResult:
-    """Find what is like each group's exemplars, and what is a lesion at all without any.
+    """Compute losses and figures of the lesions found with the exemplars of each group, and without exemplars.
 
     Args:
         backbone: The backbone.
@@ -201,7 +207,7 @@ def find(
         episode: The batch.
         query: Features of the B queries.
         support: Features of the B x G x K supports.
-        shown: (B x G x K, P, P) float, the masks that the exemplars are described by.
+        shown: (B x G x K, P, P) float, masks that describe the exemplars.
         settings: Weights and shares.
     """
     batch, groups, count = episode.support_valid.shape
@@ -245,7 +251,7 @@ def find(
 
 
 def _ignore_part(part: str) -> None:
-    """Take no notice."""
+    """Do nothing: by default no caller wants to know when a part begins."""
 
 
 def _presence_loss(answer: SemanticPrediction, masks: Tensor) -> Tensor:
@@ -253,7 +259,7 @@ def _presence_loss(answer: SemanticPrediction, masks: Tensor) -> Tensor:
 
 
 def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLearning) -> Exemplars:
-    """Show some queries the other group's exemplars too, as what is not to be found."""
+    """Add the exemplars of the other group to some queries, as negative exemplars."""
     batch, groups, _ = episode.support_valid.shape
     order = torch.arange(batch * groups, device=exemplars.valid.device).view(batch, groups).flip(1).flatten()
     others = exemplars.each(lambda tensor: tensor[order])
@@ -264,9 +270,9 @@ def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLea
 
 
 def _and_without(exemplars: Exemplars, groups: int) -> Exemplars:
-    """Add the question without any exemplars as each query's last: (B x G, K) to (B x (G + 1), K).
+    """Add a question without exemplars as the last question of each query: (B x G, K) to (B x (G + 1), K).
 
-    All are answered together; a row in which none is valid has none (`Exemplars.valid`).
+    All questions are answered in one pass. In the row of the added question no exemplar is valid (`Exemplars.valid`).
     """
     rows = torch.arange(len(exemplars.valid), device=exemplars.valid.device).view(-1, groups)
     with_one_more = torch.cat([rows, rows[:, :1]], dim=1)
@@ -276,7 +282,7 @@ def _and_without(exemplars: Exemplars, groups: int) -> Exemplars:
 
 
 def _shown_count(episode: Episode) -> Tensor:
-    """(B x G, K) bool: between one and all of a group's exemplars are shown."""
+    """Return which exemplars of each group are shown, (B x G, K) bool: at least one exemplar of a group."""
     _, groups, count = episode.support_valid.shape
     most = 1 + (episode.chance[:, COUNT] * count).floor()
     keep = torch.arange(count, device=most.device) < most.unsqueeze(1)
@@ -284,13 +290,13 @@ def _shown_count(episode: Episode) -> Tensor:
 
 
 def _spread(chance: Tensor, items: int) -> Tensor:
-    """Give each of an episode's items its own random numbers, (B x items, 9), in golden-ratio steps."""
+    """Return random numbers for each item of an episode, (B x items, 9), in steps of the golden ratio."""
     shift = 0.6180339887 * torch.arange(1, items + 1, device=chance.device, dtype=chance.dtype)
     return ((chance[:, None, CLICKS : CLICKS + 9] + shift[None, :, None]) % 1.0).flatten(0, 1)
 
 
 def names(propagations: Sequence[Propagation]) -> dict[str, Propagation]:
-    """Give each propagation the prefix of its figures: none for the first, the class's name (numbered) for others."""
+    """Return the propagations by the prefix of their figures: "" for the first, "CLASS/" or "CLASS2/" for others."""
     named: dict[str, Propagation] = {}
     for index, module in enumerate(propagations):
         name = type(module).__name__.lower()

@@ -1,4 +1,4 @@
-"""What a training says of itself where nobody watches its bar: a line an epoch, and a line a minute in long ones."""
+"""Lines on the progress of a training: a line for each epoch, and a line a minute in long epochs."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 SCAN_SHOWN = ("right", "no_exemplars", "prompted_dice", "unprompted_dice")
-"""Figures of a scan, as far as they were measured."""
+"""Figures in the line of a scan, if they were measured."""
 
 SHOWN = ("right", "wrong", "no_exemplars", "prompted_dice", "unprompted_dice", "lesion_f1")
-"""Figures of a validation, as far as they were measured; of companions metrics.csv tells."""
+"""Figures in the line of a validation, if they were measured. Figures of companions are in metrics.csv alone."""
 
 EVERY_S = 60.0
 
 
 class EpochLines(Callback):
-    """Writes to stderr, on one rank, what was learned in an epoch and how long the rest will take.
+    """Writes loss, figures and time left of each epoch to stderr, on one rank.
 
-    Steps in between, and scans of a validation, test or prediction, are told where stderr is no terminal, whose bar
-    shows them.
+    If stderr is no terminal, no bar shows the progress. Then there are also lines for steps in long epochs, and for
+    scans of a validation, test or prediction.
     """
 
     def __init__(self) -> None:
         self._began_s = self._said_s = 0.0
         self._first_step = self._steps = 0
-        self._total: Any = 0.0  # of the losses since the last epoch began, where they are computed
+        self._total: Any = 0.0  # sum of the losses of this epoch, on their device
         self._batches = 0
         self._validated = ""
-        self._scan_s, self._scans = 0.0, 0  # when the present scan began, and how many there are
+        self._scan_s, self._scans = 0.0, 0  # start of the present scan, number of scans
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why the first step does not come yet."""
+        """Write why the first step does not begin yet."""
         say(trainer, "validating before the first step, to compare with later (--validate_first false leaves it out)")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what the model found before it learned anything."""
+        """Write the figures of the model before the training."""
         say(trainer, f"step 0: {_figures_text(getattr(pl_module, 'step_0', {}))}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+        """Start the clock and the counters."""
         self._began_s = self._said_s = time.monotonic()
         self._first_step = self._steps = trainer.global_step
         self._forget()
@@ -51,18 +51,18 @@ class EpochLines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the loss; tell of a long epoch once a minute."""
+        """Add the loss; in a long epoch, write a line once a minute."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is not None:
             self._total = self._total + loss.detach() * trainer.accumulate_grad_batches
             self._batches += 1
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
-        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # the epoch's own line comes next
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # the line of the epoch comes next
         if stepped and not last and not sys.stderr.isatty() and time.monotonic() - self._said_s >= EVERY_S:
             self._write(trainer, f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the figures for the epoch's line; where the epoch goes on, tell them now."""
+        """Keep the figures for the line of the epoch. In the middle of an epoch, write them now."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         logged = {name.removeprefix("val/"): value for name, value in trainer.callback_metrics.items()}
@@ -72,7 +72,7 @@ class EpochLines(Callback):
             self._validated = ""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell of the epoch."""
+        """Write the line of the epoch."""
         of = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         self._write(trainer, f"epoch {trainer.current_epoch + 1}{of}, step {trainer.global_step}")
         self._forget()
@@ -80,7 +80,7 @@ class EpochLines(Callback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Note when the scan began; say beforehand how many there are."""
+        """Note when the scan began; before the first scan, write the number of scans."""
         self._scan_s = time.monotonic()
         if batch_idx == 0 and _counts_scans(trainer):
             stage = str(getattr(trainer.state.fn, "value", ""))
@@ -96,7 +96,7 @@ class EpochLines(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Tell of the scan."""
+        """Write the line of the scan."""
         if not _counts_scans(trainer):
             return
         reports = getattr(pl_module, "reports", {}).get("") or []
@@ -107,12 +107,12 @@ class EpochLines(Callback):
         say(trainer, f"scan {batch_idx + 1} of {self._scans}, {name}: {'; '.join(filter(None, parts))}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where to look."""
+        """Write where the results are."""
         if (report := Path(trainer.default_root_dir) / "test" / "report.html").is_file():
             say(trainer, f"report: {report}")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where to look."""
+        """Write where the results are."""
         say(trainer, f"label maps: {Path(trainer.default_root_dir) / 'predict' / 'predictions'}")
 
     on_validation_batch_start = on_predict_batch_start = on_test_batch_start
@@ -137,12 +137,12 @@ class EpochLines(Callback):
 
 
 def _counts_scans(trainer: Trainer) -> bool:
-    """Tell whether each scan is told of: where no bar counts them, and no epoch sums them up."""
+    """Return whether each scan has a line: outside of a training, if no bar counts the scans."""
     return trainer.state.fn != "fit" and not sys.stderr.isatty()
 
 
 def duration_in_words(seconds: float) -> str:
-    """Return a duration as a reader wants it: 40 s, 12 min, 1 h 05 min."""
+    """Return a duration for readers: 40 s, 12 min, 1 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
@@ -154,7 +154,7 @@ def _figures_text(figures: Any) -> str:
 
 
 def say(trainer: Trainer, line: str) -> None:
-    """Write a line to stderr, on one rank and above the bar where there is one."""
+    """Write a line to stderr, on one rank; on a terminal, above the progress bar."""
     if not trainer.is_global_zero:
         return
     bar: Any = trainer.progress_bar_callback

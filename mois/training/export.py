@@ -1,4 +1,4 @@
-"""What a training leaves to share: its bundle, and a pretraining's weights as files that backbones load."""
+"""Files of a training to share: its bundle, and the weights of a pretraining in files that backbones load."""
 
 from __future__ import annotations
 
@@ -25,17 +25,22 @@ from mois.training.module import ExemplarSegmenter
 
 
 class ExportWeights(Callback):
-    """At the end of `fit`, writes NAME.safetensors and NAME_PROPAGATION.safetensors in half precision.
+    """Writes NAME.safetensors and NAME_PROPAGATION.safetensors in half precision at the end of `fit`.
 
     Args:
-        folder: Where to; by default `weights` in the run's folder. Copy the files to mois/weights to bundle them.
+        folder: Folder for the files; by default `weights` in the run's folder. Files that are copied to mois/weights
+            are bundled.
     """
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the files, on one rank."""
+        """Write the files, on one rank.
+
+        Raises:
+            ValueError: If the model is no `ExemplarSegmenter`.
+        """
         if not isinstance(pl_module, ExemplarSegmenter):
             raise ValueError(
                 f"ExportWeights writes the weights of an ExemplarSegmenter, not of {type(pl_module).__name__}"
@@ -46,17 +51,17 @@ class ExportWeights(Callback):
 
 @dataclass
 class BundleSettings:
-    """How what was trained becomes a bundle.
+    """How a training becomes a bundle.
 
     Attributes:
-        false_per_scan: Choose `peak_threshold` on the validation scans so that about so many false lesions per scan are
-            left; None keeps `model.inference.peak_threshold`.
+        false_per_scan: Wanted number of false lesions per scan. `peak_threshold` is chosen for it on the validation
+            scans. None keeps `model.inference.peak_threshold`.
     """
 
     false_per_scan: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Refuse a number below 0."""
         if self.false_per_scan is not None and self.false_per_scan < 0:
             raise ValueError(f"bundle.false_per_scan={self.false_per_scan} must be 0 or more, or null.")
 
@@ -69,15 +74,15 @@ def export_bundles(
     settings: BundleSettings,
     normalisation: Normalisation | None = None,
 ) -> None:
-    """Write `bundle` into a run's folder, and `bundle_NAME` for each companion, to compare them by.
+    """Write `bundle` into a run's folder, and `bundle_NAME` for each companion.
 
     Args:
-        module: With the weights to share.
-        folder: Of the run.
-        config: What stands under `model`.
-        validation: What the validation of these weights found, by a propagation's prefix; empty if there was none.
-        settings: How to choose what is left open.
-        normalisation: The rule that the training's scans were normalised by; None where their datamodule does not say.
+        module: Model with the weights to share.
+        folder: Folder of the run.
+        config: Settings under `model`.
+        validation: Record of the validation of these weights, by the prefix of a propagation; empty without validation.
+        settings: How `peak_threshold` is chosen.
+        normalisation: Rule by which the training's scans were normalised; None if the datamodule does not know it.
     """
     rule = normalisation or module.inference.normalisation.for_channel()
     specs = [config["propagation"], *(config.get("companions") or [])]
@@ -103,7 +108,7 @@ def export_bundles(
 
 
 def export_weights(module: ExemplarSegmenter, folder: Path) -> None:
-    """Write a module's backbone and propagations as half-precision safetensors that belong together."""
+    """Write backbone and propagations as safetensors in half precision. Each propagation names its backbone."""
     backbone: Backbone = module.backbone
     name = backbone.identity.name
     path = folder / f"{name}.safetensors"

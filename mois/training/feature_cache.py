@@ -1,8 +1,7 @@
-"""What the frozen part of an encoder makes of an image, in files that ranks, workers and runs share.
+"""Features of the frozen part of an encoder, in files that ranks, workers and runs share.
 
-An entry is found by its content: the image's bytes and shape, the backbone's class and frozen tensors, how far its
-frozen part reaches, and the precision it is worked out in. So nothing has to be thrown away when a dataset, a seed or
-an adapter changes.
+The key of an entry is a digest of its content: bytes and shape of the image, class and frozen tensors of the backbone,
+the last frozen layer, and the precision. So entries stay valid when a dataset, a seed or an adapter changes.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from mois.interfaces import Backbone
 from mois.records import Features
 
 VERSION = 1
-"""Part of every key: count on when `Backbone.encode` treats images otherwise, or an entry's form changes."""
+"""Part of every key. Add 1 when `Backbone.encode` changes its results, or an entry changes its form."""
 
 _SMALL = 64
-"""Pixels of the image by which the shapes of an entry are known."""
+"""Edge in pixels of the image that shows the shapes of an entry."""
 LOOKS = 64
-"""How often a folder is looked through while as much is written as it may hold, whoever writes."""
+"""How often the folder is cleaned while as many bytes are written as it may hold."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ class CacheSettings:
     """Where features of frozen encoders are kept on disk.
 
     Attributes:
-        folder: Shared by all ranks, workers and runs that can write to it; None keeps nothing.
-        gib: Most that it may hold, in GiB. Where that is not enough for all patches of a training, a share of them is
-            kept, always the same; what only earlier trainings used goes as soon as patches come again.
+        folder: Folder for all ranks, workers and runs that can write to it; None keeps nothing.
+        gib: Largest size of the folder in GiB. If the patches of a training need more, the same share of them is kept
+            in every epoch. Entries of earlier trainings are removed as soon as patches come again.
     """
 
     folder: Path | None = None
@@ -59,24 +58,23 @@ class CacheSettings:
 
 
 class FeatureCache:
-    """Half-precision tensors by key, one file for each, written whole or not at all and checked when read.
+    """Tensors in half precision by key. Each entry is a file, written whole or not at all, and checked when read.
 
-    Whoever writes an entry whose key says so looks through the folder. Keys are as good as chance: it is looked through
-    as often, and at other times, however many processes write
+    Cleaning. About one write in N cleans the folder. The key, a digest, decides which, so no shared counter is needed
     (test_it_stays_bounded_however_many_write_and_is_seldom_looked_through).
 
-    A training asks for the same entries in the same order, epoch after epoch: where they do not all fit, removing the
-    one not read for longest would remove the one that is needed next, and nothing would ever be found. So the entries
-    of the lowest keys stay, for all processes and runs alike, and others are not written any more
-    (test_room_for_a_part_of_what_is_read_in_turn_serves_nearly_that_part). Once entries come again, those that were not
-    read since this cache was opened are of no use to this training, and go first.
+    - More bytes than allowed -> entries that were not read since this cache was opened are removed first, once entries
+      come again: this training does not need them.
+    - Still too many bytes -> entries with the highest keys are removed, and not written again. A training reads its
+      entries in the same order in every epoch. To remove the entry that was not read for longest would remove the
+      entry that is needed next (test_room_for_a_part_of_what_is_read_in_turn_serves_nearly_that_part).
 
     Args:
-        folder: Where the files are.
-        gib: Most that they may take, in GiB.
+        folder: Folder of the files.
+        gib: Largest size of all files in GiB.
 
     Attributes:
-        most_bytes: The same.
+        most_bytes: Largest size of all files in bytes.
 
     Raises:
         ValueError: If the folder cannot be made.
@@ -92,25 +90,25 @@ class FeatureCache:
         self.folder = folder
         self.most_bytes = int(gib * GIB)
         self._opened = _now(folder)
-        self._first_left_out: str | None = None  # of the keys for which there is no room
+        self._first_left_out: str | None = None  # lowest key without room
         self._first_read: str | None = None
         self._comes_again = False
         self._writes = True
         self._reported = False
 
     def read(self, key: str, fits: Callable[[Sequence[Tensor]], bool] = lambda _: True) -> tuple[Tensor, ...] | None:
-        """Return an entry's tensors, float16 on the CPU; None where there is none, or a damaged one.
+        """Return the tensors of an entry, float16 on the CPU; None if there is no entry, or a damaged entry.
 
         Args:
-            key: As it was written under.
-            fits: Whether tensors have the number and shapes that are expected.
+            key: Key of the entry.
+            fits: Returns whether tensors have the expected number and shapes.
         """
         path = self._path(key)
         if key == self._first_read and not self._comes_again:
             self._comes_again, self._first_left_out = True, None
         self._first_read = self._first_read or key
         try:
-            # at once: another process may replace or remove the file (safe_open opens twice)
+            # read once: another process may replace or remove the file, and safe_open would open it twice
             content = read_regular(path)
         except FileNotFoundError:
             return None
@@ -120,7 +118,7 @@ class FeatureCache:
         except ValueError as error:  # a pipe or a device
             self._report(path, str(error))
             return None
-        with suppress(OSError):  # another process has removed it by now, or it is another user's
+        with suppress(OSError):  # another process has removed it, or it belongs to another user
             os.utime(path)
         try:
             named, metadata = parse_tensors(content, "it")
@@ -139,11 +137,11 @@ class FeatureCache:
         return None
 
     def write(self, key: str, tensors: Sequence[Tensor]) -> None:
-        """Keep tensors, float16 on the CPU; that a disk takes no more is said once, and then it is left alone.
+        """Write an entry. If the disk is full, warn once and write no more entries.
 
         Args:
-            key: A digest, in hexadecimal.
-            tensors: What `read` is to return.
+            key: Key of the entry, a hexadecimal digest.
+            tensors: Tensors that `read` will return, float16 on the CPU.
         """
         if not self._writes:
             return
@@ -152,7 +150,7 @@ class FeatureCache:
         try:
             if self._first_left_out is None or key < self._first_left_out:
                 write_bytes(self._path(key), content)
-            # by the key's end, since its beginning says whether it is kept: or those that look would soon all be there
+            # the end of the key decides, because its beginning decides which entries stay
             if int(key[-8:], 16) * self.most_bytes < 2**32 * LOOKS * len(content):
                 self._make_room()
         except OSError as error:
@@ -178,7 +176,7 @@ class FeatureCache:
         total = 0
         unread: list[tuple[float, int, Path]] = []
         read: list[tuple[str, int, Path]] = []
-        for path in self.folder.glob("*/*.safetensors*"):  # and those that are being written
+        for path in self.folder.glob("*/*.safetensors*"):  # also files that are being written
             with suppress(FileNotFoundError):  # another process may remove it now
                 if is_abandoned(path):
                     path.unlink()
@@ -201,7 +199,7 @@ class FeatureCache:
             path.unlink(missing_ok=True)
             total -= size
         for key, size, path in sorted(read, reverse=True):
-            if total <= self.most_bytes * (LOOKS - 1) // LOOKS:  # as much is written until it is looked through again
+            if total <= self.most_bytes * (LOOKS - 1) // LOOKS:  # room for what is written until the next cleaning
                 break
             path.unlink(missing_ok=True)
             total -= size
@@ -209,9 +207,9 @@ class FeatureCache:
 
 
 def _now(folder: Path) -> float:
-    """Return the time by the clock of a folder's disk, which another machine may keep; by our own where it is not ours.
+    """Return the time in seconds by the clock of a folder's disk, which may belong to another machine.
 
-    A file without a name does for that.
+    A new file without a name has this time. If no file can be made, the clock of this machine is used.
     """
     with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
         return os.fstat(file.fileno()).st_mtime
@@ -219,18 +217,18 @@ def _now(folder: Path) -> float:
 
 
 class CachedEncoder:
-    """`Backbone.encode` that runs the frozen part of the encoder only on images that no cache has seen.
+    """`Backbone.encode` that runs the frozen part of the encoder only on images that the cache does not hold.
 
-    What is taken from the cache and what is worked out are the same to the bit: an image is encoded alone, and rounded
-    to half precision before it is used.
+    Cached and computed features are equal to the bit: an image is encoded alone, and rounded to half precision before
+    its features are used.
 
     Args:
-        backbone: Some of whose encoder is frozen.
-        settings: Where to keep what.
+        backbone: Backbone with a frozen first part of its encoder.
+        settings: Folder and size of the cache.
 
     Attributes:
-        hits: Share of the images of the last call that the cache had.
-        waited_s: Seconds that went by with digests, files and the way to the device, in all; not with the encoder.
+        hits: Share of the images of the last call that were in the cache.
+        waited_s: Seconds since the start for digests, files and copies to the device, without the encoder.
 
     Raises:
         ValueError: If nothing of the encoder is frozen, or the folder cannot be made.
@@ -252,15 +250,15 @@ class CachedEncoder:
         self._trained = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
 
     def bytes_per_image(self, patch_px: int) -> int:
-        """Return what is kept of an image (P, P): every tensor grows as its area does."""
+        """Return the bytes of an entry for an image (P, P). They grow with the area of the image."""
         return sum(2 * math.prod(shape) for shape in self._form) * patch_px**2 // _SMALL**2
 
     def keys(self, images: Tensor, precision: str = "32-true") -> list[str]:
         """Return the key of each image.
 
         Args:
-            images: (N, P, P) float32; on the CPU, or the device has to be waited for.
-            precision: In which they will be encoded.
+            images: (N, P, P) float32. On the CPU this is fast; otherwise it waits for the device.
+            precision: Precision in which the images will be encoded.
         """
         alike = (*self._identity, precision, tuple(images.shape[1:]))
         start = hashlib.blake2b(repr(alike).encode(), digest_size=20)
@@ -273,10 +271,10 @@ class CachedEncoder:
         return keys
 
     def __call__(self, images: Tensor, keys: Sequence[str]) -> Features:
-        """Return the features of images (N, P, P) float32, N of 1 or more, with these keys.
+        """Return the features of images (N, P, P) float32 with these N keys; N is 1 or more.
 
         Raises:
-            ValueError: If another part of the encoder is frozen by now, or half precision cannot hold its features.
+            ValueError: If the frozen part of the encoder changed, or half precision cannot hold its features.
         """
         self._check_part()
         rows, hits = [], 0
@@ -297,14 +295,14 @@ class CachedEncoder:
                     self.cache.write(key, kept)
             rows.append(kept)
         self.hits = hits / len(keys)
-        with self._waiting(), torch.autocast("cpu", enabled=False):  # it knows bfloat16 only
+        with self._waiting(), torch.autocast("cpu", enabled=False):  # autocast of the CPU knows only bfloat16
             halves = [torch.stack(part) for part in zip(*rows, strict=True)]
             parts = [half.to(images.device, non_blocking=True).float() for half in halves]
         return self.backbone.encode_rest(images, tuple(parts))
 
     def _check_part(self) -> None:
         if all(parameter.requires_grad == trained for parameter, trained in self._trained):
-            return  # without asking `frozen_part`, which may take as long as an encoder
+            return  # `frozen_part` may take as long as the encoder
         part = self.backbone.frozen_part()
         if part != self.part:
             raise ValueError(
@@ -320,19 +318,19 @@ class CachedEncoder:
 
 
 def _form(backbone: Backbone) -> list[tuple[int, ...]]:
-    """Return the shapes of what the frozen part makes of one image of `_SMALL` pixels."""
+    """Return the shapes of the features of the frozen part, for one image of `_SMALL` pixels."""
     device = next(backbone.parameters()).device
     with torch.no_grad():
         return [tuple(tensor.shape) for tensor in backbone.encode_frozen(torch.zeros(1, _SMALL, _SMALL, device=device))]
 
 
 def _fits(form: Sequence[tuple[int, ...]], pixels: int, tensors: Sequence[Tensor]) -> bool:
-    """Tell whether tensors are what the frozen part makes of an image of so many pixels: rows and columns grow with it.
+    """Return whether tensors have the shapes of the frozen part's features. Rows and columns grow with the image.
 
     Args:
         form: Shapes for one image of `_SMALL` pixels.
-        pixels: Edge of the image.
-        tensors: Of one image, without the axis of images.
+        pixels: Edge of the image in pixels.
+        tensors: Features of one image, without the axis of images.
     """
     if len(tensors) != len(form):
         return False
@@ -348,12 +346,12 @@ def _fits(form: Sequence[tuple[int, ...]], pixels: int, tensors: Sequence[Tensor
 
 
 def _identity(backbone: Backbone, part: str, form: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
-    """Return what an image's features depend on; tensors by their order, for an adapter gives them other names."""
+    """Return what the features of an image depend on. Tensors count by their order: an adapter changes their names."""
     frozen = [value for value in backbone.parameters() if not value.requires_grad]
     tensors = {str(number): value for number, value in enumerate([*frozen, *backbone.buffers()])}
     kind = type(backbone)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    # as `encode` may heed them; without any, keys are those of before there were rules
+    # `encode` may follow the rules; a backbone without rules has the keys of earlier versions
     rules = [json.dumps(backbone.behaviour(), sort_keys=True)] if backbone.behaviour() else []
     return name, tensors_sha256(tensors), part, str(form), str(VERSION), *rules
 

@@ -1,4 +1,4 @@
-"""Losses on logits. All return one value per picture, so that a caller weighs, masks and averages."""
+"""Losses on logits. Each returns one value per picture; the caller weighs and averages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float
     Args:
         logits: (..., H, W).
         target: (..., H, W) float, 0 to 1.
-        alpha: Weight of the positive class; the negative one weighs 1 - alpha.
-        gamma: How much well-classified pixels are discounted.
+        alpha: Weight of the positive class; the negative class has 1 - alpha.
+        gamma: How strongly well-classified pixels lose weight.
 
     Returns:
         (...,).
@@ -30,12 +30,12 @@ def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float
 
 
 def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """Return 1 - soft Dice of each picture; `smooth` pixels keep an empty picture with an empty answer at 0.
+    """Return 1 - soft Dice of each picture. An empty answer to an empty picture has the loss 0.
 
     Args:
         logits: (..., H, W).
         target: (..., H, W) float, 0 to 1.
-        smooth: Added above and below the fraction bar.
+        smooth: Pixels that are added to numerator and denominator.
 
     Returns:
         (...,).
@@ -47,12 +47,17 @@ def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
 
 
 def mask_loss(logits: Tensor, target: Tensor, focal_weight: float = 20.0) -> Tensor:
-    """Return focal_weight x focal + dice of each picture, as SAM2 weighs them; shapes as in `focal_loss`."""
+    """Return focal_weight x focal loss + Dice loss of each picture, as in SAM2. Shapes as in `focal_loss`."""
     return focal_weight * focal_loss(logits, target) + dice_loss(logits, target)
 
 
 def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the intersection over union of thresholded logits with a soft target, per picture; 1 if both are empty."""
+    """Return the intersection over union of each picture, 1 if both masks are empty.
+
+    Args:
+        logits: (..., H, W); above 0 belongs to the mask.
+        target: (..., H, W) float, 0 to 1.
+    """
     predicted = (logits > 0).to(target.dtype)
     overlap = (predicted * target).sum((-2, -1))
     union = (predicted + target).sum((-2, -1)) - overlap
@@ -60,9 +65,9 @@ def soft_iou(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def masked_average(values: Tensor, keep: Tensor) -> Tensor:
-    """Return the mean of values, those not to keep counted as 0.
+    """Return the mean of values, a scalar. Values that are not kept count as 0.
 
-    The divisor is the number of values, not of those kept: then the mean over the ranks of a job is the mean over its
-    whole batch, and several processes train exactly as one.
+    The divisor is the number of all values. So the mean over the ranks is the mean over the whole batch, and several
+    processes train exactly like one process.
     """
     return (values * keep.to(values.dtype)).mean()

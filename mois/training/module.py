@@ -46,12 +46,12 @@ from mois.training.whole_scans import (
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW with a linear warm-up and a cosine to a hundredth.
+    """AdamW with a linear warm-up, then a cosine down to a hundredth of the learning rate.
 
     Attributes:
-        learning_rate: At the end of the warm-up.
-        weight_decay: Of matrices and kernels; biases, norms and tokens have none.
-        warm_up: Share of all steps.
+        learning_rate: Learning rate at the end of the warm-up.
+        weight_decay: Weight decay of matrices and kernels; biases, norms and tokens have none.
+        warm_up: Share of all steps, 0 to 1.
     """
 
     learning_rate: float = 1e-3
@@ -59,7 +59,7 @@ class Optimisation:
     warm_up: float = 0.05
 
     def factor(self, step: int, steps: int) -> float:
-        """Return what the learning rate is multiplied by at a step of so many."""
+        """Return the factor of the learning rate at a step, of a training with `steps` steps."""
         warm_up = max(1, round(self.warm_up * steps))
         if step < warm_up:
             return (step + 1) / warm_up
@@ -71,17 +71,17 @@ class ExemplarSegmenter(LightningModule):
     """Learns from episodes, and is validated on whole volumes.
 
     Args:
-        backbone: SAM2 behind `Backbone`.
-        adapter: What of it becomes trainable.
-        propagation: From exemplars to all lesions like them.
-        companions: Further propagations that learn from the same features of the same episodes, for a comparison at
-            equal budget; their figures carry their class's name.
+        backbone: The backbone, such as SAM2.
+        adapter: Makes parts of the backbone trainable.
+        propagation: Finds all lesions that look like the exemplars.
+        companions: Further propagations that learn from the same features of the same episodes, for a fair comparison.
+            The names of their figures begin with their class.
         learning: How an episode becomes a loss.
         optimisation: Optimiser and schedule.
         inference: How whole volumes are cut, blended and tracked.
         protocol: How whole volumes are scored.
-        cache: Where to keep what the frozen part of the encoder sees in training patches; it pays where patches come
-            again (data.init_args.views).
+        cache: Folder for features of the frozen part of the encoder. It helps if patches come again
+            (data.init_args.views).
     """
 
     def __init__(
@@ -110,20 +110,20 @@ class ExemplarSegmenter(LightningModule):
         self.protocol = protocol
         self.cache = cache
         self.encoder = CachedEncoder(backbone, cache) if cache.folder is not None else None
-        self._segmenters: dict[Propagation, VolumeSegmenter] = {}  # kept, since each compiles at its second use
-        self._loss: PendingReduction | None = None  # of the present batch
-        self._keys: list[str] = []  # of the pictures of the present batch
+        self._segmenters: dict[Propagation, VolumeSegmenter] = {}  # kept, because each compiles at its second use
+        self._loss: PendingReduction | None = None  # loss of the present batch
+        self._keys: list[str] = []  # cache keys of the pictures of the present batch
         self.reports: dict[str, list[SubjectReport]] = {}  # by the prefix of a propagation
-        self._steps = 1  # of the training, as soon as it starts
-        self.provenance: dict[str, Any] = {}  # filled in by the command line, written with every result
+        self._steps = 1  # number of steps of the training, known when it starts
+        self.provenance: dict[str, Any] = {}  # set by the command line, written with every result
         self.step_0: dict[str, float] = {}  # figures of the validation before the first step
         self.validated: dict[str, float] = {}  # figures of the validation of the present weights
-        self.calibrations: dict[str, Calibration] = {}  # of the tested checkpoint, by the prefix of a propagation
+        self.calibrations: dict[str, Calibration] = {}  # of the tested checkpoint, by propagation prefix
         self.strict_loading = (
             False  # a checkpoint holds what was trained; on_load_checkpoint checks that it is all there
         )
-        # DDP would broadcast the buffers, all of them constants, before every forward pass of a validation too: a rank
-        # with more volumes than others would wait forever (test_every_trainer_part_trains)
+        # DDP would broadcast the buffers, all of them constants, before every forward pass, also in a validation. A
+        # rank with more volumes than others would then wait without end (test_every_trainer_part_trains).
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     @property
@@ -160,7 +160,10 @@ class ExemplarSegmenter(LightningModule):
         encode = None
         if self.encoder is not None:
             keys = self._keys or self.encoder.keys(pictures(self.backbone, episode), str(self.trainer.precision))
-            encode, self._keys = partial(self.encoder, keys=keys), []  # a datamodule may have that hook to itself
+            encode, self._keys = (
+                partial(self.encoder, keys=keys),
+                [],
+            )  # a datamodule may replace the hook that computes the keys
         result = learn(
             self.backbone,
             self.propagations,
@@ -173,7 +176,7 @@ class ExemplarSegmenter(LightningModule):
         total = torch.stack(list(result.losses.values())).sum()
         batch_size = episode.query_images.shape[0]
         if self.trainer.world_size == 1 or _logs_now(self.trainer):
-            self._loss = PendingReduction(total)  # on its way while the backward pass runs
+            self._loss = PendingReduction(total)  # the reduction runs during the backward pass
         self.log_dict({f"train/loss_{name}": loss for name, loss in result.losses.items()}, batch_size=batch_size)
         self.log_dict({f"train/{name}": value for name, value in result.figures.items()}, batch_size=batch_size)
         return total

@@ -14,20 +14,20 @@ from mois.interfaces import Backbone, Memory, TrackingRules
 from mois.records import Episode, Features, MaskPrediction, Prompts
 from mois.training.losses import mask_loss, masked_average, soft_iou
 
-# Masks are compared at half the patch's resolution: at a quarter, where SAM2 answers, a lesion of a few pixels covers
-# less than half a cell, and to answer nothing would be right.
 HALF = 2
+"""Masks are compared at half the resolution of the patch. SAM2 answers at a quarter of it. There, a lesion of a few
+pixels covers less than half a cell, so that an empty mask would be right."""
 
 
 class PromptedMasks(NamedTuple):
     """Losses and Dice of masks that clicks or tracking gave.
 
     Attributes:
-        loss: Mean mask loss.
-        presence_loss: Mean loss of the presence scores.
-        first_dice: Pooled Dice of the first answers.
-        last_dice: Pooled Dice of the last answers.
-        logits: (N, P / 4, P / 4), of the last answers to clicks.
+        loss: Mean mask loss, a scalar.
+        presence_loss: Mean loss of the presence scores, a scalar.
+        first_dice: Pooled Dice of the first answers, a scalar.
+        last_dice: Pooled Dice of the last answers, a scalar.
+        logits: (N, P / 4, P / 4), logits of the last answers to clicks.
     """
 
     loss: Tensor
@@ -47,7 +47,18 @@ def correct_clicks(
     prompts: Prompts,
     answer: MaskPrediction,
 ) -> PromptedMasks:
-    """Correct the answer to the first clicks; every answer is supervised, not only the first."""
+    """Correct the answers to the first clicks. Every answer is supervised.
+
+    Args:
+        backbone: The backbone.
+        features: Features of N images.
+        masks: (N, P, P) bool, true masks.
+        keep: (N,) bool, which images count.
+        chance: (N, 9), random numbers, 0 to 1.
+        corrections: Number of corrections.
+        prompts: The first clicks.
+        answer: The answers to the first clicks.
+    """
     answers = [answer]
     for step in range(corrections):
         prompts = correct(prompts, answers[-1].logits, masks, chance[:, step + 1])
@@ -68,7 +79,15 @@ def correct_clicks(
 def track_clips(
     backbone: Backbone, features: Features, episode: Episode, rules: TrackingRules, first: MaskPrediction
 ) -> PromptedMasks:
-    """Follow each clip's lesion both ways, in step, from the answer to the click on its middle slice."""
+    """Track the lesion of each clip in both directions, from the click on the middle slice.
+
+    Args:
+        backbone: The backbone.
+        features: Features of the slices of all clips, clip by clip.
+        episode: The batch.
+        rules: Rules for the memory of earlier slices.
+        first: The answers to the clicks on the middle slices.
+    """
     batch, clip = episode.track_images.shape[:2]
     middle = clip // 2
     masks = episode.track_masks
@@ -87,7 +106,7 @@ def track_clips(
         places.append(here)
     all_here = torch.cat(places)
     tracked = MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
-    # masks and their quality are learned where the lesion is; that it is gone is for the presence score to say
+    # masks and their quality are learned where the lesion is present; the presence score learns where it is absent
     at_click = masked_average(_best_candidate_losses([first], target[slices[:, middle]]), present[slices[:, middle]])
     along = masked_average(_best_candidate_losses([tracked], target[all_here]), present[all_here])
     presence = presence_losses(tracked.presence.unsqueeze(0), masks.flatten(0, 1)[all_here])
@@ -98,9 +117,9 @@ def track_clips(
 
 
 def _best_candidate_losses(answers: Sequence[MaskPrediction], target: Tensor) -> Tensor:
-    """The mask loss of each answer's best candidate, and the error of the predicted quality of all, (answers, N).
+    """Return the mask loss of the best candidate plus the mean error of the predicted quality, (answers, N).
 
-    Candidates of all answers are compared with their target together: it is the same for all.
+    The answers share their target (N, P / 2, P / 2), so all their candidates are compared with it at once.
     """
     candidates = _enlarge(torch.cat([answer.candidates for answer in answers], dim=1))
     wanted = target.unsqueeze(1).expand_as(candidates)
@@ -113,17 +132,17 @@ def _best_candidate_losses(answers: Sequence[MaskPrediction], target: Tensor) ->
 
 
 def _halve(masks: Tensor) -> Tensor:
-    """Cover of each cell of half the resolution, (N, P / 2, P / 2) float, of masks (N, P, P) bool."""
+    """Return masks (N, P, P) bool at half the resolution, (N, P / 2, P / 2) float: the covered share of each cell."""
     return functional.avg_pool2d(masks.unsqueeze(1).float(), HALF).squeeze(1)
 
 
 def _enlarge(logits: Tensor) -> Tensor:
-    """SAM2's answers (N, M, P / 4, P / 4) at half the patch's resolution."""
+    """Return logits of SAM2 (N, M, P / 4, P / 4) at half the resolution of the patch, (N, M, P / 2, P / 2)."""
     return functional.interpolate(logits.float(), scale_factor=4 / HALF, mode="bilinear")
 
 
 def presence_losses(presence: Tensor, masks: Tensor) -> Tensor:
-    """The loss of the presence scores (answers, N) of N masks, (answers, N)."""
+    """Return the losses (answers, N) of presence scores (answers, N) for the masks (N, P, P)."""
     there = (masks.flatten(1) > 0.5).any(1).float().expand_as(presence)
     return functional.binary_cross_entropy_with_logits(presence.float(), there, reduction="none")
 

@@ -1,4 +1,4 @@
-"""A process that dies takes the whole training with it, within seconds and with one line, instead of a hang."""
+"""Ends a training within seconds, and with one line, when one of its processes dies. Without it, the others hang."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from mois.training.checkpoints import how_to_go_on
 
 POLL_S = 0.5
 OWN_WORDS_S = 3.0
-"""How long a rank has to end by itself after another one ended with an error: most errors strike all of them."""
+"""Seconds that a rank has to end by itself after another rank ended with an error. Most errors occur on all ranks."""
 
 LIGHTNINGS_WATCH = "child-process-observer"
+"""Name of the thread by which Lightning watches its ranks."""
 
 PARENT = "MOIS_RANK_0"
-"""Environment variable with the process id of the rank 0 that started the others."""
+"""Environment variable with the process id of the rank 0 that started the other ranks."""
 
 
 class RankWatch(Callback):
-    """Ends all processes of a training as soon as one of them is gone.
+    """Ends all processes of a training as soon as one process is gone.
 
-    Where Lightning starts the ranks, rank 0 watches the others and they watch rank 0. Where torchrun or SLURM does,
-    those watch, and a rank ends by itself when it loses contact. A rank that is there but does not answer is given up
-    after trainer.strategy.init_args.timeout.
+    - Lightning starts the ranks -> rank 0 watches the other ranks, and they watch rank 0.
+    - torchrun or SLURM starts the ranks -> torchrun or SLURM watches. A rank ends by itself when it loses contact.
+    - A rank lives but does not answer -> the training ends after trainer.strategy.init_args.timeout.
     """
 
     def __init__(self) -> None:
-        self._children: list[subprocess.Popen[bytes]] = []  # ranks that this one started, in order
+        self._children: list[subprocess.Popen[bytes]] = []  # ranks that this rank started, in order
         self._over = threading.Event()
         self._watch: threading.Thread | None = None
 
     def start(self, trainer: Trainer) -> None:
-        """Watch from before the ranks meet until the training, or whatever Lightning runs, is over."""
+        """Start to watch, before the ranks meet. `teardown` ends it."""
         if trainer.world_size == 1:
             return
         parent = os.environ.get(PARENT)
@@ -54,11 +55,11 @@ class RankWatch(Callback):
         self._watch.start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop watching: from here on ranks may end at different times."""
+        """Stop watching: from now on, ranks may end at different times."""
         self._over.set()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End here where another rank is to blame; where it is this one, end those that it started."""
+        """End this process if another rank is gone. On an error of this rank, end the ranks that it started."""
         if trainer.world_size == 1:
             return
         if not lost_contact(exception):
@@ -66,8 +67,12 @@ class RankWatch(Callback):
             self._kill()
             return
         if launched := self._watch is not None and (trainer.local_rank > 0 or bool(self._children)):
-            self._watch.join(2 * POLL_S + OWN_WORDS_S)  # where it knows who is gone, it says so and ends this process
-        speaks = trainer.global_rank == 0 if launched else trainer.global_rank < 2  # 0 may be the one that is gone
+            self._watch.join(
+                2 * POLL_S + OWN_WORDS_S
+            )  # if it knows which rank is gone, it writes that and ends this process
+        speaks = (
+            trainer.global_rank == 0 if launched else trainer.global_rank < 2
+        )  # rank 0 may be the rank that is gone
         reason = "another rank died, or did not answer within trainer.strategy.init_args.timeout"
         self._end(trainer, reason if speaks else "")
 
@@ -76,7 +81,9 @@ class RankWatch(Callback):
             if not self._children and any(thread.name == LIGHTNINGS_WATCH for thread in threading.enumerate()):
                 self._take_over(trainer.strategy.launcher)
             ended = {trainer.global_rank + 1 + n: child.poll() for n, child in enumerate(self._children)}
-            failed = sorted((code, rank) for rank, code in ended.items() if code)  # killed ones, below 0, first
+            failed = sorted(
+                (code, rank) for rank, code in ended.items() if code
+            )  # killed ranks, with codes below 0, first
             if not failed:
                 continue
             code, rank = failed[0]
@@ -86,7 +93,7 @@ class RankWatch(Callback):
                 self._end(trainer, f"rank {rank} ended with code {code} (see what it said above)")
 
     def _take_over(self, launcher: Any) -> None:
-        """Give Lightning's own watch, which kills all without a word, an empty list to watch."""
+        """Take the list of ranks from Lightning's own watch, which would kill all ranks without a message."""
         self._children = list(launcher.procs)
         launcher.procs.clear()
         launcher.procs = self._children
@@ -104,7 +111,7 @@ class RankWatch(Callback):
         self._kill()
         for worker in multiprocessing.active_children():
             worker.kill()
-        os._exit(1)  # the main thread may be waiting for the one that is gone
+        os._exit(1)  # the main thread may wait for the rank that is gone
 
     def _kill(self) -> None:
         for child in self._children:

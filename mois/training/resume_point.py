@@ -1,9 +1,9 @@
-"""Where a training goes on from a checkpoint: within an epoch, or between two.
+"""The place where a training goes on from a checkpoint: within an epoch, or between two epochs.
 
-Lightning keeps a counter for each stage of a batch, an epoch and a validation, and guesses from their differences at
-which moment the checkpoint was written. Some moments it takes for others: steps are then counted twice, an epoch is
-begun again, a validation is left out. Our checkpoints are written after a step whose validation, if there was to be
-one, is over. So two places are all there are, and the counters are set to one of them.
+Lightning counts each stage of batches, epochs and validations. From the differences it guesses when the checkpoint was
+written. Some guesses are wrong: then steps count twice, an epoch begins again, or a validation is left out. Our
+checkpoints are written after a step, and after the validation that follows the step. So only two places are possible,
+and the counters are set to one of them.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ _LOGGED = "epoch_loop.state_dict"
 
 
 class ResumePoint(Callback):
-    """Has a training go on exactly where its checkpoint was written, also if it had reached its last step there."""
+    """Lets a training go on exactly where its checkpoint was written, also after the last step."""
 
     def __init__(self) -> None:
         self._between_epochs = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Settle the counters before Lightning takes them over."""
+        """Correct the counters before Lightning reads them."""
         if trainer.state.fn == "fit":
             self._between_epochs = settle(checkpoint["loops"]["fit_loop"])
-        else:  # figures of a test stand at the step of its checkpoint
+        else:  # figures of a test are logged at the step of its checkpoint
             trainer.fit_loop.epoch_loop._batches_that_stepped = checkpoint["global_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the next epoch as any other: nothing of the one before is to be made up for."""
+        """Begin the next epoch from its first batch: the epoch before it is complete."""
         if self._between_epochs:
             trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop.restarting = False
             self._between_epochs = False
 
 
 def settle(loop: dict[str, Any]) -> bool:
-    """Set the counters of a checkpoint's fit loop to one of the two places; return whether it is between epochs.
+    """Set the counters of a fit loop to one of the two places. Return whether it is between epochs.
 
     Args:
-        loop: Changed in place. Counted are epochs and batches that are ready, started, processed and completed.
+        loop: State of the fit loop in a checkpoint; it is changed. It counts epochs and batches that are ready,
+            started, processed and completed.
     """
     epochs, batches = loop[_EPOCHS], loop[_BATCHES]
     steps = loop[_STEPS]["optimizer"]["step"]["total"]["completed"]
@@ -57,7 +58,7 @@ def settle(loop: dict[str, Any]) -> bool:
     if between:
         _set(batches["total"], ready=handed_out, started=handed_out, processed=handed_out, completed=handed_out)
         _set(batches["current"], ready=0, started=0, processed=0, completed=0)
-    else:  # at the end of a batch, where one thing is left to do: to count it
+    else:  # at the end of a batch that is not yet counted as completed
         for counts, count in ((batches["total"], handed_out), (batches["current"], within)):
             _set(counts, ready=count, started=count, processed=count, completed=count - 1)
     batches["is_last_batch"] = False

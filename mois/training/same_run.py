@@ -1,17 +1,18 @@
-"""Whether a training that goes on is still the training that its checkpoint is of: every setting, one by one.
+"""Compares every setting of a training that goes on with the settings of its checkpoint.
 
-A setting that changes what is learned stays as it was: an optimiser takes its learning rate from the checkpoint, so
-that another one in the config would be recorded and not used. Settings of where and how fast it runs, how long, and
-what is watched may change; what changed is said, and recorded.
+A setting that changes what is learned must stay. For example, the optimiser takes its learning rate from the
+checkpoint: another value in the config would be recorded but not used. Settings of place, speed, length and logging may
+change. Each change is printed and recorded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mois.sharing.old_settings import current_name, with_current_names
-from mois.sharing.provenance import content_of, plain_settings
+from mois.sharing.provenance import Provenance, content_of, plain_settings
 
 MAY_CHANGE = (
     "config",
@@ -29,8 +30,8 @@ MAY_CHANGE = (
     "trainer.num_nodes",
     "trainer.benchmark",
     "trainer.plugins",
-    "trainer.accumulate_grad_batches",  # the loader sees to it that a step stays as large
-    "data.init_args.root",  # the fingerprint says whether the files are the same
+    "trainer.accumulate_grad_batches",  # the loader keeps the size of a step
+    "data.init_args.root",  # the fingerprint compares the files
     "data.init_args.num_workers",
     "data.init_args.pin_memory",
     "data.init_args.prepared",
@@ -67,33 +68,59 @@ MAY_CHANGE = (
     "trainer.inference_mode",
     "trainer.barebones",
 )
-"""Settings, and groups of them, that may differ from those of the checkpoint."""
+"""Settings, and groups of settings, that may differ from the checkpoint."""
 _COUNT_OR_SHARE = ("trainer.limit_train_batches", "trainer.overfit_batches")
-"""1 is one batch, 1.0 all of them."""
+"""Settings in which 1 and 1.0 differ: 1 is one batch, 1.0 is all batches."""
 _OF_OUR_DATA = ("data.init_args.batch_size", "data.init_args.split.file")
-"""Our loaders refuse a step of another size, and our fingerprint of the data holds the split."""
+"""Settings that may differ with our datamodules: the loaders compare the size of a step, the fingerprint the split."""
 _OURS = ("mois.", "adapters.", "datamodules.", "lightning.", "torch.")
 _SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint from which a training goes on.
+
+    Attributes:
+        name: Name of the checkpoint, for messages.
+        step: Step at which it was written.
+        provenance: Provenance in it; empty in checkpoints of earlier versions.
+        changed: Settings that differ, with their values before and now.
+    """
+
+    name: str
+    step: int
+    provenance: dict[str, Any]
+    changed: dict[str, list[Any]]
+
+    def record(self, now: Provenance) -> list[dict[str, Any]]:
+        """Return the parts of the training so far: where each part began, and what changed."""
+        then = {"code": self.provenance.get("code"), **self.provenance.get("packages", {})}
+        made = {"code": now.code, **now.packages}
+        other = {key: [then[key], made[key]] for key in made if then.get(key) not in (None, made[key])}
+        before: list[dict[str, Any]] = list(self.provenance.get("resumed", []))
+        return [*before, {"step": self.step, "from": self.name, "changed": {**self.changed, **other}}]
 
 
 def changed_settings(
     before: Mapping[str, Any], now: Mapping[str, Any], name: str, files: Mapping[str, str] | None = None
 ) -> dict[str, list[Any]]:
-    """Return what a training that goes on does differently, by setting: the value before and now.
+    """Return the settings that differ from the checkpoint: the values before and now.
 
-    A setting that only one of the two has came or went with a version of this program, and is left out; a value in the
-    place of a group of settings, or a group in that of a value, is a change. A setting under its old name is the same
-    setting. A key that came to or went from a table that a class of others takes as one argument is a change as well.
-    Files are compared by what they hold, wherever they lie.
+    - Only one side has the setting -> no change: it came or went with a version of this program.
+    - A value on one side, a group of settings on the other -> a change.
+    - A setting under its old name -> the same setting.
+    - A key in a table that a class of others takes as one argument -> a change if only one side has it.
+    - A file -> compared by its content, not by its path.
 
     Args:
-        before: Every setting of the training, as its checkpoint records them.
-        now: Every setting now.
-        name: Of the checkpoint, for the message.
-        files: SHA-256 of the files that settings named before, by setting, as far as they are known.
+        before: All settings in the checkpoint.
+        now: All settings now.
+        name: Name of the checkpoint, for the message.
+        files: SHA-256 of files that settings named before, by setting, if known.
 
     Raises:
-        ValueError: If a setting, or the file that it names, differs that changes what is learned.
+        ValueError: If a setting or a file differs that changes what is learned.
     """
     old, new = _leaves_of(with_current_names(plain_settings(before)), with_current_names(plain_settings(now)))
     differ = {key: [old[key], new[key]] for key in new if key in old and not _same(key, old[key], new[key])}
@@ -122,15 +149,15 @@ def changed_settings(
 
 
 def check_same_data(before: Mapping[str, Any], now: str, name: str) -> None:
-    """Refuse other data than those that a training began with.
+    """Refuse data that differ from the data of the checkpoint.
 
     Args:
-        before: The provenance in its checkpoint.
-        now: Fingerprint of the data at hand.
-        name: Of the checkpoint.
+        before: Provenance in the checkpoint.
+        now: Fingerprint of the present data.
+        name: Name of the checkpoint, for the message.
 
     Raises:
-        ValueError: If both are known and differ.
+        ValueError: If both fingerprints are known and differ.
     """
     then = before.get("data", "unknown")
     if "unknown" not in (then, now) and then != now:
@@ -147,7 +174,7 @@ def _may_change(key: str, now: Mapping[str, Any]) -> bool:
 
 
 def _same(key: str, one: Any, other: Any) -> bool:
-    if key == "model.inference.track_memory" and None in (one, other):  # null takes what the backbone says
+    if key == "model.inference.track_memory" and None in (one, other):  # null takes the rule of the backbone
         return True
     if {type(one), type(other)} == {int, float}:
         return bool(one == other) and key not in _COUNT_OR_SHARE
@@ -155,13 +182,13 @@ def _same(key: str, one: Any, other: Any) -> bool:
 
 
 def _same_file(before: Any, now: Any, known: str | None) -> bool:
-    """Tell whether two settings name files that hold the same; of the first, the digest may be known already."""
+    """Return whether two settings name files with the same content; `known` is the SHA-256 of the first file."""
     holds = content_of(now)
     return holds is not None and holds == (known or content_of(before))
 
 
 def _leaves_of(before: Any, now: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings of both by name; where one has a value and the other a group, the group is one value too."""
+    """Return the settings of both sides by name. A group counts as one value if the other side has a value there."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     for leaves, groups, whole in ((old, new, now), (new, old, before)):
         for place in [key for key in leaves if any(one.startswith(f"{key}.") for one in groups)]:
@@ -175,7 +202,7 @@ def _leaves_of(before: Any, now: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _leaves(settings: Any, place: str = "", *, argument: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yield the settings by name; a list, a table that is an argument of a foreign class, and what is empty, is one."""
+    """Yield the settings by name. Lists, empty tables, and tables as an argument of a foreign class stay whole."""
     if isinstance(settings, Mapping) and settings and not (argument and "class_path" not in settings):
         foreign = not str(settings.get("class_path", _OURS[0])).startswith(_OURS)
         for key, value in settings.items():

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, and SLURM's signal before a job's time is up: a checkpoint at the end of the step, and the end."""
+"""Ctrl-C, SIGTERM, and the signal of SLURM before a job's time is over: write a checkpoint after the step, and end."""
 
 from __future__ import annotations
 
@@ -23,45 +23,50 @@ from mois.machine.pending_scalar import PendingScalar
 from mois.training.checkpoints import LastCheckpoint, how_to_go_on, may_save
 
 VALIDATION_S = 10.0
-"""How long after SLURM's signal rank 0 has to come to its next scan, before its job is requeued for it."""
+"""Seconds that rank 0 has after the signal of SLURM to reach its next scan. Then the job is requeued without it."""
 
 POLL_S = 0.2
 
 IMPATIENCE_S = 1.0
-"""How long after Ctrl-C another one is meant; a launcher may pass on what the terminal had sent to everybody."""
+"""Seconds after Ctrl-C before a second Ctrl-C counts. A launcher may repeat the signal of the terminal."""
 
 
 class StopAtSignal(Callback):
-    """Ends a training at a step that all ranks agree on, after `last.ckpt` was written, so that it goes on exactly.
+    """Ends a training after a step on which all ranks agree, and after `last.ckpt` is written.
 
-    Lightning's own handlers save in the middle of a step, and its ranks wait for each other inside a handler, maybe
-    forever. That of its SLURM plug-in is called at the end of the step instead: it puts the job back into the queue.
-    A validation is not waited for: whoever goes on repeats the steps since `last.ckpt`, and validates then. No handler
-    runs while rank 0, done with its scans, waits for the others: a thread hears SLURM's signal there, and requeues.
-    A second Ctrl-C ends the training at once.
+    Lightning's own handlers save in the middle of a step. Its ranks wait for each other inside a handler, perhaps
+    without end.
+
+    - A signal in a step -> the step ends, `last.ckpt` is written, and the training ends.
+    - A signal of SLURM in a step -> as above. The handler of Lightning's SLURM plug-in requeues the job.
+    - A signal in a validation -> the training ends before the next scan. The next run repeats the steps since
+      `last.ckpt` and the validation.
+    - A signal of SLURM while rank 0 waits for the scans of other ranks -> no handler runs there. A thread reads the
+      signal and requeues the job.
+    - A second Ctrl-C -> the training ends at once.
     """
 
     def __init__(self) -> None:
         self._noted = 0  # number of the signal that this rank received
         self._agreed = 0
-        self._asked: PendingScalar | None = None  # what matters most to any rank, asked at the last step
+        self._asked: PendingScalar | None = None  # most important signal of all ranks, asked for at the last step
         self._step = 0
-        self._before: dict[int, Any] = {}  # handlers that were there, by signal
-        self._requeueing = 0  # number of SLURM's signal
-        self._interrupted_s: float | None = None  # when Ctrl-C came first
+        self._before: dict[int, Any] = {}  # earlier handlers by signal
+        self._requeueing = 0  # number of the signal of SLURM
+        self._interrupted_s: float | None = None  # time of the first Ctrl-C
         self._how_to_go_on: Callable[[], str] = lambda: GIVE_COMMAND_AGAIN
         self._speaks = True
-        self._validating_s: float | None = None  # when the present validation began
+        self._validating_s: float | None = None  # start of the present validation
         self._over = threading.Event()
-        self._wakeup: tuple[int, int] | None = None  # what was there before, and our end of the thread's pipe
+        self._wakeup: tuple[int, int] | None = None  # earlier file descriptor, and our end of the pipe to the thread
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over from Lightning's handlers, which it restores itself when the training ends."""
+        """Replace Lightning's handlers. Lightning restores them when the training ends."""
         self._agreed, self._asked, self._interrupted_s = 0, None, None
         self._step, self._speaks = trainer.global_step, trainer.is_global_zero
         self._how_to_go_on = partial(how_to_go_on, trainer)
         loop: Any = trainer.fit_loop.epoch_loop
-        loop._broadcast_sigterm_tensor = lambda: None  # Lightning's agreement on SIGTERM, which waits at every step
+        loop._broadcast_sigterm_tensor = lambda: None  # Lightning's own agreement on SIGTERM would wait at every step
         self._noted = signal.SIGTERM if trainer.received_sigterm else 0
         if threading.current_thread() is not threading.main_thread():
             return
@@ -69,21 +74,23 @@ class StopAtSignal(Callback):
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeueing = int(environment.requeue_signal or 0)
         for number in filter(None, self._order()):
-            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # as of a job behind a shell
+            if (
+                number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN
+            ):  # ignored in a job in the background of a shell
                 self._before[number] = signal.signal(number, self._note)
         if self._requeueing and trainer.is_global_zero:
             self._listen(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note since when no step is made."""
+        """Note when the validation began."""
         self._validating_s = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that steps are made again."""
+        """Note that the validation is over."""
         self._validating_s = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop listening; what comes after the last step has no step to wait for."""
+        """Stop listening: after the last step there is no step to wait for."""
         self._hear_no_more()
         if signal.SIGINT in self._before and signal.getsignal(signal.SIGINT) == self._note:
             signal.signal(signal.SIGINT, self._before[signal.SIGINT])
@@ -95,7 +102,7 @@ class StopAtSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Agree whether to stop, and save, wherever the weights changed and no validation follows."""
+        """Agree whether to stop, and save, if the weights changed and no validation follows."""
         if trainer.global_step == self._step:  # gradients are being accumulated
             return
         self._step = trainer.global_step
@@ -109,43 +116,43 @@ class StopAtSignal(Callback):
         self._save_if_agreed(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after what was logged of the last epoch."""
+        """Stop, after the figures of the last epoch were logged."""
         self._stop(trainer, self._agreed)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop after what was logged of the last step."""
+        """Stop, after the figures of the last step were logged."""
         self._stop(trainer, self._agreed)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Stop before another scan is looked at."""
+        """Stop before the next scan."""
         if trainer.state.fn == "fit":
             if not self._agreed:
                 self._requeue_unsaved(trainer, self._noted)
-            # a rank that is done with its scans waits where no signal reaches it: rank 0 alone can requeue the job
+            # a rank without scans left waits where no signal reaches it, so only rank 0 can requeue the job
             alone = self._noted != self._requeueing or trainer.is_global_zero
             self._stop(trainer, self._agreed or (self._noted if alone else 0))
 
     def _order(self) -> list[int]:
-        """Return the signals, on all ranks alike; later ones matter more."""
+        """Return the signals from the least to the most important, in the same order on all ranks."""
         return [0, signal.SIGINT, signal.SIGTERM, self._requeueing]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        """Note what matters most: SLURM's signal requeues the job, also where SIGTERM follows it."""
+        """Note the most important signal. The signal of SLURM requeues the job, also if SIGTERM follows."""
         if number == signal.SIGINT:
             if self._interrupted_s is None:
                 self._interrupted_s = time.monotonic()
                 if self._speaks:
                     until = "step" if self._validating_s is None else "scan"
-                    told = f"\nthe training ends after this {until}; Ctrl-C once more ends it at once\n"
-                    os.write(STDERR, told.encode())
+                    line = f"\nthe training ends after this {until}; Ctrl-C once more ends it at once\n"
+                    os.write(STDERR, line.encode())
             elif time.monotonic() - self._interrupted_s > IMPATIENCE_S:
                 end_now(self._how_to_go_on())
         self._noted = max(self._noted, number, key=self._order().index)
 
     def _agree(self, trainer: Trainer, at_once: bool = False) -> None:
-        """Learn what matters most to any rank: of several, what did at the last step, for which nobody has to wait."""
+        """Find the most important signal of all ranks; with several ranks, of the last step, so that no rank waits."""
         if trainer.world_size == 1:
             self._agreed = self._noted
             return
@@ -165,12 +172,12 @@ class StopAtSignal(Callback):
                 callback.save(trainer)
         if self._agreed == self._requeueing:
             self._before[self._agreed](self._agreed, None)
-            if trainer.is_global_zero:  # the requeued job goes on from last.ckpt, and so does everybody else
+            if trainer.is_global_zero:  # the requeued job goes on from last.ckpt, not from this copy
                 for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
                     copy.unlink()
 
     def _listen(self, trainer: Trainer) -> None:
-        """Have every signal written into a pipe, which happens whatever the main thread waits for."""
+        """Let Python write every signal into a pipe, even while the main thread waits. A thread reads the pipe."""
         ours, pythons = os.pipe()
         os.set_blocking(pythons, False)
         self._wakeup = signal.set_wakeup_fd(pythons, warn_on_full_buffer=False), pythons
@@ -183,10 +190,10 @@ class StopAtSignal(Callback):
             before, pythons = self._wakeup
             self._wakeup = None
             signal.set_wakeup_fd(before)
-            os.close(pythons)  # which ends the thread, if it still reads
+            os.close(pythons)  # this ends the thread, if it still reads
 
     def _hear(self, trainer: Trainer, pipe: int, over: threading.Event) -> None:
-        while (read := os.read(pipe, 1)) and read[0] != self._requeueing:  # nothing: the other end was closed
+        while (read := os.read(pipe, 1)) and read[0] != self._requeueing:  # no byte: the other end was closed
             pass
         os.close(pipe)
         heard_s = time.monotonic()
@@ -200,7 +207,7 @@ class StopAtSignal(Callback):
                 os._exit(128 + self._requeueing)
 
     def _requeue_unsaved(self, trainer: Trainer, number: int) -> None:
-        """Have the job put back into the queue: saving would wait for ranks that may be done with their scans."""
+        """Put the job back into the queue without a checkpoint: to save would wait for ranks without scans left."""
         if not number or number != self._requeueing or not trainer.is_global_zero:
             return
         unsaving: Any = trainer

@@ -28,7 +28,7 @@ def score_scan(
     """Score a scan with each propagation; the propagations share features and prompted masks.
 
     Args:
-        segmenters: By the prefix of the propagation's figures, the model's own first ("").
+        segmenters: Segmenters by the prefix of their propagation's figures; the first prefix is "".
         volume: The scan with its annotated lesions.
         protocol: How the scan is prompted and scored.
         out: Folder for predictions and pictures; None writes nothing.
@@ -46,7 +46,7 @@ def score_scan(
 def predict_scan(segmenter: VolumeSegmenter, volume: Volume, protocol: ProtocolSettings, out: Path) -> None:
     """Write the lesions found in a scan as `predictions/SUBJECT.nii.gz` in `out`, on the scanner's grid.
 
-    Annotated lesions of the scan are prompted as in a test; a scan without any is searched without exemplars.
+    Annotated lesions of the scan are prompted as in a test. A scan without lesions is searched without exemplars.
     """
     if bool(volume.lesions.any()):
         evaluate_volume(segmenter, volume, protocol, out)
@@ -59,7 +59,7 @@ def predict_scan(segmenter: VolumeSegmenter, volume: Volume, protocol: ProtocolS
 
 
 def gather_reports(reports: dict[str, list[SubjectReport]], world_size: int) -> dict[str, list[SubjectReport]]:
-    """Return the reports of all ranks by prefix, sorted by subject. With several ranks, all have to call it."""
+    """Return the reports of all ranks by prefix, sorted by subject. All ranks have to call this function."""
     of_ranks = [reports]
     if world_size > 1:
         of_ranks = [{} for _ in range(world_size)]
@@ -92,12 +92,12 @@ def figures_of(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 
 def validation_warnings(figures: Mapping[str, float], step_0: Mapping[str, float], prefix: str) -> list[str]:
-    """Return warnings on a propagation: exemplars that are ignored or do harm, figures that became worse.
+    """Return warnings on a propagation: it ignores its exemplars, they do harm, or figures became worse.
 
     Args:
         figures: Mean figures of the validation.
         step_0: Mean figures of the validation before the first step; empty if there was none.
-        prefix: Of the propagation's figures.
+        prefix: Prefix of the propagation's figures.
     """
     warnings = []
     right, wrong = figures.get(f"{prefix}right"), figures.get(f"{prefix}wrong")
@@ -113,7 +113,7 @@ def validation_warnings(figures: Mapping[str, float], step_0: Mapping[str, float
 
 
 def harm_warning(split: Literal["val", "test"], figures: Mapping[str, float], prefix: str) -> str | None:
-    """Return a warning where a propagation finds less with exemplars than without, else None."""
+    """Return a warning if a propagation finds less with exemplars than without; else None."""
     right, without = figures.get(f"{prefix}right"), figures.get(f"{prefix}no_exemplars")
     if not does_harm(right, without):
         return None
@@ -131,7 +131,7 @@ def write_test_results(
     protocol: ProtocolSettings,
     calibration: Calibration | None,
 ) -> None:
-    """Write metrics.json, tables and report.html of a test; with a calibration also the confidence of candidates."""
+    """Write metrics.json, tables and report.html of a test. A calibration adds the confidence of each candidate."""
     write_result_files(folder, reports, record, protocol=protocol)
     if calibration is not None:
         add_confidence(folder / "candidates.csv", calibration)
