@@ -1,4 +1,4 @@
-"""Scores many scans. Each finished scan is stored, so a stopped evaluation goes on; then all results are written."""
+"""Scores many scans, then writes all results. Each finished scan is stored, so a stopped evaluation can go on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from rich.progress import track
 from mois.errors import DataError
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.result_files import add_confidence, write_result_files
-from mois.evaluation.robustness import CHANGES, ChangedScan, changed, plain, summarise_changes, unprompted
+from mois.evaluation.robustness import (
+    CHANGES,
+    ChangedScan,
+    change_scan,
+    protocol_of_changes,
+    robustness_figures,
+    summarise_changes,
+)
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.stored_scans import PARTS, store_scan, stored_scan
 from mois.files.atomic import file_sha256, refuse_links, write_text
@@ -28,7 +35,7 @@ from mois.sharing.provenance import plain_settings
 
 ONE_PROCESS = Processes()
 Score = Callable[[Volume, ProtocolSettings, Path | None], SubjectReport]
-"""Scores a scan, and writes its maps and pictures below a folder if there is one."""
+"""Scores a scan. Writes its maps and pictures into the folder, unless the folder is None."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def evaluate_scans(
     console: Console | None = None,
     processes: Processes = ONE_PROCESS,
 ) -> dict[str, Any]:
-    """Score scans one after the other and write all results; what `out` holds already is not done again.
+    """Score scans one after the other and write all results. Scans that `out` already holds are not scored again.
 
     Args:
         evaluation: What is evaluated, and how.
@@ -84,7 +91,7 @@ def evaluate_scans(
         processes: Processes that share the scans; the first process writes the results of all scans.
 
     Returns:
-        What stands in metrics.json.
+        The content of metrics.json.
 
     Raises:
         ValueError: If there is no scan, `out` holds the results of another evaluation, or a scan has no label map.
@@ -116,7 +123,7 @@ def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path)
     """Write the results of all scans, from the stored result of each scan."""
     files = {scan.subject: _scan_digest(scan, evaluation) for scan in scans}
     reports = [
-        SubjectReport.from_json(_stored_by_any(out, scan.subject, files[scan.subject])["report"]) for scan in scans
+        SubjectReport.from_json(_stored_result(out, scan.subject, files[scan.subject])["report"]) for scan in scans
     ]
     lines = sorted(f"{scan.subject} {_files_digest(scan, evaluation)}\n" for scan in scans)
     provenance = {**evaluation.provenance, "data": hashlib.sha256("".join(lines).encode()).hexdigest()}
@@ -128,7 +135,7 @@ def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path)
             ChangedScan(
                 scan.subject,
                 scan.patient,
-                _stored_by_any(out, scan.subject, files[scan.subject], "robustness")["figures"],
+                _stored_result(out, scan.subject, files[scan.subject], "robustness")["figures"],
             )
             for scan in scans
         ]
@@ -143,26 +150,28 @@ def _refuse_another_evaluation(evaluation: Evaluation, out: Path) -> None:
         ValueError: If the folder holds another evaluation or other files, or a link leads out of it.
     """
     refuse_links(out, ("", *PARTS, "overlays/worst", "finished", "finished/robustness"))
-    mine = plain_settings({"protocol": asdict(evaluation.protocol), **evaluation.identity})
+    these_settings = plain_settings({"protocol": asdict(evaluation.protocol), **evaluation.identity})
     path = out / "run.json"
     if not path.is_file():
         for name in ("metrics.json", "finished", *PARTS):
             if (out / name).exists():
                 raise ValueError(f"out={out} holds {name}, but no evaluation; choose another folder.")
-        write_text(path, json.dumps(mine, indent=2) + "\n")
+        write_text(path, json.dumps(these_settings, indent=2) + "\n")
         return
-    theirs = read_record(path, dict[str, Any], "choose another folder, or delete this one")
-    if not isinstance(theirs.get("protocol", {}), dict):
+    stored_settings = read_record(path, dict[str, Any], "choose another folder, or delete this one")
+    if not isinstance(stored_settings.get("protocol", {}), dict):
         raise ValueError(f"{path} says nothing of a protocol; choose another folder, or delete this one.")
     scored = (out / "metrics.json").exists() or any((out / "finished").glob("**/*.json"))
-    if "protocol" in theirs and not scored:  # nothing is there that could be of another evaluation
-        write_text(path, json.dumps(mine, indent=2) + "\n")
+    if "protocol" in stored_settings and not scored:  # the folder holds no results yet
+        write_text(path, json.dumps(these_settings, indent=2) + "\n")
         return
-    usual = plain_settings(asdict(ProtocolSettings()))  # of settings that there were not yet
-    theirs["protocol"] = {**usual, **theirs.get("protocol", {})}
-    different = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
-    if different in (["protocol"], ["inference"]) and isinstance(old := theirs.get(different[0]), dict):
-        new = mine[different[0]]
+    usual = plain_settings(asdict(ProtocolSettings()))  # an earlier version may not have written all settings
+    stored_settings["protocol"] = {**usual, **stored_settings.get("protocol", {})}
+    different = [
+        name for name in {**stored_settings, **these_settings} if stored_settings.get(name) != these_settings.get(name)
+    ]
+    if different in (["protocol"], ["inference"]) and isinstance(old := stored_settings.get(different[0]), dict):
+        new = these_settings[different[0]]
         different = [
             f"{name} ({old.get(name)} there, {new.get(name)} now)"
             for name in {**old, **new}
@@ -192,30 +201,35 @@ def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> Non
     for name in CHANGES:
         if name not in figures:
             volume = volume or evaluation.read(scan)
-            report = evaluation.score(changed(volume, name, evaluation.seed), plain(evaluation.protocol), None)
-            figures[name] = unprompted(report)
+            report = evaluation.score(
+                change_scan(volume, name, evaluation.seed), protocol_of_changes(evaluation.protocol), None
+            )
+            figures[name] = robustness_figures(report)
             store_scan(out, scan.subject, files, {"figures": figures}, "robustness")
 
 
-def _stored_by_any(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any]:
+def _stored_result(out: Path, subject: str, files: str, part: str = "") -> dict[str, Any]:
     """Return the stored result of a scan, which this or another process scored."""
-    found = stored_scan(out, subject, files, part)
-    if found is None:
+    result = stored_scan(out, subject, files, part)
+    if result is None:
         raise ValueError(
-            f"out={out} lacks what another process made of scan {subject}; choose a folder that all processes share."
+            f"out={out} lacks the result of scan {subject}, which another process scored; choose a folder "
+            "that all processes share."
         )
-    return found
+    return result
 
 
 def _scan_digest(scan: SubjectFiles, evaluation: Evaluation) -> str:
     """Return a SHA-256 of a scan: its files, and its entries in dataset.json and subjects.csv."""
-    roles = [None if file is None else file.name for file in _files(scan, evaluation)]  # a class may stand in a name
-    told = [scan.patient, sorted(scan.classes.items()), scan.channels.get(evaluation.channel), roles]
-    return hashlib.sha256(f"{_files_digest(scan, evaluation)} {json.dumps(told)}".encode()).hexdigest()
+    file_names = [
+        None if file is None else file.name for file in _files(scan, evaluation)
+    ]  # the name of a map may hold its class
+    entries = [scan.patient, sorted(scan.classes.items()), scan.channels.get(evaluation.channel), file_names]
+    return hashlib.sha256(f"{_files_digest(scan, evaluation)} {json.dumps(entries)}".encode()).hexdigest()
 
 
 def _files_digest(scan: SubjectFiles, evaluation: Evaluation) -> str:
-    """Return a SHA-256 of the files that are read of a scan."""
+    """Return a SHA-256 of the content of the files of a scan."""
     total = hashlib.sha256()
     for file in _files(scan, evaluation):
         if file is not None and file.is_file():

@@ -1,4 +1,4 @@
-"""Scores of a scan: figures, one row per lesion, and curves over the number of exemplars."""
+"""Scores of a scan: figures, a row for each lesion, and curves over the number of exemplars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mois.files.json_records import as_record
 from mois.metrics.surface import SURFACE_MM
 
 Role = Literal["prompted", "promptable", "never"]
-Third = Literal["lower", "middle", "upper"]
+BodyThird = Literal["lower", "middle", "upper"]
 
 
 def measured(value: float) -> float | None:
@@ -109,7 +109,7 @@ class Figures:
     scan_fragments: float | None = None
 
     @classmethod
-    def of_words(
+    def of_exemplar_dice(
         cls, right: float | None, wrong: float | None, swapped: float | None, no_exemplars: float | None
     ) -> Figures:
         """Return the figures that compare exemplars, without the others."""
@@ -124,23 +124,23 @@ class Figures:
 
 FIGURES: tuple[str, ...] = tuple(field.name for field in fields(Figures))
 
-_LESION_WORDS = {"precision": "lesion_precision", "recall": "lesion_recall", "f1": "lesion_f1"}
-_FURTHER = ("panoptic_quality", "volume_error_ml", "volume_error_percent", "volume_absolute_error_percent")
+_LESION_KEYS = {"precision": "lesion_precision", "recall": "lesion_recall", "f1": "lesion_f1"}
+_QUALITY_AND_VOLUME = ("panoptic_quality", "volume_error_ml", "volume_error_percent", "volume_absolute_error_percent")
 KEYS: dict[str, tuple[str, ...]] = {
     "scan_dice": ("scan_dice",),
     **{name: ("conditioning", name) for name in ("right", "wrong", "swapped", "no_exemplars", "exemplar_gain")},
     "unprompted_dice": ("unprompted", "dice"),
-    **{name: ("unprompted", word) for word, name in _LESION_WORDS.items()},
+    **{name: ("unprompted", word) for word, name in _LESION_KEYS.items()},
     "false_lesions": ("unprompted", "fp_per_scan"),
     **{name: ("unprompted", name) for name in ("false_apart", "fragments")},
     "unprompted_surface_dice": ("unprompted", surface_key(SURFACE_MM)),
-    **{f"unprompted_{word}": ("unprompted", word) for word in _FURTHER},
+    **{f"unprompted_{word}": ("unprompted", word) for word in _QUALITY_AND_VOLUME},
     **{f"prompted_{word}": ("prompted", word) for word in ("dice", "lesions", "clicks")},
-    **{f"scan_{name}": ("scan", word) for word, name in _LESION_WORDS.items()},
+    **{f"scan_{name}": ("scan", word) for word, name in _LESION_KEYS.items()},
     "scan_false_lesions": ("scan", "fp_per_scan"),
     **{f"scan_{name}": ("scan", name) for name in ("false_apart", "fragments")},
     "scan_surface_dice": ("scan", surface_key(SURFACE_MM)),
-    **{f"scan_{word}": ("scan", word) for word in _FURTHER},
+    **{f"scan_{word}": ("scan", word) for word in _QUALITY_AND_VOLUME},
 }
 """The keys that lead to each of `Figures` in metrics.json: below `summary`, and below each of `subjects`."""
 
@@ -148,17 +148,17 @@ KEYS: dict[str, tuple[str, ...]] = {
 def keys(surface_mm: float = SURFACE_MM) -> dict[str, tuple[str, ...]]:
     """Return `KEYS` for a tolerance of the surface Dice, which is part of its name."""
     usual, given = surface_key(SURFACE_MM), surface_key(surface_mm)
-    return {name: tuple(given if part == usual else part for part in place) for name, place in KEYS.items()}
+    return {name: tuple(given if part == usual else part for part in path) for name, path in KEYS.items()}
 
 
 def nested(values: Mapping[str, Any], surface_mm: float = SURFACE_MM) -> dict[str, Any]:
     """Return figures by name as metrics.json has them; see `keys`."""
     tree: dict[str, Any] = {}
-    for name, place in keys(surface_mm).items():
+    for name, path in keys(surface_mm).items():
         branch = tree
-        for part in place[:-1]:
+        for part in path[:-1]:
             branch = branch.setdefault(part, {})
-        branch[place[-1]] = values[name]
+        branch[path[-1]] = values[name]
     return tree
 
 
@@ -251,7 +251,7 @@ class TrueLesionRow:
     x_mm: float = 0.0
     y_mm: float = 0.0
     z_mm: float = 0.0
-    third: Third = "middle"
+    third: BodyThird = "middle"
     contrast: float | None = None
     fragments: int | None = None
 
@@ -342,7 +342,7 @@ class SubjectReport:
             "patient": self.patient,
             "classes": " ".join(str(report.target_class) for report in self.classes),
             "lesions": len(self.lesions),
-            **{"_".join(place): getattr(self.figures, name) for name, place in keys(surface_mm).items()},
+            **{"_".join(path): getattr(self.figures, name) for name, path in keys(surface_mm).items()},
             "false_without_exemplars": self.false_without_exemplars,
             **({f"paper_{name}": value for name, value in asdict(self.paper).items()} if self.paper else {}),
             **{f"seconds_{step}": round(spent, 3) for step, spent in self.seconds.items()},

@@ -1,4 +1,4 @@
-"""Pictures of a result: outlines of prompted, found, missed and false lesions on the slices that show most of them."""
+"""Pictures of a result: outlines of prompted, found, missed and false lesions on the slices that show most lesions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mois.intensities import is_ct, levels
 from mois.lesions import InstanceMap, Mask
 from mois.metrics.overlap import match_lesions
 
-# Okabe and Ito's palette, told apart by readers of any colour vision; what the model drew is broken as well.
+# The palette of Okabe and Ito, for readers with any colour vision. Outlines of the model are also dashed or dotted.
 STYLES: dict[str, tuple[str, Literal["solid", "dashed", "dotted"]]] = {
     "prompted": ("#56B4E9", "solid"),
     "found": ("#009E73", "solid"),
@@ -31,44 +31,47 @@ STYLES: dict[str, tuple[str, Literal["solid", "dashed", "dotted"]]] = {
 PANELS = 4
 
 
-def lesion_kinds(truth: InstanceMap, result: InstanceMap, report: ClassReport) -> dict[str, Mask]:
-    """Return the masks that are outlined, (S, H, W) bool, by style.
+def lesion_kinds(true_map: InstanceMap, result_map: InstanceMap, report: ClassReport) -> dict[str, Mask]:
+    """Return the masks to outline, (S, H, W) bool, by name of the style.
 
     Args:
-        truth: Instance map (S, H, W) int32 of the class.
-        result: Instance map of the reader's final result.
+        true_map: Instance map (S, H, W) int32 of the class.
+        result_map: Instance map of the reader's final result.
         report: Which true lesions were prompted and found.
     """
     kinds = {
         row.lesion: "prompted" if row.role == "prompted" else "found" if row.found else "missed"
         for row in report.lesions
     }
-    false = match_lesions(result, truth).false
-    masks = {kind: np.isin(truth, [lesion for lesion, of in kinds.items() if of == kind]) for kind in list(STYLES)[:3]}
-    masks["false"] = np.isin(result, false)
-    masks["model's outline"] = (result > 0) & ~masks["false"]
+    false = match_lesions(result_map, true_map).false
+    masks = {
+        kind: np.isin(true_map, [lesion for lesion, style in kinds.items() if style == kind])
+        for kind in list(STYLES)[:3]
+    }
+    masks["false"] = np.isin(result_map, false)
+    masks["model's outline"] = (result_map > 0) & ~masks["false"]
     return masks
 
 
-def telling_slices(truth: InstanceMap, result: InstanceMap, count: int = PANELS) -> list[int]:
-    """Return up to `count` slices that together show the most lesions, true or found, in order."""
-    seen: set[int] = set()
-    shown = [
+def telling_slices(true_map: InstanceMap, result_map: InstanceMap, count: int = PANELS) -> list[int]:
+    """Return up to `count` slices, ascending, that show most of the true and found lesions."""
+    covered: set[int] = set()
+    lesions_on_slice = [
         set(np.unique(t).tolist()) | {-lesion for lesion in np.unique(r).tolist()}
-        for t, r in zip(truth, result, strict=True)
+        for t, r in zip(true_map, result_map, strict=True)
     ]
     chosen: list[int] = []
     while len(chosen) < count:
-        best = max(range(len(shown)), key=lambda index: len(shown[index] - seen - {0}))
-        if not shown[best] - seen - {0}:
+        best = max(range(len(lesions_on_slice)), key=lambda index: len(lesions_on_slice[index] - covered - {0}))
+        if not lesions_on_slice[best] - covered - {0}:
             break
-        seen |= shown[best]
+        covered |= lesions_on_slice[best]
         chosen.append(best)
     return sorted(chosen)
 
 
 def grey_levels(image: npt.NDArray[np.float32], channel: str = "") -> tuple[float, float]:
-    """Return the intensities that are drawn black and white: that of the background, and that which models see as 1.
+    """Return the intensities that are drawn black (the background) and white (1 after normalisation).
 
     Args:
         image: Raw intensities.
@@ -81,8 +84,8 @@ def grey_levels(image: npt.NDArray[np.float32], channel: str = "") -> tuple[floa
 
 def draw_overlay(
     image: npt.NDArray[np.float32],
-    truth: InstanceMap,
-    result: InstanceMap,
+    true_map: InstanceMap,
+    result_map: InstanceMap,
     report: ClassReport,
     pixel_mm: tuple[float, float],
     channel: str = "",
@@ -91,14 +94,14 @@ def draw_overlay(
 
     Args:
         image: (S, H, W) raw intensities.
-        truth: Instance map (S, H, W) int32 of the class.
-        result: Instance map of the reader's final result.
+        true_map: Instance map (S, H, W) int32 of the class.
+        result_map: Instance map of the reader's final result.
         report: Report on this class.
         pixel_mm: Height and width of a pixel.
         channel: Name of the image in dataset.json.
     """
-    masks = lesion_kinds(truth, result, report)
-    slices = telling_slices(truth, result) or [len(image) // 2]
+    masks = lesion_kinds(true_map, result_map, report)
+    slices = telling_slices(true_map, result_map) or [len(image) // 2]
     panel_inches, pixel_aspect = 5.0, pixel_mm[0] / pixel_mm[1]
     width = panel_inches * image.shape[2] / (image.shape[1] * pixel_aspect)
     figure = Figure(figsize=(max(6.0, width * len(slices)), panel_inches + 1.0), facecolor="black")
@@ -129,15 +132,15 @@ def draw_overlay(
 def save_overlay(
     path: Path,
     image: npt.NDArray[np.float32],
-    truth: InstanceMap,
-    result: InstanceMap,
+    true_map: InstanceMap,
+    result_map: InstanceMap,
     report: ClassReport,
     pixel_mm: tuple[float, float],
     channel: str = "",
 ) -> None:
     """Write `draw_overlay` as PNG, whole or not at all."""
     with whole_file(path) as part:
-        draw_overlay(image, truth, result, report, pixel_mm, channel).savefig(part, format="png", dpi=120)
+        draw_overlay(image, true_map, result_map, report, pixel_mm, channel).savefig(part, format="png", dpi=120)
 
 
 def outline(
@@ -148,8 +151,8 @@ def outline(
         return
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    # a contour keeps several copies of what it is drawn from: of the whole picture 16 MB, twenty times a figure
-    padded = np.pad(mask[top:bottom, left:right], 1).astype(np.float32)  # so that an outline closes at the border
+    # a contour keeps several copies of its input: 16 MB for a whole picture, and a figure has twenty contours
+    padded = np.pad(mask[top:bottom, left:right], 1).astype(np.float32)  # so that the outline closes at the border
     across, down = np.arange(left - 1, right + 1), np.arange(top - 1, bottom + 1)
     axes.contour(across, down, padded, levels=[0.5], colors=[colour], linestyles=[style], linewidths=width)
 

@@ -40,7 +40,7 @@ from mois.scans.image_files import write_volume
 Made = TypeVar("Made")
 
 ANSWER_BYTES = 1 << 30
-"""Memory that the answers to questions which are asked side by side may take."""
+"""Memory for the probability maps of questions that are asked at once."""
 
 
 class Question(NamedTuple):
@@ -54,7 +54,7 @@ class Question(NamedTuple):
 NO_EXEMPLARS = Question(0, 0, 0)
 
 ClickAnswers = dict[int, tuple[MaskPrediction, npt.NDArray[np.int64]]]
-"""By number of clicks: the masks of N lesions, and the clicks that were really made on each, (N,)."""
+"""Number of clicks to the masks of N lesions and the number of clicks that were made on each, (N,)."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Prompted:
     """Clicked lesions of one class, in the order in which they were clicked.
 
     Attributes:
-        key: Ids of the lesions, and the number of clicks that was aimed at on each.
-        rows: (N,) the tile that each lesion was clicked on.
-        answer: The masks that the clicks gave there.
-        exemplars: What was made of the masks; B = 1, K = N.
-        clicks: (N,) clicks that were made on each lesion.
+        key: Ids of the lesions, and the intended number of clicks on each.
+        rows: (N,) row of the tile on which each lesion was clicked.
+        answer: Masks that the clicks gave on these tiles.
+        exemplars: Exemplars described from the masks; B = 1, K = N.
+        clicks: (N,) number of clicks that were made on each lesion.
     """
 
     key: tuple[tuple[int, ...], int]
@@ -77,16 +77,16 @@ class Prompted:
 
 
 PromptedByClass = dict[int, dict[int, Prompted]]
-"""By class and number of clicks."""
+"""Prompted lesions by class and by number of clicks."""
 
 
 @dataclass(frozen=True)
 class Propagated:
-    """What was found by all questions, as far as it is scored.
+    """The results of all questions that are scored.
 
     Attributes:
-        candidates: Candidates of the questions that the reader ends up with.
-        never: By question and class: what was found beside the never-prompted lesions of the class.
+        candidates: Candidates of each final question (`ScanAtWork.final_question`).
+        never: By question and class: overlap of the found lesions with the never-prompted lesions of the class.
         false_without_exemplars: Lesions found without exemplars that touch no true lesion.
     """
 
@@ -104,8 +104,8 @@ class ScanAtWork:
         encoded: The scan's features.
         plan: Which lesions are prompted and scored.
         settings: How to prompt and score.
-        shared: What other propagations share.
-        seconds: Seconds by step; steps add to it.
+        shared: Work that other propagations share.
+        seconds: Wall-clock seconds by step. Each step adds its own.
     """
 
     segmenter: VolumeSegmenter
@@ -116,20 +116,20 @@ class ScanAtWork:
     seconds: dict[str, float]
 
     def question(self, target_class: int, count: int, clicks: int) -> Question:
-        """Return the question with `count` exemplars, or with all there are if these are fewer."""
+        """Return the question with the first `count` prompted lesions; with all of them if the class has fewer."""
         used = min(count, len(self.plan.classes[target_class].order))
         return Question(target_class, used, clicks) if used else NO_EXEMPLARS
 
     def final_question(self, target_class: int) -> Question:
-        """Return the question whose answer the reader ends up with."""
+        """Return the question whose answer is the final result of the reader."""
         return self.question(target_class, self.settings.prompted, self.settings.clicks)
 
     def once(self, step: str, subject: Hashable, make: Callable[[], Made]) -> Made:
-        """Return the result of a step that propagations share."""
+        """Return the result of a step that propagations share; see `SharedWork.once`."""
         return self.shared.once(self.seconds, self.segmenter, step, subject, make)
 
     def timed(self, step: str) -> AbstractContextManager[None]:
-        """Add the seconds of a step."""
+        """Add the seconds of a block to a step."""
         return timed(self.seconds, step, self.segmenter)
 
 
@@ -140,7 +140,7 @@ def evaluate_volume(
     out: Path | None = None,
     shared: SharedWork | None = None,
 ) -> SubjectReport:
-    """Prompt, propagate and score one scan; see `Figures` for what is measured on what.
+    """Prompt, propagate and score one scan; see `Figures` for the definition of each figure.
 
     Every tile is encoded once, every lesion clicked once, and every set of exemplars propagated once.
 
@@ -166,7 +166,7 @@ def evaluate_volume(
         reports.append(report)
         if out is not None:
             with scan.timed("write"):
-                _write(volume, scan, report, result, final, out)
+                _write_results_of_class(volume, scan, report, result, final, out)
     return SubjectReport(
         subject=volume.subject,
         patient=volume.patient,
@@ -178,20 +178,20 @@ def evaluate_volume(
 
 
 def prompt_lesions(scan: ScanAtWork) -> PromptedByClass:
-    """Click the lesions of every class: exemplars of the other classes are needed for `wrong` and `swapped`."""
+    """Click the lesions of every class. `wrong` and `swapped` need exemplars of the other classes."""
     clicks = sorted({scan.settings.clicks, *scan.settings.every_clicks})
     classes = scan.plan.classes if scan.plan.scored else {}
     return {target_class: _prompt(scan, plan.order, clicks) for target_class, plan in classes.items()}
 
 
 def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
-    """Ask all questions, as many side by side as memory allows, and keep of the answers what is scored."""
+    """Ask all questions, as many at once as memory allows. Keep only the results that are scored."""
     settings, lesions = scan.settings, scan.plan.lesions
     final = {scan.final_question(c) for c in scan.plan.scored}
     curve = {scan.question(c, n, k) for c in prompted for n in settings.counts for k in settings.every_clicks}
     queue = sorted({scan.final_question(c) for c in prompted} | curve | {NO_EXEMPLARS})
     never_prompted = {c: lesions.only(plan.never) for c, plan in scan.plan.classes.items()} if scan.plan.scored else {}
-    voxels = scan.encoded.pictures.numel() + lesions.index.size  # blended, and as restored
+    voxels = scan.encoded.pictures.numel() + lesions.index.size  # of one answer: blended pictures, and restored stack
     side_by_side = max(1, ANSWER_BYTES // (4 * voxels))
     candidates: dict[Question, Candidates] = {}
     never: dict[tuple[Question, int], Overlap] = {}
@@ -202,42 +202,42 @@ def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
             answers = scan.segmenter.propagate_all(scan.encoded, exemplars)
         for question, answer in zip(questions, answers, strict=True):
             with scan.timed("components"):
-                maybe = scan.segmenter.candidates(answer, lesions.voxel_ml, lesions.edges_mm)
-                found = maybe.sure(scan.segmenter.settings.peak_threshold).lesions
+                scan_candidates = scan.segmenter.candidates(answer, lesions.voxel_ml, lesions.edges_mm)
+                found = scan_candidates.sure(scan.segmenter.settings.peak_threshold).lesions
             with scan.timed("score"):
-                for target_class, true in never_prompted.items():
-                    never[question, target_class] = Overlap.of(found, true, scan.plan.taken_out)
+                for target_class, never_map in never_prompted.items():
+                    never[question, target_class] = Overlap.of(found, never_map, scan.plan.taken_out)
                 if question == NO_EXEMPLARS:
                     false_without_exemplars = len(Overlap.of(found, lesions.index).apart())
             if question in final:
-                candidates[question] = maybe
+                candidates[question] = scan_candidates
     return Propagated(candidates, never, false_without_exemplars)
 
 
 def score_class(
     scan: ScanAtWork, prompted: PromptedByClass, propagated: Propagated, target_class: int
 ) -> tuple[ClassReport, ClassResult, InstanceMap]:
-    """Return the report on a class, what was scored, and the reader's final result as an instance map."""
+    """Return the report on a class, the lesions that were scored, and the final result as an instance map."""
     settings, plan = scan.settings, scan.plan.classes[target_class]
-    right, wrong, swapped = _words(scan, propagated, target_class, settings.prompted, settings.clicks)
+    right, wrong, swapped = _exemplar_dice(scan, propagated, target_class, settings.prompted, settings.clicks)
     without = propagated.never[NO_EXEMPLARS, target_class]
-    words = Figures.of_words(measured(right.dice()), wrong, swapped, measured(without.dice()))
+    exemplar_figures = Figures.of_exemplar_dice(measured(right.dice()), wrong, swapped, measured(without.dice()))
     result = _class_result(scan, prompted, propagated, target_class)
     with scan.timed("score"):
-        figures, rows, false_ml, final = score_answer(scan.plan.lesions, plan, result, settings, words)
+        figures, rows, false_ml, final = score_answer(scan.plan.lesions, plan, result, settings, exemplar_figures)
         curve = tuple(
             curve_point(
-                k, n, scan.question(target_class, n, k).exemplars, *_words(scan, propagated, target_class, n, k)
+                k, n, scan.question(target_class, n, k).exemplars, *_exemplar_dice(scan, propagated, target_class, n, k)
             )
             for k in settings.every_clicks
             for n in settings.counts
         )
-    paper = _by_the_papers_rules(scan, target_class) if settings.rules == "paper" else None
+    paper = _score_by_rules_of_paper(scan, target_class) if settings.rules == "paper" else None
     return ClassReport(target_class, figures, curve, rows, false_ml, paper), result, final
 
 
 def _prompt(scan: ScanAtWork, lesions: Sequence[int], clicks: Sequence[int]) -> dict[int, Prompted]:
-    """Click lesions, in this order, and describe them after each of some numbers of clicks, ascending."""
+    """Click lesions in this order. Describe them as exemplars after each number of clicks in `clicks`, ascending."""
     if not lesions:
         return {}
     key = (tuple(lesions), tuple(clicks))
@@ -270,7 +270,7 @@ def _click_all(
 
 @torch.inference_mode()
 def _click(scan: ScanAtWork, rows: npt.NDArray[np.int64], masks: Tensor, clicks: Sequence[int]) -> ClickAnswers:
-    """Click each lesion in its middle and correct the answers, up to the last of `clicks`."""
+    """Click each lesion in its middle, then correct its mask until it has `max(clicks)` clicks."""
     reader, pixel_mm, edge = scan.settings.reader, scan.segmenter.settings.pixel_mm, scan.encoded.tile_px
     generator = torch.Generator().manual_seed(reader.seed)
     prompts = reader.shake(first_click(masks), pixel_mm, edge, generator)
@@ -285,20 +285,21 @@ def _click(scan: ScanAtWork, rows: npt.NDArray[np.int64], masks: Tensor, clicks:
 
 
 def _clicks_made(prompts: Prompts) -> npt.NDArray[np.int64]:
-    """Return the number of clicks on each image, padding left out."""
+    """Return the number of clicks on each image, without padding."""
     return np.asarray((prompts.labels >= 0).sum(1).cpu().numpy(), dtype=np.int64)
 
 
 def _exemplars(scan: ScanAtWork, prompted: PromptedByClass, question: Question) -> Exemplars:
+    """Return the exemplars of a question."""
     if question == NO_EXEMPLARS:
         return scan.segmenter.no_exemplars(scan.encoded)
     return prompted[question.target_class][question.clicks].exemplars.pick(slice(0, question.exemplars))
 
 
-def _words(
+def _exemplar_dice(
     scan: ScanAtWork, propagated: Propagated, target_class: int, count: int, clicks: int
 ) -> tuple[Overlap, float | None, float | None]:
-    """Return `right` as an overlap, and the Dice `wrong` and `swapped`."""
+    """Return `right` as an overlap, and `wrong` and `swapped` as Dice; see `Figures`."""
     others = {c: scan.question(c, count, clicks) for c in scan.plan.classes if c != target_class}
     wrong = mean_of([propagated.never[question, target_class].dice() for question in others.values()])
     swapped = mean_of([propagated.never[question, c].dice() for c, question in others.items()])
@@ -308,7 +309,7 @@ def _words(
 def _class_result(
     scan: ScanAtWork, prompted: PromptedByClass, propagated: Propagated, target_class: int
 ) -> ClassResult:
-    """Return what the reader ends up with: found lesions, and prompted lesions as clicked and tracked."""
+    """Return the final result of the reader: found lesions, and prompted lesions as clicked and tracked."""
     question = scan.final_question(target_class)
     found = propagated.candidates[question].sure(scan.segmenter.settings.peak_threshold).lesions
     if not question.exemplars:
@@ -330,22 +331,22 @@ def _track(scan: ScanAtWork, prompted: Prompted, count: int) -> InstanceMap:
     return scan.once("track", (prompted.key, count), track)
 
 
-def _by_the_papers_rules(scan: ScanAtWork, target_class: int) -> PaperFigures:
-    """Prompt the largest lesions, propagate and score, by the rules of the paper; all of it is one step, `paper`."""
-    lesions = scan.plan.lesions.of_class(target_class)
+def _score_by_rules_of_paper(scan: ScanAtWork, target_class: int) -> PaperFigures:
+    """Prompt the largest lesions, propagate and score, by the rules of the paper. Its seconds are the step `paper`."""
+    lesions = scan.plan.lesions.volumes_of_class(target_class)
     largest = Reader("largest").choose_lesions(lesions, PAPER_LESIONS)
     with scan.timed("paper"):
-        apart = replace(scan, seconds={})
-        prompted = _prompt(apart, largest, [PAPER_CLICKS])[PAPER_CLICKS]
+        scan_for_paper = replace(scan, seconds={})
+        prompted = _prompt(scan_for_paper, largest, [PAPER_CLICKS])[PAPER_CLICKS]
         probability = scan.segmenter.propagate(scan.encoded, prompted.exemplars)
         true = scan.plan.lesions
         found = scan.segmenter.lesions(probability, true.voxel_ml, true.edges_mm)
-        tracked = _track(apart, prompted, len(largest))
+        tracked = _track(scan_for_paper, prompted, len(largest))
     return score_by_paper(true.only(lesions) > 0, found > 0, tracked > 0, true.voxel_ml)
 
 
 def _candidates(scan: ScanAtWork, propagated: Propagated, target_class: int) -> list[CandidateRow]:
-    """Return what might have been a lesion of a class, outside of the prompted lesions."""
+    """Return the candidates of a class outside of the prompted lesions."""
     question = scan.final_question(target_class)
     plan, lesions = scan.plan.classes[target_class], scan.plan.lesions
     rest, taken_out = unprompted_lesions(lesions, plan, plan.order[: question.exemplars], scan.settings.margin_px)
@@ -353,10 +354,10 @@ def _candidates(scan: ScanAtWork, propagated: Propagated, target_class: int) -> 
         return candidate_rows(propagated.candidates[question], rest, taken_out, lesions.voxel_ml)
 
 
-def _write(
+def _write_results_of_class(
     volume: Volume, scan: ScanAtWork, report: ClassReport, result: ClassResult, final: InstanceMap, out: Path
 ) -> None:
-    """Write the reader's final result and the prompted lesions alone on the scanner's grid, and a picture of it."""
+    """Write the final result and the prompted lesions on the grid of the scan, and a picture of the final result."""
     name = f"{volume.subject}_class{report.target_class}"
     grid = scan.encoded.grid
     write_volume(grid.to_volume(torch.from_numpy(final)), volume.affine, out / "predictions" / f"{name}.nii.gz")

@@ -44,11 +44,15 @@ def write_result_files(
     )
     write_text(out / "metrics.json", text + "\n")
     write_text(out / "subjects.csv", _table([report.row(settings.get("surface_mm", SURFACE_MM)) for report in reports]))
-    whose = [(report.subject, one) for report in reports for one in report.classes]
+    class_reports = [(report.subject, one) for report in reports for one in report.classes]
     write_text(
         out / "lesions.csv",
         _table(
-            [{"subject": s, "target_class": one.target_class, **asdict(row)} for s, one in whose for row in one.lesions]
+            [
+                {"subject": s, "target_class": one.target_class, **asdict(row)}
+                for s, one in class_reports
+                for row in one.lesions
+            ]
         ),
     )
     write_text(
@@ -56,7 +60,7 @@ def write_result_files(
         _table(
             [
                 {"subject": s, "target_class": one.target_class, **asdict(point)}
-                for s, one in whose
+                for s, one in class_reports
                 for point in one.curve
             ]
         ),
@@ -87,5 +91,5 @@ def add_confidence(path: Path, calibration: Calibration) -> None:
     """Add the calibrated confidence to candidates.csv."""
     rows = read_rows(path, ["peak"], shares=["peak"])
     if rows:
-        sure = calibration.confidence([float(row["peak"]) for row in rows])
-        write_rows(path, [{**row, "confidence": f"{value:.6f}"} for row, value in zip(rows, sure, strict=True)])
+        confidences = calibration.confidence([float(row["peak"]) for row in rows])
+        write_rows(path, [{**row, "confidence": f"{value:.6f}"} for row, value in zip(rows, confidences, strict=True)])

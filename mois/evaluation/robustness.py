@@ -1,7 +1,7 @@
-"""The same scans as other scanners might have made them: other field strengths, coils and protocols.
+"""Changes scans so that they look like scans of another scanner: other field strengths, coils and protocols.
 
-Only the image changes. Grid, true lesions, prompted lesions and clicks stay, so every difference comes from the image.
-The background (`mois.intensities.find_background`) stays as it is.
+Only the image changes. Grid, true lesions, prompted lesions and clicks stay. So every difference in the figures comes
+from the image. The background (`mois.intensities.find_background`) does not change.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from mois.geometry import SliceGrid
 from mois.intensities import find_background
 from mois.records import Volume
 
-COARSER = 1.5
-WHITE = 0.995
+COARSER_PIXELS = 1.5
+"""Factor of the pixel size in the change `coarser_pixels`."""
+WHITE_QUANTILE = 0.995
 FIGURES = {"dice": "unprompted_dice", "f1": "lesion_f1"}
 """Name in robustness.json to name in `Figures`."""
 
 Change = Callable[[Tensor, Volume], Tensor]
-"""Takes an image (I, J, K), 1 at its 99.5th percentile, and returns it changed; draws from torch's generator."""
+"""Returns the changed image (I, J, K). The given image is 1 at its 99.5th percentile. Uses the global torch seed."""
 
 
-def _by(transform: tio.Transform) -> Change:
+def _change_by(transform: tio.Transform) -> Change:
     def change(image: Tensor, volume: Volume) -> Tensor:
         scan = tio.ScalarImage(tensor=image.unsqueeze(0), affine=volume.affine.numpy())
         return torch.as_tensor(transform(scan).data)[0]
@@ -40,9 +41,9 @@ def _by(transform: tio.Transform) -> Change:
 
 
 def _coarser(image: Tensor, volume: Volume) -> Tensor:
-    """Scan with pixels 1.5 times as large in plane, and bring that back onto the scan's grid."""
+    """Resample to pixels 1.5 times as large in plane, and back to the grid of the scan."""
     grid = SliceGrid.of(volume.shape, volume.affine)
-    wider = [mm * (1 if axis == grid.order[0] else COARSER) for axis, mm in enumerate(volume.grid.spacing_mm)]
+    wider = [mm * (1 if axis == grid.order[0] else COARSER_PIXELS) for axis, mm in enumerate(volume.grid.spacing_mm)]
     target = (wider[0], wider[1], wider[2])
     scan = tio.ScalarImage(tensor=image.unsqueeze(0), affine=volume.affine.numpy())
     coarse = tio.Resample(target, image_interpolation="linear", antialias=True)(scan)
@@ -51,19 +52,19 @@ def _coarser(image: Tensor, volume: Volume) -> Tensor:
 
 
 CHANGES: dict[str, Change] = {
-    "bias_field": _by(tio.RandomBiasField(coefficients=0.3, order=3)),
-    "noise": _by(tio.RandomNoise(mean=0, std=(0.06, 0.06))),
-    "motion": _by(tio.RandomMotion(degrees=0.5, translation=3, num_transforms=3)),
-    "gamma": _by(tio.RandomGamma(log_gamma=(-0.4, 0.4))),
-    "ghosting": _by(tio.RandomGhosting(num_ghosts=(4, 7), intensity=(1.0, 1.5))),
+    "bias_field": _change_by(tio.RandomBiasField(coefficients=0.3, order=3)),
+    "noise": _change_by(tio.RandomNoise(mean=0, std=(0.06, 0.06))),
+    "motion": _change_by(tio.RandomMotion(degrees=0.5, translation=3, num_transforms=3)),
+    "gamma": _change_by(tio.RandomGamma(log_gamma=(-0.4, 0.4))),
+    "ghosting": _change_by(tio.RandomGhosting(num_ghosts=(4, 7), intensity=(1.0, 1.5))),
     "coarser_pixels": _coarser,
 }
-"""How a scan is changed. Noise: share of the scan's white. Motion: degrees and millimetres. It turns by half a degree
-at most, because a body that turns further no longer lies on its true lesions."""
+"""Name to change. Noise: standard deviation as a share of the white level. Motion: degrees and millimetres. Rotation is
+at most half a degree. With more rotation, the body would no longer fit its true lesions."""
 
 
-def changed(volume: Volume, name: str, seed: int = 0) -> Volume:
-    """Return a scan as another scanner might have made it. The same seed and scan give the same voxels.
+def change_scan(volume: Volume, name: str, seed: int = 0) -> Volume:
+    """Return a scan with a changed image. The same seed and scan give the same voxels.
 
     Args:
         volume: The scan.
@@ -76,22 +77,28 @@ def changed(volume: Volume, name: str, seed: int = 0) -> Volume:
     if name not in CHANGES:
         raise ValueError(f"robustness change {name!r} is unknown; choose from {', '.join(CHANGES)}.")
     image = volume.image.float().cpu()
-    around = find_background(image.numpy())
-    outside = torch.zeros_like(image, dtype=torch.bool) if around is None else torch.from_numpy(around)
+    background = find_background(image.numpy())
+    outside = torch.zeros_like(image, dtype=torch.bool) if background is None else torch.from_numpy(background)
     if bool(outside.all()):
         return volume
-    # changes are of a signal that begins at 0: a background of 10, or air of -1024, is where this one does
-    dark = min(0.0, float(image.min())) if around is None else float(image[outside].median()) if around.any() else 0.0
-    ranked = (image[~outside] - dark).sort().values
-    white = float(ranked[int(WHITE * (len(ranked) - 1))]) or 1.0
+    # the changes expect a signal that starts at 0; here it starts at the level of the background, such as -1024 in CT
+    dark = (
+        min(0.0, float(image.min()))
+        if background is None
+        else float(image[outside].median())
+        if background.any()
+        else 0.0
+    )
+    sorted_signal = (image[~outside] - dark).sort().values
+    white = float(sorted_signal[int(WHITE_QUANTILE * (len(sorted_signal) - 1))]) or 1.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(f"{seed} {name} {volume.subject}".encode()))
         new = CHANGES[name]((image - dark) / white, volume).to(torch.float32) * white + dark
     return volume._replace(image=torch.where(outside, image, new))
 
 
-def plain(settings: ProtocolSettings) -> ProtocolSettings:
-    """Return the settings that a changed scan is scored by: the same reader, without curves and the paper's rules."""
+def protocol_of_changes(settings: ProtocolSettings) -> ProtocolSettings:
+    """Return the settings for changed scans: the same reader, without curves and without the rules of the paper."""
     return replace(settings, counts=(), curve_clicks=(), rules="ours")
 
 
@@ -110,7 +117,7 @@ class ChangedScan:
     figures: dict[str, dict[str, float | None]]
 
 
-def unprompted(report: SubjectReport) -> dict[str, float | None]:
+def robustness_figures(report: SubjectReport) -> dict[str, float | None]:
     """Return the figures of a scan that measure robustness."""
     return {name: getattr(report.figures, field) for name, field in FIGURES.items()}
 
@@ -129,14 +136,18 @@ def summarise_changes(
         `unchanged`: figures as estimates. `changes`: for each change the figures, and `change_dice` and `change_f1`,
         the paired differences to the unchanged scans (below 0: worse).
     """
-    before = {report.subject: (report.patient, unprompted(report)) for report in unchanged}
+    before = {report.subject: (report.patient, robustness_figures(report)) for report in unchanged}
     names = dict.fromkeys(change for scan in scans for change in scan.figures)
 
-    def of(change: str) -> Mapping[str, Any]:
+    def summary_of(change: str) -> Mapping[str, Any]:
         rows = [(before[scan.subject], scan.figures.get(change, {})) for scan in scans]
-        figures = {name: estimate([(who, new.get(name)) for (who, _), new in rows], seed=seed) for name in FIGURES}
+        figures = {
+            name: estimate([(patient, new.get(name)) for (patient, _), new in rows], seed=seed) for name in FIGURES
+        }
         gains = {
-            f"change_{name}": paired_gain([(who, old[name], new.get(name)) for (who, old), new in rows], seed=seed)
+            f"change_{name}": paired_gain(
+                [(patient, old[name], new.get(name)) for (patient, old), new in rows], seed=seed
+            )
             for name in FIGURES
         }
         return {**figures, **gains}
@@ -146,5 +157,5 @@ def summarise_changes(
             name: estimate([(patient, figures[name]) for patient, figures in before.values()], seed=seed)
             for name in FIGURES
         },
-        "changes": {change: of(change) for change in names},
+        "changes": {change: summary_of(change) for change in names},
     }

@@ -1,4 +1,4 @@
-"""The two systems that `mois evaluate` scores: a model that is prompted, or maps that another system wrote."""
+"""The two kinds of systems that `mois evaluate` scores: a model that is prompted, or maps of another system."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Maps = Tensor | Mapping[int, Tensor]
 CURE_FOR_IDS = (
     "give --kind instance if its numbers are those of lesions; else add it to labels there, or set its voxels to 0"
 )
-"""Cure for a map whose numbers are no classes."""
+"""End of the message about a map whose values are not classes."""
 
 
 def score_by_model(segmenter: VolumeSegmenter) -> Score:
@@ -50,12 +50,12 @@ def score_by_model(segmenter: VolumeSegmenter) -> Score:
 
 
 def score_maps(predictions: Path, prompted: Path | None, kind: MapKind) -> Score:
-    """Return a function that scores the map of a scan.
+    """Return a function that scores the maps that another system wrote for a scan.
 
     Args:
-        predictions: Maps SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on.
-        prompted: Folder `prompted` of another run; None scores the system alone.
-        kind: Whether numbers are classes or lesions.
+        predictions: Folder of the maps SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on.
+        prompted: Folder `prompted` of another evaluation; None scores the system alone.
+        kind: Whether the values are classes or ids of lesions.
     """
 
     def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
@@ -66,7 +66,7 @@ def score_maps(predictions: Path, prompted: Path | None, kind: MapKind) -> Score
             check_declared(found.numpy(), volume.declared, map_files(predictions, volume.subject)[0], CURE_FOR_IDS)
         report = score_predictions(volume, found, settings, given, kind=by_class)
         if out is not None:
-            _write(volume, found, report, by_class, out)
+            _write_maps(volume, found, report, by_class, out)
         return report
 
     return score
@@ -85,7 +85,7 @@ def map_files(folder: Path, subject: str) -> list[Path]:
 
 
 def read_maps(folder: Path, volume: Volume) -> Maps:
-    """Return the map of a scan (I, J, K) int32, or one for each class.
+    """Return the map of a scan (I, J, K) int32, or a map for each class.
 
     Raises:
         DataError: If the scan has no map, or a map is not on its grid.
@@ -94,12 +94,13 @@ def read_maps(folder: Path, volume: Volume) -> Maps:
     if not files:
         raise DataError(
             f"{folder}: no map of scan {volume.subject}; write {volume.subject}.nii.gz (or one file "
-            f"{volume.subject}_class1.nii.gz for each class), an empty one where nothing was found."
+            f"{volume.subject}_class1.nii.gz for each class), an empty map if nothing was found."
         )
     by_name = {path.name.removesuffix(_ending(path)): path for path in files}
     if len(by_name) < len(files):
         raise DataError(
-            f"{folder}: holds {' and '.join(path.name for path in files)[:200]}, several maps of the same; keep one."
+            f"{folder}: holds {' and '.join(path.name for path in files)[:200]}, several maps of one class; keep "
+            "one of them."
         )
     if volume.subject in by_name:
         return _read(by_name[volume.subject], volume)
@@ -111,22 +112,28 @@ def _read(path: Path, volume: Volume) -> Tensor:
     return torch.from_numpy(whole_numbers(values, path))
 
 
-def _write(volume: Volume, found: Maps, report: SubjectReport, kind: MapKind, out: Path) -> None:
+def _write_maps(volume: Volume, found: Maps, report: SubjectReport, kind: MapKind, out: Path) -> None:
     """Write the lesions of each class as one map, and a picture of them."""
     grid = SliceGrid.of(volume.shape, volume.affine)
-    truth = TrueLesions.of(volume, grid)
+    true_lesions = TrueLesions.of(volume, grid)
     image = grid.to_stack(volume.image.float().cpu()).numpy()
-    for one in report.classes:
-        held = found.get(one.target_class) if not isinstance(found, Tensor) else found
-        held = torch.zeros_like(volume.lesions) if held is None else held
-        stack = grid.to_stack(held).numpy()
+    for class_report in report.classes:
+        class_map = found.get(class_report.target_class) if not isinstance(found, Tensor) else found
+        class_map = torch.zeros_like(volume.lesions) if class_map is None else class_map
+        lesions = grid.to_stack(class_map).numpy()
         if kind == "semantic":
-            stack = components(stack == one.target_class)
-        name = f"{volume.subject}_class{one.target_class}"
-        write_volume(grid.to_volume(torch.from_numpy(stack)), volume.affine, out / "predictions" / f"{name}.nii.gz")
-        true = truth.only([row.lesion for row in one.lesions])
+            lesions = components(lesions == class_report.target_class)
+        name = f"{volume.subject}_class{class_report.target_class}"
+        write_volume(grid.to_volume(torch.from_numpy(lesions)), volume.affine, out / "predictions" / f"{name}.nii.gz")
+        true_map = true_lesions.only([row.lesion for row in class_report.lesions])
         save_overlay(
-            out / "overlays" / f"{name}.png", image, true, stack, one, (grid.row_mm, grid.column_mm), volume.channel
+            out / "overlays" / f"{name}.png",
+            image,
+            true_map,
+            lesions,
+            class_report,
+            (grid.row_mm, grid.column_mm),
+            volume.channel,
         )
 
 

@@ -13,31 +13,37 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
-MOST_NUMBERS = 40
-"""The most numbers on one slice; more numbers would hide the lesions."""
+MAX_NUMBERS = 40
+"""Largest number of labels on one slice; more labels would hide the lesions."""
 
 NUMBER_PT = 9
 FAR_PT = 14.0
-"""Distance from a lesion beyond which its number has a line to it."""
+"""Distance in points from a lesion. A label farther away gets a line to its lesion."""
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right and top in points."""
 
 
 def scale_mm(width_mm: float) -> float:
-    """Return the length of a scale bar: 1, 2 or 5 times a power of ten, at most a third of a picture's width."""
+    """Return the length of a scale bar in mm: 1, 2 or 5 times a power of ten, at most a third of the width."""
     power = 10.0 ** math.floor(math.log10(width_mm / 3))
     return max(step * power for step in (1, 2, 5) if step * power <= width_mm / 3)
 
 
 def scale_bar(axes: Axes, shape: tuple[int, ...], column_mm: float) -> None:
-    """Draw a bar with its length at the lower left of a slice of this shape (H, W)."""
+    """Draw a scale bar with its length at the lower left of a slice.
+
+    Args:
+        axes: The axes that show the slice.
+        shape: (H, W) of the slice.
+        column_mm: Width of a pixel in mm.
+    """
     length_mm = scale_mm(shape[1] * column_mm)
     left, row = 0.04 * shape[1], 0.96 * shape[0]
     edge = [withStroke(linewidth=3.5, foreground="black")]
     axes.plot([left, left + length_mm / column_mm], [row, row], color="white", linewidth=2, path_effects=edge)
-    place: dict[str, Any] = {"textcoords": "offset points", "color": "white", "fontsize": 8, "path_effects": edge}
-    axes.annotate(f"{length_mm:g} mm", (left, row), (0, 4), **place)
+    text_style: dict[str, Any] = {"textcoords": "offset points", "color": "white", "fontsize": 8, "path_effects": edge}
+    axes.annotate(f"{length_mm:g} mm", (left, row), (0, 4), **text_style)
 
 
 def number_lesions(figure: Figure, axes: Axes, of_slice: npt.NDArray[np.int32]) -> None:
@@ -49,7 +55,7 @@ def number_lesions(figure: Figure, axes: Axes, of_slice: npt.NDArray[np.int32]) 
         of_slice: (H, W) int32, ids of the lesions.
     """
     ids = np.unique(of_slice[of_slice > 0])
-    if len(ids) > MOST_NUMBERS:
+    if len(ids) > MAX_NUMBERS:
         return
     axes.apply_aspect()
     points = 72 / figure.dpi
@@ -57,15 +63,15 @@ def number_lesions(figure: Figure, axes: Axes, of_slice: npt.NDArray[np.int32]) 
     taken: list[Box] = []
     for lesion in ids.tolist():
         anchor = _corner(of_slice == lesion)
-        x, y = (float(place) * points for place in axes.transData.transform(anchor))
+        x, y = (float(value) * points for value in axes.transData.transform(anchor))
         width, height = 0.7 * NUMBER_PT * len(str(lesion)), NUMBER_PT
         places = [(dx, dy, (x + dx, y + dy, x + dx + width, y + dy + height)) for dx, dy in _offsets(width)]
         inside = [
-            place
-            for place in places
-            if place[2][0] >= left and place[2][1] >= bottom and place[2][2] <= right and place[2][3] <= top
+            spot
+            for spot in places
+            if spot[2][0] >= left and spot[2][1] >= bottom and spot[2][2] <= right and spot[2][3] <= top
         ]
-        free = (place for place in inside if not any(_overlap(place[2], box) for box in taken))
+        free = (spot for spot in inside if not any(_overlap(spot[2], box) for box in taken))
         dx, dy, box = next(free, places[0])
         taken.append(box)
         arrow = {"arrowstyle": "-", "color": "white", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
@@ -90,7 +96,7 @@ def _corner(lesion: npt.NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def _offsets(width: float) -> Iterator[tuple[float, float]]:
-    """Yield possible places of a number of this width, in points from its lesion, the nearest first."""
+    """Yield possible offsets of a label of this width from its lesion, in points, nearest first."""
     yield 2, 2
     for ring in range(1, 9):
         away = 0.75 * ring * NUMBER_PT
@@ -101,5 +107,5 @@ def _offsets(width: float) -> Iterator[tuple[float, float]]:
         yield -width / 2, -away - NUMBER_PT
 
 
-def _overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlap(first: Box, second: Box) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]

@@ -115,10 +115,10 @@ def paired_gain(pairs: Sequence[tuple[str, float | None, float | None]], *, seed
 
     Args:
         pairs: Patient, figure before and figure after, of each scan; None where it was not measured.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        `estimate` of the differences, over the scans in which both were measured.
+        `estimate` of the differences, over the scans in which both values were measured.
     """
     return estimate(_differences(pairs), seed=seed)
 
@@ -128,12 +128,12 @@ def paired_test(pairs: Sequence[tuple[str, float | None, float | None]], *, seed
 
     Args:
         pairs: Patient, first and second figure of each scan; None where it was not measured.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        `estimate` of second minus first, `patients`, and `p`: two-sided Wilcoxon signed-rank test on the mean
-        difference of each patient, because scans of one patient are no independent evidence. `p` is None for fewer than
-        two patients, and 1 if nothing differs. With n patients it cannot be less than 2 / 2^n.
+        `estimate` of second minus first, `patients`, and `p`. `p` is the two-sided Wilcoxon signed-rank test on
+        the mean difference of each patient, because scans of one patient are not independent. `p` is None for fewer
+        than two patients, and 1 if nothing differs. With n patients it is at least 2 / 2^n.
     """
     differences = _differences(pairs)
     owners = dict.fromkeys(patient for patient, difference in differences if difference is not None)
@@ -159,12 +159,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
     """
-    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    order = sorted((p, position) for position, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, (p, place) in enumerate(order):
+    for rank, (p, position) in enumerate(order):
         highest = max(highest, min(1.0, p * (len(order) - rank)))
-        corrected[place] = highest
+        corrected[position] = highest
     return corrected
 
 
@@ -173,30 +173,32 @@ def _differences(pairs: Sequence[tuple[str, float | None, float | None]]) -> lis
 
 
 def _summary(reports: Sequence[SubjectReport], seed: int, surface_mm: float, sizes: Bins) -> dict[str, Any]:
-    def of(value: Callable[[SubjectReport], float | None]) -> dict[str, Any]:
+    def estimate_of(value: Callable[[SubjectReport], float | None]) -> dict[str, Any]:
         return estimate([(report.patient, value(report)) for report in reports], seed=seed)
 
     empty = [report for report in reports if not report.classes]
     per_subject = [(report.patient, report.figures) for report in reports]
     steps = dict.fromkeys(step for report in reports for step in report.seconds)
-    figures = {name: estimate([(who, getattr(one, name)) for who, one in per_subject], seed=seed) for name in FIGURES}
+    figures = {
+        name: estimate([(patient, getattr(one, name)) for patient, one in per_subject], seed=seed) for name in FIGURES
+    }
     summary: dict[str, Any] = {
         "n_subjects": len(reports),
         "n_patients": len({report.patient for report in reports}),
         **nested(figures, surface_mm),
-        "false_without_exemplars": of(lambda report: float(report.false_without_exemplars)),
+        "false_without_exemplars": estimate_of(lambda report: float(report.false_without_exemplars)),
         "false_in_empty_scans": estimate([(r.patient, float(r.false_without_exemplars)) for r in empty], seed=seed),
         "by_size": _bins(reports, sizes, lambda row: bin_of(row.volume_ml, sizes), seed),
         "by_location": _bins(reports, THIRDS, lambda row: row.third, seed),
         "by_absolute_contrast": _bins(reports, CONTRASTS, lambda row: bin_of(_absolute(row.contrast), CONTRASTS), seed),
-        "seconds": {step: of(lambda report, step=step: report.seconds.get(step)) for step in steps},  # type: ignore[misc]
+        "seconds": {step: estimate_of(lambda report, step=step: report.seconds.get(step)) for step in steps},  # type: ignore[misc]
     }
     for name, entry in summary["by_size"].items():
-        entry["fp_per_scan"] = of(lambda report, name=name: _false_of_size(report, name, sizes))  # type: ignore[misc]
+        entry["fp_per_scan"] = estimate_of(lambda report, name=name: _false_of_size(report, name, sizes))  # type: ignore[misc]
     papers = [(report.patient, report.paper) for report in reports if report.paper is not None]
     if papers:
         summary["paper"] = {
-            field.name: estimate([(who, asdict(one)[field.name]) for who, one in papers], seed=seed)
+            field.name: estimate([(patient, asdict(one)[field.name]) for patient, one in papers], seed=seed)
             for field in fields(PaperFigures)
         }
     return summary
@@ -214,8 +216,10 @@ def _bins(
         ]
         entries[name] = {
             "lesions": sum(len(rows) for _, rows in chosen),
-            "recall": estimate([(who, mean_of([float(row.found) for row in rows])) for who, rows in chosen], seed=seed),
-            "dice": estimate([(who, mean_of([row.dice for row in rows])) for who, rows in chosen], seed=seed),
+            "recall": estimate(
+                [(patient, mean_of([float(row.found) for row in rows])) for patient, rows in chosen], seed=seed
+            ),
+            "dice": estimate([(patient, mean_of([row.dice for row in rows])) for patient, rows in chosen], seed=seed),
         }
     return entries
 
@@ -239,7 +243,7 @@ def _points(reports: Sequence[SubjectReport], seed: int) -> list[dict[str, Any]]
             "clicks": clicks,
             "count": count,
             **{
-                name: estimate([(who, getattr(one, field)) for who, one in points[clicks, count]], seed=seed)
+                name: estimate([(patient, getattr(one, field)) for patient, one in points[clicks, count]], seed=seed)
                 for name, field in POINT.items()
             },
         }

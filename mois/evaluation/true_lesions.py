@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from mois.evaluation.figures import Third
+from mois.evaluation.figures import BodyThird
 from mois.evaluation.reader import Reader
 from mois.evaluation.settings import ProtocolSettings
 from mois.geometry import SliceGrid
@@ -40,7 +40,13 @@ class ClassPlan:
 
     @classmethod
     def of(cls, volumes_ml: dict[int, float], reader: Reader, count: int) -> ClassPlan:
-        """ClassPlan the prompts of a class for up to `count` lesions; its volumes by id, in millilitres."""
+        """Choose the lesions of a class that are prompted.
+
+        Args:
+            volumes_ml: Lesion id to volume in millilitres.
+            reader: The simulated reader.
+            count: Largest number of prompted lesions.
+        """
         promptable, never = reader.hold_out(volumes_ml)
         order = reader.choose_lesions({lesion: volumes_ml[lesion] for lesion in promptable}, count)
         return cls(tuple(promptable), tuple(never), tuple(order))
@@ -52,12 +58,12 @@ class ClassPlan:
 
 
 class Surroundings(NamedTuple):
-    """Place and contrast of a lesion; see `TrueLesionRow`."""
+    """Position and contrast of a lesion; see `TrueLesionRow`."""
 
     x_mm: float
     y_mm: float
     z_mm: float
-    third: Third
+    third: BodyThird
     contrast: float | None
 
 
@@ -72,7 +78,7 @@ class TrueLesions:
         volumes_ml: Id to volume.
         voxel_ml: Volume of one voxel.
         edges_mm: Steps to the next slice, row and column (`mois.grid.Edges`).
-        surroundings: Id to place and contrast.
+        surroundings: Id to position and contrast.
         slice_voxels: (S, L) int64, voxels of each lesion on each slice.
     """
 
@@ -87,7 +93,7 @@ class TrueLesions:
 
     @classmethod
     def of(cls, volume: Volume, grid: SliceGrid) -> TrueLesions:
-        """Read the lesions of a volume.
+        """Measure the lesions of a volume.
 
         Raises:
             ValueError: If a lesion has no class.
@@ -116,7 +122,7 @@ class TrueLesions:
             slice_voxels=per_slice.reshape(len(lesions), len(ids)),
         )
 
-    def of_class(self, target_class: int) -> dict[int, float]:
+    def volumes_of_class(self, target_class: int) -> dict[int, float]:
         """Return the lesions of a class: id to volume in millilitres."""
         return {lesion: ml for lesion, ml in self.volumes_ml.items() if self.classes[lesion] == target_class}
 
@@ -149,9 +155,10 @@ class ScanPlan:
 
     Attributes:
         lesions: The true lesions.
-        classes: What the reader does with the lesions of each class.
+        classes: Plan for the lesions of each class.
         scored: Classes that are scored.
-        taken_out: (S, H, W) bool, all lesions that may be prompted, with a margin: left out of `right` and `wrong`.
+        taken_out: (S, H, W) bool, all lesions that may be prompted, with a margin. They are left out of `right` and
+            `wrong`.
     """
 
     lesions: TrueLesions
@@ -161,7 +168,7 @@ class ScanPlan:
 
     @classmethod
     def of(cls, volume: Volume, grid: SliceGrid, settings: ProtocolSettings) -> ScanPlan:
-        """Read the lesions of a scan, and choose which of them are prompted.
+        """Measure the lesions of a scan, and choose the prompted lesions.
 
         Raises:
             ValueError: If a lesion has no class.
@@ -169,8 +176,8 @@ class ScanPlan:
         lesions = TrueLesions.of(volume, grid)
         most = max(settings.prompted, *settings.counts, 0)
         classes = {
-            one: ClassPlan.of(lesions.of_class(one), settings.reader, most)
-            for one in sorted(set(lesions.classes.values()))
+            target_class: ClassPlan.of(lesions.volumes_of_class(target_class), settings.reader, most)
+            for target_class in sorted(set(lesions.classes.values()))
         }
         promptable = [lesion for plan in classes.values() for lesion in plan.promptable]
         taken_out: Mask = dilate_in_plane(lesions.only(promptable) > 0, settings.margin_px)
@@ -178,29 +185,30 @@ class ScanPlan:
 
 
 RING_PX = 2
-"""Width of the ring around a lesion that its contrast is measured against."""
+"""Width in pixels of the ring around a lesion. The contrast is measured against this ring."""
 
 
 def _surroundings(
     volume: Volume, grid: SliceGrid, ids: npt.NDArray[np.int32], index: InstanceMap
 ) -> dict[int, Surroundings]:
+    """Return position and contrast of each lesion, by id."""
     if not len(ids):
         return {}
     raw = volume.image.float().cpu()
     image = grid.to_stack(normalise(raw, channel=volume.channel, known=volume.levels)).numpy()
     ends = torch.tensor(list(product(*((-0.5, size - 0.5) for size in index.shape))), dtype=torch.float64)
     lowest, highest = (float(end) for end in grid.to_lps_mm(ends)[:, 2].aminmax())
-    found = {}
+    surroundings = {}
     for position, (lesion, box) in enumerate(zip(ids, ndimage.find_objects(index), strict=True), start=1):
         across, rows, columns = box
-        wide = (across, *(slice(max(0, side.start - RING_PX), side.stop + RING_PX) for side in (rows, columns)))
-        here = index[wide]
-        inside = here == position
-        centre = np.argwhere(inside).mean(0) + [part.start for part in wide]
+        wide_box = (across, *(slice(max(0, side.start - RING_PX), side.stop + RING_PX) for side in (rows, columns)))
+        lesions_in_box = index[wide_box]
+        inside = lesions_in_box == position
+        centre = np.argwhere(inside).mean(0) + [part.start for part in wide_box]
         x_mm, y_mm, z_mm = (float(value) for value in grid.to_lps_mm(torch.from_numpy(centre[None]))[0])
         share = (z_mm - lowest) / (highest - lowest)
-        third: Third = "lower" if share < 1 / 3 else "middle" if share < 2 / 3 else "upper"
-        ring = dilate_in_plane(inside, RING_PX) & (here == 0)
-        contrast = float(image[wide][inside].mean() - image[wide][ring].mean()) if ring.any() else None
-        found[int(lesion)] = Surroundings(x_mm, y_mm, z_mm, third, contrast)
-    return found
+        third: BodyThird = "lower" if share < 1 / 3 else "middle" if share < 2 / 3 else "upper"
+        ring = dilate_in_plane(inside, RING_PX) & (lesions_in_box == 0)
+        contrast = float(image[wide_box][inside].mean() - image[wide_box][ring].mean()) if ring.any() else None
+        surroundings[int(lesion)] = Surroundings(x_mm, y_mm, z_mm, third, contrast)
+    return surroundings

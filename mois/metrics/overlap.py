@@ -1,12 +1,12 @@
 """Voxel and lesion metrics: pure functions of arrays on one grid.
 
-A metric without anything to measure is NaN, never 1 and never 0:
+A metric that cannot be measured is NaN, never 1 and never 0:
 
 - Dice and recall, if no lesion is true.
 - Precision, if no lesion was found.
 - F1, if no lesion is true and none was found.
 
-Lesions found in a scan without true lesions show in the number of false lesions, and in an F1 of 0.
+Lesions found in a scan without true lesions raise the number of false lesions, and give an F1 of 0.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ MATCH_IOU = 0.1
 PANOPTIC_IOU = 0.5
 
 
-def dice(found: Mask, truth: Mask, ignore: Mask | None = None) -> float:
+def dice(found_mask: Mask, true_mask: Mask, ignore: Mask | None = None) -> float:
     """Return the Dice coefficient of two masks.
 
     Args:
-        found: Any shape, bool.
-        truth: Same shape, bool.
-        ignore: Voxels that count for neither, or None.
+        found_mask: Any shape, bool.
+        true_mask: Same shape, bool.
+        ignore: Voxels that are left out of both masks, or None.
 
     Returns:
-        0 to 1; NaN if the truth (outside `ignore`) is empty.
+        0 to 1; NaN if the true mask is empty outside `ignore`.
     """
     if ignore is not None:
-        found, truth = found & ~ignore, truth & ~ignore
-    size = int(truth.sum())
-    return 2.0 * int((found & truth).sum()) / (size + int(found.sum())) if size else nan
+        found_mask, true_mask = found_mask & ~ignore, true_mask & ~ignore
+    size = int(true_mask.sum())
+    return 2.0 * int((found_mask & true_mask).sum()) / (size + int(found_mask.sum())) if size else nan
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Matches:
 
     @property
     def recall(self) -> float:
-        """Share of the true lesions that were found; NaN if there are none."""
+        """Share of the true lesions that were found; NaN if no lesion is true."""
         true = len(self.pairs) + len(self.missed)
         return len(self.pairs) / true if true else nan
 
@@ -97,21 +97,21 @@ class Overlap:
     true_voxels: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, found: InstanceMap, truth: InstanceMap, ignore: Mask | None = None) -> Overlap:
+    def of(cls, found_map: InstanceMap, true_map: InstanceMap, ignore: Mask | None = None) -> Overlap:
         """Count the voxels in one pass.
 
         Args:
-            found: Instance map of any shape, int32, 0 is background.
-            truth: Instance map, same shape.
-            ignore: Voxels of `found` that do not count, bool, or None. Voxels of true lesions always count.
+            found_map: Instance map of any shape, int32, 0 is background.
+            true_map: Instance map, same shape.
+            ignore: Voxels of `found_map` that do not count, bool, or None. Voxels of true lesions always count.
         """
-        where = np.flatnonzero((found != 0) | (truth != 0))
-        found_at, true_at = found.reshape(-1)[where], truth.reshape(-1)[where]
+        foreground = np.flatnonzero((found_map != 0) | (true_map != 0))
+        found_at, true_at = found_map.reshape(-1)[foreground], true_map.reshape(-1)[foreground]
         found_ids, rows = compact_ids(found_at)
         true_ids, columns = compact_ids(true_at)
-        hidden = np.zeros(len(where), dtype=np.int64)
+        hidden = np.zeros(len(foreground), dtype=np.int64)
         if ignore is not None:
-            hidden = (ignore.reshape(-1)[where] & (true_at == 0)).astype(np.int64)
+            hidden = (ignore.reshape(-1)[foreground] & (true_at == 0)).astype(np.int64)
         # One cell per (ignored or not, found id, true id); row and column 0 are background.
         cells = (hidden * len(found_ids) + rows) * len(true_ids) + columns
         table = np.bincount(cells, minlength=2 * len(found_ids) * len(true_ids))
@@ -131,7 +131,10 @@ class Overlap:
         return 2.0 * int(self.shared.sum()) / (size + int(self.found_voxels.sum())) if size else nan
 
     def panoptic_quality(self, min_iou: float = PANOPTIC_IOU) -> float:
-        """Return the sum of IoU of the matched pairs, over the pairs plus half of the false and missed lesions.
+        """Return the panoptic quality: sum of IoU / (pairs + half of the false lesions + half of the missed lesions).
+
+        Args:
+            min_iou: Smallest IoU of a matched pair.
 
         Returns:
             0 to 1; NaN without any true or found lesion.
@@ -150,11 +153,11 @@ class Overlap:
         return float(sum(iou[pair] for pair in pairs)) / total
 
     def volume_error_ml(self, voxel_ml: float) -> float:
-        """Return the found volume minus the true one, in millilitres."""
+        """Return found volume minus true volume, in millilitres."""
         return (int(self.found_voxels.sum()) - int(self.true_voxels.sum())) * voxel_ml
 
     def volume_error_percent(self) -> float:
-        """Return the found volume minus the true one, in percent of the true volume; NaN without true lesions."""
+        """Return found volume minus true volume, in percent of the true volume; NaN without true lesions."""
         size = int(self.true_voxels.sum())
         return 100 * (int(self.found_voxels.sum()) - size) / size if size else nan
 
@@ -169,13 +172,14 @@ class Overlap:
         return np.asarray(2.0 * self.shared / np.maximum(both, 1), dtype=np.float64)
 
     def apart(self) -> set[int]:
-        """Return the found lesions that share no voxel with any true one."""
+        """Return the ids of the found lesions that share no voxel with a true lesion."""
         return set(self.found_ids[~(self.shared > 0).any(1)].tolist())
 
     def match(self, min_iou: float = MATCH_IOU) -> Matches:
-        """Pair found and true lesions one to one, with the greatest sum of IoU among pairs of at least `min_iou`.
+        """Pair found and true lesions one to one, so that the sum of IoU is largest. Each pair reaches `min_iou`.
 
-        One blob over five lesions matches one of them at most, and one lesion found in five pieces matches one piece.
+        A found lesion that covers five true lesions matches at most one of them. A true lesion that was found in five
+        pieces matches one piece.
         """
         iou = self.iou()
         good = np.where(iou >= min_iou, iou, 0.0)
@@ -195,26 +199,29 @@ class Overlap:
 
 
 def match_lesions(
-    found: InstanceMap, truth: InstanceMap, ignore: Mask | None = None, min_iou: float = MATCH_IOU
+    found_map: InstanceMap, true_map: InstanceMap, ignore: Mask | None = None, min_iou: float = MATCH_IOU
 ) -> Matches:
     """Pair the lesions of two instance maps one to one; see `Overlap.match`."""
-    return Overlap.of(found, truth, ignore).match(min_iou)
+    return Overlap.of(found_map, true_map, ignore).match(min_iou)
 
 
-def lesion_f1(found: InstanceMap, truth: InstanceMap, ignore: Mask | None = None, min_iou: float = MATCH_IOU) -> float:
+def lesion_f1(
+    found_map: InstanceMap, true_map: InstanceMap, ignore: Mask | None = None, min_iou: float = MATCH_IOU
+) -> float:
     """Return the lesion F1 of two instance maps; see `Matches.f1`."""
-    return match_lesions(found, truth, ignore, min_iou).f1
+    return match_lesions(found_map, true_map, ignore, min_iou).f1
 
 
-def any_overlap(found: InstanceMap, truth: InstanceMap) -> Matches:
+def any_overlap(found_map: InstanceMap, true_map: InstanceMap) -> Matches:
     """Return matches by the paper's rule: a true lesion counts as found if any of its voxels was found.
 
-    One blob over everything has an F1 of 1. For comparison with the paper's table only.
+    Use it only for comparison with the table of the paper: a single found lesion over the whole scan has an F1 of 1.
 
     Returns:
-        Matches in which `pairs` gives each true lesion one found lesion that touches it, several may share one.
+        Matches whose `pairs` give each true lesion one found lesion that touches it. Several true lesions may share a
+        found lesion.
     """
-    overlap = Overlap.of(found, truth)
+    overlap = Overlap.of(found_map, true_map)
     touch = overlap.shared > 0
     pairs = {
         int(lesion): int(overlap.found_ids[column.argmax()])

@@ -31,8 +31,8 @@ _FULL = 255
 
 
 def surface_dice(
-    found: npt.NDArray[np.bool_],
-    truth: npt.NDArray[np.bool_],
+    found_mask: npt.NDArray[np.bool_],
+    true_mask: npt.NDArray[np.bool_],
     spacing_mm: Spacing | Edges,
     tolerance_mm: float = SURFACE_MM,
 ) -> float:
@@ -41,20 +41,21 @@ def surface_dice(
     Distances are measured between the middles of cells.
 
     Args:
-        found: (S, H, W) bool.
-        truth: (S, H, W) bool.
+        found_mask: (S, H, W) bool.
+        true_mask: (S, H, W) bool.
         spacing_mm: Lengths of a voxel's edges along S, H and W if they are at right angles; otherwise `Edges`.
         tolerance_mm: Distance up to which surfaces agree.
 
     Returns:
-        0 to 1; NaN if the truth is empty.
+        0 to 1; NaN if the true mask is empty.
 
-    Source: Nikolov et al., J Med Internet Res 23(7), 2021, e26151; equal to their package surface-distance.
+    Source: Nikolov et al., J Med Internet Res 23(7), 2021, e26151; the result equals that of their package
+    surface-distance.
     """
-    if not truth.any():
+    if not true_mask.any():
         return nan
-    found_mm, found_area = surface_cells(found, spacing_mm)
-    true_mm, true_area = surface_cells(truth, spacing_mm)
+    found_mm, found_area = surface_cells(found_mask, spacing_mm)
+    true_mm, true_area = surface_cells(true_mask, spacing_mm)
     if not len(found_mm):
         return 0.0
     near = 0.0
@@ -92,7 +93,11 @@ def surface_cells(mask: npt.NDArray[np.bool_], spacing_mm: Spacing | Edges) -> t
 
 @lru_cache(maxsize=8)
 def _areas(edges_mm: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the area of the surface in a cell of each code, in mm2; of the nine numbers of `Edges`."""
+    """Return the area of the surface in a cell of each code, in mm2.
+
+    Args:
+        edges_mm: The nine numbers of `Edges`.
+    """
     edges = np.reshape(edges_mm, (3, 3))
     return tuple(sum(_area(part @ edges) for part in _pieces(code)) for code in range(_FULL + 1))
 
@@ -101,8 +106,8 @@ def _areas(edges_mm: tuple[float, ...]) -> tuple[float, ...]:
 def _pieces(code: int) -> tuple[_Floats, ...]:
     """Return the polygons of a code, (M, 3) each on a cell of edge 1, as fans: all triangles share the first point.
 
-    A polygon that does not lie in a plane can be cut in several ways; as in the published table it is the fan of the
-    greatest area on a cube, whatever the spacing.
+    A polygon that does not lie in a plane can be cut in several ways. As in the published table, the fan with the
+    largest area on a cube is taken, for every spacing.
     """
     pieces = []
     for polygon in _polygons(code):
@@ -117,7 +122,7 @@ def _area(fan: _Floats) -> float:
 
 
 def _polygons(code: int) -> Iterator[_Floats]:
-    """Yield the polygons of a code, (M, 3) each, in the order in which their points follow each other."""
+    """Yield the polygons of a code, (M, 3) each, with the points in order around the polygon."""
     inside = {corner for bit, corner in enumerate(_CORNERS) if code >> bit & 1}
     inside = inside if len(inside) <= 4 else set(_CORNERS) - inside
     beside: dict[_Edge, list[_Edge]] = {}
@@ -136,19 +141,19 @@ def _polygons(code: int) -> Iterator[_Floats]:
 
 
 def _lines(inside: set[_Corner], axis: int, side: int) -> Iterator[tuple[_Edge, _Edge]]:
-    """Yield the lines of the surface on a face of the cell, each from the edge where it comes in to the other one."""
+    """Yield the lines of the surface on a face of the cell, each as the two edges of the face that it joins."""
     face = [_corner(axis, side, place) for place in _AROUND]
     edges = [frozenset((face[n - 1], face[n])) for n in range(4)]  # edge n leads to corner n
     cut = [edge for edge in edges if len(edge & inside) == 1]
     if len(cut) == 2:
         yield cut[0], cut[1]
-    elif len(cut) == 4:  # two corners across the diagonal: each is cut off by itself
+    elif len(cut) == 4:  # two corners across the diagonal: a line cuts off each corner
         for n in range(4):
             if face[n] in inside:
                 yield edges[n], edges[(n + 1) % 4]
 
 
-def _corner(axis: int, side: int, place: tuple[int, int]) -> _Corner:
-    corner = list(place)
+def _corner(axis: int, side: int, in_face: tuple[int, int]) -> _Corner:
+    corner = list(in_face)
     corner.insert(axis, side)
     return corner[0], corner[1], corner[2]

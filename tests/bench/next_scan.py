@@ -50,7 +50,7 @@ class Scan:
         return InteractiveSession(self.bundle.model(), self.volume)
 
     def plan(self, target_class: int) -> ClassPlan:
-        return ClassPlan.of(self.truth.of_class(target_class), ProtocolSettings().reader, 3 * CLICKED)
+        return ClassPlan.of(self.truth.volumes_of_class(target_class), ProtocolSettings().reader, 3 * CLICKED)
 
     def click(self, session: InteractiveSession, target_class: int) -> tuple[list[int], list[int]]:
         """Click lesions in their middle; returns their ids in the session and in truth."""

@@ -64,7 +64,7 @@ def _dice_by_class(session: InteractiveSession, most: int) -> list[float]:
     grid, pixel_mm = bench.grid, bench.segmenter.settings.pixel_mm
     truth = TrueLesions.of(session.volume, grid)
     for target_class in sorted(set(truth.classes.values())):
-        ids = truth.of_class(target_class)
+        ids = truth.volumes_of_class(target_class)
         bank = ExemplarBank(bench.model.identity, pixel_mm)
         for lesion in sorted(ids)[:most]:
             index = truth.largest_slice(lesion)

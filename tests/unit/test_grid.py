@@ -326,5 +326,5 @@ def test_two_maps_of_the_same_scan_are_refused(tmp_path):
     volume = read_volume(save_nifti(tmp_path / "p0.nii.gz", image), None, subject="p0", patient="p", classes={})
     for ending in ("nii", "nii.gz"):
         save_nifti(tmp_path / "found" / f"p0.{ending}", classes)
-    with pytest.raises(DataError, match=r"holds p0.nii.gz and p0.nii, several maps of the same; keep one"):
+    with pytest.raises(DataError, match=r"holds p0.nii.gz and p0.nii, several maps of one class; keep one"):
         read_maps(tmp_path / "found", volume)

@@ -13,7 +13,7 @@ from datamodules.nifti import NiftiDataModule
 from datamodules.pretraining import held_back_volume
 from datamodules.slabs import cut_slab
 from datamodules.subjects import prepare_volume
-from mois.evaluation.robustness import CHANGES, changed
+from mois.evaluation.robustness import CHANGES, change_scan
 from mois.files.json_records import as_record
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
@@ -276,7 +276,7 @@ def test_a_datamodule_says_which_rule_its_scans_were_normalised_by(tmp_path: Pat
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_scan_keeps_what_lies_around_the_body(name: str) -> None:
     volume = make_scan([])._replace(image=body(-1024.0, signal=20, spread=25))
-    new = changed(volume, name).image
+    new = change_scan(volume, name).image
     outside = volume.image == -1024
     assert torch.equal(new[outside], volume.image[outside])
     assert new.isfinite().all()

@@ -15,7 +15,7 @@ import torch
 from mois.evaluation.evaluate_scans import Evaluation, evaluate_scans
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.result_records import read_rows
-from mois.evaluation.robustness import CHANGES, ChangedScan, changed, summarise_changes
+from mois.evaluation.robustness import CHANGES, ChangedScan, change_scan, summarise_changes
 from mois.evaluation.scored_systems import map_files, read_maps, score_maps
 from mois.evaluation.settings import ProtocolSettings
 from mois.machine.processes import Processes
@@ -146,7 +146,7 @@ def test_a_changed_scan_keeps_its_truth_and_its_air(make_dataset: Make, name: st
     volume = scan_volume(files)
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    one, same, other = changed(volume, name), changed(volume, name), changed(volume, name, seed=1)
+    one, same, other = change_scan(volume, name), change_scan(volume, name), change_scan(volume, name, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert one.image.shape == volume.image.shape
     assert one.image.dtype == torch.float32
@@ -166,7 +166,7 @@ def test_coarser_pixels_blur_in_plane_alone(make_dataset: Make) -> None:
     image = torch.full_like(volume.image, 100.0)
     image[:, 4] = 200.0  # a bright slice stays bright, its neighbours stay dark
     image[20, 2, 24] = 300.0  # a bright voxel does not
-    new = changed(volume._replace(image=image), "coarser_pixels").image
+    new = change_scan(volume._replace(image=image), "coarser_pixels").image
     assert float(new[5:35, 4, 5:43].min()) == pytest.approx(200, abs=1)
     assert float(new[5:35, 6, 5:43].max()) == pytest.approx(100, abs=1)
     assert float(new[20, 2, 24]) < 250
@@ -176,9 +176,9 @@ def test_an_unknown_change_and_an_empty_scan(make_dataset: Make) -> None:
     (files,) = read_dataset(make_dataset(subjects=1))
     volume = scan_volume(files)
     with pytest.raises(ValueError, match=r"'fog' is unknown; choose from bias_field, noise"):
-        changed(volume, "fog")
+        change_scan(volume, "fog")
     empty = volume._replace(image=torch.zeros_like(volume.image))
-    assert torch.equal(changed(empty, "noise").image, empty.image)
+    assert torch.equal(change_scan(empty, "noise").image, empty.image)
 
 
 def test_perfect_maps_score_one_and_empty_ones_nothing(make_dataset: Make, tmp_path: Path) -> None:
@@ -249,7 +249,9 @@ def test_processes_share_the_scans_and_the_first_one_writes_the_results(make_dat
 
 def test_processes_without_a_common_folder_are_told_so(make_dataset: Make, tmp_path: Path) -> None:
     scans = read_dataset(make_dataset(subjects=2))
-    with pytest.raises(ValueError, match="lacks what another process made of scan p1; choose a folder that all"):
+    with pytest.raises(
+        ValueError, match="lacks the result of scan p1, which another process scored; choose a folder that all"
+    ):
         evaluate_scans(evaluation(Scorer()), scans, tmp_path / "own", processes=Together(0, 2))
 
 

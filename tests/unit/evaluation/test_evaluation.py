@@ -14,7 +14,7 @@ from mois.evaluation.overlays import STYLES, draw_overlay, lesion_kinds, telling
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
 from mois.evaluation.result_files import write_result_files
-from mois.evaluation.scoring import merge_found
+from mois.evaluation.scoring import join_tracked_and_found
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import means, paired_gain, summarise
 from mois.inference.segmenter import VolumeSegmenter
@@ -164,11 +164,13 @@ def test_the_same_seed_gives_the_same_report(scan: Volume) -> None:
 def test_found_and_tracked_lesions_merge() -> None:
     tracked = np.array([[[1, 1, 0, 0, 0, 0, 0, 0]]], dtype=np.int32)
     found = np.array([[[0, 3, 3, 0, 0, 5, 5, 0]]], dtype=np.int32)
-    assert merge_found(tracked, found).tolist() == [[[1, 1, 1, 0, 0, 3, 3, 0]]]  # half of 3 lies in 1: the same lesion
+    assert join_tracked_and_found(tracked, found).tolist() == [
+        [[1, 1, 1, 0, 0, 3, 3, 0]]
+    ]  # half of 3 lies in 1: the same lesion
     blob = np.array([[[0, 3, 3, 3, 3, 3, 3, 0]]], dtype=np.int32)
-    assert merge_found(tracked, blob).tolist() == [[[1, 1, 2, 2, 2, 2, 2, 0]]]
-    assert merge_found(tracked, np.zeros_like(found)).tolist() == tracked.tolist()
-    assert merge_found(np.zeros_like(found), found).tolist() == [[[0, 1, 1, 0, 0, 2, 2, 0]]]
+    assert join_tracked_and_found(tracked, blob).tolist() == [[[1, 1, 2, 2, 2, 2, 2, 0]]]
+    assert join_tracked_and_found(tracked, np.zeros_like(found)).tolist() == tracked.tolist()
+    assert join_tracked_and_found(np.zeros_like(found), found).tolist() == [[[0, 1, 1, 0, 0, 2, 2, 0]]]
 
 
 def test_results_are_files_on_the_scanners_grid(scan: Volume, tmp_path: Path) -> None:
