@@ -1,1 +1,1 @@
-"""Image files, format by format: what a header says is honoured, or the file is refused by the name of the entry."""
+"""Reads image files, one module for each format. A header entry is used, or the file is refused with its name."""

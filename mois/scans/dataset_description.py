@@ -1,4 +1,4 @@
-"""dataset.json of nnU-Net's raw layout: classes, channels and the ending of the files."""
+"""Reads dataset.json of the nnU-Net raw layout: classes, channels and the ending of the files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mois.errors import DataError
 from mois.files.text import read_json
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-_MOST = 2**31 - 1
+_LARGEST_LABEL = 2**31 - 1
 
 
 class DatasetDescription(NamedTuple):
-    """What a dataset says of its files.
+    """The content of dataset.json.
 
     Attributes:
         classes: Label values above 0 and their names.
-        file_ending: Of images and label maps, such as ".nii.gz".
-        channels: Number of an image and what it is called, such as {0: "T2"}; empty where the dataset does not say.
+        file_ending: Ending of images and label maps, such as ".nii.gz".
+        channels: Number and name of each image channel, such as {0: "T2"}; empty if the dataset names none.
     """
 
     classes: dict[int, str]
@@ -32,13 +32,13 @@ def read_description(path: Path) -> DatasetDescription:
     """Read a dataset.json.
 
     Raises:
-        DataError: Naming the key that cannot be used.
+        DataError: If a key cannot be used; the message names the key.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file; set data.init_args.root to the folder of an nnU-Net raw dataset.")
     content = read_json(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds {_kind(content)}; it needs an object with labels and file_ending.")
+        raise DataError(f"{path}: holds {_json_type(content)}; it needs an object with labels and file_ending.")
     if missing := [key for key in ("labels", "file_ending") if key not in content]:
         raise DataError(f"{path}: lacks {' and '.join(missing)}; it needs labels and file_ending, as in nnU-Net.")
     return DatasetDescription(
@@ -51,16 +51,16 @@ def read_description(path: Path) -> DatasetDescription:
 def _ending(path: Path, ending: Any) -> str:
     if ending in FILE_ENDINGS:
         return str(ending)
-    close = f".{ending}".replace("..", ".").lower() if isinstance(ending, str) else ""
-    cure = f"write {close!r}" if close in FILE_ENDINGS else f"use one of {', '.join(FILE_ENDINGS)}"
+    similar = f".{ending}".replace("..", ".").lower() if isinstance(ending, str) else ""
+    cure = f"write {similar!r}" if similar in FILE_ENDINGS else f"use one of {', '.join(FILE_ENDINGS)}"
     raise DataError(f"{path}: file_ending {ending!r} cannot be read; {cure}.")
 
 
 def _classes(path: Path, labels: Any) -> dict[int, str]:
     if not isinstance(labels, Mapping):
         raise DataError(
-            f'{path}: labels is {_kind(labels)}; write an object of names and numbers: {{"background": 0, "lesion": '
-            "1}."
+            f"{path}: labels is {_json_type(labels)}; write an object of names and numbers: "
+            '{"background": 0, "lesion": 1}.'
         )
     classes: dict[int, str] = {}
     for name, value in labels.items():
@@ -73,8 +73,8 @@ def _classes(path: Path, labels: Any) -> dict[int, str]:
             raise DataError(
                 f"{path}: label {name!r} must be one whole number; regions and ignored voxels are not supported."
             )
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
-            raise DataError(f"{path}: label {name!r} is {json.dumps(value)}; {_whole(value)}.")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST_LABEL:
+            raise DataError(f"{path}: label {name!r} is {json.dumps(value)}; {_advice_for_label(value)}.")
         if value in classes:
             raise DataError(
                 f"{path}: labels {classes[value]!r} and {name!r} are both {value}; give each class its own number."
@@ -84,21 +84,21 @@ def _classes(path: Path, labels: Any) -> dict[int, str]:
     return classes
 
 
-def _whole(value: Any) -> str:
-    """Return how a label's number is to be written."""
+def _advice_for_label(value: Any) -> str:
+    """Return how to write the number of a label, for a message."""
     try:
         meant = float(value)
     except (TypeError, ValueError):
         meant = -1.0
-    if not isinstance(value, bool) and meant.is_integer() and 0 <= meant <= _MOST:
+    if not isinstance(value, bool) and meant.is_integer() and 0 <= meant <= _LARGEST_LABEL:
         return f"write {int(meant)}"
-    return f"write a whole number, 0 to {_MOST}"
+    return f"write a whole number, 0 to {_LARGEST_LABEL}"
 
 
 def _channels(path: Path, names: Any) -> dict[int, str]:
     example = '{"0": "T2"}'
     if not isinstance(names, Mapping):
-        raise DataError(f"{path}: channel_names is {_kind(names)}; write numbers and names: {example}.")
+        raise DataError(f"{path}: channel_names is {_json_type(names)}; write numbers and names: {example}.")
     channels: dict[int, str] = {}
     for number, name in names.items():
         if not number.isdecimal() and str(name).isdecimal():
@@ -112,7 +112,7 @@ def _channels(path: Path, names: Any) -> dict[int, str]:
     return channels
 
 
-def _kind(value: Any) -> str:
-    """Return what JSON calls a value."""
+def _json_type(value: Any) -> str:
+    """Return the JSON type of a value in words."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,4 +1,4 @@
-"""A dataset's folder in nnU-Net's raw layout: which files belong to which subject."""
+"""Lists the scans of a dataset folder in the nnU-Net raw layout, each with its files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class SubjectFiles:
 
     Attributes:
         subject: Name of the scan.
-        patient: Whom it was taken of; the subject where nobody says.
+        patient: Name of the patient; the name of the scan if subjects.csv names none.
         images: Channel number to file.
         label: Semantic label map, or None.
         instances: Map of lesion ids, or None.
         classes: Declared label values above 0 and their names.
-        held_out: Whether it lies in imagesTs instead of imagesTr.
-        session: When it was taken, in the words of subjects.csv.
-        site: Where it was taken, in the words of subjects.csv.
-        channels: Channel number to what dataset.json calls it; empty where it does not say.
+        held_out: Whether the scan lies in imagesTs instead of imagesTr.
+        session: Time point of the scan, as in subjects.csv.
+        site: Hospital or scanner, as in subjects.csv.
+        channels: Channel number to its name in dataset.json; empty if dataset.json names none.
     """
 
     subject: str
@@ -44,7 +44,11 @@ class SubjectFiles:
     channels: dict[int, str] = field(default_factory=dict)
 
     def read(self, channel: int = 0, *, instances: bool = True) -> Volume:
-        """Read the scan, with its lesion ids where it has some and they are wanted.
+        """Read the scan with its lesions.
+
+        Args:
+            channel: Number of the image.
+            instances: Whether to use the map of lesion ids, if the scan has one.
 
         Raises:
             DataError: If the channel is missing or a file is broken.
@@ -68,19 +72,22 @@ class SubjectFiles:
 
 
 def read_dataset(root: Path) -> list[SubjectFiles]:
-    """List the scans of a dataset in nnU-Net's raw layout, those of imagesTr first, each in order of name.
+    """List the scans of a dataset in the nnU-Net raw layout: imagesTr, then imagesTs, each sorted by name.
 
-    Besides dataset.json, imagesTr, labelsTr, imagesTs and labelsTs: instancesTr and instancesTs (lesion ids) and
-    subjects.csv (subject, patient, session, site) where they exist.
+    The folder holds dataset.json, imagesTr, labelsTr, imagesTs and labelsTs. It may also hold instancesTr and
+    instancesTs (lesion ids), and subjects.csv (subject, patient, session, site).
+
+    Args:
+        root: The folder of the dataset.
 
     Raises:
-        DataError: If it is no such dataset, subjects.csv leaves a scan out, or an image or a map has another ending or
-            case.
+        DataError: If the folder is no dataset, or subjects.csv leaves out a scan. Also if an image or a map has another
+            ending, or the ending in another case.
     """
-    found = list_scans(root)
+    scans = list_scans(root)
     ending = read_description(root / "dataset.json").file_ending
     for part, held_out in (("Tr", False), ("Ts", True)):
-        channels = {scan.subject: scan.images for scan in found if scan.held_out == held_out}
+        channels = {scan.subject: scan.images for scan in scans if scan.held_out == held_out}
         for path in sorted((root / f"images{part}").glob("[!.]*")):
             other = next((one for one in FILE_ENDINGS if path.name.casefold().endswith(one)), None)
             name, _, channel = path.name[: -len(other)].rpartition("_") if other else ("", "", "")
@@ -91,14 +98,14 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
                     f"{path}: scan {name} is not read: dataset.json declares file_ending {ending}; convert it to "
                     f"{name}_{channel}{ending}, or move it away."
                 )
-    return found
+    return scans
 
 
 def list_scans(root: Path) -> list[SubjectFiles]:
-    """List the scans as `read_dataset` does, whatever else lies beside their images."""
+    """List the scans like `read_dataset`, without a check of other files beside the images."""
     classes, ending, channels = read_description(root / "dataset.json")
     people = _read_people(root / "subjects.csv")
-    found: list[SubjectFiles] = []
+    scans: list[SubjectFiles] = []
     for part in ("Tr", "Ts"):
         images: dict[str, dict[int, Path]] = {}
         for path in sorted((root / f"images{part}").glob(f"*{ending}")):
@@ -115,9 +122,10 @@ def list_scans(root: Path) -> list[SubjectFiles]:
             )
         for subject, files in images.items():
             if people and one_form(subject) not in people:
-                raise DataError(f"{root / 'subjects.csv'}: subject {subject} is missing; {_line_for(subject, people)}.")
+                advice = _advice_for_missing_subject(subject, people)
+                raise DataError(f"{root / 'subjects.csv'}: subject {subject} is missing; {advice}.")
             person = people.get(one_form(subject), {})
-            found.append(
+            scans.append(
                 SubjectFiles(
                     subject,
                     person.get("patient") or subject,
@@ -131,27 +139,27 @@ def list_scans(root: Path) -> list[SubjectFiles]:
                     channels,
                 )
             )
-    if not found:
-        raise DataError(f"{root / 'imagesTr'}: no images (SUBJECT_0000{ending}); {_without_images(root)}.")
-    return found
+    if not scans:
+        raise DataError(f"{root / 'imagesTr'}: no images (SUBJECT_0000{ending}); {_advice_without_images(root)}.")
+    return scans
 
 
-def _line_for(subject: str, people: Mapping[str, object]) -> str:
-    """Return what to do where a table of people lacks a scan."""
+def _advice_for_missing_subject(subject: str, people: Mapping[str, object]) -> str:
+    """Return the advice for a scan that is missing in subjects.csv."""
     bare = subject.lstrip("0") or "0"
-    if bare != subject and bare in people:  # spreadsheets take names for numbers
+    if bare != subject and bare in people:  # a spreadsheet turned the name into a number
         return f"it has {bare} instead; write {subject} there (as text, so that the zeros stay)"
     return "add a line for it"
 
 
-def _without_images(root: Path) -> str:
-    """Return what to do where no image has the ending that dataset.json declares."""
-    there = sorted(path.name for path in (root / "imagesTr").glob("[!.]*"))
-    other = next((ending for ending in FILE_ENDINGS if any(name.endswith(ending) for name in there)), None)
+def _advice_without_images(root: Path) -> str:
+    """Return the advice for a folder without images of the declared ending."""
+    images = sorted(path.name for path in (root / "imagesTr").glob("[!.]*"))
+    other = next((ending for ending in FILE_ENDINGS if any(name.endswith(ending) for name in images)), None)
     if other is not None:
         return f"set file_ending in dataset.json to {other}"
-    if there:
-        return f"convert {there[0]} and whatever else is there"
+    if images:
+        return f"convert {images[0]} and the other images"
     return "set data.init_args.root to the dataset's folder"
 
 
@@ -166,7 +174,7 @@ def _read_people(path: Path) -> dict[str, dict[str, str]]:
     if not table.rows:
         raise DataError(f"{path}: names no subject; add a line for each scan, or delete the file.")
     people: dict[str, dict[str, str]] = {}
-    written: dict[str, str] = {}  # a patient as it sounds, and as it was written first
+    written: dict[str, str] = {}  # normalised name of a patient to its first spelling
     for row, line in zip(table.rows, table.lines, strict=True):
         subject, patient = row["subject"], row["patient"]
         if not subject or not patient:
@@ -174,7 +182,7 @@ def _read_people(path: Path) -> dict[str, dict[str, str]]:
             raise DataError(f"{path}: line {line} has no {lacks}; fill it in, or delete the line.")
         if one_form(subject) in people:
             raise DataError(f"{path}: line {line} lists subject {subject} a second time; keep one of them.")
-        other = written.setdefault(_as_it_sounds(patient), patient)
+        other = written.setdefault(_normalised_name(patient), patient)
         if other != patient:
             raise DataError(
                 f"{path}: line {line}: are patients {other!r} and {patient!r} the same person? Write them alike, or "
@@ -184,14 +192,21 @@ def _read_people(path: Path) -> dict[str, dict[str, str]]:
     return people
 
 
-def _as_it_sounds(name: str) -> str:
-    """Return a name without what the eye does not tell apart: case, kinds of blanks, invisible and composed signs."""
+def _normalised_name(name: str) -> str:
+    """Return a name without differences that the eye does not see.
+
+    These are case, kinds of blanks, invisible signs, and accents stored in two ways.
+    """
     plain = unicodedata.normalize("NFKC", name).casefold()
     return " ".join("".join(sign for sign in plain if unicodedata.category(sign) != "Cf").split())
 
 
 def _map_of(folder: Path, subject: str, ending: str) -> Path | None:
-    """Return a scan's label map or lesion ids, None where there are none; one of another name is not passed over."""
+    """Return the label map or map of lesion ids of a scan; None if there is none.
+
+    Raises:
+        DataError: If a map has the name of the scan with another ending, or with other upper and lower case.
+    """
     path = named(folder / f"{subject}{ending}")
     if path.exists():
         return path

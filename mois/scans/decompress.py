@@ -1,4 +1,4 @@
-"""Pictures of the JPEG family, decompressed by ITK in a process of its own: a damaged one may end that, but not us."""
+"""Decompresses JPEG pictures with ITK, in a separate process: a damaged picture may crash ITK, but not this program."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
+"""Longest time for one picture, in seconds."""
 
 
 class Decompressor:
-    """Reads the pictures of single DICOM files, rescaled; the process is started for the first of them."""
+    """Reads the rescaled pictures of single DICOM files. The first call starts the process."""
 
     _process: subprocess.Popen[bytes] | None = None
 
     def read(self, file: Path, shape: tuple[int, int]) -> NDArray[Any] | None:
-        """Return a picture (rows, columns), None where it cannot be read or has another shape."""
+        """Return a picture (rows, columns); None if it cannot be read or has another shape."""
         if self._process is None:
-            here = [sys.executable, str(Path(__file__).resolve())]
+            command = [sys.executable, str(Path(__file__).resolve())]
             self._process = subprocess.Popen(
-                here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
-        asked, told = self._process.stdin, self._process.stdout
-        if asked is None or told is None or "\n" in str(file):
+        requests, replies = self._process.stdin, self._process.stdout
+        if requests is None or replies is None or "\n" in str(file):
             return None
         try:
-            asked.write(f"{file.resolve()}\n".encode(errors="surrogateescape"))
-            asked.flush()
+            requests.write(f"{file.resolve()}\n".encode(errors="surrogateescape"))
+            requests.flush()
         except BrokenPipeError:
             return None
-        kind, *lengths = told.readline().decode().split() or [""]
+        kind, *lengths = replies.readline().decode().split() or [""]
         if [int(length) for length in lengths] != list(shape):
             self.close()
             return None
-        wanted = np.dtype(kind).itemsize * shape[0] * shape[1]
-        data = told.read(wanted)
-        return np.frombuffer(data, kind).reshape(shape) if len(data) == wanted else None
+        byte_count = np.dtype(kind).itemsize * shape[0] * shape[1]
+        data = replies.read(byte_count)
+        return np.frombuffer(data, kind).reshape(shape) if len(data) == byte_count else None
 
     def close(self) -> None:
         """End the process."""
@@ -51,11 +52,11 @@ class Decompressor:
 
 
 def _serve() -> None:
-    """Answer each file's name with a line (type, rows, columns) and its pixels."""
+    """Read names of files from stdin. Write a line (type, rows, columns) and the pixels of each file to stdout."""
     import SimpleITK as sitk  # noqa: N813 - its name everywhere
 
     for name in sys.stdin.buffer:
-        signal.alarm(PATIENCE_S)
+        signal.alarm(TIMEOUT_S)
         file = name.rstrip(b"\n").decode(errors="surrogateescape")
         picture = sitk.GetArrayFromImage(sitk.ReadImage(file, imageIO="GDCMImageIO"))
         picture = np.ascontiguousarray(picture.reshape(picture.shape[-2:]))

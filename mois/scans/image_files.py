@@ -1,4 +1,4 @@
-"""Voxels and affines from image files and to NIfTI; a broken file stops here."""
+"""Reads voxels and affines from image files, and writes NIfTI. Broken files are refused here."""
 
 from __future__ import annotations
 
@@ -40,22 +40,24 @@ _OTHERS = (
 )
 EDGES_MM = (1e-7, 1e5)
 FAR_MM = 1e7
-"""What a header may say: from a tenth of a nanometre to a hundred metres a voxel, ten kilometres from the origin."""
+"""Limits of a header: edges of a voxel from 0.1 nm to 100 m, and at most 10 km from the origin."""
 
 
 def read_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read any scan or label map; docs/image_files.md says which entries of headers are honoured, which refused.
+    """Read a scan or a label map.
+
+    docs/image_files.md lists the header entries that are used, and those that are refused.
 
     Args:
-        path: NIfTI (one file, or .hdr and .img), NRRD or MetaImage, known by what it holds and not by its name; or a
-            folder that holds one DICOM series, or a DICOM file.
+        path: A file: NIfTI (one file, or .hdr and .img), NRRD, MetaImage or DICOM. Its content decides the format, not
+            its name. Or a folder that holds one DICOM series.
 
     Returns:
-        Voxels (I, J, K) in the file's own type, and the affine (4, 4) from voxel indices to RAS mm.
+        Voxels (I, J, K) in the type of the file, and the affine (4, 4) from voxel indices to RAS mm.
 
     Raises:
-        DataError: If it is missing, cut off, damaged, not three-dimensional, has no orientation, is larger than what
-            can be worked on, or has a header that is not honoured.
+        DataError: If the file is missing, cut off, damaged, too large, not three-dimensional, or without orientation.
+            Also if its header has an entry that cannot be used.
     """
     if path.is_dir():
         return _as_scan(*read_dicom(path), path)
@@ -82,13 +84,13 @@ def write_volume(array: Tensor | NDArray[Any], affine: Tensor, path: Path) -> No
         path: Ends in .nii or .nii.gz; an existing file is replaced.
 
     Raises:
-        ValueError: If the path does not end so.
+        ValueError: If the path has another ending.
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: results are written as NIfTI; choose a name that ends in .nii.gz or .nii.")
     values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
     kind = np.uint8 if values.dtype == bool else np.float32 if values.dtype.kind == "f" else np.int32
-    form = nib.Nifti1Image if max(values.shape) < 2**15 else nib.Nifti2Image  # its lengths are int16
+    form = nib.Nifti1Image if max(values.shape) < 2**15 else nib.Nifti2Image  # lengths in NIfTI-1 are int16
     picture: Any = form(values.astype(kind, copy=False), affine.detach().cpu().numpy().astype(np.float64))  # type: ignore[no-untyped-call]
     picture.header.set_xyzt_units("mm")
     data = picture.to_bytes()
@@ -98,10 +100,10 @@ def write_volume(array: Tensor | NDArray[Any], affine: Tensor, path: Path) -> No
 
 
 def parts_of(path: Path) -> list[Path]:
-    """Return the files that hold a scan: one, or a header and its voxels, or all files of a folder.
+    """Return the files of a scan: one file, a header and its voxels, or all files of a folder.
 
     Raises:
-        DataError: If it is no scan, or its voxels are missing or elsewhere.
+        DataError: If the file is no scan, or its voxels are missing or in another folder.
     """
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
@@ -114,7 +116,7 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def _start_of(path: Path) -> bytes:
-    """Return what a file begins with, decompressed, enough to know its format by."""
+    """Return the first bytes of a file, decompressed. They are enough to recognise its format."""
     if not path.exists():
         raise DataError(f"{path}: no such file; correct the path.")
     with open_regular(path) as file:
@@ -126,7 +128,11 @@ def _start_of(path: Path) -> bytes:
 
 
 def _as_scan(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return what can be a scan, without trailing axes of length 1 and in this machine's byte order."""
+    """Return a checked scan, without trailing axes of length 1 and in the byte order of this machine.
+
+    Raises:
+        DataError: If it is no three-dimensional scan, or its affine cannot be used.
+    """
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     if voxels.ndim != 3 or voxels.size == 0 or voxels.dtype.kind not in "biuf":
@@ -138,6 +144,6 @@ def _as_scan(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> t
     if not EDGES_MM[0] <= edges_mm.min() <= edges_mm.max() <= EDGES_MM[1] or far_mm > FAR_MM:
         raise DataError(
             f"{path}: voxel edges of {', '.join(f'{edge:.3g}' for edge in edges_mm)} mm, {far_mm:.3g} mm from the "
-            "origin, are no scan's; correct the header."
+            "origin, do not fit a scan; correct the header."
         )
     return voxels.astype(voxels.dtype.newbyteorder("="), copy=False), affine

@@ -1,4 +1,4 @@
-"""Voxels as a file stores them: sizes are checked against the header before memory is taken, sums before use."""
+"""Reads voxels as a file stores them. Sizes are checked before memory is taken, and check sums before use."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ from mois.grid import MOST_VOXELS
 from mois.machine.processes import memory_bytes
 
 GZIP = b"\x1f\x8b"
+"""First bytes of a gzip stream."""
 MOST_AXES = 16
 HEADER_BYTES = 1 << 20
-"""The longest text header."""
+"""Size of the longest text header."""
 PADDING_BYTES = 1 << 16
-"""Zeros that may follow the voxels."""
+"""Number of zeros that may follow the voxels."""
 SKIPPED_BYTES = 1 << 26
+"""Largest number of bytes before the voxels of a compressed stream."""
 _CHUNK = 1 << 16
-_RATIO = 1040  # deflate makes a byte of up to 1032
-_EITHER_SUM = 47  # zlib's code: a gzip or a zlib stream, whichever it is
+_LARGEST_RATIO = 1040  # deflate turns up to 1032 bytes into one
+_GZIP_OR_ZLIB = 47  # code of zlib: the stream is gzip or zlib
 Data = TypeVar("Data", bytes, bytearray)
 DAMAGED = "cut off or damaged; copy it again from its source"
 
 
 class Inflated:
-    """A gzip or zlib stream, decompressed no further than asked; check sums are compared where a part of it ends.
+    """A gzip or zlib stream that is decompressed only as far as it is read. Check sums are compared part by part.
 
-    What follows the last whole part is left alone.
+    Bytes after the last whole part are ignored.
 
     Args:
-        path: Of the file.
-        file: At the start of the stream.
+        path: Path of the file, for messages.
+        file: The open file, at the start of the stream.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
         self._file = file
         self.compressed = left_in(file)
-        self._part = zlib.decompressobj(_EITHER_SUM)
+        self._part = zlib.decompressobj(_GZIP_OR_ZLIB)
         self._waiting = b""
         self._ended = False
 
@@ -55,56 +57,60 @@ class Inflated:
         Raises:
             DataError: If the stream is damaged, or stops in the middle.
         """
-        found = bytearray()
-        while len(found) < count and not self._ended:
+        data = bytearray()
+        while len(data) < count and not self._ended:
             if self._part.eof:
                 self._next_part()
                 continue
             piece = self._waiting or self._file.read(_CHUNK)
             try:
-                out = self._part.decompress(piece, min(count - len(found), 16 * _CHUNK))
+                out = self._part.decompress(piece, min(count - len(data), 16 * _CHUNK))
             except zlib.error as error:
                 raise DataError(f"{self._path}: {DAMAGED}.") from error
             self._waiting = self._part.unconsumed_tail
-            found += out
+            data += out
             if not piece and not out and not self._part.eof:
                 raise DataError(f"{self._path}: {DAMAGED}.")
-        return found
+        return data
 
     def skip(self, count: int) -> None:
-        """Pass over what lies before the voxels.
+        """Skip `count` bytes before the voxels.
 
         Raises:
-            DataError: If that is more than any header takes.
+            DataError: If `count` is larger than any header.
         """
         check_skip(self._path, count)
         self.read(count)
 
     def _next_part(self) -> None:
-        """Go on with another gzip part, as parallel compressors write them."""
+        """Start the next gzip part. Parallel compressors write several parts."""
         rest = self._part.unused_data
         if len(rest) < len(GZIP):
             rest += self._file.read(_CHUNK)
         self._ended = not rest.startswith(GZIP)
-        self._part, self._waiting = zlib.decompressobj(_EITHER_SUM), rest
+        self._part, self._waiting = zlib.decompressobj(_GZIP_OR_ZLIB), rest
 
 
 def check_skip(path: Path, count: int) -> None:
-    """Refuse to inflate more than `SKIPPED_BYTES` that are not voxels.
+    """Refuse to skip more than `SKIPPED_BYTES` of a compressed stream.
 
     Raises:
-        DataError: If that is wanted.
+        DataError: If `count` is larger.
     """
     if count > SKIPPED_BYTES:
         raise DataError(f"{path}: its voxels begin at byte {count:.4g} of a compressed stream: {DAMAGED}.")
 
 
 def check_size(path: Path, shape: Sequence[int], kind: np.dtype[Any]) -> int:
-    """Return how many bytes an array takes.
+    """Return the size of an array in bytes.
+
+    Args:
+        path: Path of the file, for messages.
+        shape: Shape that the header declares.
+        kind: Type of a voxel.
 
     Raises:
-        DataError: If there is none of that shape, if it has more voxels than `MOST_VOXELS`, or if the machine has not
-            the memory for it.
+        DataError: If the shape is no array, has more voxels than `MOST_VOXELS`, or does not fit the memory.
     """
     written = " x ".join(map(str, shape[:MOST_AXES]))
     if len(shape) > MOST_AXES:
@@ -127,41 +133,41 @@ def check_size(path: Path, shape: Sequence[int], kind: np.dtype[Any]) -> int:
 
 
 def left_in(file: BinaryIO) -> int:
-    """Return how many bytes follow in a regular file."""
+    """Return the number of bytes from the current position to the end of a regular file."""
     return os.fstat(file.fileno()).st_size - file.tell()
 
 
 def read_plain(path: Path, file: BinaryIO, wanted: int) -> bytes:
-    """Read bytes that are stored as they are, up to the end of the file.
+    """Read `wanted` uncompressed bytes that end the file.
 
     Raises:
-        DataError: If there are fewer or more.
+        DataError: If the file holds fewer or more bytes.
     """
     if (there := left_in(file)) < wanted:
         raise DataError(f"{path}: holds {max(0, there)} of the {wanted} bytes that its header declares: {DAMAGED}.")
-    return _just(path, file.read(wanted), file.read(PADDING_BYTES + 1), wanted)
+    return _of_declared_size(path, file.read(wanted), file.read(PADDING_BYTES + 1), wanted)
 
 
 def read_inflated(path: Path, stream: Inflated, wanted: int) -> bytearray:
     """Read the rest of a compressed stream, and compare its check sums.
 
     Args:
-        path: Of the file.
-        stream: Maybe read in part.
-        wanted: How many bytes the header declares.
+        path: Path of the file, for messages.
+        stream: The stream; a part of it may be read already.
+        wanted: Number of bytes that the header declares.
 
     Raises:
-        DataError: If there are more or fewer, or if a sum is wrong.
+        DataError: If the stream holds more or fewer bytes, or if a check sum is wrong.
     """
-    if wanted > (stream.compressed + 64) * _RATIO:
+    if wanted > (stream.compressed + 64) * _LARGEST_RATIO:
         raise DataError(
             f"{path}: {stream.compressed} bytes cannot hold the {wanted} that its header declares: {DAMAGED}."
         )
-    return _just(path, stream.read(wanted), stream.read(PADDING_BYTES + 1), wanted)
+    return _of_declared_size(path, stream.read(wanted), stream.read(PADDING_BYTES + 1), wanted)
 
 
 def read_bzip2(path: Path, file: BinaryIO, skip: int, wanted: int) -> bytes:
-    """Read a bzip2 stream, as `read_inflated`, after `skip` bytes of what is in it."""
+    """Read a bzip2 stream like `read_inflated`, after `skip` decompressed bytes."""
     check_skip(path, skip)
     with bz2.BZ2File(file) as stream:
         try:
@@ -170,20 +176,24 @@ def read_bzip2(path: Path, file: BinaryIO, skip: int, wanted: int) -> bytes:
             more = stream.read(PADDING_BYTES + 1)
         except (EOFError, OSError, ValueError) as error:
             raise DataError(f"{path}: {DAMAGED}.") from error
-    return _just(path, found, more, wanted)
+    return _of_declared_size(path, found, more, wanted)
 
 
-def _just(path: Path, found: Data, more: bytes | bytearray, wanted: int) -> Data:
-    """Return what was found, if it is neither less nor more than what the header declares."""
-    if len(found) < wanted:
-        raise DataError(f"{path}: holds {len(found)} of the {wanted} bytes that its header declares: {DAMAGED}.")
+def _of_declared_size(path: Path, data: Data, more: bytes | bytearray, wanted: int) -> Data:
+    """Return the bytes if their number is the declared number.
+
+    Raises:
+        DataError: If there are fewer bytes, or more than padding.
+    """
+    if len(data) < wanted:
+        raise DataError(f"{path}: holds {len(data)} of the {wanted} bytes that its header declares: {DAMAGED}.")
     if len(more) > PADDING_BYTES or any(more):
         raise DataError(f"{path}: holds more than the {wanted} bytes that its header declares; convert it again.")
-    return found
+    return data
 
 
 def as_array(data: bytes | bytearray, kind: np.dtype[Any], shape: Sequence[int]) -> NDArray[Any]:
-    """Return bytes as an array whose first axis runs fastest."""
+    """Return bytes as an array in Fortran order: the first axis runs fastest."""
     return np.frombuffer(data, kind).reshape(tuple(shape), order="F")
 
 
@@ -191,7 +201,7 @@ def numbers_from_text(path: Path, file: BinaryIO, kind: np.dtype[Any], count: in
     """Read numbers that are written as text.
 
     Raises:
-        DataError: If there are more or fewer, or anything else.
+        DataError: If the file holds more or fewer numbers, or other text.
     """
     if left_in(file) > 64 * count + PADDING_BYTES:
         raise DataError(f"{path}: holds more than the {count} numbers that its header declares; convert it again.")
@@ -208,7 +218,7 @@ def voxel_file(path: Path, name: str) -> Path:
     """Return the file that a header names for its voxels.
 
     Raises:
-        DataError: If there are several, or it is missing or not in the header's folder.
+        DataError: If the header names several files, or the file is missing or outside the folder of the header.
     """
     if name.upper().startswith("LIST") or "%" in name:
         raise DataError(f"{path}: its voxels are not in one file ({header_text(name)}); write it as .nii.gz.")
@@ -217,7 +227,7 @@ def voxel_file(path: Path, name: str) -> Path:
     voxels = path.parent / name
     try:
         voxels.stat()
-    except (OSError, ValueError) as error:  # also a name that cannot be
+    except (OSError, ValueError) as error:  # also raised for impossible names
         raise DataError(
             f"{path}: its voxels are in {header_text(name)}, which is missing; put it beside the header."
         ) from error
@@ -226,24 +236,24 @@ def voxel_file(path: Path, name: str) -> Path:
     return voxels
 
 
-def seek(path: Path, file: BinaryIO, place: int) -> None:
-    """Go to a place in a file that its header names.
+def seek(path: Path, file: BinaryIO, position: int) -> None:
+    """Go to a byte of a file that its header names.
 
     Raises:
-        DataError: If it lies outside.
+        DataError: If the byte lies outside the file.
     """
-    if not 0 <= place <= os.fstat(file.fileno()).st_size:
-        raise DataError(f"{path}: its voxels begin at byte {place:.4g}, outside the file: {DAMAGED}.")
-    file.seek(place)
+    if not 0 <= position <= os.fstat(file.fileno()).st_size:
+        raise DataError(f"{path}: its voxels begin at byte {position:.4g}, outside the file: {DAMAGED}.")
+    file.seek(position)
 
 
 def header_text(text: str) -> str:
-    """Return a header's text for a message: at most 80 characters, with ? for each unprintable one."""
+    """Return text of a header for a message: at most 80 characters, with ? for each unprintable character."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
 
 
 def length_of(units: str) -> float | None:
-    """Return how many millimetres a unit of length is; None if it is no such unit, 1 where none is named."""
+    """Return the length of a unit in millimetres: 1 for an empty name, None for an unknown unit."""
     return _LENGTHS.get(units.strip().lower())
 
 

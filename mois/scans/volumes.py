@@ -1,4 +1,4 @@
-"""A scan and its label maps from files, on one grid, or refused."""
+"""Reads a scan and its label maps from files, and checks that they lie on one grid."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def read_volume(
 
     Args:
         image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series.
-        label: Label map on the same grid, or None where nothing was annotated. Semantic: values are classes, and
+        label: Label map on the same grid, or None if nothing was annotated. The values of a semantic map are classes;
             lesions are the 26-connected components of each class.
         subject: Name of the scan.
-        patient: Whom it was taken of.
+        patient: Name of the patient.
         classes: Declared label values and their names; 0 is background, declared or not.
         instances: Whether the values of `label` are lesion ids instead of classes.
-        semantic: With `instances`, the label map that says which class each lesion is of; may be left out where only
-            one class is declared.
-        channel: What the dataset calls the image.
+        semantic: With `instances`, the label map with the class of each lesion. It may be left out if only one class
+            is declared.
+        channel: Name of the image in dataset.json.
 
     Raises:
-        DataError: If a file is missing, cut off or not finite, if the image is constant, if the grids of image and
-            label are not the same, or if a label value is not declared.
+        DataError: If a file is missing, cut off or not finite, or if the image is constant. Also if image and label lie
+            on different grids, or a label value is not declared.
     """
     raw, affine = read_image(image)
     grid = Grid.of(raw.shape, affine)
@@ -63,22 +63,22 @@ def read_volume(
         )
     declared = {value for value in classes if value}
     if label is None:
-        lesions, kinds = np.zeros(voxels.shape, np.int32), {}
+        lesions, class_of_lesion = np.zeros(voxels.shape, np.int32), {}
     else:
         values = _read_labels(label, image, grid)
         if instances:
-            kinds = _classes_of_instances(values, label, semantic, image, grid, declared)
+            class_of_lesion = _classes_of_instances(values, label, semantic, image, grid, declared)
             lesions = values
         else:
             check_declared(values, declared, label)
-            lesions, kinds = _components(values)
+            lesions, class_of_lesion = _components(values)
     return Volume(
         as_text(subject),
         as_text(patient),
         torch.from_numpy(voxels),
         torch.from_numpy(affine),
         torch.from_numpy(lesions),
-        kinds,
+        class_of_lesion,
         str(image),
         tuple(sorted(declared)),
         channel,
@@ -86,19 +86,19 @@ def read_volume(
 
 
 def read_on_grid(path: Path, grid: Grid, of: str, what: str = "it") -> NDArray[Any]:
-    """Read an array that must lie on a scan's grid: label maps, masks, other systems' maps.
+    """Read an array that must lie on the grid of a scan: a label map, a mask, a map of another system.
 
     Args:
-        path: As for `read_image`.
-        grid: Of the scan.
-        of: What has that grid, as a message names it.
-        what: The array, as a message names it.
+        path: A file or folder, as for `read_image`.
+        grid: The grid of the scan.
+        of: Name of the scan, for messages.
+        what: Name of the array, for messages.
 
     Returns:
-        Voxels (I, J, K) in the file's own type and the scan's voxel order, in whatever order the file holds them.
+        Voxels (I, J, K) in the type of the file and the voxel order of the scan.
 
     Raises:
-        DataError: If the file is broken or lies on another grid, saying by how much.
+        DataError: If the file is broken, or lies on another grid; the message says how far apart the grids lie.
     """
     values, affine = read_image(path)
     try:
@@ -112,13 +112,13 @@ def _read_labels(path: Path, image: Path, grid: Grid) -> NDArray[np.int32]:
 
 
 def _components(values: NDArray[np.int32]) -> tuple[NDArray[np.int32], dict[int, int]]:
-    """Return lesion ids 1.. of 26-connected components of equal values, and the value of each."""
+    """Return the ids of the 26-connected components of equal values, 1 and up, and the value of each component."""
     lesions = cc3d.connected_components(values, connectivity=26, out_dtype=np.uint32).astype(np.int32)
-    return lesions, _majority(lesions, values)
+    return lesions, _value_of_each(lesions, values)
 
 
-def _majority(lesions: NDArray[np.int32], values: NDArray[np.int32]) -> dict[int, int]:
-    """Return one value of each lesion; the same one everywhere in it, as `_classes_of_instances` checks."""
+def _value_of_each(lesions: NDArray[np.int32], values: NDArray[np.int32]) -> dict[int, int]:
+    """Return the value at one voxel of each lesion. `_classes_of_instances` checks that the others are equal."""
     places = np.flatnonzero(lesions)
     ids, first = np.unique(lesions.flat[places], return_index=True)
     return dict(zip(ids.tolist(), values.flat[places[first]].tolist(), strict=True))
@@ -139,10 +139,12 @@ def _classes_of_instances(
         return {int(lesion): only for lesion in np.unique(lesions) if lesion}
     values = _read_labels(semantic, image, grid)
     check_declared(values, declared, semantic)
-    kinds = _majority(lesions, values)
+    class_of_lesion = _value_of_each(lesions, values)
     there = np.flatnonzero((lesions != 0) | (values != 0))
     at, value = lesions.flat[there], values.flat[there]
-    expected = np.array([0, *kinds.values()], np.int32)[np.searchsorted([0, *kinds], at)]  # ids are ascending
+    expected = np.array([0, *class_of_lesion.values()], np.int32)[
+        np.searchsorted([0, *class_of_lesion], at)
+    ]  # ids are ascending
     wrong = np.flatnonzero((expected != value) | (value == 0))
     if len(wrong):
         where = np.unravel_index(there[wrong[0]], lesions.shape)
@@ -150,4 +152,4 @@ def _classes_of_instances(
             f"{path}: lesion id {lesions[where]} meets class {values[where]} of {semantic.parent.name} "
             f"at voxel {[int(at) for at in where]}; every lesion has one class, and both maps cover the same voxels."
         )
-    return kinds
+    return class_of_lesion

@@ -358,7 +358,7 @@ def test_a_wrong_dataset_is_explained_in_one_line(make_dataset, file, content, m
 @pytest.mark.parametrize(
     ("there", "cure"),
     [
-        (["a_0000.dcm", "b_0000.dcm"], "convert a_0000.dcm and whatever else is there"),
+        (["a_0000.dcm", "b_0000.dcm"], "convert a_0000.dcm and the other images"),
         ([".DS_Store"], r"set data.init_args.root to the dataset's folder"),
         ([], r"set data.init_args.root to the dataset's folder"),
     ],
