@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from mois.machine.interrupts import GIVE_COMMAND_AGAIN, ctrl_c_ends
 
 GOES_ON = ("demo", "evaluate", "segment")
-"""Commands that find what they did before."""
+"""Commands that find their earlier results and go on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; mistakes and Ctrl-C end in one line (MOIS_TRACEBACK=1 shows where a mistake is)."""
+    """Run a command line. Mistakes and Ctrl-C end in one line; MOIS_TRACEBACK=1 shows the traceback of a mistake."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     goes_on = bool(given) and given[0] in GOES_ON
     how_to_go_on = GIVE_COMMAND_AGAIN + (": it goes on where it was" if goes_on else "")
@@ -26,6 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def script() -> None:
-    """Run the command line as a program of its own."""
+    """Run the command line of this process."""
     with ctrl_c_ends(to_the_end=True):
         main()

@@ -1,4 +1,4 @@
-"""The parsers of all command lines: they hand every mistake to `usage.py`, which writes the message."""
+"""The parsers of all command lines. `usage.py` writes the message for each mistake."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mois.machine.own_packages import refuse_foreign_packages
 
 
 class UsageError(ValueError):
-    """A command line or a config that cannot be right.
+    """A mistake in a command line or a config.
 
     Attributes:
-        parser: The parser that refused it, which knows what there is.
+        parser: The parser that refused; it knows all options.
     """
 
     def __init__(self, message: str, parser: ArgumentParser) -> None:
@@ -28,16 +28,16 @@ class UsageError(ValueError):
 
 
 class OneLineParser(ArgumentParser):
-    """A parser that raises `UsageError` where jsonargparse prints its usage and exits.
+    """Parser that raises `UsageError` instead of printing its usage and ending the program.
 
     Attributes:
-        with_new_keys: Takes the YAML text of a config, and returns it with the current names of its settings.
+        with_new_keys: Returns the YAML text of a config with the current names of its settings.
     """
 
     with_new_keys: Callable[[str], str] = staticmethod(str)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message (jsonargparse's own inner parsers, which try one type after the other, keep their way)."""
+        """Raise the message. The inner parsers of jsonargparse try several types, and keep their own errors."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise UsageError(message, getattr(ex, "subcommand_parser", None) or self) from ex
@@ -48,7 +48,7 @@ class OneLineParser(ArgumentParser):
 
 @contextmanager
 def command_line(arguments: Sequence[str]) -> Iterator[None]:
-    """End in one line what is wrong with these arguments, or with what they start (`mois.cli.messages`)."""
+    """Turn mistakes in these arguments, and errors of their command, into one line (`mois.cli.messages`)."""
     with one_line_errors():
         refuse_foreign_packages()
         check_settings(arguments)
@@ -59,10 +59,10 @@ def command_line(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def as_options(text: str, **options: str) -> str:
-    """Return a message of a datamodule in the words of a command that has options for its keys.
+    """Return a message of a datamodule with the options of a command instead of the keys of a config.
 
     Args:
-        text: Such as "set data.init_args.root to a folder".
-        options: What a key of `data.init_args` is called there, such as root="--data".
+        text: Message such as "set data.init_args.root to a folder".
+        options: Option for each key of `data.init_args`, such as root="--data".
     """
     return re.sub(r"\bdata\.init_args\.(?:split\.)?(\w+)", lambda key: options.get(key[1], key[0]), text)

@@ -1,4 +1,4 @@
-"""Which commands there are, what words each takes without an option's name, and the list of them."""
+"""The commands, the words that they take without an option's name, and the list of commands."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ HELP = ("-h", "--help")
 VERSION = "--version"
 
 LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions"}
-"""Commands that take a list as the words that follow them, and what its option is called."""
+"""Commands whose first words are a list: the option of the list."""
 
 FIRST: dict[str, str] = {"segment": "image", "curves": "run", "doctor": "root", "phantom": "out"}
-"""Commands that take one value as the word that follows them, and what its option is called."""
+"""Commands whose first word is a value: the option of the value."""
 
 
 class EvaluateParser(OneLineParser):
-    """The parser of `mois evaluate`, whose configs may hold old names."""
+    """Parser of `mois evaluate`. Its configs may hold old names."""
 
     with_new_keys = staticmethod(with_new_evaluate_keys)
 
 
 def run(given: Sequence[str]) -> None:
-    """Run a command; without one, tell which there are."""
+    """Run a command. Without a command, print the list of commands."""
     if not given or given[0] in HELP:
         say(overview())
         return
@@ -69,14 +69,14 @@ def run(given: Sequence[str]) -> None:
 
 
 def _what_frees_memory(command: str, error: BaseException) -> str:
-    """Return what makes room for a command."""
+    """Return which settings free memory for a command."""
     of_the_gpu = full_memory(error).startswith(ACCELERATOR) and command in ("segment", "evaluate")
     first = "compute on the CPU (--device cpu), or " if of_the_gpu else ""
     return f"{first}end other programs that use it, or take a machine with more"
 
 
 def overview() -> str:
-    """Return all commands, one a line."""
+    """Return all commands, one on each line."""
     width = max(len(command.__name__) for command in COMMANDS)
     firsts = {command.__name__: (command.__doc__ or "").partition("\n")[0] for command in COMMANDS}
     lines = [f"  {name:{width}}  {first}" for name, first in firsts.items()]

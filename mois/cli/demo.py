@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0, training: Path = Path("configs/demo.yaml")) -> None:
-    """Adapt the bundled nano to lesion types that it has never seen; before and after.
+    """Adapt the bundled nano to a lesion type that it has never seen, and compare before and after.
 
     Args:
         out: Folder of the run; an interrupted demo goes on where it was.
-        seed: Of phantoms, training and the simulated reader.
+        seed: Seed of phantoms, training and simulated reader.
         training: Config of the training (`config` is a name that jsonargparse keeps to itself).
 
     Raises:

@@ -1,7 +1,7 @@
-"""The demonstration: adapt the bundled nano to a lesion type that it has never seen, and show what that changed.
+"""The demo: adapt the bundled nano to a lesion type that it has never seen, and show the difference.
 
-Three commands in a row, each of which a user can give alone: `test` before, `fit`, `test` after. Each is skipped where
-its result is there already, and the training goes on from its last checkpoint, so that an interrupted demo resumes.
+The demo runs three commands that a user can also run: `test` before, `fit`, `test` after. It skips a command that has
+its result already. The training goes on from its last checkpoint. So an interrupted demo goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WORDS = ("right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion
 
 
 def claim_demo(out: Path, seed: int, config: Path) -> None:
-    """Write what decides the demo, or refuse a folder that holds another one: its steps would count as done.
+    """Write seed and config of the demo into its folder. Refuse a folder with another demo.
 
     Raises:
         ValueError: If seed or config differ from those of the demo in the folder.
@@ -56,25 +56,25 @@ def claim_demo(out: Path, seed: int, config: Path) -> None:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What stands in demo.json."""
+    """The content of demo.json."""
 
     seed: int
     config: str
 
 
 def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
-    """Evaluate, adapt, evaluate.
+    """Test, adapt, and test again.
 
     Args:
-        out: Folder of the demo, with the scans in `data`; gets `before`, `fit`, `after`, `bundle` and summary.json.
-        seed: Of the training and the simulated reader.
-        config: What to adapt, and how.
+        out: Folder of the demo, with the scans in `data`. It gets `before`, `fit`, `after`, `bundle` and summary.json.
+        seed: Seed of the training and of the simulated reader.
+        config: Config of the training.
 
     Returns:
-        What stands in summary.json.
+        The content of summary.json.
 
     Raises:
-        SystemExit: With the exit code of a command that failed; it has said why.
+        SystemExit: With the exit code of a command that failed; the command has written why.
     """
     console = PlainConsole()
     minutes = _Minutes(out / "minutes.json")
@@ -113,10 +113,10 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
 
 
 def run_command(command: Sequence[str]) -> int:
-    """Run a command that ends by itself after Ctrl-C, which may take as long as a step; return its exit code."""
+    """Run a command, and return its exit code. After Ctrl-C, wait until the command has ended its step."""
     hint = {HOW_TO_GO_ON: f"{GIVE_COMMAND_AGAIN}: the demo goes on where it was"}
     with subprocess.Popen(command, env={**os.environ, **hint}) as process:
-        # a terminal has sent it to the command already, anybody else has not
+        # a terminal sends Ctrl-C to both processes, other senders only to this process
         before = signal.signal(signal.SIGINT, lambda number, _: process.send_signal(number))
         try:
             return process.wait()
@@ -125,7 +125,7 @@ def run_command(command: Sequence[str]) -> int:
 
 
 class _Minutes:
-    """Wall minutes of each step, kept on disk so that an interrupted step counts as well."""
+    """Wall minutes of each step. They are stored in a file, so that an interrupted step counts too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -159,7 +159,7 @@ def _gain(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def _at(tree: dict[str, Any], name: str) -> Any:
-    """Return a figure of `Figures`, a leaf in a summary and a number in a subject."""
+    """Return a figure by its name in `Figures`: an estimate in a summary, a number in a subject."""
     for part in KEYS[name]:
         tree = tree[part]
     return tree

@@ -13,7 +13,7 @@ def doctor(root: Path | None = None, runs: Path = Path("runs")) -> None:
 
     Args:
         root: nnU-Net raw dataset to check, file by file; its lesions are measured, and sizes proposed.
-        runs: Where runs would be written.
+        runs: Folder for runs.
 
     Raises:
         SystemExit: With 1 if anything needs a cure.

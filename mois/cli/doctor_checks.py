@@ -1,4 +1,4 @@
-"""Whether this machine can train: packages, accelerator, disk, W&B. One finding each, with a cure."""
+"""Checks whether this machine can train: packages, accelerator, disk, W&B. Each finding has a cure."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ if TYPE_CHECKING:  # torch is imported where it is needed: it may be missing
 
 DISK_NEEDED_GB = 5.0
 MEMORY_NEEDED_GB = 4.0
-_IMAGE = re.compile(r"(?P<subject>.+?)(?P<channel>_\d{4})?(\.[^\W\d][^\W_]*)*")  # of any format, or a folder of DICOM
+_IMAGE = re.compile(
+    r"(?P<subject>.+?)(?P<channel>_\d{4})?(\.[^\W\d][^\W_]*)*"
+)  # image of any format, or a folder of DICOM
 
 
 class Finding(NamedTuple):
-    """What was looked at.
+    """The result of one check.
 
     Attributes:
-        topic: One word.
-        good: Whether a training can go on with it.
-        text: What was found and, where it is not good, what to do.
+        topic: Topic in one word.
+        good: Whether a training can work with it.
+        text: The finding; if it is not good, also the cure.
     """
 
     topic: str
@@ -39,10 +41,10 @@ class Finding(NamedTuple):
 
 
 def examine(folder: Path) -> Iterator[Finding]:
-    """Yield one finding after the other; none of them changes anything.
+    """Check the machine, and yield the findings. Nothing is changed.
 
     Args:
-        folder: Where runs would be written.
+        folder: Folder for runs.
     """
     yield packages()
     yield from devices()
@@ -51,7 +53,7 @@ def examine(folder: Path) -> Iterator[Finding]:
 
 
 def packages() -> Finding:
-    """Compare what is installed with what this package asks for."""
+    """Compare the installed packages with the requirements of this package."""
     faults = []
     try:
         wanted = [Requirement(line) for line in requires("mois") or []]
@@ -73,7 +75,7 @@ def packages() -> Finding:
 
 
 def devices() -> Iterator[Finding]:
-    """Look for accelerators; a processor alone will do, slowly."""
+    """Check for accelerators. A machine with only a processor works, but slowly."""
     import torch
 
     from mois.inference.execution import unused_gpu
@@ -95,9 +97,9 @@ def devices() -> Iterator[Finding]:
 
 
 def disk(folder: Path) -> Finding:
-    """Look for room for runs."""
+    """Check the free space for runs."""
     there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
-    if not os.access(there, os.W_OK):  # also of a read-only file system, whoever asks
+    if not os.access(there, os.W_OK):  # also False on a read-only file system
         cure = "ask for the right to it, or set trainer.default_root_dir to another folder"
         return Finding("disk", False, f"{there} cannot be written to; {cure}")
     free_gb = shutil.disk_usage(there).free / 1e9
@@ -108,7 +110,7 @@ def disk(folder: Path) -> Finding:
 
 
 def tracking() -> Finding:
-    """Say whether W&B would record online or offline."""
+    """Check whether W&B would record online or offline."""
     choice = choose()
     asked = f" (WANDB_MODE={mode})" if (mode := os.environ.get("WANDB_MODE")) else ""
     if choice.reason:
@@ -126,7 +128,7 @@ def tracking() -> Finding:
 
 
 def dataset(root: Path) -> Iterator[Finding]:
-    """Read every scan of an nnU-Net raw dataset; yield what is wrong, file by file, and at the end what is there."""
+    """Read every scan of an nnU-Net raw dataset. Yield the faults by file, then a summary."""
     from mois.errors import DataError
     from mois.scans.dataset_description import read_description
     from mois.scans.datasets import list_scans
@@ -164,7 +166,7 @@ def _count(count: int, noun: str) -> str:
 
 
 def _examine_scan(root: Path, scan: SubjectFiles, ending: str) -> tuple[ScanFacts | None, list[str]]:
-    """Return what a scan is like, None if it cannot be read, and what is wrong with it."""
+    """Return facts and faults of a scan. The facts are None if it cannot be read."""
     from mois.errors import DataError
     from mois.scans.dataset_facts import ScanFacts
 
@@ -187,7 +189,7 @@ def _examine_scan(root: Path, scan: SubjectFiles, ending: str) -> tuple[ScanFact
 
 
 def _strays(root: Path, scans: Sequence[SubjectFiles], ending: str) -> Iterator[str]:
-    """Yield what is wrong with images of another format, and with maps that no scan takes."""
+    """Yield a fault for each image of another format, and for each map without a scan."""
     for part, held_out in (("Tr", False), ("Ts", True)):
         read = {scan.subject for scan in scans if scan.held_out == held_out}
         files = sorted(file for kind in ("labels", "instances") for file in (root / f"{kind}{part}").glob(f"*{ending}"))

@@ -66,7 +66,8 @@ def evaluate(
         protocol: Options of the scoring.
         output: Options of the results.
         seed: Seed of the reader's choices, of the bootstrap and of the changes to scans.
-        device: Such as cpu or cuda; auto takes an accelerator if there is one. auto and cuda: each process its own.
+        device: Device such as cpu or cuda; auto takes an accelerator if there is one. With auto and cuda, each process
+            has its own device.
         backbone_weights: Weights of the bundle's backbone, if they lie elsewhere than at training.
         trust: Modules of others whose classes the bundle may name, such as my_module.
 

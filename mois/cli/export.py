@@ -17,7 +17,7 @@ def export_nnunet(
     test: list[str] | None = None,
     channels: tuple[int, ...] = (0,),
 ) -> None:
-    """Write a dataset for nnU-Net, split so that no patient stands on two sides.
+    """Write a dataset for nnU-Net. No patient is in two of its splits.
 
     Name the scans as in the training that nnU-Net is compared with: the same ones train, validate and test. Without
     train and val, the folds are those of the dataset's splits_final.json or else of its patients, five or fewer.
@@ -26,14 +26,14 @@ def export_nnunet(
         data: Folder with dataset.json, imagesTr, labelsTr.
         out: nnU-Net's folder of raw datasets (nnUNet_raw).
         dataset: Number of the dataset, 1 to 999.
-        name: Name of the dataset; that of the data folder if None.
-        train: Scans to train on; all of imagesTr that do nothing else if None.
+        name: Name of the dataset; None takes the name of the data folder.
+        train: Scans to train on; None takes the remaining scans of imagesTr.
         val: Scans to validate on.
-        test: Scans to predict; all of imagesTs if None.
+        test: Scans to predict; None takes all scans of imagesTs.
         channels: Which images of a scan to use; our models use one.
 
     Raises:
-        ValueError: If a patient stands on two sides, a file is broken, or a dataset of this number exists.
+        ValueError: If a patient is in two splits, a file is broken, or a dataset of this number exists.
     """
     import re
 

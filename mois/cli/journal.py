@@ -8,7 +8,7 @@ from mois.cli.messages import say
 
 
 def journal(sessions: list[Path], out: Path | None = None, lesions: bool = True) -> None:
-    """Tell what sessions took: clicks and seconds, by lesion and by scan.
+    """Count the clicks and seconds of sessions, by lesion and by scan.
 
     Args:
         sessions: Folders of sessions, or their journals, such as [DIR, DIR].

@@ -1,4 +1,4 @@
-"""What frees memory in a training or a test, given what is set."""
+"""Settings that free memory in a training or a test."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SMALLEST_PX = 64
 
 
 def what_frees_memory(error: BaseException, config: Mapping[str, Any], command: str) -> str:
-    """Return the settings that would free memory, with what they are now; none that is at its least already.
+    """Return the settings that would free memory, with their present values. Settings at their lowest are left out.
 
     Args:
-        error: That a memory is full.
-        config: As plain values: `trainer`, `model`, `data`.
+        error: Message that a memory is full.
+        config: Plain values of `trainer`, `model` and `data`.
         command: fit, validate, test or predict.
     """
     model, trainer = config.get("model") or {}, config.get("trainer") or {}
@@ -35,7 +35,9 @@ def what_frees_memory(error: BaseException, config: Mapping[str, Any], command: 
         ways = _of_training(model, trainer, data)
     if which.startswith(MACHINE):
         ways += _lower("data.init_args.num_workers", data.get("num_workers"), 0)
-        if "prepared" in data and data["prepared"] is None and not _several_processes():  # several map scans anyway
+        if (
+            "prepared" in data and data["prepared"] is None and not _several_processes()
+        ):  # several processes map their scans anyway
             ways.append("set data.init_args.prepared to a folder, which scans are mapped from")
     elif whole:
         ways.append("compute on the CPU (trainer.accelerator=cpu)")

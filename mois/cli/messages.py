@@ -1,7 +1,9 @@
 """Messages for errors while a command runs: bad data or files, full memory or disk, a missing GPU.
 
-A user's mistake ends in one line on stderr and exit code 2. A fault of the program keeps its traceback.
-Messages on the command line itself or on a config are in `usage.py` and `settings.py`.
+- A mistake of the user -> one line on stderr, and exit code 2.
+- A fault of the program -> a traceback.
+
+Messages on command lines and configs are in `usage.py` and `settings.py`.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from mois.machine.full_memory import cure_of, full_memory
 OURS = ("mois", "adapters", "datamodules")
 NO_GPU = "--trainer.accelerator cpu --trainer.devices 2 (with torchrun: as many as it starts)"
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Environment variables in which a process finds its number among those that share the work."""
+"""Environment variables with the number of this process among the processes that share the work."""
 
 OTHERS_S = 2.0
-"""How long a process waits that is not the first one: what it would say most likely strikes the first one too, which
-says it, and whose end is that of all."""
+"""Seconds that another process than the first waits before it writes its error. Most errors also occur in the first
+process. The first process then writes the error, and its end is the end of all processes."""
 
 _MISSING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FAULTS = (errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD)
@@ -66,9 +68,9 @@ _LIBRARIES = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("p
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what `explain` can explain into `error: ...` on stderr and exit code 2; warnings of ours become one line.
+    """Turn errors of the user into one line `error: ...` on stderr and exit code 2. Our warnings become one line.
 
-    With MOIS_TRACEBACK=1 in the environment nothing is caught, so that the place can be seen.
+    With MOIS_TRACEBACK=1 in the environment, errors keep their traceback.
     """
     accept_all_signs()
     plainly, warnings.formatwarning = warnings.formatwarning, _format_warning
@@ -89,11 +91,15 @@ def one_line_errors() -> Iterator[None]:
 
 
 def explain(error: Exception) -> str | None:
-    """Return one line on what the user has to change, or None where the error is a fault of the program.
+    """Return one line on what the user has to change; None if the error is a fault of the program.
 
-    Explained are a ValueError raised by our code or by a plug-in, also one that a library passes on in a ValueError of
-    its own (one that a library raises by itself means that we called it wrongly), a file or folder that the system
-    refuses, full memory, a data worker that was killed, and Lightning's complaints.
+    Explained errors:
+
+    - A ValueError of our code or of a plug-in, also inside a ValueError of a library. A ValueError that a library
+      raises by itself is a fault: we called the library wrongly.
+    - A file or folder that the system refuses.
+    - Full memory, or a data worker that was killed.
+    - Errors of Lightning on its settings.
     """
     kind = type(error).__name__
     if full := full_memory(error):
@@ -107,7 +113,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return _explain_system(error)
     if kind == "SafetensorError" and (system := re.search(r'\(os error (\d+)\)(?: at path "(.+)")?', str(error))):
-        folder = str(Path(system[2]).parent) if system[2] else None  # the file has a temporary name
+        folder = str(Path(system[2]).parent) if system[2] else None  # the file has a temporary name, so name its folder
         return _explain_system(OSError(int(system[1]), os.strerror(int(system[1])), folder))
     if worker := re.search(r"^DataLoader worker \(pid.*\) (is killed|exited).*", str(error)):
         cure = "lower data.init_args.num_workers if so, and go on with --ckpt_path last"
@@ -118,7 +124,7 @@ def explain(error: Exception) -> str | None:
 
 
 def _explain_system(error: OSError) -> str | None:
-    """Explain what the system refuses; None for what no user can mend, such as a file that was closed too early."""
+    """Explain an error of the system; None if no user can mend it, such as a file that was closed too early."""
     if error.errno == errno.ENOENT and _is_lost():
         return "the folder that this command runs in was deleted; change to another one (cd), and start again"
     if error.errno in _FAULTS or (error.errno is None and not isinstance(error, _MISSING)):
@@ -133,7 +139,7 @@ def _explain_system(error: OSError) -> str | None:
 
 
 def _is_lost() -> bool:
-    """Tell whether the working folder is gone, so that no relative path leads anywhere."""
+    """Return whether the working folder was deleted, so that no relative path works."""
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -148,21 +154,21 @@ def _name(file: object) -> str:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Print a warning of ours as one line, others as Python does."""
+    """Return our own warnings as one line, other warnings as Python formats them."""
     if _is_library(filename, None):
         return _plain_format(message, category, filename, lineno, line)
     return f"warning: {one_line(str(message))}\n"
 
 
 def _leave_closed_pipe() -> NoReturn:
-    """End where nobody reads any more, as after `| head`, without a word."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+    """End without a message when the reader of our output is gone, as after `| head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at its end
     raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def _explain_value_error(error: ValueError) -> str | None:
     text = str(error)
-    if "Original Traceback" in text:  # a worker of a DataLoader raised it; its traceback came over as text
+    if "Original Traceback" in text:  # from a worker of a DataLoader; its traceback is text
         files = re.findall(r'File "([^"]+)", line \d+', text)
         named = re.findall(r"^(?:[\w.]+(?:Error|Exception)): (.*)", text, flags=re.MULTILINE | re.DOTALL)
         return one_line(named[-1]) if files and named and not _is_library(files[-1], None) else None
@@ -171,7 +177,7 @@ def _explain_value_error(error: ValueError) -> str | None:
         return one_line(text)
     if place is not None and _SETTINGS_OF_LIGHTNING.match(place[1] or ""):
         return f"trainer: {one_line(text)}"
-    behind = error.__cause__ or error.__context__  # jsonargparse covers what a constructor raises with its own words
+    behind = error.__cause__ or error.__context__  # jsonargparse puts its own message over the error of a constructor
     return _explain_value_error(behind) if isinstance(behind, ValueError) else None
 
 

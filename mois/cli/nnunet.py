@@ -33,12 +33,12 @@ def nnunet(
     Args:
         raw: Folder of the dataset, as `mois export_nnunet` wrote it.
         out: Folder of the run.
-        minutes: Of training: CPU minutes of all threads on a CPU, wall minutes on an accelerator.
+        minutes: Minutes of training: CPU minutes of all threads on a CPU, wall minutes on an accelerator.
         patch: Edges of a patch, coarsest axis first; 16 x 64 x 64 for thick slices, else 48 x 64 x 64, if None.
         features: Channels of each stage; 8, 16, 32, 64 for thick slices, else 12, 24, 48, 96, if None.
-        fold: Of splits_final.json; the first one if None, or all scans where there is no such file.
-        seed: Of initial weights and draws.
-        mirroring: Average predictions over mirrored versions, as nnU-Net does; eight times the work.
+        fold: Fold of splits_final.json. None takes the first fold, or all scans without this file.
+        seed: Seed of initial weights and draws.
+        mirroring: Average predictions over mirrored versions, like nnU-Net; this takes eight times as long.
         device: cpu or cuda.
 
     Raises:

@@ -30,7 +30,7 @@ def segment(
     trust: list[str] | None = None,
     backbone_weights: Path | None = None,
 ) -> None:
-    """Find all lesions of a scan that are like those prompted.
+    """Find all lesions of a scan that look like the prompted lesions.
 
     A run that was killed goes on where it was when it is started again with the same prompts; entries that were
     appended to them are done after those that were there. Anything else that differs is refused.
@@ -45,11 +45,11 @@ def segment(
         out: Folder for lesions.nii.gz, confidence.nii.gz, lesions.csv, lesions.png, lesions.html, bank.safetensors and
             the journal.
         bank: Exemplars of another scan, from its bank.safetensors.
-        subject: Name of the scan; that of the file by default.
-        patient: Whom it was taken of; the subject by default.
-        device: Such as cpu or cuda; auto takes an accelerator where there is one.
+        subject: Name of the scan; by default the name of the file.
+        patient: Name of the patient; by default the subject.
+        device: Device such as cpu or cuda; auto takes an accelerator if there is one.
         trust: Modules of others whose classes the bundle may name, such as my_module.
-        backbone_weights: Where the backbone's weights are, if not where they were at training.
+        backbone_weights: Weights of the bundle's backbone, if they lie elsewhere than at training.
 
     Raises:
         ValueError: If a file cannot be used, or the folder holds a session with other prompts or edited results.
@@ -64,14 +64,14 @@ def segment(
     entries = read_prompts(prompts)
     name = subject or image.name.split(".")[0]
     volume = read_volume(image, None, subject=name, patient=patient or name, classes={})
-    with warnings.catch_warnings(action="ignore"):  # loading it says the same
+    with warnings.catch_warnings(action="ignore"):  # to load the bundle gives the same warnings
         record = read_description(bundle)
     exemplars = None if bank is None else ExemplarBank.load(bank, record.identity, record.inference.pixel_mm)
     requested = requested_actions(entries, volume, exemplars)
     doubted = ras_warnings(requested, volume)
     for warning in doubted:
         say(warning)
-    again = _check_out(out, record, device, volume, requested)  # before the model is made, which takes long
+    again = _check_out(out, record, device, volume, requested)  # first, because making the model takes long
     model = Bundle.load(bundle, device, trust or (), backbone_weights).model()
     session = _open_session(model, volume, out, again)
     for kept in play(session, requested, out, exemplars).kept:
@@ -87,7 +87,7 @@ def _check_out(
     """Return whether the folder holds a session that did the first of the requested actions.
 
     Raises:
-        ValueError: If it holds another session, or something else.
+        ValueError: If it holds another session, or other files.
     """
     from mois.inference.execution import chosen_device
     from mois.session.header import about_session, check_origin
@@ -118,7 +118,7 @@ def _open_session(model: LesionModel, volume: Volume, out: Path, again: bool) ->
 
 
 def _write_pages(session: InteractiveSession, out: Path, doubted: list[str]) -> None:
-    """Say what was found, and write the pictures of it."""
+    """Print the result, and write the pages with pictures."""
     from mois.report.scan_page import write_scan_page
     from mois.session.output_files import recorded_results
 

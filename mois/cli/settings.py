@@ -1,6 +1,6 @@
-"""Settings as the user wrote them, in a command line and its config files, before any parser reads them.
+"""Settings as the user wrote them, on a command line and in its config files, before a parser reads them.
 
-Messages on mistakes that the parser would not notice are here; `usage.py` explains what the parser refuses.
+Here are messages on mistakes that the parser would not notice. `usage.py` explains mistakes that the parser refuses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mois.errors import DataError
 
 COMMAND_LINE = "the command line"
 CONFIGS = ("config", "c")
-"""Options that name a whole config; the keys in it have no prefix."""
+"""Options that name a whole config. The keys in a whole config have no prefix."""
 
 MOST_SEED = 2**32 - 1
 _ENDINGS = (".yaml", ".yml")
@@ -31,9 +31,9 @@ class Setting(NamedTuple):
     """One value that the user wrote.
 
     Attributes:
-        key: Dotted, such as "model.adapter.init_args.rank" or "trainer.callbacks[0].class_path".
-        value: As YAML reads it, of the command line the text itself; the DataError where `source` is no YAML.
-        source: File that it stands in, or "the command line".
+        key: Dotted key, such as "model.adapter.init_args.rank" or "trainer.callbacks[0].class_path".
+        value: Value as YAML reads it; on the command line, its text. A DataError if `source` is no YAML.
+        source: File of the setting, or "the command line".
     """
 
     key: str
@@ -42,12 +42,12 @@ class Setting(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where to look, for the end of a message."""
+        """End of a message: the file of the setting, or ""."""
         return "" if self.source == COMMAND_LINE else f" ({self.source})"
 
     @property
     def plain(self) -> Any:
-        """The value as YAML reads it, also that of the command line."""
+        """Value as YAML reads it, also on the command line."""
         if self.source != COMMAND_LINE or not isinstance(self.value, str):
             return self.value
         try:
@@ -60,9 +60,9 @@ class Unknown(NamedTuple):
     """A name that a class or a group of settings does not have.
 
     Attributes:
-        name: As written.
-        owner: What does not have it.
-        known: What it has instead.
+        name: Name as written.
+        owner: Class or group without this name.
+        known: Names that the owner has.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Unknown(NamedTuple):
 
 
 def read_settings(arguments: Sequence[str]) -> Iterator[Setting]:
-    """Yield what a command line sets, in its order, including what stands in the files that it names."""
+    """Yield the settings of a command line and of its files, in the order of the command line."""
     for key, value in options(arguments):
         if value.endswith(_ENDINGS) or (key in CONFIGS and Path(value).is_file()):
             yield from _read_file(Path(value), "" if key in CONFIGS else key)
@@ -80,7 +80,7 @@ def read_settings(arguments: Sequence[str]) -> Iterator[Setting]:
 
 
 def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the options of a command line without their hyphens, and their values."""
+    """Yield the options of a command line, without hyphens, with their values."""
     for index, argument in enumerate(arguments):
         if argument.startswith("-"):
             key, equals, value = argument.lstrip("-").partition("=")
@@ -88,12 +88,12 @@ def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def check_settings(arguments: Sequence[str]) -> None:
-    """Refuse what a parser would take without a word, or in words that name no file.
+    """Refuse mistakes that the parser would accept, or would refuse without the name of the file.
 
     Raises:
-        DataError: If a file is no YAML in UTF-8, or a key stands twice in it.
-        ValueError: If a config holds no settings, a seed is out of range, a value is null that cannot be, or a group of
-            settings lacks what is set in it.
+        DataError: If a file is no YAML in UTF-8, or holds a key twice.
+        ValueError: If a config holds no settings, a seed is out of range, a value must not be null, or a group has no
+            such setting.
     """
     settings = list(read_settings(arguments))
     for setting in settings:
@@ -112,11 +112,11 @@ def check_settings(arguments: Sequence[str]) -> None:
 
 
 def type_of(key: str, settings: Sequence[Setting]) -> Any:
-    """Return the annotation of an argument of a class, an `Unknown`, or None where it cannot be found out.
+    """Return the annotation of a class's argument; an `Unknown` if the class lacks it, None if the class is not known.
 
     Args:
-        key: Such as "data.init_args.mix.replay".
-        settings: Among which its class is named.
+        key: Key such as "data.init_args.mix.replay".
+        settings: All settings; one names the class.
     """
     owner, _, rest = key.rpartition(".init_args.")
     paths = [one.value for one in settings if one.key in (owner, f"{owner}.class_path") and isinstance(one.value, str)]
@@ -137,7 +137,7 @@ def type_of(key: str, settings: Sequence[Setting]) -> Any:
 
 
 def class_of(class_path: str) -> type | None:
-    """Return a class by its full import path; None where there is none, or only a short name is given."""
+    """Return a class by its full import path; None if it does not exist, or the path is a short name."""
     module, _, name = class_path.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name, None) if module else None
@@ -149,7 +149,7 @@ def class_of(class_path: str) -> type | None:
 def _check_init_arg(setting: Setting, settings: Sequence[Setting]) -> None:
     annotation = type_of(setting.key, settings)
     if isinstance(annotation, Unknown):
-        if "." in setting.key.rpartition(".init_args.")[2]:  # the parser does not look into groups of a class
+        if "." in setting.key.rpartition(".init_args.")[2]:  # the parser does not check groups of a class
             there = ", ".join(annotation.known)
             raise ValueError(f"{setting.key} is no setting of {annotation.owner}{setting.place}; there is {there}.")
     elif annotation not in (None, Any) and setting.plain is None and type(None) not in typing.get_args(annotation):
@@ -159,7 +159,7 @@ def _check_init_arg(setting: Setting, settings: Sequence[Setting]) -> None:
 
 
 def _hints(kind: Any) -> dict[str, Any] | None:
-    """Return the annotations of what a class takes, by name; None where it takes whatever is given."""
+    """Return the annotations of a class's arguments by name; None if it takes any argument."""
     try:
         parameters = inspect.signature(kind).parameters
         hints = typing.get_type_hints(kind if dataclasses.is_dataclass(kind) else kind.__init__)
@@ -171,7 +171,7 @@ def _hints(kind: Any) -> dict[str, Any] | None:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would drop the first value."""
+    """Loads YAML, and refuses a key that occurs twice. YAML would drop the first value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -1,4 +1,4 @@
-"""Tables and lines on a terminal, in which a name is a name."""
+"""Tables and lines on a terminal. Names are shown as they are, without markup."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mois.errors import without_control_codes
 
 
 class PlainConsole(Console):
-    """A console that shows every text, also in tables, as it is: no markup, no emoji, no control codes."""
+    """Console that shows every text as it is, also in tables: without markup, emoji and control codes."""
 
     def __init__(self, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return what stands for a text."""
+        """Return a text in the form in which the console shows it."""
         return super().render_str(without_control_codes(text), **options)
 
 
 def accept_all_signs() -> None:
-    """Let what the terminal's encoding has no sign for be written in words, instead of ending the program."""
+    """Write escape codes for signs that the terminal's encoding lacks, instead of ending the program."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -1,4 +1,4 @@
-"""Checks of a training's settings before anything is made: machine, precision, seed, scales, patch edge, folder."""
+"""Checks of settings before a training begins: machine, precision, seed, scales, edge of patches, folder."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ _ONE = ("1", "auto", "None")
 
 
 def check_strategy(given: Any, devices: Any = None) -> None:
-    """Refuse a strategy under which this training would fail in the middle, or go on unwatched.
+    """Refuse a strategy that cannot work in our trainings.
 
-    FSDP and DeepSpeed shard weights, of which checkpoints, adapters and the clipping of gradients need the whole; what
-    forks or spawns processes shares a CUDA context or cannot send the model, and `RankWatch` cannot watch it.
+    - FSDP and DeepSpeed split the weights. Checkpoints, adapters and clipping of gradients need whole weights.
+    - Forked processes share a CUDA context, and spawned processes cannot receive the model. `RankWatch` cannot watch
+      either of them.
 
     Args:
-        given: `trainer.strategy` as in the config: a name, or a class_path with init_args.
-        devices: `trainer.devices` as in the config.
+        given: `trainer.strategy` in the config: a name, or a class_path with init_args.
+        devices: `trainer.devices` in the config.
 
     Raises:
-        ValueError: If it is none of `STRATEGIES`, and no class of their kind; or takes fewer devices than are given.
+        ValueError: If the strategy is not supported, or takes fewer devices than are given.
     """
     path, start = given, _OWN_PROCESSES
     if isinstance(given, Mapping) or hasattr(given, "class_path"):
@@ -66,21 +67,21 @@ def _is_of_their_kind(path: str) -> bool:
     except (ImportError, AttributeError):
         return False
     if module.startswith(("lightning.", "pytorch_lightning.")):
-        return kind in _KINDS  # of Lightning's own ones, DeepSpeed and XLA are among the descendants
+        return kind in _KINDS  # DeepSpeed and XLA are subclasses of them in Lightning
     return isinstance(kind, type) and issubclass(kind, _KINDS)
 
 
 def check_accelerator(given: Any) -> None:
-    """Refuse what is no accelerator, and say why a training is not on the GPU that the machine has.
+    """Refuse an unknown accelerator. Warn if the machine has a GPU that the training does not use.
 
     Args:
-        given: `trainer.accelerator` as in the config.
+        given: `trainer.accelerator` in the config.
 
     Raises:
-        ValueError: If it is none of `ACCELERATORS`, or a GPU was asked for that torch cannot use.
+        ValueError: If it is unknown, or a GPU is wanted that torch cannot use.
     """
     if not isinstance(given, str):
-        return  # an object that a program gives
+        return  # an object of a Python program
     if given not in ACCELERATORS:
         raise ValueError(f"trainer.accelerator={given} is not supported; choose one of {', '.join(ACCELERATORS)}.")
     why = unused_gpu()
@@ -92,14 +93,14 @@ def check_accelerator(given: Any) -> None:
 
 
 def check_precision(given: str, accelerator: Any) -> None:
-    """Refuse what this training cannot compute in; Lightning would take bfloat16 on a CPU, whatever the config says.
+    """Refuse a precision that this training cannot use. On a CPU, Lightning would silently take bfloat16.
 
     Args:
-        given: `trainer.precision` as in the config.
+        given: `trainer.precision` in the config.
         accelerator: `trainer.accelerator`.
 
     Raises:
-        ValueError: If it is none of `PRECISIONS`, or float16 on a CPU.
+        ValueError: If the precision is not supported, or is float16 on a CPU.
     """
     if given not in PRECISIONS:
         raise ValueError(f"trainer.precision={given} is not supported; use {', '.join(PRECISIONS)}")
@@ -111,7 +112,7 @@ def check_precision(given: str, accelerator: Any) -> None:
 
 
 def choose_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
-    """Return bf16-mixed where a CUDA device will be used that has bfloat16 in hardware, 32-true everywhere else."""
+    """Return bf16-mixed for a CUDA device with bfloat16 in hardware, 32-true for all other devices."""
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if cuda and resolve_precision(torch.device("cuda"), "auto") == "bf16" else "32-true"
 
@@ -120,7 +121,7 @@ def check_seed(given: Sequence[Setting], seed: int) -> None:
     """Refuse a seed of the data that differs from `seed_everything`.
 
     Raises:
-        ValueError: Naming both seeds.
+        ValueError: If the seeds differ.
     """
     for setting in given:
         if setting.key == "data.init_args.seed" and setting.value != seed:
@@ -134,7 +135,7 @@ def check_groups(given: Sequence[Setting], groups: Mapping[str, Any]) -> None:
     """Refuse one value for a group of settings, such as `trainer: 5`, which the parser would drop.
 
     Raises:
-        ValueError: Naming the group.
+        ValueError: If a group has one value.
     """
     for setting in given:
         if setting.key in groups and not isinstance(setting.value, dict | str | None):
@@ -145,19 +146,19 @@ def check_groups(given: Sequence[Setting], groups: Mapping[str, Any]) -> None:
 
 
 def pixel_mm_of_data(config: Mapping[str, Any]) -> float:
-    """Return the millimetres per pixel of the training patches, or the default where the data do not say."""
+    """Return the millimetres per pixel of the training patches; the default if the datamodule has no `pixel_mm`."""
     data = (config.get("data") or {}).get("init_args") or {}
     pixel_mm = data.get("pixel_mm")  # not every datamodule has it
     return InferenceSettings.pixel_mm if pixel_mm is None else float(pixel_mm)
 
 
 def check_scales(config: Mapping[str, Any]) -> None:
-    """Refuse patches of other pixels or intensities than whole scans, in every command.
+    """Refuse patches with other pixels or intensities than whole scans.
 
-    To test or predict at another scale on purpose, set both keys: the saved config then records it twice.
+    To test or predict at another scale, set both keys.
 
     Raises:
-        ValueError: Naming both values.
+        ValueError: If two values differ.
     """
     data, inference = (config.get("data") or {}).get("init_args") or {}, config["model"].get("inference") or {}
     for key in ("pixel_mm", "normalisation"):
@@ -169,10 +170,10 @@ def check_scales(config: Mapping[str, Any]) -> None:
 
 
 def check_patch_edge(model: Any, data: Any) -> None:
-    """Refuse patches of another edge, in pixels, than the tiles of whole scans, in every command.
+    """Refuse patches with another edge in pixels than the tiles of whole scans.
 
     Raises:
-        ValueError: Naming both edges and where they come from.
+        ValueError: If the edges differ.
     """
     patch_px = getattr(getattr(data, "settings", None), "patch_px", None)  # not every datamodule has one
     if patch_px is None or not isinstance(model, ExemplarSegmenter):
@@ -188,10 +189,10 @@ def check_patch_edge(model: Any, data: Any) -> None:
 
 
 def check_new_folder(folder: Path, checkpoints: Path) -> None:
-    """Refuse to begin a new training in a folder that holds the checkpoints of another one.
+    """Refuse a new training in a folder with the checkpoints of another training.
 
     Raises:
-        ValueError: Naming the folder.
+        ValueError: If the folder holds checkpoints.
     """
     if any((checkpoints / f"{name}.ckpt").exists() for name in NAMED):
         raise ValueError(

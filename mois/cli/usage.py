@@ -1,6 +1,6 @@
-"""Messages for what the parser refuses in a command line or a config: one line with the key and the cure.
+"""Messages for mistakes in a command line or a config: one line with the key and the cure.
 
-The parser's messages are read by pattern; `tests/unit/cli/test_cli.py` holds each of them.
+The messages of the parser are read by pattern. `tests/unit/cli/test_cli.py` tests each message.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 """Commands of train.py."""
 
 WITHOUT_OPTION = ("segment", "curves", "doctor", "phantom", "compare", "journal")
-"""Commands that take words without an option, which follow them at once."""
+"""Commands that take words without an option, directly after the command."""
 
 SYNONYMS = {
     "lr": "learning_rate",
@@ -50,10 +50,10 @@ SYNONYMS = {
     "output_dir": "default_root_dir",
     "wd": "weight_decay",
 }
-"""What other programs call a setting, and its name here."""
+"""Name of a setting in other programs: its name here."""
 
 _HYPHENS = "-\N{EN DASH}\N{EM DASH}"
-"""What word processors make of two hyphens, and the hyphen itself."""
+"""The hyphen, and the dashes that word processors put in the place of two hyphens."""
 
 _QUOTES = "YAML takes names like 001 (1) and 010 (8) for numbers; put them in quotes"
 
@@ -62,9 +62,9 @@ def explain_usage(message: str, parser: ArgumentParser, arguments: Sequence[str]
     """Return one line: what was given, what is allowed, what to do.
 
     Args:
-        message: As a parser raised it.
-        parser: The one that did, which knows what there is.
-        arguments: The command line; the files that it names are read to find the place of a mistake.
+        message: Message of the parser.
+        parser: The parser that refused; it knows all options.
+        arguments: Words of the command line. Files that it names are read to find the place of the mistake.
     """
     settings = list(read_settings(arguments))
     if match := re.search(r"unrecognized arguments: (.*)|does not accept option '([^']+)'", message):
@@ -148,7 +148,9 @@ def _not_allowed(key: str, value: str, expected: Sequence[str], settings: Sequen
     names = [_readable_type(name) for name in expected if not name.startswith("path but")]
     hint = type_of(key, settings)
     if not isinstance(hint, Unknown) and hint not in (None, typing.Any) and type(None) not in typing.get_args(hint):
-        names = [name for name in names if name != "null"] or names  # it is what stands around that may be null
+        names = [
+            name for name in names if name != "null"
+        ] or names  # the value around it may be null, not the value itself
     allowed = " or ".join(dict.fromkeys(names))
     if nested := re.search(r"NestedArg\(key='([^']+)'", value):
         return f"{key}.{nested.group(1)} is no setting: {key} is one value; give {allowed}"
@@ -157,7 +159,7 @@ def _not_allowed(key: str, value: str, expected: Sequence[str], settings: Sequen
 
 
 def _quoted(key: str, settings: Sequence[Setting]) -> str:
-    """Return, for the end of a message, how a list of a command line is to be written."""
+    """Return the end of a message: how to write a list on the command line."""
     written = [one.value for one in settings if one.key == key and one.source == COMMAND_LINE]
     if not written or not re.fullmatch(r"\[.*\]", written[-1]):
         return f', {key.rpartition(".")[2]}: ["001", "010"]'
@@ -181,7 +183,7 @@ def _explain_class_path(key: str, class_path: str, reason: str) -> str:
 
 
 def _unknown_init_arg(name: str, settings: Sequence[Setting]) -> str:
-    """Explain an argument that a class does not take: misspelt, in a wrong place, or given before its class."""
+    """Explain an argument that a class does not take: wrong name, wrong place, or given before its class."""
     if name == "class_path":
         return _beside_class_path(settings)
     first, dot, _ = name.partition(".")
@@ -224,7 +226,7 @@ def _beside_class_path(settings: Sequence[Setting]) -> str:
 
 
 def _full_key(key: str, settings: Sequence[Setting]) -> str:
-    """Return the dotted key of an init_arg that jsonargparse names without its owner."""
+    """Return the full dotted key of an init_arg that jsonargparse names without its class."""
     full = {setting.key for setting in settings if f".{setting.key}".endswith(f".{key}")}
     return full.pop() if len(full) == 1 else key
 
@@ -246,7 +248,7 @@ def _known_keys(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
 
 
 def _init_args(settings: Sequence[Setting]) -> list[str]:
-    """Return the keys of what the named classes of data and model take."""
+    """Return the keys of all arguments of the named classes of data and model."""
     named = {one.key.removesuffix(".class_path"): one.value for one in settings if isinstance(one.value, str)}
     owners = [owner for owner in named if owner == "data" or owner.startswith("model.")]
     return [f"{owner}.init_args.{name}" for owner in owners for name in _parameters(named[owner])]
