@@ -75,7 +75,7 @@ def segment(
     model = Bundle.load(bundle, device, trust or (), backbone_weights).model()
     session = _open_session(model, volume, out, again)
     for kept in play(session, requested, out, exemplars).kept:
-        say(f"{kept} stays, which the prompts do not name: they have become more since")
+        say(f"{kept} stays: it was done before entries were added to the prompts")
     session.save()
     _write_pages(session, out, doubted)
     session.close()

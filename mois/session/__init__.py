@@ -1,4 +1,4 @@
-"""A reader and a model over one scan: prompts, propagation, corrections, and a journal of them."""
+"""The session of a reader and a model on one scan: prompts, propagation, corrections, and a journal of them."""
 
 from mois.session.advice import Influence, Suggestion
 from mois.session.interactive import InteractiveSession

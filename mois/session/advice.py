@@ -172,7 +172,7 @@ def _uncovered_thirds(found: Mapping[int, Lesion], shown: Sequence[Exemplar], gr
     covered = {third(exemplar.position_lps_mm[2]) for exemplar in shown}
     return [
         f"{count[part]} of {len(found)} found lesions lie in the {name} third of the scan, where there is no exemplar; "
-        "click one there."
+        "click a lesion there."
         for part, name in enumerate(("lower", "middle", "upper"))
         if part not in covered and len(found) >= MIN_LESIONS and count[part] >= 0.2 * len(found)
     ]

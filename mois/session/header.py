@@ -164,7 +164,7 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
     check_about(header)
     where = f"the session of {header['subject']}"
     if header["scan_sha256"] != now["scan_sha256"]:
-        raise ValueError(f"{where} is of another scan than {now['subject']}; give the one that it was made on.")
+        raise ValueError(f"{where} is of another scan than {now['subject']}; give the scan that it was made on.")
     for name in ("subject", "patient"):  # exemplars carry both
         if header[name] != now[name]:
             raise ValueError(f"{where} has {name}={header[name]}, now it is {now[name]}; give the same {name}.")

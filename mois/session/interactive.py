@@ -1,4 +1,4 @@
-"""A reader and a model over one scan."""
+"""The session of a reader and a model on one scan: its actions, what it shows, and how it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -135,8 +135,7 @@ class InteractiveSession:
             The id of the lesion.
 
         Raises:
-            ValueError: If the mask is not on the scan's grid (the message says how far it is off), is empty, or is not
-                a mask (several labels, logits).
+            ValueError: If the mask is not on the scan's grid, is empty, or is not a mask (several labels, logits).
         """
         return int(self._act("mask", mask=pack_mask(checked_mask(mask, self.volume, affine)), lesion=lesion))
 
@@ -354,7 +353,8 @@ class InteractiveSession:
                 session.close()
                 raise ValueError(
                     f"{journal}: action {action.number}, {action.name}, gave lesion {action.result} and now gives "
-                    f"{result}: what follows would mean other lesions; replay it with the packages that made it."
+                    f"lesion {result}, so later actions would change other lesions; replay it with the packages that "
+                    "made it."
                 )
         return session
 

@@ -143,7 +143,7 @@ def checked_mask(mask: Any, volume: Volume, affine: Any = None) -> Mask:
 
 def _some(mask: Mask, name: str) -> Mask:
     if not mask.any():
-        raise ValueError(f"{name}: it is empty; give one with a voxel or more.")
+        raise ValueError(f"{name}: it is empty; give a mask with at least one voxel.")
     return mask
 
 

@@ -130,7 +130,7 @@ def match(done: Sequence[Action], requested: Sequence[RequestedAction], out: Pat
                 names[wanted.lesion] = int(action.result)
         elif action.name == "propagate" and all(earlier.name != "propagate" for earlier in requested[:count]):
             kept.append(
-                f"the propagation after {requested[count - 1].where}" if count else "a propagation at the start"
+                f"the propagation after {requested[count - 1].where}" if count else "the propagation at the start"
             )
         else:
             raise ValueError(f"out={out} holds a session with other prompts ({difference}); choose another folder.")
@@ -140,7 +140,7 @@ def match(done: Sequence[Action], requested: Sequence[RequestedAction], out: Pat
 def _difference(action: Action, request: RequestedAction | None, names: Mapping[str, int]) -> str | None:
     """Return in words how a done action differs from a requested action; None if they are the same."""
     if request is None:
-        return f"its action {action.number}, {action.name}, is not asked for now"
+        return f"its action {action.number}, {action.name}, is not requested now"
     if action.name != request.name:
         return f"{request.where}: {action.name} there, {request.name} now"
     wanted = dict(request.arguments)

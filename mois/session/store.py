@@ -227,12 +227,12 @@ class StateReader:
             self._remember(entry.bits, BoxMask(entry.corner, inside))
         owner = self._owners[entry.bits]
         if not isinstance(owner, BoxMask) or (owner.corner, owner.inside.shape) != (entry.corner, entry.shape):
-            raise DataError(f"{self._store.folder}: mask {entry.bits} stands there twice, differently.")
+            raise DataError(f"{self._store.folder}: mask {entry.bits} is there twice, with different content.")
         return owner
 
     def _prompt(self, entry: PromptRecord) -> Prompt:
         if not 0 <= entry.slice_index < self._shape[0]:
-            raise DataError(f"{self._store.folder}: a prompt on slice {entry.slice_index}, which the scan has not.")
+            raise DataError(f"{self._store.folder}: a prompt on slice {entry.slice_index} lies outside the scan.")
         return Prompt(**{**vars(entry), "mask": None if entry.mask is None else self._mask(entry.mask)})
 
     def _lesion(self, entry: LesionRecord) -> Lesion:
@@ -264,7 +264,7 @@ def read_banks(folder: Path, read: Callable[[Path], ExemplarBank]) -> dict[str, 
             raise DataError(f"{path} is a link, which no session makes; copy what it points to instead.")
         bank = read(path)
         if bank_name(bank) != path.stem:
-            raise DataError(f"{path} was changed after it was written; use the bank as a new one (use_bank).")
+            raise DataError(f"{path} was changed after it was written; add it as a new bank (use_bank).")
         banks[path.stem] = bank
     return banks
 

@@ -128,7 +128,9 @@ class Workbench:
         if lesion is None:
             lesion = self._lesion_at(state, point)
             if lesion is None and not positive:
-                raise ValueError(f"point_lps_mm={list(point_lps_mm)}: a negative click outside every lesion; name one.")
+                raise ValueError(
+                    f"point_lps_mm={list(point_lps_mm)}: a negative click outside every lesion; name a lesion."
+                )
             if lesion is not None and positive and state.lesions[lesion].owns:
                 raise ValueError(
                     f"point_lps_mm={list(point_lps_mm)} lies in lesion {lesion}; give lesion={lesion} to correct it, "
@@ -158,7 +160,7 @@ class Workbench:
         given = unpack_mask(mask, self.volume.shape)
         box = BoxMask.of(self.grid.to_stack(torch.from_numpy(given)).numpy())
         if not box.voxels:
-            raise ValueError("mask: it is empty; give one with a voxel or more.")
+            raise ValueError("mask: it is empty; give a mask with at least one voxel.")
         return self._prompt(state, lesion, Prompt("mask", box.corner[0], mask=box))
 
     def _lesion_at(self, state: State, point: StackPoint) -> int | None:
@@ -173,7 +175,7 @@ class Workbench:
         mask = answer.mask.minus(state.owned(but=number))
         if not mask.voxels and prompt.positive:
             raise ValueError(
-                f"lesion {number}: all that it would cover belongs to locked or prompted lesions; correct those."
+                f"lesion {number}: all its voxels would belong to locked or prompted lesions; correct these lesions."
             )
         lesions = dict(state.lesions)
         lesions[number] = Lesion(mask, "prompted", prompts, explained_by=self.key(number))

@@ -139,7 +139,7 @@ def read_bank(path: Path) -> tuple[BankRecord, dict[str, Tensor]]:
     else:
         raise DataError(
             f"{path} is a bank of format {given}, this version reads 2 and {FORMAT_VERSION}; make it again with this "
-            "version, or use that which made it."
+            "version, or use the version that made it."
         )
     plain = {key: value for key, value in content.items() if key != DIGEST}
     record = as_record(plain, BankRecord, name, _CURE)

@@ -266,7 +266,7 @@ def check_files(path: Path, recorded: Mapping[str, str]) -> None:
         if name not in recorded and _is_litter(present[name]):
             continue
         if name not in recorded:
-            raise ValueError(f"bundle={path} holds {name}, which is not of it; copy the whole folder again.")
+            raise ValueError(f"bundle={path} holds {name}, which is not recorded; copy the whole folder again.")
         if file_sha256(present[name]) != recorded[name]:
             raise ValueError(f"bundle={path}: {name} is damaged or was changed; copy the whole folder again.")
 

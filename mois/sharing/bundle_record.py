@@ -23,7 +23,7 @@ FORMAT_VERSION = 2
 DESCRIPTION = "bundle.json"
 SECONDARY = ("weights", "seed", "rules")
 """Arguments that only say where tensors and rules come from. The identity states which tensors and rules they are."""
-_CURE = "take the bundle from where it was made again"
+_CURE = "copy the bundle again from where it was made"
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Calibration:
         peak, hit = _checked(peaks, hits)
         if not len(peak):
             raise ValueError(
-                "a calibration needs one candidate or more; validate on scans in which something is found."
+                "a calibration needs at least one candidate; validate on scans in which something is found."
             )
         levels, which = np.unique(peak, return_inverse=True)
         total = np.bincount(which).astype(np.float64)
@@ -164,7 +164,7 @@ def _checked(peaks: Numbers, hits: Flags) -> tuple[npt.NDArray[np.float64], npt.
     """Return peaks and hits as arrays of one length (K,), checked."""
     peak, hit = np.asarray(peaks, dtype=np.float64), np.asarray(hits, dtype=bool)
     if peak.shape != hit.shape or peak.ndim != 1:
-        raise ValueError(f"peaks and hits need one length each, got shapes {peak.shape} and {hit.shape}.")
+        raise ValueError(f"peaks and hits must have the same length, got shapes {peak.shape} and {hit.shape}.")
     if not bool(((peak >= 0) & (peak <= 1)).all()):
-        raise ValueError("a peak is a probability; every one must lie between 0 and 1.")
+        raise ValueError("a peak is a probability; each peak must lie between 0 and 1.")
     return peak, hit

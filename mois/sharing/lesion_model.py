@@ -19,7 +19,7 @@ class LesionModel:
     Attributes:
         segmenter: Applies the model to a volume. Backbone and propagation are in eval mode.
         calibration: Gives the confidence of found lesions. None: the confidence is the highest probability of a lesion.
-        identity: States which model this is. Sessions and exemplar banks belong to one identity.
+        identity: Identity of the model. Sessions and exemplar banks belong to one identity.
     """
 
     segmenter: VolumeSegmenter

@@ -166,7 +166,7 @@ def test_what_a_reader_did_besides_is_refused(folder: Path) -> None:
     session = InteractiveSession.load(folder / "out", make_model(), SCAN)
     session.accept(1)
     session.close()
-    with pytest.raises(ValueError, match="its action 3, accept, is not asked for now"):
+    with pytest.raises(ValueError, match="its action 3, accept, is not requested now"):
         run(folder, entries)
 
 
@@ -240,5 +240,5 @@ def test_a_replay_whose_prompts_make_other_lesions_is_refused(folder: Path) -> N
     others = [replace(action, result=3) if action.result == 2 else action for action in told.actions]
     written = lines.header(told.header) + b"".join(lines.action(action) for action in others)
     (folder / "out" / "journal.jsonl").write_bytes(written)
-    with pytest.raises(ValueError, match="action 2, click, gave lesion 3 and now gives 2"):
+    with pytest.raises(ValueError, match="action 2, click, gave lesion 3 and now gives lesion 2"):
         InteractiveSession.replay(folder / "out", make_model(), SCAN)

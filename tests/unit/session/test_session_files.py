@@ -207,7 +207,7 @@ def test_a_bank_that_was_changed_in_the_folder_is_refused(folder: Path, scan: Vo
     session.close()
     bank.mark(bank.keys()[0], negative=True)
     bank.save(path)
-    with pytest.raises(ValueError, match="was changed after it was written; use the bank as a new one"):
+    with pytest.raises(ValueError, match="was changed after it was written; add it as a new bank"):
         load(folder, scan)
     assert load_file(path)
 

@@ -158,7 +158,10 @@ def test_a_spec_of_something_else_is_refused(tmp_path: Path) -> None:
         (lambda f: change(f, lambda c: c.pop("files")), "bundle.json: lacks files"),
         (lambda f: (f / "propagation.safetensors").unlink(), "lacks propagation.safetensors; copy the whole folder"),
         (lambda f: shutil.rmtree(f / "adapter"), "lacks adapter/adapter_config.json"),
-        (lambda f: (f / "adapter" / "more.safetensors").touch(), "holds adapter/more.safetensors, which is not of it"),
+        (
+            lambda f: (f / "adapter" / "more.safetensors").touch(),
+            "holds adapter/more.safetensors, which is not recorded",
+        ),
         (
             lambda f: (f / "propagation.safetensors").write_bytes((f / "propagation.safetensors").read_bytes()[:-1]),
             "propagation.safetensors is damaged or was changed",

@@ -29,7 +29,7 @@ def test_a_small_sure_step_does_not_fall_below_a_large_good_one() -> None:
 
 def test_one_candidate_is_enough_and_none_is_not() -> None:
     assert Calibration.fit([0.5], [True]).confidence([0.1, 0.9]) == pytest.approx([2 / 3, 2 / 3])
-    with pytest.raises(ValueError, match="needs one candidate or more"):
+    with pytest.raises(ValueError, match="needs at least one candidate"):
         Calibration.fit([], [])
     with pytest.raises(ValueError, match="must lie between 0 and 1"):
         Calibration.fit([1.5], [True])
