@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0, training: Path = Path("configs/demo.yaml")) -> None:
-    """Adapt the bundled nano to a lesion type that it has never seen, and compare before and after.
+    """Adapt the bundled nano to a new lesion type, and compare before and after.
 
     Args:
         out: Folder of the run; an interrupted demo goes on where it was.
