@@ -18,14 +18,14 @@ _EARLIER_NAMES = {
 
 
 class _EarlierName(MetaPathFinder, Loader):
-    """Imports of 0.1 that the documentation taught: they work for one more version, with one line."""
+    """Finds modules under their names of version 0.1. They work for one more version, with one warning."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Find a module under its earlier name."""
         return ModuleSpec(name, self) if name in _EARLIER_NAMES else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fill it with what stands in its new places."""
+        """Fill the module with the content of the modules that replace it."""
         places = _EARLIER_NAMES[module.__name__]
         warnings.warn(f"{module.__name__} is now {places[0]}; the old name goes with the next version.", stacklevel=2)
         for place in reversed(places):

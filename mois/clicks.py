@@ -1,4 +1,4 @@
-"""Clicks on patches and corrections of them, made on the device without waiting for it."""
+"""Simulated clicks on patches, and corrections of answers. Everything stays on the device, without a wait for it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def _to_xy(index: Tensor, width: int) -> Tensor:
 
 
 def _centre_where_empty(points: Tensor, mask: Tensor) -> Tensor:
-    """Put the patch centre where a mask has no pixel, without a host sync."""
+    """Replace the points (N, 2) of empty masks by the centre of the patch, without a wait for the device."""
     height, width = mask.shape[-2:]
     centre = torch.cat([points.new_full((1,), edge // 2) for edge in (width, height)])
     return torch.where(mask.flatten(1).any(1, keepdim=True), points, centre)
 
 
 def sample_pixel(mask: Tensor, chance: Tensor) -> Tensor:
-    """Return one pixel of each mask, each of its pixels being equally likely.
+    """Draw one pixel of each mask. All pixels of a mask are equally likely.
 
     Args:
         mask: (N, P, P) bool.
-        chance: (N,) uniform in [0, 1): which pixel, from the first (0) to the last.
+        chance: (N,) uniform in [0, 1): chooses the pixel, from the first (0) to the last.
 
     Returns:
-        (N, 2) float32, x then y, in pixels; the patch centre where a mask is empty.
+        (N, 2) float32, x then y, in pixels; the centre of the patch for an empty mask.
     """
     count = mask.flatten(1).cumsum(1)  # 1, 2, ... at the mask's pixels in reading order
     wanted = (chance.unsqueeze(1) * count[:, -1:]).floor()
@@ -44,14 +44,15 @@ def sample_pixel(mask: Tensor, chance: Tensor) -> Tensor:
 def central_pixel(mask: Tensor) -> Tensor:
     """Return a pixel deep inside each mask, where a reader would click.
 
-    The depth is approximate: how much mask there is around a pixel, added up over ever wider blurs (boxes of 3, 5, 9
-    and 17 pixels in a row); 15 pixels count as deep enough. The result always lies in the mask, also for a ring.
+    The depth of a pixel is approximate: the sum of four blurs of the mask, with boxes of 3, 5, 9 and 17 pixels, each
+    applied to the blur before. So all pixels deeper than about 15 pixels are equal. The result always lies in the
+    mask, even for a ring.
 
     Args:
         mask: (N, P, P) bool.
 
     Returns:
-        (N, 2) float32, x then y, in pixels; the patch centre where a mask is empty.
+        (N, 2) float32, x then y, in pixels; the centre of the patch for an empty mask.
     """
     inside = mask.float().unsqueeze(1)
     depth, blurred = torch.zeros_like(inside), inside
@@ -67,8 +68,8 @@ def first_click(mask: Tensor, chance: Tensor | None = None) -> Prompts:
     """Return one positive click in each mask.
 
     Args:
-        mask: (N, P, P) bool. An empty one gets a padding click (label -1).
-        chance: (N,) uniform in [0, 1): click anywhere; None clicks deep inside.
+        mask: (N, P, P) bool. An empty mask gets a padding click (label -1).
+        chance: (N,) uniform in [0, 1): chooses any pixel of the mask; None clicks deep inside.
     """
     points = central_pixel(mask) if chance is None else sample_pixel(mask, chance)
     present = mask.flatten(1).any(1, keepdim=True)
@@ -79,16 +80,17 @@ def first_click(mask: Tensor, chance: Tensor | None = None) -> Prompts:
 def correct(prompts: Prompts, logits: Tensor, mask: Tensor, chance: Tensor) -> Prompts:
     """Append the click with which a reader would correct an answer.
 
-    The click falls anywhere in what is wrong: a positive one where more is missing than too much, else a negative one.
+    If more pixels are missing than surplus, the click is positive and lies on a missing pixel. Otherwise the click is
+    negative and lies on a surplus pixel.
 
     Args:
         prompts: Clicks so far, Q of them on each of N images.
-        logits: (N, P / 4, P / 4), the answer to them; its copy without gradient becomes the next mask prompt.
-        mask: (N, P, P) bool, the truth.
-        chance: (N,) uniform in [0, 1): where in the error.
+        logits: (N, P / 4, P / 4), the answer to these clicks. Its copy without gradient becomes the next mask prompt.
+        mask: (N, P, P) bool, the true mask.
+        chance: (N,) uniform in [0, 1): chooses the pixel.
 
     Returns:
-        Q + 1 clicks on each image. Where nothing is wrong the last one is padding (label -1).
+        Q + 1 clicks on each image. If nothing is wrong, the last click is padding (label -1).
     """
     earlier = logits.detach().float().unsqueeze(1)
     answer = functional.interpolate(earlier, mask.shape[-2:], mode="bilinear", align_corners=False).squeeze(1) > 0

@@ -1,4 +1,4 @@
-"""Bad input, said in one line, in which a name of a file or a person is shown as it is."""
+"""Errors about bad input, each in one line. Names of files and people are shown as they are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import unicodedata
 
 
 def without_control_codes(text: str) -> str:
-    """Return a text without control codes, which are shown as numbers; line breaks and tabs stay."""
+    """Return a text with its control codes replaced by their numbers. Line breaks and tabs stay."""
     if text.isprintable():
         return text
     return "".join(
@@ -16,7 +16,7 @@ def without_control_codes(text: str) -> str:
 
 
 def as_text(name: str) -> str:
-    """Return the name of a file as text: bytes that are no UTF-8 become the sign for an unknown one, as JSON needs."""
+    """Return the name of a file as valid Unicode, as JSON needs. Bytes that are no UTF-8 become a replacement sign."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
@@ -24,15 +24,15 @@ def _escaped(sign: str) -> str:
     return sign.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-_LONGEST = 1800
-"""Characters of a line that somebody is to read; a damaged file may hold a name of thousands."""
+_LONGEST_LINE = 1800
+"""Largest number of characters in a message. A damaged file may hold a name of many thousands."""
 
 
 class DataError(ValueError):
-    """A file or a dataset that cannot be used: one line that names it and the cure."""
+    """A file or a dataset that cannot be used. The message is one line with the name and the cure."""
 
 
 def one_line(text: str) -> str:
-    """Return the text without line breaks and runs of blanks; of a very long one, the beginning and the end."""
+    """Return the text without line breaks and runs of blanks. A very long text is cut in its middle."""
     line = without_control_codes(" ".join(text.split()))
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 300]} ... {line[-200:]}"
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 300]} ... {line[-200:]}"

@@ -1,4 +1,4 @@
-"""The only place where axes, orientations and mm <-> voxel change: scans as stacks of pictures, pictures as tiles.
+"""Changes of axes, orientations and units: scans become stacks of pictures, pictures become tiles. Nothing else does.
 
 A stack is (S, H, W): S slices, H rows from the picture's top, W columns from its left. Slices run towards the patient's
 left (sagittal), back (coronal) or head (axial). Points outside a scan's own grid are LPS millimetres.
@@ -30,14 +30,14 @@ _PICTURES: dict[int, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] =
 }
 _TIE = 0.99
 LARGEST_TILE = 4.0
-"""Times the longer edge of a scan's slices: a tile beyond that shows almost nothing but what lies around the scan."""
+"""Largest edge of a tile, as a multiple of the longer edge of a slice. A larger tile shows mostly empty space."""
 MOST_PIXELS = 2**15 - 1
-"""Along an edge of a picture: places in it are kept as int16."""
+"""Largest edge of a picture in pixels: positions in a picture are stored as int16."""
 
 
 @dataclass(frozen=True, eq=False)
 class SliceGrid:
-    """How a scan's voxels become a stack of pictures and back, whatever way the scan was written.
+    """Conversion of the voxels of a scan to a stack of pictures and back, for any orientation of the file.
 
     Coronal pictures: rows from superior to inferior, columns from the patient's right to left. Axial: rows from
     anterior to posterior, columns from right to left. Sagittal: rows from superior to inferior, columns from anterior
@@ -48,7 +48,7 @@ class SliceGrid:
         affine: (4, 4) float64, voxel indices to RAS millimetres.
         order: The voxel axes that slices, rows and columns are taken from.
         flipped: Whether slices, rows and columns run against their voxel axis.
-        spacing_mm: Between slices, rows, columns.
+        spacing_mm: Distance between slices, rows and columns.
     """
 
     shape: tuple[int, int, int]
@@ -64,9 +64,9 @@ class SliceGrid:
         Args:
             shape: (I, J, K) of the scan.
             affine: (4, 4), voxel indices to RAS millimetres.
-            slice_axis: What slices are taken across; "auto" is the coarsest axis, on a tie (within 1 %)
-                superior-inferior before anterior-posterior before left-right. An axis of one voxel comes before all
-                others, whatever its spacing: a scan of one slice is that slice.
+            slice_axis: Direction across the slices. "auto" is the axis with the largest spacing. On a tie (within 1 %),
+                superior-inferior comes before anterior-posterior, and that before left-right. An axis of one voxel
+                comes before all others, so a scan of one slice is taken as this slice.
 
         Raises:
             ValueError: If the slice axis does not exist or the affine has no inverse.
@@ -197,11 +197,11 @@ def resample_stack(stack: Tensor, grid: SliceGrid, pixel_mm: float, *, nearest: 
 
 
 def check_pictures(grid: SliceGrid, pixel_mm: float) -> None:
-    """Refuse pictures that cannot be worked on, before memory is taken for them.
+    """Refuse pictures that are too large, before memory is taken for them.
 
     Raises:
-        ValueError: If the pixel is no length, if a scan of one slice would be cut into lines, or if there would be more
-            pixels than `MOST_VOXELS`.
+        ValueError: If the pixel size is no length, a scan of one slice would be cut into lines, or the pictures would
+            hold more pixels than `MOST_VOXELS`.
     """
     if not 0 < pixel_mm < math.inf:
         raise ValueError(f"pixel_mm={pixel_mm} must be a length above 0.")
@@ -222,7 +222,7 @@ def check_pictures(grid: SliceGrid, pixel_mm: float) -> None:
 
 
 def restore_stack(stack: Tensor, grid: SliceGrid, *, nearest: bool = False) -> Tensor:
-    """Return a resampled stack (S, H2, W2) with the scan's own pixels again, (S, H, W)."""
+    """Return a resampled stack (S, h, w) on the own pixels of the scan, (S, H, W)."""
     return _resize(stack, grid.stack_shape[1:], nearest=nearest)
 
 
@@ -240,13 +240,13 @@ def _resize(stack: Tensor, size: tuple[int, int], *, nearest: bool) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TileGrid:
-    """Overlapping square tiles that cover a picture; a picture smaller than a tile is zero-padded at bottom and right.
+    """Overlapping square tiles that cover a picture. A picture smaller than a tile is padded at the bottom and right.
 
     Attributes:
         height: H of the picture.
         width: W of the picture.
-        tile_px: P, edge of a tile.
-        corners: (T, 2) int64, row and column of each tile's top left pixel.
+        tile_px: Edge P of a tile in pixels.
+        corners: (T, 2) int64, row and column of the top left pixel of each tile.
     """
 
     height: int
@@ -256,7 +256,7 @@ class TileGrid:
 
     @staticmethod
     def of(height: int, width: int, tile_px: int, overlap: float = 0.5) -> TileGrid:
-        """Return the fewest evenly spread tiles that overlap by at least this share of their edge.
+        """Return the smallest number of evenly spread tiles that overlap by at least this share of their edge.
 
         Raises:
             ValueError: If the overlap is not in [0, 1) or an edge is below 1.
@@ -279,14 +279,14 @@ class TileGrid:
         return torch.stack([padded[..., y : y + edge, x : x + edge] for y, x in self.corners.tolist()])
 
     def blend(self, tiles: Tensor, index: Tensor | None = None) -> Tensor:
-        """Blend tiles into a picture, weighted by a hann window.
+        """Blend tiles into a picture, weighted by a Hann window.
 
         Args:
-            tiles: (T, ..., P, P) float, of all tiles or of those in `index`.
-            index: (T,) int, which tiles these are.
+            tiles: (T, ..., P, P) float: all tiles, or the tiles in `index`.
+            index: (T,) int, numbers of the tiles; None for all tiles.
 
         Returns:
-            (..., H, W), 0 where no tile lies.
+            (..., H, W), 0 outside of the tiles.
         """
         chosen = self.corners if index is None else self.corners[index.to(self.corners.device)]
         if len(chosen) != len(tiles):
@@ -304,11 +304,12 @@ class TileGrid:
         return picture[..., : self.height, : self.width]
 
     def best_tile(self, y: float, x: float) -> int:
-        """Return the number of the tile whose centre is nearest to this pixel."""
+        """Return the number of the tile whose centre is nearest to a pixel (row y, column x)."""
         centres = self.corners + (self.tile_px - 1) / 2
         return int(((centres - torch.tensor([y, x])) ** 2).sum(1).argmin())
 
 
 def _starts(length: int, tile_px: int, stride: int) -> Tensor:
+    """Return the first pixel of each tile along one edge of a picture, evenly spread."""
     last = max(0, length - tile_px)
     return torch.linspace(0, last, math.ceil(last / stride) + 1, dtype=torch.float64).round().long()

@@ -1,7 +1,7 @@
-"""From raw intensities to the scale that models see: which rule it is, and what is outside of the body.
+"""Normalises raw intensities to the scale that models see, and finds the background outside of the body.
 
-Models see 0 at the low level and 1 at the high one, cut to 0..2; what is outside of the body is exactly 0. Which rule
-gives the levels is part of a model: bundles and banks record it, and it is checked where they are used.
+The low level becomes 0 and the high level becomes 1. Values are cut to 0..2, and the background is exactly 0. The rule
+that gives the levels is part of a model. Bundles and banks record it, and it is checked where they are used.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ HIGHEST_VALUE = 2.0
 CT_WINDOW_HU = (-160.0, 240.0)
 """Soft tissue, the usual 400 HU around 40; the cut at 2 lies at 640 HU."""
 LOWEST_SHARE = 0.25
-"""Share of the scan's edges from which their commonest value is the background, if nothing in the scan is lower."""
+"""The lowest value of a scan is its background if it fills at least this share of the voxels along the edges."""
 ANY_SHARE = 0.9
-"""The same for a value that something in the scan is lower than, such as 0 around a difference of two scans."""
+"""Any other value is the background from this share on, such as 0 around a difference of two scans."""
 SPREADS = 3.0
-"""How many standard deviations above its level a noisy background reaches."""
+"""Upper end of a noisy background, in standard deviations above its level."""
 DARK_SHARE = 0.25
-"""Share of the range of intensities below which a noisy background ends, or else it is none."""
+"""Largest upper end of a noisy background, as a share of the range of intensities. A higher end is no background."""
 LARGEST_INTENSITY = 1e30
 """Largest end of a window. Differences of intensities have to fit float32."""
 SMALLEST_NOISE_SHARE = 0.05
@@ -45,18 +45,21 @@ class Normalisation:
     """How raw intensities become those that a model sees.
 
     Attributes:
-        rule: `body`: low and high are the 0.5th and 99.5th percentile of the body; what is around it is found in each
-            scan, a single value (0, -1024) or noise. `window`: the ends of `window`. `nonzero`: as `body`, but around
-            the body everything is 0, and nothing in it is: the rule of bundles that record none. `auto`: `window` where
-            dataset.json calls the channel CT, else `body`; bundles record which of the two it was.
-        window: Low and high raw intensity; for `auto` and CT soft tissue, -160 to 240 HU.
+        rule: How the low and the high level are found.
+            `body`: the 0.5th and the 99.5th percentile of the body. The background is found in each scan: a single
+            value (0, -1024) or noise.
+            `window`: the ends of `window`.
+            `nonzero`: like `body`, but exactly the voxels of value 0 are background. It is the rule of bundles that
+            record none.
+            `auto`: `window` if dataset.json calls the channel CT, else `body`. Bundles record which of the two it was.
+        window: Low and high raw intensity. The default of `auto` for CT is soft tissue, -160 to 240 HU.
     """
 
     rule: Rule = "auto"
     window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Refuse settings that contradict each other."""
         if self.rule not in RULES:
             raise ValueError(f"normalisation.rule={self.rule!r} is unknown; choose {', '.join(RULES)}.")
         if self.rule == "window" and self.window is None:
@@ -90,20 +93,20 @@ class Normalisation:
         return Normalisation("body")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, as JSON holds them."""
+        """Return the settings as plain values for JSON."""
         plain = asdict(self)
         return {**plain, "window": None if self.window is None else list(self.window)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any] | None) -> Normalisation:
-        """Return what `as_dict` was made from; of None the rule of files that record none."""
+        """Return the settings that `as_dict` returned; None gives the rule of files that record none."""
         if plain is None:
             return FIRST
         window = plain["window"]
         return cls(plain["rule"], None if window is None else (window[0], window[1]))
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Return the rule in words, such as "window -160 to 240"."""
         return self.rule if self.window is None else f"{self.rule} {self.window[0]:g} to {self.window[1]:g}"
 
 
@@ -112,10 +115,10 @@ FIRST = Normalisation("nonzero")
 
 
 class Levels(NamedTuple):
-    """What a scan is normalised by.
+    """Levels and background by which a scan is normalised.
 
     Attributes:
-        outside: What is around the body, bool, same shape as the image; None where nothing is set apart.
+        outside: Background around the body, bool, in the shape of the image; None if there is no background.
         low: Raw intensity that becomes 0.
         high: Raw intensity that becomes 1.
         rule: The rule that gave them; never `auto`.
@@ -127,7 +130,7 @@ class Levels(NamedTuple):
     rule: Normalisation
 
     def narrow(self, axis: int, start: int, length: int) -> Levels:
-        """Return them for a part of the scan, consecutive voxels along an axis."""
+        """Return the levels for a part of the scan: `length` voxels along an axis, from `start` on."""
         outside = None if self.outside is None else self.outside.narrow(axis, start, length).contiguous()
         return self._replace(outside=outside)
 
@@ -138,13 +141,13 @@ def normalise(
     """Return intensities as a model sees them.
 
     Args:
-        image: Raw intensities of a whole scan (I, J, K), in whatever order of axes.
+        image: Raw intensities of a scan (I, J, K), with the axes in any order.
         normalisation: The rule; None is `auto`.
-        channel: What dataset.json calls the image, for `auto`.
-        known: What the whole scan is normalised by, where this is a part of it; used where the rule is the same.
+        channel: Name of the image in dataset.json, for `auto`.
+        known: Levels of the whole scan, if the image is a part of a scan. They are used if their rule is the same.
 
     Returns:
-        Float32, 0 at the low level and 1 at the high one, linear, cut to 0..2; outside of the body exactly 0.
+        Float32, linear from 0 at the low level to 1 at the high level, cut to 0..2; exactly 0 in the background.
 
     Raises:
         ValueError: If an intensity is NaN or infinite.
@@ -159,7 +162,7 @@ def normalise(
 def levels(
     image: Tensor, normalisation: Normalisation | None = None, channel: str = "", known: Levels | None = None
 ) -> Levels:
-    """Return what a scan is normalised by; see `normalise`."""
+    """Return the levels and the background of a scan; see `normalise`."""
     rule = (normalisation or Normalisation()).for_channel(channel)
     if known is not None and known.rule == rule:
         return known
@@ -179,17 +182,17 @@ def levels(
 
 
 def doubt(image: Tensor, normalisation: Normalisation, channel: str = "") -> str:
-    """Return what speaks against a rule in a scan, "" where nothing does.
+    """Return the reason why a rule may not fit a scan; "" if there is none.
 
     Args:
         image: Raw intensities (I, J, K).
         normalisation: The rule; never `auto`.
-        channel: What dataset.json calls the image.
+        channel: Name of the image in dataset.json.
     """
-    asked = Normalisation().for_channel(channel)
-    if channel and (asked.window is None) != (normalisation.window is None):
+    usual = Normalisation().for_channel(channel)
+    if channel and (usual.window is None) != (normalisation.window is None):
         return (
-            f"dataset.json calls its image {channel!r}, which would be normalised by the rule {asked}; the model's own "
+            f"dataset.json calls its image {channel!r}, which would be normalised by the rule {usual}; the model's own "
             f"rule is used, {normalisation}"
         )
     voxels = image.detach().to("cpu", torch.float32).numpy()
@@ -209,21 +212,21 @@ def doubt(image: Tensor, normalisation: Normalisation, channel: str = "") -> str
 
 
 def find_background(voxels: _Image) -> _Mask | None:
-    """Return what lies around the body, as the scan itself tells.
+    """Return the background around the body.
 
-    Along the twelve edges of a scan there is little but background:
+    Almost all voxels along the twelve edges of a scan are background. What they show -> what is background:
 
-    - their commonest value, where it is the lowest of all: 0 around most MR, padding around CT;
-    - such a value that is not the lowest: what is connected to the border, where the edges hold hardly anything else;
-    - noise that reaches down to 0, as magnitude MR has it: what is exactly 0;
-    - noise around another level, or within a padding below 0: what is not above it, if it is clearly the darkest;
-    - of scans with intensities below 0, as CT: slices at an end that hold the same value only beside all that.
+    - One common value, the lowest of the scan (0 around most MR, padding around CT) -> every voxel of this value.
+    - One common value that is not the lowest -> voxels of this value that are connected to the border.
+    - Noise that reaches down to 0, as in magnitude MR -> voxels that are exactly 0.
+    - Noise around another level, or inside padding below 0 -> voxels not above the noise, if it is clearly darkest.
+    - Intensities below 0, as in CT -> also slices at an end that hold only one further value.
 
     Args:
         voxels: (I, J, K) float32.
 
     Returns:
-        bool, same shape; None where nothing tells.
+        Bool, (I, J, K); None if there is no background.
     """
     edges = _edges(voxels)
     common = _framed_by(voxels, edges)
@@ -243,7 +246,7 @@ def find_background(voxels: _Image) -> _Mask | None:
 
 
 def find_frame(voxels: _Image) -> _Mask | None:
-    """Return what is connected to the border of a scan (I, J, K) and of the values that frame it; None if none does."""
+    """Return the voxels of the value that frames a scan (I, J, K) and that touch its border; None without a frame."""
     common = _framed_by(voxels, _edges(voxels))
     outside = np.zeros(voxels.shape, bool) if common is None else _from_border(voxels == common)
     _add_slabs(outside, voxels)
@@ -251,7 +254,7 @@ def find_frame(voxels: _Image) -> _Mask | None:
 
 
 def _framed_by(voxels: _Image, edges: _Image) -> np.float32 | None:
-    """Return the single value of the background, None where it has none."""
+    """Return the single value of the background; None if it has no single value."""
     values, counts = np.unique(edges, return_counts=True)
     lowest = voxels.min()
     if values[0] == lowest and counts[0] >= LOWEST_SHARE * len(edges):
@@ -260,7 +263,7 @@ def _framed_by(voxels: _Image, edges: _Image) -> np.float32 | None:
 
 
 def _add_slabs(outside: _Mask, voxels: _Image) -> None:
-    """Add the slices at the ends of a scan that hold one value beside what is outside: padding of a second kind."""
+    """Add slices at the ends of a scan that hold one value besides the background: a second kind of padding."""
     if not voxels.size or voxels.min() >= 0:
         return
     framed = outside.copy()  # so that the order of axes does not matter
@@ -291,13 +294,13 @@ def _reaches_zero(voxels: _Image, edges: _Image) -> bool:
 
 
 def _level(sample: _Image) -> tuple[float, float]:
-    """Return the middle of a sample, and its standard deviation if it were normal, both robust."""
+    """Return the median of a sample, and a robust estimate of its standard deviation."""
     middle = float(np.median(sample))
     return middle, 1.4826 * float(np.median(np.abs(sample - middle)))
 
 
 def _noise(voxels: _Image, sample: _Image) -> _Mask | None:
-    """Return which voxels (N, ...) are a noisy background of which this is a sample, None where it is none."""
+    """Return the voxels of a noisy background, given a sample of it; None if the sample is no background."""
     if not sample.size or not voxels.size:
         return None
     middle, spread = _level(sample)
@@ -309,12 +312,12 @@ def _noise(voxels: _Image, sample: _Image) -> _Mask | None:
 
 
 def is_ct(channel: str) -> bool:
-    """Return whether dataset.json calls a channel CT, as nnU-Net reads it."""
+    """Return whether the name of a channel means CT, by the rule of nnU-Net."""
     return channel.strip().casefold() == "ct"
 
 
 def _edges(voxels: _Image) -> _Image:
-    """Return the voxels along the twelve edges; those at the corners three times."""
+    """Return the voxels along the twelve edges of a scan. Voxels at corners occur three times."""
     lines = []
     for axis in range(3):
         along = np.moveaxis(voxels, axis, 0)
@@ -323,7 +326,7 @@ def _edges(voxels: _Image) -> _Image:
 
 
 def _from_border(mask: _Mask) -> _Mask:
-    """Return what of a mask is connected to the border of the scan, face to face."""
+    """Return the part of a mask that is connected to the border of the scan, by faces of voxels."""
     parts = cc3d.connected_components(mask, connectivity=6)
     reach = np.zeros(int(parts.max()) + 1, dtype=bool)
     for axis in range(3):

@@ -1,6 +1,6 @@
-"""What can be swapped: backbones, propagations and adapters.
+"""Interfaces of the parts that can be swapped: backbones, propagations and adapters.
 
-The one import of a plug-in: the records that travel between the parts (`mois.records`) are offered here too.
+A plug-in needs no other import: the records of `mois.records` are offered here too.
 """
 
 from __future__ import annotations
@@ -46,16 +46,18 @@ __all__ = [
 
 
 class Backbone(nn.Module, ABC):
-    """SAM2 seen as four functions of a batch; frozen unless an adapter says otherwise.
+    """A SAM2-like model as four functions of a batch: encode, decode, remember, attend.
+
+    A backbone is frozen unless an adapter makes parts of it trainable.
 
     Attributes:
-        patch_px: P, edge of the square input in pixels.
+        patch_px: Edge P of the square input in pixels.
         strides: Pixels per cell of each feature level, fine to coarse.
         channels: Channels of each feature level, fine to coarse.
-        width: D, channels of the coarsest level and of pointers.
-        memory_width: M, channels of a memory map.
-        identity: Which weights these are.
-        tracking: What of earlier slices a slice attends to while an object is tracked.
+        width: Channels D of the coarsest level and of pointers.
+        memory_width: Channels M of a memory map.
+        identity: Identity of the weights.
+        tracking: Which earlier slices a slice attends to during tracking.
     """
 
     patch_px: int
@@ -67,35 +69,35 @@ class Backbone(nn.Module, ABC):
     tracking: TrackingRules = TrackingRules()
 
     def behaviour(self) -> dict[str, Any]:
-        """Return what besides its weights decides its answers, as plain values; empty where there is no choice."""
+        """Return the settings that change the answers, besides the weights, as plain values; {} if there are none."""
         return {}
 
     def behave(self, behaviour: Mapping[str, Any]) -> None:
-        """Answer as a backbone of this class did whose `behaviour` this was.
+        """Take the settings that `behaviour` of another backbone of this class returned.
 
         Raises:
-            ValueError: If this one cannot.
+            ValueError: If this backbone cannot behave so.
         """
         if dict(behaviour) != self.behaviour():
             raise ValueError(f"{type(self).__name__} answers as {self.behaviour()} alone, not as {dict(behaviour)}.")
 
     @abstractmethod
     def encode(self, images: Tensor) -> Features:
-        """Encode images (N, P, P), normalised intensities; P may differ from `patch_px`, in multiples of 32."""
+        """Encode images (N, P, P) of normalised intensities. P may be any multiple of 32."""
 
     def frozen_part(self) -> str:
-        """Name how far `encode` is frozen, as a cache's key; empty where it is trained from its first layer on."""
+        """Return a name for the frozen part of `encode`, for the key of a cache; "" if its first layer is trained."""
         with torch.enable_grad():
             levels = self.encode(torch.zeros(1, 64, 64, device=next(self.parameters()).device)).levels
         return "" if any(level.requires_grad for level in levels) else "encoder"
 
     def encode_frozen(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return what the frozen part of `encode` makes of images (N, P, P): tensors (N, ...) that may be kept."""
+        """Return the output of the frozen part of `encode` for images (N, P, P): tensors (N, ...) for a cache."""
         features = self.encode(images)
         return (*features.levels, features.position)
 
     def encode_rest(self, images: Tensor, frozen: tuple[Tensor, ...]) -> Features:
-        """Return what `encode` would, from what `encode_frozen` made of the same images."""
+        """Return the features of `encode`, computed from the output of `encode_frozen` for the same images."""
         return Features(frozen[:-1], frozen[-1], images.unsqueeze(1))
 
     @abstractmethod
@@ -103,36 +105,42 @@ class Backbone(nn.Module, ABC):
         """Segment one object per image.
 
         Args:
-            features: Of N images.
-            prompts: Clicks of each, or None for none.
-            dense: (N, D, P / 16, P / 16) added to the dense prompt, or None.
+            features: Features of N images.
+            prompts: Prompts on each image; None stands for no prompt.
+            dense: (N, D, P / 16, P / 16), added to the dense prompt; or None.
         """
 
     @abstractmethod
     def remember(self, features: Features, logits: Tensor, pointer: Tensor) -> Memory:
-        """Return the memory (T = 1) of masks given as logits (N, P / 4, P / 4), with their pointers (N, D)."""
+        """Return the memory (T = 1) of masks.
+
+        Args:
+            features: Features of N images.
+            logits: (N, P / 4, P / 4), the masks.
+            pointer: (N, D), object pointers.
+        """
 
     def remember_slice(
         self, features: Features, logits: Tensor, pointer: Tensor, presence: Tensor, *, hard: bool = False
     ) -> Memory:
-        """Return the memory of a slice for tracking; what `remember` gives, unless a backbone takes more into account.
+        """Return the memory of a slice for tracking. The default is `remember`; a backbone may use more input.
 
         Args:
-            features: Of N images, not conditioned.
+            features: Features of N images, not conditioned.
             logits: (N, P / 4, P / 4), the masks.
-            pointer: (N, D).
-            presence: (N,), logit that the object is there.
-            hard: The masks are those that a reader saw and left: they may be taken as inside and outside alone. Not in
-                training, where gradient goes through their shades.
+            pointer: (N, D), object pointers.
+            presence: (N,), logit that the object is present.
+            hard: Whether a reader accepted the masks. Then a backbone may use binary masks. Never true in training,
+                because the gradient needs soft masks.
         """
         return self.remember(features, logits, pointer)
 
     def adopt(self, features: Features, masks: Tensor) -> MaskPrediction:
-        """Return masks that a reader gave as if they were answers.
+        """Return masks that a reader gave in the form of an answer.
 
         Args:
-            features: Of N images; not conditioned where `TrackingRules.masks_alone` says so.
-            masks: (N, P, P) float, the share of each pixel that is inside.
+            features: Features of N images. They are not conditioned if `TrackingRules.masks_alone` is true.
+            masks: (N, P, P) float, share of each pixel that lies inside.
         """
         cells = functional.avg_pool2d(masks.unsqueeze(1), 4)  # (N, 1, P / 4, P / 4)
         surest = cells.amax((2, 3), keepdim=True)
@@ -146,68 +154,77 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def attend(self, features: Features, memory: Memory) -> Features:
-        """Return the features with their coarsest level conditioned on each object's memory."""
+        """Return the features with their coarsest level conditioned on the memory of each object."""
 
     @abstractmethod
     def attention_stack(self, *, rotary_keys: bool = True) -> nn.Module:
         """Return a copy of this backbone's memory attention, weights included, for a propagation to train.
 
-        Call it as `stack(query, query_position, memory, memory_position, pointer_tokens, key_mask, cells)` with query
-        (N, h * w, D), memory (N, L, M) and its position, of which the last `pointer_tokens` have no place on the grid;
-        key_mask (N, L): bool, True where a token may be attended to (at least one of each row), or float, added; and
-        cells (N, L - pointer_tokens) int64, the place of the others on the query's grid, or None without rotary keys.
+        Call it as `stack(query, query_position, memory, memory_position, pointer_tokens, key_mask, cells)`:
+
+        - query and query_position: (N, h * w, D).
+        - memory and memory_position: (N, L, M). The last `pointer_tokens` tokens have no position on the grid.
+        - key_mask: (N, L). Bool: True for a token that may be attended to, at least one in each row. Float: added.
+        - cells: (N, L - pointer_tokens) int64, cell of each other token on the grid of the query; None without rotary
+          keys.
 
         Args:
-            rotary_keys: Whether the position on the grid turns queries and keys, as in SAM2's own.
+            rotary_keys: Whether queries and keys are rotated by their position on the grid, as in SAM2.
         """
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """Return all tensors by the names that they have in a weights file; of a backbone without injected adapter."""
+        """Return all tensors by their names in a weights file. Call it before an adapter is attached."""
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
-        """Return the named parts that an adapter may touch: trunk, neck, memory_attention, memory_encoder, decoder."""
+        """Return the parts that an adapter may train: trunk, neck, memory_attention, memory_encoder, decoder."""
 
 
 class Propagation(nn.Module, ABC):
-    """From exemplars to all that is like them.
+    """Finds all lesions that look like the exemplars.
 
-    Contract (`mois.testing.check_propagation`): K = 0 works; the order of exemplars does not matter, their weight does
-    (`Exemplars.present`); the queries of a batch do not see each other's exemplars; any input size works; every
-    trainable tensor gets gradient; an exemplar takes at most `bytes_per_exemplar` bytes; prepared exemplars (`prepare`)
-    give what the same unprepared ones give; `describe_on` gives what `describe` gives.
+    Contract (`mois.testing.check_propagation`):
+
+    - K = 0 works.
+    - The order of exemplars does not matter. Their weight does (`Exemplars.present`).
+    - The queries of a batch do not see each other's exemplars.
+    - Any input size works.
+    - Every trainable tensor gets a gradient.
+    - An exemplar takes at most `bytes_per_exemplar` bytes.
+    - Prepared exemplars (`prepare`) give the same result as unprepared exemplars.
+    - `describe_on` gives the same exemplars as `describe`.
     """
 
     bytes_per_exemplar: int
 
     @abstractmethod
     def build(self, backbone: Backbone) -> None:
-        """Make the layers, in the sizes of this backbone. Called once, before anything else."""
+        """Make the layers in the sizes of this backbone. It is called once, before all other methods."""
 
     @abstractmethod
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
         """Turn masked lesions into exemplars, with gradient.
 
         Args:
-            features: Of N images.
-            masks: (N, P, P) float, 0 to 1: one lesion on each image, soft where it was predicted.
-            backbone: Whose features these are.
+            features: Features of N images.
+            masks: (N, P, P) float, 0 to 1: one lesion on each image. Predicted masks are soft.
+            backbone: The backbone that made the features.
 
         Returns:
-            Exemplars with B = N and K = 1, valid where the mask is not empty.
+            Exemplars with B = N and K = 1. An exemplar of an empty mask is not valid.
         """
 
     def describe_on(self, features: Features, image: Tensor, masks: Tensor, backbone: Backbone) -> Exemplars:
-        """Turn several masked lesions of an image into exemplars, as `describe` would one by one.
+        """Turn M masked lesions on N images into exemplars, with the result of `describe` for each lesion.
 
-        A module for which an image costs something by itself works that out once here.
+        A propagation can override it to compute the work of each image only once.
 
         Args:
-            features: Of N images.
-            image: (M,) int64, the image that each lesion lies on.
+            features: Features of N images.
+            image: (M,) int64, number of the image of each lesion.
             masks: (M, P, P) float, 0 to 1.
-            backbone: Whose features these are.
+            backbone: The backbone that made the features.
 
         Returns:
             Exemplars with B = M and K = 1.
@@ -215,27 +232,27 @@ class Propagation(nn.Module, ABC):
         return self.describe(features.select(image), masks, backbone)
 
     def prepare(self, exemplars: Exemplars) -> Exemplars:
-        """Work out what depends on the exemplars alone, once for all the images that will be asked about them.
+        """Compute everything that depends on the exemplars alone, once for all images.
 
-        `forward` takes prepared exemplars and others alike. What comes out keeps the axes B and K, flags and weights;
-        its tokens are this module's own affair.
+        `forward` takes both prepared and unprepared exemplars. Prepared exemplars keep the axes B and K, the flags and
+        the weights. The propagation decides what their tokens are.
         """
         return exemplars
 
     def condense(self, exemplars: Exemplars, most: int) -> Exemplars:
-        """Return at most so many prepared exemplars that stand for all; a module that cannot returns what it got."""
+        """Merge prepared exemplars into at most `most` exemplars. The default merges nothing."""
         del most
         return exemplars
 
     @abstractmethod
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
-        """Find all that is like a query's exemplars, and unlike its negative ones.
+        """Find all pixels that look like the positive exemplars of a query and unlike its negative exemplars.
 
         Args:
-            features: Of N images.
-            exemplars: Of B = N x R queries, R in a row of each image: what an image shows is worked out once, whatever
-                the number of questions about it.
-            backbone: Whose features these are.
+            features: Features of N images.
+            exemplars: Exemplars of B = N x R queries, the R queries of an image in a row. So the work of an image is
+                done once for its R queries.
+            backbone: The backbone that made the features.
 
         Returns:
             B predictions, in the order of the exemplars.
@@ -243,23 +260,23 @@ class Propagation(nn.Module, ABC):
 
 
 class Adapter(ABC):
-    """How a frozen backbone and its propagation are made trainable, by part."""
+    """Makes parts of a frozen backbone and its propagation trainable."""
 
     @abstractmethod
     def attach(self, backbone: Backbone, propagation: Propagation) -> None:
         """Make the named parts trainable and everything else frozen.
 
         Raises:
-            ValueError: If a name matches nothing; the message lists what there is.
+            ValueError: If a name matches no part; the message lists the parts.
         """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what was trained of the backbone into `folder` (PEFT's format where it is a PEFT adapter)."""
+        """Write the trained tensors of the backbone into `folder`. A PEFT adapter uses the format of PEFT."""
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote into the attached backbone.
+        """Load the tensors that `save` wrote into the attached backbone.
 
         Raises:
             ValueError: If a tensor is missing or left over; the message lists them.

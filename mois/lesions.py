@@ -1,4 +1,4 @@
-"""Lesions as maps of ids: components of a mask, touching lesions parted at their waist, volumes."""
+"""Lesions as instance maps: components of a mask, splitting of touching lesions, volumes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mois.grid import Edges, Spacing, edges_of
 
 @dataclass(frozen=True)
 class Candidates:
-    """What might be lesions.
+    """K regions that may be lesions.
 
     Attributes:
         lesions: Instance map (S, H, W) int32, ids 1..K.
-        peaks: (K,) float32, the highest probability within each.
+        peaks: (K,) float32, highest probability in each region.
     """
 
     lesions: InstanceMap
     peaks: npt.NDArray[np.float32]
 
     def sure(self, peak_threshold: float) -> Candidates:
-        """Return those that reach this probability, renumbered."""
+        """Return the candidates that reach this probability, renumbered."""
         keep = self.peaks >= peak_threshold
         table = np.concatenate([[False], keep])
         return Candidates((np.cumsum(table) * table).astype(np.int32)[self.lesions], self.peaks[keep])
@@ -35,11 +35,11 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Split:
-    """How touching lesions are parted (`mois.lesions.split_touching`).
+    """Settings for splitting touching lesions; see `split_touching`.
 
     Attributes:
         spacing_mm: Edges of a voxel, as for `mois.metrics.surface.surface_dice`.
-        prominence_mm: From which on two parts are two lesions.
+        prominence_mm: Prominence from which two parts are two lesions, in mm.
     """
 
     spacing_mm: Spacing | Edges
@@ -49,11 +49,21 @@ class Split:
 def find_candidates(
     probability: npt.NDArray[np.float32], threshold: float, min_voxels: int = 1, split: Split | None = None
 ) -> Candidates:
-    """Return the 26-connected components of at least `min_voxels` voxels that reach a threshold, parted if wanted."""
+    """Return the regions of a probability map that may be lesions.
+
+    Args:
+        probability: (S, H, W) float32.
+        threshold: Probability from which a voxel belongs to a region.
+        min_voxels: Smallest region.
+        split: How to split touching lesions; None splits no region.
+
+    Returns:
+        The 26-connected components, split if asked for.
+    """
     lesions = components(probability >= threshold, min_voxels)
     if split is not None:
         lesions = split_touching(lesions, split.spacing_mm, split.prominence_mm, min_voxels)
-    where = np.flatnonzero(lesions)  # ndimage.maximum would sort the whole scan: 70 times as slow on 25 million voxels
+    where = np.flatnonzero(lesions)  # ndimage.maximum would sort the whole scan: 70 times slower on 25 million voxels
     inside = lesions.reshape(-1)[where]
     peaks = np.zeros(int(inside.max(initial=0)), dtype=np.float32)
     np.maximum.at(peaks, inside - 1, probability.reshape(-1)[where])
@@ -78,7 +88,7 @@ def dilate_in_plane(mask: Mask, radius_px: int) -> Mask:
 
     Args:
         mask: (S, H, W) bool.
-        radius_px: How far to grow along rows and along columns; 0 changes nothing.
+        radius_px: Growth along rows and along columns in pixels; 0 changes nothing.
     """
     grown = mask.copy()
     for axis in (1, 2):
@@ -106,21 +116,21 @@ def lesion_volumes_ml(lesions: InstanceMap, voxel_ml: float) -> dict[int, float]
 
 
 def compact_ids(ids: InstanceMap) -> tuple[InstanceMap, npt.NDArray[np.int64]]:
-    """Return the distinct ids, 0 first, and each element's index among them."""
+    """Return the distinct ids, 0 first, and the index of each element among them."""
     top = int(ids.max(initial=0))
     if top >= 1 << 22:
         distinct, index = np.unique(np.append(ids, np.int32(0)), return_inverse=True)
         return distinct.astype(np.int32), index[:-1]
-    # A table of what occurs: 10 times as fast as sorting a million voxels.
+    # a table of the ids that occur: 10 times faster than sorting a million voxels
     occurs = np.bincount(ids, minlength=top + 1) > 0
     occurs[0] = True
     return np.flatnonzero(occurs).astype(np.int32), (np.cumsum(occurs) - 1)[ids]
 
 
 def renumber(lesions: InstanceMap, to: Mapping[int, int]) -> InstanceMap:
-    """Return an instance map of any shape with other numbers; those without an entry become 0.
+    """Return an instance map of any shape with other ids. An id without an entry in `to` becomes 0.
 
-    The cost depends on how many ids there are, not on how large they are: ids reach 2147483647.
+    The cost depends on the number of ids, not on their size: ids reach 2147483647.
     """
     distinct, index = compact_ids(lesions.reshape(-1))
     table = np.array([to.get(int(one), 0) for one in distinct], dtype=np.int32)
@@ -128,10 +138,7 @@ def renumber(lesions: InstanceMap, to: Mapping[int, int]) -> InstanceMap:
 
 
 RIGHT_ANGLE = 1e-6
-"""Cosine between two axes from which on a grid leans."""
-
-
-"""Cosine between two axes from which on a grid leans."""
+"""Largest cosine between two axes that counts as a right angle."""
 
 _CUBE = np.ones((3, 3, 3), dtype=np.int8)
 
@@ -141,20 +148,20 @@ _AHEAD = [(a, b, c) for a in (-1, 0, 1) for b in (-1, 0, 1) for c in (-1, 0, 1) 
 def split_touching(
     lesions: InstanceMap, spacing_mm: Spacing | Edges, prominence_mm: float, min_voxels: int = 1
 ) -> InstanceMap:
-    """Part lesions that touch: watershed of the distance to the lesion's border.
+    """Split lesions that touch, by a watershed of the distance to the border of the lesion.
 
-    Two parts stay one lesion unless each is deeper, by the prominence, than the deepest place of the border between
-    them: two balls of 8 mm radius with a waist of 5 mm radius have a prominence of 3 mm. A part that is too small to
-    be a lesion joins the one that it shares the deepest border with.
+    The depth of a voxel is its distance to the border. Two parts become two lesions if each part is deeper than their
+    common border by the prominence. Example: two balls of 8 mm radius with a waist of 5 mm radius have a prominence of
+    3 mm. A part that is too small joins the part with the deepest common border.
 
     Args:
         lesions: Instance map (S, H, W) int32.
         spacing_mm: Edges of a voxel, as for `mois.metrics.surface.surface_dice`.
-        prominence_mm: From which on two parts are two lesions; above 0.
+        prominence_mm: Prominence from which two parts are two lesions, in mm; above 0.
         min_voxels: Smallest lesion.
 
     Returns:
-        Instance map (S, H, W) int32, ids 1..K, the first part of each lesion before those of the next.
+        Instance map (S, H, W) int32, ids 1..K. The parts of a lesion have consecutive ids.
     """
     out = np.zeros_like(lesions)
     count = 0
@@ -168,7 +175,7 @@ def split_touching(
 
 
 def _parts(mask: Mask, spacing_mm: Spacing | Edges, prominence_mm: float, min_voxels: int) -> npt.NDArray[np.int64]:
-    """Return the parts of one lesion, 1..n; the mask itself where it is one."""
+    """Return the parts of one lesion with ids 1..n."""
     depth = depth_mm(mask, edges_of(spacing_mm))
     top = depth.max()
     if top < prominence_mm:
@@ -177,16 +184,18 @@ def _parts(mask: Mask, spacing_mm: Spacing | Edges, prominence_mm: float, min_vo
     markers, count = ndimage.label(peaks, structure=_CUBE)
     if count == 1:
         return mask.astype(np.int64)
-    basins = _climb(depth, np.asarray(markers, dtype=np.int64))
+    basins = _peak_of_each_voxel(depth, np.asarray(markers, dtype=np.int64))
     peak = np.asarray(ndimage.maximum(depth, basins, np.arange(count + 1)), dtype=np.float64)
     voxels = np.bincount(basins.ravel(), minlength=count + 1)
-    owner = _merge(_saddles(basins, depth), peak, voxels, prominence_mm, min_voxels)
+    owner = _join_basins(_saddles(basins, depth), peak, voxels, prominence_mm, min_voxels)
     _, numbers = np.unique(owner[basins], return_inverse=True)
-    return numbers.reshape(basins.shape)[1:-1, 1:-1, 1:-1]  # 0 is the background: the padding has some
+    return numbers.reshape(basins.shape)[1:-1, 1:-1, 1:-1]  # 0 is the background, because the padding holds some
 
 
 def depth_mm(mask: Mask, edges_mm: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the distance of each voxel to the nearest one outside; the mask is padded by one voxel first.
+    """Return the distance of each voxel to the nearest voxel outside, in mm.
+
+    The mask is padded by one voxel first, so the result is larger by 2 along each axis.
 
     Args:
         mask: (S, H, W) bool.
@@ -198,7 +207,7 @@ def depth_mm(mask: Mask, edges_mm: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
     if leaning.max() < RIGHT_ANGLE:
         depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=np.sqrt(squares))
         return np.asarray(depth, dtype=np.float64)
-    # where axes lean, what lies nearest outside can be several voxels beyond the end of the mask
+    # if axes are not at right angles, the nearest voxel outside can lie several voxels beyond the end of the mask
     beyond = 1 + np.ceil((np.abs(products).sum(1) - squares) / squares).astype(int)
     wide = np.pad(mask, [(int(count), int(count)) for count in beyond])
     distances, _ = KDTree(np.argwhere(~wide) @ edges_mm).query(np.argwhere(wide) @ edges_mm)
@@ -207,8 +216,8 @@ def depth_mm(mask: Mask, edges_mm: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
     return depth[tuple(slice(count - 1, 1 - count or None) for count in beyond.tolist())]
 
 
-def _climb(depth: npt.NDArray[np.float64], markers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the peak that each voxel's steepest way up ends on, 0 outside."""
+def _peak_of_each_voxel(depth: npt.NDArray[np.float64], markers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the peak that each voxel reaches by climbing to its deepest neighbour; 0 outside."""
     numbers = np.arange(depth.size).reshape(depth.shape)
     steepest, highest = numbers.copy(), depth.copy()
     for shift in [*_AHEAD, *(tuple(-step for step in ahead) for ahead in _AHEAD)]:
@@ -223,14 +232,14 @@ def _climb(depth: npt.NDArray[np.float64], markers: npt.NDArray[np.int64]) -> np
 
 
 def _neighbours(shape: tuple[int, ...], shift: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return where there is a neighbour in this direction, and where the neighbours are."""
+    """Return the slices of the voxels with a neighbour in this direction, and the slices of these neighbours."""
     here = tuple(slice(max(0, -step), n - max(0, step)) for step, n in zip(shift, shape, strict=True))
     there = tuple(slice(max(0, step), n - max(0, -step)) for step, n in zip(shift, shape, strict=True))
     return here, there
 
 
 def _saddles(basins: npt.NDArray[np.int64], depth: npt.NDArray[np.float64]) -> list[tuple[float, int, int]]:
-    """Return the depth of the border between touching basins, deepest first, with the two."""
+    """Return the depth of the border between touching basins, and the two basins, deepest border first."""
     first, second, between = [], [], []
     for shift in _AHEAD:
         here, there = _neighbours(basins.shape, shift)
@@ -246,14 +255,17 @@ def _saddles(basins: npt.NDArray[np.int64], depth: npt.NDArray[np.float64]) -> l
     return [(float(deepest[n]), int(distinct[0, n]), int(distinct[1, n])) for n in order]
 
 
-def _merge(
+def _join_basins(
     saddles: list[tuple[float, int, int]],
     peak: npt.NDArray[np.float64],
     voxels: npt.NDArray[np.int64],
     prominence_mm: float,
     min_voxels: int,
 ) -> npt.NDArray[np.int64]:
-    """Return the basin that stands for each: joined from the deepest border on, where it is no waist."""
+    """Return the basin that each basin is joined to.
+
+    Basins are joined at their common border, deepest border first, unless the border is a waist.
+    """
     owner = np.arange(len(peak))
     for depth, first, second in saddles:
         a, b = int(owner[first]), int(owner[second])

@@ -1,4 +1,4 @@
-"""What is remembered of an object from slice to slice, and what of it a later slice attends to."""
+"""Memory of an object while it is tracked from slice to slice, and rules for what a slice attends to."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 class Memory(NamedTuple):
-    """What is remembered of an object: maps of T slices and pointers of R, for N objects tracked in step.
+    """Memory of N objects that are tracked together: memory maps of T slices and pointers of R slices.
 
     Attributes:
         maps: (N, T, M, h, w), M = `Backbone.memory_width`, on the coarsest grid.
         position: (N, T, M, h, w), spatial position code.
         pointers: (N, R, D).
-        distance: T numbers of slices from the remembered slice to the one that attends, positive in tracking direction.
-        clicked: T flags, True for a slice that was prompted; it counts as close whatever its distance.
-        pointer_distance: R numbers like `distance`; None where R = T and both are of the same slices.
-        slices: How many slices the scan has; None where nobody knows.
+        distance: T numbers of slices from the remembered slice to the attending slice, positive in tracking direction.
+        clicked: T flags, True for a prompted slice. A prompted slice counts as near at any distance.
+        pointer_distance: R numbers like `distance`; None if the pointers belong to the same slices as the maps.
+        slices: Number of slices of the scan; None if unknown.
     """
 
     maps: Tensor
@@ -33,11 +33,11 @@ class Memory(NamedTuple):
 
     @property
     def pointer_steps(self) -> tuple[int, ...]:
-        """R numbers of slices, from each pointer's slice to the one that attends."""
+        """R numbers of slices, from the slice of each pointer to the attending slice."""
         return self.distance if self.pointer_distance is None else self.pointer_distance
 
     def repeat(self, times: int) -> Memory:
-        """Return every object's memory `times` times in a row, (N * times, ...)."""
+        """Return the memory of every object `times` times in a row, (N * times, ...)."""
         return self._each(lambda part: part.repeat_interleave(times, 0))
 
     def pick(self, index: Tensor) -> Memory:
@@ -45,20 +45,20 @@ class Memory(NamedTuple):
         return self._each(lambda part: part[index])
 
     def at(self, distance: int, *, clicked: bool) -> Memory:
-        """Return this memory of one slice, seen from `distance` slices away."""
+        """Return this memory of one slice with another distance to the attending slice."""
         maps, pointers = self.maps.shape[1], self.pointers.shape[1]
         steps = None if maps == pointers else (distance,) * pointers
         return self._replace(distance=(distance,) * maps, clicked=(clicked,) * maps, pointer_distance=steps)
 
     def without_map(self) -> Memory:
-        """Return the pointer of one slice alone."""
+        """Return this memory of one slice without its map."""
         steps = self.pointer_steps
         return self._replace(
             maps=self.maps[:, :0], position=self.position[:, :0], distance=(), clicked=(), pointer_distance=steps
         )
 
     def without_pointer(self) -> Memory:
-        """Return the map of one slice alone."""
+        """Return this memory of one slice without its pointer."""
         return self._replace(pointers=self.pointers[:, :0], pointer_distance=())
 
     @staticmethod
@@ -82,13 +82,13 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackingRules:
-    """What of earlier slices a slice attends to while an object is tracked; clicked slices are always remembered.
+    """Rules for which earlier slices a slice attends to during tracking. Clicked slices are always remembered.
 
     Attributes:
-        maps: How many of the latest slices are remembered as maps.
-        pointers: How many of the latest slices are remembered as pointers; None: of the slices with maps.
-        past_pointers: Pointers of clicked slices that lie ahead are left out; needs a number of pointers.
-        masks_alone: A mask that a reader gave is described without what is remembered of other slices.
+        maps: Number of latest slices that are remembered as maps.
+        pointers: Number of latest slices that are remembered as pointers; None: the slices with maps.
+        past_pointers: Leave out the pointers of clicked slices that lie ahead. Needs a number of pointers.
+        masks_alone: A mask that a reader gave is described without memory of other slices.
     """
 
     maps: int = 1
@@ -99,13 +99,13 @@ class TrackingRules:
     def gather(
         self, clicked: Iterable[tuple[int, Memory]], latest: Iterable[Memory], slices: int | None = None
     ) -> Memory:
-        """Return what a slice attends to.
+        """Return the memory that a slice attends to.
 
         Args:
-            clicked: Memories of clicked slices, each with the number of slices from there to here, in tracking
-                direction; negative where the clicked slice lies ahead.
-            latest: Memories of the slices before this one, the last one first, as `keep` left them.
-            slices: How many slices the scan has, None if unknown.
+            clicked: Memories of clicked slices, each with the number of slices from the clicked slice to this slice in
+                tracking direction. The number is negative if the clicked slice lies ahead.
+            latest: Memories of the slices before this slice, newest first, as `keep` returned them.
+            slices: Number of slices of the scan; None if unknown.
         """
         parts = []
         for distance, memory in clicked:
@@ -115,7 +115,12 @@ class TrackingRules:
         return Memory.cat(parts)._replace(slices=slices)
 
     def keep(self, last: Memory, latest: Sequence[Memory]) -> list[Memory]:
-        """Return what is still remembered of the latest slices once there is one more, the last one first."""
+        """Return the memories of the latest slices after one more slice, newest first.
+
+        Args:
+            last: Memory of the new slice.
+            latest: Memories of the slices before it, newest first.
+        """
         pointers = self.maps if self.pointers is None else self.pointers
         kept = []
         for age, memory in enumerate([last, *latest][: max(self.maps, pointers)], start=1):

@@ -1,4 +1,4 @@
-"""What travels between the parts: scans, episodes, features, prompts, predictions and exemplars.
+"""Records that the parts exchange: scans, episodes, features, prompts, predictions and exemplars.
 
 Axes, used everywhere: B episodes, G exemplar groups of an episode, K exemplars of a group, N images, P patch edge in
 pixels, S slices. Images of a patch are (..., P, P) with rows first; row 0 is the top of the picture. Image intensities
@@ -27,16 +27,15 @@ class Volume(NamedTuple):
 
     Attributes:
         subject: Name of the scan, unique within a dataset.
-        patient: Whom it was taken of; scans of one patient never stand in two splits.
+        patient: Name of the patient. All scans of a patient lie in the same split.
         image: (I, J, K) float32, raw intensities, voxel axes as in the file.
         affine: (4, 4) float64, voxel indices to RAS millimetres.
-        lesions: Instance map (I, J, K) int32, 0 is background; all zero where nothing was annotated.
+        lesions: Instance map (I, J, K) int32, 0 is background; all zero if nothing was annotated.
         classes: Lesion id to class, both >= 1.
-        path: The file that the image came from; its grid is the one that results are written on.
-        declared: The classes that its dataset declares; empty where nobody says.
-        channel: What its dataset calls the image, such as "T2"; "CT" is normalised in its own way. Empty where nobody
-            says.
-        levels: What the whole scan is normalised by, where this is a part of it; None of a whole scan.
+        path: File of the image. Results are written on its grid.
+        declared: Classes that the dataset declares; empty if unknown.
+        channel: Name of the image in dataset.json, such as "T2"; empty if unknown. "CT" has its own normalisation.
+        levels: Normalisation of the whole scan, if this volume is a part of a scan; None for a whole scan.
     """
 
     subject: str
@@ -57,7 +56,7 @@ class Volume(NamedTuple):
 
     @property
     def grid(self) -> Grid:
-        """Where its voxels lie."""
+        """Position of its voxels in space."""
         return Grid.of(self.shape, self.affine)
 
     @property
@@ -67,24 +66,23 @@ class Volume(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """A batch of B tasks: exemplars to look at, and a query to find their like in.
+    """A batch of B tasks, each with exemplars and with a query in which similar lesions are to be found.
 
-    Every task has G = 2 groups of exemplars that share the query. Group 0 is a lesion class of the subject; group 1 is
-    something else: another class, a transplanted lesion, normal anatomy. What group 1 shows may be absent from the
-    query.
+    Every task has G = 2 groups of exemplars that share the query. Group 0 shows a lesion class of the subject. Group 1
+    shows something else: another class, a transplanted lesion, or normal anatomy. The query need not show group 1.
 
     Attributes:
         support_images: (B, G, K, P, P) float32, one patch around one exemplar each.
-        support_masks: (B, G, K, P, P) bool, the exemplar's own mask, nothing else of its class.
-        support_valid: (B, G, K) bool, False where a group has fewer than K exemplars (padding).
+        support_masks: (B, G, K, P, P) bool, mask of the exemplar alone, without other lesions of its class.
+        support_valid: (B, G, K) bool, False for padding in a group with fewer than K exemplars.
         query_images: (B, P, P) float32, from another slice than any support of group 0.
-        query_targets: (B, G, P, P) bool, all that is of the group's class in the query.
+        query_targets: (B, G, P, P) bool, everything of the class of the group in the query.
         query_lesions: (B, P, P) bool, lesions of every class in the query (the target when there are no exemplars).
-        group_is_lesion: (B, G) bool, False where the group is no lesion class (anatomy, distractor) or is absent.
-        track_images: (B, T, P, P) float32, T consecutive slices around one lesion, the middle one is clicked.
+        group_is_lesion: (B, G) bool, False if the group is no lesion class (anatomy, distractor) or is absent.
+        track_images: (B, T, P, P) float32, T consecutive slices around one lesion. The middle slice is clicked.
         track_masks: (B, T, P, P) bool, that lesion on these slices.
-        chance: (B, 64) float32, uniform in [0, 1): every random choice of a training step, so that it depends on the
-            episode alone and not on rank, worker or resumption.
+        chance: (B, 64) float32, uniform in [0, 1): numbers for every random choice of a training step. So a step
+            depends only on its episode, and not on rank, worker or resumption.
     """
 
     support_images: Tensor
@@ -100,13 +98,13 @@ class Episode(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a backbone sees in N images.
+    """Features of N images, made by a backbone.
 
     Attributes:
         levels: From fine to coarse, (N, C_l, P / s_l, P / s_l) with s_l = `Backbone.strides[l]`.
-        position: Position code of the coarsest level, same shape as it.
+        position: Position code of the coarsest level, in the shape of that level.
         image: The input, (N, 1, P, P), normalised intensities.
-        conditioned: True where the coarsest level has attended to an object's memory (`Backbone.attend`).
+        conditioned: Whether the coarsest level has attended to the memory of an object (`Backbone.attend`).
     """
 
     levels: tuple[Tensor, ...]
@@ -136,7 +134,7 @@ class Prompts(NamedTuple):
 
     Attributes:
         points: (N, Q, 2) float32, x (column) then y (row), in pixels of the patch.
-        labels: (N, Q) int32: 1 positive click, 0 negative click, 2 and 3 a box's two corners, -1 padding.
+        labels: (N, Q) int32: 1 positive click, 0 negative click, 2 and 3 the corners of a box, -1 padding.
         mask_logits: (N, 1, P / 4, P / 4) logits of an earlier answer to correct, or None.
     """
 
@@ -149,10 +147,10 @@ class MaskPrediction(NamedTuple):
     """Answer to prompts on N images.
 
     Attributes:
-        logits: (N, P / 4, P / 4), the mask chosen among the candidates by predicted quality.
+        logits: (N, P / 4, P / 4), the candidate with the best predicted quality.
         candidates: (N, M, P / 4, P / 4); M = 3 after one click and while tracking, 1 otherwise.
         iou: (N, M), predicted intersection over union of each candidate, 0 to 1.
-        pointer: (N, D), one vector that stands for the object.
+        pointer: (N, D), a vector that describes the object.
         presence: (N,), logit that the object is on this slice.
     """
 
@@ -165,13 +163,13 @@ class MaskPrediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Exemplars:
-    """K exemplars for each of B queries, as the propagation that made them describes them.
+    """K exemplars for each of B queries, described by a propagation.
 
     Attributes:
         tokens: Name to (B, K, ...) float; the names and shapes belong to the propagation.
-        valid: (B, K) bool, False is padding. A row without any True has no exemplars.
-        negative: (B, K) bool, True for what is not to be found ("not like this").
-        weight: (B, K) float32: one of weight 2 counts as if it were there twice, 0 as if it were not; 1 if not given.
+        valid: (B, K) bool, False for padding. A row without any True has no exemplars.
+        negative: (B, K) bool, True for an exemplar of what must not be found.
+        weight: (B, K) float32, default 1. Weight 2 counts as two equal exemplars, weight 0 as no exemplar.
     """
 
     tokens: dict[str, Tensor]
@@ -185,16 +183,16 @@ class Exemplars:
 
     @property
     def count(self) -> int:
-        """K, padding included."""
+        """Number K of exemplars, with padding."""
         return self.valid.shape[1]
 
     @property
     def present(self) -> Tensor:
-        """(B, K) bool: which exemplars count, those that are valid and have any weight."""
+        """(B, K) bool: exemplars that are valid and have a weight above 0."""
         return self.valid & (self.weight > 0)
 
     def bytes_per_exemplar(self) -> int:
-        """Return the size of one exemplar's tokens in memory."""
+        """Return the size of the tokens of one exemplar in bytes."""
         return sum(token[0, 0].numel() * token.element_size() for token in self.tokens.values())
 
     def map(self, change: dict[str, Tensor] | None = None, **fields: Tensor) -> Exemplars:
@@ -202,7 +200,7 @@ class Exemplars:
         return replace(self, **({"tokens": change} if change is not None else {}), **fields)  # type: ignore[arg-type]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Exemplars:
-        """Return what a change of the axes B and K makes of every tensor, (B, K, ...) or (B, K), alike."""
+        """Apply a change of the axes B and K to every tensor, (B, K, ...) or (B, K)."""
         tokens = {name: change(token) for name, token in self.tokens.items()}
         return Exemplars(tokens, change(self.valid), change(self.negative), change(self.weight))
 
@@ -211,13 +209,13 @@ class Exemplars:
         return self.each(lambda tensor: tensor[:, index])
 
     def expand(self, batch: int) -> Exemplars:
-        """Return one query's exemplars (B = 1) for `batch` queries, without copying."""
+        """Return the exemplars of one query (B = 1) for `batch` queries, without a copy."""
         if self.valid.shape[0] != 1:
             raise ValueError(f"expand needs the exemplars of one query, got those of {self.valid.shape[0]}")
         return self.each(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
     def reshape(self, batch: int, count: int) -> Exemplars:
-        """Return the same exemplars, (B, K) regrouped as (batch, count)."""
+        """Return the same exemplars with the axes (B, K) reshaped to (batch, count)."""
         return self.each(lambda tensor: tensor.reshape(batch, count, *tensor.shape[2:]))
 
     @staticmethod
@@ -229,12 +227,12 @@ class Exemplars:
 
 
 class SemanticPrediction(NamedTuple):
-    """All that is like the exemplars, on B queries.
+    """Lesions that look like the exemplars, on B queries.
 
     Attributes:
-        logits: (B, P, P), patch resolution.
-        presence: (B,), logit that there is anything like the exemplars on the query.
-        drafts: (B, P, P), logits of an earlier stage to be supervised as well, or None.
+        logits: (B, P, P), at the resolution of the patch.
+        presence: (B,), logit that the query shows such a lesion.
+        drafts: (B, P, P), logits of an earlier stage, which are supervised too; or None.
     """
 
     logits: Tensor
@@ -244,12 +242,12 @@ class SemanticPrediction(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightsIdentity:
-    """Which weights a backbone holds.
+    """Identity of the weights of a backbone.
 
     Attributes:
         name: Size of the model, such as "nano" or "tiny".
-        source: "bundled", "random", a file's name or a hub id.
-        sha256: Of the file that was read; of the tensors where there was no file.
+        source: "bundled", "random", the name of a file, or a hub id.
+        sha256: SHA-256 of the file that was read; of the tensors if there was no file.
     """
 
     name: str

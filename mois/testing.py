@@ -1,7 +1,7 @@
-"""The contracts of what can be swapped, as checks for our plug-ins and anybody's.
+"""Checks of the contracts of backbones, propagations, adapters and datamodules, for plug-ins of anybody.
 
-Call one from a test: `check_propagation(MyPropagation())`. Each raises `ContractError` with the clause
-that does not hold.
+Call a check from a test: `check_propagation(MyPropagation())`. It raises `ContractError` with the first clause that
+does not hold.
 """
 
 from __future__ import annotations

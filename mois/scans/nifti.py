@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mois.errors import DataError
 from mois.files.atomic import open_regular
-from mois.grid import Grid, has_inverse, match
+from mois.grid import Grid, has_inverse, match_grids
 from mois.scans.stored import (
     DAMAGED,
     GZIP,
@@ -185,7 +185,7 @@ def _check_agreement(
     if len(shape) < 3 or not has_inverse(first) or not has_inverse(second):
         return  # refused for that
     places = [Grid.of(shape[:3], affine) for affine in (first, second)]
-    apart = match(places[0], places[1])
+    apart = match_grids(places[0], places[1])
     in_order = apart.order == (0, 1, 2) and not any(apart.flipped)
     if in_order and apart.shift_mm <= _AGREE * min(places[0].spacing_mm):
         return

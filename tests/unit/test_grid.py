@@ -13,7 +13,7 @@ from datamodules.subjects import prepare_volume
 from mois.errors import DataError
 from mois.evaluation.scored_systems import read_maps
 from mois.geometry import SliceGrid, check_pictures
-from mois.grid import Grid, match, put_on
+from mois.grid import Grid, match_grids, put_on
 from mois.records import Volume
 from mois.scans.image_files import write_volume
 from mois.scans.volumes import read_on_grid, read_volume
@@ -61,7 +61,7 @@ def test_all_48_ways_to_store_a_grid_are_the_same_grid(affine):
     for order, signs in ORIENTATIONS:
         stored, its_affine = stored_otherwise(array, affine, order, signs)
         found = Grid.of(stored.shape, its_affine)
-        assert match(found, wanted).same
+        assert match_grids(found, wanted).same
         assert np.array_equal(put_on(stored, found, wanted, "a"), array)
         assert found.voxel_ml == pytest.approx(wanted.voxel_ml)
         shapes.add(stored.shape)
@@ -81,7 +81,7 @@ def test_how_far_corners_may_lie_apart(shift_mm, edge_mm, same):
     affine = np.diag([edge_mm, edge_mm, edge_mm, 1.0])
     moved = affine.copy()
     moved[0, 3] = shift_mm
-    found = match(Grid.of((4, 5, 6), moved), Grid.of((4, 5, 6), affine))
+    found = match_grids(Grid.of((4, 5, 6), moved), Grid.of((4, 5, 6), affine))
     assert found.shift_mm == pytest.approx(shift_mm)
     assert found.same is same
 
