@@ -123,7 +123,7 @@ def _show(metrics: Mapping[str, Any], out: Path) -> None:
 
     from mois.cli.terminal import PlainConsole
     from mois.report.evaluation_page import other_system
-    from mois.sharing.remarks import COMPARED, remarks, told_worse
+    from mois.sharing.remarks import COMPARED, remarks, stored_made_worse
 
     summary = metrics["summary"]
     table = Table(title=f"{summary['n_subjects']} scans of {summary['n_patients']} patients")
@@ -140,7 +140,7 @@ def _show(metrics: Mapping[str, Any], out: Path) -> None:
     console.print(table)
     words = summary["conditioning"]
     said = [] if other_system(metrics) else remarks(*(words[name]["mean"] for name in COMPARED))
-    said += [f"the model's own validation: {sentence}" for sentence in told_worse(metrics["provenance"])]
+    said += [f"the model's own validation: {sentence}" for sentence in stored_made_worse(metrics["provenance"])]
     for remark in said:
         console.print(remark, soft_wrap=True)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)

@@ -16,7 +16,7 @@ from mois.report import charts
 from mois.report.charts import in_words
 from mois.report.html_page import Page, PageElement, Picture, Record, Section, SideBySide, Table, text_of, write_page
 from mois.report.results import METRICS, Estimate, Results
-from mois.sharing.remarks import FALL, does_harm
+from mois.sharing.remarks import MIN_FALL, exemplars_harm
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "unprompted_dice": ("unprompted", "dice"),
@@ -171,11 +171,11 @@ def _remarks(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     said = [
         f"In {name} the exemplars do harm: right is {of['right']:.3f}, no_exemplars {of['no_exemplars']:.3f}."
         for name, of in means.items()
-        if does_harm(of["right"], of["no_exemplars"])
+        if exemplars_harm(of["right"], of["no_exemplars"])
     ]
     for (one, old), (other, new) in pairwise(means.items()):
         clicks = old["prompted_dice"], new["prompted_dice"]
-        if None not in clicks and clicks[1] < clicks[0] - FALL:
+        if None not in clicks and clicks[1] < clicks[0] - MIN_FALL:
             said.append(f"Clicks are answered worse in {other} than in {one}: {clicks[1]:.2f}, not {clicks[0]:.2f}.")
     return said
 

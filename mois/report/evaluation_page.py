@@ -24,7 +24,7 @@ from mois.report.sections import (
     worst_lesions,
 )
 from mois.scans.datasets import SubjectFiles
-from mois.sharing.remarks import COMPARED, does_harm, of_trained_on, remarks, told_worse
+from mois.sharing.remarks import COMPARED, exemplars_harm, remarks, stored_made_worse, trained_on_remarks
 
 KEY_FIGURES = (
     (("unprompted", "dice"), "Unprompted Dice"),
@@ -170,13 +170,13 @@ def _alarms(results: Results) -> list[str]:
             f"another type {wrong.mean:.2f}. What is found, the model finds by itself."
         )
     with_them, _, without = compared(results)
-    if does_harm(with_them, without):
+    if exemplars_harm(with_them, without):
         alarms.append(
             f"The exemplars do harm: with them (right) Dice is {with_them:.3f}, without (no_exemplars) {without:.3f}."
         )
     provenance = results.metrics.get("provenance") or {}
-    alarms += [f"The model's own validation: {sentence}" for sentence in told_worse(provenance)]
-    alarms += of_trained_on(provenance.get("trained_on") or [])
+    alarms += [f"The model's own validation: {sentence}" for sentence in stored_made_worse(provenance)]
+    alarms += trained_on_remarks(provenance.get("trained_on") or [])
     if results.patient_count == 1:
         alarms.append("One patient: there are no intervals, and nothing here carries over to others.")
     return alarms

@@ -87,7 +87,7 @@ def new_header(model: LesionModel, volume: Volume) -> dict[str, Any]:
     return about_model(model, volume) | {"session": uuid.uuid4().hex, "started": time_stamp()}
 
 
-def scan_of(journal: Journal, model: LesionModel, volume: Volume | None) -> Volume:
+def checked_scan(journal: Journal, model: LesionModel, volume: Volume | None) -> Volume:
     """Return the scan of a session, once model and scan are checked against its journal.
 
     Args:

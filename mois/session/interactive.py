@@ -25,7 +25,7 @@ from mois.session.advice import (
     lesions_on_tiles,
     suggestions,
 )
-from mois.session.header import bank_name, new_header, scan_of
+from mois.session.header import bank_name, checked_scan, new_header
 from mois.session.history import SessionHistory
 from mois.session.journal import PROMPT_ACTIONS, Action, find_journal, read_journal
 from mois.session.masks import checked_mask, pack_mask
@@ -308,7 +308,7 @@ class InteractiveSession:
         """
         folder, model = Path(folder), _one_model(model, calibration, identity)
         journal = read_journal(folder)
-        volume = scan_of(journal, model, volume)
+        volume = checked_scan(journal, model, volume)
         grid = SliceGrid.of(volume.shape, volume.affine, model.segmenter.settings.slice_axis)
         read_bank = partial(model.read_bank, volume=volume)
         history = SessionHistory.load(folder, journal, grid.stack_shape, read_bank)
@@ -344,7 +344,7 @@ class InteractiveSession:
         """
         model = _one_model(model, calibration, identity)
         recorded = read_journal(Path(journal))
-        volume = scan_of(recorded, model, volume)
+        volume = checked_scan(recorded, model, volume)
         banks = read_banks(find_journal(Path(journal)).parent, partial(model.read_bank, volume=volume))
         session = cls(model, volume, out, history=SessionHistory(recorded.about, recorded.version, banks))
         for action in recorded.actions:

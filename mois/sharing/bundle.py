@@ -40,7 +40,16 @@ from mois.sharing.identity import ModelIdentity
 from mois.sharing.lesion_model import LesionModel
 from mois.sharing.old_settings import PLACEMENT
 
-__all__ = ["Bundle", "ClassSpec", "ModelSpec", "check_files", "copy_bundle", "fill", "in_full", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "ClassSpec",
+    "ModelSpec",
+    "check_files",
+    "copy_bundle",
+    "load_weights",
+    "with_defaults",
+    "write_bundle",
+]
 
 OURS = ("mois", "adapters")
 ADAPTER, PROPAGATION, CARD = "adapter", "propagation.safetensors", "README.md"
@@ -87,7 +96,7 @@ def write_bundle(
             raise ValueError(f"bundle: the {name} is a {type(made).__name__}, but its class_path is {class_path}.")
     folder = Path(folder)
     _refuse_foreign(folder)
-    spec = in_full(spec)
+    spec = with_defaults(spec)
     with whole_folder(folder, (DESCRIPTION, ADAPTER, PROPAGATION, CARD)) as part:
         adapter.save(part / ADAPTER)
         save_propagation(propagation, part / PROPAGATION, backbone.identity)
@@ -195,7 +204,7 @@ class Bundle:
             propagation = _make(_without_weights(spec.propagation), Propagation, "propagation", trust, path)  # type: ignore[type-abstract]
             propagation.build(backbone)
             adapter.attach(backbone, propagation)
-        fill(path, f"bundle={path}", content, adapter, propagation)
+        load_weights(path, f"bundle={path}", content, adapter, propagation)
         identity = ModelIdentity.of(backbone, propagation, spec.arguments())
         if different := identity.differences(wanted):
             raise ValueError(
@@ -216,7 +225,7 @@ class Bundle:
         )
 
 
-def fill(path: Path, name: str, record: BundleRecord, adapter: Adapter, propagation: Propagation) -> None:
+def load_weights(path: Path, name: str, record: BundleRecord, adapter: Adapter, propagation: Propagation) -> None:
     """Load the weights of a bundle into a model: every tensor or none.
 
     Args:
@@ -343,7 +352,7 @@ def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], pa
     return made
 
 
-def in_full(spec: ModelSpec) -> ModelSpec:
+def with_defaults(spec: ModelSpec) -> ModelSpec:
     """Return a spec with every argument, with defaults written out."""
     parts = {}
     for role, base in (("backbone", Backbone), ("adapter", Adapter), ("propagation", Propagation)):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 COMPARED = ("right", "wrong", "no_exemplars")
-FALL = 0.01
+MIN_FALL = 0.01
 """A smaller fall of the Dice is not reported."""
 
 _CURES = {
@@ -25,7 +25,7 @@ def remarks(right: float | None, wrong: float | None, no_exemplars: float | None
         no_exemplars: The same without exemplars.
     """
     sentences = []
-    if does_harm(right, no_exemplars):
+    if exemplars_harm(right, no_exemplars):
         sentences.append(
             f"The exemplars do harm here: with those of their own type (right) Dice on the never-prompted lesions is "
             f"{right:.3f}, without any (no_exemplars) {no_exemplars:.3f}."
@@ -38,12 +38,12 @@ def remarks(right: float | None, wrong: float | None, no_exemplars: float | None
     return sentences
 
 
-def of_trained_on(names: Sequence[str]) -> list[str]:
+def trained_on_remarks(names: Sequence[str]) -> list[str]:
     """Return the remark on tested scans (`names`) that the model was trained on; nothing if there are none."""
     return [f"The model was trained on {len(names)} of these scans: {', '.join(names[:10])}."] if names else []
 
 
-def does_harm(right: float | None, no_exemplars: float | None) -> bool:
+def exemplars_harm(right: float | None, no_exemplars: float | None) -> bool:
     """Return whether the Dice with exemplars is lower than without, in three digits."""
     return right is not None and no_exemplars is not None and round(no_exemplars - right, 3) > 0
 
@@ -58,12 +58,12 @@ def made_worse(before: Mapping[str, float | None], after: Mapping[str, float | N
     sentences = []
     for name, cure in _CURES.items():
         old, new = before.get(name), after.get(name)
-        if old is not None and new is not None and new < old - FALL:
+        if old is not None and new is not None and new < old - MIN_FALL:
             sentences.append(f"{name} fell from {old:.2f} (step 0) to {new:.2f}: {cure}.")
     return sentences
 
 
-def told_worse(provenance: Mapping[str, Any]) -> list[str]:
+def stored_made_worse(provenance: Mapping[str, Any]) -> list[str]:
     """Return the remarks of `made_worse` in a provenance: of the training, or of the bundle's training."""
     training = provenance.get("training")
     stored = provenance.get("made_worse") or (training.get("made_worse") if isinstance(training, Mapping) else None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mois.interfaces import Adapter, Backbone, Propagation
-from mois.sharing.bundle import PROPAGATION, check_files, fill, in_full
+from mois.sharing.bundle import PROPAGATION, check_files, load_weights, with_defaults
 from mois.sharing.bundle_record import DESCRIPTION, ModelSpec, read_description
 from mois.sharing.identity import ModelIdentity, dotted, rules_apart
 from mois.sharing.old_settings import PLACEMENT
@@ -51,9 +51,11 @@ def start_from(
     check_files(folder, record.files)
     _check_classes(folder, name, record.model, {"backbone": backbone, "adapter": adapter, "propagation": propagation})
     _check_backbone(name, record.identity, backbone)
-    fill(folder, name, record, adapter, propagation)
+    load_weights(folder, name, record, adapter, propagation)
     sentences = [f"{name}: adapter and propagation begin with what it holds"]
-    sentences += [f"{name}: {difference}" for difference in _differences(record.model, in_full(ModelSpec.of(config)))]
+    sentences += [
+        f"{name}: {difference}" for difference in _differences(record.model, with_defaults(ModelSpec.of(config)))
+    ]
     if record.inference.pixel_mm != pixel_mm:
         sentences.append(
             f"{name}: it was trained at {record.inference.pixel_mm:g} mm per pixel, this model sees "

@@ -24,7 +24,7 @@ from mois.errors import DataError
 from mois.files.atomic import whole_file, write_text
 from mois.machine.interrupts import HOW_TO_GO_ON
 from mois.sharing.provenance import collect_provenance
-from mois.sharing.remarks import of_trained_on
+from mois.sharing.remarks import trained_on_remarks
 from mois.tracking.loggers import CarefulWandbLogger
 from mois.tracking.tracker import Tracker
 from mois.training.checkpoint_content import RECORD, ValidationRecord, checked_training, score_of
@@ -335,7 +335,7 @@ class RunRecord(Callback):
             provenance = replace(
                 provenance, trained_on=self._trained_on(datamodule, str(getattr(stage, "value", stage)))
             )
-            for sentence in of_trained_on(provenance.trained_on):
+            for sentence in trained_on_remarks(provenance.trained_on):
                 rank_zero_warn(sentence)
         self.record = provenance.as_dict()
         model: Any = pl_module

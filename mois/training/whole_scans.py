@@ -19,7 +19,7 @@ from mois.records import Volume
 from mois.report.evaluation_page import write_report
 from mois.scans.image_files import write_volume
 from mois.sharing.calibration import Calibration
-from mois.sharing.remarks import does_harm, made_worse
+from mois.sharing.remarks import exemplars_harm, made_worse
 
 
 def score_scan(
@@ -115,7 +115,7 @@ def validation_warnings(figures: Mapping[str, float], step_0: Mapping[str, float
 def harm_warning(split: Literal["val", "test"], figures: Mapping[str, float], prefix: str) -> str | None:
     """Return a warning if a propagation finds less with exemplars than without; else None."""
     right, without = figures.get(f"{prefix}right"), figures.get(f"{prefix}no_exemplars")
-    if not does_harm(right, without):
+    if not exemplars_harm(right, without):
         return None
     return (
         f"{split}/{prefix}right={right:.3f} is below {split}/{prefix}no_exemplars={without:.3f}: the exemplars "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mois.sharing.remarks import does_harm, made_worse, remarks
+from mois.sharing.remarks import exemplars_harm, made_worse, remarks
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from mois.sharing.remarks import does_harm, made_worse, remarks
     [(0.36, 0.64, True), (0.64, 0.36, False), (0.8911, 0.8914, False), (0.0, 0.001, True), (None, 0.5, False)],
 )
 def test_exemplars_do_harm_where_less_is_found_with_them(right: float | None, no_exemplars: float, harm: bool) -> None:
-    assert does_harm(right, no_exemplars) == harm
+    assert exemplars_harm(right, no_exemplars) == harm
     assert any("do harm" in said for said in remarks(right, 0.0, no_exemplars)) == harm
 
 
