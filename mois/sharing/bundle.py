@@ -33,6 +33,7 @@ from mois.inference.settings import InferenceSettings
 from mois.interfaces import Adapter, Backbone, Propagation
 from mois.machine.own_packages import refuse_foreign_packages
 from mois.propagation.weights import save_propagation
+from mois.sharing.bundle_files import ADAPTER, CARD, PROPAGATION, check_files, check_place, files_of, refuse_foreign
 from mois.sharing.bundle_record import DESCRIPTION, FORMAT_VERSION, BundleRecord, ClassSpec, ModelSpec, read_description
 from mois.sharing.calibration import Calibration
 from mois.sharing.card import write_card
@@ -52,7 +53,6 @@ __all__ = [
 ]
 
 OURS = ("mois", "adapters")
-ADAPTER, PROPAGATION, CARD = "adapter", "propagation.safetensors", "README.md"
 
 Made = TypeVar("Made")
 
@@ -95,7 +95,7 @@ def write_bundle(
         if class_path.rpartition(".")[2] != type(made).__name__:
             raise ValueError(f"bundle: the {name} is a {type(made).__name__}, but its class_path is {class_path}.")
     folder = Path(folder)
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     spec = with_defaults(spec)
     with whole_folder(folder, (DESCRIPTION, ADAPTER, PROPAGATION, CARD)) as part:
         adapter.save(part / ADAPTER)
@@ -108,7 +108,7 @@ def write_bundle(
             calibration,
             {name: value if math.isfinite(value) else None for name, value in (figures or {}).items()},
             dict(provenance or {}),
-            {str(file.relative_to(part)): file_sha256(file) for file in _files(part)},
+            {str(file.relative_to(part)): file_sha256(file) for file in files_of(part)},
         ).as_dict()
         write_text(part / DESCRIPTION, json.dumps(content, indent=2, allow_nan=False) + "\n")
         foreign = {name.rpartition(".")[0] for name in _class_paths(asdict(spec)) if not _is_trusted(name, ())}
@@ -126,8 +126,8 @@ def copy_bundle(source: Path, target: Path) -> None:
     record = read_description(source)
     check_files(source, record.files)
     for name in (DESCRIPTION, CARD):  # they have no digest
-        _check_place(source, source / name)
-    _refuse_foreign(target)
+        check_place(source, source / name)
+    refuse_foreign(target)
     with whole_folder(target, (DESCRIPTION, ADAPTER, PROPAGATION, CARD)) as part:
         for name in (DESCRIPTION, *record.files, CARD):
             if (source / name).exists():
@@ -244,71 +244,6 @@ def load_weights(path: Path, name: str, record: BundleRecord, adapter: Adapter, 
         reason = " ".join(str(error).split())
         raise ValueError(f"{name}: its adapter does not fit {record.model.adapter.class_path}: {reason}") from error
     load_exactly(propagation, load_file(path / PROPAGATION), f"{name}: {PROPAGATION}")
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Refuse to replace a folder that holds files but no bundle.
-
-    Raises:
-        ValueError: If the folder holds files but no bundle.
-    """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).exists():
-        raise ValueError(f"bundle={folder} holds files, but no bundle; choose another folder, or move them away.")
-
-
-def check_files(path: Path, recorded: Mapping[str, str]) -> None:
-    """Refuse a bundle with a missing, changed or additional file.
-
-    Args:
-        path: Folder of the bundle.
-        recorded: SHA-256 by file, as in bundle.json.
-
-    Raises:
-        ValueError: If there is such a file; the message names the first.
-    """
-    present = {str(file.relative_to(path)): file for file in _files(path)}
-    for file in present.values():
-        _check_place(path, file)
-    for name in sorted({PROPAGATION, *recorded, *present}):
-        if name not in present:
-            raise ValueError(f"bundle={path} lacks {name}; copy the whole folder again.")
-        if name not in recorded and _is_litter(present[name]):
-            continue
-        if name not in recorded:
-            raise ValueError(f"bundle={path} holds {name}, which is not recorded; copy the whole folder again.")
-        if file_sha256(present[name]) != recorded[name]:
-            raise ValueError(f"bundle={path}: {name} is damaged or was changed; copy the whole folder again.")
-
-
-def _check_place(path: Path, file: Path) -> None:
-    """Refuse anything but a regular file of the bundle's folder.
-
-    The cache of the Hugging Face hub is an exception: files in `snapshots/REVISION` are links to files in `blobs`
-    beside `snapshots`.
-
-    Raises:
-        ValueError: If it is something else, or a link to another place.
-    """
-    if not (file.exists() or file.is_symlink()):
-        return
-    inside, target = path.resolve(), file.resolve()
-    blobs = next((folder.parent / "blobs" for folder in inside.parents if folder.name == "snapshots"), None)
-    if not (file.is_file() and (target.is_relative_to(inside) or target.parent == blobs)):
-        raise ValueError(
-            f"bundle={path}: {file.relative_to(path)} is no regular file of its folder; copy the folder with what its "
-            "links point to."
-        )
-
-
-def _is_litter(file: Path) -> bool:
-    """Return whether a file is left by a desktop that showed the folder. Nothing reads such a file."""
-    return file.name in (".DS_Store", "Thumbs.db", "desktop.ini") or file.name.startswith("._")
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return the files of the adapter and the propagation: tensors, and how to read them."""
-    adapter = [file for file in sorted((folder / ADAPTER).rglob("*")) if not file.is_dir() or file.is_symlink()]
-    return [file for file in (folder / PROPAGATION, *adapter) if file.exists() or file.is_symlink()]
 
 
 def _backbone(spec: ClassSpec, trust: Sequence[str], path: Path, weights: str | Path | None) -> Backbone:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mois.interfaces import Adapter, Backbone, Propagation
-from mois.sharing.bundle import PROPAGATION, check_files, load_weights, with_defaults
+from mois.sharing.bundle import load_weights, with_defaults
+from mois.sharing.bundle_files import PROPAGATION, check_files
 from mois.sharing.bundle_record import DESCRIPTION, ModelSpec, read_description
 from mois.sharing.identity import ModelIdentity, dotted, rules_apart
 from mois.sharing.old_settings import PLACEMENT
