@@ -1,4 +1,4 @@
-"""Data: episodes to train on, whole volumes to measure on."""
+"""Datamodules: episodes for training, whole volumes for validation, test and prediction."""
 
 from datamodules.nifti import NiftiDataModule
 from datamodules.pretraining import PretrainDataModule

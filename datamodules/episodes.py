@@ -1,8 +1,8 @@
-"""Episodes drawn from prepared scans, addressed by (seed, epoch, index): the same whoever asks for them.
+"""Draws episodes from prepared scans. Seed, epoch and index decide an episode, on every process.
 
-Group 0 of an episode is a lesion class of the subject. Group 1 is something else (`EpisodeMix`); a source that the
-subject cannot offer falls back to the next of: another class, a transplant, normal anatomy, nothing (all padding).
-No exemplar lies on the query's slice, and none is a lesion that is seen in the query.
+Group 0 of an episode is a lesion class of the subject. Group 1 has another source (`EpisodeMix`). If a subject lacks
+the source, the next source is taken: another class, a transplant, normal anatomy, nothing (padding alone).
+No exemplar lies on the slice of the query, and no exemplar is a lesion in the query.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _CHANCES = 64
 
 @dataclass(frozen=True)
 class EpisodeMix:
-    """Of what episodes are made.
+    """The sources of episodes, and their shares.
 
     Attributes:
         other_class: Weight of another class of the subject as the second group.
-        transplant: Weight of a foreign lesion, painted, or cut from another scan where that has other classes.
+        transplant: Weight of a foreign lesion: a painted lesion, or a lesion of another class from another scan.
         anatomy: Weight of normal anatomy.
-        planted: Share of transplant episodes whose query holds foreign lesions too.
-        lesion_free: Share of queries without any lesion.
-        background: Share of queries centred on any tissue.
-        together: Share of the other queries in which both groups are looked for.
+        planted: Share of transplant episodes with foreign lesions also in the query.
+        lesion_free: Share of queries without a lesion.
+        background: Share of queries with their centre anywhere on tissue.
+        together: Share of the remaining queries that hold lesions of both groups, if possible.
     """
 
     other_class: float = 0.4
@@ -68,10 +68,10 @@ class EpisodeSettings:
     """How episodes are drawn.
 
     Attributes:
-        patch_px: P, edge of a patch, a multiple of 32.
-        exemplars: K, exemplars of a group.
-        clip: T, slices to track a lesion over, odd.
-        mix: Of what episodes are made.
+        patch_px: Edge P of a patch in pixels, a multiple of 32.
+        exemplars: Number K of exemplars in a group.
+        clip: Number T of slices to track a lesion over, odd.
+        mix: The sources of episodes.
         augmentation: How patches are varied.
     """
 
@@ -97,7 +97,7 @@ class _Exemplar(NamedTuple):
 
 
 class _Query(NamedTuple):
-    """A query and who may be an exemplar for it: rows of the subject's table that are on other slices and not in it."""
+    """A query, and which rows of the subject's table may be exemplars: lesions on other slices that the query lacks."""
 
     window: PatchWindow
     patch: Patch
@@ -105,7 +105,7 @@ class _Query(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """What one group shows, and where that is in the query (P, P) bool."""
+    """The exemplars of a group, and their target in the query, (P, P) bool."""
 
     exemplars: list[_Exemplar]
     target: Tensor
@@ -113,15 +113,15 @@ class _Group(NamedTuple):
 
 
 class EpisodeDataset(Dataset[Episode]):
-    """Episodes of prepared scans; item (epoch, index) is always the same one, without the batch axis.
+    """Episodes of prepared scans. Item (epoch, index) is always the same episode, without the batch axis.
 
     Attributes:
-        subjects: The scans to draw from; those without lesions are left out.
-        settings: How to draw.
-        seed: Whose episodes these are.
-        painter: Draws a kind of foreign lesion, or None for no painted transplants.
-        views: After so many epochs the same patches come again, with other clicks, numbers and signs of exemplars, so
-            that a cache has their features; 0 for ever new ones.
+        subjects: Scans to draw from; scans without lesions are left out.
+        settings: How episodes are drawn.
+        seed: Seed of the episodes.
+        painter: Draws a kind of foreign lesion; None for no painted transplants.
+        views: Number of epochs after which the same patches come again, so that a cache holds their features. Clicks,
+            numbers and signs of exemplars are new. 0 draws new patches in every epoch.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class EpisodeDataset(Dataset[Episode]):
         self.views = views
 
     def subject_of(self, epoch: int, index: int) -> int:
-        """Return which subject an episode is of: in every epoch another order, in which all have their turn."""
+        """Return the number of the subject of an episode. Every epoch has another order of all subjects."""
         order = np.random.default_rng([self.seed, self._view(epoch)]).permutation(len(self.subjects))
         return int(order[index % len(order)])
 
@@ -159,14 +159,14 @@ class EpisodeDataset(Dataset[Episode]):
 
 @contextmanager
 def torch_seeded_by(rng: np.random.Generator) -> Iterator[None]:
-    """Let torch's global generator, which TorchIO draws from, follow `rng` for as long as the context lasts."""
+    """Seed torch's global generator from `rng` within this context. TorchIO draws from this generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**62)))
         yield
 
 
 def collate(episodes: Sequence[Episode]) -> Episode:
-    """Return a batch of episodes, every tensor with the batch axis B in front."""
+    """Return a batch of episodes: every tensor gets a first axis B."""
     return Episode(*(torch.stack(parts) for parts in zip(*episodes, strict=True)))
 
 
@@ -177,14 +177,14 @@ def draw_episode(
     painter: Painter | None = paint_random_types,
     donors: Sequence[PreparedSubject] = (),
 ) -> Episode:
-    """Draw an episode, without the batch axis, with this generator and torch's.
+    """Draw an episode, without the batch axis, from `rng` and torch's generator.
 
     Args:
-        subject: With at least one lesion.
-        settings: How to draw.
-        rng: Draws everything that TorchIO does not.
-        painter: Draws a kind of foreign lesion, or None.
-        donors: Scans to cut foreign lesions from; only classes that the subject has not are foreign to it.
+        subject: Scan with at least one lesion.
+        settings: How episodes are drawn.
+        rng: Source of all random numbers, except those of TorchIO.
+        painter: Draws a kind of foreign lesion; None for no painted transplants.
+        donors: Scans to cut foreign lesions from. A lesion is foreign if the subject lacks its class.
     """
     chance = _draw_chance(rng)
     source = SOURCES[_choice(rng, [getattr(settings.mix, name) for name in SOURCES])]
@@ -211,19 +211,19 @@ def draw_episode(
 
 
 def _draw_chance(rng: np.random.Generator) -> Tensor:
-    """Draw what a training step does with an episode; the first of what is drawn for it."""
+    """Draw the random numbers of an episode for the training step, (64,) float32. They are drawn first."""
     return torch.from_numpy(rng.random(_CHANCES, np.float32))
 
 
 def _draw_kind(subject: PreparedSubject, rng: np.random.Generator) -> int:
-    """Draw a class, a quarter as often if it has only one lesion: that cannot be exemplar and target at once."""
+    """Draw a class. A class with one lesion is drawn a quarter as often: the lesion cannot be exemplar and target."""
     table = subject.table
     several = [len(np.unique(table.lesion[table.kind == kind])) > 1 for kind in subject.kinds]
     return subject.kinds[_choice(rng, [1.0 if yes else 0.25 for yes in several])]
 
 
 def _kinds(subject: PreparedSubject, lesions: Tensor) -> Tensor:
-    """Return the class of every pixel, as `lesions` (P, P) has the id."""
+    """Return the class of every pixel (P, P), from its lesion id in `lesions` (P, P)."""
     table = subject.table
     kinds = renumber(lesions.numpy(), dict(zip(table.lesion.tolist(), table.kind.tolist(), strict=True)))
     return torch.from_numpy(kinds).long()
@@ -237,7 +237,7 @@ def _choice(rng: np.random.Generator, weights: Sequence[float]) -> int:
 def _draw_query(
     subject: PreparedSubject, settings: EpisodeSettings, first: int, second: int | None, rng: np.random.Generator
 ) -> _Query:
-    """Draw a window that leaves exemplars of both classes elsewhere; of as many as can be had, if that fails."""
+    """Draw a window that leaves exemplars of both classes on other slices, or of as many classes as possible."""
     mix, size, table = settings.mix, settings.patch_px, subject.table
     draw = rng.random()
     lesion_free, background = draw < mix.lesion_free, draw < mix.lesion_free + mix.background
@@ -247,7 +247,7 @@ def _draw_query(
     best, best_score = None, -1
     for attempt in range(_TRIES):
         row = subject.sampler.draw(table.kind == centre)
-        if attempt >= _TRIES - 2:  # keep this lesion for an exemplar, as it may be the only one
+        if attempt >= _TRIES - 2:  # keep this lesion for an exemplar: it may be the only lesion
             window = window_on_body(subject, size, rng, table.slice[table.lesion == table.lesion[row]])
         elif background:
             window = window_on_body(subject, size, rng)
@@ -270,7 +270,7 @@ def _draw_query(
 
 
 def _window_at(subject: PreparedSubject, row: int, jitter_px: int, size: int, rng: np.random.Generator) -> PatchWindow:
-    """Return a window around some pixel of a row of the table."""
+    """Return a window around a random pixel of a row of the table."""
     table = subject.table
     at = table.pixels[rng.integers(table.first[row], table.first[row + 1])]
     shift = rng.integers(-jitter_px, jitter_px + 1, size=2)
@@ -280,7 +280,7 @@ def _window_at(subject: PreparedSubject, row: int, jitter_px: int, size: int, rn
 def _exemplars(
     subject: PreparedSubject, allowed: NDArray[np.bool_], settings: EpisodeSettings, rng: np.random.Generator
 ) -> list[_Exemplar]:
-    """Draw exemplars: different lesions first, then other slices of the same ones, as many as there are."""
+    """Draw exemplars: first of different lesions, then of other slices of the same lesions."""
     exemplars: list[_Exemplar] = []
     unused, fresh = allowed.copy(), allowed.copy()
     while len(exemplars) < settings.exemplars and unused.any():
@@ -300,7 +300,7 @@ def _transplants(
     settings: EpisodeSettings,
     rng: np.random.Generator,
 ) -> _Group:
-    """Draw a kind of foreign lesion, one of it on each of K other slices, and maybe some into the query, in place."""
+    """Draw a kind of foreign lesion: a lesion on each of K other slices, and sometimes lesions in the query."""
     strange = [(donor, kind) for donor in donors for kind in donor.kinds if kind not in subject.kinds]
     exemplars: list[_Exemplar] = []
     target = torch.zeros(query.patch.image.shape, dtype=torch.bool)
@@ -323,7 +323,7 @@ def _transplants(
 
 
 def _normal(subject: PreparedSubject, query: _Query, settings: EpisodeSettings, rng: np.random.Generator) -> _Group:
-    """Draw pieces of normal anatomy; nothing like them is to be found."""
+    """Draw pieces of normal anatomy as exemplars. Their target is empty."""
     area_px = _area_mm2(subject, rng) / subject.pixel_mm**2
     pieces = anatomy(subject, settings.exemplars, area_px, query.window.slice, settings.patch_px, rng)
     target = torch.zeros(query.patch.image.shape, dtype=torch.bool)
@@ -331,13 +331,13 @@ def _normal(subject: PreparedSubject, query: _Query, settings: EpisodeSettings, 
 
 
 def _area_mm2(subject: PreparedSubject, rng: np.random.Generator) -> float:
-    """Draw the size of a foreign lesion: about that of one of the subject's own, so that size gives nothing away."""
+    """Draw the area of a foreign lesion in mm2, like the subject's own lesions: its size must not give it away."""
     row = subject.sampler.draw(np.ones(len(subject.table.lesion), bool))
     return float(subject.table.area_px[row]) * subject.pixel_mm**2 * float(np.exp(rng.normal(0, 0.4)))
 
 
 def _draw_clip(subject: PreparedSubject, settings: EpisodeSettings, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Return T slices around a lesion of any class and its mask on them, (T, P, P) each."""
+    """Return T slices around a lesion of any class, and its masks, (T, P, P) each."""
     row = subject.sampler.draw(np.ones(len(subject.table.lesion), bool))
     window = _window_at(subject, row, settings.patch_px // 4, settings.patch_px, rng)
     middle = settings.clip // 2
@@ -353,14 +353,14 @@ def _assemble(
     clip: tuple[Tensor, Tensor],
     settings: EpisodeSettings,
 ) -> Episode:
-    """Augment all patches of an episode together; flags and chance are left to the caller.
+    """Augment all patches of an episode together. The caller sets flags and chance.
 
     Args:
-        groups: Exemplars of both groups, K or fewer each.
+        groups: Exemplars of both groups, at most K each.
         query: (P, P).
         query_masks: (3, P, P), the targets of both groups and all lesions.
         clip: Images and masks of the T slices to track over.
-        settings: How to augment.
+        settings: How patches are varied.
     """
     count, size = settings.exemplars, settings.patch_px
     supports, steps = len(groups) * count, len(clip[0])

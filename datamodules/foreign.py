@@ -1,6 +1,6 @@
-"""What else may look like a lesion: lesions painted or cut from other scans, and pieces of normal anatomy.
+"""Exemplars that are no lesions of the scan: lesions painted or cut from other scans, and normal anatomy.
 
-An episode's second group of exemplars is made of it, so that the exemplars decide also where the data has one class.
+They become the second group of an episode. So the exemplars matter even if the data have one lesion class.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SMALLEST_PX = 4
 
 
 class ForeignLesion(Protocol):
-    """One kind of foreign lesion; every call draws another one of that kind."""
+    """One kind of foreign lesion. Every call draws another lesion of this kind."""
 
     def __call__(
         self,
@@ -33,7 +33,18 @@ class ForeignLesion(Protocol):
         spacing_mm: tuple[float, float, float],
         rng: np.random.Generator,
     ) -> NDArray[np.bool_]:
-        """Draw one lesion into `image` (S, H, W), in place, off its zeros. Returns its mask, maybe empty."""
+        """Draw a lesion into `image` (S, H, W), outside of its zeros; the image is changed.
+
+        Args:
+            image: Intensities (S, H, W); 0 where no lesion may lie.
+            centre: Slice, row and column of the lesion's centre.
+            volume_ml: Wanted volume in millilitres.
+            spacing_mm: Spacing of slices, rows and columns.
+            rng: Source of random numbers.
+
+        Returns:
+            The mask of the lesion, (S, H, W) bool; empty if it did not fit.
+        """
         ...
 
 
@@ -41,7 +52,7 @@ Painter = Callable[[np.random.Generator], ForeignLesion]
 
 
 def paint_random_types(rng: np.random.Generator) -> ForeignLesion:
-    """Draw a type from the phantoms' family, never a held-back one, and return what paints its lesions."""
+    """Draw a lesion type of the phantoms, but no held-back type. Return the function that paints its lesions."""
     kind = draw_lesion_type(rng)
 
     def paint(
@@ -57,14 +68,17 @@ def paint_random_types(rng: np.random.Generator) -> ForeignLesion:
 
 
 def cut_from(donor: PreparedSubject, kind: int) -> ForeignLesion:
-    """Return what transplants another scan's lesions of one class, slice by slice, brightness against tissue kept."""
+    """Return the function that transplants lesions of a class of another scan, slice by slice.
+
+    A lesion keeps its brightness relative to the tissue around it.
+    """
     rows = np.flatnonzero(donor.table.kind == kind)
 
     def transplant(
         image: NDArray[np.float32],
         centre: tuple[float, float, float],
         volume_ml: float,
-        spacing_mm: tuple[float, float, float],  # noqa: ARG001 - lesions are cut at this pixel already
+        spacing_mm: tuple[float, float, float],  # noqa: ARG001 - lesions have this spacing already
         rng: np.random.Generator,
     ) -> NDArray[np.bool_]:
         size, mask = image.shape[-1], np.zeros(image.shape, bool)
@@ -93,7 +107,7 @@ def cut_from(donor: PreparedSubject, kind: int) -> ForeignLesion:
 
 
 def _shift(picture: NDArray, by: Sequence[int]) -> NDArray:  # type: ignore[type-arg]
-    """Move a picture (H, W) by whole pixels; zeros come in."""
+    """Move a picture (H, W) by whole pixels. New pixels are 0."""
     moved = np.zeros_like(picture)
     to = tuple(slice(max(0, n), picture.shape[axis] + min(0, n)) for axis, n in enumerate(by))
     out = tuple(slice(max(0, -n), picture.shape[axis] + min(0, -n)) for axis, n in enumerate(by))
@@ -104,10 +118,17 @@ def _shift(picture: NDArray, by: Sequence[int]) -> NDArray:  # type: ignore[type
 def plant(
     patch: Patch, lesion: ForeignLesion, area_mm2: float, subject: PreparedSubject, rng: np.random.Generator
 ) -> Tensor:
-    """Draw a foreign lesion into a patch, in place, anywhere on tissue that is in no lesion.
+    """Draw a foreign lesion into a patch, anywhere on tissue outside of lesions; the patch is changed.
+
+    Args:
+        patch: The patch.
+        lesion: The kind of lesion.
+        area_mm2: Wanted area in mm2.
+        subject: The scan of the patch.
+        rng: Source of random numbers.
 
     Returns:
-        Its mask (P, P) bool, all False where there was no room.
+        The mask of the lesion, (P, P) bool; empty if there was no room.
     """
     image = patch.image.numpy()
     free = (image > BODY) & (patch.lesions.numpy() == 0)
@@ -127,9 +148,9 @@ def plant(
 def anatomy(
     subject: PreparedSubject, count: int, area_px: float, avoid_slice: int, patch_px: int, rng: np.random.Generator
 ) -> list[tuple[Patch, Tensor]]:
-    """Return patches with a piece of normal tissue each, all of about the same brightness.
+    """Return patches, each with the mask (P, P) of a piece of normal tissue. The pieces are about equally bright.
 
-    A piece is what is connected to a random pixel of tissue, about as bright as it and near it.
+    A piece is the connected tissue near a random pixel, with about the brightness of this pixel.
     """
     away = subject.body[subject.body[:, 0] != avoid_slice]
     patches: list[tuple[Patch, Tensor]] = []
@@ -178,7 +199,7 @@ def window_on_body(
     rng: np.random.Generator,
     avoid_slices: Sequence[int] | NDArray[np.int64] = (),
 ) -> PatchWindow:
-    """Return a window centred on some tissue, on other slices than `avoid_slices` where there are any."""
+    """Return a window around a random pixel of tissue, if possible on other slices than `avoid_slices`."""
     body = subject.body[~np.isin(subject.body[:, 0], avoid_slices)] if len(avoid_slices) else subject.body
     body = body if len(body) else subject.body
     slice_, row, column = (int(i) for i in body[rng.integers(len(body))])

@@ -1,4 +1,4 @@
-"""Loaders that can be resumed and that ranks share: episodes to train on, whole volumes to measure on."""
+"""Loaders of episodes and of whole volumes. Ranks share them, and they can be resumed."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from mois.files.json_records import as_record
 from mois.records import Episode, Volume
 
 WORKERS = 4
-"""Processes that draw episodes for each GPU, by default."""
+"""Default number of processes that draw episodes for each GPU."""
 
 
 class EpisodeBatches(Sampler[list[tuple[int, int]]]):
-    """The (epoch, index) of the episodes of this rank's batches, one training epoch from batch `start` on.
+    """The (epoch, index) of the episodes in the batches of this rank, for one epoch of batches from `start` on.
 
-    The episodes of an epoch are dealt to the ranks in turn, so that the batches of all ranks at one step hold what one
-    process with a batch as large as all of theirs would see. Whoever goes on past the end of an epoch gets the next.
-    An epoch is whole steps: where gradients are accumulated, each is of as many batches.
+    Episodes are dealt to the ranks in turn. So the batches of all ranks at a step hold the same episodes as one process
+    with one large batch. After the end of an epoch, the next epoch follows. An epoch consists of whole steps: with
+    accumulated gradients, a step has several batches.
 
     Attributes:
-        start: Number of the first batch, counted from the first epoch on.
-        batches: In an epoch, on every rank.
-        a_step: Episodes of an optimiser's step, on all ranks together.
-        epoch: The one that Lightning is in.
-        sampler: Itself, since Lightning looks here for `set_epoch`.
+        start: Number of the first batch, counted from the first epoch.
+        batches: Number of batches in an epoch, on each rank.
+        a_step: Number of episodes in a step of the optimiser, on all ranks together.
+        epoch: Present epoch of Lightning.
+        sampler: This object: Lightning looks for `set_epoch` here.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class EpisodeBatches(Sampler[list[tuple[int, int]]]):
         self.sampler = self
 
     def set_epoch(self, epoch: int) -> None:
-        """Note the epoch; Lightning says it before each, but gives a loader its state back only within one."""
+        """Note the epoch. Lightning restores the state of a loader only in the middle of an epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -72,12 +72,12 @@ class EpisodeBatches(Sampler[list[tuple[int, int]]]):
 
 @dataclass(frozen=True)
 class LoaderState:
-    """What a checkpoint says of an `EpisodeLoader`.
+    """State of an `EpisodeLoader` in a checkpoint.
 
     Attributes:
-        consumed: Batches handed out, counted from the first epoch on.
-        batch: Episodes in a batch, of all processes.
-        accumulate: Batches in a step; 0 where an older checkpoint does not say.
+        consumed: Number of batches so far, counted from the first epoch.
+        batch: Number of episodes in a batch, over all processes.
+        accumulate: Number of batches in a step; 0 in checkpoints of earlier versions.
     """
 
     consumed: int
@@ -90,18 +90,18 @@ class LoaderState:
 
 
 class EpisodeLoader(DataLoader[Episode]):
-    """Loads batches of episodes, and goes on where it was after `load_state_dict`, also in the middle of an epoch.
+    """Loads batches of episodes. After `load_state_dict` it goes on exactly, also in the middle of an epoch.
 
     Args:
-        dataset: Takes (epoch, index).
-        batch_size: Episodes in a batch, on each process.
-        episodes_per_epoch: On all processes together.
-        trainer: Whose process gets its share, and whose steps are counted; None for a process that is alone.
-        num_workers: Processes that draw episodes; None decides (`workers_of`).
+        dataset: Episodes by (epoch, index).
+        batch_size: Number of episodes in a batch, on each process.
+        episodes_per_epoch: Number of episodes in an epoch, on all processes together.
+        trainer: Trainer that knows rank and steps; None for a single process without a trainer.
+        num_workers: Number of processes that draw episodes; None takes `workers_of`.
 
     Attributes:
-        consumed: Number of batches handed out, counted from the first epoch on.
-        waited_s: Seconds that whoever asked for a batch waited for it, in all.
+        consumed: Number of batches so far, counted from the first epoch.
+        waited_s: Seconds that the training waited for batches so far.
     """
 
     def __init__(
@@ -125,12 +125,12 @@ class EpisodeLoader(DataLoader[Episode]):
             collate_fn=collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            pin_memory=on_gpu(trainer),  # or the host would wait for every copy to the device
+            pin_memory=on_gpu(trainer),  # without pinned memory, the host would wait for every copy to the device
             worker_init_fn=_begin_worker,
         )
 
     def __iter__(self) -> Iterator[Episode]:  # type: ignore[override]
-        if not self.consumed:  # at the very start, or going on from the end of an epoch
+        if not self.consumed:  # at the first start, or after the end of an epoch
             self.consumed = self.order.epoch * self.order.batches
         self.order.start = self.consumed
         asked = time.perf_counter()
@@ -141,18 +141,18 @@ class EpisodeLoader(DataLoader[Episode]):
             asked = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
-        """Return what Lightning saves in a checkpoint."""
+        """Return the state for a checkpoint (`LoaderState`)."""
         batch = self.order.batch_size * self.order.world
         return {"consumed": self.consumed, "batch": batch, "accumulate": self.accumulate}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the steps that were made when the state was saved, maybe of more or fewer batches each now.
+        """Go on after the steps of a saved state. A step may have more or fewer batches now.
 
         Raises:
-            ValueError: If a step would hold another number of episodes than before, so that it could not be exact.
+            ValueError: If a step would hold another number of episodes than before.
         """
         loader_state = as_record(state, LoaderState, "the checkpoint's data loader", later=("accumulate",))
-        before = loader_state.accumulate or self.accumulate  # older checkpoints do not say
+        before = loader_state.accumulate or self.accumulate  # 0 in checkpoints of earlier versions
         if (episodes := loader_state.batch * before) != self.order.a_step:
             raise ValueError(
                 f"the checkpoint was trained with {episodes} episodes a step, this run has {self.order.a_step}; set "
@@ -161,19 +161,24 @@ class EpisodeLoader(DataLoader[Episode]):
             )
         self.consumed = _batches(loader_state.consumed, before, self.accumulate)
         if self.trainer is not None and before != self.accumulate:
-            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress  # Lightning counts an epoch's batches too
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress  # Lightning also counts batches
             for counts in (progress.total, progress.current):
-                begun = counts.ready - counts.completed  # 1 where it was saved at the end of a batch
+                begun = counts.ready - counts.completed  # 1 if it was saved at the end of a batch
                 counts.ready = counts.started = counts.processed = _batches(counts.ready, before, self.accumulate)
                 counts.completed = counts.ready - begun
 
 
 class VolumeLoader:
-    """This rank's scans, one at a time, read when their turn comes; every scan is on one rank only, and none twice.
+    """Yields the scans of this rank one by one, and reads each scan when it is needed. Each scan is on one rank.
 
-    No DataLoader, since Lightning builds those anew for `predict`, with arguments of its own. A rank without scans says
-    that it has one and yields none: Lightning does not even start validation on a rank whose length is 0, and the
-    others would wait for it forever.
+    It is no DataLoader: Lightning would rebuild a DataLoader for `predict`, with other arguments. A rank without scans
+    has the length 1 and yields no scan. With the length 0, Lightning would not start the validation on this rank, and
+    the other ranks would wait for it without end.
+
+    Args:
+        readers: Functions that read the scans of all ranks.
+        rank: Rank of this process.
+        world: Number of processes.
     """
 
     def __init__(self, readers: Sequence[Callable[[], Volume]], rank: int = 0, world: int = 1) -> None:
@@ -188,10 +193,10 @@ class VolumeLoader:
 
 
 def check_counts(batch_size: int, episodes_per_epoch: int, num_workers: int | None = None) -> None:
-    """Refuse numbers that no loader can work with; a datamodule's constructor asks before any scan is read.
+    """Refuse numbers that no loader can use. A datamodule calls this before it reads a scan.
 
     Raises:
-        ValueError: With the first one.
+        ValueError: If a number is too small.
     """
     least = {"batch_size": (batch_size, 1), "episodes_per_epoch": (episodes_per_epoch, 1)}
     for name, (value, fewest) in (least | {"num_workers": (num_workers or 0, 0)}).items():
@@ -205,15 +210,15 @@ def rank_and_world(trainer: Trainer | None) -> tuple[int, int]:
 
 
 def on_gpu(trainer: Trainer | None) -> bool:
-    """Tell whether this process trains on a CUDA device."""
+    """Return whether this process trains on a CUDA device."""
     strategy = getattr(trainer, "strategy", None)
     return strategy is not None and strategy.root_device.type == "cuda"
 
 
 def workers_of(trainer: Trainer | None) -> int:
-    """Return how many processes draw episodes where nobody said so: WORKERS beside a GPU, as far as there are cores.
+    """Return the default number of processes that draw episodes: WORKERS with a GPU, at most one for each core.
 
-    On a CPU there are none: training and drawing would take each other's cores.
+    On a CPU it is 0: training and drawing would compete for the cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(WORKERS, cores) if on_gpu(trainer) else 0
@@ -221,12 +226,12 @@ def workers_of(trainer: Trainer | None) -> int:
 
 @contextmanager
 def errors_of_all_ranks() -> Iterator[None]:
-    """Check a share of the data on each rank: what one of them cannot use ends all, with the line of the first rank.
+    """Let each rank check its share of the data. An error on one rank ends all ranks, with the message of the first.
 
-    Every rank has to come here, also one without a share.
+    All ranks have to enter this context, also ranks without a share.
 
     Raises:
-        DataError: Of this rank, or in the words of another.
+        DataError: If this rank or another rank found an error.
     """
     error: DataError | None = None
     try:
@@ -242,20 +247,20 @@ def errors_of_all_ranks() -> Iterator[None]:
 
 
 def _batches(count: int, before: int, now: int) -> int:
-    """Return a number of batches, `before` of which made a step, as if `now` made one; what began no step is left."""
+    """Convert a number of batches, from `before` batches in a step to `now` batches. Incomplete steps are dropped."""
     return count // before * now
 
 
 def _begin_worker(worker: int) -> None:  # noqa: ARG001 - DataLoader passes it
-    """Set a data worker up, which ends when its training does.
+    """Prepare a data worker, so that it ends with its training.
 
-    A terminal, torchrun and SLURM signal to all processes of a job. The training goes on to the end of its step, for
-    which it needs its workers; they heed SIGTERM only where it comes from their training.
+    A terminal, torchrun and SLURM send signals to all processes of a job. The training then ends its step, and needs
+    its workers for that. So workers accept SIGTERM only from their training.
     """
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere nothing tells who sent a signal
+    if sys.platform == "linux":  # other systems do not tell who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_as_the_training_asks, daemon=True).start()
 

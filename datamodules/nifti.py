@@ -42,21 +42,21 @@ class NiftiDataModule(LightningDataModule):
 
     Args:
         root: Folder with dataset.json, imagesTr, labelsTr; maybe instancesTr, imagesTs, labelsTs, subjects.csv.
-        channel: The image to use: the number in its file's name.
+        channel: Number of the image to use, as in its file's name.
         split: Which scans train, validate and test.
         instances: Take lesions from maps of lesion ids in instancesTr, if the dataset has them.
         slice_axis: Direction across the slices.
-        normalisation: Rule from raw intensities to those that the model sees; as in model.inference.normalisation.
-        pixel_mm: Edge of the pixels to train at.
-        patch_px: Edge of the patches to train on, a multiple of 32.
+        normalisation: Rule of the intensities that the model sees, as in model.inference.normalisation.
+        pixel_mm: Edge of the pixels in the training, in millimetres.
+        patch_px: Edge of the training patches in pixels, a multiple of 32.
         exemplars: Number of exemplars in a group.
         clip: Number of slices to track a lesion over, odd.
-        batch_size: Episodes in a batch, on each process.
-        episodes_per_epoch: Episodes on all processes together.
+        batch_size: Number of episodes in a batch, on each process.
+        episodes_per_epoch: Number of episodes in an epoch, on all processes together.
         num_workers: Processes that draw episodes, for each training process. 0 draws in the training process; None
             takes 4 for each GPU, and 0 on a CPU.
         seed: Seed of the episodes and the folds.
-        mix: What episodes are made of.
+        mix: The sources of episodes.
         augmentation: How training patches are varied.
         views: Number of epochs after which the same patches come again, for `model.cache`; 0 draws new patches always.
         prepared: Folder for prepared training scans. They are made once, and all ranks, workers and runs map them into
@@ -105,12 +105,12 @@ class NiftiDataModule(LightningDataModule):
         self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
         self._splits: Splits | None = None
         self._prepared: list[PreparedSubject] = []
-        self._slabs: dict[str, range] = {}  # by the scan's name, as far as training keeps off them
+        self._slabs: dict[str, range] = {}  # slab of each scan by its name
         self._checked: set[str] = set()
 
     @property
     def splits(self) -> Splits:
-        """The scans of each split.
+        """Scans of each split.
 
         Raises:
             DataError: If the folder holds no dataset, or a patient stands in two splits.
@@ -172,14 +172,14 @@ class NiftiDataModule(LightningDataModule):
         return self._rule(self.splits.train[0] if self.splits.train else self.splits.test[0])
 
     def trained_on(self, given: Mapping[str, Any], stage: str) -> list[str]:
-        """Return the names of the scans of a stage that a training had already.
+        """Return the names of the scans of a stage on which a training was trained.
 
         Args:
-            given: The training's data.init_args.
+            given: data.init_args of the training.
             stage: `test` or `validate`.
         """
         if stage == "validate" and self.split.val_slab and _split_of(given).val_slab == self.split.val_slab:
-            return []  # it kept off the slices that are validated on
+            return []  # the training left out the slices of the validation
         scored = self.splits.test if stage == "test" else self.splits.train if self.split.val_slab else self.splits.val
         return sorted(trained_subjects(self.root, given) & {subject.subject for subject in scored})
 
@@ -213,7 +213,7 @@ class NiftiDataModule(LightningDataModule):
             log.info("%d training scans have no lesion and give no episodes: %s", len(empty), ", ".join(empty))
 
     def _entries(self, subjects: Sequence[SubjectFiles]) -> list[Entry]:
-        """Prepare scans, or find them prepared: first the share of this rank, then the shares of the others."""
+        """Return prepared scans. Each rank prepares its share first; then it maps the shares of the other ranks."""
         rank, world = rank_and_world(self.trainer)
         kept = self.prepared
         if kept is None and self.trainer is not None and world > 1:
@@ -231,7 +231,7 @@ class NiftiDataModule(LightningDataModule):
                 entries[number] = self._find(folder, keys[number], subjects[number], check=True)
         if self.trainer is not None:
             self.trainer.strategy.barrier("prepared scans")
-        if torch.distributed.is_initialized():  # a file is read for its key by one rank only
+        if torch.distributed.is_initialized():  # only one rank reads a file for its key
             parts: list[dict[int, str]] = [{} for _ in range(world)]
             torch.distributed.all_gather_object(parts, keys)
             keys = {number: key for part in parts for number, key in part.items()}
@@ -274,7 +274,7 @@ class NiftiDataModule(LightningDataModule):
         return Entry(prepared, slab)
 
     def _check(self, subjects: Sequence[SubjectFiles], to: str) -> None:
-        """Read the share of this rank, as `VolumeLoader` deals it out."""
+        """Read and check the scans that `VolumeLoader` gives to this rank."""
         rank, world = rank_and_world(self.trainer)
         fresh = [subject for subject in subjects[rank::world] if subject.subject not in self._checked]
         with errors_of_all_ranks():
@@ -310,11 +310,11 @@ class NiftiDataModule(LightningDataModule):
 
 
 def trained_subjects(root: Path, given: Mapping[str, Any]) -> set[str]:
-    """Return the names of the scans that a training had.
+    """Return the names of the scans on which a training was trained.
 
     Args:
-        root: The dataset.
-        given: The training's data.init_args.
+        root: Folder of the dataset.
+        given: data.init_args of the training.
 
     Returns:
         The names; empty if the training used another dataset, or its split can no longer be made.

@@ -1,9 +1,9 @@
-"""Prepared scans in files: made once, then mapped into memory by all ranks, workers and runs, which share the pages.
+"""Prepared scans in files. They are made once; all ranks, workers and runs map them into memory and share the pages.
 
-An entry is found by its content: the SHA-256 of the scan's files, every setting that shapes what is made of them, and
-`VERSION`. So nothing has to be thrown away when a dataset changes; whoever needs room may delete the folder.
+The key of an entry is a digest of the scan's files, of all settings of the preparation, and of `VERSION`. So entries
+stay valid when a dataset changes. The folder may be deleted at any time.
 
-A file holds a line of JSON (where which array starts, and what is no array), the arrays, and a CRC-32 of all that.
+A file holds a line of JSON (the header: place of each array, and numbers), the arrays, and a CRC-32 of both.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from mois.files.json_records import as_record, parse_json
 from mois.scans.image_files import parts_of
 
 VERSION = 2
-"""Part of every key: count on when a scan is prepared otherwise, or an entry's form changes."""
+"""Part of every key. Add 1 when the preparation of a scan or the form of an entry changes."""
 
 _ALIGNED = 64  # bytes
 _CRC = 4  # bytes
 _CHUNK = 1 << 20
-_LONGEST = 1 << 16  # bytes of a first line
+_LONGEST_HEADER = 1 << 16  # bytes
 log = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """A prepared scan, and which of its slices were blanked to validate on."""
+    """A prepared scan, and its slab: slices that are blank because they validate; None for no slab."""
 
     subject: PreparedSubject
     slab: range | None
@@ -51,10 +51,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class MappedSubject(PreparedSubject):
-    """A prepared scan whose arrays are pages of a file; a spawned process maps them too, instead of being sent them.
+    """A prepared scan whose arrays are pages of a file. A spawned process maps the file instead of receiving arrays.
 
     Attributes:
-        path: The file.
+        path: Path of the file.
     """
 
     path: Path
@@ -64,16 +64,16 @@ class MappedSubject(PreparedSubject):
 
 
 @dataclass(frozen=True)
-class _About:
+class _Header:
     """The first line of an entry.
 
     Attributes:
-        pixel_mm: Edge of a pixel.
-        gap_mm: Between slices.
-        patch_px: Edge of the patches that will be drawn.
-        slab: First slice that was blanked and the one after the last, None where none was.
-        arrays: Name to dtype, shape and first byte behind the line.
-        bytes: Of all arrays.
+        pixel_mm: Edge of a pixel in millimetres.
+        gap_mm: Distance between slices in millimetres.
+        patch_px: Edge of the patches in pixels.
+        slab: First blank slice, and the slice after the last blank slice; None for no slab.
+        arrays: Type, shape and first byte (after the line) of each array by name.
+        bytes: Size of all arrays.
     """
 
     pixel_mm: float
@@ -95,10 +95,10 @@ class _About:
 
 
 class PreparedScans:
-    """A folder of entries, each written whole or not at all.
+    """A folder of entries. Each entry is written whole or not at all.
 
     Args:
-        folder: Shared by all who can write to it; made where there is none.
+        folder: Folder for all processes that can write to it; it is made if it does not exist.
 
     Raises:
         DataError: If the folder cannot be made.
@@ -114,19 +114,19 @@ class PreparedScans:
             ) from error
         self.folder = folder
         for part in folder.glob(".*.part"):
-            with suppress(OSError):  # whoever wrote it has finished, or another process removes it now
+            with suppress(OSError):  # its writer has finished, or another process removes it
                 if is_abandoned(part):
                     part.unlink()
 
     def get(self, key: str, name: str, patient: str, make: Callable[[], Entry], *, check: bool) -> Entry:
-        """Return an entry, mapped; make it first where there is none, or a damaged one.
+        """Return a mapped entry. If it does not exist or is damaged, make it first.
 
         Args:
-            key: From `key_of`.
-            name: Of the scan.
-            patient: Whom it was taken of.
+            key: Key from `key_of`.
+            name: Name of the scan.
+            patient: Name of the patient.
             make: Reads, checks and prepares the scan.
-            check: Read the whole entry and compare its checksum, not its size alone.
+            check: Whether to read the whole entry and compare its checksum; otherwise only its size is compared.
 
         Raises:
             DataError: If the entry cannot be written.
@@ -145,7 +145,7 @@ class PreparedScans:
 
 
 def key_of(files: Sequence[Path | None], settings: object) -> str:
-    """Return the key of what becomes of these files, each in its role, with these settings (told apart by `repr`).
+    """Return the key of the entry for these files and settings. The order of the files counts, and `repr` of settings.
 
     Raises:
         DataError: If the voxels of an .mhd or .nrrd file are in several others.
@@ -155,16 +155,17 @@ def key_of(files: Sequence[Path | None], settings: object) -> str:
 
 
 def map_entry(path: Path, name: str, patient: str) -> Entry:
-    """Map an entry into memory, read-only; of the image and the lesions nothing is read yet.
+    """Map an entry into memory, read-only. Image and lesions are not read yet.
 
     Raises:
-        ValueError: If its size or its first line is wrong; a line that is no entry's may be a KeyError or a TypeError.
+        ValueError: If its size or its header is wrong.
+        KeyError, TypeError: If its header is that of another file.
     """
     if not path.is_file():
-        raise FileNotFoundError(path)  # a pipe is not waited for
+        raise FileNotFoundError(path)  # do not wait for a pipe
     with path.open("rb") as stream:
-        line = stream.readline(_LONGEST)
-    about = as_record(parse_json(line, "its first line"), _About, "its first line")
+        line = stream.readline(_LONGEST_HEADER)
+    about = as_record(parse_json(line, "its first line"), _Header, "its first line")
     if path.stat().st_size != len(line) + about.bytes + _CRC:
         raise ValueError(f"{path.stat().st_size} bytes instead of {len(line) + about.bytes + _CRC}")
     for field, (kind, shape, start) in about.arrays.items():
@@ -230,7 +231,11 @@ def _write(path: Path, entry: Entry) -> None:
 
 
 def _check(path: Path) -> None:
-    """Read an entry, not through its map, lest all of it counts as this process's memory."""
+    """Compare the checksum of an entry. It is not read through its map: the map would count as memory in use.
+
+    Raises:
+        ValueError: If the checksum is wrong.
+    """
     crc, left = 0, path.stat().st_size - _CRC
     with path.open("rb") as stream:
         while left > 0 and (piece := stream.read(min(left, _CHUNK))):

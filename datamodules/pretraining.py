@@ -1,4 +1,4 @@
-"""Episodes of lesion types that were never seen before and never will be again: what the bundled nano learns from."""
+"""Episodes with new lesion types in each episode. The bundled nano learned from them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from datamodules.transforms import Augmentation
 from mois.records import Episode, Volume
 
 GAP_MM = 7.8
-BRIGHT = 0.62  # times the gain: the 99.5th percentile of a whole phantom, which `mois.intensities` sets to 1
+BRIGHT = 0.62
+"""99.5th percentile of a whole phantom, relative to its gain. `mois.intensities` sets this percentile to 1."""
 _TRIES = 20
 
 
 class NewTypeEpisodes(Dataset[Episode]):
-    """Episodes of small pieces of phantom, each with two new lesion types; item (epoch, index) is always the same.
+    """Episodes of small pieces of phantoms, each with two new lesion types. Item (epoch, index) never changes.
 
-    To know lesion types by heart does not help with these; to look at the exemplars does.
+    A model cannot learn these types by heart: it has to look at the exemplars.
 
     Args:
-        settings: How to draw from a piece.
-        seed: Whose episodes these are.
-        held_back: Draw the types from the combinations that pretraining never sees, to measure on.
-        slices: Of a piece.
-        piece_px: Edge of a piece's slices.
-        pixel_mm: Edge of a pixel.
-        lesions_per_type: Fewest and most lesions of each type in a piece.
+        settings: How episodes are drawn from a piece.
+        seed: Seed of the episodes.
+        held_back: Whether types come from the combinations that pretraining never sees, for validation.
+        slices: Number of slices of a piece.
+        piece_px: Edge of the slices in pixels.
+        pixel_mm: Edge of a pixel in millimetres.
+        lesions_per_type: Smallest and largest number of lesions of each type in a piece.
 
     Source: Butoi et al., UniverSeg, arXiv 2304.06131 (in-context segmentation from a diversity of synthetic tasks).
     """
@@ -74,7 +75,7 @@ class NewTypeEpisodes(Dataset[Episode]):
                 lesions_per_type=self.lesions_per_type,
             )
             if set(piece.classes.values()) != {1, 2}:
-                continue  # a piece at the body's edge may have no room for both
+                continue  # a piece at the edge of the body may have no room for both types
             image = torch.from_numpy(piece.image) / (BRIGHT * piece.gain * float(rng.uniform(0.85, 1.2)))
             image, lesions = image.clamp(0, 2), torch.from_numpy(piece.instances)
             names = (f"piece {epoch}/{index}", f"piece {epoch}/{index}")
@@ -86,21 +87,22 @@ class NewTypeEpisodes(Dataset[Episode]):
 
 
 class PretrainDataModule(LightningDataModule):
-    """Episodes of new lesion types to train on; whole phantoms of held-back types to validate on.
+    """Episodes of new lesion types for training; whole phantoms of held-back types for validation and test.
 
     Args:
-        episodes_per_epoch: How many, over all processes.
-        batch_size: Episodes of a step, on each process.
-        num_workers: Processes that draw episodes, on each training process; None takes 4 for each GPU, and 0 on a CPU.
-        val_subjects: Whole phantoms to validate on.
-        test_subjects: Whole phantoms to test on, others than those.
-        lesions: Fewest and most lesions of a whole phantom, of both types together.
-        patch_px: Edge of a patch, a multiple of 32.
-        exemplars: K, exemplars of a group.
-        clip: T, slices to track a lesion over, odd.
-        mix: Of what episodes are made.
+        episodes_per_epoch: Number of episodes in an epoch, over all processes.
+        batch_size: Number of episodes in a batch, on each process.
+        num_workers: Number of processes that draw episodes, for each training process. None takes 4 for each GPU, and
+            0 on a CPU.
+        val_subjects: Number of whole phantoms to validate on.
+        test_subjects: Number of other whole phantoms to test on.
+        lesions: Smallest and largest number of lesions in a whole phantom, of both types together.
+        patch_px: Edge P of a patch in pixels, a multiple of 32.
+        exemplars: Number K of exemplars in a group.
+        clip: Number T of slices to track a lesion over, odd.
+        mix: The sources of episodes.
         augmentation: How patches are varied.
-        seed: Of everything.
+        seed: Seed of phantoms and episodes.
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class PretrainDataModule(LightningDataModule):
         self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
 
     def train_dataloader(self) -> DataLoader[Episode]:
-        """Return this rank's batches."""
+        """Return the batches of this rank."""
         return EpisodeLoader(
             NewTypeEpisodes(self.settings, self.seed),
             batch_size=self.batch_size,
@@ -140,15 +142,15 @@ class PretrainDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> VolumeLoader:
-        """Return this rank's whole phantoms, each of two held-back types."""
+        """Return the whole phantoms of this rank, each with two held-back types."""
         return self._held_back(range(self.val_subjects))
 
     def test_dataloader(self) -> VolumeLoader:
-        """Return this rank's whole phantoms, each of two held-back types."""
+        """Return the whole phantoms of this rank, each with two held-back types."""
         return self._held_back(range(self.val_subjects, self.val_subjects + self.test_subjects))
 
     def fingerprint(self) -> str:
-        """Return what stands for the data in a result: a digest of the settings and of what is held back."""
+        """Return a SHA-256 of seed, settings and held-back types."""
         said = f"{self.seed} {self.settings} {self.lesions} {sorted(HELD_BACK)}"
         return hashlib.sha256(said.encode()).hexdigest()
 
@@ -158,14 +160,14 @@ class PretrainDataModule(LightningDataModule):
 
 
 def held_back_volume(seed: int, number: int, lesions: tuple[int, int] = (20, 60)) -> Volume:
-    """Return a whole phantom of two held-back lesion types; (seed, number) says which."""
+    """Return a whole phantom with two held-back lesion types. Seed and number decide the phantom."""
     rng = np.random.default_rng([seed, 1, number])
     phantom = make_phantom(rng, draw_lesion_types(rng, 2, held_back=True), lesions=lesions)
     return as_volume(phantom, f"held_back_{number:02d}")
 
 
 def as_volume(phantom: Phantom, name: str) -> Volume:
-    """Return a phantom as a scan in memory: slices run to the back, rows to the feet, columns to the patient's left."""
+    """Return a phantom as a scan. Slices run to the back, rows to the feet, columns to the patient's left."""
     gap_mm, row_mm, column_mm = phantom.spacing_mm
     affine = torch.tensor(
         [[0, 0, -column_mm, 0], [-gap_mm, 0, 0, 0], [0, -row_mm, 0, 0], [0, 0, 0, 1]], dtype=torch.float64

@@ -1,4 +1,4 @@
-"""Slabs: consecutive slices of a scan that are kept from training, to validate on where there are few scans."""
+"""Slabs: consecutive slices of a scan that do not train but validate, for datasets with few scans."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mois.records import Volume
 
 
 def slab_slices(volume: Volume, fraction: float, slice_axis: SliceAxis = "auto") -> range:
-    """Return the slices to keep from training: so many of them, with about that share of the lesions.
+    """Return the slab of a scan: a share of its slices, with about the same share of its lesions.
 
     Args:
         volume: The scan.
-        fraction: Of its slices, above 0 and below 1.
-        slice_axis: What slices are taken across.
+        fraction: Share of its slices, above 0 and below 1.
+        slice_axis: Direction across the slices.
 
     Raises:
-        DataError: If there is one slice only.
+        DataError: If the scan has only one slice.
     """
     stack = _grid(volume, slice_axis).to_stack(volume.lesions).numpy()
     slices = len(stack)
@@ -42,7 +42,7 @@ def slab_slices(volume: Volume, fraction: float, slice_axis: SliceAxis = "auto")
 
 
 def usable_slices(volume: Volume, slab: range, slice_axis: SliceAxis = "auto") -> Tensor:
-    """Return which slices may be trained on, (S,) bool."""
+    """Return which slices are outside of the slab, (S,) bool: these slices may train."""
     usable = torch.ones(_grid(volume, slice_axis).stack_shape[0], dtype=torch.bool)
     usable[slab.start : slab.stop] = False
     return usable
@@ -51,13 +51,13 @@ def usable_slices(volume: Volume, slab: range, slice_axis: SliceAxis = "auto") -
 def cut_slab(
     volume: Volume, slab: range, slice_axis: SliceAxis = "auto", normalisation: Normalisation | None = None
 ) -> Volume:
-    """Return these slices of a scan as a scan of its own, in the place where they were.
+    """Return the slab as a scan, at its place in the whole scan.
 
     Args:
         volume: The whole scan.
-        slab: The slices.
-        slice_axis: What slices are taken across.
-        normalisation: The rule that the model sees intensities by; the slab keeps the levels of the whole scan.
+        slab: The slices of the slab.
+        slice_axis: Direction across the slices.
+        normalisation: Rule of the intensities. The slab keeps the levels of the whole scan.
     """
     grid = _grid(volume, slice_axis)
     axis = grid.order[0]

@@ -26,8 +26,8 @@ class SplitSettings:
         file: Path of splits_final.json, if it does not lie in the dataset's folder.
         train_subjects: Names of the scans to train on.
         val_subjects: Names of the scans to validate on.
-        test_subjects: Names of the scans to test and predict on; all of imagesTs if None.
-        val_slab: Share of every training scan's slices that is kept from training and validated on; 0 for none.
+        test_subjects: Names of the scans to test and predict on; None takes all scans of imagesTs.
+        val_slab: Share of the slices of every training scan that do not train but validate; 0 for none.
     """
 
     fold: int | None = None
@@ -49,7 +49,7 @@ class SplitSettings:
 
 
 class Splits(NamedTuple):
-    """The scans of each split; no patient stands in two of them."""
+    """The scans of each split. No patient is in two splits."""
 
     train: list[SubjectFiles]
     val: list[SubjectFiles]
@@ -57,7 +57,7 @@ class Splits(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """Names of the scans that train and of those that validate."""
+    """Names of the scans that train, and names of the scans that validate."""
 
     train: list[str]
     val: list[str]
@@ -68,7 +68,7 @@ def patient_folds(subjects: Sequence[SubjectFiles], folds: int = 5, seed: int = 
 
     Args:
         subjects: The scans to split.
-        folds: Their number, lowered to the number of patients.
+        folds: Number of folds, at most the number of patients.
         seed: Seed of the shuffling of patients.
 
     Raises:

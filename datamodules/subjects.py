@@ -1,4 +1,4 @@
-"""Scans made ready for drawing episodes: a stack of pictures at the training pixel, and a table of its lesions."""
+"""Prepared scans, from which episodes are drawn: a stack at the pixel size of the training, and a table of lesions."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from mois.geometry import LARGEST_TILE, SliceAxis, SliceGrid, resample_stack
 from mois.intensities import Normalisation, normalise
 from mois.records import Volume
 
-BODY = 0.1  # normalised intensity above which a pixel counts as tissue
+BODY = 0.1
+"""Normalised intensity above which a pixel is tissue."""
 _BODY_PIXELS = 20_000
 _ID_TYPES = (torch.uint8, torch.int16, torch.int32)
 
 
 class LesionSlices(NamedTuple):
-    """Every slice of every lesion; row r of the table, pixels `first[r]:first[r + 1]`.
+    """Table with one row for each slice of each lesion. Row r has the pixels `first[r]:first[r + 1]`.
 
     Attributes:
         lesion: (R,) int64, lesion id.
-        kind: (R,) int64, its class.
-        slice: (R,) int64.
-        area_px: (R,) int64, of the lesion on that slice.
-        volume_ml: (R,) float64, of the whole lesion.
-        first: (R + 1,) int64, where the row's pixels start in `pixels`.
+        kind: (R,) int64, class of the lesion.
+        slice: (R,) int64, number of the slice.
+        area_px: (R,) int64, pixels of the lesion on this slice.
+        volume_ml: (R,) float64, volume of the whole lesion in millilitres.
+        first: (R + 1,) int64, first pixel of the row in `pixels`.
         pixels: (N, 2) int16, row and column.
     """
 
@@ -46,7 +47,7 @@ class LesionSlices(NamedTuple):
 
 
 class PatchWindow(NamedTuple):
-    """Where a patch lies: slice, and row and column of its top left pixel."""
+    """Place of a patch: its slice, and row and column of its top left pixel."""
 
     slice: int
     row: int
@@ -54,21 +55,21 @@ class PatchWindow(NamedTuple):
 
 
 class Patch(NamedTuple):
-    """What a window shows: image (P, P) float32 and lesion ids (P, P) int32."""
+    """Content of a window: image (P, P) float32 and lesion ids (P, P) int32."""
 
     image: Tensor
     lesions: Tensor
 
 
 class LesionSampler(tio.WeightedSampler):  # type: ignore[misc]
-    """Draws patches around lesions, small ones as often as large ones.
+    """Draws patches around lesions. Small lesions are drawn as often as large lesions.
 
-    It is TorchIO's sampler over a probability map that holds, in every lesion, its weight shared out evenly among its
-    pixels; the weight is 1 / number of the subject's lesions of about that volume (a factor of 4). As most of the map
-    is zero, it is kept as one value per slice of each lesion and worked out once per subject.
+    It is the sampler of TorchIO with a probability map. The weight of a lesion is 1 / number of the subject's lesions
+    with about the same volume (up to a factor of 4), spread evenly over its pixels. Most of the map is 0, so it is kept
+    as one value for each slice of each lesion, and computed once for a subject.
 
     Attributes:
-        rows: (R,) float64, probability of each row of the table.
+        rows: (R,) float64, weight of each row of the table.
     """
 
     def __init__(self, table: LesionSlices, patch_px: int) -> None:
@@ -81,25 +82,25 @@ class LesionSampler(tio.WeightedSampler):  # type: ignore[misc]
         self.rows: NDArray[np.float64] = (table.area_px / area[place]) / crowd[place] if len(lesions) else np.zeros(0)
 
     def draw(self, allowed: NDArray[np.bool_]) -> int:
-        """Draw a row of the table among the allowed ones (at least one), with torch's generator."""
+        """Draw one of the allowed rows of the table, with torch's generator. At least one row must be allowed."""
         chances = np.where(allowed, self.rows, 0.0)
         return int(self.sample_probability_map(chances, np.cumsum(chances))[0])
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedSubject:
-    """A scan as episodes see it.
+    """A prepared scan, from which episodes are drawn.
 
     Attributes:
-        name: Of the scan.
-        patient: Whom it was taken of.
-        scan: The stack as a TorchIO subject: `image` float32 and `lesions` in the smallest type that holds the ids,
-            (1, W, H, S), at least a patch wide and high. One slice is one piece of memory.
-        table: Its lesions, slice by slice.
-        sampler: Draws from the table.
-        body: (N, 3) int32, slice, row, column of some of the pixels of tissue that are in no lesion.
-        pixel_mm: Edge of a pixel.
-        gap_mm: Between slices.
+        name: Name of the scan.
+        patient: Name of the patient.
+        scan: The stack as a TorchIO subject, (1, W, H, S): `image` float32, and `lesions` in the smallest type that
+            holds the ids. It is at least as wide and high as a patch. One slice is one block of memory.
+        table: Lesions of the scan, slice by slice.
+        sampler: Draws rows of the table.
+        body: (N, 3) int32, slice, row and column of some pixels of tissue outside of lesions.
+        pixel_mm: Edge of a pixel in millimetres.
+        gap_mm: Distance between slices in millimetres.
     """
 
     name: str
@@ -113,23 +114,23 @@ class PreparedSubject:
 
     @property
     def stack_shape(self) -> tuple[int, int, int]:
-        """(S, H, W), padding included."""
+        """Shape (S, H, W) of the stack, with padding."""
         width, height, slices = self.scan.spatial_shape
         return int(slices), int(height), int(width)
 
     @cached_property
     def kinds(self) -> list[int]:
-        """The classes that it has lesions of."""
+        """Classes of its lesions."""
         return [int(kind) for kind in np.unique(self.table.kind)]
 
     def window(self, slice_: int, row: float, column: float, patch_px: int) -> PatchWindow:
-        """Return the window centred here, moved to lie within the picture."""
+        """Return the window around a pixel, moved into the picture if necessary."""
         _, height, width = self.stack_shape
         top, left = round(row) - patch_px // 2, round(column) - patch_px // 2
         return PatchWindow(slice_, min(max(top, 0), height - patch_px), min(max(left, 0), width - patch_px))
 
     def cut(self, window: PatchWindow) -> Patch:
-        """Return a copy of what a window shows; zeros past the first and the last slice."""
+        """Return a copy of a window's content; zeros before the first and after the last slice."""
         width, height, _ = (int(edge) for edge in self.sampler.patch_size)
         if not 0 <= window.slice < self.stack_shape[0]:
             return Patch(torch.zeros(height, width), torch.zeros(height, width, dtype=torch.int32))
@@ -153,15 +154,15 @@ def prepare_volume(
     usable: Tensor | None = None,
     normalisation: Normalisation | None = None,
 ) -> PreparedSubject:
-    """Make a scan ready.
+    """Prepare a scan.
 
     Args:
-        volume: The scan, raw intensities.
-        pixel_mm: Edge of the pixels to train at.
-        patch_px: Edge of the patches to draw.
-        slice_axis: What slices are taken across.
-        usable: (S,) bool; all other slices are blanked, image and lesions, so that nothing of them can be learned.
-        normalisation: How raw intensities become those that the model sees; None is `auto`.
+        volume: The scan, with raw intensities.
+        pixel_mm: Edge of the pixels in the training, in millimetres.
+        patch_px: Edge of the patches in pixels.
+        slice_axis: Direction across the slices.
+        usable: (S,) bool. All other slices become blank, image and lesions, so that nothing is learned from them.
+        normalisation: Rule of the intensities; None is `auto`.
 
     Raises:
         DataError: If the patch is more than 4 times as large as the scan's slices.
@@ -193,16 +194,16 @@ def prepare_stack(
     spacing_mm: tuple[float, float],
     patch_px: int,
 ) -> PreparedSubject:
-    """Make a stack that has square pixels already ready.
+    """Prepare a stack with square pixels.
 
     Args:
         image: (S, H, W) float32, normalised.
         lesions: (S, H, W) int32, lesion ids.
-        classes: Lesion id to class.
-        volumes_ml: Lesion id to volume; None counts the stack's own voxels.
-        names: Of the scan and of the patient.
-        spacing_mm: Edge of a pixel, distance between slices.
-        patch_px: Edge of the patches to draw.
+        classes: Class of each lesion id.
+        volumes_ml: Volume of each lesion id in millilitres; None counts the voxels of the stack.
+        names: Names of the scan and of the patient.
+        spacing_mm: Edge of a pixel, and distance between slices.
+        patch_px: Edge of the patches in pixels.
     """
     pixel_mm, gap_mm = spacing_mm
     below, right = max(0, patch_px - image.shape[1]), max(0, patch_px - image.shape[2])
@@ -223,7 +224,7 @@ def as_scan(image: Tensor, lesions: Tensor, pixel_mm: float, gap_mm: float) -> t
 
 
 def _narrow(lesions: Tensor) -> Tensor:
-    """Return the ids in the smallest type that holds them all."""
+    """Return the ids in the smallest type that holds all of them."""
     largest = int(lesions.max())
     return lesions.to(next(kind for kind in _ID_TYPES if largest <= torch.iinfo(kind).max))
 
@@ -257,7 +258,7 @@ def _table(
 
 
 def _body(image: Tensor, lesions: Tensor) -> NDArray[np.int32]:
-    """Return evenly spread pixels of tissue; of anything, where there is no tissue."""
+    """Return evenly spread pixels of tissue, (N, 3) int32; any pixels if there is no tissue."""
     tissue = torch.nonzero(((image > BODY) & (lesions == 0)).flatten()).flatten().numpy()
     if not len(tissue):
         tissue = np.arange(image.numel())

@@ -1,4 +1,4 @@
-"""Augmentation of an episode's patches: what a scanner may do to all of them, and where each one lies."""
+"""Augmentation of the patches of an episode: changes of the scanner for all patches, and a movement of each patch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torchio as tio
 from torch import Tensor
 from torch.nn import functional
 
-_BIAS_PX = 16  # a bias field is smooth: it is worked out on this grid and stretched
+_BIAS_PX = 16  # a bias field is smooth, so it is computed on this grid and enlarged
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training patches are varied. The first seven are probabilities.
+    """How training patches are varied.
 
     Attributes:
-        bias: Of a bias field, one for the episode.
-        gamma: Of another gamma, one for the episode.
-        noise: Of added noise, in the whole episode.
-        ghosting: Of ghosts along one axis, in the whole episode.
-        motion: Of motion artefacts, in the whole episode, another one in each patch.
-        flip: Of mirroring, per patch and axis.
-        affine: Of a rotation and a zoom, per patch.
-        degrees: Most rotation.
-        zoom: Most zoom, as a share of the size.
+        bias: Probability of a bias field, the same for the episode.
+        gamma: Probability of another gamma, the same for the episode.
+        noise: Probability of added noise, in the whole episode.
+        ghosting: Probability of ghosts along one axis, in the whole episode.
+        motion: Probability of motion artefacts, in the whole episode; each patch has its own artefacts.
+        flip: Probability of mirroring, for each patch and axis.
+        affine: Probability of a rotation and a zoom, for each patch.
+        degrees: Largest rotation in degrees.
+        zoom: Largest zoom, as a share of the size.
     """
 
     bias: float = 0.3
@@ -40,7 +40,7 @@ class Augmentation:
     zoom: float = 0.15
 
     def __post_init__(self) -> None:
-        """Refuse what is no probability, and a zoom that leaves nothing."""
+        """Refuse probabilities outside 0 to 1, a zoom of 1 or more, and a rotation above 180 degrees."""
         for name in [field.name for field in fields(self)][:7]:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.init_args.augmentation.{name}={getattr(self, name)} is a share; choose 0 to 1.")
@@ -60,14 +60,14 @@ def augment(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation
     """Vary the patches of one episode, with torch's generator.
 
     Args:
-        images: (N, P, P) float32, normalised; exact zeros are outside of what was scanned and stay so.
+        images: (N, P, P) float32, normalised. Exact zeros lie outside of the scanned body, and stay zeros.
         masks: (N, M, P, P) bool, M masks of each patch.
-        clips: (N,) int64; patches of equal number are moved alike.
-        settings: What to do, and how often.
+        clips: (N,) int64. Patches with the same number move together.
+        settings: How patches are varied.
 
     Returns:
-        Images and masks of the same shapes; zeros where a patch was moved out of its frame. A patch that would lose one
-        of its masks altogether stays where it is.
+        Images and masks of the same shapes, with zeros where a patch left its frame. A patch that would lose a whole
+        mask does not move.
     """
     return _move(vary_intensities(images, settings), masks, clips, settings)
 
@@ -110,7 +110,7 @@ def _bias_field(images: Tensor) -> Tensor:
 
 
 def _move(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation) -> tuple[Tensor, Tensor]:
-    """Rotate, zoom and mirror about the patch's middle; only patches that are turned are sampled anew."""
+    """Rotate, zoom and mirror patches around their middle. Only rotated patches are resampled."""
     count = int(clips.max()) + 1
     mirrored = torch.rand(count, 2) < settings.flip  # across, down
     turned = torch.rand(count) < settings.affine
