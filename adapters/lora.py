@@ -34,7 +34,7 @@ class Lora(PeftAdapter):
     ) -> None:
         super().__init__(placement)
         if rank < 1:
-            raise ValueError(f"adapter.rank={rank} must be at least 1.")
+            raise ValueError(f"model.adapter.init_args.rank={rank} must be at least 1.")
         self.rank, self.alpha, self.dora = rank, alpha, dora
 
     def config(self, targets: list[str]) -> PeftConfig:

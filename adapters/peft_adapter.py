@@ -134,5 +134,6 @@ class PeftAdapter(Adapter):
 
     @staticmethod
     def _stage(trunk: nn.Module, name: str) -> int:
+        """Return the stage, 1 to 4, of a layer of the trunk with a name such as `blocks.7.attn.qkv`."""
         block = int(name.split(".")[1])
         return 1 + sum(block > end for end in trunk.stage_ends)  # type: ignore[union-attr]

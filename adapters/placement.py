@@ -26,6 +26,18 @@ class Placement:
 
     Raises:
         ValueError: If a part or a stage does not exist, or there is none.
+
+    Example:
+        >>> Placement(parts=["trunk"], stages=[4])
+        Placement(parts=('trunk',), stages=(4,), propagation='full')
+
+        The same in a configuration::
+
+            model:
+              adapter:
+                class_path: adapters.Lora
+                init_args:
+                  placement: {parts: [trunk], stages: [4]}
     """
 
     parts: Sequence[Part] = ("trunk", "memory_attention", "decoder")

@@ -109,7 +109,7 @@ class _Group(NamedTuple):
 
     exemplars: list[_Exemplar]
     target: Tensor
-    is_lesion: bool
+    is_lesion: bool  # False for normal anatomy and for an empty group
 
 
 class EpisodeDataset(Dataset[Episode]):
@@ -185,6 +185,9 @@ def draw_episode(
         rng: Source of all random numbers, except those of TorchIO.
         painter: Draws a kind of foreign lesion; None for no painted transplants.
         donors: Scans to cut foreign lesions from. A lesion is foreign if the subject lacks its class.
+
+    Returns:
+        2 groups of K exemplars, a query, and a clip of T slices.
     """
     chance = _draw_chance(rng)
     source = SOURCES[_choice(rng, [getattr(settings.mix, name) for name in SOURCES])]
@@ -223,7 +226,7 @@ def _draw_kind(subject: PreparedSubject, rng: np.random.Generator) -> int:
 
 
 def _kinds(subject: PreparedSubject, lesions: Tensor) -> Tensor:
-    """Return the class of every pixel (P, P), from its lesion id in `lesions` (P, P)."""
+    """Return the class of every pixel (P, P) int64, from its lesion id in `lesions` (P, P); 0 is background."""
     table = subject.table
     kinds = renumber(lesions.numpy(), dict(zip(table.lesion.tolist(), table.kind.tolist(), strict=True)))
     return torch.from_numpy(kinds).long()
@@ -237,7 +240,11 @@ def _choice(rng: np.random.Generator, weights: Sequence[float]) -> int:
 def _draw_query(
     subject: PreparedSubject, settings: EpisodeSettings, first: int, second: int | None, rng: np.random.Generator
 ) -> _Query:
-    """Draw a window that leaves exemplars of both classes on other slices, or of as many classes as possible."""
+    """Draw a window that leaves exemplars of both classes on other slices, or of as many classes as possible.
+
+    Of several windows the one with the highest score is kept. The score is 4 for an exemplar of the first class
+    elsewhere, 2 for one of the second class, and 1 if the window shows what was drawn for it (such as no lesion).
+    """
     mix, size, table = settings.mix, settings.patch_px, subject.table
     draw = rng.random()
     lesion_free, background = draw < mix.lesion_free, draw < mix.lesion_free + mix.background
@@ -280,7 +287,7 @@ def _window_at(subject: PreparedSubject, row: int, jitter_px: int, size: int, rn
 def _exemplars(
     subject: PreparedSubject, allowed: NDArray[np.bool_], settings: EpisodeSettings, rng: np.random.Generator
 ) -> list[_Exemplar]:
-    """Draw exemplars: first of different lesions, then of other slices of the same lesions."""
+    """Draw up to K exemplars: first of different lesions, then of other slices of the same lesions."""
     exemplars: list[_Exemplar] = []
     unused, fresh = allowed.copy(), allowed.copy()
     while len(exemplars) < settings.exemplars and unused.any():

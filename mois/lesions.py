@@ -110,6 +110,10 @@ def lesion_volumes_ml(lesions: InstanceMap, voxel_ml: float) -> dict[int, float]
 
     Returns:
         Lesion id to volume in millilitres, ids ascending.
+
+    Example:
+        >>> lesion_volumes_ml(np.array([0, 1, 1, 7]), voxel_ml=0.5)
+        {1: 1.0, 7: 0.5}
     """
     ids, counts = np.unique(lesions[lesions != 0], return_counts=True)
     return {int(lesion): int(count) * voxel_ml for lesion, count in zip(ids, counts, strict=True)}
@@ -131,6 +135,10 @@ def renumber(lesions: InstanceMap, to: Mapping[int, int]) -> InstanceMap:
     """Return an instance map of any shape with other ids. An id without an entry in `to` becomes 0.
 
     The cost depends on the number of ids, not on their size: ids reach 2147483647.
+
+    Example:
+        >>> renumber(np.array([0, 1, 1, 7]), {7: 2})
+        array([0, 0, 0, 2], dtype=int32)
     """
     distinct, index = compact_ids(lesions.reshape(-1))
     table = np.array([to.get(int(one), 0) for one in distinct], dtype=np.int32)

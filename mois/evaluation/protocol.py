@@ -44,7 +44,13 @@ ANSWER_BYTES = 1 << 30
 
 
 class Question(NamedTuple):
-    """A set of exemplars that is propagated: the first prompted lesions of a class, after some clicks on each."""
+    """A set of exemplars that is propagated: the first prompted lesions of a class, after some clicks on each.
+
+    Attributes:
+        target_class: Class of the prompted lesions; 0 without exemplars.
+        exemplars: Number of prompted lesions that are used.
+        clicks: Intended number of clicks on each.
+    """
 
     target_class: int
     exemplars: int
@@ -151,6 +157,12 @@ def evaluate_volume(
         out: Where to write the results as `predictions/*.nii.gz`, the prompted lesions alone with their true ids as
             `prompted/*.nii.gz`, and `overlays/*.png`; None writes nothing.
         shared: Work on this scan that other propagations of the same backbone and settings share.
+
+    Returns:
+        The figures of each scored class, the candidates, and the seconds of each step.
+
+    Raises:
+        ValueError: If the dataset does not declare the class to score.
     """
     seconds: dict[str, float] = {}
     shared = shared or SharedWork()

@@ -59,7 +59,13 @@ class Optimisation:
     warm_up: float = 0.05
 
     def factor(self, step: int, steps: int) -> float:
-        """Return the factor of the learning rate at a step, of a training with `steps` steps."""
+        """Return the factor of the learning rate at a step, of a training with `steps` steps.
+
+        Example:
+            >>> optimisation = Optimisation(warm_up=0.2)
+            >>> [round(optimisation.factor(step, steps=10), 2) for step in (0, 1, 2, 10)]
+            [0.5, 1.0, 1.0, 0.01]
+        """
         warm_up = max(1, round(self.warm_up * steps))
         if step < warm_up:
             return (step + 1) / warm_up
@@ -119,9 +125,8 @@ class ExemplarSegmenter(LightningModule):
         self.step_0: dict[str, float] = {}  # figures of the validation before the first step
         self.validated: dict[str, float] = {}  # figures of the validation of the present weights
         self.calibrations: dict[str, Calibration] = {}  # of the tested checkpoint, by propagation prefix
-        self.strict_loading = (
-            False  # a checkpoint holds what was trained; on_load_checkpoint checks that it is all there
-        )
+        # A checkpoint holds only the trained tensors. on_load_checkpoint checks that all of them are there.
+        self.strict_loading = False
         # DDP would broadcast the buffers, all of them constants, before every forward pass, also in a validation. A
         # rank with more volumes than others would then wait without end (test_every_trainer_part_trains).
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
@@ -156,14 +161,17 @@ class ExemplarSegmenter(LightningModule):
         return batch if isinstance(batch, Volume) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
-        """Return the loss of a batch of episodes, and log its parts. Lightning calls it for every training batch."""
+        """Compute the loss of a batch of episodes, and log its parts. Lightning calls it for every training batch.
+
+        Returns:
+            The sum of the losses, a scalar.
+        """
         encode = None
         if self.encoder is not None:
+            # A datamodule may replace the hook that computes the keys: then they are computed here.
             keys = self._keys or self.encoder.keys(pictures(self.backbone, episode), str(self.trainer.precision))
-            encode, self._keys = (
-                partial(self.encoder, keys=keys),
-                [],
-            )  # a datamodule may replace the hook that computes the keys
+            encode = partial(self.encoder, keys=keys)
+            self._keys = []
         result = learn(
             self.backbone,
             self.propagations,
@@ -317,9 +325,11 @@ class ExemplarSegmenter(LightningModule):
                 self.encoder = CachedEncoder(self.backbone, self.cache)
 
     def _trained(self) -> dict[str, Tensor]:
+        """Return the trained tensors by name: what a checkpoint holds."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _score(self, volume: Volume, out: Path | None) -> None:
+        """Score a scan with every propagation, and keep the reports for the end of the epoch."""
         segmenters = {prefix: self.segmenter(propagation) for prefix, propagation in self.propagations.items()}
         for prefix, report in score_scan(segmenters, volume, self.protocol, out).items():
             self.reports[prefix].append(report)
