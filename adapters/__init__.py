@@ -1,4 +1,4 @@
-"""How a frozen backbone is made trainable: LoRA and its family through peft, nothing, or everything."""
+"""Adapters make a frozen backbone trainable: LoRA and related methods of peft, the whole backbone, or nothing."""
 
 from adapters.lora import IA3, LoHa, LoKr, Lora
 from adapters.peft_adapter import PeftAdapter

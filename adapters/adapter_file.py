@@ -1,4 +1,4 @@
-"""Reads the file of an adapter, or refuses it in one line."""
+"""Reads the file of an adapter. A file that does not fit is refused in one line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def read_adapter(folder: Path, wanted: Mapping[str, Tensor], prefix: str = "") -
 
     Args:
         folder: Folder of the file.
-        wanted: Tensors that the file replaces.
-        prefix: Beginning of each name in the file, which is removed.
+        wanted: Tensors that the file must hold, by name.
+        prefix: Beginning of each name in the file; it is removed.
 
     Raises:
-        ValueError: If the file is damaged or something else, or its tensors are not those that are wanted.
+        ValueError: If the file is damaged, or its tensors differ in name or shape from the wanted tensors.
     """
     file = folder / NAME
     tensors = {name.removeprefix(prefix): each for name, each in read_tensor_file(file, f"{file}").tensors.items()}

@@ -45,7 +45,7 @@ class Lora(PeftAdapter):
 
 
 class LoHa(PeftAdapter):
-    """Updates that are the product, element by element, of two low-rank updates: a higher rank at the same size.
+    """Element-wise products of two low-rank updates. They have a higher rank at the same size.
 
     Args:
         rank: Rank of each factor.
@@ -73,7 +73,7 @@ class LoHa(PeftAdapter):
 
 
 class LoKr(PeftAdapter):
-    """Updates that are Kronecker products of small matrices: the fewest parameters for a full rank.
+    """Kronecker products of small matrices. They have the fewest parameters for a full rank.
 
     Args:
         rank: Rank of the larger factor.
@@ -101,7 +101,7 @@ class LoKr(PeftAdapter):
 
 
 class IA3(PeftAdapter):
-    """One learned scale per output channel: the smallest adapter.
+    """A learned scale for each output channel. This is the smallest adapter.
 
     Args:
         placement: Where the adapter goes.

@@ -1,4 +1,4 @@
-"""Low-rank and related adapters through peft, placed by part and by stage."""
+"""Base of the adapters of peft. Parts and stages of the backbone say where an adapter goes (`Placement`)."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class PeftAdapter(Adapter):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Switch the adapter off inside the context: the backbone answers exactly as before `attach`."""
+        """Switch the adapter off within this context. The backbone then answers exactly as before `attach`."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         layers = [layer for layer in self.backbone.modules() if isinstance(layer, BaseTunerLayer)]

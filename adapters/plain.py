@@ -1,4 +1,4 @@
-"""Adapters without peft: nothing of the backbone is trained, or all of it."""
+"""Adapters without peft: the whole backbone stays frozen, or the whole backbone is trained."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from adapters.adapter_file import NAME, read_adapter
 from mois.files.atomic import whole_file
 from mois.interfaces import Adapter, Backbone, Propagation
 
-# Tensors of SAM2 that no training step reaches: unused in SAM 2.1's own settings, or only with prompts never simulated.
 UNREACHED = (
     "sam.no_mem_pos_enc",
     "sam.mask_downsample",
     "sam.sam_prompt_encoder.point_embeddings.2",
     "sam.sam_prompt_encoder.point_embeddings.3",
 )
+"""Tensors of SAM2 that no training step reaches: SAM 2.1 uses them for no prompt that we simulate."""
 
 
 class Frozen(Adapter):
-    """Trains the propagation only; the backbone stays as it is, to the byte."""
+    """Trains only the propagation. The backbone does not change, to the byte."""
 
     def attach(self, backbone: Backbone, propagation: Propagation) -> None:
         """See `Adapter.attach`."""
@@ -30,7 +30,7 @@ class Frozen(Adapter):
         propagation.requires_grad_(True)
 
     def save(self, folder: Path) -> None:
-        """Write an empty file: nothing of the backbone was trained."""
+        """Write a file without tensors: nothing of the backbone was trained."""
         _write({}, folder)
 
     def load(self, folder: Path) -> None:
@@ -39,7 +39,7 @@ class Frozen(Adapter):
 
 
 class Full(Adapter):
-    """Trains every tensor of the backbone that a training step reaches: pretraining, and the costly comparison.
+    """Trains every tensor of the backbone that a training step reaches, for pretraining and for comparison.
 
     Args:
         propagation: Whether the propagation is trained (`full`) or not (`frozen`).

@@ -1,1 +1,1 @@
-"""Synthetic scans: bodies, lesion types, and scenes with lesions in them."""
+"""Phantoms: synthetic scans with bodies, lesion types, and lesions in the bodies."""

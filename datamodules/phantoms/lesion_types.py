@@ -1,4 +1,4 @@
-"""What a synthetic lesion looks like: a parametric family of lesion types, from which any number can be drawn."""
+"""Lesion types of phantoms: a parametric family, from which any number of types can be drawn."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ _CONTRAST = {"very_dark": (-0.33, -0.27), "dark": (-0.2, -0.16), "bright": (0.2,
 
 @dataclass(frozen=True)
 class LesionType:
-    """One draw from the family: a level of every attribute, and the numbers drawn within it.
+    """A lesion type: a level of every attribute, and numbers drawn within these levels.
 
     Attributes:
-        name: For people and for dataset.json.
-        intensity: One of INTENSITIES, against the tissue around the lesion.
-        core: One of CORES; a ring is hollow: tissue shines through its centre.
+        name: Name for readers and for dataset.json.
+        intensity: One of INTENSITIES, relative to the tissue around the lesion.
+        core: One of CORES. A ring is hollow, with tissue in its centre.
         texture: One of TEXTURES.
         shape: One of SHAPES.
         border: One of BORDERS.
-        contrast: Signal minus surrounding tissue, in units of the image's scale.
-        core_contrast: The same for the core; equals `contrast` where the core is solid.
-        wall_fraction: Thickness of the wall around a core, as a share of the lesion's greatest depth.
-        texture_depth: How far stripes and speckles take the contrast back to 0; 0 is smooth, 1 is all the way.
-        texture_mm: Period of stripes, grain of speckles.
-        elongation: Longest to shortest axis of the body of the lesion, 1 or more.
-        border_mm: Width over which the signal falls to that of the tissue; 0 is one pixel.
+        contrast: Signal minus that of the surrounding tissue, in units of the image.
+        core_contrast: Contrast of the core; equal to `contrast` for a solid core.
+        wall_fraction: Thickness of the wall around a core, as a share of the largest depth of the lesion.
+        texture_depth: How far stripes and speckles lower the contrast, 0 (smooth) to 1 (down to 0).
+        texture_mm: Period of stripes, or grain of speckles, in millimetres.
+        elongation: Longest axis over shortest axis of the lesion, 1 or more.
+        border_mm: Width of the change from lesion to tissue, in millimetres; 0 is one pixel.
     """
 
     name: str
@@ -66,14 +66,14 @@ class LesionType:
 
     @property
     def look(self) -> tuple[str, str, str]:
-        """The levels that HELD_BACK speaks of."""
+        """Levels of the type in the form of HELD_BACK."""
         return (self.intensity, self.core, self.texture)
 
 
 def make_lesion_type(
     rng: np.random.Generator, intensity: str, core: str, texture: str, shape: str, border: str, name: str = ""
 ) -> LesionType:
-    """Draw the numbers of a type whose levels are given.
+    """Draw the numbers of a type with given levels.
 
     Raises:
         ValueError: If a level does not exist.
@@ -106,7 +106,7 @@ def make_lesion_type(
 
 
 def draw_lesion_type(rng: np.random.Generator, *, held_back: bool = False) -> LesionType:
-    """Draw a type: never a held-back look, or, with `held_back`, nothing else."""
+    """Draw a type. With `held_back`, its levels are among HELD_BACK; otherwise they are not."""
     while True:
         levels = tuple(str(rng.choice(axis)) for axis in (INTENSITIES, CORES, TEXTURES, SHAPES, BORDERS))
         if (levels[:3] in HELD_BACK) == held_back:
@@ -114,7 +114,7 @@ def draw_lesion_type(rng: np.random.Generator, *, held_back: bool = False) -> Le
 
 
 def clearly_different(first: LesionType, second: LesionType) -> bool:
-    """Tell whether a reader could tell two types apart within one scan: by brightness, core or texture.
+    """Return whether a reader can distinguish two types in one scan: by brightness, core or texture.
 
     Stripes against speckles do not count: on a small lesion they look the same.
     """
@@ -123,7 +123,7 @@ def clearly_different(first: LesionType, second: LesionType) -> bool:
 
 
 def draw_lesion_types(rng: np.random.Generator, count: int, *, held_back: bool = False) -> list[LesionType]:
-    """Draw types for one body, each clearly different from the others.
+    """Draw the types of one body. All types are clearly different (`clearly_different`).
 
     Raises:
         ValueError: If `count` is below 1 or so many do not fit into one body.

@@ -29,8 +29,8 @@ class Painted(NamedTuple):
     """One lesion in a stack.
 
     Attributes:
-        box: Slices of the stack's three axes.
-        mask: The lesion within the box, bool.
+        box: Slices of the three axes of the stack.
+        mask: Mask of the lesion within the box, bool.
     """
 
     box: Box
@@ -38,13 +38,13 @@ class Painted(NamedTuple):
 
 
 class _Solid(NamedTuple):
-    """The body of a lesion before it is cut to its volume.
+    """The shape of a lesion, before it is cut to its volume.
 
     Attributes:
-        box: Where it lies in the stack.
+        box: Its place in the stack.
         distance: (s, h, w) mm to its surface, negative inside.
-        axes: Millimetres from its centre along the box's three axes.
-        clipped: Whether the box was cut by the end of the stack.
+        axes: Distance from its centre along the three axes of the box, in millimetres.
+        clipped: Whether the stack ends within the lesion.
     """
 
     box: Box
@@ -55,7 +55,7 @@ class _Solid(NamedTuple):
 
 @lru_cache(maxsize=512)
 def _spline(count: int, cells_per_sample: float) -> Float:
-    """Return the cubic B-spline matrix (count, cells) that stretches coarse values over `count` samples."""
+    """Return the matrix (count, cells) of cubic B-splines that interpolates coarse values at `count` samples."""
     position = np.arange(count) * cells_per_sample
     first = np.floor(position).astype(np.intp)
     t = position - first
@@ -67,7 +67,7 @@ def _spline(count: int, cells_per_sample: float) -> Float:
 
 
 def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: Triple, cell_mm: float) -> Float:
-    """Return smooth noise of zero mean and about unit variance, (S, H, W), whose bumps are about `cell_mm` wide."""
+    """Return smooth noise (S, H, W) with mean 0, variance about 1, and bumps about `cell_mm` wide."""
     depth, rows, columns = (_spline(n, min(mm / cell_mm, 1.0)) for n, mm in zip(shape, spacing_mm, strict=True))
     coarse = rng.standard_normal((depth.shape[1], rows.shape[1], columns.shape[1]), dtype=np.float32)
     sliced = (depth @ coarse.reshape(coarse.shape[0], -1)).reshape(shape[0], *coarse.shape[1:])
@@ -76,7 +76,7 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: T
 
 
 def _skeleton(rng: np.random.Generator, shape: str, radius_mm: float, thinnest_mm: float) -> tuple[Float, Float]:
-    """Return centres (N, 3) in mm around 0 and radii (N,) of the balls whose union is the lesion."""
+    """Return centres (N, 3) around 0 and radii (N,) in mm of balls. The union of the balls is the lesion."""
     if shape == "round":
         return np.zeros((1, 3), np.float32), np.full(1, radius_mm, np.float32)
     if shape == "lobulated":
@@ -86,7 +86,7 @@ def _skeleton(rng: np.random.Generator, shape: str, radius_mm: float, thinnest_m
         radii = radius_mm * rng.uniform(0.4, 0.6, count)
         centres = np.concatenate([np.zeros((1, 3)), direction])
         return centres.astype(np.float32), np.concatenate([[0.6 * radius_mm], radii]).astype(np.float32)
-    # plexiform: tubes that wander from the centre, as long as the volume of the equal ball asks for
+    # plexiform: winding tubes from the centre; their length gives the volume of the equal ball
     tube_mm = max(0.36 * radius_mm, thinnest_mm)
     length_mm = 4 / 3 * radius_mm**3 / tube_mm**2
     branches = int(rng.integers(3, 6))
@@ -137,14 +137,14 @@ def _solid(
 
 
 def _cut(solid: _Solid, allowed: Bool | None, voxels: int, slack_mm: float, *, cut: bool) -> tuple[Bool, Float] | None:
-    """Return the mask of a solid and the depth of its voxels in mm, or None where there is no room.
+    """Return the mask of a solid, and the depth of its voxels in mm; None if there is no room.
 
     Args:
-        solid: To be cut.
+        solid: The shape of the lesion.
         allowed: (S, H, W) bool or None.
-        voxels: Wanted; fewer where the stack ends or, with `cut`, where it is not allowed.
-        slack_mm: How far the surface may move out to make up for what is not allowed.
-        cut: Whether to lose what is not allowed, instead of making up for it.
+        voxels: Wanted number of voxels. The end of the stack and, with `cut`, forbidden voxels lower the number.
+        slack_mm: Largest outward move of the surface, to replace forbidden voxels.
+        cut: Whether forbidden voxels are lost instead of replaced.
     """
     distance = solid.distance
     whole = int((distance <= 0).sum())
@@ -171,7 +171,7 @@ def _cut(solid: _Solid, allowed: Bool | None, voxels: int, slack_mm: float, *, c
 def _texture(
     rng: np.random.Generator, lesion: LesionType, solid: _Solid, mask: Bool, spacing_mm: Triple, radius_mm: float
 ) -> Float:
-    """Return the share of the contrast that is left, (s, h, w), for stripes or speckles."""
+    """Return the remaining share of the contrast, (s, h, w), for stripes or speckles."""
     depth, row, column = solid.axes
     if lesion.texture == "striped":
         angle, lean = rng.uniform(0, math.pi), rng.uniform(-0.3, 0.3)
@@ -180,8 +180,8 @@ def _texture(
         wave = np.sin(2 * math.pi / period_mm * place + rng.uniform(0, 2 * math.pi))
     else:
         wave = smooth_field(rng, solid.distance.shape, spacing_mm, max(spacing_mm[1], lesion.texture_mm))
-        wave = (wave - wave[mask].mean()) / max(float(wave[mask].std()), 0.1)  # grains on the smallest ones, too
-    # up to 1.25: half of a lesion has to carry all of its contrast
+        wave = (wave - wave[mask].mean()) / max(float(wave[mask].std()), 0.1)  # speckles also on the smallest lesions
+    # up to 1.25, because half of a lesion carries the whole contrast
     share: Float = (1.25 - 1.1 * lesion.texture_depth * (0.5 - 0.5 * np.tanh(3 * wave))).astype(np.float32)
     return share
 
@@ -200,23 +200,24 @@ def render_lesion(
     tissue: tuple[float, float] = (-math.inf, math.inf),
     cut: bool = False,
 ) -> Painted | None:
-    """Paint one lesion into `image` in place.
+    """Paint a lesion into `image`; the image is changed.
 
     Args:
-        rng: Draws shape and texture.
+        rng: Source of random numbers for shape and texture.
         image: (S, H, W) float32, changed in place.
         allowed: (S, H, W) bool, where the lesion may lie, or None for everywhere.
-        lesion: What it looks like.
-        centre: Slice, row, column.
-        volume_ml: Met to a voxel where there is room for it; what lies beyond the stack is lost.
-        spacing_mm: Between slices, rows, columns.
-        scale: What a contrast of 1 is in units of the image.
-        noise: Standard deviation of noise to add within the lesion, for images that are noisy already.
+        lesion: Type of the lesion.
+        centre: Slice, row and column of the centre.
+        volume_ml: Volume in millilitres, exact to a voxel if there is room. Voxels beyond the stack are lost.
+        spacing_mm: Distance between slices, rows and columns.
+        scale: Intensity of a contrast of 1, in units of the image.
+        noise: Standard deviation of noise within the lesion, for images with noise.
         tissue: Lowest and highest mean signal of the tissue that may be replaced, in units of the image.
-        cut: Lose what is not allowed, instead of growing elsewhere.
+        cut: Whether forbidden voxels are lost; otherwise the lesion grows elsewhere.
 
     Returns:
-        Where it is, or None, with the image unchanged, if 8 connected voxels do not fit or the tissue does not suit.
+        The painted lesion. None if 8 connected voxels do not fit, or the tissue does not suit; then the image is
+        unchanged.
     """
     radius_mm = (750 * volume_ml / math.pi) ** (1 / 3)
     pixel_mm = spacing_mm[1]
@@ -252,15 +253,15 @@ def paint_lesion(
     spacing_mm: Triple,
     rng: np.random.Generator,
 ) -> Bool:
-    """Paint one lesion into an existing scan, in place, as strong and as noisy as suits that scan.
+    """Paint a lesion into a scan, with contrast and noise of this scan; the scan is changed.
 
     Args:
         image: (S, H, W) float32, any unit; zero is background, where no lesion goes. Changed in place.
-        centre: Slice, row, column.
-        lesion: What it looks like.
-        volume_ml: Volume, less what falls on background or beyond the stack.
-        spacing_mm: Between slices, rows, columns.
-        rng: Draws shape, texture and noise.
+        centre: Slice, row and column of the centre.
+        lesion: Type of the lesion.
+        volume_ml: Volume in millilitres, minus voxels on background or beyond the stack.
+        spacing_mm: Distance between slices, rows and columns.
+        rng: Source of random numbers for shape, texture and noise.
 
     Returns:
         The lesion, (S, H, W) bool; all False, with the image unchanged, where fewer than 8 connected voxels fit, or it
@@ -274,7 +275,7 @@ def paint_lesion(
     low, high = (float(level) for level in np.percentile(inside[:: max(1, inside.size // 20000)], (0.5, 99.5)))
     scale = high - low
     steps = np.diff(image, axis=-1)[foreground[..., 1:] & foreground[..., :-1]]
-    # median step between neighbours, as a standard deviation; a part of it is anatomy
+    # median difference of neighbours, as a standard deviation; a part of it is anatomy
     noise = 0.7 * float(np.median(np.abs(steps))) / 0.6745 / math.sqrt(2) if steps.size else 0.0
     tissue = (low - 0.8 * lesion.contrast * scale, high) if lesion.contrast < 0 else (low, low + 0.75 * scale)
     painted = render_lesion(

@@ -44,14 +44,14 @@ Int = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Phantom:
-    """A scan whose lesions are known.
+    """A synthetic scan with known lesions.
 
     Attributes:
         image: (S, H, W) float32, 0 or more, in units of the scanner.
         instances: (S, H, W) int32, lesion ids, 0 is background.
-        classes: Lesion id to class, 1 is the first of the types.
+        classes: Class of each lesion id; 1 is the first type.
         distractors: (S, H, W) int32, values of DISTRACTORS: what may look like a lesion and is none.
-        spacing_mm: Between slices, rows, columns.
+        spacing_mm: Distance between slices, rows and columns.
         gain: Signal of the scan for a signal of 1 (about that of fluid).
     """
 
@@ -64,7 +64,7 @@ class Phantom:
 
 
 def _acquire(rng: np.random.Generator, signal: Float, spacing_mm: Triple) -> tuple[Float, float]:
-    """Return the signal as a scanner would give it, with bias field, uneven slices and Rician noise, and its gain."""
+    """Return the signal with bias field, uneven slices and Rician noise of a scanner, and its gain."""
     bias = np.exp(np.float32(rng.uniform(0.04, 0.16)) * smooth_field(rng, signal.shape, spacing_mm, 170.0))
     uneven = 1 + rng.uniform(0.0, 0.03) * rng.standard_normal((signal.shape[0], 1, 1), dtype=np.float32)
     sigma = np.float32(rng.uniform(0.012, 0.04))
@@ -77,7 +77,7 @@ def _acquire(rng: np.random.Generator, signal: Float, spacing_mm: Triple) -> tup
 
 
 def _whole_body(rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: Triple) -> BodyGrid:
-    """Return the grid of a whole scan: the body in its middle, from just above the crown to about the knees."""
+    """Return the grid of a whole scan: the body in the middle, from above the crown to about the knees."""
     depth_mm, height_mm, width_mm = (n * mm for n, mm in zip(shape, spacing_mm, strict=True))
     scale = min(depth_mm / 255, height_mm / 1080, width_mm / 600) * float(rng.uniform(0.82, 1.0))
     aside_mm = width_mm * (float(rng.uniform(-0.02, 0.02)) - 0.5)
@@ -95,11 +95,11 @@ def make_phantom(
     """Draw a body with lesions of these types.
 
     Args:
-        rng: Draws everything.
-        types: Classes 1, 2, ...
-        shape: S, H, W.
-        spacing_mm: Between slices, rows, columns.
-        lesions: Fewest and most lesions; two or more of each type where there are enough.
+        rng: Source of all random numbers.
+        types: Types of the classes 1, 2, ...
+        shape: Number of slices, rows and columns.
+        spacing_mm: Distance between slices, rows and columns.
+        lesions: Smallest and largest number of lesions; two or more of each type, if possible.
     """
     return make_patient(rng, types, sessions=1, shape=shape, spacing_mm=spacing_mm, lesions=lesions)[0]
 
@@ -115,8 +115,8 @@ def make_patient(
 ) -> list[Phantom]:
     """Draw several scans of one body over time.
 
-    From one scan to the next lesions grow or shrink, up to three new ones appear, and bias, noise and gain are new. A
-    lesion keeps its id; one that finds no room any more has resolved.
+    From scan to scan, lesions grow or shrink, and up to three new lesions appear. Bias, noise and gain are new.
+    A lesion keeps its id. A lesion without room has resolved.
 
     Raises:
         ValueError: If there is no type, no session, or no lesion to draw.
@@ -150,10 +150,10 @@ def make_patient(
 
 
 def _resampling(count: int, mm: float, into: int, into_mm: float) -> tuple[Float, NDArray[np.intp]]:
-    """Return how `count` pixels become `into` ones, outer edges of the first aligned.
+    """Return how `count` pixels are resampled to `into` pixels. The outer edges of the first pixels align.
 
     Returns:
-        Matrix (into, count) of linear interpolation, and the nearest pixel's index (into,).
+        Matrix (into, count) of linear interpolation, and index (into,) of the nearest pixel.
     """
     place = np.clip((np.arange(into) + 0.5) * into_mm / mm - 0.5, 0, count - 1)
     low = np.minimum(place.astype(np.intp), max(count - 2, 0))
@@ -175,17 +175,17 @@ def make_slab(
     lesions_per_type: tuple[int, int] = (2, 6),
     acquired_mm: float = 3.0,
 ) -> Phantom:
-    """Draw a small piece of a body with lesions, fast.
+    """Draw a small piece of a body with lesions, faster than a whole body.
 
     Args:
-        rng: Draws everything.
-        types: Classes 1, 2, ...
-        slices: S.
-        height_px: H of what comes back.
-        width_px: W of what comes back.
-        pixel_mm: Of what comes back.
-        gap_mm: Between slices.
-        lesions_per_type: Fewest and most lesions of each type.
+        rng: Source of all random numbers.
+        types: Types of the classes 1, 2, ...
+        slices: Number of slices.
+        height_px: Rows of the result.
+        width_px: Columns of the result.
+        pixel_mm: Edge of a pixel of the result, in millimetres.
+        gap_mm: Distance between slices in millimetres.
+        lesions_per_type: Smallest and largest number of lesions of each type.
         acquired_mm: Pixel that everything is drawn at, to look as a scan of `make_phantom` does after resampling to
             `pixel_mm`; `pixel_mm` where that is larger.
 
@@ -230,16 +230,16 @@ def write_dataset(
     Scan i depends on (seed, i) alone, so that a larger dataset begins with the scans of a smaller one.
 
     Args:
-        out: Folder, made if it is missing; one that holds phantoms of the same settings gets the same bytes again.
-        subjects: Scans for training: imagesTr, labelsTr, instancesTr, distractorsTr.
-        seed: Same seed, same bytes.
-        types: Classes 1, 2, ...; None takes the four named types.
-        test_subjects: Scans that follow, in imagesTs, labelsTs, instancesTs, distractorsTs.
-        sessions: Scans of each patient.
-        shape: S, H, W of a scan.
-        spacing_mm: Between slices, rows, columns.
-        lesions: Fewest and most lesions of a scan.
-        progress: Told after each scan how many are written, and of how many.
+        out: Folder; it is made if it is missing. A folder with phantoms of the same settings gets the same bytes again.
+        subjects: Number of training scans, in imagesTr, labelsTr, instancesTr, distractorsTr.
+        seed: Seed of all scans. The same seed gives the same bytes.
+        types: Types of the classes 1, 2, ...; None takes the four named types.
+        test_subjects: Number of test scans, in imagesTs, labelsTs, instancesTs, distractorsTs.
+        sessions: Number of scans of each patient.
+        shape: Number of slices, rows and columns of a scan.
+        spacing_mm: Distance between slices, rows and columns.
+        lesions: Smallest and largest number of lesions of a scan.
+        progress: Called after each scan, with the number of written scans and the number of all scans.
 
     Raises:
         ValueError: If a patient would stand on both sides, there is nothing to write, or `out` holds other scans.
@@ -277,7 +277,7 @@ def write_dataset(
 
 
 def _check_same_phantoms(out: Path, settings: dict[str, Any]) -> None:
-    """Write what decides the phantoms, or refuse a folder that holds other scans: they would stay beside the new."""
+    """Write the settings of the phantoms into their folder. Refuse a folder with other scans: they would stay there."""
     path = out / "phantom.json"
     if not path.is_file():
         if (out / "dataset.json").is_file() or any(out.glob("images*/[!.]*")):
@@ -311,7 +311,7 @@ def _write_scan(out: Path, part: str, name: str, scan: Phantom) -> None:
 
 
 def _write_nifti(path: Path, stack: NDArray[np.generic], spacing_mm: tuple[float, float, float]) -> None:
-    """Write a stack as a coronal scan: axes of the file run to the left, to the head and to the back."""
+    """Write a stack as a coronal scan. The axes of the file run to the left, to the head and to the back."""
     depth_mm, row_mm, column_mm = spacing_mm
     array = np.ascontiguousarray(stack[:, ::-1, :].transpose(2, 1, 0))
     affine = np.array([[-column_mm, 0, 0, 0], [0, 0, -depth_mm, 0], [0, row_mm, 0, 0], [0, 0, 0, 1.0]])
@@ -320,5 +320,5 @@ def _write_nifti(path: Path, stack: NDArray[np.generic], spacing_mm: tuple[float
     file.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
     file.set_sform(affine, 1)  # type: ignore[no-untyped-call]
     file.set_qform(affine, 1)  # type: ignore[no-untyped-call]
-    # gzip's header would hold the time of writing: same seed, same bytes (test_same_seed_same_bytes)
+    # the header of gzip would hold the time of writing, so that bytes differ (test_same_seed_same_bytes)
     write_bytes(path, gzip.compress(file.to_bytes(), compresslevel=3, mtime=0))
