@@ -1,7 +1,7 @@
-"""Files that are whole or not there: nobody finds half a result, however a process ends.
+"""Writes files whole or not at all: no reader finds half a result, however a process ends.
 
-What stands at a path may have been put there by anybody: only regular files are read, and only regular files are
-replaced. A temporary file has a name that nobody can guess, and is never opened through a link.
+Anybody may have put something at a path. So only regular files are read, and only regular files are replaced. A
+temporary file has a name that nobody can guess, and is never opened through a link.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _ABANDONED_S = 3600
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield another name beside a file; what is written there takes the file's place when the block ends well.
+    """Yield the path of a temporary file. It replaces the file at `path` when the block ends without an error.
 
-    The file gets the permissions that the user's umask leaves, whatever the block's writer gave it.
+    The file gets the permissions of the umask of the user, even if the writer sets other permissions.
 
     Args:
-        path: What readers will find; its folder is made, an older file is replaced.
+        path: Path of the file. Its folder is made, and an older file is replaced.
 
     Raises:
-        ValueError: If something stands there that is no regular file: a folder, a device, a pipe or a link.
-        OSError: If the system refuses it, as on a full disk; its file name is this path.
+        ValueError: If the path holds a folder, a device, a pipe or a link.
+        OSError: If the system refuses to write, as on a full disk. The error names this path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_other(path, stat.S_IFREG)
@@ -45,7 +45,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         allowed = stat.S_IMODE(part.stat().st_mode)
         with naming(path, part):
             yield part
-        if stat.S_IMODE(part.stat().st_mode) != allowed:  # safetensors makes files that their owner alone can read
+        if stat.S_IMODE(part.stat().st_mode) != allowed:  # safetensors makes files that only their owner can read
             part.chmod(allowed)
         part.replace(path)
     finally:
@@ -54,14 +54,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path, own: Collection[str]) -> Iterator[Path]:
-    """Yield a new folder beside another; it takes that one's place when the block ends well.
+    """Yield a temporary folder. It replaces `folder` when the block ends without an error.
 
     Args:
-        folder: What readers will find.
-        own: Names in it that are replaced or go; what else stands in the older folder, such as notes, is kept.
+        folder: Path of the folder.
+        own: Names of files that are replaced or deleted. Other files of the older folder, such as notes, are kept.
 
     Raises:
-        ValueError: If something stands there that is no folder: a file, a device, a pipe or a link.
+        ValueError: If the path holds a file, a device, a pipe or a link.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _refuse_other(folder, stat.S_IFDIR)
@@ -88,15 +88,15 @@ def whole_folder(folder: Path, own: Collection[str]) -> Iterator[Path]:
 
 
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
-    """Return what a regular file holds; a pipe or a device, which might never end, is not waited for.
+    """Return the content of a regular file. Pipes and devices are refused, because they might never end.
 
     Args:
-        path: May be a link to a regular file.
-        most_bytes: Size from which the file is refused unread; None takes any.
+        path: Path of the file, or of a link to it.
+        most_bytes: Largest size; a larger file is refused unread. None allows any size.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no regular file, or too large.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the path holds no regular file, or the file is too large.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -106,14 +106,14 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file to be read; a pipe or a device is not waited for.
+    """Open a regular file for reading. Pipes and devices are refused without a wait.
 
     Args:
-        path: May be a link to a regular file.
+        path: Path of the file, or of a link to it.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        DataError: If it is no regular file.
+        FileNotFoundError: If the file does not exist.
+        DataError: If the path holds no regular file.
     """
     mode = path.stat().st_mode  # a socket cannot be opened
     if stat.S_ISREG(mode):
@@ -127,7 +127,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 @contextmanager
 def naming(path: Path, part: Path | None = None) -> Iterator[None]:
-    """Let the system's errors name the file that was to be written, where they know none or its unfinished part."""
+    """Make errors of the system name `path`, if they name no file or the temporary file `part`."""
     try:
         yield
     except OSError as error:
@@ -142,15 +142,15 @@ def naming(path: Path, part: Path | None = None) -> Iterator[None]:
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """Return a name in the same folder that nobody can guess; it begins with a dot and ends like the path."""
+    """Return a path in the same folder with a name that nobody can guess: dot, name, random digits, ending."""
     return path.with_name(f".{path.name[-40:]}.{uuid.uuid4().hex}.{ending}")
 
 
 def _refuse_other(path: Path, kind: int) -> None:
-    """Refuse to write over what is of another kind than a file (or folder) of ours.
+    """Refuse to replace anything that is not of this kind: a regular file, or a folder.
 
     Raises:
-        ValueError: If something else stands there.
+        ValueError: If the path holds another kind.
     """
     with suppress(FileNotFoundError):
         mode = path.lstat().st_mode
@@ -172,41 +172,41 @@ def _kind(mode: int) -> str:
 
 
 def refuse_links(folder: Path, parts: Sequence[str] = ("",)) -> None:
-    """Refuse a folder in which a link leads out of it: what it points to is not part of it.
+    """Refuse a folder that holds a link to a place outside of it.
 
     Args:
-        folder: Itself may be a link.
-        parts: Folders within it that are looked at; "" is the folder itself.
+        folder: The folder. It may be a link itself.
+        parts: Folders within it that are searched; "" is the folder itself.
 
     Raises:
-        DataError: Naming the first such link.
+        DataError: If there is such a link; the message names the first.
     """
     inside = folder.resolve()
     for part in parts:
         with suppress(FileNotFoundError, NotADirectoryError):
             for path in sorted((folder / part).iterdir()):
                 if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                    raise DataError(f"{path} is a link that leads out of {folder}; copy what it points to instead.")
+                    raise DataError(f"{path} is a link that leads out of {folder}; copy its target there instead.")
 
 
 def one_form(name: str) -> str:
-    """Return a name with each letter as one sign: macOS and some programs write an accent as a sign of its own."""
+    """Return a name in Unicode form NFC: each accented letter is one sign. macOS stores the accent as a second sign."""
     return unicodedata.normalize("NFC", name)
 
 
 def named(path: Path) -> Path:
-    """Return the file of a name, in whichever form its letters are written; the path itself where there is none."""
+    """Return the file with this name in any Unicode form; the path itself if there is no such file."""
     if path.name.isascii() or path.exists() or not path.parent.is_dir():
         return path
-    wanted = one_form(path.name)
-    return next((file for file in sorted(path.parent.iterdir()) if one_form(file.name) == wanted), path)
+    normal_name = one_form(path.name)
+    return next((file for file in sorted(path.parent.iterdir()) if one_form(file.name) == normal_name), path)
 
 
 def is_abandoned(part: Path) -> bool:
-    """Tell whether an unfinished file of `whole_file` is so old that whoever wrote it was killed.
+    """Return whether a temporary file of `whole_file` is so old that its writer must have been killed.
 
     Raises:
-        FileNotFoundError: If it is finished by now.
+        FileNotFoundError: If the file was finished in the meantime.
     """
     return part.suffix == ".part" and time.time() - part.stat().st_mtime > _ABANDONED_S
 

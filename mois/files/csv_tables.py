@@ -1,8 +1,7 @@
-"""Tables for spreadsheets, in which a name is a name.
+"""Writes CSV tables that are safe in spreadsheets: a text is never run as a formula.
 
-A spreadsheet takes a cell that begins with =, +, - or @ for a formula, also one that came from the name of a file, and
-may run it. Such a cell gets an apostrophe in front, which spreadsheets take for "this is text"; readers of ours take it
-off again.
+A spreadsheet takes a cell that begins with =, +, - or @ as a formula, and may run it. The name of a file may begin so.
+Such a cell gets an apostrophe in front, which marks text in spreadsheets. `plain` takes it off again.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any] | Sequence[Any]]) -> str:
-    """Return rows under their columns as CSV; what a row does not have is an empty cell."""
+    """Return rows as CSV text under the columns. A missing value is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([cell(name) for name in columns])
@@ -27,14 +26,14 @@ def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any] | Sequence
 
 
 def cell(value: Any) -> Any:
-    """Return what is written for a value: a text that a spreadsheet would run is marked as text."""
+    """Return the cell for a value. A text that a spreadsheet would run gets an apostrophe in front."""
     if not isinstance(value, str) or not value.lstrip(" '").startswith(_FORMULA) or _is_number(value):
         return value
     return f"'{value}"
 
 
 def plain(text: str) -> str:
-    """Return the text that `cell` was given."""
+    """Return the text from which `cell` made this cell."""
     return text[1:] if text.startswith("'") and cell(text[1:]) == text else text
 
 

@@ -1,8 +1,8 @@
 """A folder that one process writes into at a time.
 
-The lock is a file `.lock` in the folder, held by `flock`: the system lets go of it when the process ends, however it
-ends. The file says who has it. Where a file system knows no such locks, the process that the file names is looked for;
-on another machine it cannot be found, and one line says so.
+The lock is a file `.lock` in the folder, held by `flock`. The system releases it when the process ends in any way. The
+file names the process that holds it. A file system may not support such locks. Then the process that the file names is
+searched on this machine. If the file names another machine, one warning says so.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 NAME = ".lock"
-_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_ERRORS_OF_HELD_LOCK = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 class FolderLock:
     """Holds a folder until it is released.
 
     Args:
-        folder: Made if it is missing.
+        folder: The folder; it is made if it is missing.
 
     Raises:
-        ValueError: If another process, or another part of this one, has it.
+        ValueError: If another process, or another part of this process, holds the folder.
         OSError: If the folder cannot be written to.
     """
 
@@ -43,24 +43,24 @@ class FolderLock:
             self._file = self._open()
             if self._is_ours():
                 break
-            os.close(self._file)  # its holder removed it between our two steps: there is a new one
+            os.close(self._file)  # its holder removed the file after we opened it: try the new file
         self._process = os.getpid()
         _HOLDERS.append(self)
         self._write(json.dumps({"process": self._process, "host": socket.gethostname()}))
 
     def release(self) -> None:
-        """Let others have the folder, and remove it where it was made for nothing; twice does no harm."""
+        """Release the folder, and remove it if this lock made it and it is empty. A second call does nothing."""
         if self._file < 0:
             return
         if self._is_ours():
             self._path.unlink(missing_ok=True)
         self.forget()
-        if self._made:  # and nothing was written: what was refused leaves nothing behind
+        if self._made:  # an empty folder that we made does not stay
             with suppress(OSError):
                 self.folder.rmdir()
 
     def forget(self) -> None:
-        """Close the file without giving the folder up: what a forked process does, of which the parent holds it."""
+        """Close the file but keep the lock. A forked process does this, because its parent holds the lock."""
         os.close(self._file)
         self._file = -1
         _HOLDERS.remove(self)
@@ -79,40 +79,47 @@ class FolderLock:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                self._refuse_holder(file, known=error.errno in _HELD)
+                self._refuse_holder(file, known=error.errno in _ERRORS_OF_HELD_LOCK)
         except BaseException:
             os.close(file)
             raise
         return file
 
     def _refuse_holder(self, file: int, *, known: bool) -> None:
-        """Refuse a folder that another process has; where locks are not known, so far as the file tells.
+        """Refuse a folder that another process holds.
+
+        Args:
+            file: The open lock file.
+            known: Whether the system said that the lock is held. Otherwise it supports no locks, and the content of
+                the file decides.
 
         Raises:
-            ValueError: If another process has it.
+            ValueError: If another process holds the folder.
         """
         holder = _read(file)
         process, host = holder.get("process"), holder.get("host")
-        here = host == socket.gethostname()
-        who = f"process {process} on {host}" if process else "another process"
-        who = "this process, elsewhere" if here and process == os.getpid() else who
-        if known or (here and isinstance(process, int) and process != os.getpid() and _runs(process)):
-            raise ValueError(f"{self.folder} is being written by {who}; wait until it ends, or choose another folder.")
-        where = f"; {who} may be writing there" if process and not here else ""
+        on_this_machine = host == socket.gethostname()
+        holder_name = f"process {process} on {host}" if process else "another process"
+        holder_name = "this process, elsewhere" if on_this_machine and process == os.getpid() else holder_name
+        if known or (on_this_machine and isinstance(process, int) and process != os.getpid() and _runs(process)):
+            raise ValueError(
+                f"{self.folder} is being written by {holder_name}; wait until it ends, or choose another folder."
+            )
+        where = f"; {holder_name} may be writing there" if process and not on_this_machine else ""
         warnings.warn(
             f"{self.folder} cannot be locked on this file system{where}; let no other process write into it.",
             stacklevel=4,
         )
 
     def _is_ours(self) -> bool:
-        """Tell whether the file that we hold still stands in the folder."""
+        """Return whether the file that we hold is still the file in the folder."""
         try:
             return os.path.samestat(os.fstat(self._file), self._path.lstat())
         except FileNotFoundError:
             return False
 
     def _write(self, text: str) -> None:
-        """Say who holds it, but never over what somebody else has put there."""
+        """Write the name of the holder, unless the file has content of somebody else."""
         if os.fstat(self._file).st_size and not _read(self._file):
             return
         os.ftruncate(self._file, 0)
@@ -121,7 +128,7 @@ class FolderLock:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder within a block; raises as `FolderLock` does."""
+    """Hold a folder during a block. Raises the errors of `FolderLock`."""
     lock = FolderLock(folder)
     try:
         yield
@@ -146,7 +153,7 @@ def _runs(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # it is somebody else's
+    except (OSError, OverflowError):  # the process belongs to another user
         return True
     return True
 
@@ -156,4 +163,4 @@ def _forget_all() -> None:
         lock.forget()
 
 
-os.register_at_fork(after_in_child=_forget_all)  # a data worker that outlives its training must not hold its folder
+os.register_at_fork(after_in_child=_forget_all)  # a data worker may outlive its training, and must not hold the folder

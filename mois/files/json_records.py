@@ -1,8 +1,7 @@
-"""JSON that was written by anybody: read as it stands, compared with what it must hold, or refused in one line.
+"""Reads JSON that anybody may have written: as a value of a declared type, or refused in one line.
 
-`json.loads` takes NaN, keys that stand there twice and any depth; a dict that is read with `[...]` fails with a
-KeyError. Here a text becomes a value of a declared type (a dataclass, or types of `typing`), or a DataError that names
-the file and the place in it.
+`json.loads` accepts NaN, repeated keys and any depth. A missing key of a dict raises a KeyError. Here a text becomes a
+value of a declared type (a dataclass, or a type of `typing`), or a DataError that names the file and the place in it.
 """
 
 from __future__ import annotations
@@ -23,46 +22,46 @@ Record = TypeVar("Record")
 MOST_BYTES = 64 << 20
 DEEPEST_NESTING = 40
 """Largest number of lists and objects inside each other. Our own records have 8 at most."""
-SHOWN = 60
-"""Characters of a wrong value that a message shows."""
+SHOWN_CHARACTERS = 60
+"""Largest number of characters of a wrong value in a message."""
 DIGEST = "sha256"
-"""Key of a record under which the digest of all its other keys stands."""
+"""Key of a record that holds the digest of all other keys."""
 _ADAPTERS: dict[Any, TypeAdapter[list[Any]]] = {}
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 _CURE = "give another file"
 
 
 def read_record(path: Path, kind: type[Record], cure: str = _CURE, most_bytes: int = MOST_BYTES) -> Record:
-    """Return what a JSON file holds, as a value of a type.
+    """Return the content of a JSON file as a value of a type.
 
     Args:
         path: A regular file.
         kind: A dataclass, or a type such as `dict[str, float]`.
-        cure: End of the message where it does not hold that.
-        most_bytes: Size from which the file is refused unread.
+        cure: End of the message about a bad file.
+        most_bytes: Largest size; a larger file is refused unread.
 
     Raises:
-        DataError: If it is no regular file, too large, no JSON, or holds something else.
-        FileNotFoundError: If there is no such file.
+        DataError: If the file is no regular file, too large, no JSON, or of another type.
+        FileNotFoundError: If the file does not exist.
     """
     return as_record(parse_json(read_regular(path, most_bytes), str(path), cure), kind, str(path), cure)
 
 
 def read_json(path: Path, cure: str = _CURE, most_bytes: int = MOST_BYTES) -> Any:
-    """Return what a JSON file holds, its types unchecked; raises as `read_record` does."""
+    """Return the content of a JSON file without a check of its types. Raises the errors of `read_record`."""
     return parse_json(read_regular(path, most_bytes), str(path), cure)
 
 
 def parse_json(content: bytes | str, name: str, cure: str = _CURE) -> Any:
-    """Return what a JSON text holds: numbers are finite, no key stands twice in an object, texts are Unicode.
+    """Return the value of a JSON text with finite numbers, distinct keys and valid Unicode.
 
     Args:
         content: The text; bytes are UTF-8, with or without a byte order mark.
-        name: Of the file, for messages.
-        cure: End of a message.
+        name: Name of the file, for messages.
+        cure: End of the message.
 
     Raises:
-        DataError: If it is not such a text.
+        DataError: If the text is no such JSON.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
@@ -70,7 +69,7 @@ def parse_json(content: bytes | str, name: str, cure: str = _CURE) -> Any:
         if _is_deep(value):
             raise DataError(f"more than {DEEPEST_NESTING} lists and objects inside each other")
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates is no text
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no valid text
     except RecursionError as error:
         raise DataError(f"{name} is no JSON that can be read (too many objects inside each other); {cure}.") from error
     except ValueError as error:
@@ -87,34 +86,34 @@ def as_record(
     later: Collection[str] = (),
     complete: bool = True,
 ) -> Record:
-    """Return plain JSON values as a value of a type, every key of which is there.
+    """Return plain JSON values as a value of a type.
 
     Args:
-        plain: What `parse_json` gave.
-        kind: A dataclass, or a type such as `dict[str, float]`. Numbers, texts and truth values are not mixed up.
-        name: Of the file, for messages.
-        cure: End of a message.
-        later: Keys, with dots between them, that files of this format may lack; they take the dataclass's default.
-        complete: Whether all others have to be there, those with a default included.
+        plain: The value that `parse_json` returned.
+        kind: A dataclass, or a type such as `dict[str, float]`. Numbers, texts and truth values are not converted.
+        name: Name of the file, for messages.
+        cure: End of the message.
+        later: Keys, joined by dots, that older files may lack. They take the default of the dataclass.
+        complete: Whether all other keys must be present, even keys with a default.
 
     Raises:
-        DataError: Naming the first place that is wrong.
+        DataError: If the value is of another type; the message names the first wrong place.
     """
     try:
-        made = _adapter(kind).validate_json(json.dumps([plain], allow_nan=False))[0]
+        record = _adapter(kind).validate_json(json.dumps([plain], allow_nan=False))[0]
     except ValidationError as error:
         raise DataError(f"{name}: {_first_fault(error)}; {cure}.") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is no record of this program ({_reason(error)}); {cure}.") from error
-    whole = json.loads(_adapter(kind).dump_json([made]))[0] if complete else None
+    whole = json.loads(_adapter(kind).dump_json([record]))[0] if complete else None
     for missing in _missing(whole, plain):
         if missing not in later:
-            raise DataError(f"{name} lacks {missing[: 4 * SHOWN]}; {cure}.")
-    return made  # type: ignore[no-any-return]
+            raise DataError(f"{name} lacks {missing[: 4 * SHOWN_CHARACTERS]}; {cure}.")
+    return record  # type: ignore[no-any-return]
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a record, whatever the order and layout of its keys; that of `DIGEST` is left out.
+    """Return the SHA-256 of a record without its key `DIGEST`. The order and layout of the keys play no part.
 
     Raises:
         DataError: If a number in it is not finite.
@@ -124,7 +123,7 @@ def digest(content: Mapping[str, Any]) -> str:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with its digest, as a reader of its JSON finds it: keys are texts there.
+    """Return a record with its digest, in the form that reading its JSON gives: all keys are texts.
 
     Raises:
         ValueError: If a number in it is not finite.
@@ -134,10 +133,10 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_seal(content: Mapping[str, Any], name: str, cure: str = _CURE) -> None:
-    """Refuse a record that is not as it was written.
+    """Refuse a record that was changed after it was written.
 
     Raises:
-        DataError: If its digest is missing or is that of something else.
+        DataError: If its digest is missing, or does not fit its content.
     """
     if DIGEST not in content:
         raise DataError(f"{name} lacks {DIGEST}; {cure}.")
@@ -147,7 +146,7 @@ def check_seal(content: Mapping[str, Any], name: str, cure: str = _CURE) -> None
 
 def _adapter(kind: Any) -> TypeAdapter[list[Any]]:
     if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(list[kind], config=_STRICT)  # a list hands its settings down to a dataclass
+        _ADAPTERS[kind] = TypeAdapter(list[kind], config=_STRICT)  # a list passes its settings to a dataclass
     return _ADAPTERS[kind]
 
 
@@ -157,17 +156,17 @@ def _no_number(word: str) -> float:
 
 def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise DataError(f"{text[:SHOWN]} is too large for a number")
+        raise DataError(f"{text[:SHOWN_CHARACTERS]} is too large for a number")
     return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise DataError(f"the key {twice[:SHOWN]!r} stands there twice")
-    return made
+        raise DataError(f"the key {twice[:SHOWN_CHARACTERS]!r} stands there twice")
+    return unique
 
 
 def _is_deep(value: Any) -> bool:
@@ -181,28 +180,28 @@ def _is_deep(value: Any) -> bool:
     return True
 
 
-def _missing(whole: Any, plain: Any, place: str = "") -> Iterator[str]:
-    """Yield the keys of a record that stand in `whole` but not in `plain`."""
+def _missing(whole: Any, plain: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a record that are in `whole` but not in `plain`."""
     if isinstance(whole, dict) and isinstance(plain, dict):
         for key, value in whole.items():
             if key not in plain:
-                yield f"{place}{key}"
+                yield f"{prefix}{key}"
             else:
-                yield from _missing(value, plain[key], f"{place}{key}.")
+                yield from _missing(value, plain[key], f"{prefix}{key}.")
     elif isinstance(whole, list) and isinstance(plain, list):
         for number, (one, other) in enumerate(zip(whole, plain, strict=False)):
-            yield from _missing(one, other, f"{place}{number}.")
+            yield from _missing(one, other, f"{prefix}{number}.")
 
 
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
-    place = ".".join(str(part)[:SHOWN] for part in fault["loc"][1:])  # behind the place in the list
+    place = ".".join(str(part)[:SHOWN_CHARACTERS] for part in fault["loc"][1:])  # without the position in the list
     if fault["type"] in ("missing", "missing_argument"):
         return f"lacks {place}"
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"holds {place}, which this version does not know"
     given = repr(fault["input"])
-    given = given if len(given) <= SHOWN else f"{given[:SHOWN]}..."
+    given = given if len(given) <= SHOWN_CHARACTERS else f"{given[:SHOWN_CHARACTERS]}..."
     reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
     return f"{place or 'the whole'} is {given}: {reason}"
 

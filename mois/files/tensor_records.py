@@ -1,4 +1,4 @@
-"""Tensors with a few words about them, as .safetensors files of ours: written like any other, checked when read."""
+"""Writes tensors with metadata as .safetensors files, and checks them when they are read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mois.errors import DataError
 from mois.files.atomic import read_regular, write_bytes
 from mois.files.json_records import as_record, parse_json
 
-LARGEST = 1e9
-"""No feature is larger: sums of their squares stay within float32."""
+LARGEST_FEATURE = 1e9
+"""Largest absolute value of a feature, so that sums of squares fit float32."""
 _CURE = "give another file"
 
 
 class TensorRecord(NamedTuple):
-    """What a file holds.
+    """Content of a .safetensors file.
 
     Attributes:
-        tensors: By name.
-        metadata: What it says of itself.
+        tensors: Name to tensor.
+        metadata: Metadata in the header.
     """
 
     tensors: dict[str, Tensor]
@@ -43,29 +43,29 @@ def read_tensors(path: Path, cure: str = _CURE) -> TensorRecord:
     """Read the tensors of a regular file.
 
     Raises:
-        DataError: If it is no such file.
-        FileNotFoundError: If there is none.
+        DataError: If the file is no .safetensors file.
+        FileNotFoundError: If the file does not exist.
     """
     return parse_tensors(read_regular(path), str(path), cure)
 
 
 def parse_tensors(content: bytes, name: str, cure: str = _CURE) -> TensorRecord:
-    """Return the tensors that a file's content holds.
+    """Return the tensors in the content of a .safetensors file.
 
     Args:
-        content: As safetensors lays it out: the header's length, the header as JSON, the tensors.
-        name: Of the file, for messages.
-        cure: End of a message.
+        content: Length of the header, header as JSON, tensors.
+        name: Name of the file, for messages.
+        cure: End of the message.
 
     Raises:
-        DataError: If it is cut short, or of another layout.
+        DataError: If the content is cut short, or of another layout.
     """
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > len(content) - 8:
         raise DataError(f"{name} is cut short or no .safetensors file; {cure}.")
     header = parse_json(content[8 : 8 + length], f"{name}: its header", cure)
-    told = header.get("__metadata__", {}) if isinstance(header, dict) else None
-    metadata = as_record(told, dict[str, str], f"{name}: its metadata", cure)
+    raw_metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    metadata = as_record(raw_metadata, dict[str, str], f"{name}: its metadata", cure)
     try:
         return TensorRecord(load(content), metadata)
     except (SafetensorError, ValueError, TypeError, RuntimeError, LookupError) as error:
@@ -74,20 +74,20 @@ def parse_tensors(content: bytes, name: str, cure: str = _CURE) -> TensorRecord:
 
 
 def check_features(tensors: Mapping[str, Tensor], name: str, cure: str = _CURE) -> None:
-    """Refuse values that no model computes: everything is float32, finite and not beyond `LARGEST`.
+    """Refuse tensors that are not float32, not finite, or beyond `LARGEST_FEATURE`.
 
     Raises:
-        DataError: Naming the tensor.
+        DataError: If there is such a tensor; the message names it.
     """
     for key, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             raise DataError(f"{name}: {key} is {tensor.dtype}, not float32; {cure}.")
-        if not bool((tensor.abs() <= LARGEST).all()):
-            raise DataError(f"{name}: {key} holds values that are not finite, or beyond {LARGEST:g}; {cure}.")
+        if not bool((tensor.abs() <= LARGEST_FEATURE).all()):
+            raise DataError(f"{name}: {key} holds values that are not finite, or beyond {LARGEST_FEATURE:g}; {cure}.")
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return a digest of names, shapes and values, whatever the order."""
+    """Return the SHA-256 of names, shapes, types and values. The order plays no part."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()

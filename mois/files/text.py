@@ -1,4 +1,4 @@
-"""Text that people write or export: read in the encodings that they use, or refused with the cure in one line."""
+"""Reads text files that people write or export, in the usual encodings; other files are refused in one line."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-"""Byte order marks: Excel and Windows' Notepad write them."""
+"""Byte order marks. Excel and Notepad write them."""
 
-_NO_TEXTS = (
+_BINARY_FORMATS = (
     (b"\x1f\x8b", "a gzip file (an image?)"),
     (b"PK\x03\x04", "a zip archive (an Excel workbook?)"),
     (b"\xd0\xcf\x11\xe0", "an old Excel or Word file"),
@@ -33,12 +33,12 @@ _CURE = "save it as UTF-8 (Excel: CSV UTF-8)"
 
 
 class Table(NamedTuple):
-    """A CSV.
+    """The content of a CSV file.
 
     Attributes:
         columns: Names of the columns, without blanks around them.
-        rows: Cells by the name of their column, without blanks around them; a cell that is missing is empty.
-        lines: Where each row ends in the file, counted from 1.
+        rows: Cells by the name of their column, without blanks around them. A missing cell is "".
+        lines: Number of the last line of each row in the file, from 1.
     """
 
     columns: list[str]
@@ -47,24 +47,24 @@ class Table(NamedTuple):
 
 
 def read_text(path: Path, *, plain: bool = False) -> str:
-    """Return the text of a file: UTF-8, or UTF-16 and UTF-32 that begin with their mark.
+    """Return the text of a file: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 
     Args:
         path: A regular file.
-        plain: Whether it has to be UTF-8, because another program reads it as well.
+        plain: Whether the file must be UTF-8, because another program reads it too.
 
     Raises:
-        OSError: If it cannot be opened.
-        DataError: If it is in another encoding, no text, or no regular file.
+        OSError: If the file cannot be opened.
+        DataError: If the file has another encoding, is no text, or is no regular file.
     """
     try:
         content = read_regular(path, MOST_BYTES)
     except ValueError as error:  # a pipe, a folder, or far too large
         raise DataError(str(error)) from error
-    if called := next((name for start, name in _NO_TEXTS if content.startswith(start)), None):
+    if called := next((name for start, name in _BINARY_FORMATS if content.startswith(start)), None):
         raise DataError(f"{path}: is {called}, no text; give a text file, or export it as one.")
-    known = _MARKS[:1] if plain else _MARKS
-    mark, encoding = next(((mark, name) for mark, name in known if content.startswith(mark)), (b"", "utf-8"))
+    allowed_marks = _MARKS[:1] if plain else _MARKS
+    mark, encoding = next(((mark, name) for mark, name in allowed_marks if content.startswith(mark)), (b"", "utf-8"))
     try:
         text = content[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
@@ -77,11 +77,11 @@ def read_text(path: Path, *, plain: bool = False) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
-        OSError: If it cannot be opened.
-        DataError: If it is no text or no JSON (`mois.files.json_records.parse_json`).
+        OSError: If the file cannot be opened.
+        DataError: If the file is no text or no JSON (`mois.files.json_records.parse_json`).
     """
     text = read_text(path)
     if not text.strip():
@@ -90,17 +90,17 @@ def read_json(path: Path) -> Any:
 
 
 def read_table(path: Path) -> Table:
-    """Return a table whose first line names its columns; cells are parted by commas, semicolons, tabs or bars.
+    """Return a CSV table. Its first line names the columns; commas, semicolons, tabs or bars separate the cells.
 
     Raises:
-        OSError: If it cannot be opened.
-        DataError: If it is no text or no table.
+        OSError: If the file cannot be opened.
+        DataError: If the file is no text or no table.
     """
     text = read_text(path)
     text = text if "\n" in text else text.replace("\r", "\n")
     hint, _, rest = text.partition("\n")
     skipped = 0
-    if hint.strip().startswith("sep=") and len(hint.strip()) == 5:  # Excel's own word on how cells are parted
+    if hint.strip().startswith("sep=") and len(hint.strip()) == 5:  # Excel writes the separator in the first line
         delimiter, text, skipped = hint.strip()[4], rest, 1
     else:
         header = next((line for line in text.splitlines() if line.strip()), "")
@@ -133,7 +133,7 @@ def read_table(path: Path) -> Table:
 
 
 def _columns(path: Path, names: Sequence[str]) -> list[str]:
-    while names and not names[-1]:  # Excel leaves delimiters behind
+    while names and not names[-1]:  # Excel leaves separators at the end
         names = names[:-1]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path}: column {twice[0]!r} stands twice in its header; rename one.")

@@ -1,4 +1,4 @@
-"""Errors of full memory, of whatever device and library, and what would free some."""
+"""Recognises errors of full memory, on any device and from any library, and stores advice with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 ACCELERATOR, MACHINE, SHARED = "the accelerator's", "the machine's", "the machine's shared"
 
-_ASKED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+ ?\w+)")
+_REQUESTED_SIZE = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+ ?\w+)")
 _ON_ACCELERATOR = re.compile(
     r"(MPS backend|CUDA|HIP|XPU|CUDA error:|HIP error:) out of memory"
     r"|CU(DNN|BLAS|SPARSE|FFT)_STATUS_(INTERNAL_ERROR_HOST_ALLOCATION_FAILED|ALLOC_FAILED)"
@@ -21,20 +21,20 @@ _CURE = "end other programs that use it, or compute where there is more of it"
 
 
 def full_memory(error: BaseException) -> str:
-    """Return which memory is full, with what was asked for; nothing where the error is another one."""
+    """Return which memory is full, and the requested size, in words; "" for any other error."""
     text = " ".join(str(error).split())
-    if not (whose := _whose(error, text)):
+    if not (owner := _full_memory_of(error, text)):
         return ""
-    asked = _ASKED.search(text)
-    return f"{whose} memory is full{f' ({asked[1]} more were asked for)' if asked else ''}"
+    requested = _REQUESTED_SIZE.search(text)
+    return f"{owner} memory is full{f' ({requested[1]} more were asked for)' if requested else ''}"
 
 
 @contextmanager
 def memory_cure(cure: Callable[[BaseException], str]) -> Iterator[None]:
-    """Note in errors of full memory that pass what would free some here.
+    """Add advice to errors of full memory that leave the block.
 
     Args:
-        cure: Given the error, the end of its line.
+        cure: Returns the advice for an error.
     """
     try:
         yield
@@ -45,13 +45,13 @@ def memory_cure(cure: Callable[[BaseException], str]) -> Iterator[None]:
 
 
 def cure_of(error: BaseException) -> str:
-    """Return what `memory_cure` noted, nearest to the place of the error."""
+    """Return the advice of the innermost `memory_cure` around the error; general advice without any."""
     notes = [note.removeprefix(_NOTE) for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)]
     return notes[0] if notes else _CURE
 
 
 def passed_through(error: BaseException, *functions: str) -> bool:
-    """Tell whether an error came out of one of these functions."""
+    """Return whether an error passed through one of these functions, by name."""
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_name in functions:
@@ -60,7 +60,8 @@ def passed_through(error: BaseException, *functions: str) -> bool:
     return False
 
 
-def _whose(error: BaseException, text: str) -> str:
+def _full_memory_of(error: BaseException, text: str) -> str:
+    """Return the owner of the full memory; "" for any other error."""
     if isinstance(error, RuntimeError) and _SHARED.search(text):
         return SHARED
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):

@@ -1,4 +1,4 @@
-"""Whether `adapters` and `datamodules` are ours, or packages of another project that have the same names."""
+"""Checks that `adapters` and `datamodules` are the packages of this project, not others with the same names."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ OURS = ("adapters", "datamodules")
 
 
 def refuse_foreign_packages(names: tuple[str, ...] = OURS) -> None:
-    """Find our packages without importing them.
+    """Refuse to go on if Python finds other packages under the names of ours. Nothing is imported.
 
     Args:
         names: Top-level packages that lie beside `mois`.
 
     Raises:
-        ValueError: If a package is missing, or another one of that name is found first; the line says where it lies.
+        ValueError: If a package is missing, or Python finds another package first; the message says where it lies.
     """
     home = Path(__file__).resolve().parents[2]
     for name in names:

@@ -1,4 +1,4 @@
-"""Numbers that the host asks for now and reads later, so that the accelerator never stands still."""
+"""Numbers that are computed now and read later, so that the GPU never waits for the host."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class PendingScalar:
-    """A number on its way to the host.
+    """A number that is being copied to the host.
 
-    Reading waits for the computation of the number, but for no later work of the accelerator.
+    `read` waits until the number is computed. It does not wait for later work of the GPU.
 
     Args:
-        value: One element, on any device.
+        value: A tensor of one element, on any device.
     """
 
     def __init__(self, value: Tensor) -> None:
@@ -32,14 +32,14 @@ class PendingScalar:
 
 
 class PendingReduction:
-    """The mean or the maximum of a number over all ranks. Only reading waits for it.
+    """The mean or the maximum of a number over all ranks. Only `read` waits for it.
 
-    Lightning's own (`sync_dist`) has all ranks wait for each other first, at every step: with NCCL the host, too. Every
-    rank has to make the same reductions, in the same order.
+    `sync_dist` of Lightning lets all ranks wait for each other at every step; with NCCL the host waits too. Every rank
+    must make the same reductions in the same order.
 
     Args:
-        value: One element, on the device of the training.
-        of: Whether the mean or the maximum is wanted.
+        value: A tensor of one element, on the device of the training.
+        of: The reduction: mean or maximum.
     """
 
     def __init__(self, value: Tensor, of: Literal["mean", "max"] = "mean") -> None:
@@ -54,7 +54,7 @@ class PendingReduction:
             )
 
     def read(self) -> Tensor:
-        """Return the number, on its device, which waits for it; the host does not where that is a GPU."""
+        """Return the number on its device. A GPU waits for it by itself; the host does not wait for the GPU."""
         if self._coming is not None:
             self._coming.wait()
             self._coming = None

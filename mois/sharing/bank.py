@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.files.tensor_records import LARGEST, check_features, tensors_sha256
+from mois.files.tensor_records import LARGEST_FEATURE, check_features, tensors_sha256
 from mois.intensities import Normalisation
 from mois.records import Exemplars
 from mois.sharing.bank_record import ExemplarFacts, read_bank, write_bank
@@ -38,8 +38,10 @@ class Exemplar(ExemplarFacts):
     def __post_init__(self) -> None:
         if not self.key:
             raise ValueError("an exemplar needs a key; give it one that is unique within the bank.")
-        if not 0 <= self.weight <= LARGEST:
-            raise ValueError(f"exemplar {self.key}: weight={self.weight} must be a number from 0 to {LARGEST:g}.")
+        if not 0 <= self.weight <= LARGEST_FEATURE:
+            raise ValueError(
+                f"exemplar {self.key}: weight={self.weight} must be a number from 0 to {LARGEST_FEATURE:g}."
+            )
         tokens = {name: token.detach().float().cpu().contiguous() for name, token in self.tokens.items()}
         check_features(tokens, f"exemplar {self.key}", "leave it out")
         object.__setattr__(self, "tokens", tokens)
