@@ -226,10 +226,12 @@ class ExemplarSegmenter(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean figures over the scans of all ranks; warn where exemplars do not help."""
         figures = self._log_figures("val")
-        if self.trainer.sanity_checking:  # before the first step, where Lightning logs nothing
+        if self.trainer.sanity_checking:  # before the first step Lightning logs nothing
             self.step_0 = figures
             Tracker.of(self.trainer).scalars({f"val/{name}": value for name, value in figures.items()}, 0)
-            self.reports = {prefix: [] for prefix in self.propagations}  # no checkpoint's validation is of step 0
+            self.reports = {
+                prefix: [] for prefix in self.propagations
+            }  # no checkpoint records the validation of step 0
             return
         for prefix in self.propagations:
             for sentence in validation_warnings(figures, self.step_0, prefix):
@@ -343,6 +345,6 @@ class ExemplarSegmenter(LightningModule):
 
 
 def _logs_now(trainer: Trainer) -> bool:
-    """Tell whether the present batch ends a step whose figures are logged."""
+    """Return whether the present batch ends a step that is logged."""
     loop, every = trainer.fit_loop.epoch_loop, trainer.log_every_n_steps  # type: ignore[attr-defined]
     return bool(every) and not loop._should_accumulate() and (loop._batches_that_stepped + 1) % every == 0
