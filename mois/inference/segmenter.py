@@ -41,6 +41,26 @@ class VolumeSegmenter:
         backbone: The backbone.
         propagation: The propagation, built for this backbone.
         settings: The options `inference.*`; None takes the defaults.
+
+    Example:
+        One lesion is outlined on a slice; the model looks for others like it in the whole scan.
+
+        >>> from mois.propagation import Similarity
+        >>> from mois.testing import nano_backbone
+        >>> backbone, propagation = nano_backbone(), Similarity()
+        >>> propagation.build(backbone)
+        >>> segmenter = VolumeSegmenter(backbone.eval(), propagation.eval())
+        >>> image = torch.rand(64, 48, 3)  # (I, J, K), voxels of 1 mm
+        >>> affine, no_lesions = torch.eye(4, dtype=torch.float64), torch.zeros(64, 48, 3, dtype=torch.int32)
+        >>> scan = Volume("scan", "patient", image, affine, no_lesions, classes={})
+        >>> encoded = segmenter.encode(scan)
+        >>> outline = torch.zeros(encoded.pictures.shape[1:], dtype=torch.bool)  # (h, w)
+        >>> outline[10:20, 10:20] = True
+        >>> exemplars = segmenter.exemplars(encoded, [(1, outline)])  # on slice 1
+        >>> probability = segmenter.propagate(encoded, exemplars)
+        >>> tuple(probability.shape)  # (S, H, W)
+        (3, 48, 64)
+        >>> lesions = segmenter.lesions(probability, voxel_ml=0.001)  # instance map (S, H, W)
     """
 
     def __init__(self, backbone: Backbone, propagation: Propagation, settings: InferenceSettings | None = None) -> None:
