@@ -1,4 +1,4 @@
-"""SAM2's memory attention as a module of its own, for propagations to train."""
+"""The memory attention of SAM2 as a separate module, for propagations to train."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from torch.nn import functional
 
 
 class AttentionStack(nn.Module):
-    """A memory attention with batch first, a key mask, and with or without the position on the grid."""
+    """A memory attention with the batch axis first, a key mask, and optional rotary keys.
+
+    Args:
+        attention: The memory attention of SAM2. It is used as it is, and made trainable.
+        rotary_keys: Whether queries and keys are rotated by their position on the grid.
+    """
 
     attention: Any  # sam2's classes carry no types
 
@@ -57,7 +62,7 @@ class AttentionStack(nn.Module):
         )
         if self.rotary_keys:
             if cells is None:
-                raise ValueError("the place of every token (cells) is needed where keys are turned by it")
+                raise ValueError("rotary keys need the cell of every token; pass cells")
             angles = cross.turns(query.shape[2], query.device)
             on_grid = key.shape[2] - pointer_tokens
             turned = _turn(key[:, :, :on_grid], angles[cells].unsqueeze(1))
@@ -69,6 +74,6 @@ class AttentionStack(nn.Module):
 
 
 def _turn(tokens: Tensor, angles: Tensor) -> Tensor:
-    """Turn pairs of channels of tokens (N, heads, L, C) by complex numbers (..., L, C / 2), as sam2 does."""
+    """Rotate pairs of channels of tokens (N, heads, L, C) by complex numbers (..., L, C / 2), as sam2 does."""
     pairs = torch.view_as_complex(tokens.float().reshape(*tokens.shape[:3], -1, 2))
     return torch.view_as_real(pairs * angles).flatten(3).to(tokens.dtype)

@@ -1,4 +1,4 @@
-"""Files of tensors, told by what they hold and not by their names; whatever else is given is called what it is."""
+"""Reads files of tensors. The content decides the format, not the name. For other files, a message says what it is."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 
 GIVE = "give a .pt or .safetensors file of SAM 2.1"
 _AGAIN = "download or copy it again"
-_MOST_HEADER = 100 << 20  # bytes; what safetensors itself allows
+_LARGEST_HEADER = 100 << 20  # bytes; the limit of safetensors
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How files of torch before 1.6 begin: a pickle of a number; four more come before the tensors."""
+"""First bytes of files of torch before 1.6: the pickle of a number. Four more pickles come before the tensors."""
 _LEGACY_PICKLES = 5
 _TABLES = ("model", "state_dict", "model_state_dict", "module")
-"""Where training programs keep a model's tensors in a checkpoint, the first that is there."""
+"""Keys under which training programs store the tensors of a model. The first key in the file is used."""
 
 _ARCHIVES = (
     (b"\x1f\x8b", "gzip"),
@@ -41,11 +41,11 @@ _OTHERS = (
 
 
 class TensorFile(NamedTuple):
-    """What a file holds.
+    """Content of a file of tensors.
 
     Attributes:
-        tensors: By name, in the file's own types.
-        metadata: What a .safetensors file says of itself.
+        tensors: Name to tensor, in the types of the file.
+        metadata: Metadata of a .safetensors file; {} for other formats.
     """
 
     tensors: dict[str, Tensor]
@@ -53,20 +53,20 @@ class TensorFile(NamedTuple):
 
 
 def read_tensor_file(path: Path, what: str) -> TensorFile:
-    """Read a checkpoint's tensors without running any code that it holds.
+    """Read the tensors of a checkpoint without running code from it.
 
     Args:
-        path: A file, whatever its suffix.
-        what: What a message calls it, such as "backbone.weights=sam.pt".
+        path: A file with any suffix.
+        what: Name of the file for messages, such as "backbone.weights=sam.pt".
 
     Raises:
-        ValueError: If it holds no plain table of tensors; the message says what it is instead.
+        ValueError: If the file holds no plain table of tensors; the message says what it is.
     """
     with path.open("rb") as file:
         head = file.read(1 << 10)
     if head.startswith(b"PK\x03\x04"):
         return TensorFile(_table(_unpack(path, what), what), {})
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MOST_HEADER:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
         return _read_safetensors(path, what)
     if head[:1] == b"\x80":
         return TensorFile(_table(_load(path, what), what), {})
@@ -74,7 +74,7 @@ def read_tensor_file(path: Path, what: str) -> TensorFile:
 
 
 def cut_short(path: Path) -> bool:
-    """Tell whether a checkpoint ends too early: a zip without its table, or pickles or tensors without their end."""
+    """Return whether a checkpoint was cut off: a zip without its table, or pickles or tensors without their end."""
     with path.open("rb") as file:
         head = file.read(len(_LEGACY))
         if head.startswith(b"PK"):
@@ -97,7 +97,7 @@ def cut_short(path: Path) -> bool:
 
 
 def _called(head: bytes, path: Path) -> str:
-    """Return, as the end of a sentence, what a file is that holds no tensors, and what to do."""
+    """Return the end of a sentence on a file without tensors: what it is, and what to do."""
     if not head:
         return f"is an empty file; {_AGAIN}"
     if head.startswith(b"version https://git-lfs"):
@@ -144,7 +144,7 @@ def _read_safetensors(path: Path, what: str) -> TensorFile:
 
 
 def _end_of_data(header: bytes) -> int:
-    """Return where the last tensor of a .safetensors file ends, counted from its header's end; 0 if it does not say."""
+    """Return the end of the last tensor of a .safetensors file, in bytes after its header; 0 if unknown."""
     try:
         entries = json.loads(header)
         return max(
@@ -155,7 +155,7 @@ def _end_of_data(header: bytes) -> int:
 
 
 def _unpack(path: Path, what: str) -> Any:
-    """Return what a checkpoint of torch's present format holds."""
+    """Return the content of a checkpoint in the current format of torch."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -174,7 +174,7 @@ def _unpack(path: Path, what: str) -> Any:
 
 def _load(path: Path, what: str) -> Any:
     try:
-        with path.open("rb") as file:  # of a path, torch takes the suffix for the format
+        with path.open("rb") as file:  # torch would guess the format of a path from its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -199,7 +199,7 @@ def _load(path: Path, what: str) -> Any:
 
 
 def _table(content: Any, what: str) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, from wherever a training program keeps them."""
+    """Return the tensors of a checkpoint, from any of the usual keys of training programs."""
     if isinstance(content, Mapping) and {"mois", "state_dict", "global_step"} <= content.keys():
         raise ValueError(
             f"{what} is the checkpoint of a training (step {content['global_step']}), which holds only what was "

@@ -1,4 +1,4 @@
-"""Hiera in two halves: the blocks before the first trained one, whose outputs can be kept, and the rest."""
+"""Runs Hiera in two parts: the blocks before the first trained block, whose output can be cached, and the rest."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def is_trained(*modules: nn.Module) -> bool:
-    """Tell whether any parameter of these is trained."""
+    """Return whether any parameter of these modules is trained."""
     return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 
 def frozen_blocks(trunk: Any) -> int:
-    """Return how many blocks of a trunk come before anything of it that is trained."""
+    """Return the number of blocks of a trunk before its first trained parameter."""
     blocks = list(trunk.blocks)
     own = [value for name, value in trunk.named_parameters() if not name.startswith("blocks.")]
     if any(value.requires_grad for value in own):
@@ -22,7 +22,7 @@ def frozen_blocks(trunk: Any) -> int:
 
 
 def run_first(trunk: Any, images: Tensor, stop: int) -> tuple[Tensor, ...]:
-    """Return what each stage that ends before block `stop` hands out, then what that block gets.
+    """Return the output of each stage that ends before block `stop`, then the input of that block.
 
     Args:
         trunk: Hiera.
@@ -30,22 +30,23 @@ def run_first(trunk: Any, images: Tensor, stop: int) -> tuple[Tensor, ...]:
         stop: Number of a block.
 
     Returns:
-        (N, h, w, C) each; where a stage ends right before `stop`, both are one and stand there once.
+        Tensors (N, h, w, C). If a stage ends right before `stop`, its output is the input of the block, and it is
+        returned once.
     """
     tokens = trunk.patch_embed(images)
     tokens = tokens + trunk._get_pos_embed(tokens.shape[1:3])
-    kept = []
+    stage_outputs = []
     for number in range(stop):
         tokens = trunk.blocks[number](tokens)
         if number in trunk.stage_ends:
-            kept.append(tokens)
-    return tuple(kept) if stop - 1 in trunk.stage_ends else (*kept, tokens)
+            stage_outputs.append(tokens)
+    return tuple(stage_outputs) if stop - 1 in trunk.stage_ends else (*stage_outputs, tokens)
 
 
-def run_rest(trunk: Any, kept: tuple[Tensor, ...], stop: int) -> list[Tensor]:
-    """Return what the trunk would have, (N, C, h, w) of each stage, from what `run_first` returned."""
-    tokens = kept[-1]
-    stages = list(kept[: sum(end < stop for end in trunk.stage_ends)])
+def run_rest(trunk: Any, first_part: tuple[Tensor, ...], stop: int) -> list[Tensor]:
+    """Return the output of each stage of the trunk, (N, C, h, w), from the output of `run_first`."""
+    tokens = first_part[-1]
+    stages = list(first_part[: sum(end < stop for end in trunk.stage_ends)])
     for number in range(stop, len(trunk.blocks)):
         tokens = trunk.blocks[number](tokens)
         if number in trunk.stage_ends:

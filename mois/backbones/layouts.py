@@ -1,4 +1,4 @@
-"""Whose tensors a checkpoint holds: SAM 2.1 under its own names or another program's, or something else, by name."""
+"""Recognises the content of a checkpoint, and renames the tensors of SAM 2.1 to the names of Meta."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mois.backbones.checkpoint_files import TensorFile
 from mois.backbones.sizes import SIZES
 
 _WRAPPERS = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
-"""What torch.compile, checkpointing and FSDP put between the names of layers."""
+"""Parts that torch.compile, checkpointing and FSDP insert between the names of layers."""
 
 _META = "image_encoder.trunk.patch_embed.proj.weight"
 _TRANSFORMERS = "vision_encoder.backbone.patch_embed.projection.weight"
@@ -62,22 +62,22 @@ _TRANSFORMERS_NAMES = (
     (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
     (r"\.out_proj\.", ".o_proj."),
 )  # fmt: skip
-"""How a name of Meta's becomes that of `transformers.Sam2VideoModel`, step by step."""
+"""Replacements, in order, that turn a name of Meta into the name in `transformers.Sam2VideoModel`."""
 
 
 def arrange(file: TensorFile, wanted: Sequence[str], size: str, what: str) -> dict[str, Tensor]:
-    """Return a checkpoint's tensors under the names of the model that they shall fill.
+    """Return the tensors of a checkpoint under the names of the model.
 
-    Prefixes of training programs are taken off, and the layout of `transformers.Sam2VideoModel` is renamed.
+    Prefixes of training programs are removed. Names of `transformers.Sam2VideoModel` are translated.
 
     Args:
-        file: As read.
-        wanted: Names of the model's tensors.
-        size: Of the model, such as "tiny".
-        what: What a message calls the file.
+        file: Content of the checkpoint.
+        wanted: Names of the tensors of the model.
+        size: Size of the model, such as "tiny".
+        what: Name of the file, for messages.
 
     Raises:
-        ValueError: If it is recognised as something else: an adapter, a bank, SAM 1, SAM 2.0, another size.
+        ValueError: If the file is something else: an adapter, a bank, SAM 1, SAM 2.0, another size.
     """
     if other := _something_else(file):
         raise ValueError(f"{what} {other}.")
@@ -95,7 +95,7 @@ def arrange(file: TensorFile, wanted: Sequence[str], size: str, what: str) -> di
 
 
 def transformers_name(name: str) -> str:
-    """Return what transformers calls a tensor of Meta's."""
+    """Return the name in transformers of a tensor of Meta."""
     if match := re.fullmatch(r"memory_encoder\.mask_downsampler\.encoder\.(\d+)\.(.*)", name):
         layer, kind = divmod(int(match[1]), 3)
         if layer < 4:
@@ -106,7 +106,7 @@ def transformers_name(name: str) -> str:
 
 
 def _something_else(file: TensorFile) -> str:
-    """Return, as the end of a sentence, what a file is that holds no backbone; nothing where it may hold one."""
+    """Return the end of a sentence on a file that holds no backbone; "" if it may hold a backbone."""
     names = file.tensors.keys()
     if not names:
         return "holds no tensors, as an adapter that trains nothing leaves it; give the backbone's own checkpoint"
@@ -129,7 +129,7 @@ def _something_else(file: TensorFile) -> str:
 
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what a training program put before and between the names."""
+    """Remove the parts that a training program put before and between the names."""
     bare = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
     if len(bare) < len(tensors):
         return dict(tensors)
@@ -151,7 +151,7 @@ def _from_transformers(tensors: Mapping[str, Tensor], wanted: Sequence[str], siz
             "(Sam2VideoModel.from_pretrained(...).save_pretrained(...)), or give Meta's checkpoint."
         )
     points = rest.pop("prompt_encoder.point_embed.weight", None)  # (4, C): negative, positive, two corners of a box
-    rest.pop("shared_image_embedding.positional_embedding", None)  # the prompt encoder's again
+    rest.pop("shared_image_embedding.positional_embedding", None)  # a copy of the tensor of the prompt encoder
     for name in wanted:
         if match := _POINTS.fullmatch(name):
             if points is not None and len(points) > int(match[2]):
@@ -182,7 +182,7 @@ def _check_size(patches: Tensor, tensors: Mapping[str, Tensor], size: str, what:
 
 
 def _size_of(patches: Tensor, tensors: Mapping[str, Tensor]) -> str:
-    """Return which size of SAM 2 tensors are of, by their trunk's width and number of blocks; "" where of none."""
+    """Return the size of SAM 2 with this width and number of blocks of the trunk; "" if there is none."""
     blocks = {int(match[1]) for name in tensors if (match := re.search(r"\.blocks\.(\d+)\.", name))}
     shape = (patches.shape[0], len(blocks))
     return next((name for name, one in SIZES.items() if shape == (one.embed_dim, sum(one.stages))), "")
@@ -192,7 +192,7 @@ def check_values(tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse tensors that no model can compute with.
 
     Raises:
-        ValueError: Naming the first tensor that is quantised, sparse, without numbers, NaN or infinite.
+        ValueError: If a tensor is quantised, sparse, without numbers, NaN or infinite; the message names the first.
     """
     for name, tensor in sorted(tensors.items()):
         if fault := _no_plain_numbers(tensor):
@@ -205,7 +205,7 @@ def check_values(tensors: Mapping[str, Tensor], what: str) -> None:
 
 
 def _no_plain_numbers(tensor: Tensor) -> str:
-    """Return, as the middle of a sentence, why a tensor is no block of floating numbers; nothing where it is one."""
+    """Return a part of a sentence on a tensor that is no block of floating-point numbers; "" if it is one."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout != torch.strided:
         return f"is {str(tensor.layout).removeprefix('torch.')}"

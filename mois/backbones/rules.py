@@ -1,4 +1,4 @@
-"""What SAM 2.1 does around its network, rule by rule."""
+"""Rules of SAM 2.1 for prompts, masks and memories around its network."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from mois.interfaces import TrackingRules
 
 @dataclass(frozen=True)
 class SAM2Rules:
-    """The rules by which prompts, masks and memories go through the network; the defaults are SAM 2.1's.
+    """Rules for prompts, masks and memories around the network. The defaults are the rules of SAM 2.1.
 
     Attributes:
-        maps: How many of the latest slices are remembered as maps, besides the clicked ones.
-        pointers: How many of the latest slices are remembered as pointers; null: of the slices with maps.
-        past_pointers: Pointers of clicked slices that lie ahead are left out.
-        scaled_pointers: Distances of pointers are told relative to the scan's slices where there are fewer than 16.
-        single_mask: Two points or more (a box is two) get one mask, also where a memory was attended to; else three
-            candidates, of which the best is taken.
-        stability_fallback: Where that one mask is not stable, the best candidate stands in.
-        score_presence: The presence score says whether a remembered slice shows the object, else its mask does.
-        hard_clicks: A clicked slice is remembered as inside and outside, without shades.
+        maps: Number of latest slices that are remembered as maps, besides the clicked slices.
+        pointers: Number of latest slices that are remembered as pointers; null: the slices with maps.
+        past_pointers: Leave out the pointers of clicked slices that lie ahead.
+        scaled_pointers: In a scan of fewer than 16 slices, distances of pointers are relative to its number of slices.
+        single_mask: Two or more points (a box is two points) give one mask, even with memory. Otherwise the decoder
+            gives three candidates, and the best is taken.
+        stability_fallback: If that one mask is not stable, the best candidate replaces it.
+        score_presence: The presence score decides whether a remembered slice shows the object. Otherwise its mask does.
+        hard_clicks: A clicked slice is remembered with a binary mask.
         learned_masks: A mask that a reader gave goes through the learned `mask_downsample`.
-        mask_limit: Logits of an earlier answer are cut to this much either way where they are a prompt; null: never.
-        intensity_limit: Intensities are cut to 0 and this much, 1 being the white of an 8-bit picture; null: never.
+        mask_limit: Logits of an earlier answer are limited to plus or minus this value as a prompt; null: no limit.
+        intensity_limit: Intensities are limited to 0 and this value, where 1 is white of an 8-bit picture; null: no
+            limit.
 
     Source: Meta's configurations sam2.1_hiera_*.yaml and what `build_sam2_video_predictor` adds to them.
     """
@@ -44,7 +45,7 @@ class SAM2Rules:
     intensity_limit: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Refuse rules that cannot work."""
         key = "backbone.rules"
         if not 0 <= self.maps <= MOST_MAPS:
             raise ValueError(f"{key}.maps={self.maps} must be 0 to {MOST_MAPS}: SAM 2.1 knows no older ones.")
@@ -59,19 +60,19 @@ class SAM2Rules:
 
     @property
     def tracking(self) -> TrackingRules:
-        """What of earlier slices a slice attends to."""
+        """Which earlier slices a slice attends to."""
         return TrackingRules(self.maps, self.pointers, self.past_pointers, self.learned_masks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values; empty for the first rules, which nothing recorded before there was a choice."""
+        """Return the rules as plain values; {} for `FIRST`, because old bundles record no rules."""
         return {} if self == FIRST else asdict(self)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SAM2Rules:
-        """Return what `as_dict` was made from.
+        """Return the rules that `as_dict` returned.
 
         Raises:
-            DataError: If it is nothing of the kind.
+            DataError: If the values are no rules.
         """
         return as_record(dict(plain), cls, "the backbone's rules") if plain else FIRST
 

@@ -26,19 +26,18 @@ class SAM2(Backbone):
     """A frozen SAM 2.1.
 
     Args:
-        size: Which model; `nano` (1.1 M parameters) ships with this package, the others are Meta's.
+        size: Size of the model. `nano` (1.1 M parameters) ships with this package; the other sizes are models of Meta.
         weights: `bundled` (nano only), `random`, a path to an official checkpoint (.pt) or .safetensors, or a hub id
             such as `facebook/sam2.1-hiera-tiny`.
-        patch_px: Edge of the square input, a multiple of 32; by default what the model was trained at.
-        checkpoint_trunk: Recompute the trunk's activations in the backward pass instead of keeping them: about a third
-            more time, a fraction of the memory.
-        seed: Of the weights where they are `random`.
-        rules: How prompts, masks and memories go through the network; null takes SAM 2.1's for its own sizes, and for
-            the nano those that it was trained with. What is not named of given rules is SAM 2.1's.
+        patch_px: Edge of the square input in pixels, a multiple of 32; by default the size of the training.
+        checkpoint_trunk: Recompute activations of the trunk in the backward pass instead of keeping them. This takes
+            about a third more time and much less memory.
+        seed: Seed of `random` weights.
+        rules: Rules for prompts, masks and memories around the network. Null takes the rules of SAM 2.1 for its sizes,
+            and for the nano the rules that it was trained with. A rule that is not named has its SAM 2.1 default.
 
     Raises:
-        ValueError: If there is no such size, the patch is no multiple of 32, or the weights do not match the model
-            tensor for tensor.
+        ValueError: If the size is unknown, the patch is no multiple of 32, or the weights do not fit the model.
 
     Source: Ravi et al., SAM 2: Segment Anything in Images and Videos, arXiv 2408.00714.
     """
@@ -83,7 +82,7 @@ class SAM2(Backbone):
                 block.forward = _recompute(block.forward)
 
     def train(self, mode: bool = True) -> SAM2:
-        """Stay in evaluation mode: SAM2 has only dropout to switch, and a frozen model is not to be noisy."""
+        """Stay in evaluation mode. The mode of SAM2 only switches dropout, and a frozen model must not be noisy."""
         del mode
         return super().train(False)
 
@@ -93,7 +92,7 @@ class SAM2(Backbone):
         return self.rules.tracking
 
     def behaviour(self) -> dict[str, Any]:
-        """See `Backbone.behaviour`: the rules, unless they are the first ones."""
+        """See `Backbone.behaviour`: the rules, or {} for `FIRST`."""
         return self.rules.as_dict()
 
     def behave(self, behaviour: Mapping[str, Any]) -> None:
@@ -106,7 +105,7 @@ class SAM2(Backbone):
         return Features(tuple(out["backbone_fpn"]), out["vision_pos_enc"][-1], images.unsqueeze(1))
 
     def frozen_part(self) -> str:
-        """See `Backbone.frozen_part`: `encoder`, or `trunk.N` where the first N blocks of the trunk are."""
+        """See `Backbone.frozen_part`: `encoder`, or `trunk.N` if the first N blocks of the trunk are frozen."""
         encoder, decoder = self.sam.image_encoder, self.sam.sam_mask_decoder
         blocks = frozen_blocks(encoder.trunk)
         if blocks < len(encoder.trunk.blocks) or is_trained(encoder.neck, decoder.conv_s0, decoder.conv_s1):
@@ -131,7 +130,7 @@ class SAM2(Backbone):
         return Features(seen, codes[-1 - encoder.scalp], images.unsqueeze(1))
 
     def decode(self, features: Features, prompts: Prompts | None, dense: Tensor | None = None) -> MaskPrediction:
-        """See `Backbone.decode`; the best of three candidates is taken where SAM2 gives three."""
+        """See `Backbone.decode`. If SAM2 gives three candidates, the best is taken."""
         coarse = features.levels[-1]
         if not features.conditioned:
             coarse = coarse + self.sam.no_mem_embed.view(1, -1, 1, 1)
@@ -160,7 +159,7 @@ class SAM2(Backbone):
         masks = masks.unsqueeze(1)
         surest = masks.amax((2, 3), keepdim=True)
         inside = ((masks >= 0.5) | (masks >= surest) & (surest > 0)).to(masks.dtype)  # (N, 1, P, P)
-        there = (surest > 0).to(masks.dtype)[:, :, 0, 0]  # (N, 1)
+        present = (surest > 0).to(masks.dtype)[:, :, 0, 0]  # (N, 1)
         edge = masks.shape[-1] // 4
         shades = (inside * 2 - 1) * CERTAIN
         logits = functional.interpolate(shades, (edge, edge), mode="bilinear", align_corners=False, antialias=True)
@@ -171,9 +170,9 @@ class SAM2(Backbone):
         padding = torch.full((len(masks), 1), -1, dtype=torch.int32, device=masks.device)
         prompts = Prompts(nowhere, padding, self.sam.mask_downsample(inside))
         out = self._through_decoder(features, features.levels[-1], prompts, None)
-        pointer = there * self._pointer(out.tokens[:, 0], out.presence) + (1 - there) * self.sam.no_obj_ptr
-        presence = (there.squeeze(1) * 2 - 1) * CERTAIN
-        return MaskPrediction(logits, logits.unsqueeze(1), torch.ones_like(there), pointer, presence)
+        pointer = present * self._pointer(out.tokens[:, 0], out.presence) + (1 - present) * self.sam.no_obj_ptr
+        presence = (present.squeeze(1) * 2 - 1) * CERTAIN
+        return MaskPrediction(logits, logits.unsqueeze(1), torch.ones_like(present), pointer, presence)
 
     def remember(self, features: Features, logits: Tensor, pointer: Tensor) -> Memory:
         """See `Backbone.remember`."""
@@ -186,8 +185,8 @@ class SAM2(Backbone):
         mask = self._shades(features, logits, hard=hard and self.rules.hard_clicks)
         if not self.rules.score_presence:
             return self._remember(features, mask, logits.flatten(1).amax(1) > 0, pointer)
-        there = presence > 0
-        return self._remember(features, mask * there.view(-1, 1, 1, 1), there, pointer)
+        present = presence > 0
+        return self._remember(features, mask * present.view(-1, 1, 1, 1), present, pointer)
 
     def attend(self, features: Features, memory: Memory) -> Features:
         """See `Backbone.attend`."""
@@ -197,8 +196,8 @@ class SAM2(Backbone):
         order = [
             last if hit else min(abs(step), last) - 1 for step, hit in zip(memory.distance, memory.clicked, strict=True)
         ]
-        # rows as views and numbers as fills: from lists, both would be copies for which the host waits
-        when = torch.cat([self.sam.maskmem_tpos_enc[place] for place in order]).unsqueeze(0)  # (1, T, 1, M)
+        # views and fills: tensors made from lists would be copies, for which the host waits
+        when = torch.cat([self.sam.maskmem_tpos_enc[row] for row in order]).unsqueeze(0)  # (1, T, 1, M)
         position = memory.position.flatten(3).transpose(2, 3) + when  # (N, T, h * w, M)
         steps = torch.cat([torch.full((1,), float(step), device=coarse.device) for step in memory.pointer_steps])
         code = distance_code(steps / self._farthest(memory), width).to(coarse.dtype)
@@ -236,7 +235,7 @@ class SAM2(Backbone):
         }
 
     def _seen(self, images: Tensor) -> Tensor:
-        """Return images (N, P, P) as the trunk takes them, (N, 3, P, P)."""
+        """Return the input of the trunk (N, 3, P, P) for images (N, P, P)."""
         if self.rules.intensity_limit is not None:
             images = images.clamp(0, self.rules.intensity_limit)
         return (images.unsqueeze(1) - self.pixel_mean) / self.pixel_std
@@ -244,7 +243,7 @@ class SAM2(Backbone):
     def _through_decoder(
         self, features: Features, coarse: Tensor, prompts: Prompts | None, dense: Tensor | None
     ) -> _Decoded:
-        """Return all that the mask decoder gives for the coarsest level (N, D, h, w) as it is here."""
+        """Return the output of the mask decoder for a coarsest level (N, D, h, w)."""
         fine, middle, _ = features.levels
         patch_px = features.image.shape[-1]
         sparse, dense_prompt = self._embed_prompts(prompts, len(coarse), patch_px)
@@ -261,27 +260,27 @@ class SAM2(Backbone):
         return _Decoded(masks, iou, tokens, presence)
 
     def _pointer(self, token: Tensor, presence: Tensor) -> Tensor:
-        """Return the pointers (N, D) of tokens (N, D), where the score (N, 1) says that the object is there."""
+        """Return pointers (N, D) of tokens (N, D). A score (N, 1) not above 0 gives the pointer of no object."""
         seen = (presence > 0).to(token.dtype)
         pointer: Tensor = seen * self.sam.obj_ptr_proj(token) + (1 - seen) * self.sam.no_obj_ptr
         return pointer
 
     def _shades(self, features: Features, logits: Tensor, *, hard: bool = False) -> Tensor:
-        """Return masks given as logits (N, P / 4, P / 4) as (N, 1, P, P), 0 to 1."""
+        """Return masks (N, 1, P, P), 0 to 1, from logits (N, P / 4, P / 4)."""
         patch_px = features.image.shape[-1]
         large = functional.interpolate(logits.unsqueeze(1).float(), (patch_px, patch_px), mode="bilinear")
         return (large > 0).float() if hard else large.sigmoid()
 
-    def _remember(self, features: Features, mask: Tensor, there: Tensor, pointer: Tensor) -> Memory:
-        """Return the memory of masks (N, 1, P, P), 0 to 1, with a mark where the object is not there, (N,) bool."""
+    def _remember(self, features: Features, mask: Tensor, present: Tensor, pointer: Tensor) -> Memory:
+        """Return the memory of masks (N, 1, P, P), 0 to 1. `present` (N,) bool says whether the object is present."""
         mask = mask * self.sam.sigmoid_scale_for_mem_enc + self.sam.sigmoid_bias_for_mem_enc
         out = self.sam.memory_encoder(features.levels[-1], mask.to(features.levels[-1].dtype), skip_mask_sigmoid=True)
-        absent = (~there).to(out["vision_features"].dtype).view(-1, 1, 1, 1)
+        absent = (~present).to(out["vision_features"].dtype).view(-1, 1, 1, 1)
         maps = out["vision_features"] + absent * self.sam.no_obj_embed_spatial.view(1, -1, 1, 1)
         return Memory(maps.unsqueeze(1), out["vision_pos_enc"][0].unsqueeze(1), pointer.unsqueeze(1))
 
     def _farthest(self, memory: Memory) -> int:
-        """Return the distance that counts as one where pointers are told how far away they are."""
+        """Return the distance of a pointer that is coded as 1."""
         most: int = self.sam.max_obj_ptrs_in_encoder
         if self.rules.scaled_pointers and memory.slices is not None:
             most = max(2, min(most, memory.slices))
@@ -289,7 +288,7 @@ class SAM2(Backbone):
 
     def _embed_prompts(self, prompts: Prompts | None, batch: int, patch_px: int) -> tuple[Tensor, Tensor]:
         encoder = self.sam.sam_prompt_encoder
-        encoder.input_image_size = (patch_px, patch_px)  # sam2 fixes these when it is built; any size works
+        encoder.input_image_size = (patch_px, patch_px)  # sam2 sets these once; any size works
         encoder.image_embedding_size = (patch_px // 16, patch_px // 16)
         if prompts is None:
             device = encoder.no_mask_embed.weight.device
@@ -308,7 +307,7 @@ def _recompute(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
 
 
 class _Decoded(NamedTuple):
-    """What the mask decoder gives: masks (N, 4, P / 4, P / 4), iou (N, 4), tokens (N, 4, D), presence (N, 1)."""
+    """Output of the mask decoder: masks (N, 4, P / 4, P / 4), iou (N, 4), tokens (N, 4, D), presence (N, 1)."""
 
     masks: Tensor
     iou: Tensor

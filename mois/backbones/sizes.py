@@ -1,6 +1,6 @@
 """The sizes of SAM 2.1, as numbers.
 
-Source: Meta's configurations sam2.1_hiera_{t,s,b+,l}.yaml; nano is ours.
+Source: the configurations sam2.1_hiera_{t,s,b+,l}.yaml of Meta. The size nano is our own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Sizes:
-    """The numbers that tell one SAM 2.1 from another; the defaults are those all official models share."""
+    """Sizes of a SAM 2.1. The defaults are the same in all official models."""
 
     embed_dim: int
     num_heads: int

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and what proves which they are."""
+"""Finds and loads the weights of a backbone, and returns their identity."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mois.records import WeightsIdentity
 
 _SIZES = ("tiny", "small", "base-plus", "large")
 HUB_FILES = {f"facebook/sam2.1-hiera-{size}": f"sam2.1_hiera_{size.replace('-', '_')}.pt" for size in _SIZES}
-"""Repositories of Meta's checkpoints."""
+"""Hub repositories of the checkpoints of Meta, and the file in each."""
 
 HUB_FILES_TRANSFORMERS = {f"{repository}-hf": "model.safetensors" for repository in HUB_FILES}
-"""Repositories of the same weights in transformers' layout."""
+"""Hub repositories of the same weights in the layout of transformers."""
 
 HUB_TIMEOUT_S = 10.0
 
@@ -33,20 +33,21 @@ def bundled_file(name: str) -> Path:
 
 
 def load_weights(model: nn.Module, name: str, weights: str) -> WeightsIdentity:
-    """Fill a model with weights, every tensor or none.
+    """Load weights into a model: every tensor, or none if one does not fit.
 
     Args:
-        model: To be filled.
+        model: The model.
         name: Size of the model, for the identity and for `bundled`.
-        weights: `bundled`, `random`, a path (.pt or .safetensors, in Meta's layout or that of transformers; or a folder
-            that holds one) or a hub id.
+        weights: `bundled`, `random`, a hub id or a path: a .pt or .safetensors file in the layout of Meta or of
+            transformers, or a folder that holds such a file.
 
     Returns:
-        Which weights the model holds now.
+        Identity of the weights.
 
     Raises:
-        ValueError: If there is no such file, it is no plain checkpoint of tensors, or tensors are missing, left over or
-            of another shape.
+        ValueError: If the file is missing or no plain checkpoint of tensors. Also if tensors are missing, left over or
+        of
+            another shape.
     """
     if weights == "random":
         return WeightsIdentity(name, "random", tensors_sha256(model.state_dict()))
@@ -59,16 +60,16 @@ def load_weights(model: nn.Module, name: str, weights: str) -> WeightsIdentity:
 
 
 def load_exactly(model: nn.Module, tensors: dict[str, Tensor], what: str, *, converts: bool = False) -> None:
-    """Load tensors into a model, all of them and nothing else.
+    """Load tensors into a model. Their names must be exactly the names of the model.
 
     Args:
-        model: To be filled.
-        tensors: In any floating type; the model keeps its own.
-        what: What a message calls them.
-        converts: Whether to warn where the types differ.
+        model: The model.
+        tensors: Tensors of any floating type. The model keeps its own type.
+        what: Name of the tensors, for messages.
+        converts: Whether to warn if the tensors are not float32.
 
     Raises:
-        ValueError: If names or shapes differ, and the message lists them; or if a number is NaN or infinite.
+        ValueError: If names or shapes differ; the message lists them. Also if a number is NaN or infinite.
     """
     wanted = model.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
@@ -126,10 +127,10 @@ def _choices() -> str:
 
 
 def _of_folder(folder: Path) -> Path:
-    """Return the checkpoint of a folder that transformers or the hub wrote.
+    """Return the checkpoint in a folder that transformers or the hub wrote.
 
     Raises:
-        ValueError: Saying what folder it is where it is another one.
+        ValueError: If it is another folder; the message says which.
     """
     what = f"backbone.weights={folder}"
     if (folder / "bundle.json").is_file():
@@ -149,7 +150,7 @@ def _of_folder(folder: Path) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    from huggingface_hub import constants, hf_hub_download  # costs a second to import, and only this path needs it
+    from huggingface_hub import constants, hf_hub_download  # takes a second to import, and only a download needs it
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     file = HUB_FILES.get(hub_id) or HUB_FILES_TRANSFORMERS[hub_id]
@@ -169,7 +170,7 @@ def _download(hub_id: str) -> Path:
 
 
 def _why_unreachable(address: str) -> str | None:
-    """Return why a server cannot be asked, or None; the hub's own client would try six times, and say so each time."""
+    """Return why a server is unreachable, or None. The client of the hub would try six times, each with a message."""
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mois.baselines import reduced_nnunet as reduced
-from mois.baselines.reduced_nnunet import Size, Tell
+from mois.baselines.reduced_nnunet import ReportProgress, Size
 from mois.errors import DataError
 from mois.files.atomic import whole_file, write_text
 from mois.files.json_records import read_record
@@ -27,7 +27,7 @@ from mois.sharing.provenance import code_version
 PLANNED, TRAINED = "plans.json", "model.safetensors"
 
 
-_ANEW = "begin in another folder"
+_START_AGAIN = "begin in another folder"
 _EXPORT = "export the dataset again"
 
 
@@ -66,7 +66,7 @@ class ReducedSettings:
         return None if self.patch is None or self.features is None else Size(self.patch, self.features)
 
 
-def run_nnunet(raw: Path, out: Path, settings: ReducedSettings, tell: Tell) -> None:
+def run_nnunet(raw: Path, out: Path, settings: ReducedSettings, report: ReportProgress) -> None:
     """Plan, train and predict. A step that is finished is not repeated."""
     raw = raw.resolve()
     if importlib.util.find_spec("nnunetv2") is None:
@@ -76,13 +76,13 @@ def run_nnunet(raw: Path, out: Path, settings: ReducedSettings, tell: Tell) -> N
     _check_same_run(out, {"settings": asdict(settings), "data_sha256": about["mois"]["sha256"]})
     _set_environment(raw, out)
     with (out / "nnunet.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
-        plans = _once(out / PLANNED, lambda: _plan(raw, out, settings, tell))
-        if settings.device == "cpu":  # no workers: their CPU time would not be counted in time
+        plans = _once(out / PLANNED, lambda: _plan(raw, out, settings, report))
+        if settings.device == "cpu":  # no workers, because their CPU time is counted too late
             os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112
         _seed(settings.seed)
         trainer = reduced.make_trainer(plans["plans"], about, chosen, settings.device)
-        figures = _train_or_load(trainer, out, settings, tell)
-        seconds = _predict_all(trainer, raw, out, about["mois"]["values"], settings.mirroring, tell)
+        figures = _train_or_load(trainer, out, settings, report)
+        seconds = _predict_all(trainer, raw, out, about["mois"]["values"], settings.mirroring, report)
     record = {
         "system": "reduced nnU-Net",
         "nnunetv2": version("nnunetv2"),
@@ -97,35 +97,38 @@ def run_nnunet(raw: Path, out: Path, settings: ReducedSettings, tell: Tell) -> N
         "prediction_cpu_seconds_now": seconds,
     }
     _write_json(out / "run.json", record)
-    tell(f"predictions in {out / 'predictions'}; score them: mois evaluate --predictions {out / 'predictions'}")
+    report(f"predictions in {out / 'predictions'}; score them: mois evaluate --predictions {out / 'predictions'}")
 
 
-def _plan(raw: Path, out: Path, settings: ReducedSettings, tell: Tell) -> dict[str, Any]:
-    tell("planning and preprocessing")
+def _plan(raw: Path, out: Path, settings: ReducedSettings, report: ReportProgress) -> dict[str, Any]:
+    """Plan and preprocess; return the plans and the CPU seconds."""
+    report("planning and preprocessing")
     start = cpu_seconds()
     number = int(raw.name[len("Dataset") :][:3])
     plans = reduced.plan_and_preprocess(number, raw, out / "preprocessed" / raw.name, settings.size)
     return {"cpu_seconds": round(cpu_seconds() - start, 1), "plans": plans}
 
 
-def _train_or_load(trainer: Any, out: Path, settings: ReducedSettings, tell: Tell) -> dict[str, Any]:
+def _train_or_load(trainer: Any, out: Path, settings: ReducedSettings, report: ReportProgress) -> dict[str, Any]:
     """Give the trainer trained weights, and return the record of the training."""
     from safetensors.torch import load_model, save_model
 
     if (out / TRAINED).exists():
-        tell("the training is finished; its weights are read")
+        report("the training is finished; its weights are read")
         trainer.initialize()
         load_model(trainer.network, out / TRAINED)
     else:
         clock = cpu_seconds if settings.device == "cpu" else time.perf_counter
-        log = reduced.train(trainer, 60 * settings.minutes, clock, tell)
+        log = reduced.train(trainer, 60 * settings.minutes, clock, report)
         _write_json(out / "training.json", log._asdict() | {"budget_seconds": 60 * settings.minutes})
         with whole_file(out / TRAINED) as part:
             save_model(trainer.network, str(part))
-    return read_record(out / "training.json", dict[str, Any], _ANEW)
+    return read_record(out / "training.json", dict[str, Any], _START_AGAIN)
 
 
-def _predict_all(trainer: Any, raw: Path, out: Path, values: Sequence[int], mirroring: bool, tell: Tell) -> float:
+def _predict_all(
+    trainer: Any, raw: Path, out: Path, values: Sequence[int], mirroring: bool, report: ReportProgress
+) -> float:
     """Predict the scans of imagesTs that have no prediction yet; return the CPU seconds."""
     start = cpu_seconds()
     cases: dict[str, list[Path]] = {}
@@ -135,7 +138,7 @@ def _predict_all(trainer: Any, raw: Path, out: Path, values: Sequence[int], mirr
         target = out / "predictions" / f"{case}.nii.gz"
         if not target.exists():
             reduced.predict(trainer, images, values, target, mirroring)
-            tell(f"predicted {case} ({number + 1} of {len(cases)})")
+            report(f"predicted {case} ({number + 1} of {len(cases)})")
     return round(cpu_seconds() - start, 1)
 
 
@@ -163,18 +166,18 @@ def _choose_fold(fold: int | None, folds: Sequence[dict[str, list[str]]]) -> int
     return fold or 0
 
 
-def _check_same_run(out: Path, what: dict[str, Any]) -> None:
+def _check_same_run(out: Path, settings: dict[str, Any]) -> None:
     """Record the settings of this run in its folder, or check that they are the recorded ones."""
     note = out / "settings.json"
-    wanted = json.loads(json.dumps(what))
+    wanted = json.loads(json.dumps(settings))
     if not note.exists():
         _write_json(note, wanted)
-    elif read_record(note, dict[str, Any], _ANEW) != wanted:
+    elif read_record(note, dict[str, Any], _START_AGAIN) != wanted:
         raise ValueError(f"out={out} holds a run with other settings or data ({note}); choose another folder.")
 
 
 def _set_environment(raw: Path, out: Path) -> None:
-    """Tell nnU-Net its folders, and to work in this process, where its CPU time is counted."""
+    """Set the folders of nnU-Net, and make it work in this process, so that its CPU time is counted."""
     os.environ["nnUNet_raw"] = str(raw.parent)  # noqa: SIM112 - nnU-Net's spelling
     os.environ["nnUNet_preprocessed"] = str((out / "preprocessed").resolve())  # noqa: SIM112
     os.environ["nnUNet_results"] = str((out / "results").resolve())  # noqa: SIM112
@@ -185,7 +188,7 @@ def _set_environment(raw: Path, out: Path) -> None:
 
 
 def _seed(seed: int) -> None:
-    """Seed the global states, which nnU-Net draws from."""
+    """Seed the global random states that nnU-Net uses."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -195,7 +198,7 @@ def _once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the content of a JSON file; make the file first if it is missing."""
     if not path.exists():
         _write_json(path, make())
-    return read_record(path, dict[str, Any], _ANEW)
+    return read_record(path, dict[str, Any], _START_AGAIN)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A dataset of ours as an nnU-Net raw dataset: semantic labels, checked files, a split that groups patients."""
+"""Writes a dataset as an nnU-Net raw dataset: semantic labels, checked files, a split that groups patients."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ ENDING = ".nii.gz"
 
 @dataclass(frozen=True)
 class RawExport:
-    """What is to be written.
+    """Content of the dataset to write.
 
     Attributes:
-        train: Scans of imagesTr, those to validate on included.
+        train: Scans of imagesTr, with the validation scans.
         test: Scans of imagesTs.
-        folds: (train, val) names of scans for splits_final.json; empty writes no such file, which nnU-Net trains on
-            with its fold "all".
-        number: 1 to 999, nnU-Net's id of the dataset.
-        name: Letters, digits, underscores.
-        channels: Which images of a scan, in this order.
+        folds: (train, val) names of scans for splits_final.json. If empty, no such file is written, and nnU-Net trains
+            its fold "all".
+        number: Id of the dataset in nnU-Net, 1 to 999.
+        name: Name of the dataset: letters, digits, underscores.
+        channels: Numbers of the images of a scan, in this order.
+        channel_names: Channel number to name.
     """
 
     train: Sequence[SubjectFiles]
@@ -50,7 +51,7 @@ class RawExport:
     channel_names: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what nnU-Net could not read, before anything is written."""
+        """Refuse settings that nnU-Net could not read, before anything is written."""
         if not 1 <= self.number <= 999:
             raise ValueError(f"dataset={self.number} must lie between 1 and 999, as nnU-Net numbers its datasets.")
         if not re.fullmatch(r"\w+", self.name, flags=re.ASCII):
@@ -74,21 +75,21 @@ class RawExport:
 
 
 def read_channel_names(root: Path) -> dict[int, str]:
-    """Return what dataset.json calls each image; nnU-Net chooses the normalisation by it ("CT" has its own)."""
+    """Return the names of the images in dataset.json. They choose the normalisation of nnU-Net: "CT" has its own."""
     return read_description(root / "dataset.json").channels
 
 
 def write_raw(export: RawExport, out: Path, tell: Callable[[str], None] | None = None) -> Path:
     """Write a raw dataset, whole or not at all.
 
-    Every scan is read with our own checks and written again as NIfTI on its own grid, so that no broken file and no
-    affine that differs by a rounding reaches nnU-Net. Classes become 1, 2, ... as nnU-Net demands; dataset.json
-    remembers their own values under "mois".
+    Every scan is read with our checks and written as NIfTI on its own grid. So nnU-Net gets no broken file, and no
+    affine with a rounding difference. Classes become 1, 2, ... as nnU-Net demands. dataset.json keeps their own values
+    under "mois".
 
     Args:
-        export: What to write.
-        out: nnU-Net's folder of raw datasets; made if it is missing.
-        tell: Told each scan that is written.
+        export: Content of the dataset.
+        out: The folder of raw datasets of nnU-Net; it is made if it is missing.
+        tell: Called with the name of each scan that is written.
 
     Returns:
         The folder of the dataset.
@@ -127,26 +128,26 @@ def semantic_map(volume: Volume, values: Sequence[int]) -> NDArray[np.int32]:
 
 
 def _write_scan(
-    subject: SubjectFiles, channels: Sequence[int], values: Sequence[int], part: Path, place: str, content: Any
+    subject: SubjectFiles, channels: Sequence[int], values: Sequence[int], part: Path, split: str, content: Any
 ) -> None:
-    """Write images and label map of a scan, and add what they hold to the fingerprint."""
-    content.update(f"{place} {subject.subject}\n".encode())
+    """Write the images and the label map of a scan, and add their voxels to the fingerprint."""
+    content.update(f"{split} {subject.subject}\n".encode())
     volume: Volume | None = None
     for number, channel in enumerate(channels):
         scan = subject.read(channel, instances=subject.label is None)
         if volume is not None:
             scan = _on_grid(scan, volume)
         volume = volume or scan
-        write_volume(scan.image, scan.affine, part / f"images{place}" / f"{subject.subject}_{number:04d}{ENDING}")
+        write_volume(scan.image, scan.affine, part / f"images{split}" / f"{subject.subject}_{number:04d}{ENDING}")
         content.update(scan.image.numpy().tobytes())
     if volume is not None and (subject.label is not None or subject.instances is not None):
         classes = semantic_map(volume, values)
-        write_volume(torch.from_numpy(classes), volume.affine, part / f"labels{place}" / f"{subject.subject}{ENDING}")
+        write_volume(torch.from_numpy(classes), volume.affine, part / f"labels{split}" / f"{subject.subject}{ENDING}")
         content.update(classes.tobytes())
 
 
 def _on_grid(scan: Volume, first: Volume) -> Volume:
-    """Return a channel in the voxel order of the scan's first one."""
+    """Return a channel in the voxel order of the first channel of the scan."""
     try:
         image = put_on(scan.image.numpy(), scan.grid, first.grid, Path(first.path).name)
     except ValueError as error:

@@ -1,6 +1,7 @@
-"""The reduced nnU-Net: nnU-Net's own plan, preprocessing, augmentation, loss and sliding window; a smaller network.
+"""The reduced nnU-Net: plan, preprocessing, augmentation, loss and sliding window of nnU-Net, with a smaller network.
 
-Needs the extra `nnunet`. Axes here are nnU-Net's own: those of the file in reverse, then the coarsest one first.
+It needs the extra `nnunet`. Axes in this module are the axes of nnU-Net: the reversed axes of the file, then the axis
+with the largest spacing first.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from mois.scans.image_files import write_volume
 
 CONFIGURATION = "3d_reduced"
 BATCH = 2
-THICK = 2.0  # slices this many times as thick as their pixels are wide get a flat patch
-Tell = Callable[[str], None]
+THICK_SLICE = 2.0  # slices this many times thicker than their pixels get a flat patch
+ReportProgress = Callable[[str], None]
+"""Takes a line about the progress."""
 
 
 class Size(NamedTuple):
-    """How large patch and network are.
+    """Size of the patch and of the network.
 
     Attributes:
-        patch: Voxels along nnU-Net's axes, coarsest first.
+        patch: Voxels along the axes of nnU-Net, coarsest first.
         features: Channels of each stage, finest first.
     """
 
@@ -37,12 +39,12 @@ class Size(NamedTuple):
 
 
 class TrainingLog(NamedTuple):
-    """What a training did.
+    """Record of a training.
 
     Attributes:
         iterations: Number of steps.
-        seconds: On the clock of the budget.
-        losses: (seconds, mean loss since the entry before), about 20 entries.
+        seconds: Seconds on the clock of the budget.
+        losses: Seconds, and mean loss since the entry before; about 20 entries.
     """
 
     iterations: int
@@ -52,22 +54,22 @@ class TrainingLog(NamedTuple):
 
 def default_size(spacing_mm: Sequence[float]) -> Size:
     """Return patch and features for a spacing, coarsest first: flat patches for thick slices."""
-    if spacing_mm[0] > THICK * min(spacing_mm):
+    if spacing_mm[0] > THICK_SLICE * min(spacing_mm):
         return Size((16, 64, 64), (8, 16, 32, 64))
     return Size((48, 64, 64), (12, 24, 48, 96))
 
 
 def reduce_plan(plans: dict[str, Any], size: Size) -> dict[str, Any]:
-    """Return nnU-Net's plans with one more configuration, which inherits 3d_fullres in all but its size.
+    """Return the plans of nnU-Net with a further, smaller configuration that inherits from 3d_fullres.
 
-    Poolings and kernels follow from spacing and patch by nnU-Net's own rule.
+    Poolings and kernels follow from spacing and patch by the rule of nnU-Net.
 
     Args:
-        plans: As nnU-Net planned them.
-        size: Of the reduced configuration; deeper stages than its patch can be pooled to are left out.
+        plans: The plans of nnU-Net.
+        size: Size of the reduced configuration. Stages that are too deep for its patch are left out.
 
     Raises:
-        ValueError: If there is no 3d_fullres, or fewer than three stages.
+        ValueError: If the plans lack 3d_fullres, or the network has fewer than three stages.
     """
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
@@ -101,7 +103,7 @@ def reduce_plan(plans: dict[str, Any], size: Size) -> dict[str, Any]:
 
 
 def plan_and_preprocess(number: int, raw: Path, preprocessed: Path, size: Size | None) -> dict[str, Any]:
-    """Let nnU-Net look at the training scans, plan and preprocess them; return the plans with the reduced one."""
+    """Let nnU-Net plan and preprocess the training scans. Return its plans with the reduced configuration."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -125,7 +127,7 @@ def plan_and_preprocess(number: int, raw: Path, preprocessed: Path, size: Size |
 
 
 def make_trainer(plans: dict[str, Any], about: dict[str, Any], fold: int | str, device: str) -> Any:
-    """Return nnU-Net's own trainer on the reduced configuration; it keeps no checkpoints."""
+    """Return the trainer of nnU-Net for the reduced configuration. It writes no checkpoints."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     settings = copy.deepcopy(plans) | {"continue_training": False}
@@ -134,17 +136,17 @@ def make_trainer(plans: dict[str, Any], about: dict[str, Any], fold: int | str, 
     return trainer
 
 
-def train(trainer: Any, budget_seconds: float, clock: Callable[[], float], tell: Tell) -> TrainingLog:
-    """Train until the budget is spent; the learning rate falls as nnU-Net's does, by the share that is spent.
+def train(trainer: Any, budget_seconds: float, clock: Callable[[], float], report: ReportProgress) -> TrainingLog:
+    """Train until the budget is spent. The learning rate falls with the spent share, by the rule of nnU-Net.
 
     Args:
-        trainer: Of `make_trainer`.
-        budget_seconds: On the clock, the first step (which also starts the loaders) included.
-        clock: Gives seconds.
-        tell: Told some twenty times how it goes.
+        trainer: The trainer of `make_trainer`.
+        budget_seconds: Seconds on the clock, with the first step, which also starts the loaders.
+        clock: Returns seconds.
+        report: Called about twenty times with a line about the progress.
 
     Raises:
-        RuntimeError: If the loss is not finite any more.
+        RuntimeError: If the loss becomes NaN or infinite.
     """
     start = clock()
     trainer.on_train_start()
@@ -162,7 +164,9 @@ def train(trainer: Any, budget_seconds: float, clock: Callable[[], float], tell:
             recent = []
             if not math.isfinite(losses[-1][1]):
                 raise RuntimeError(f"nnU-Net's loss is {losses[-1][1]} after {iterations} iterations.")
-            tell(f"{spent / 60:.2f} of {budget_seconds / 60:.2f} minutes, {iterations} steps, loss {losses[-1][1]:.3f}")
+            report(
+                f"{spent / 60:.2f} of {budget_seconds / 60:.2f} minutes, {iterations} steps, loss {losses[-1][1]:.3f}"
+            )
     trainer.on_train_end()
     return TrainingLog(iterations, spent, losses)
 
@@ -171,11 +175,11 @@ def predict(trainer: Any, images: Sequence[Path], values: Sequence[int], out: Pa
     """Segment a scan and write its semantic map on its own grid.
 
     Args:
-        trainer: Of `make_trainer`, trained, or initialised and given its weights.
+        trainer: The trainer of `make_trainer`, trained, or initialised with stored weights.
         images: Files of one scan, in order of channel.
-        values: The n-th is written where nnU-Net says n + 1.
+        values: Classes of the dataset. Class n + 1 of nnU-Net is written as `values[n]`.
         out: File to write.
-        mirroring: Average over all mirrored versions, as nnU-Net does; eight times the work.
+        mirroring: Average over all mirrored versions, as nnU-Net does. It takes eight times the work.
     """
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor

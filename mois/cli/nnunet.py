@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jsonargparse import auto_cli
 
 from mois.baselines.nnunet import ReducedSettings, run_nnunet
-from mois.baselines.reduced_nnunet import Tell
+from mois.baselines.reduced_nnunet import ReportProgress
 from mois.cli.arguments import OneLineParser, command_line
 
 
@@ -48,7 +48,7 @@ def nnunet(
     run_nnunet(raw, out, settings, _teller(sys.stdout))
 
 
-def _teller(stream: Any) -> Tell:
+def _teller(stream: Any) -> ReportProgress:
     def tell(line: str) -> None:
         stream.write(line + "\n")
         stream.flush()

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogFormatter
 
 from mois.report.results import Estimate
 
-# Okabe and Ito's palette, told apart by readers of any colour vision, the darker ones first.
+# The palette of Okabe and Ito, for readers with any colour vision; dark colours first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 LINES = ("solid", "dashed", "dotted")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -32,8 +32,8 @@ SPELLED = {
     "f1": "F1",
 }
 STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "mois",  # the same picture, byte for byte
-    "text.parse_math": False,  # names of results may hold $
+    "svg.hashsalt": "mois",  # makes equal pictures equal byte by byte
+    "text.parse_math": False,  # the name of a result may hold $
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
@@ -58,9 +58,9 @@ def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, from_zer
 
     Args:
         series: Points of each curve, by name; figures that were not measured are left out.
-        x_label: What is counted along the horizontal axis.
-        y_label: What the figures are.
-        from_zero: Whether the vertical axis is that of a share, 0 to 1.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+        from_zero: Whether the vertical axis runs from 0 to 1.
 
     Returns:
         The picture as a data URI.
@@ -68,12 +68,16 @@ def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, from_zer
     with rc_context(STYLE):
         figure, axes = _canvas(5.2, 3.5)
         ticks = sorted({x for points in series.values() for x, _ in points})
-        place = {x: float(at) for at, x in enumerate(ticks)}  # evenly: 1, 3, 5, 10, 20 would crowd at the left
+        position = {
+            x: float(number) for number, x in enumerate(ticks)
+        }  # evenly spaced, because 1, 3, 5, 10, 20 would crowd at the left
         words = list(dict.fromkeys(name.partition(",")[0] for name in series))
         for name, points in series.items():
-            number = words.index(name.partition(",")[0])  # one word, one colour; its variants differ in line and marker
+            number = words.index(
+                name.partition(",")[0]
+            )  # the word sets the colour; variants of it differ in line and marker
             variant = [other for other in series if other.partition(",")[0] == words[number]].index(name)
-            kept = [(place[x], estimate) for x, estimate in points if estimate.mean is not None]
+            kept = [(position[x], estimate) for x, estimate in points if estimate.mean is not None]
             if not kept:
                 continue
             colour = WORD_COLOURS.get(words[number], COLOURS[number % len(COLOURS)])
@@ -95,7 +99,7 @@ def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, from_zer
             if banded:
                 across, low, high = np.array(banded).T
                 axes.fill_between(across, low, high, color=colour, alpha=0.13, linewidth=0)
-        axes.set_xticks(list(place.values()), [f"{x:g}" for x in ticks])
+        axes.set_xticks(list(position.values()), [f"{x:g}" for x in ticks])
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if from_zero:
@@ -109,9 +113,9 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], y_label: str, *, share: b
     """Draw bars with their 95 % intervals, side by side in groups.
 
     Args:
-        groups: By name of the group and name of the bar: the figure.
-        y_label: What the figures are.
-        share: Whether the vertical axis is that of a share, 0 to 1.
+        groups: Name of the group to name of the bar to figure.
+        y_label: Label of the vertical axis.
+        share: Whether the vertical axis runs from 0 to 1.
     """
     with rc_context(STYLE):
         names = list(dict.fromkeys(name for group in groups.values() for name in group))
@@ -120,11 +124,11 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], y_label: str, *, share: b
         for number, name in enumerate(names):
             colour = WORD_COLOURS.get(name, COLOURS[number % len(COLOURS)])
             labelled = False
-            for place, group in enumerate(groups.values()):
+            for position, group in enumerate(groups.values()):
                 estimate = group.get(name)
                 if estimate is None or estimate.mean is None:
                     continue
-                x = place - 0.4 + width * (number + 0.5)
+                x = position - 0.4 + width * (number + 0.5)
                 axes.bar(x, estimate.mean, width * 0.9, color=colour, label=None if labelled else in_words(name))
                 labelled = True
                 top = estimate.mean
@@ -158,12 +162,12 @@ def forest(rows: Mapping[str, Estimate], x_label: str) -> str:
         kept = {name: estimate for name, estimate in rows.items() if estimate.mean is not None}
         figure, axes = _canvas(6.4, 0.9 + 0.34 * max(1, len(kept)))
         axes.axvline(0, color="#22262b", linewidth=1)
-        for place, estimate in enumerate(kept.values()):
+        for position, estimate in enumerate(kept.values()):
             clear = estimate.low is not None and estimate.high is not None and (estimate.low > 0 or estimate.high < 0)
             colour = COLOURS[0] if clear else "#8a8f98"
             if estimate.low is not None and estimate.high is not None:
-                axes.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=2)
-            axes.plot([estimate.mean or 0.0], [place], "o", color=colour, markersize=6)
+                axes.plot([estimate.low, estimate.high], [position, position], color=colour, linewidth=2)
+            axes.plot([estimate.mean or 0.0], [position], "o", color=colour, markersize=6)
         axes.set_yticks(range(len(kept)), [in_words(name) for name in kept])
         axes.set_ylim(len(kept) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -180,12 +184,12 @@ def reliability(confidence: Sequence[float], hits: Sequence[bool], x_label: str,
         x_label: Name of the confidence.
         bins: Number of equal parts of 0 to 1; each point shows its number of lesions.
     """
-    given, hit = np.asarray(confidence, dtype=np.float64), np.asarray(hits, dtype=np.float64)
-    at = np.clip((given * bins).astype(int), 0, bins - 1)
-    counts = np.bincount(at, minlength=bins)
+    confidences, hit = np.asarray(confidence, dtype=np.float64), np.asarray(hits, dtype=np.float64)
+    bin_numbers = np.clip((confidences * bins).astype(int), 0, bins - 1)
+    counts = np.bincount(bin_numbers, minlength=bins)
     filled = np.flatnonzero(counts)
-    mean = np.bincount(at, given, bins)[filled] / counts[filled]
-    share = np.bincount(at, hit, bins)[filled] / counts[filled]
+    mean = np.bincount(bin_numbers, confidences, bins)[filled] / counts[filled]
+    share = np.bincount(bin_numbers, hit, bins)[filled] / counts[filled]
     with rc_context(STYLE):
         figure, axes = _canvas(4.6, 4.0)
         axes.plot([0, 1], [0, 1], color="#8a8f98", linewidth=1, linestyle="dashed", label="calibrated")
@@ -209,12 +213,12 @@ def timing(seconds: Mapping[str, Sequence[float]]) -> str:
     with rc_context(STYLE):
         steps = [(step, values) for step, values in seconds.items() if values]
         figure, axes = _canvas(6.4, 0.9 + 0.3 * max(1, len(steps)))
-        for place, (_, values) in enumerate(steps):
+        for position, (_, values) in enumerate(steps):
             mean = float(np.mean(values))
-            axes.barh(place, mean, 0.62, color=COLOURS[0])
-            axes.plot([min(values), max(values)], [place, place], color="#22262b", linewidth=1.2)
+            axes.barh(position, mean, 0.62, color=COLOURS[0])
+            axes.plot([min(values), max(values)], [position, position], color="#22262b", linewidth=1.2)
             axes.annotate(
-                f"{mean:.2f}", (max(values), place), (4, 0), textcoords="offset points", va="center", fontsize=7.5
+                f"{mean:.2f}", (max(values), position), (4, 0), textcoords="offset points", va="center", fontsize=7.5
             )
         axes.set_yticks(range(len(steps)), [in_words(step) for step, _ in steps])
         axes.set_ylim(len(steps) - 0.5, -0.5)
@@ -223,11 +227,11 @@ def timing(seconds: Mapping[str, Sequence[float]]) -> str:
         return _data_uri(figure)
 
 
-def sizes(volumes_ml: Sequence[float], quality: Sequence[float], found: Sequence[bool], y_label: str) -> str:
+def sizes(volumes_ml: Sequence[float], quality: Sequence[float], is_found: Sequence[bool], y_label: str) -> str:
     """Draw the quality of every unprompted lesion over its volume."""
     with rc_context(STYLE):
         figure, axes = _canvas(5.0, 3.5)
-        volume, score, hit = np.asarray(volumes_ml), np.asarray(quality), np.asarray(found, dtype=bool)
+        volume, score, hit = np.asarray(volumes_ml), np.asarray(quality), np.asarray(is_found, dtype=bool)
         for name, chosen, colour, marker in (("found", hit, "#009E73", "o"), ("missed", ~hit, "#D55E00", "x")):
             if chosen.any():
                 axes.scatter(
@@ -245,7 +249,7 @@ def sizes(volumes_ml: Sequence[float], quality: Sequence[float], found: Sequence
 
 
 class _PlainNumbers(LogFormatter):
-    """Labels the ticks that matplotlib would label, as plain numbers: STYLE switches its maths text off."""
+    """Labels the usual ticks of matplotlib with plain numbers, because STYLE switches off its maths text."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
@@ -259,7 +263,7 @@ def in_words(name: str) -> str:
 
 
 def legend_above(figure: Figure, most: int) -> None:
-    """Put the legend above the axes, in up to `most` columns, as far as the figure is wide enough."""
+    """Put the legend above the axes, in as many columns as the figure has room for, up to `most`."""
     for columns in range(most, 0, -1):
         legend = figure.legend(loc="outside upper left", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
@@ -279,7 +283,10 @@ def _share_axis(axes: Axes) -> None:
 
 
 def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return Wilson's 95 % interval of a share."""
+    """Return the 95 % interval of a share.
+
+    Source: Wilson, Journal of the American Statistical Association 22 (1927), 209-212.
+    """
     z = 1.96
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))

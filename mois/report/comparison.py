@@ -24,7 +24,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "unprompted_fp_per_scan": ("unprompted", "fp_per_scan"),
     "scan_dice": ("scan_dice",),
 }
-"""Figures that are compared and tested: name to place in an entry of `subjects`. The first is the primary figure."""
+"""Figures that are compared and tested: name to path in an entry of `subjects`. The first is the primary figure."""
 SHOWN: dict[str, tuple[str, ...]] = {
     **FIGURES,
     "unprompted_precision": ("unprompted", "precision"),
@@ -39,9 +39,9 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "no_exemplars": ("conditioning", "no_exemplars"),
     "exemplar_gain": ("conditioning", "exemplar_gain"),
 }
-LATER = {"surface_mm": SURFACE_MM, "bins_ml": list(BINS_ML)}
-"""Settings that older results lack, with the values of that time."""
-PROTOCOL = ("prompted", "clicks", "masks", "reader", "target_class", "margin_px", *LATER)
+DEFAULTS_OF_OLD_RESULTS = {"surface_mm": SURFACE_MM, "bins_ml": list(BINS_ML)}
+"""Settings that older results lack, with the values that they used."""
+PROTOCOL = ("prompted", "clicks", "masks", "reader", "target_class", "margin_px", *DEFAULTS_OF_OLD_RESULTS)
 """Settings in which compared results should agree."""
 
 
@@ -54,11 +54,11 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         The content of compare.json. `scans`: scans that all results have. `left_out`: other scans, by result.
-        `truth_differs`: scans for which the results count different numbers of true lesions.
+        `truth_differs`: scans with different numbers of true lesions in the results.
         `protocol_differences`: setting to its value in each result, where they differ. `runs`: the figures of each,
-        as estimates over the common scans. `remarks`: sentences on what is wrong with a result, or worse than in the
-        result before it. `comparisons`: for each pair and each of `FIGURES` the estimate of second minus first,
-        `patients`, the two-sided Wilcoxon `p` over patients, and `p_holm`, corrected for all tests in the list.
+        as estimates over the common scans. `remarks`: sentences on faults of a result, or on figures that are worse
+        than in the result before it. `comparisons`: for each pair and each of `FIGURES` the estimate of second minus
+        first, `patients`, the two-sided Wilcoxon `p` over patients, and `p_holm`, corrected for all tests in the list.
 
     Raises:
         ValueError: If there are fewer than two results, or no scan is in all of them.
@@ -67,21 +67,23 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
         raise ValueError(
             f"compare needs two or more results, got {len(results)}; give the folders of their metrics.json."
         )
-    tables = {name: {one["subject"]: one for one in of.metrics["subjects"]} for name, of in results.items()}
+    tables = {
+        name: {entry["subject"]: entry for entry in result.metrics["subjects"]} for name, result in results.items()
+    }
     first = next(iter(tables.values()))
     scans = [subject for subject in first if all(subject in table for table in tables.values())]
     if not scans:
         raise ValueError(f"no scan is in all of {', '.join(results)}; evaluate them on the same --data and --split.")
     patients = {subject: first[subject]["patient"] for subject in scans}
 
-    def values(name: str, place: tuple[str, ...]) -> list[tuple[str, float | None]]:
-        return [(patients[subject], _at(tables[name][subject], place)) for subject in scans]
+    def values(name: str, path: tuple[str, ...]) -> list[tuple[str, float | None]]:
+        return [(patients[subject], _at(tables[name][subject], path)) for subject in scans]
 
     shown = _shown(results)
     comparisons: list[dict[str, Any]] = []
-    for figure, place in FIGURES.items():
+    for figure, path in FIGURES.items():
         for one, other in combinations(results, 2):
-            pairs = zip(values(one, place), values(other, place), strict=True)
+            pairs = zip(values(one, path), values(other, path), strict=True)
             test = paired_test([(patient, old, new) for (patient, old), (_, new) in pairs], seed=seed)
             if test["n"]:
                 comparisons.append({"figure": figure, "first": one, "second": other, **test})
@@ -89,17 +91,17 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
         entry["p_holm"] = corrected
     runs = {
         name: {
-            "folder": str(of.folder),
-            **{figure: estimate(values(name, place), seed=seed) for figure, place in shown.items()},
+            "folder": str(result.folder),
+            **{figure: estimate(values(name, path), seed=seed) for figure, path in shown.items()},
         }
-        for name, of in results.items()
+        for name, result in results.items()
     }
     return {
         "scans": scans,
         "patients": len(set(patients.values())),
         "left_out": {name: sorted(set(table) - set(scans)) for name, table in tables.items()},
         "truth_differs": [scan for scan in scans if len({table[scan]["lesions"] for table in tables.values()}) > 1],
-        "protocol_differences": _differences({name: of.metrics["protocol"] for name, of in results.items()}),
+        "protocol_differences": _differences({name: result.metrics["protocol"] for name, result in results.items()}),
         "runs": runs,
         "remarks": _remarks(runs),
         "comparisons": comparisons,
@@ -129,46 +131,48 @@ def write_comparison(out: Path, results: Mapping[str, Results], *, seed: int = 0
     """Write compare.json and compare.html, and return the content of compare.json.
 
     Raises:
-        ValueError: As `compare` does.
+        ValueError: If there are fewer than two results, or no scan is in all of them.
     """
-    found = compare(results, seed=seed)
-    write_text(out / "compare.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    comparison = compare(results, seed=seed)
+    write_text(out / "compare.json", json.dumps(comparison, indent=2, allow_nan=False) + "\n")
     sections = [
-        Section("Figures", _figures(found), "Means over the scans that all have; 95 % intervals over patients."),
+        Section(
+            "Figures", _figures(comparison), "Means over the scans that all results have; 95 % intervals over patients."
+        ),
         Section(
             "Differences",
-            _comparisons(found),
+            _comparisons(comparison),
             "Second minus first, scan by scan, with the 95 % interval of a bootstrap over patients; Wilcoxon's signed-"
             "rank test on the patients' mean differences, p corrected by Holm for all tests in the table.",
         ),
         Section("Prompted lesions", _curves(results), "Scored on lesions that are never prompted; 0 is no exemplars."),
         Section("By size of lesion", _sizes(results)),
-        Section("What was compared", [Record("compare.json", json.dumps(found, indent=2))]),
+        Section("What was compared", [Record("compare.json", json.dumps(comparison, indent=2))]),
     ]
-    lead = f"{len(found['scans'])} scans of {found['patients']} patients: {', '.join(results)}."
-    page = Page("Comparison", lead, [part for part in sections if part.parts], (), _alarms(found))
+    lead = f"{len(comparison['scans'])} scans of {comparison['patients']} patients: {', '.join(results)}."
+    page = Page("Comparison", lead, [part for part in sections if part.parts], (), _alarms(comparison))
     write_page(out / "compare.html", page)
-    return found
+    return comparison
 
 
-def _at(entry: Mapping[str, Any], place: tuple[str, ...]) -> float | None:
+def _at(entry: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
     part: Any = entry
-    for name in place:
+    for name in path:
         part = part.get(name) if isinstance(part, Mapping) else None
     return None if part is None else float(part)
 
 
 def _shown(results: Mapping[str, Results]) -> dict[str, tuple[str, ...]]:
     """Return `SHOWN`, with the surface Dice if all results have the same tolerance."""
-    tolerances = {of.metrics["protocol"].get("surface_mm", SURFACE_MM) for of in results.values()}
+    tolerances = {result.metrics["protocol"].get("surface_mm", SURFACE_MM) for result in results.values()}
     keys = [surface_key(tolerance) for tolerance in tolerances]
     return SHOWN | ({f"unprompted_{keys[0]}": ("unprompted", keys[0])} if len(keys) == 1 else {})
 
 
 def _remarks(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return sentences on results whose exemplars do harm, or whose clicks are answered worse than before."""
+    """Return sentences on exemplars that do harm, and on clicks with worse masks than in the result before."""
     means = {name: {figure: run[figure]["mean"] for figure in SHOWN} for name, run in runs.items()}
-    said = [
+    sentences = [
         f"In {name} the exemplars do harm: right is {of['right']:.3f}, no_exemplars {of['no_exemplars']:.3f}."
         for name, of in means.items()
         if exemplars_harm(of["right"], of["no_exemplars"])
@@ -176,21 +180,26 @@ def _remarks(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for (one, old), (other, new) in pairwise(means.items()):
         clicks = old["prompted_dice"], new["prompted_dice"]
         if None not in clicks and clicks[1] < clicks[0] - MIN_FALL:
-            said.append(f"Clicks are answered worse in {other} than in {one}: {clicks[1]:.2f}, not {clicks[0]:.2f}.")
-    return said
+            sentences.append(
+                f"Clicks are answered worse in {other} than in {one}: {clicks[1]:.2f}, not {clicks[0]:.2f}."
+            )
+    return sentences
 
 
 def _differences(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    found = {key: {name: of.get(key, LATER.get(key)) for name, of in protocols.items()} for key in PROTOCOL}
+    settings = {
+        key: {name: protocol.get(key, DEFAULTS_OF_OLD_RESULTS.get(key)) for name, protocol in protocols.items()}
+        for key in PROTOCOL
+    }
     return {
-        key: given
-        for key, given in found.items()
-        if any(value != next(iter(given.values())) for value in given.values())
+        key: values
+        for key, values in settings.items()
+        if any(value != next(iter(values.values())) for value in values.values())
     }
 
 
 def _tested(folder: Path) -> Path:
-    """Return the folder of the results: for a training, its folder `test`."""
+    """Return the folder of the results. For a training it is the folder `test` in it."""
     within = folder / "test"
     return within if not (folder / METRICS).is_file() and (within / METRICS).is_file() else folder
 
@@ -206,37 +215,39 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(one[-length:]) for one in parts]
 
 
-def _figures(found: Mapping[str, Any]) -> list[PageElement]:
-    runs: Mapping[str, Mapping[str, Any]] = found["runs"]
+def _figures(comparison: Mapping[str, Any]) -> list[PageElement]:
+    runs: Mapping[str, Mapping[str, Any]] = comparison["runs"]
     names = [name for name in next(iter(runs.values())) if name != "folder"]
     kept = [name for name in names if any(run[name]["mean"] is not None for run in runs.values())]
     rows = [[in_words(name), *(_cell(Estimate.of(run[name])) for run in runs.values())] for name in kept]
     drawn = {
-        name: {run: Estimate.of(of[name]) for run, of in runs.items()}
+        name: {run: Estimate.of(entry[name]) for run, entry in runs.items()}
         for name in ("unprompted_dice", "unprompted_f1", "scan_dice")
     }
     return [Table(("", *runs), rows), Picture(charts.bars(drawn, "mean over scans"), "")]
 
 
-def _cell(given: Estimate) -> str:
-    if given.mean is None:
+def _cell(estimated: Estimate) -> str:
+    if estimated.mean is None:
         return text_of(None)
-    return f"{given.mean:.2f}" + ("" if given.low is None else f" ({given.low:.2f} to {given.high:.2f})")
+    return f"{estimated.mean:.2f}" + (
+        "" if estimated.low is None else f" ({estimated.low:.2f} to {estimated.high:.2f})"
+    )
 
 
-def _comparisons(found: Mapping[str, Any]) -> list[PageElement]:
-    entries: Sequence[Mapping[str, Any]] = found["comparisons"]
+def _comparisons(comparison: Mapping[str, Any]) -> list[PageElement]:
+    entries: Sequence[Mapping[str, Any]] = comparison["comparisons"]
     rows: list[list[str]] = []
     for figure in FIGURES:
-        of = [entry for entry in entries if entry["figure"] == figure]
-        rows += [[in_words(figure)]] if of else []
+        tests = [entry for entry in entries if entry["figure"] == figure]
+        rows += [[in_words(figure)]] if tests else []
         rows += [
             [pair(e), signed(Estimate.of(e)), str(e["n"]), str(e["patients"]), p_text(e["p"]), p_text(e["p_holm"])]
-            for e in of
+            for e in tests
         ]
     if not rows:
         return []
-    patients = found["patients"]
+    patients = comparison["patients"]
     note = f"With {patients} patients p cannot be below {min(1.0, 2 / 2**patients):.2g}." if patients < 10 else ""
     table = Table(("", "difference", "scans", "patients", "p", "p, Holm"), rows, note=note)
     primary = {pair(entry): Estimate.of(entry) for entry in entries if entry["figure"] == next(iter(FIGURES))}
@@ -248,11 +259,13 @@ def pair(entry: Mapping[str, Any]) -> str:
     return f"{entry['second']} minus {entry['first']}"
 
 
-def signed(given: Estimate) -> str:
+def signed(difference: Estimate) -> str:
     """Return a difference as text, with its sign and interval."""
-    if given.mean is None:
+    if difference.mean is None:
         return text_of(None)
-    return f"{given.mean:+.3f}" + ("" if given.low is None else f" ({given.low:+.3f} to {given.high:+.3f})")
+    return f"{difference.mean:+.3f}" + (
+        "" if difference.low is None else f" ({difference.low:+.3f} to {difference.high:+.3f})"
+    )
 
 
 def p_text(p: float | None) -> str:
@@ -264,8 +277,8 @@ def _curves(results: Mapping[str, Results]) -> list[PageElement]:
     pictures: list[PageElement] = []
     for figure, label in (("right", "Dice"), ("f1", "F1")):
         series: dict[str, list[tuple[float, Estimate]]] = {}
-        for name, of in results.items():
-            points = (of.metrics.get("curve") or {}).get("points") or []
+        for name, result in results.items():
+            points = (result.metrics.get("curve") or {}).get("points") or []
             clicks = min((point["clicks"] for point in points), default=0)
             chosen = [(float(p["count"]), Estimate.of(p[figure])) for p in points if p["clicks"] == clicks]
             if any(given.mean is not None for _, given in chosen):
@@ -276,12 +289,14 @@ def _curves(results: Mapping[str, Results]) -> list[PageElement]:
 
 
 def _sizes(results: Mapping[str, Results]) -> list[PageElement]:
-    bins = list(dict.fromkeys(size for of in results.values() for size in of.metrics["summary"].get("by_size", {})))
+    bins = list(
+        dict.fromkeys(size for result in results.values() for size in result.metrics["summary"].get("by_size", {}))
+    )
     drawn = {
         f"{size} ml": {
-            name: Estimate.of(of.metrics["summary"]["by_size"][size]["recall"])
-            for name, of in results.items()
-            if size in of.metrics["summary"].get("by_size", {})
+            name: Estimate.of(result.metrics["summary"]["by_size"][size]["recall"])
+            for name, result in results.items()
+            if size in result.metrics["summary"].get("by_size", {})
         }
         for size in bins
     }
@@ -289,20 +304,20 @@ def _sizes(results: Mapping[str, Results]) -> list[PageElement]:
     return [Picture(charts.bars(drawn, "recall"), caption)] if drawn else []
 
 
-def _alarms(found: Mapping[str, Any]) -> list[str]:
-    alarms = list(found["remarks"])
-    if found["protocol_differences"]:
-        told = "; ".join(
+def _alarms(comparison: Mapping[str, Any]) -> list[str]:
+    alarms = list(comparison["remarks"])
+    if comparison["protocol_differences"]:
+        differences = "; ".join(
             f"{key}: " + ", ".join(f"{name} {value}" for name, value in given.items())
-            for key, given in found["protocol_differences"].items()
+            for key, given in comparison["protocol_differences"].items()
         )
-        alarms.append(f"The protocols differ ({told}), so that differences are not those of the models alone.")
-    if found["truth_differs"]:
+        alarms.append(f"The protocols differ ({differences}), so the models alone do not explain the differences.")
+    if comparison["truth_differs"]:
         alarms.append(
-            f"The runs count different lesions in {', '.join(found['truth_differs'][:10])}: not the same data."
+            f"The runs count different lesions in {', '.join(comparison['truth_differs'][:10])}: not the same data."
         )
-    left = {name: scans for name, scans in found["left_out"].items() if scans}
+    left = {name: scans for name, scans in comparison["left_out"].items() if scans}
     if left:
-        told = ", ".join(f"{len(scans)} of {name}" for name, scans in left.items())
-        alarms.append(f"Scans that not all have are left out of figures and differences: {told}.")
+        left_out = ", ".join(f"{len(scans)} of {name}" for name, scans in left.items())
+        alarms.append(f"Scans that are not in all results are left out of figures and differences: {left_out}.")
     return alarms

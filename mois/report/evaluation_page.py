@@ -33,15 +33,15 @@ KEY_FIGURES = (
     (("prompted", "dice"), "Prompted Dice"),
     (("scan_dice",), "Whole-scan Dice"),
 )
-WHAT_THEY_DECIDE = (
+TEXT_ON_EXEMPLARS = (
     "Dice on one set of lesions that is never prompted. If right is no better than wrong, the model ignores what it is "
     "shown."
 )
-TAKES_NONE = (
+TEXT_WITHOUT_EXEMPLARS = (
     "Dice on one set of lesions that is never prompted. This system takes no exemplars, so that right and no_exemplars "
     "are one number."
 )
-_IGNORES = 0.8
+_IGNORED_SHARE = 0.8
 """If `wrong` is more than this share of `right`, the page shows an alarm."""
 
 
@@ -119,8 +119,8 @@ def compared(results: Results) -> list[float | None]:
 
 def _on_exemplars(results: Results) -> str:
     if other_system(results.metrics):
-        return TAKES_NONE
-    return " ".join((WHAT_THEY_DECIDE, *remarks(*compared(results))))
+        return TEXT_WITHOUT_EXEMPLARS
+    return " ".join((TEXT_ON_EXEMPLARS, *remarks(*compared(results))))
 
 
 def other_system(metrics: Mapping[str, Any]) -> str:
@@ -151,20 +151,20 @@ def _count(count: int, noun: str) -> str:
 
 
 def _key_figures(results: Results) -> list[KeyFigure]:
-    made = []
+    key_figures = []
     for path, name in KEY_FIGURES:
         estimate = results.estimate(*path)
         if estimate is not None and estimate.mean is not None:
             digits = 1 if path[-1] == "fp_per_scan" else 2
             interval = "no interval" if estimate.low is None else interval_of(estimate, digits)
-            made.append(KeyFigure(name, text_of(estimate.mean, digits), interval, _count(estimate.n, "scan")))
-    return made
+            key_figures.append(KeyFigure(name, text_of(estimate.mean, digits), interval, _count(estimate.n, "scan")))
+    return key_figures
 
 
 def _alarms(results: Results) -> list[str]:
     right, wrong = (results.estimate("conditioning", word) for word in ("right", "wrong"))
     alarms = []
-    if right and wrong and right.mean and wrong.mean is not None and wrong.mean > _IGNORES * right.mean:
+    if right and wrong and right.mean and wrong.mean is not None and wrong.mean > _IGNORED_SHARE * right.mean:
         alarms.append(
             f"The exemplars hardly decide: with those of the right type Dice is {right.mean:.2f}, with those of "
             f"another type {wrong.mean:.2f}. What is found, the model finds by itself."

@@ -17,7 +17,7 @@ from mois.files.atomic import write_text
 from mois.report.results import Estimate
 
 NOT_MEASURED = "\N{EN DASH}"
-_MOST_PICTURE_PX = 1800
+_LARGEST_PICTURE_PX = 1800
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class SideBySide:
 
 @dataclass(frozen=True)
 class Record:
-    """Preformatted text, folded away unless `open`."""
+    """Preformatted text, folded unless `open` is true."""
 
     title: str
     text: str
@@ -94,7 +94,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A page; alarms stand on top."""
+    """A page. Its alarms come first."""
 
     title: str
     lead: str
@@ -120,11 +120,11 @@ def write_page(path: Path, page: Page) -> Path:
 def picture_uri(path: Path) -> str:
     """Return a PNG as data URI, made smaller if it is wider than a page."""
     with Image.open(path) as image:
-        if image.width <= _MOST_PICTURE_PX:
+        if image.width <= _LARGEST_PICTURE_PX:
             content, kind = path.read_bytes(), "png"
         else:
             small = image.convert("RGB")
-            small.thumbnail((_MOST_PICTURE_PX, _MOST_PICTURE_PX))
+            small.thumbnail((_LARGEST_PICTURE_PX, _LARGEST_PICTURE_PX))
             buffer = io.BytesIO()
             small.save(buffer, "JPEG", quality=88)
             content, kind = buffer.getvalue(), "jpeg"

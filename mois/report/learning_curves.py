@@ -23,10 +23,10 @@ def plot_learning(run: Path, out: Path, window: int = 10) -> list[str]:
     Args:
         run: Folder of a training, with metrics.csv.
         out: PNG to write.
-        window: Logged batches of a running mean (a batch holds few episodes, so single values jump).
+        window: Number of logged batches in the running mean. Single values jump, because a batch holds few episodes.
 
     Returns:
-        Prefixes of the propagations drawn; the prefix of the model's own is "".
+        Prefixes of the propagations that were drawn; the prefix of the propagation of the model is "".
 
     Raises:
         ValueError: If the folder holds no training.
@@ -74,13 +74,13 @@ def _numbers(path: Path) -> pd.DataFrame:
     Raises:
         DataError: If the file is no table, has no column step, or a cell is no number.
     """
-    given = read_table(path)
-    if "step" not in given.columns:
+    table = read_table(path)
+    if "step" not in table.columns:
         raise DataError(f"{path} has no column step; give the folder of a training (train.py fit).")
     columns: dict[str, list[float]] = {}
-    for name in given.columns:
+    for name in table.columns:
         try:
-            columns[name] = [float(row[name] or "nan") for row in given.rows]
+            columns[name] = [float(row[name] or "nan") for row in table.rows]
         except ValueError as error:
             raise DataError(f"{path}: column {name} holds what is no number ({error}); correct it.") from error
     return pd.DataFrame(columns)

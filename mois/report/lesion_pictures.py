@@ -1,4 +1,4 @@
-"""Pictures of the worst lesions of an evaluation, with the outline of what was found there."""
+"""Pictures of the worst lesions of an evaluation, with outlines of the true and the found lesion."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from mois.scans.labels import whole_numbers
 from mois.scans.volumes import read_on_grid
 
 COUNT = 8
-WIDE_MM = 70.0
+WIDTH_MM = 70.0
+"""Width and height of a picture in mm."""
 
 
 def draw_worst_lesions(out: Path, read: Callable[[str], Volume], count: int = COUNT) -> list[Path]:
@@ -36,33 +37,33 @@ def draw_worst_lesions(out: Path, read: Callable[[str], Volume], count: int = CO
 
     Args:
         out: Folder of the results.
-        read: Returns the scan of this name.
-        count: The most pictures.
+        read: Returns the scan with a given name.
+        count: Largest number of pictures.
     """
     folder = out / "overlays" / "worst"
     for old in folder.glob("*.png"):
         old.unlink()
-    made: dict[int, tuple[Path, str]] = {}
-    by_map: dict[str, dict[str, list[tuple[int, Row]]]] = {}  # subject -> class -> place and line
-    for place, row in enumerate(worst_first(read_lesions(out))[:count]):
-        by_map.setdefault(row["subject"], {}).setdefault(row["target_class"], []).append((place, row))
+    pictures: dict[int, tuple[Path, str]] = {}
+    by_map: dict[str, dict[str, list[tuple[int, Row]]]] = {}  # subject -> class -> rank and line
+    for rank, row in enumerate(worst_first(read_lesions(out))[:count]):
+        by_map.setdefault(row["subject"], {}).setdefault(row["target_class"], []).append((rank, row))
     for subject, by_class in by_map.items():
         volume = read(subject)
         scan = _Scan.of(volume)
         for target_class, rows in by_class.items():
-            found = out / "predictions" / f"{subject}_class{target_class}.nii.gz"
-            if not found.is_file():
+            map_path = out / "predictions" / f"{subject}_class{target_class}.nii.gz"
+            if not map_path.is_file():
                 continue
-            result = scan.grid.to_stack(torch.from_numpy(_read_map(found, volume))).numpy()
-            for place, row in rows:
+            result = scan.grid.to_stack(torch.from_numpy(_read_map(map_path, volume))).numpy()
+            for rank, row in rows:
                 lesion = scan.lesions == int(row["lesion"])
-                path = folder / f"{place:02d}_{subject}_lesion{row['lesion']}.png"
+                path = folder / f"{rank:02d}_{subject}_lesion{row['lesion']}.png"
                 with whole_file(path) as part:
                     _draw(scan, lesion, result, row).savefig(part, format="png", dpi=100)
-                made[place] = path, _caption(lesion, result, row)
-    captions = [{"file": path.name, "caption": caption} for _, (path, caption) in sorted(made.items())]
+                pictures[rank] = path, _caption(lesion, result, row)
+    captions = [{"file": path.name, "caption": caption} for _, (path, caption) in sorted(pictures.items())]
     write_text(folder / "captions.json", json.dumps(captions, indent=2) + "\n")
-    return [path for _, (path, _) in sorted(made.items())]
+    return [path for _, (path, _) in sorted(pictures.items())]
 
 
 def _read_map(path: Path, volume: Volume) -> InstanceMap:
@@ -91,7 +92,7 @@ def _caption(lesion: Mask, result: InstanceMap, row: Row) -> str:
     if row["found"].lower() == "true":
         return f"{name}: Dice {float(row['dice']):.2f}"
     covered = float((result[lesion] > 0).mean())
-    return f"{name}: missed" + (f"; {covered:.0%} of it lies in a find that counts for another" if covered else "")
+    return f"{name}: missed" + (f"; {covered:.0%} of it lies in a found lesion that matches another" if covered else "")
 
 
 def _draw(scan: _Scan, lesion: Mask, result: InstanceMap, row: Row) -> Figure:
@@ -99,7 +100,7 @@ def _draw(scan: _Scan, lesion: Mask, result: InstanceMap, row: Row) -> Figure:
     grid = scan.grid
     index = int(lesion.sum((1, 2)).argmax())
     y, x = (int(at.mean()) for at in np.nonzero(lesion[index]))
-    half = (round(WIDE_MM / 2 / grid.row_mm), round(WIDE_MM / 2 / grid.column_mm))
+    half = (round(WIDTH_MM / 2 / grid.row_mm), round(WIDTH_MM / 2 / grid.column_mm))
     top, left = max(0, y - half[0]), max(0, x - half[1])
     window = (index, slice(top, y + half[0] + 1), slice(left, x + half[1] + 1))
     figure = Figure(figsize=(2.4, 2.4), facecolor="black")

@@ -33,15 +33,15 @@ class Estimate(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Estimate:
+    def of(cls, entry: Mapping[str, Any]) -> Estimate:
         """Read the entry of a figure in metrics.json."""
-        low, high = given.get("ci95") or (None, None)
-        return cls(given["mean"], low, high, int(given.get("n") or 0))
+        low, high = entry.get("ci95") or (None, None)
+        return cls(entry["mean"], low, high, int(entry.get("n") or 0))
 
 
-def is_estimate(given: object) -> bool:
+def is_estimate(entry: object) -> bool:
     """Tell whether an entry of metrics.json is a figure over scans."""
-    return isinstance(given, Mapping) and "mean" in given
+    return isinstance(entry, Mapping) and "mean" in entry
 
 
 def estimates(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Estimate]]:
@@ -87,7 +87,7 @@ class Results:
         """Read a folder that `mois evaluate` or `train.py test` wrote.
 
         Raises:
-            ValueError: If the folder holds no metrics.json, or its layout is another.
+            ValueError: If the folder holds no metrics.json, or metrics.json has another layout.
         """
         path = folder / METRICS
         if not path.is_file():
@@ -101,9 +101,9 @@ class Results:
         names = sorted({row["subject"] for row in subjects}, key=len, reverse=True)
         overlays: dict[str, list[tuple[str, Path]]] = {}
         for picture in sorted((folder / "overlays").glob("*.png")):
-            whose = next((name for name in names if picture.stem in (name, *_parts(name, picture.stem))), None)
-            if whose is not None:
-                overlays.setdefault(whose, []).append((picture.stem.removeprefix(whose).lstrip("_"), picture))
+            subject = next((name for name in names if picture.stem in (name, *_parts(name, picture.stem))), None)
+            if subject is not None:
+                overlays.setdefault(subject, []).append((picture.stem.removeprefix(subject).lstrip("_"), picture))
         return cls(
             folder,
             metrics,
@@ -124,7 +124,7 @@ class Results:
         return len({one["patient"] for one in self.metrics["subjects"]})
 
     def estimate(self, *path: str) -> Estimate | None:
-        """Return a figure of the summary, such as `estimate("unprompted", "dice")`; None where it is not there."""
+        """Return a figure of the summary, such as `estimate("unprompted", "dice")`; None if the summary lacks it."""
         part: Any = self.metrics["summary"]
         for name in path:
             part = part.get(name) if isinstance(part, Mapping) else None
@@ -135,9 +135,9 @@ class Results:
         path = self.folder / "robustness.json"
         if not path.exists():
             return None
-        found: dict[str, Any] = read_json(path, EVALUATE_AGAIN)
-        as_record(found, ChangesRecord, str(path), EVALUATE_AGAIN)
-        return found
+        content: dict[str, Any] = read_json(path, EVALUATE_AGAIN)
+        as_record(content, ChangesRecord, str(path), EVALUATE_AGAIN)
+        return content
 
     def captions(self) -> list[CaptionRecord]:
         """Return the pictures of single lesions with their captions; [] without any."""

@@ -25,7 +25,7 @@ PICTURE, PAGE = "lesions.png", "lesions.html"
 KINDS = ("prompted", "found")
 PANELS = 6
 PANEL_INCHES = 4.2
-WIDE = 0.8
+WIDE_SLICE = 0.8
 """If a slice is wider than this share of its height, two rows of three panels are used instead of one row of six."""
 
 
@@ -90,7 +90,7 @@ def draw_lesions(
     maps = {kind: np.where(np.isin(lesions, ids), lesions, 0) for kind, ids in of_kind.items()}
     slices = telling_slices(maps["prompted"], maps["found"], PANELS) or [len(image) // 2]
     width = image.shape[2] / (image.shape[1] * pixel_aspect)
-    columns = min(len(slices), 3 if width > WIDE and len(slices) > 3 else PANELS)
+    columns = min(len(slices), 3 if width > WIDE_SLICE and len(slices) > 3 else PANELS)
     lines = math.ceil(len(slices) / columns)
     size = (max(6.0, columns * PANEL_INCHES * width), lines * PANEL_INCHES + 0.9)
     figure = Figure(figsize=size, facecolor="black")
@@ -99,12 +99,12 @@ def draw_lesions(
     panels = figure.subplots(lines, columns, squeeze=False).reshape(-1)
     for axes in panels:
         axes.set_axis_off()
-    for axes, index in zip(panels, slices, strict=False):  # the last row may have room left
+    for axes, index in zip(panels, slices, strict=False):  # the last row may have empty panels
         axes.imshow(image[index], cmap="gray", vmin=black, vmax=white, aspect=pixel_aspect, interpolation="nearest")
-        for kind, of in reversed(maps.items()):  # prompted ones on top
+        for kind, kind_map in reversed(maps.items()):  # prompted lesions on top
             colour, style = STYLES[kind]
-            for lesion in np.unique(of[index][of[index] > 0]):
-                outline(axes, of[index] == lesion, colour, style, 1.1)
+            for lesion in np.unique(kind_map[index][kind_map[index] > 0]):
+                outline(axes, kind_map[index] == lesion, colour, style, 1.1)
         scale_bar(axes, image.shape[1:], pixel_mm[1])
         axes.set_title(f"slice {index + 1} of {len(image)}", color="white", fontsize=8)
     handles = [

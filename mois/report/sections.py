@@ -71,7 +71,7 @@ def figures(results: Results) -> list[PageElement]:
         for name in names
     ]
     columns = ("", "unprompted lesions", "whole scan, as the reader ends up with it", "what it is")
-    made: list[PageElement] = [Table(columns, rows, words=(3,))] if rows else []
+    elements: list[PageElement] = [Table(columns, rows, words=(3,))] if rows else []
     prompted = [
         [in_words(name), _cell(_estimate(given), results)] for name, given in summary.get("prompted", {}).items()
     ]
@@ -90,7 +90,7 @@ def figures(results: Results) -> list[PageElement]:
         )
         if rows
     ]
-    return [*made, SideBySide(small)] if small else made
+    return [*elements, SideBySide(small)] if small else elements
 
 
 def _meaning(name: str) -> str:
@@ -170,18 +170,20 @@ def _slope(estimate: Estimate | None) -> str:
 def bins(results: Results) -> list[PageElement]:
     """Return recall and Dice by size, by location and by contrast of lesions."""
     parts: list[PageElement] = []
-    for name, of in results.metrics["summary"].items():
-        if not name.startswith("by_") or not any(group.get("lesions") for group in of.values()):
+    for name, groups in results.metrics["summary"].items():
+        if not name.startswith("by_") or not any(group.get("lesions") for group in groups.values()):
             continue
         heading = in_words(name).capitalize() + _UNITS.get(name, "")
-        keys = list(dict.fromkeys(key for group in of.values() for key, given in group.items() if is_estimate(given)))
+        keys = list(
+            dict.fromkeys(key for group in groups.values() for key, entry in group.items() if is_estimate(entry))
+        )
         rows = [
             [bin_name, str(group.get("lesions", "")), *(_cell(_estimate(group.get(key)), results) for key in keys)]
-            for bin_name, group in of.items()
+            for bin_name, group in groups.items()
         ]
         drawn = {
             bin_name: {key: Estimate.of(group[key]) for key in ("recall", "dice") if is_estimate(group.get(key))}
-            for bin_name, group in of.items()
+            for bin_name, group in groups.items()
         }
         table = Table(("", "lesions", *(in_words(key) for key in keys)), rows, title=heading)
         parts.append(SideBySide([Picture(charts.bars(drawn, "of unprompted lesions"), ""), table]))
@@ -214,7 +216,7 @@ def overlays(results: Results) -> list[PageElement]:
 
 
 def worst_lesions(results: Results) -> list[PageElement]:
-    """Return the worst unprompted lesions: the largest missed ones, then the found ones with the lowest Dice."""
+    """Return the worst unprompted lesions: missed lesions, largest first; then found lesions, lowest Dice first."""
     rows = [row for row in results.lesions if row["role"] != "prompted"]
     if not rows:
         return []
@@ -249,7 +251,7 @@ def worst_lesions(results: Results) -> list[PageElement]:
 
 
 def worst_first(rows: Sequence[Row]) -> list[Row]:
-    """Return lines of lesions.csv: missed ones by size, then found ones by Dice, prompted ones left out."""
+    """Return the unprompted lesions of lesions.csv: missed lesions by size, then found lesions by Dice."""
     kept = [row for row in rows if row["role"] != "prompted"]
     missed = sorted((row for row in kept if not _true(row["found"])), key=lambda row: -float(row["volume_ml"]))
     return missed + sorted((row for row in kept if _true(row["found"])), key=lambda row: number(row["dice"]) or 0.0)
@@ -260,7 +262,7 @@ def _true(cell: str) -> bool:
 
 
 def confidence(results: Results) -> list[PageElement]:
-    """Return a chart of the confidence of candidates against the share that are lesions."""
+    """Return a chart of the share of candidates that are lesions, over their confidence."""
     rows = results.candidates
     calibrated = bool(rows) and all(number(row.get("confidence")) is not None for row in rows)
     column = "confidence" if calibrated else "peak"
@@ -272,16 +274,16 @@ def confidence(results: Results) -> list[PageElement]:
     if calibrated:
         before = expected_calibration_error([float(row["peak"]) for row in rows], hits)
         label = "calibrated confidence"
-        said = (
+        error_text = (
             f"Expected calibration error {error:.3f}, before calibration {before:.3f}. The calibration was fitted on "
             "the scans that the training was validated on, and flatters where those are scored."
         )
     else:
         label = "highest probability in the lesion (not calibrated)"
-        said = f"Expected calibration error of these probabilities, which are not calibrated: {error:.3f}."
+        error_text = f"Expected calibration error of these probabilities, which are not calibrated: {error:.3f}."
     caption = (
         f"{len(kept)} candidates, whatever reached the threshold outside the prompted lesions, before the peak "
-        f"threshold; small numbers: how many stand in a point; bars: 95 % intervals of the share. {said}"
+        f"threshold; small numbers: how many stand in a point; bars: 95 % intervals of the share. {error_text}"
     )
     return [Picture(charts.reliability(values, hits, label), caption)]
 
@@ -298,26 +300,29 @@ def expected_calibration_error(values: Sequence[float], hits: Sequence[bool], bi
 
 def robustness(results: Results) -> list[PageElement]:
     """Return the changes of figures on changed scans, from robustness.json."""
-    found = results.changes()
-    if not found:
+    content = results.changes()
+    if not content:
         return []
-    changes: Mapping[str, Mapping[str, Any]] = found["changes"]
+    changes: Mapping[str, Mapping[str, Any]] = content["changes"]
     names = ("dice", "f1")
     blank = dict.fromkeys(names, "")
-    rows = [_changed_row("unchanged", found["unchanged"], blank, results)]
-    for change, of in changes.items():
-        drop = {name: _slope(_estimate(of[f"change_{name}"])) for name in names}
-        rows.append(_changed_row(change, of, drop, results))
+    rows = [_changed_row("unchanged", content["unchanged"], blank, results)]
+    for change, entries in changes.items():
+        drop = {name: _slope(_estimate(entries[f"change_{name}"])) for name in names}
+        rows.append(_changed_row(change, entries, drop, results))
     columns = ("scans", "unprompted Dice", "change", "unprompted F1", "change")
     pictures: list[PageElement] = []
     for name in names:
-        rise = {change: Estimate.of(of[f"change_{name}"]) for change, of in changes.items()}
+        rise = {change: Estimate.of(entries[f"change_{name}"]) for change, entries in changes.items()}
         pictures.append(Picture(charts.forest(rise, f"change of unprompted {in_words(name)}"), ""))
     return [Table(columns, rows), SideBySide(pictures)]
 
 
-def _changed_row(change: str, of: Mapping[str, Any], drop: Mapping[str, str], results: Results) -> list[str]:
-    return [in_words(change), *(cell for name in drop for cell in (_cell(_estimate(of[name]), results), drop[name]))]
+def _changed_row(change: str, entries: Mapping[str, Any], drop: Mapping[str, str], results: Results) -> list[str]:
+    return [
+        in_words(change),
+        *(cell for name in drop for cell in (_cell(_estimate(entries[name]), results), drop[name])),
+    ]
 
 
 def timing(results: Results) -> list[PageElement]:
@@ -368,8 +373,8 @@ def _facts(record: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [in_words(name), str(given)]
 
 
-def _estimate(given: object) -> Estimate | None:
-    return Estimate.of(given) if isinstance(given, Mapping) and is_estimate(given) else None
+def _estimate(entry: object) -> Estimate | None:
+    return Estimate.of(entry) if isinstance(entry, Mapping) and is_estimate(entry) else None
 
 
 def _cell(estimate: Estimate | None, results: Results) -> str:
