@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 
+def checked_rank(rank: int) -> int:
+    """Return the rank.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"model.adapter.init_args.rank={rank} must be at least 1.")
+    return rank
+
+
 class Lora(PeftAdapter):
     """Low-rank updates of weights. With `dora`, direction and length of a weight are learned apart.
 
@@ -33,9 +44,7 @@ class Lora(PeftAdapter):
         placement: Placement = Placement(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(placement)
-        if rank < 1:
-            raise ValueError(f"model.adapter.init_args.rank={rank} must be at least 1.")
-        self.rank, self.alpha, self.dora = rank, alpha, dora
+        self.rank, self.alpha, self.dora = checked_rank(rank), alpha, dora
 
     def config(self, targets: list[str]) -> PeftConfig:
         """See `PeftAdapter.config`."""
@@ -63,7 +72,7 @@ class LoHa(PeftAdapter):
         placement: Placement = Placement(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(placement)
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha = checked_rank(rank), alpha
 
     def config(self, targets: list[str]) -> PeftConfig:
         """See `PeftAdapter.config`."""
@@ -91,7 +100,7 @@ class LoKr(PeftAdapter):
         placement: Placement = Placement(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(placement)
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha = checked_rank(rank), alpha
 
     def config(self, targets: list[str]) -> PeftConfig:
         """See `PeftAdapter.config`."""

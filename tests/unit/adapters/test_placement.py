@@ -147,3 +147,9 @@ def test_a_bundle_with_old_arguments_makes_the_same_model(tmp_path: Path) -> Non
     again = Bundle.load(folder).backbone.state_dict()
     assert again.keys() == backbone.state_dict().keys()
     assert all(torch.equal(value, again[name]) for name, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [Lora, LoHa, LoKr])
+def test_a_rank_of_nothing_is_refused_before_peft_sees_it(kind: type[Lora | LoHa | LoKr]) -> None:
+    with pytest.raises(ValueError, match=r"^model\.adapter\.init_args\.rank=0 must be at least 1\.$"):
+        kind(rank=0)
