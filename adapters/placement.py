@@ -27,7 +27,7 @@ class Placement:
     Raises:
         ValueError: If a part or a stage does not exist, or there is none.
 
-    Example:
+    Examples:
         >>> Placement(parts=["trunk"], stages=[4])
         Placement(parts=('trunk',), stages=(4,), propagation='full')
 

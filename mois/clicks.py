@@ -54,7 +54,7 @@ def central_pixel(mask: Tensor) -> Tensor:
     Returns:
         (N, 2) float32, x then y, in pixels; the centre of the patch for an empty mask.
 
-    Example:
+    Examples:
         >>> mask = torch.zeros(1, 32, 32, dtype=torch.bool)
         >>> mask[0, 10:13, 20:23] = True  # rows 10 to 12, columns 20 to 22
         >>> central_pixel(mask)

@@ -111,7 +111,7 @@ def lesion_volumes_ml(lesions: InstanceMap, voxel_ml: float) -> dict[int, float]
     Returns:
         Lesion id to volume in millilitres, ids ascending.
 
-    Example:
+    Examples:
         >>> lesion_volumes_ml(np.array([0, 1, 1, 7]), voxel_ml=0.5)
         {1: 1.0, 7: 0.5}
     """
@@ -136,7 +136,7 @@ def renumber(lesions: InstanceMap, to: Mapping[int, int]) -> InstanceMap:
 
     The cost depends on the number of ids, not on their size: ids reach 2147483647.
 
-    Example:
+    Examples:
         >>> renumber(np.array([0, 1, 1, 7]), {7: 2})
         array([0, 0, 0, 2], dtype=int32)
     """

@@ -46,8 +46,7 @@ def load_weights(model: nn.Module, name: str, weights: str) -> WeightsIdentity:
 
     Raises:
         ValueError: If the file is missing or no plain checkpoint of tensors. Also if tensors are missing, left over or
-        of
-            another shape.
+            of another shape.
     """
     if weights == "random":
         return WeightsIdentity(name, "random", tensors_sha256(model.state_dict()))

@@ -42,7 +42,7 @@ class VolumeSegmenter:
         propagation: The propagation, built for this backbone.
         settings: The options `inference.*`; None takes the defaults.
 
-    Example:
+    Examples:
         One lesion is outlined on a slice; the model looks for others like it in the whole scan.
 
         >>> from mois.propagation import Similarity

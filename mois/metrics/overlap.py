@@ -35,7 +35,7 @@ def dice(found_mask: Mask, true_mask: Mask, ignore: Mask | None = None) -> float
     Returns:
         0 to 1; NaN if the true mask is empty outside `ignore`.
 
-    Example:
+    Examples:
         >>> found_mask, true_mask = np.array([True, True, False]), np.array([False, True, True])
         >>> dice(found_mask, true_mask)  # 2 x 1 shared voxel / (2 + 2)
         0.5
@@ -215,7 +215,7 @@ def lesion_f1(
 ) -> float:
     """Return the lesion F1 of two instance maps; see `Matches.f1`.
 
-    Example:
+    Examples:
         >>> found_map, true_map = np.array([5, 5, 0, 0]), np.array([1, 1, 2, 2])
         >>> round(lesion_f1(found_map, true_map), 2)  # 1 found, 0 false, 1 missed
         0.67

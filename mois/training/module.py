@@ -61,7 +61,7 @@ class Optimisation:
     def factor(self, step: int, steps: int) -> float:
         """Return the factor of the learning rate at a step, of a training with `steps` steps.
 
-        Example:
+        Examples:
             >>> optimisation = Optimisation(warm_up=0.2)
             >>> [round(optimisation.factor(step, steps=10), 2) for step in (0, 1, 2, 10)]
             [0.5, 1.0, 1.0, 0.01]
