@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -26,6 +28,18 @@ HELD_BACK: frozenset[tuple[str, str, str]] = frozenset(
         ("very_dark", "solid", "striped"),
     }
 )
+
+
+def is_held_back(intensities: Iterable[str], cores: Iterable[str], textures: Iterable[str]) -> bool:
+    """Tell whether a look could be called one that is held back: every generator of training data asks this.
+
+    Args:
+        intensities: The levels of INTENSITIES that it could be called; more than one where it lies between them.
+        cores: The same of CORES.
+        textures: The same of TEXTURES.
+    """
+    return any(look in HELD_BACK for look in product(intensities, cores, textures))
+
 
 _CONTRAST = {"very_dark": (-0.33, -0.27), "dark": (-0.2, -0.16), "bright": (0.2, 0.29), "very_bright": (0.5, 0.7)}
 
@@ -109,7 +123,7 @@ def draw_lesion_type(rng: np.random.Generator, *, held_back: bool = False) -> Le
     """Draw a type. With `held_back`, its levels are among HELD_BACK; otherwise they are not."""
     while True:
         levels = tuple(str(rng.choice(axis)) for axis in (INTENSITIES, CORES, TEXTURES, SHAPES, BORDERS))
-        if (levels[:3] in HELD_BACK) == held_back:
+        if is_held_back(*((level,) for level in levels[:3])) == held_back:
             return make_lesion_type(rng, *levels)
 
 
