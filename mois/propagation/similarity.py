@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mois.interfaces import Backbone, Propagation
+from mois.propagation.layers import Block, Embedding, Stem, joined, norm, separable
 from mois.propagation.merging import merge_most_alike
 from mois.propagation.pooling import is_present, masked_mean, zones
 from mois.propagation.weights import load_propagation
@@ -61,15 +62,15 @@ class Similarity(Propagation):
         """Make the layers. Channels lie last in memory: on a CPU this takes a tenth off the time of a tile."""
         width = self.width
         self.bytes_per_exemplar = 4 * (len(ZONES) * width + 1)
-        self.stem = _Stem(width)
+        self.stem = Stem(width)
         self.levels = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in backbone.channels)
-        self.fuse = nn.Sequential(_norm(width), nn.GELU(), *_separable(width, 3), _norm(width))
+        self.fuse = nn.Sequential(norm(width), nn.GELU(), *separable(width, 3), norm(width))
         self.compare = nn.ModuleDict({zone: nn.Conv2d(width, width, 1) for zone in ZONES})
         self.summary = nn.Sequential(nn.Linear(len(ZONES) * width + 1, width), nn.GELU(), nn.Linear(width, width))
         self.no_exemplar = nn.Parameter(0.02 * torch.randn(width))
         self.verdict = nn.Conv2d(_MAPS, 1, 1)
         self.enter = nn.Conv2d(width + _MAPS, width, 1)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(self.depth))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(self.depth))
         self.to_prompt = nn.Conv2d(width, backbone.width, 1)
         self.to_fine = nn.Conv2d(width + _MAPS + 1, self.stem.fine_width, 1)
         self.final = nn.Sequential(
@@ -157,18 +158,18 @@ class Similarity(Propagation):
         embedding = seen.repeat(times)  # coarse (B, C, q, q), fine (B, F, 2q, 2q)
         modulation = self._summarise(exemplars, embedding.coarse)  # (B, C)
 
-        hidden = self.enter(_joined(embedding.coarse, likeness))  # (B, C, q, q)
+        hidden = self.enter(joined(embedding.coarse, likeness))  # (B, C, q, q)
         for block in self.blocks:
             hidden = block(hidden, modulation)  # (B, C, q, q)
 
         prompt = self.to_prompt(functional.avg_pool2d(hidden, 4))  # (B, backbone.width, P / 16, P / 16)
         answer = backbone.decode(features.repeat(times), None, dense=prompt).logits.unsqueeze(1)  # (B, 1, q, q)
 
-        fine = self.to_fine(_joined(hidden, likeness, answer))  # (B, F, q, q)
+        fine = self.to_fine(joined(hidden, likeness, answer))  # (B, F, q, q)
         fine = functional.interpolate(fine, scale_factor=2, mode="bilinear")  # (B, F, 2q, 2q)
         patch = features.image.shape[-2:]  # P, P
         draft = functional.interpolate(self.verdict(likeness), patch, mode="bilinear")  # (B, 1, P, P)
-        logits = self.final(_joined(fine, embedding.fine))  # (B, 1, 2q, 2q)
+        logits = self.final(joined(fine, embedding.fine))  # (B, 1, 2q, 2q)
         logits = functional.interpolate(logits, patch, mode="bilinear")  # (B, 1, P, P)
         pooled = torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], dim=1)  # (B, 2C)
         return SemanticPrediction((logits + draft).squeeze(1), self.presence(pooled).squeeze(1), draft.squeeze(1))
@@ -183,7 +184,7 @@ class Similarity(Propagation):
             nn.init.constant_(self.verdict.get_parameter("bias"), -4.0)
             nn.init.zeros_(self.final.get_parameter("2.bias"))
 
-    def _embed(self, features: Features) -> _Embedding:
+    def _embed(self, features: Features) -> Embedding:
         stem = self.stem(features.image)
         total = stem.coarse
         for level, project in zip(features.levels, self.levels, strict=True):
@@ -191,7 +192,7 @@ class Similarity(Propagation):
             if projected.shape[-1] != total.shape[-1]:
                 projected = functional.interpolate(projected, total.shape[-2:], mode="bilinear")
             total = total + projected
-        return _Embedding(self.fuse(total), stem.fine)
+        return Embedding(self.fuse(total), stem.fine)
 
     def _likeness(self, pixels: Tensor, exemplars: Exemplars) -> Tensor:
         """Return the cosines of pixels to prepared exemplars, pooled over the exemplars, in float32.
@@ -297,69 +298,3 @@ class _Targets(NamedTuple):
 
     def of_image(self, image: int) -> _Targets:
         return _Targets(self.directions[image : image + 1], self.weight[image : image + 1])
-
-
-class _Embedding(NamedTuple):
-    """Embeddings of the pixels of N images.
-
-    Attributes:
-        coarse: (N, C, P / 4, P / 4), a quarter of the resolution.
-        fine: (N, F, P / 2, P / 2), half of the resolution.
-    """
-
-    coarse: Tensor
-    fine: Tensor
-
-    def repeat(self, times: int) -> _Embedding:
-        if times == 1:
-            return self
-        return _Embedding(*(part.permute(0, 2, 3, 1).repeat_interleave(times, 0).permute(0, 3, 1, 2) for part in self))
-
-
-class _Stem(nn.Module):
-    """Convolutions that turn an image (N, 1, P, P) into a coarse and a fine embedding."""
-
-    fine_width = 16
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.to_half = nn.Sequential(
-            nn.Conv2d(1, self.fine_width, 5, stride=2, padding=2), _norm(self.fine_width), nn.GELU(),
-            nn.Conv2d(self.fine_width, self.fine_width, 3, padding=1), nn.GELU(),
-        )  # fmt: skip
-        self.to_quarter = nn.Sequential(
-            nn.Conv2d(self.fine_width, width, 3, stride=2, padding=1), nn.GELU(), *_separable(width, 3)
-        )
-
-    def forward(self, image: Tensor) -> _Embedding:
-        fine = self.to_half(image)
-        return _Embedding(self.to_quarter(fine), fine)
-
-
-class _Block(nn.Module):
-    """A residual block. A vector made from the exemplars scales and shifts its channels."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.spread = nn.Conv2d(width, width, 5, padding=2, groups=width)
-        self.norm = _norm(width)
-        self.modulate = nn.Linear(width, 2 * width)
-        self.mix = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
-
-    def forward(self, hidden: Tensor, modulation: Tensor) -> Tensor:
-        scale, shift = self.modulate(modulation)[:, :, None, None].chunk(2, dim=1)
-        out: Tensor = hidden + self.mix(torch.addcmul(shift, self.norm(self.spread(hidden)), 1 + scale))
-        return out
-
-
-def _separable(width: int, edge: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(width, width, edge, padding=edge // 2, groups=width), nn.Conv2d(width, width, 1)
-
-
-def _joined(*maps: Tensor) -> Tensor:
-    """Return the maps (N, C, h, w) concatenated along C, with the channels last in memory."""
-    return torch.cat([part.permute(0, 2, 3, 1) for part in maps], dim=3).permute(0, 3, 1, 2)
-
-
-def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(1, width)

@@ -8,12 +8,14 @@ import torch
 from adapters import IA3, Frozen, Full, LoHa, LoKr, Lora, Placement
 from mois.backbones import SAM2
 from mois.interfaces import Adapter, Propagation
-from mois.propagation import Attention, Prototype, Sam2Only, Similarity
+from mois.propagation import Attention, LearnedMatching, Matching, Prototype, Sam2Only, Similarity
 from mois.testing import check_adapter, check_backbone, check_propagation, example_patches, nano_backbone
 
 PROPAGATIONS = [
     Sam2Only(),
     Prototype(),
+    Matching(),
+    LearnedMatching(),
     Similarity(),
     Attention(),
     Attention(rotary_keys=True, tokens="foreground", initial="random"),

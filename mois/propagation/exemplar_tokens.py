@@ -1,0 +1,151 @@
+"""An exemplar as a bounded set of tokens: single places inside a lesion, around it and further away.
+
+Axes: B questions, K exemplars, T tokens of an exemplar, L = K x T tokens of a question, F features of a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mois.propagation.pooling import is_present
+from mois.records import Exemplars
+
+STRIDE = 2
+"""Pixels per cell of the grid that tokens are taken from."""
+
+NEAR_CELLS = 6
+"""How far the surroundings of a lesion reach, in cells."""
+
+CORE, RIM, NEAR, FAR = range(4)
+ZONE_TOKENS = {CORE: 36, RIM: 28, NEAR: 36, FAR: 20}
+"""Tokens of an exemplar by zone: inside, along the border, around, and in further tissue."""
+
+ZONE_WEIGHT = {CORE: 0.6, RIM: 0.4, NEAR: 0.5, FAR: 0.5}
+"""What the tokens of a zone count together."""
+
+TOKENS = sum(ZONE_TOKENS.values())
+"""T."""
+
+CLIPPED_AT = 5.0
+"""Standard deviations beyond which a feature is as good as there."""
+
+_AIR = 0.02  # smoothed intensity of a cell of air or padding
+_SMALLEST_DEVIATION = 1e-4
+
+
+class TokenSet(NamedTuple):
+    """All tokens of B questions side by side.
+
+    Attributes:
+        features: (B, L, F) float32.
+        inside: (B, L), share of the token's cell that is inside its lesion, 0 to 1.
+        zone: (L,) int64, CORE, RIM, NEAR or FAR.
+        negative: (B, L) bool, tokens of negative exemplars.
+        weight: (B, L), 0 for what does not count.
+    """
+
+    features: Tensor
+    inside: Tensor
+    zone: Tensor
+    negative: Tensor
+    weight: Tensor
+
+    @staticmethod
+    def of(exemplars: Exemplars, every: int = 1) -> TokenSet:
+        """Put the tokens of K exemplars side by side; with `every`, one of so many neighbours only."""
+        zone = zones_of_tokens(exemplars.valid.device)[::every].repeat(exemplars.count)
+        here = exemplars.present * exemplars.weight  # (B, K)
+        kept = {name: token[:, :, ::every].float() for name, token in exemplars.tokens.items() if token.dim() > 2}
+        weight = kept["weight"] * here.unsqueeze(2)
+        negative = exemplars.negative.unsqueeze(2).expand_as(weight)
+        features, inside = (kept[name].flatten(1, 2) for name in ("features", "inside"))
+        return TokenSet(features, inside, zone, negative.flatten(1), weight.flatten(1))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What makes the features of a question comparable: mean and deviation over its own tokens, (B, 1, F) each."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @staticmethod
+    def of(tokens: TokenSet) -> Scale:
+        """Measure the tokens of B questions by their weights; where none counts, mean 0 and deviation 1."""
+        share = tokens.weight.unsqueeze(2)
+        total = share.sum(1, keepdim=True)
+        some = total > 0
+        share = share / torch.where(some, total, 1.0)
+        mean = (share * tokens.features).sum(1, keepdim=True)
+        variance = (share * (tokens.features - mean).square()).sum(1, keepdim=True)
+        deviation = torch.where(some, (variance + _SMALLEST_DEVIATION**2).sqrt(), 1.0)
+        return Scale(mean, deviation)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Standardise (B, n, F)."""
+        return ((features - self.mean) / self.deviation).clamp(-CLIPPED_AT, CLIPPED_AT)
+
+
+def take_tokens(cells: Tensor, image: Tensor, masks: Tensor) -> Exemplars:
+    """Describe N lesions by T single cells each.
+
+    Args:
+        cells: (N, F, h, w), features of the cells of each image, or of the one image (1, F, h, w) that all lie on.
+        image: (N, 1, P, P) or (1, 1, P, P), the images.
+        masks: (N, P, P), 0 to 1, one lesion each.
+
+    Returns:
+        Exemplars with B = N and K = 1. Tokens: features (N, 1, T, F) and weight and inside (N, 1, T), all float16. A
+        mask that is empty is not valid.
+    """
+    share = functional.avg_pool2d(masks.unsqueeze(1), STRIDE)
+    taken = _places(share.detach(), functional.avg_pool2d(image, STRIDE))
+    flat = cells.flatten(2)
+    each = taken.cells.unsqueeze(1).expand(-1, flat.shape[1], -1)
+    features = torch.gather(flat.expand(len(masks), -1, -1), 2, each).transpose(1, 2)
+    inside = torch.gather(share.flatten(1), 1, taken.cells)
+    present = is_present(masks)
+    tokens = {
+        "features": features.unsqueeze(1).half(),
+        "inside": inside.unsqueeze(1).half(),
+        "weight": (taken.weight * present).unsqueeze(1).half(),
+    }
+    return Exemplars(tokens, present, torch.zeros_like(present))
+
+
+class _Places(NamedTuple):
+    """Cells (N, T) int64 that tokens are taken from, and the weight (N, T) of each."""
+
+    cells: Tensor
+    weight: Tensor
+
+
+def zones_of_tokens(device: torch.device) -> Tensor:
+    """Return the zone of each token slot, (T,) int64."""
+    counts = torch.tensor(list(ZONE_TOKENS.values()), device=device)
+    return torch.repeat_interleave(torch.tensor(list(ZONE_TOKENS), device=device), counts, output_size=TOKENS)
+
+
+def _places(share: Tensor, image: Tensor) -> _Places:
+    """Choose T cells of each lesion, evenly spread over each zone in the order of the grid."""
+    most = share.amax((2, 3), keepdim=True)
+    inside = (share >= 0.5) | ((most < 0.5) & (share > 0) & (share >= most))  # smaller than a cell: its surest cell
+    solid = inside.float()
+    core = -functional.max_pool2d(-solid, 3, stride=1, padding=1) > 0
+    close = functional.max_pool2d(solid, 3, stride=1, padding=1) > 0
+    near = functional.max_pool2d(solid, 2 * NEAR_CELLS + 1, stride=1, padding=NEAR_CELLS) > 0
+    zones = {CORE: core, RIM: close & ~core, NEAR: near & ~close, FAR: ~near & (image > _AIR)}
+    cells, weights = [], []
+    for zone, wanted in ZONE_TOKENS.items():
+        running = zones[zone].flatten(1).long().cumsum(1)  # (N, h * w)
+        count = running[:, -1:]
+        rank = ((torch.arange(wanted, device=share.device) + 0.5) * count / wanted).floor().long() + 1
+        found = torch.searchsorted(running, rank).clamp(max=running.shape[1] - 1)
+        cells.append(found)
+        weights.append((count > 0).float().expand(-1, wanted) * (ZONE_WEIGHT[zone] / wanted))
+    return _Places(torch.cat(cells, dim=1), torch.cat(weights, dim=1))

@@ -1,0 +1,72 @@
+"""A bank of filters: what a pixel and its surroundings look like at several scales, without any training."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SIGMAS_PX = (1.0, 2.0, 4.0, 8.0)
+"""Scales of the bank, as standard deviations in pixels of the image."""
+
+FILTERS = 5 * len(SIGMAS_PX)
+"""Number of answers of the bank at each place."""
+
+_SMALLEST = 1e-12
+
+
+def filter_bank(image: Tensor) -> Tensor:
+    """Filter images at every scale.
+
+    At each scale: the smoothed intensity, the length of its gradient, its Laplacian, and both eigenvalues of its
+    Hessian, the larger one first. Derivatives are multiplied by the scale (once for each order), so that a blob
+    gives the same answers at the scale of its own size whatever its size is.
+
+    Args:
+        image: (N, 1, P, P), normalised intensities.
+
+    Returns:
+        (N, 20, P / 2, P / 2), float32.
+
+    Source: Lindeberg, Feature detection with automatic scale selection, IJCV 1998.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        half = functional.avg_pool2d(smooth(image.float(), SIGMAS_PX[0]), 2)
+        answers: list[Tensor] = []
+        for sigma_px in SIGMAS_PX:
+            further_px = (sigma_px**2 - SIGMAS_PX[0] ** 2) ** 0.5
+            level = smooth(half, further_px / 2) if further_px else half
+            answers.extend(_shape(level, sigma_px / 2))
+        return torch.cat(answers, dim=1)
+
+
+def smooth(image: Tensor, sigma_px: float) -> Tensor:
+    """Convolve images (N, 1, H, W) with a Gaussian; beyond the border an image goes on with its border's values."""
+    weights = _gaussian(sigma_px).to(image)
+    reach = len(weights) // 2
+    wide = functional.pad(image, (reach, reach, reach, reach), mode="replicate")
+    return functional.conv2d(functional.conv2d(wide, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
+
+
+@lru_cache(maxsize=16)
+def _gaussian(sigma_px: float) -> Tensor:
+    line = torch.arange(-round(3 * sigma_px), round(3 * sigma_px) + 1, dtype=torch.float32)
+    weights = torch.exp(-0.5 * (line / sigma_px) ** 2)
+    return weights / weights.sum()
+
+
+def _shape(level: Tensor, sigma: float) -> tuple[Tensor, ...]:
+    """Return intensity, gradient, Laplacian and Hessian eigenvalues of (N, 1, h, w), smoothed by sigma cells."""
+    wide = functional.pad(level, (1, 1, 1, 1), mode="replicate")
+    left, right = wide[..., 1:-1, :-2], wide[..., 1:-1, 2:]
+    above, below = wide[..., :-2, 1:-1], wide[..., 2:, 1:-1]
+    gradient = ((right - left).square() + (below - above).square() + _SMALLEST).sqrt() * (sigma / 2)
+    xx = (left + right - 2 * level) * sigma**2
+    yy = (above + below - 2 * level) * sigma**2
+    diagonals = wide[..., 2:, 2:] + wide[..., :-2, :-2] - wide[..., 2:, :-2] - wide[..., :-2, 2:]
+    xy = diagonals * (sigma**2 / 4)
+    laplacian = xx + yy
+    apart = ((xx - yy).square() + 4 * xy.square() + _SMALLEST).sqrt()
+    return level, gradient, laplacian, (laplacian + apart) / 2, (laplacian - apart) / 2

@@ -1,0 +1,240 @@
+"""Learned matching: pixels are compared with single pixels of the exemplars, and a network decides what follows."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mois.interfaces import Backbone, Propagation
+from mois.propagation.exemplar_tokens import CORE, FAR, NEAR, RIM, TOKENS, ZONE_TOKENS, Scale, TokenSet, take_tokens
+from mois.propagation.filters import FILTERS, filter_bank
+from mois.propagation.kernel import NEVER, kernel_mean
+from mois.propagation.layers import Block, Embedding, Stem, joined, norm, separable
+from mois.propagation.weights import load_propagation
+from mois.records import Exemplars, Features, SemanticPrediction
+
+FEATURES = 64
+"""Numbers of a token: the filter bank, and what is learned."""
+
+VALUES = 5
+"""What a token is: core, rim, surroundings, further tissue, inside of a negative exemplar."""
+
+MAPS = VALUES + 2
+"""Maps of a head: a share for each value, the log-odds of inside to outside, and the distance to the tokens."""
+
+_TEMPERATURES = (0.2, 0.05, 0.5, 0.1)  # that the heads start from
+SURE = 1e-4
+"""Share that is added to inside and outside, so that their odds stay finite."""
+
+TRAINING_TOKENS = 2
+"""In training, one of so many tokens is compared: it takes a third off a step."""
+
+FARTHEST = 8.0
+"""Squared distance beyond which a place is unlike every token."""
+
+_SMALLEST = 1e-6
+_ZONES = len(ZONE_TOKENS)
+
+
+class LearnedMatching(Propagation):
+    """Compares every pixel with single pixels inside and around the exemplars, and lets the comparison decide.
+
+    - A token is a cell of 2 x 2 pixels of an exemplar: 20 answers of a filter bank, 44 learned features, the share of
+      it that is inside the lesion, and the zone it was taken from (core, rim, surroundings, further tissue).
+    - All tokens of a question standardise the features. So contrast and brightness of the scan play no part.
+    - Each head measures a distance of its own. A softmax over all tokens gives each pixel the share of every zone.
+      This is attention with one projection for queries and keys, and with mask values.
+    - The shares enter a small network, SAM2's decoder (as a dense prompt), and the final layer at half resolution. The
+      exemplars also scale and shift the channels of the network.
+
+    Args:
+        width: Channels of the embedding.
+        blocks: Residual blocks of the network.
+        heads: Distances.
+        weights: `random`, `bundled` (pretrained with the bundled nano) or a path.
+
+    Source: Oh et al., Video object segmentation using space-time memory networks, arXiv 1904.00607; Cheng et al., STCN,
+        arXiv 2106.05210 (shared keys, squared distance); Perez et al., FiLM, arXiv 1709.07871.
+    """
+
+    def __init__(self, width: int = 48, blocks: int = 3, heads: int = 2, weights: str = "random") -> None:
+        super().__init__()
+        if not 1 <= heads <= len(_TEMPERATURES):
+            raise ValueError(f"propagation.heads={heads} must be 1 to {len(_TEMPERATURES)}.")
+        self.width = width
+        self.depth = blocks
+        self.heads = heads
+        self.weights = weights
+
+    def build(self, backbone: Backbone) -> None:
+        """Make the layers. Channels lie last in memory: on a CPU this takes a tenth off the time of a tile."""
+        width, maps = self.width, self.heads * MAPS
+        self.bytes_per_exemplar = 2 * TOKENS * (FEATURES + 2) + 4
+        self.stem = Stem(width)
+        fine = self.stem.fine_width
+        self.levels = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in backbone.channels)
+        self.fuse = nn.Sequential(norm(width), nn.GELU(), *separable(width, 3), norm(width))
+        self.coarse_cells = nn.Conv2d(width, FEATURES - FILTERS, 1)
+        self.fine_cells = nn.Conv2d(fine, FEATURES - FILTERS, 1)
+        self.metric = nn.Parameter(torch.empty(self.heads, FEATURES, FEATURES // 2))
+        self.sharpness = nn.Parameter(torch.tensor([-math.log(t) for t in _TEMPERATURES[: self.heads]]))
+        self.prior = nn.Parameter(torch.zeros(self.heads, _ZONES + 1))
+        self.summary = nn.Sequential(nn.Linear(_ZONES * FEATURES + 1, width), nn.GELU(), nn.Linear(width, width))
+        self.no_exemplar = nn.Parameter(0.02 * torch.randn(width))
+        self.verdict = nn.Conv2d(maps, 1, 3, padding=1)
+        self.enter = nn.Conv2d(width + maps, width, 1)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(self.depth))
+        self.to_prompt = nn.Conv2d(width, backbone.width, 1)
+        self.to_fine = nn.Conv2d(width + 1, fine, 1)
+        self.final = nn.Sequential(
+            nn.Conv2d(2 * fine + maps, fine, 3, padding=1), nn.GELU(), nn.Conv2d(fine, 1, 3, padding=1),
+        )  # fmt: skip
+        self.presence = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+        self._start_from_matching()
+        load_propagation(self, self.weights, backbone)
+        for name, part in self.named_children():
+            if name != "summary":
+                part.to(memory_format=torch.channels_last)
+
+    def _start_from_matching(self) -> None:
+        """Let each head begin with a random view of all features, and the verdict with the log-odds."""
+        with torch.no_grad():
+            for head in self.metric:
+                nn.init.orthogonal_(head)
+            self.metric.mul_(math.sqrt(2 / FEATURES) * math.sqrt(2))
+            self.verdict.weight.zero_()
+            self.verdict.weight[0, VALUES::MAPS, 1, 1] = 1 / self.heads
+            nn.init.zeros_(self.verdict.get_parameter("bias"))
+            nn.init.zeros_(self.final.get_parameter("2.bias"))
+
+    def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
+        """Keep T cells of each image, in and around its lesion, and the lesion's size."""
+        return self._take(self._cells(features, self._embed(features)), features.image, masks)
+
+    def describe_on(self, features: Features, image: Tensor, masks: Tensor, backbone: Backbone) -> Exemplars:
+        """Look at each image once, whatever the number of lesions on it."""
+        cells = self._cells(features, self._embed(features))
+        if len(cells) == 1:
+            return self._take(cells, features.image, masks)
+        return self._take(cells[image], features.image[image], masks)
+
+    @staticmethod
+    def _take(cells: Tensor, image: Tensor, masks: Tensor) -> Exemplars:
+        taken = take_tokens(cells, image, masks)
+        pixels = masks.flatten(1).sum(1, keepdim=True).float()
+        return taken.map({**taken.tokens, "log_area": (0.2 * pixels.clamp(min=1).log() - 1).unsqueeze(1)})
+
+    def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
+        """Find the pixels that look like the positive exemplars and unlike what is around them.
+
+        Notation: N images, R questions about each, B = N x R, P edge of the patch, h = P / 2, q = P / 4, C = `width`
+        channels, F channels of the fine embedding, M = 7 maps for each head.
+        """
+        times = exemplars.valid.shape[0] // features.image.shape[0]  # R
+        seen = self._embed(features)  # coarse (N, C, q, q), fine (N, F, h, h)
+        match = self._match(self._cells(features, seen), exemplars)  # maps (B, M, h, h), modulation (B, C)
+        embedding = seen.repeat(times)
+
+        hidden = self.enter(joined(embedding.coarse, functional.avg_pool2d(match.maps, 2)))  # (B, C, q, q)
+        for block in self.blocks:
+            hidden = block(hidden, match.modulation)
+
+        prompt = self.to_prompt(functional.avg_pool2d(hidden, 4))  # (B, backbone.width, P / 16, P / 16)
+        answer = backbone.decode(features.repeat(times), None, dense=prompt).logits.unsqueeze(1)  # (B, 1, q, q)
+
+        fine = self.to_fine(joined(hidden, answer))  # (B, F, q, q)
+        fine = functional.interpolate(fine, scale_factor=2, mode="bilinear")  # (B, F, h, h)
+        draft = self.verdict(match.maps)  # (B, 1, h, h)
+        logits = self.final(joined(fine, embedding.fine, match.maps)) + draft
+        patch = features.image.shape[-2:]
+        logits, draft = (functional.interpolate(part, patch, mode="bilinear").squeeze(1) for part in (logits, draft))
+        pooled = torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], dim=1)  # (B, 2C)
+        return SemanticPrediction(logits, self.presence(pooled).squeeze(1), draft)
+
+    def _embed(self, features: Features) -> Embedding:
+        stem = self.stem(features.image)
+        total = stem.coarse
+        for level, project in zip(features.levels, self.levels, strict=True):
+            projected = project(level)
+            if projected.shape[-1] != total.shape[-1]:
+                projected = functional.interpolate(projected, total.shape[-2:], mode="bilinear")
+            total = total + projected
+        return Embedding(self.fuse(total), stem.fine)
+
+    def _cells(self, features: Features, embedding: Embedding) -> Tensor:
+        """Return the features of each cell, (N, F, P / 2, P / 2) float32."""
+        coarse = functional.interpolate(self.coarse_cells(embedding.coarse), scale_factor=2, mode="bilinear")
+        learned = coarse + self.fine_cells(embedding.fine)
+        return torch.cat([filter_bank(features.image), learned.float()], dim=1)
+
+    def _match(self, cells: Tensor, exemplars: Exemplars) -> _Match:
+        """Compare cells (N, F, h, h) with the tokens of B = N x R questions."""
+        rows, height, width = len(exemplars.valid), *cells.shape[-2:]
+        nothing = self.no_exemplar.expand(rows, -1)
+        if exemplars.count == 0:
+            return _Match(cells.new_zeros(rows, self.heads * MAPS, height, width), nothing)
+        some = (exemplars.present & ~exemplars.negative).any(1)  # (B,)
+        with torch.autocast(cells.device.type, enabled=False):
+            tokens = TokenSet.of(exemplars, every=TRAINING_TOKENS if self.training else 1)
+            scale = Scale.of(tokens)
+            keys = scale(tokens.features)  # (B, L, F)
+            maps = self._compare(cells.flatten(2).transpose(1, 2), scale, keys, tokens)
+            means = self._zone_means(keys, tokens)
+            weight = (exemplars.present & ~exemplars.negative) * exemplars.weight.float()
+            area = (exemplars.tokens["log_area"].float() * weight.unsqueeze(2)).sum(1)
+            area = area / weight.sum(1, keepdim=True).clamp(min=_SMALLEST)
+        modulation = self.summary(torch.cat([means, area], dim=1))
+        maps = torch.where(some[:, None, None], maps, 0.0).reshape(rows, -1, height, width)
+        return _Match(maps, torch.where(some.unsqueeze(1), modulation, nothing))
+
+    def _compare(self, cells: Tensor, scale: Scale, keys: Tensor, tokens: TokenSet) -> Tensor:
+        """Return the maps (B, heads x 7, n) of cells (N, n, F), given the standardised tokens (B, L, F)."""
+        metric = self.metric * (0.5 * self.sharpness.clamp(-3, 5)).exp()[:, None, None]  # (heads, F, D)
+        asked = scale(cells.repeat_interleave(len(keys) // len(cells), 0))
+        queries = torch.einsum("bnf,hfd->bhnd", asked, metric)
+        compared = torch.einsum("blf,hfd->bhld", keys, metric)
+        values, log_weight = self._values(tokens)  # (B, L, 5), (B, heads, L)
+        values = torch.cat([values.unsqueeze(1).expand(-1, self.heads, -1, -1), compared], dim=3)
+        mean = kernel_mean(queries, compared, log_weight, values)  # (B, heads, n, 5 + D)
+        share, alike = mean[..., :VALUES], mean[..., VALUES:]
+        inside = share[..., CORE] + share[..., RIM]
+        outside = share[..., NEAR] + share[..., FAR] + share[..., _ZONES]
+        odds = (inside + SURE).log() - (outside + SURE).log()
+        far = (queries - alike).square().sum(3)  # from what the tokens make of this place
+        maps = torch.cat([share, 0.5 * odds.unsqueeze(3), far.clamp(max=FARTHEST).unsqueeze(3)], dim=3)
+        return maps.permute(0, 1, 3, 2).flatten(1, 2)
+
+    def _values(self, tokens: TokenSet) -> tuple[Tensor, Tensor]:
+        """Return what each token is, (B, L, 5), and its weight in the softmax, (B, heads, L), as a logarithm.
+
+        What is inside and what is outside count the same together before the learned prior of each zone.
+        """
+        inside = tokens.inside * ~tokens.negative
+        foreign = tokens.inside * tokens.negative
+        outside = 1 - inside - foreign
+        core, rim, far = (tokens.zone == zone for zone in (CORE, RIM, FAR))
+        values = torch.stack([inside * core, inside * ~core, outside * ~far, outside * far, foreign], dim=2)
+        kind = torch.where(tokens.negative & (core | rim), _ZONES, tokens.zone)  # (B, L)
+        total = tokens.weight.sum(1, keepdim=True).clamp(min=_SMALLEST)
+        weight = torch.where(tokens.weight > 0, (tokens.weight / total).clamp(min=1e-30).log(), NEVER)
+        return values, self.prior[:, kind].transpose(0, 1) + weight.unsqueeze(1)
+
+    def _zone_means(self, keys: Tensor, tokens: TokenSet) -> Tensor:
+        """Return the mean standardised features of each zone of the positive exemplars, (B, 4 x F)."""
+        weight = tokens.weight * ~tokens.negative
+        means = []
+        for zone in (CORE, RIM, NEAR, FAR):
+            own = weight * (tokens.zone == zone)
+            means.append((own.unsqueeze(2) * keys).sum(1) / own.sum(1, keepdim=True).clamp(min=_SMALLEST))
+        return torch.cat(means, dim=1)
+
+
+class _Match(NamedTuple):
+    """What the comparison gives: maps (B, heads x 7, h, h), and the vector (B, C) that modulates the network."""
+
+    maps: Tensor
+    modulation: Tensor

@@ -1,0 +1,109 @@
+"""Matching without training: every pixel is compared with single pixels inside and around the exemplars."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mois.interfaces import Backbone, Propagation
+from mois.propagation.exemplar_tokens import TOKENS, Scale, TokenSet, take_tokens
+from mois.propagation.filters import FILTERS, filter_bank
+from mois.propagation.kernel import NEVER, kernel_mean
+from mois.propagation.sam2_only import ABSENT_LOGIT
+from mois.records import Exemplars, Features, SemanticPrediction
+
+FEATURES = 64
+"""Most numbers of a token."""
+
+SMALLEST_WEIGHT = 1e-4
+SMALLEST_DENSITY = 1e-9
+
+
+class Matching(Propagation):
+    """A pixel is what the pixels of the exemplars that look like it are: inside of a lesion, or not.
+
+    An exemplar is a set of single pixels (tokens) from its core, its border, its surroundings and further tissue, each
+    with its features and the share of it that is inside. The answer at a pixel is the mean share of all tokens,
+    weighted by a Gaussian kernel of the distance between features. All tokens of a negative exemplar are outside.
+
+    The features are a bank of filters of the image and the levels of the backbone, which a fixed projection reduces.
+    The tokens of a question standardise them.
+
+    Args:
+        temperature: Width of the kernel, as a squared distance a feature.
+
+    Source: Nadaraya, On estimating regression, 1964; as attention with masks for values: Oh et al., Video object
+        segmentation using space-time memory networks, arXiv 1904.00607.
+    """
+
+    def __init__(self, temperature: float = 0.2) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"propagation.temperature={temperature} must be above 0.")
+        self.temperature = temperature
+
+    def build(self, backbone: Backbone) -> None:
+        """Draw the projection of the backbone's levels: always the same for the same sizes."""
+        channels, kept = sum(backbone.channels), FEATURES - FILTERS
+        projection = torch.eye(channels)
+        if channels > kept:
+            generator = torch.Generator().manual_seed(0)
+            projection = torch.linalg.qr(torch.randn(channels, kept, generator=generator)).Q
+        self.register_buffer("projection", projection, persistent=False)
+        self.bytes_per_exemplar = 2 * TOKENS * (FILTERS + projection.shape[1] + 2)
+
+    def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
+        """Keep T pixels of each image, in and around its lesion."""
+        return take_tokens(self._cells(features), features.image, masks)
+
+    def describe_on(self, features: Features, image: Tensor, masks: Tensor, backbone: Backbone) -> Exemplars:
+        """Filter each image once, whatever the number of lesions on it."""
+        cells = self._cells(features)
+        if len(cells) == 1:
+            return take_tokens(cells, features.image, masks)
+        return take_tokens(cells[image], features.image[image], masks)
+
+    def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
+        """Find the pixels that look like the inside of exemplars, and not like what lies around them."""
+        rows, patch = exemplars.valid.shape[0], features.image.shape[-2:]
+        absent = features.image.new_full((rows, *patch), ABSENT_LOGIT)
+        if exemplars.count == 0:
+            return SemanticPrediction(absent, absent.amax((1, 2)))
+        tokens = TokenSet.of(exemplars)
+        cells = self._cells(features)
+        with torch.autocast(cells.device.type, enabled=False):
+            odds = self._log_odds(cells.flatten(2).transpose(1, 2), tokens).view(rows, 1, *cells.shape[-2:])
+        logits = functional.interpolate(odds, patch, mode="bilinear").squeeze(1).to(absent.dtype)
+        some = (exemplars.present & ~exemplars.negative).any(1)[:, None, None]
+        logits = torch.where(some, logits, absent)
+        return SemanticPrediction(logits, logits.amax((1, 2)))
+
+    def _cells(self, features: Features) -> Tensor:
+        """Return the features of each cell, (N, F, P / 2, P / 2)."""
+        filters = filter_bank(features.image)
+        levels = torch.cat(
+            [
+                functional.interpolate(level.float(), filters.shape[-2:], mode="bilinear", align_corners=False)
+                for level in features.levels
+            ],
+            dim=1,
+        )
+        return torch.cat([filters, torch.einsum("nchw,cf->nfhw", levels, self.projection)], dim=1)
+
+    def _log_odds(self, cells: Tensor, tokens: TokenSet) -> Tensor:
+        """Return the log-odds (B, n) that cells (N, n, F) are inside, by the tokens of B questions.
+
+        What is inside and what is outside count the same together, whatever the number and size of the exemplars.
+        """
+        scale = Scale.of(tokens)
+        keys = scale(tokens.features)  # (B, L, F)
+        queries = scale(cells.repeat_interleave(len(keys) // len(cells), 0))  # (B, n, F)
+        unit = (keys.shape[2] * self.temperature) ** -0.5
+        inside = tokens.inside * ~tokens.negative
+        sides = torch.stack([tokens.weight * inside, tokens.weight * (1 - inside)], dim=2)  # (B, L, 2)
+        sides = sides / sides.sum(1, keepdim=True).clamp(min=SMALLEST_WEIGHT)
+        counts = torch.where(tokens.weight > 0, 0.0, NEVER)
+        one_head = (part.unsqueeze(1) for part in (unit * queries, unit * keys, counts, sides))
+        density = kernel_mean(*one_head).squeeze(1).clamp(min=SMALLEST_DENSITY).log()  # (B, n, 2)
+        return density[..., 0] - density[..., 1]

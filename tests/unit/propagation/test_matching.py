@@ -1,0 +1,171 @@
+"""Matching: filters, tokens, the kernel mean, and what is found by it without training."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mois.interfaces import Propagation
+from mois.propagation import LearnedMatching, Matching
+from mois.propagation.exemplar_tokens import (
+    CORE,
+    FAR,
+    NEAR,
+    RIM,
+    TOKENS,
+    ZONE_TOKENS,
+    ZONE_WEIGHT,
+    Scale,
+    TokenSet,
+    take_tokens,
+    zones_of_tokens,
+)
+from mois.propagation.filters import FILTERS, SIGMAS_PX, filter_bank
+from mois.propagation.kernel import NEVER, kernel_mean
+from mois.testing import nano_backbone
+
+EDGE = 128
+
+
+def disc(row: float, column: float, radius: float) -> Tensor:
+    """Return a disc (P, P), 0 or 1."""
+    line = torch.arange(EDGE, dtype=torch.float32)
+    return ((line[:, None] - row).square() + (line[None] - column).square() <= radius**2).float()
+
+
+def test_the_kernel_mean_is_the_weighted_mean_of_all_values() -> None:
+    chance = torch.Generator().manual_seed(0)
+    queries, keys = (torch.randn(2, 3, count, 5, generator=chance) for count in (7, 11))
+    values, counts = torch.rand(2, 3, 11, 4, generator=chance), torch.rand(2, 3, 11, generator=chance)
+    counts[..., 0] = NEVER
+    distance = (queries.unsqueeze(3) - keys.unsqueeze(2)).square().sum(-1)  # (B, H, n, L)
+    kernel = (counts.unsqueeze(2) - distance).exp()
+    expected = (kernel.unsqueeze(-1) * values.unsqueeze(2)).sum(3) / kernel.sum(3, keepdim=True)
+    assert torch.allclose(kernel_mean(queries, keys, counts, values), expected, atol=1e-5)
+    without = kernel_mean(queries, keys[:, :, 1:], counts[..., 1:], values[:, :, 1:])
+    assert torch.allclose(without, expected, atol=1e-5)
+
+
+def test_filters_of_a_flat_image_are_its_intensity_and_nothing_else() -> None:
+    answers = filter_bank(torch.full((1, 1, EDGE, EDGE), 0.7)).view(len(SIGMAS_PX), 5, EDGE // 2, EDGE // 2)
+    assert answers[:, 0] == pytest.approx(0.7 * torch.ones_like(answers[:, 0]), abs=1e-5)
+    assert float(answers[:, 1:].abs().amax()) < 1e-4
+
+
+def test_filters_of_a_wave_are_its_derivatives_times_the_scale() -> None:
+    period_px = 64.0
+    line = torch.arange(EDGE, dtype=torch.float32)
+    wave = torch.sin(2 * math.pi * (line + 0.5) / period_px).expand(1, 1, EDGE, EDGE)
+    answers = filter_bank(wave).view(len(SIGMAS_PX), 5, EDGE // 2, EDGE // 2)
+    place = torch.arange(EDGE // 2, dtype=torch.float32) * 2 + 1
+    rate = 2 * math.pi / period_px
+    for sigma_px, (level, gradient, laplacian, larger, smaller) in zip(SIGMAS_PX, answers, strict=True):
+        faded = math.exp(-0.5 * (rate * sigma_px) ** 2)
+        sine, cosine = torch.sin(rate * place) * faded, torch.cos(rate * place) * faded
+        inner = slice(14, -14)
+        expected = (sine, (rate * sigma_px * cosine).abs(), -((rate * sigma_px) ** 2) * sine)
+        for got, wanted in zip((level, gradient, laplacian), expected, strict=True):
+            assert got[32, inner] == pytest.approx(wanted[inner], abs=0.02)
+        assert torch.allclose(larger + smaller, laplacian, atol=1e-5)
+        assert bool((larger >= smaller).all())
+
+
+def test_filters_turn_with_the_image() -> None:
+    image = torch.rand(1, 1, EDGE, EDGE, generator=torch.Generator().manual_seed(0))
+    turned = filter_bank(image.rot90(1, (2, 3)))
+    assert torch.allclose(turned, filter_bank(image).rot90(1, (2, 3)), atol=1e-4)
+
+
+def test_tokens_lie_in_their_zones() -> None:
+    mask = disc(64, 64, 12)
+    cells = torch.arange(64 * 64, dtype=torch.float32).view(1, 1, 64, 64) / 64  # exact in half precision
+    taken = take_tokens(cells, torch.ones(1, 1, EDGE, EDGE), mask.unsqueeze(0))
+    place = (taken.tokens["features"][0, 0, :, 0] * 64).round().long()
+    away = ((place // 64 - 31.5).square() + (place % 64 - 31.5).square()).sqrt()
+    inside = taken.tokens["inside"][0, 0]
+    zone = zones_of_tokens(mask.device)
+    assert float(away[zone == CORE].max()) < 6
+    assert bool((inside[zone == CORE] == 1).all())
+    assert float(away[zone == RIM].min()) > 4
+    assert float(away[zone == RIM].max()) < 9
+    assert float(away[zone == NEAR].min()) > 6
+    assert bool((inside[zone == NEAR] == 0).all())
+    assert float(away[zone == FAR].min()) > 11
+    assert float(away[zone == FAR].max()) > 30
+    for one, number in ZONE_TOKENS.items():
+        assert int((zone == one).sum()) == number
+        assert float(taken.tokens["weight"][0, 0, zone == one].sum()) == pytest.approx(ZONE_WEIGHT[one], abs=1e-2)
+
+
+@pytest.mark.parametrize("radius", [0.4, 1.0, 2.0])
+def test_a_lesion_smaller_than_a_cell_has_tokens_inside(radius: float) -> None:
+    mask = disc(64, 64, radius).unsqueeze(0)
+    taken = take_tokens(torch.zeros(1, 4, 64, 64), torch.ones(1, 1, EDGE, EDGE), mask)
+    counts = taken.tokens["weight"].float() * taken.tokens["inside"].float()
+    assert bool(taken.valid)
+    assert float(counts.sum()) > 0
+
+
+def test_air_is_no_further_tissue() -> None:
+    image = torch.zeros(1, 1, EDGE, EDGE)
+    image[..., 40:90, 40:90] = 1
+    cells = torch.nn.functional.avg_pool2d(image, 2)
+    taken = take_tokens(cells, image, disc(64, 64, 4).unsqueeze(0))
+    far = zones_of_tokens(image.device) == FAR
+    assert bool((taken.tokens["features"][0, 0, far, 0] > 0).all())
+
+
+def test_tokens_that_do_not_count_change_no_scale() -> None:
+    chance = torch.Generator().manual_seed(0)
+    tokens = TokenSet(
+        torch.randn(1, 6, 3, generator=chance),
+        torch.ones(1, 6),
+        torch.zeros(6, dtype=torch.long),
+        torch.zeros(1, 6, dtype=torch.bool),
+        torch.tensor([[1.0, 2.0, 1.0, 0.0, 1.0, 0.0]]),
+    )
+    scale = Scale.of(tokens)
+    kept = torch.cat([tokens.features[0, [0, 1, 1, 2, 4]]])
+    assert scale.mean[0, 0] == pytest.approx(kept.mean(0), abs=1e-5)
+    assert scale.deviation[0, 0] == pytest.approx(kept.std(0, correction=0), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Matching, LearnedMatching])
+@pytest.mark.parametrize("bright", [True, False])
+def test_discs_like_the_exemplar_are_found_without_training(kind: type[Propagation], bright: bool) -> None:
+    torch.manual_seed(0)
+    backbone, propagation = nano_backbone().eval(), kind()
+    propagation.build(backbone)
+    like = torch.stack([disc(30, 30, 8), disc(30, 95, 8), disc(95, 30, 8)]).amax(0)
+    unlike = disc(95, 95, 8)
+    image = 0.5 + (0.3 if bright else -0.3) * like + (-0.3 if bright else 0.3) * unlike
+    image = image + 0.02 * torch.randn(EDGE, EDGE)
+    with torch.no_grad():
+        features = backbone.encode(image.unsqueeze(0))
+        exemplars = propagation.eval().describe(features, disc(30, 30, 8).unsqueeze(0), backbone)
+        answer = propagation(features, exemplars, backbone)
+        found = (answer.logits if answer.drafts is None else answer.drafts)[0] > 0
+        foreign = propagation(features, exemplars.map(negative=~exemplars.negative), backbone)
+    overlap = 2 * (found & (like > 0)).sum() / (found.sum() + like.sum())
+    assert float(overlap) > 0.8
+    assert not bool((found & (unlike > 0)).any())
+    if answer.drafts is None:
+        assert not bool((foreign.logits > 0).any())
+
+
+def test_a_token_takes_what_it_says() -> None:
+    for propagation in (Matching(), LearnedMatching()):
+        propagation.build(nano_backbone())
+        assert propagation.bytes_per_exemplar <= 16 << 10
+        assert sum(ZONE_TOKENS.values()) == TOKENS
+        assert FILTERS == 20
+
+
+def test_a_kernel_without_width_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"propagation\.temperature=0 must be above 0"):
+        Matching(temperature=0)
+    with pytest.raises(ValueError, match=r"propagation\.heads=9 must be 1 to 4"):
+        LearnedMatching(heads=9)
