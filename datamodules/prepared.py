@@ -145,10 +145,12 @@ class PreparedScans:
 
 
 def key_of(files: Sequence[Path | None], settings: object) -> str:
-    """Return the key of the entry for these files and settings. The order of the files counts, and `repr` of settings.
+    """Return the key of the entry for these files and settings.
+
+    The key depends on the order of `files` and on `repr(settings)`.
 
     Raises:
-        DataError: If the voxels of an .mhd or .nrrd file are in several others.
+        DataError: If the header of an .mhd or .nrrd file says that its voxels are spread over several files.
     """
     contents = [[file_sha256(part) for part in parts_of(file)] if file is not None else None for file in files]
     return hashlib.sha256(repr((VERSION, contents, settings)).encode()).hexdigest()

@@ -140,7 +140,7 @@ def draw_lesion_types(rng: np.random.Generator, count: int, *, held_back: bool =
     """Draw the types of one body. All types are clearly different (`clearly_different`).
 
     Raises:
-        ValueError: If `count` is below 1 or so many do not fit into one body.
+        ValueError: If `count` is below 1, or if one body cannot have so many clearly different types.
     """
     if not 1 <= count <= 6:
         raise ValueError(f"count={count} lesion types in one body; choose 1 to 6.")

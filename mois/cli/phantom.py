@@ -23,7 +23,7 @@ def phantom(
         seed: Same seed, same bytes.
         test_subjects: Number of test scans.
         sessions: Scans of each patient over time.
-        types: Named lesion types, one class each, such as ring,dark; all four by default.
+        types: Names of lesion types, separated by commas (ring,dark). Each type becomes a class. By default all four.
 
     Raises:
         ValueError: If a lesion type is unknown, there is nothing to write, or the folder holds other scans.

@@ -100,7 +100,7 @@ def slope_per_doubling(points: Sequence[tuple[float, float | None]]) -> float | 
     Zero exemplars are left out: the gain of the first exemplar is another question than the gain of further ones.
 
     Args:
-        points: Number of exemplars, and the figure there; equal numbers count once.
+        points: Pairs of a number of exemplars and its figure. If a number occurs twice, only its last figure counts.
     """
     known = {used: value for used, value in points if used >= 1 and value is not None}
     if len(known) < 2:

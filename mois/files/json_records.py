@@ -123,7 +123,7 @@ def digest(content: Mapping[str, Any]) -> str:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with its digest, in the form that reading its JSON gives: all keys are texts.
+    """Return a record and its digest as plain JSON values. All keys become strings, as after writing and reading.
 
     Raises:
         ValueError: If a number in it is not finite.

@@ -55,7 +55,7 @@ def compare(results: Mapping[str, Results], *, seed: int = 0) -> dict[str, Any]:
     Returns:
         The content of compare.json. `scans`: scans that all results have. `left_out`: other scans, by result.
         `truth_differs`: scans with different numbers of true lesions in the results.
-        `protocol_differences`: setting to its value in each result, where they differ. `runs`: the figures of each,
+        `protocol_differences`: each setting that differs, with its value in each result. `runs`: the figures of each,
         as estimates over the common scans. `remarks`: sentences on faults of a result, or on figures that are worse
         than in the result before it. `comparisons`: for each pair and each of `FIGURES` the estimate of second minus
         first, `patients`, the two-sided Wilcoxon `p` over patients, and `p_holm`, corrected for all tests in the list.

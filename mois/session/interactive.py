@@ -233,7 +233,8 @@ class InteractiveSession:
         """Return what `click` with the same arguments would show on its slice. The session does not change.
 
         Raises:
-            ValueError: As `click` raises it. Whether other lesions own the whole lesion, only `click` can tell.
+            ValueError: As `click` raises it.
+                If other lesions own all voxels of the lesion, `click` raises an error, but `preview` does not.
         """
         return self._bench.preview(self.state, as_floats(point_lps_mm), lesion, positive)
 
