@@ -84,8 +84,8 @@ FIGURES = (
     (
         "ddp2_vs_1", 2,
         "speed of two processes, divided by the speed of one. Each has one thread (256 px). Losses are equal to "
-        "{losses_apart*1e7:0}e-7. A rank needs {one_cpu_s_of_rank_0_per_step:1} CPU seconds a step alone, and "
-        "{two_cpu_s_of_rank_0_per_step:1} as one of two.",
+        "{losses_apart*1e7:0}e-7. A rank that runs alone needs {one_cpu_s_of_rank_0_per_step:1} CPU seconds for a "
+        "step. If two ranks share the step, each needs {two_cpu_s_of_rank_0_per_step:1}.",
         "1.7 or more",
     ),
     (
