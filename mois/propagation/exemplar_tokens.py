@@ -6,6 +6,7 @@ Axes: B questions, K exemplars, T tokens of an exemplar, L = K x T tokens of a q
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -91,23 +92,22 @@ class Scale:
         return ((features - self.mean) / self.deviation).clamp(-CLIPPED_AT, CLIPPED_AT)
 
 
-def take_tokens(cells: Tensor, image: Tensor, masks: Tensor) -> Exemplars:
-    """Describe N lesions by T single cells each.
+def take_tokens(cells: Tensor, images: Tensor, on: Tensor, masks: Tensor) -> Exemplars:
+    """Describe M lesions on N images by T single cells each.
 
     Args:
-        cells: (N, F, h, w), features of the cells of each image, or of the one image (1, F, h, w) that all lie on.
-        image: (N, 1, P, P) or (1, 1, P, P), the images.
-        masks: (N, P, P), 0 to 1, one lesion each.
+        cells: (N, F, h, w), features of the cells of each image.
+        images: (N, 1, P, P).
+        on: (M,) int64, the image that each lesion lies on.
+        masks: (M, P, P), 0 to 1, one lesion each.
 
     Returns:
-        Exemplars with B = N and K = 1. Tokens: features (N, 1, T, F) and weight and inside (N, 1, T), all float16. A
+        Exemplars with B = M and K = 1. Tokens: features (M, 1, T, F) and weight and inside (M, 1, T), all float16. A
         mask that is empty is not valid.
     """
     share = functional.avg_pool2d(masks.unsqueeze(1), STRIDE)
-    taken = _places(share.detach(), functional.avg_pool2d(image, STRIDE))
-    flat = cells.flatten(2)
-    each = taken.cells.unsqueeze(1).expand(-1, flat.shape[1], -1)
-    features = torch.gather(flat.expand(len(masks), -1, -1), 2, each).transpose(1, 2)
+    taken = _places(share.detach(), functional.avg_pool2d(images, STRIDE)[on])
+    features = cells.flatten(2)[on.unsqueeze(1), :, taken.cells]  # (M, T, F): only these cells are copied
     inside = torch.gather(share.flatten(1), 1, taken.cells)
     present = is_present(masks)
     tokens = {
@@ -125,10 +125,12 @@ class _Places(NamedTuple):
     weight: Tensor
 
 
+@cache
 def zones_of_tokens(device: torch.device) -> Tensor:
-    """Return the zone of each token slot, (T,) int64."""
-    counts = torch.tensor(list(ZONE_TOKENS.values()), device=device)
-    return torch.repeat_interleave(torch.tensor(list(ZONE_TOKENS), device=device), counts, output_size=TOKENS)
+    """Return the zone of each token slot, (T,) int64. It is sent to a device once."""
+    with torch.inference_mode(False):  # a training may use it after an inference
+        zones = [zone for zone, number in ZONE_TOKENS.items() for _ in range(number)]
+        return torch.tensor(zones, device=device)
 
 
 def _places(share: Tensor, image: Tensor) -> _Places:

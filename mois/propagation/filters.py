@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -43,18 +43,20 @@ def filter_bank(image: Tensor) -> Tensor:
 
 
 def smooth(image: Tensor, sigma_px: float) -> Tensor:
-    """Convolve images (N, 1, H, W) with a Gaussian; beyond the border an image goes on with its border's values."""
-    weights = _gaussian(sigma_px).to(image)
+    """Smooth images (N, 1, H, W), float32, with a Gaussian. Beyond its border an image repeats its last pixels."""
+    weights = _gaussian(sigma_px, image.device)
     reach = len(weights) // 2
     wide = functional.pad(image, (reach, reach, reach, reach), mode="replicate")
     return functional.conv2d(functional.conv2d(wide, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
 
 
-@lru_cache(maxsize=16)
-def _gaussian(sigma_px: float) -> Tensor:
-    line = torch.arange(-round(3 * sigma_px), round(3 * sigma_px) + 1, dtype=torch.float32)
-    weights = torch.exp(-0.5 * (line / sigma_px) ** 2)
-    return weights / weights.sum()
+@cache
+def _gaussian(sigma_px: float, device: torch.device) -> Tensor:
+    """Return the weights of a Gaussian, cut off at three deviations. They are sent to a device once."""
+    with torch.inference_mode(False):  # a training may use them after an inference
+        line = torch.arange(-round(3 * sigma_px), round(3 * sigma_px) + 1, dtype=torch.float32)
+        weights = torch.exp(-0.5 * (line / sigma_px) ** 2)
+        return (weights / weights.sum()).to(device)
 
 
 def _shape(level: Tensor, sigma: float) -> tuple[Tensor, ...]:

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from mois.records import Features
 
 
 class Embedding(NamedTuple):
@@ -24,6 +27,25 @@ class Embedding(NamedTuple):
         if times == 1:
             return self
         return Embedding(*(part.permute(0, 2, 3, 1).repeat_interleave(times, 0).permute(0, 3, 1, 2) for part in self))
+
+
+def embed(features: Features, stem: Stem, levels: nn.ModuleList, fuse: nn.Module) -> Embedding:
+    """Embed N images: the stem's view of the image, and all feature levels of the backbone, at a quarter of the image.
+
+    Args:
+        features: Features of N images.
+        stem: Looks at the images.
+        levels: A projection to C channels for each feature level, fine to coarse.
+        fuse: Turns the sum of all of these (N, C, P / 4, P / 4) into the coarse embedding.
+    """
+    seen: Embedding = stem(features.image)
+    total = seen.coarse
+    for level, project in zip(features.levels, levels, strict=True):
+        projected = project(level)
+        if projected.shape[-1] != total.shape[-1]:
+            projected = functional.interpolate(projected, total.shape[-2:], mode="bilinear")
+        total = total + projected
+    return Embedding(fuse(total), seen.fine)
 
 
 class Stem(nn.Module):

@@ -13,7 +13,8 @@ from mois.interfaces import Backbone, Propagation
 from mois.propagation.exemplar_tokens import CORE, FAR, NEAR, RIM, TOKENS, ZONE_TOKENS, Scale, TokenSet, take_tokens
 from mois.propagation.filters import FILTERS, filter_bank
 from mois.propagation.kernel import NEVER, kernel_mean
-from mois.propagation.layers import Block, Embedding, Stem, joined, norm, separable
+from mois.propagation.layers import Block, Embedding, Stem, embed, joined, norm, separable
+from mois.propagation.pooling import log_area
 from mois.propagation.weights import load_propagation
 from mois.records import Exemplars, Features, SemanticPrediction
 
@@ -55,7 +56,7 @@ class LearnedMatching(Propagation):
         width: Channels of the embedding.
         blocks: Residual blocks of the network.
         heads: Distances.
-        weights: `random`, `bundled` (pretrained with the bundled nano) or a path.
+        weights: `random` or a path.
 
     Source: Oh et al., Video object segmentation using space-time memory networks, arXiv 1904.00607; Cheng et al., STCN,
         arXiv 2106.05210 (shared keys, squared distance); Perez et al., FiLM, arXiv 1709.07871.
@@ -105,7 +106,7 @@ class LearnedMatching(Propagation):
         with torch.no_grad():
             for head in self.metric:
                 nn.init.orthogonal_(head)
-            self.metric.mul_(math.sqrt(2 / FEATURES) * math.sqrt(2))
+            self.metric.mul_(2 / math.sqrt(FEATURES))
             self.verdict.weight.zero_()
             self.verdict.weight[0, VALUES::MAPS, 1, 1] = 1 / self.heads
             nn.init.zeros_(self.verdict.get_parameter("bias"))
@@ -113,20 +114,12 @@ class LearnedMatching(Propagation):
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
         """Keep T cells of each image, in and around its lesion, and the lesion's size."""
-        return self._take(self._cells(features, self._embed(features)), features.image, masks)
+        return self.describe_on(features, torch.arange(len(masks), device=masks.device), masks, backbone)
 
     def describe_on(self, features: Features, image: Tensor, masks: Tensor, backbone: Backbone) -> Exemplars:
         """Look at each image once, whatever the number of lesions on it."""
-        cells = self._cells(features, self._embed(features))
-        if len(cells) == 1:
-            return self._take(cells, features.image, masks)
-        return self._take(cells[image], features.image[image], masks)
-
-    @staticmethod
-    def _take(cells: Tensor, image: Tensor, masks: Tensor) -> Exemplars:
-        taken = take_tokens(cells, image, masks)
-        pixels = masks.flatten(1).sum(1, keepdim=True).float()
-        return taken.map({**taken.tokens, "log_area": (0.2 * pixels.clamp(min=1).log() - 1).unsqueeze(1)})
+        taken = take_tokens(self._cells(features, self._embed(features)), features.image, image, masks)
+        return taken.map({**taken.tokens, "log_area": log_area(masks).float().unsqueeze(1)})
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
         """Find the pixels that look like the positive exemplars and unlike what is around them.
@@ -156,14 +149,7 @@ class LearnedMatching(Propagation):
         return SemanticPrediction(logits, self.presence(pooled).squeeze(1), draft)
 
     def _embed(self, features: Features) -> Embedding:
-        stem = self.stem(features.image)
-        total = stem.coarse
-        for level, project in zip(features.levels, self.levels, strict=True):
-            projected = project(level)
-            if projected.shape[-1] != total.shape[-1]:
-                projected = functional.interpolate(projected, total.shape[-2:], mode="bilinear")
-            total = total + projected
-        return Embedding(self.fuse(total), stem.fine)
+        return embed(features, self.stem, self.levels, self.fuse)
 
     def _cells(self, features: Features, embedding: Embedding) -> Tensor:
         """Return the features of each cell, (N, F, P / 2, P / 2) float32."""
@@ -211,7 +197,7 @@ class LearnedMatching(Propagation):
     def _values(self, tokens: TokenSet) -> tuple[Tensor, Tensor]:
         """Return what each token is, (B, L, 5), and its weight in the softmax, (B, heads, L), as a logarithm.
 
-        What is inside and what is outside count the same together before the learned prior of each zone.
+        The weight is the token's share of all weights, times the learned prior of its zone.
         """
         inside = tokens.inside * ~tokens.negative
         foreign = tokens.inside * tokens.negative

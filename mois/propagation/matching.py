@@ -55,14 +55,11 @@ class Matching(Propagation):
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
         """Keep T pixels of each image, in and around its lesion."""
-        return take_tokens(self._cells(features), features.image, masks)
+        return self.describe_on(features, torch.arange(len(masks), device=masks.device), masks, backbone)
 
     def describe_on(self, features: Features, image: Tensor, masks: Tensor, backbone: Backbone) -> Exemplars:
         """Filter each image once, whatever the number of lesions on it."""
-        cells = self._cells(features)
-        if len(cells) == 1:
-            return take_tokens(cells, features.image, masks)
-        return take_tokens(cells[image], features.image[image], masks)
+        return take_tokens(self._cells(features), features.image, image, masks)
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
         """Find the pixels that look like the inside of exemplars, and not like what lies around them."""

@@ -55,6 +55,12 @@ def masked_mean(maps: Tensor, weights: Tensor) -> Tensor:
     return mean / total.clamp(min=1e-4)
 
 
+def log_area(masks: Tensor) -> Tensor:
+    """Return the logarithm of the areas of masks (N, P, P), 0 to 1, as (N, 1): -1 is one pixel, and 0 is 148 pixels."""
+    pixels = masks.flatten(1).sum(1, keepdim=True)
+    return 0.2 * pixels.clamp(min=1).log() - 1
+
+
 def is_present(masks: Tensor) -> Tensor:
     """Return whether each mask (N, P, P), 0 to 1, holds at least half a pixel of lesion, (N, 1) bool."""
     return masks.flatten(1).sum(1, keepdim=True) >= 0.5

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mois.interfaces import Backbone, Propagation
-from mois.propagation.layers import Block, Embedding, Stem, joined, norm, separable
+from mois.propagation.layers import Block, Embedding, Stem, embed, joined, norm, separable
 from mois.propagation.merging import merge_most_alike
-from mois.propagation.pooling import is_present, masked_mean, zones
+from mois.propagation.pooling import is_present, log_area, masked_mean, zones
 from mois.propagation.weights import load_propagation
 from mois.records import Exemplars, Features, SemanticPrediction
 
@@ -96,9 +96,8 @@ class Similarity(Propagation):
     def _pool(self, embedding: Tensor, masks: Tensor) -> Exemplars:
         zone = zones(masks, 4)
         means = torch.stack([masked_mean(embedding, weights) for weights in zone], dim=1)
-        pixels = masks.flatten(1).sum(1, keepdim=True)
         present = is_present(masks)
-        tokens = {"means": means.unsqueeze(1), "log_area": (0.2 * pixels.clamp(min=1).log() - 1).unsqueeze(1)}
+        tokens = {"means": means.unsqueeze(1), "log_area": log_area(masks).unsqueeze(1)}
         return Exemplars(tokens, present, torch.zeros_like(present))
 
     def prepare(self, exemplars: Exemplars) -> Exemplars:
@@ -185,14 +184,7 @@ class Similarity(Propagation):
             nn.init.zeros_(self.final.get_parameter("2.bias"))
 
     def _embed(self, features: Features) -> Embedding:
-        stem = self.stem(features.image)
-        total = stem.coarse
-        for level, project in zip(features.levels, self.levels, strict=True):
-            projected = project(level)
-            if projected.shape[-1] != total.shape[-1]:
-                projected = functional.interpolate(projected, total.shape[-2:], mode="bilinear")
-            total = total + projected
-        return Embedding(self.fuse(total), stem.fine)
+        return embed(features, self.stem, self.levels, self.fuse)
 
     def _likeness(self, pixels: Tensor, exemplars: Exemplars) -> Tensor:
         """Return the cosines of pixels to prepared exemplars, pooled over the exemplars, in float32.

@@ -28,6 +28,7 @@ from mois.propagation.kernel import NEVER, kernel_mean
 from mois.testing import nano_backbone
 
 EDGE = 128
+FIRST_IMAGE = torch.tensor([0])
 
 
 def disc(row: float, column: float, radius: float) -> Tensor:
@@ -82,7 +83,7 @@ def test_filters_turn_with_the_image() -> None:
 def test_tokens_lie_in_their_zones() -> None:
     mask = disc(64, 64, 12)
     cells = torch.arange(64 * 64, dtype=torch.float32).view(1, 1, 64, 64) / 64  # exact in half precision
-    taken = take_tokens(cells, torch.ones(1, 1, EDGE, EDGE), mask.unsqueeze(0))
+    taken = take_tokens(cells, torch.ones(1, 1, EDGE, EDGE), FIRST_IMAGE, mask.unsqueeze(0))
     place = (taken.tokens["features"][0, 0, :, 0] * 64).round().long()
     away = ((place // 64 - 31.5).square() + (place % 64 - 31.5).square()).sqrt()
     inside = taken.tokens["inside"][0, 0]
@@ -103,7 +104,7 @@ def test_tokens_lie_in_their_zones() -> None:
 @pytest.mark.parametrize("radius", [0.4, 1.0, 2.0])
 def test_a_lesion_smaller_than_a_cell_has_tokens_inside(radius: float) -> None:
     mask = disc(64, 64, radius).unsqueeze(0)
-    taken = take_tokens(torch.zeros(1, 4, 64, 64), torch.ones(1, 1, EDGE, EDGE), mask)
+    taken = take_tokens(torch.zeros(1, 4, 64, 64), torch.ones(1, 1, EDGE, EDGE), FIRST_IMAGE, mask)
     counts = taken.tokens["weight"].float() * taken.tokens["inside"].float()
     assert bool(taken.valid)
     assert float(counts.sum()) > 0
@@ -113,7 +114,7 @@ def test_air_is_no_further_tissue() -> None:
     image = torch.zeros(1, 1, EDGE, EDGE)
     image[..., 40:90, 40:90] = 1
     cells = torch.nn.functional.avg_pool2d(image, 2)
-    taken = take_tokens(cells, image, disc(64, 64, 4).unsqueeze(0))
+    taken = take_tokens(cells, image, FIRST_IMAGE, disc(64, 64, 4).unsqueeze(0))
     far = zones_of_tokens(image.device) == FAR
     assert bool((taken.tokens["features"][0, 0, far, 0] > 0).all())
 
@@ -131,6 +132,22 @@ def test_tokens_that_do_not_count_change_no_scale() -> None:
     kept = torch.cat([tokens.features[0, [0, 1, 1, 2, 4]]])
     assert scale.mean[0, 0] == pytest.approx(kept.mean(0), abs=1e-5)
     assert scale.deviation[0, 0] == pytest.approx(kept.std(0, correction=0), abs=1e-5)
+
+
+def test_a_training_goes_on_after_an_inference() -> None:
+    zones_of_tokens.cache_clear()
+    torch.manual_seed(0)
+    backbone, propagation = nano_backbone(), LearnedMatching()
+    propagation.build(backbone)
+    image, mask = 0.5 + 0.3 * disc(64, 64, 8).unsqueeze(0), disc(64, 64, 8).unsqueeze(0)
+    with torch.inference_mode():
+        features = backbone.encode(image)
+        propagation(features, propagation.describe(features, mask, backbone), backbone)
+    features = backbone.encode(image)
+    answer = propagation(features, propagation.describe(features, mask, backbone), backbone)
+    answer.logits.square().mean().backward()
+    assert propagation.prior.grad is not None
+    assert bool(propagation.prior.grad.abs().sum() > 0)
 
 
 @pytest.mark.parametrize("kind", [Matching, LearnedMatching])
