@@ -280,9 +280,8 @@ def _add_slabs(outside: _Mask, voxels: _Image) -> None:
                 added[...] = True
     edges = _edges(voxels)
     rest = edges[_edges(outside.astype(np.float32)) == 0]
-    if outside.any() and rest.size >= SMALLEST_NOISE_SHARE * len(
-        edges
-    ):  # a frame beside another one, as around a circle
+    # a frame beside another one, as around a circle
+    if outside.any() and rest.size >= SMALLEST_NOISE_SHARE * len(edges):
         second = _framed_by(voxels[~outside], rest)
         if second is not None:
             outside |= _from_border(voxels == second)

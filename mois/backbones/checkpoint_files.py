@@ -181,9 +181,8 @@ def _load(path: Path, what: str) -> Any:
     except Exception as error:  # whatever a pickle that somebody made brings up: nothing of it was run
         if cut_short(path):
             raise ValueError(f"{what} is cut short ({path.stat().st_size} bytes); {_AGAIN}.") from error
-        detail = re.search(
-            r"WeightsUnpickler error: (.*)", str(error)
-        )  # torch's first line advises to run foreign code
+        # torch's first line advises to run foreign code
+        detail = re.search(r"WeightsUnpickler error: (.*)", str(error))
         reason = detail[1] if detail else str(error).partition("\n")[0]
         reason = type(error).__name__ if not reason or "weights_only" in reason else reason
         named = re.search(

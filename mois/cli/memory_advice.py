@@ -35,9 +35,8 @@ def what_frees_memory(error: BaseException, config: Mapping[str, Any], command: 
         ways = _of_training(model, trainer, data)
     if which.startswith(MACHINE):
         ways += _lower("data.init_args.num_workers", data.get("num_workers"), 0)
-        if (
-            "prepared" in data and data["prepared"] is None and not _several_processes()
-        ):  # several processes map their scans anyway
+        # several processes map their scans anyway
+        if "prepared" in data and data["prepared"] is None and not _several_processes():
             ways.append("set data.init_args.prepared to a folder, which scans are mapped from")
     elif whole:
         ways.append("compute on the CPU (trainer.accelerator=cpu)")

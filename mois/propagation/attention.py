@@ -75,9 +75,8 @@ class Attention(Propagation):
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
         """Keep the tokens of the memory map with their position code, and the pointer of SAM2 for this mask."""
         logits = 20.0 * functional.avg_pool2d(masks.unsqueeze(1), 4) - 10.0
-        no_clicks = torch.full(
-            (masks.shape[0], 2), -1, device=masks.device, dtype=torch.int32
-        )  # two clicks: SAM2 gives one mask
+        # two clicks: SAM2 gives one mask
+        no_clicks = torch.full((masks.shape[0], 2), -1, device=masks.device, dtype=torch.int32)
         pointer = backbone.decode(features, Prompts(masks.new_zeros(*no_clicks.shape, 2), no_clicks, logits)).pointer
         memory = backbone.remember(features, logits.squeeze(1), pointer)
         maps, position = (part.flatten(3).transpose(2, 3) for part in (memory.maps, memory.position))

@@ -73,9 +73,8 @@ def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, from_zer
         }  # evenly spaced, because 1, 3, 5, 10, 20 would crowd at the left
         words = list(dict.fromkeys(name.partition(",")[0] for name in series))
         for name, points in series.items():
-            number = words.index(
-                name.partition(",")[0]
-            )  # the word sets the colour; variants of it differ in line and marker
+            # the word sets the colour; variants of it differ in line and marker
+            number = words.index(name.partition(",")[0])
             variant = [other for other in series if other.partition(",")[0] == words[number]].index(name)
             kept = [(position[x], estimate) for x, estimate in points if estimate.mean is not None]
             if not kept:

@@ -106,9 +106,8 @@ class DataShares(Callback):
             self._cache_s = cache.waited_s
         loader_s = getattr(trainer.train_dataloader, "waited_s", None)
         if loader_s is not None:
-            waited = loader_s - (
-                self._loader_s if loader_s >= self._loader_s else 0.0
-            )  # a reloaded loader counts from 0
+            # a reloaded loader counts from 0
+            waited = loader_s - (self._loader_s if loader_s >= self._loader_s else 0.0)
             self._waited_s += waited
             self._passed_s += waited
             self._loader_s = loader_s

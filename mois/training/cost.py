@@ -106,9 +106,8 @@ def step_cost(
             meter = _Meter(device, module.parameters())
             _step(module, episode, precision, encode, meter)
     meter.bytes["weights"] = sum(p.nbytes for p in module.parameters())
-    meter.bytes["optimiser"] = 3 * sum(
-        p.nbytes for p in module.parameters() if p.requires_grad
-    )  # gradients and two moments
+    # gradients and two moments
+    meter.bytes["optimiser"] = 3 * sum(p.nbytes for p in module.parameters() if p.requires_grad)
     order = ("cache", "trunk", "neck", "click", "track", "semantic", "weights", "optimiser")
     return [
         PartCost(part, meter.bytes.get(part, 0) / 2**20, meter.seconds.get(part, 0.0))

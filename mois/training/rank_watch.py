@@ -67,12 +67,10 @@ class RankWatch(Callback):
             self._kill()
             return
         if launched := self._watch is not None and (trainer.local_rank > 0 or bool(self._children)):
-            self._watch.join(
-                2 * POLL_S + OWN_WORDS_S
-            )  # if it knows which rank is gone, it writes that and ends this process
-        speaks = (
-            trainer.global_rank == 0 if launched else trainer.global_rank < 2
-        )  # rank 0 may be the rank that is gone
+            # if it knows which rank is gone, it writes that and ends this process
+            self._watch.join(2 * POLL_S + OWN_WORDS_S)
+        # rank 0 may be the rank that is gone
+        speaks = trainer.global_rank == 0 if launched else trainer.global_rank < 2
         reason = "another rank died, or did not answer within trainer.strategy.init_args.timeout"
         self._end(trainer, reason if speaks else "")
 
@@ -81,9 +79,8 @@ class RankWatch(Callback):
             if not self._children and any(thread.name == LIGHTNINGS_WATCH for thread in threading.enumerate()):
                 self._take_over(trainer.strategy.launcher)
             ended = {trainer.global_rank + 1 + n: child.poll() for n, child in enumerate(self._children)}
-            failed = sorted(
-                (code, rank) for rank, code in ended.items() if code
-            )  # killed ranks, with codes below 0, first
+            # killed ranks, with codes below 0, first
+            failed = sorted((code, rank) for rank, code in ended.items() if code)
             if not failed:
                 continue
             code, rank = failed[0]

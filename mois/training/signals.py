@@ -74,9 +74,8 @@ class StopAtSignal(Callback):
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeueing = int(environment.requeue_signal or 0)
         for number in filter(None, self._order()):
-            if (
-                number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN
-            ):  # ignored in a job in the background of a shell
+            # ignored in a job in the background of a shell
+            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         if self._requeueing and trainer.is_global_zero:
             self._listen(trainer)
