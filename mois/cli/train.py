@@ -44,11 +44,12 @@ from mois.sharing.provenance import code_version
 from mois.sharing.start_from import start_from
 from mois.tracking.loggers import LateLoggers, TrackingSettings, make_loggers
 from mois.tracking.tracker import Tracker
+from mois.training.best_checkpoint import SCORE, BestCheckpoint, what_is_delivered
 from mois.training.callbacks import AllLearn, CacheAdvice, CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
 from mois.training.checkpoint_content import RECORD, CheckProgress, ValidationRecord
 from mois.training.checkpoints import (
-    BestCheckpoint,
     LastCheckpoint,
+    ResumePoint,
     RunRecord,
     SafeCheckpointIO,
     how_to_go_on,
@@ -58,7 +59,6 @@ from mois.training.epoch_lines import EpochLines, say
 from mois.training.export import BundleSettings, export_bundles
 from mois.training.module import ExemplarSegmenter
 from mois.training.rank_watch import RankWatch
-from mois.training.resume_point import ResumePoint
 from mois.training.same_run import Resumed
 from mois.training.signals import StopAtSignal
 from mois.training.whole_scans import recorded_figures
@@ -77,13 +77,13 @@ class CheckpointSettings:
     """Which checkpoints a training keeps, in `checkpoints/` of its folder.
 
     Attributes:
-        monitor: Validation figure that decides which checkpoint is `best.ckpt`.
+        monitor: Validation figure that decides which checkpoint is `best.ckpt`. The default is the unprompted Dice.
         mode: Whether a larger or a smaller figure is better.
         every_n_steps: Number of steps between two writes of `last.ckpt`. `--ckpt_path last` goes on from this file,
             and `--ckpt_path previous` from the file before it.
     """
 
-    monitor: str = "val/right"
+    monitor: str = SCORE
     mode: Literal["max", "min"] = "max"
     every_n_steps: int = 100
 
@@ -252,10 +252,10 @@ class MoisCLI(LightningCLI):
         """Write the bundle of the best checkpoint, and give the checkpoint to loggers that keep artifacts."""
         tracker = Tracker.of(self.trainer)
         best = self.checkpoints / "best.ckpt"
+        checkpoint = read_training(best) if best.is_file() else None
         if isinstance(self.model, ExemplarSegmenter) and self.trainer.is_global_zero:
             validation: dict[str, Any] = {}
-            if best.is_file():
-                checkpoint = read_training(best)
+            if checkpoint is not None:
                 self.model.load_state_dict(checkpoint["state_dict"], strict=False)
                 validation = checkpoint.get(RECORD, {}).get("validation", {})
             self.model.validated = recorded_figures(validation)
@@ -267,11 +267,8 @@ class MoisCLI(LightningCLI):
             model = self.plain_config()["model"]
             export_bundles(self.model, self.folder, model, validation, settings, normalisation)
             say(self.trainer, f"bundle: {self.folder / 'bundle'}")
-        if not best.is_file() and not any(name.startswith("val/") for name in self.trainer.callback_metrics):
-            rank_zero_info(
-                "this training was never validated: there is no best.ckpt (test with --ckpt_path last); lower "
-                "trainer.check_val_every_n_epoch, and leave some scans to validate on"
-            )
+        validated = any(name.startswith("val/") for name in self.trainer.callback_metrics)
+        rank_zero_info(what_is_delivered(checkpoint, validated))
         if best.is_file() and self.settings["tracking"]["artifact"]:
             tracker.file(f"{self.folder.name}-best", best, kind="model")
 

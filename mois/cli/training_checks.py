@@ -194,7 +194,7 @@ def check_new_folder(folder: Path, checkpoints: Path) -> None:
     Raises:
         ValueError: If the folder holds checkpoints.
     """
-    if any((checkpoints / f"{name}.ckpt").exists() for name in NAMED):
+    if any((checkpoints / f"{name}.ckpt").exists() for name in NAMED if name != "start"):
         raise ValueError(
             f"trainer.default_root_dir={folder} holds a training already; go on with it (--ckpt_path last), "
             "or choose another folder"

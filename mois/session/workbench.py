@@ -251,7 +251,7 @@ class Workbench:
         )
 
     def _propagate(self, state: State) -> StateAndResult:
-        probability = self.probability(state)
+        probability = self._probability(state)
         found, unsure = find_lesions(self.segmenter, self.encoded, state, probability, self.voxel_ml)
         masks, peaks = [mask for mask, _ in found], [peak for _, peak in found]
         ids = keep_ids(state.lesions, masks, self.grid.stack_shape, state.next_id)
@@ -274,7 +274,7 @@ class Workbench:
         next_id = max([state.next_id, *(number + 1 for number in ids)])
         return replace(state, lesions=lesions, unsure=unsure, next_id=next_id, propagated=True), len(ids)
 
-    def probability(self, state: State) -> Tensor:
+    def _probability(self, state: State) -> Tensor:
         """Return the probability (S, H, W) of lesions like the exemplars. The latest answer is kept."""
         keys, exemplars = self.exemplars_in_use(state)
         used = [state.exemplars[key] for key in keys]

@@ -9,9 +9,12 @@ COMPARED = ("right", "wrong", "no_exemplars")
 MIN_FALL = 0.01
 """A smaller fall of the Dice is not reported."""
 
+CLICKS_MAY_FALL = 0.02
+"""A checkpoint whose clicked Dice fell by more is never the best one."""
+
 _CURES = {
-    "prompted_dice": "clicks are answered worse than before the training; lower model.optimisation.learning_rate, or "
-    "take model.adapter=adapters.Frozen",
+    "prompted_dice": "clicks are answered worse than before the training; give the adapter a lower "
+    "model.optimisation.adapter_learning_rate or adapter_share, or take model.adapter=adapters.Frozen",
     "right": "with exemplars less is found than before the training; train on, or share the model as it was before",
 }
 
@@ -46,6 +49,17 @@ def trained_on_remarks(names: Sequence[str]) -> list[str]:
 def exemplars_harm(right: float | None, no_exemplars: float | None) -> bool:
     """Return whether the Dice with exemplars is lower than without, in three digits."""
     return right is not None and no_exemplars is not None and round(no_exemplars - right, 3) > 0
+
+
+def clicks_spoilt(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Return whether a training made clicks worse by more than `CLICKS_MAY_FALL`, in three digits.
+
+    Args:
+        before: Figures of the validation before the first step, by name.
+        after: Figures of a later validation on the same scans, by name.
+    """
+    old, new = before.get("prompted_dice"), after.get("prompted_dice")
+    return old is not None and new is not None and round(old - new - CLICKS_MAY_FALL, 3) > 0
 
 
 def made_worse(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checkpoints: read without running code, written whole or not at all, and with a record of their run."""
+"""Checkpoints: read without running code, written whole or not at all, and gone on from exactly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor
 
 from mois.backbones.checkpoint_files import cut_short
 from mois.errors import DataError
@@ -27,11 +26,20 @@ from mois.sharing.provenance import collect_provenance
 from mois.sharing.remarks import trained_on_remarks
 from mois.tracking.loggers import CarefulWandbLogger
 from mois.tracking.tracker import Tracker
-from mois.training.checkpoint_content import RECORD, ValidationRecord, checked_training, score_of
+from mois.training.checkpoint_content import RECORD, ValidationRecord, checked_training
 from mois.training.same_run import Resumed, check_same_data
 
-NAMED = ("best", "last", "previous")
-"""Names that `--ckpt_path` accepts. previous.ckpt is the last.ckpt before the present file."""
+NAMED = ("best", "last", "previous", "start")
+"""Names that `--ckpt_path` accepts.
+
+previous.ckpt is the last.ckpt before the present file. start.ckpt is the model before the first step.
+"""
+
+_EPOCHS = "epoch_progress"
+_BATCHES = "epoch_loop.batch_progress"
+_STEPS = "epoch_loop.automatic_optimization.optim_progress"
+_VALIDATION = "epoch_loop.val_loop.batch_progress"
+_LOGGED = "epoch_loop.state_dict"
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -103,7 +111,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                     file.flush()
                     os.fsync(file.fileno())
                 if target.name == "last.ckpt" and target.is_file():
-                    _keep(target, target.with_name("previous.ckpt"))
+                    give_second_name(target, target.with_name("previous.ckpt"))
             self._written.add(_place(target))
         except (OSError, RuntimeError) as error:
             if (cause := _write_error(error)) is None:
@@ -144,7 +152,7 @@ def _others(path: Path) -> str:
     return f"there is {', '.join(taken)}"
 
 
-def _keep(file: Path, name: Path) -> None:
+def give_second_name(file: Path, name: Path) -> None:
     """Give a file a second name. The file keeps its first name at every moment."""
     with whole_file(name) as part:
         part.unlink()
@@ -159,57 +167,6 @@ def _write_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, the checkpoint with the best validation figure so far.
-
-    Args:
-        folder: Folder of the run's checkpoints.
-        monitor: Validation figure, such as "val/right".
-        mode: "max" if a larger figure is better, or "min".
-    """
-
-    def __init__(self, folder: Path, monitor: str, mode: str = "max") -> None:
-        super().__init__(
-            dirpath=str(folder),
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_top_k=1,
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        )
-
-    @property
-    def state_key(self) -> str:
-        """The same for all settings, because a run has one such callback."""
-        return type(self).__name__
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the best score so far. Paths are left out: they mean nothing in another folder."""
-        return {"monitor": self.monitor, "best_model_score": self.best_model_score}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score for the best.ckpt of this folder. Without this file, begin without a best score."""
-        path = _own_path(self)
-        score = score_of(state_dict, self.monitor)
-        if score is not None and path.is_file():
-            self.best_k_models = {str(path): score}
-            self.best_model_path = self.kth_best_model_path = str(path)
-            self.best_model_score = self.kth_value = self.current_score = score
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Prepare saving. Without validation there is no best.ckpt, only last.ckpt."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not trainer.enable_validation:
-            self.save_top_k = 0
-
-    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        if self.monitor not in monitor_candidates:
-            there = ", ".join(sorted(name for name in monitor_candidates if name.startswith("val/"))) or "nothing"
-            raise ValueError(f"checkpoints.monitor={self.monitor} is no figure of the validation; it logged {there}")
-        super()._save_topk_checkpoint(trainer, monitor_candidates)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -273,11 +230,6 @@ class LastCheckpoint(ModelCheckpoint):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
-def _own_path(callback: ModelCheckpoint) -> Path:
-    """Return the path of a callback's checkpoint."""
-    return Path(str(callback.dirpath)) / f"{callback.filename}{callback.FILE_EXTENSION}"
-
-
 def may_save(trainer: Trainer) -> bool:
     """Return whether a training can go on exactly from a checkpoint of this step: no validation follows the step.
 
@@ -298,6 +250,66 @@ def how_to_go_on(trainer: Trainer) -> str:
         if isinstance(callback, LastCheckpoint) and (callback.folder / "last.ckpt").is_file():
             return f"go on with --ckpt_path last ({callback.folder / 'last.ckpt'})"
     return "nothing was saved yet: start it again" if trainer.state.fn == "fit" else "start it again"
+
+
+class ResumePoint(Callback):
+    """Lets a training go on exactly where its checkpoint was written, also after the last step.
+
+    Lightning counts each stage of batches, epochs and validations. From the differences it guesses when the checkpoint
+    was written. Some guesses are wrong: then steps count twice, an epoch begins again, or a validation is left out. Our
+    checkpoints are written after a step, and after the validation that follows the step. So only two places are
+    possible, within an epoch or between two epochs, and the counters are set to one of them.
+    """
+
+    def __init__(self) -> None:
+        self._between_epochs = False
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Correct the counters before Lightning reads them."""
+        if trainer.state.fn == "fit":
+            self._between_epochs = settle(checkpoint["loops"]["fit_loop"])
+        else:  # figures of a test are logged at the step of its checkpoint
+            trainer.fit_loop.epoch_loop._batches_that_stepped = checkpoint["global_step"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the next epoch from its first batch: the epoch before it is complete."""
+        if self._between_epochs:
+            trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop.restarting = False
+            self._between_epochs = False
+
+
+def settle(loop: dict[str, Any]) -> bool:
+    """Set the counters of a fit loop to one of the two places. Return whether it is between epochs.
+
+    Args:
+        loop: State of the fit loop in a checkpoint; it is changed. It counts epochs and batches that are ready,
+            started, processed and completed.
+    """
+    epochs, batches = loop[_EPOCHS], loop[_BATCHES]
+    steps = loop[_STEPS]["optimizer"]["step"]["total"]["completed"]
+    begun, within, handed_out = (
+        counts["started"] for counts in (epochs["total"], batches["current"], batches["total"])
+    )
+    between = bool(batches["is_last_batch"]) or not within
+    over = begun if between else max(0, begun - 1)
+    for counts in epochs.values():
+        _set(counts, ready=begun, started=begun, processed=over, completed=over)
+    if between:
+        _set(batches["total"], ready=handed_out, started=handed_out, processed=handed_out, completed=handed_out)
+        _set(batches["current"], ready=0, started=0, processed=0, completed=0)
+    else:  # at the end of a batch that is not yet counted as completed
+        for counts, count in ((batches["total"], handed_out), (batches["current"], within)):
+            _set(counts, ready=count, started=count, processed=count, completed=count - 1)
+    batches["is_last_batch"] = False
+    loop[_LOGGED]["_batches_that_stepped"] = steps if between else steps - 1
+    for counts in (loop[_VALIDATION]["total"], loop[_VALIDATION]["current"]):
+        _set(counts, ready=0, started=0, processed=0, completed=0)
+    loop[_VALIDATION]["is_last_batch"] = False
+    return between
+
+
+def _set(counts: dict[str, int], **values: int) -> None:
+    counts.update({name: value for name, value in values.items() if name in counts})
 
 
 class RunRecord(Callback):
@@ -364,13 +376,15 @@ class RunRecord(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add provenance, id of the run at W&B, and results of the latest validation to a checkpoint."""
+        logged = {f"val/{name}": value for name, value in getattr(pl_module, "step_0", {}).items()}
+        logged = trainer.callback_metrics if trainer.global_step else logged  # Lightning forgets the figures of step 0
         run_ids = [logger.run_id for logger in trainer.loggers if isinstance(logger, CarefulWandbLogger)]
         checkpoint[RECORD] = {
             "provenance": self.record,
             "run_id": run_ids[0] if run_ids else None,
             "step_0": dict(getattr(pl_module, "step_0", {})),
             "validation": {
-                prefix: ValidationRecord.of(reports, trainer.callback_metrics, prefix).as_dict()
+                prefix: ValidationRecord.of(reports, logged, prefix).as_dict()
                 for prefix, reports in getattr(pl_module, "reports", {}).items()
                 if reports
             },

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 SCAN_SHOWN = ("right", "no_exemplars", "prompted_dice", "unprompted_dice")
 """Figures in the line of a scan, if they were measured."""
 
-SHOWN = ("right", "wrong", "no_exemplars", "prompted_dice", "unprompted_dice", "lesion_f1")
+SHOWN = ("score", "right", "wrong", "no_exemplars", "prompted_dice", "unprompted_dice", "lesion_f1")
 """Figures in the line of a validation, if they were measured. Figures of companions are in metrics.csv alone."""
 
 EVERY_S = 60.0
@@ -36,14 +36,20 @@ class EpochLines(Callback):
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write why the first step does not begin yet."""
+        self._scan_s = time.monotonic()
         say(trainer, "validating before the first step, to compare with later (--validate_first false leaves it out)")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the figures of the model before the training."""
-        say(trainer, f"step 0: {_figures_text(getattr(pl_module, 'step_0', {}))}")
+        """Write the figures of the model before the training, and what a validation costs."""
+        scans, cost = int(sum(trainer.num_sanity_val_batches)), duration_in_words(time.monotonic() - self._scan_s)
+        if scans:
+            figures = _figures_text(getattr(pl_module, "step_0", {}))
+            say(trainer, f"step 0: {figures}; each validation of {_scans_in_words(scans)} takes {cost}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and the counters."""
+        """Start the clock and the counters; say if nothing will be compared with the start."""
+        if not trainer.enable_validation or (trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)):
+            say(trainer, "no scans to validate on: nothing is compared with the start, the bundle has the last weights")
         self._began_s = self._said_s = time.monotonic()
         self._first_step = self._steps = trainer.global_step
         self._forget()
@@ -85,7 +91,7 @@ class EpochLines(Callback):
         if batch_idx == 0 and _counts_scans(trainer):
             stage = str(getattr(trainer.state.fn, "value", ""))
             self._scans = sum(getattr(trainer, f"num_{'val' if stage == 'validate' else stage}_batches"))
-            say(trainer, f"{stage}: {self._scans} {'scan' if self._scans == 1 else 'scans'}")
+            say(trainer, f"{stage}: {_scans_in_words(self._scans)}")
 
     def on_test_batch_end(
         self,
@@ -147,6 +153,10 @@ def duration_in_words(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def _scans_in_words(count: int) -> str:
+    return "1 scan" if count == 1 else f"{count} scans"
 
 
 def _figures_text(figures: Any) -> str:

@@ -40,6 +40,7 @@ from mois.training.whole_scans import (
     predict_scan,
     score_scan,
     validation_warnings,
+    with_score,
     write_test_results,
 )
 
@@ -52,11 +53,44 @@ class Optimisation:
         learning_rate: Learning rate at the end of the warm-up.
         weight_decay: Weight decay of matrices and kernels; biases, norms and tokens have none.
         warm_up: Share of all steps, 0 to 1.
+        adapter_learning_rate: Learning rate of the adapter, which is what is trained of the backbone; None takes
+            `learning_rate`.
+        adapter_share: Share of all steps in which the adapter learns, 0 to 1. Then its weights stay as they are.
+
+    Raises:
+        ValueError: If the share is not between 0 and 1.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warm_up: float = 0.05
+    adapter_learning_rate: float | None = None
+    adapter_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.adapter_share <= 1:
+            raise ValueError(f"model.optimisation.adapter_share={self.adapter_share} must be between 0 and 1.")
+
+    def groups(self, adapter: Sequence[Tensor], others: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """Return the groups of an optimiser: matrices and vectors, and the adapter apart if its rate differs.
+
+        Args:
+            adapter: Trained tensors of the backbone.
+            others: Trained tensors of the propagations.
+        """
+        rate = self.adapter_learning_rate
+        apart: list[tuple[Sequence[Tensor], float]] = [([*adapter, *others], self.learning_rate)]
+        apart = apart if rate is None else [(adapter, rate), (others, self.learning_rate)]
+        groups = [
+            {"params": [p for p in tensors if (p.ndim > 1) == matrices], "weight_decay": decay, "lr": lr}
+            for tensors, lr in apart
+            for matrices, decay in ((True, self.weight_decay), (False, 0.0))
+        ]
+        return [group for group in groups if group["params"]]
+
+    def adapter_learns(self, step: int, steps: int) -> bool:
+        """Return whether the adapter still learns at a step, of a training with `steps` steps."""
+        return step < round(self.adapter_share * steps)
 
     def factor(self, step: int, steps: int) -> float:
         """Return the factor of the learning rate at a step, of a training with `steps` steps.
@@ -229,9 +263,6 @@ class ExemplarSegmenter(LightningModule):
         if self.trainer.sanity_checking:  # before the first step Lightning logs nothing
             self.step_0 = figures
             Tracker.of(self.trainer).scalars({f"val/{name}": value for name, value in figures.items()}, 0)
-            self.reports = {
-                prefix: [] for prefix in self.propagations
-            }  # no checkpoint records the validation of step 0
             return
         for prefix in self.propagations:
             for sentence in validation_warnings(figures, self.step_0, prefix):
@@ -271,20 +302,16 @@ class ExemplarSegmenter(LightningModule):
         Raises:
             ValueError: If nothing is trainable.
         """
-        decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        if not decayed and not plain:
+        adapter = self._adapter_tensors()
+        own = {id(p) for p in adapter}
+        others = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+        groups = self.optimisation.groups(adapter, others)
+        if not groups:
             raise ValueError(
                 f"nothing to train: {type(self.adapter).__name__} trains nothing of the backbone and "
                 f"{type(self.propagation).__name__} has no weights; choose another model.adapter or model.propagation."
             )
-        groups = [
-            {"params": decayed, "weight_decay": self.optimisation.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        optimiser = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self.optimisation.learning_rate
-        )
+        optimiser = torch.optim.AdamW(groups, lr=self.optimisation.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: self.optimisation.factor(step, self._steps)
         )
@@ -299,6 +326,7 @@ class ExemplarSegmenter(LightningModule):
         Raises:
             ValueError: If the training has no end.
         """
+        self.reports = {prefix: [] for prefix in self.propagations}  # start.ckpt alone records those of step 0
         if self.trainer.estimated_stepping_batches == math.inf:
             raise ValueError(
                 "trainer.max_epochs=-1 without trainer.max_steps has no end, which the learning rate needs; set one."
@@ -307,6 +335,16 @@ class ExemplarSegmenter(LightningModule):
         for schedule in (config.scheduler for config in self.trainer.lr_scheduler_configs):
             for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
                 group["lr"] = rate * self.optimisation.factor(schedule.last_epoch, self._steps)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the adapter as it is after its share of the steps: its gradients are dropped."""
+        if not self.optimisation.adapter_learns(self.global_step, self._steps):
+            for parameter in self._adapter_tensors():
+                parameter.grad = None
+
+    def _adapter_tensors(self) -> list[nn.Parameter]:
+        """Return what the adapter trains of the backbone."""
+        return [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained tensors, and record the backbone that they belong to."""
@@ -339,7 +377,7 @@ class ExemplarSegmenter(LightningModule):
     def _log_figures(self, split: Literal["val", "test"]) -> dict[str, float]:
         """Log the mean figures over the scans of all ranks, and return them."""
         self.reports = gather_reports(self.reports, self.trainer.world_size)
-        figures = mean_figures(self.reports)
+        figures = with_score(mean_figures(self.reports)) if split == "val" else mean_figures(self.reports)
         self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, sync_dist=True)
         return figures
 

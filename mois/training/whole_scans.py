@@ -19,7 +19,9 @@ from mois.records import Volume
 from mois.report.evaluation_page import write_report
 from mois.scans.image_files import write_volume
 from mois.sharing.calibration import Calibration
-from mois.sharing.remarks import exemplars_harm, made_worse
+from mois.sharing.remarks import clicks_spoilt, exemplars_harm, made_worse
+
+_NEVER_BEST = ", so that this checkpoint does not become best.ckpt"
 
 
 def score_scan(
@@ -80,6 +82,12 @@ def mean_figures(reports: Mapping[str, Sequence[SubjectReport]]) -> dict[str, fl
     }
 
 
+def with_score(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures of a validation with the score that decides on best.ckpt: the model's own unprompted Dice."""
+    score = {"score": figures["unprompted_dice"]} if "unprompted_dice" in figures else {}
+    return {**figures, **score}
+
+
 def recorded_figures(validation: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return the figures of the validation records in a checkpoint, named `PREFIXfigure`."""
     return {prefix + name: value for prefix, record in validation.items() for name, value in record["figures"].items()}
@@ -108,8 +116,11 @@ def validation_warnings(figures: Mapping[str, float], step_0: Mapping[str, float
         )
     if harm := harm_warning("val", figures, prefix):
         warnings.append(harm)
-    worse = made_worse(figures_of(step_0, prefix), figures_of(figures, prefix))
-    return [*warnings, *(f"val/{prefix}{sentence}" for sentence in worse)]
+    before, after = figures_of(step_0, prefix), figures_of(figures, prefix)
+    worse = [f"val/{prefix}{sentence}" for sentence in made_worse(before, after)]
+    if not prefix and clicks_spoilt(before, after):  # `made_worse` has the clicks first
+        worse[0] = f"{worse[0].removesuffix('.')}{_NEVER_BEST}."
+    return [*warnings, *worse]
 
 
 def harm_warning(split: Literal["val", "test"], figures: Mapping[str, float], prefix: str) -> str | None:
@@ -117,9 +128,10 @@ def harm_warning(split: Literal["val", "test"], figures: Mapping[str, float], pr
     right, without = figures.get(f"{prefix}right"), figures.get(f"{prefix}no_exemplars")
     if not exemplars_harm(right, without):
         return None
+    never_best = _NEVER_BEST if split == "val" and not prefix else ""
     return (
         f"{split}/{prefix}right={right:.3f} is below {split}/{prefix}no_exemplars={without:.3f}: the exemplars "
-        "do harm. Train on, or compare with the model before the training (test without --ckpt_path)."
+        f"do harm{never_best}. Train on, or compare with the model before the training (test without --ckpt_path)."
     )
 
 

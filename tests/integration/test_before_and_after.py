@@ -12,6 +12,8 @@ import torch
 
 from mois.cli.messages import one_line_errors
 from mois.report.results import Results
+from mois.sharing.bundle import Bundle
+from mois.training.checkpoints import read_training
 from mois.training.epoch_lines import duration_in_words
 from mois.training.module import ExemplarSegmenter
 from tests.support.datasets import write_dataset
@@ -35,13 +37,14 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("spoiled")
     scans = data(write_dataset(root / "data", subjects=2), val_subjects="[p1]", episodes_per_epoch=1, num_workers=0)
     arguments = [*LORA, *scans, "--trainer.check_val_every_n_epoch=1", folder(root / "run")]
-    figures = [{"right": 0.5, "no_exemplars": 0.4, "prompted_dice": 0.63}]
-    figures += [{"right": 0.3, "no_exemplars": 0.4, "prompted_dice": 0.33}] * 2
+    figures = [{"right": 0.5, "no_exemplars": 0.4, "prompted_dice": 0.63, "unprompted_dice": 0.45}]
+    figures += [{"right": 0.3, "no_exemplars": 0.4, "prompted_dice": 0.33, "unprompted_dice": 0.25}] * 2
     given = iter(figures)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         said: list[str] = []
         patch.setattr("mois.training.epoch_lines.say", lambda trainer, line: said.append(line))
+        patch.setattr("mois.cli.train.rank_zero_info", said.append)
         patch.setattr("mois.training.whole_scans.means", lambda reports: next(given))
         train("fit", *arguments, FIRST, "--trainer.max_epochs=2")
     ours = [str(one.message) for one in caught if "mois" in one.filename]
@@ -51,29 +54,51 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_step_0_is_the_first_row_of_a_trainings_figures(spoiled: Trained) -> None:
     table = [(int(row["step"]), round(float(row["val/right"]), 6)) for row in rows(spoiled.run) if row.get("val/right")]
     assert table == [(0, 0.5), (0, 0.3), (1, 0.3)]
-    assert last(spoiled.run)["mois"]["step_0"] == {"right": 0.5, "no_exemplars": 0.4, "prompted_dice": 0.63}
+    step_0 = {"right": 0.5, "no_exemplars": 0.4, "prompted_dice": 0.63, "unprompted_dice": 0.45, "score": 0.45}
+    assert last(spoiled.run)["mois"]["step_0"] == step_0
+    assert [float(row["val/score"]) for row in rows(spoiled.run) if row.get("val/score")] == pytest.approx(
+        [0.45, 0.25, 0.25]
+    )
 
 
-def test_what_got_worse_is_said_at_every_validation_and_at_the_end(spoiled: Trained) -> None:
+def test_a_training_that_makes_things_worse_delivers_the_start_to_the_bit(spoiled: Trained) -> None:
+    start, best, last_one = (
+        read_training(spoiled.run / "checkpoints" / f"{name}.ckpt") for name in ("start", "best", "last")
+    )
+    assert (start["global_step"], best["global_step"], last_one["global_step"]) == (0, 0, 2)
+    bundle = Bundle.load(spoiled.run / "bundle")
+    held = {
+        **dict(bundle.backbone.named_parameters("backbone")),
+        **dict(bundle.propagation.named_parameters("propagation")),
+    }
+    assert all(torch.equal(held[name], tensor) for name, tensor in start["state_dict"].items())
+    assert not all(torch.equal(held[name], tensor) for name, tensor in last_one["state_dict"].items())
+    assert bundle.figures["score"] == 0.45  # those of step 0
+    assert bundle.calibration is None or best["mois"]["validation"][""]["peaks"]
+    delivered = "best.ckpt and the bundle are the model before the training (val/score 0.45 at step 0): no later one "
+    assert spoiled.lines[-1].startswith(delivered)
+
+
+def test_what_got_worse_is_said_at_every_validation(spoiled: Trained) -> None:
     harm = [line for line in spoiled.warnings if "the exemplars do harm" in line]
     assert len(harm) == 2
     assert harm[0].startswith("val/right=0.300 is below val/no_exemplars=0.400: ")
+    assert "so that this checkpoint does not become best.ckpt" in harm[0]
     clicks = [line for line in spoiled.warnings if "prompted_dice fell from 0.63 (step 0) to 0.33" in line]
-    assert [line.split("prompted_dice")[0] for line in clicks] == ["val/"] * 2 + [
-        f"{spoiled.run / 'bundle'} is worse than what the training began with: "
-    ]
+    assert [line.split("prompted_dice")[0] for line in clicks] == ["val/"] * 2
+    assert clicks[0].endswith(", so that this checkpoint does not become best.ckpt.")
     card = (spoiled.run / "bundle" / "README.md").read_text(encoding="utf-8")
-    assert "prompted_dice fell from 0.63 (step 0) to 0.33" in card
-    assert "The exemplars do harm here" in card
+    assert "prompted_dice fell" not in card  # the bundle is the start
 
 
 def test_every_epoch_takes_a_line(spoiled: Trained) -> None:
-    first, step_0, *epochs = spoiled.lines
+    first, step_0, *epochs = [line for line in spoiled.lines if line.startswith(("validating", "step 0", "epoch"))]
     assert first.startswith("validating before the first step")
-    assert step_0 == "step 0: right 0.50, no_exemplars 0.40, prompted_dice 0.63"
+    start = "step 0: score 0.45, right 0.50, no_exemplars 0.40, prompted_dice 0.63, unprompted_dice 0.45; each "
+    assert step_0.startswith(f"{start}validation of 1 scan takes ")
     assert len(epochs) == 2
     for number, (line, loss) in enumerate(zip(epochs, losses(spoiled.run).values(), strict=True), start=1):
-        start = f"epoch {number} of 2, step {number}: loss {loss:.3f}; right 0.30, "
+        start = f"epoch {number} of 2, step {number}: loss {loss:.3f}; score 0.25, right 0.30, "
         assert line.startswith(start)
         assert line.endswith(" left")
 
@@ -137,3 +162,16 @@ def test_a_warning_of_ours_takes_a_line() -> None:
 )
 def test_time_left_is_told_as_a_reader_wants_it(seconds: float, told: str) -> None:
     assert duration_in_words(seconds) == told
+
+
+@pytest.mark.parametrize("option", ["adapter_learning_rate=0.0", "adapter_share=0.0"])
+def test_an_adapter_that_does_not_learn_changes_in_no_bit_and_the_propagation_does(
+    option: str, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    scans = data(make_dataset(subjects=2), val_subjects="[p1]", episodes_per_epoch=2, num_workers=0)
+    run = [*LORA, *scans, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", folder(tmp_path)]
+    train("fit", *run, f"--model.optimisation.{option}")
+    start, end = (read_training(tmp_path / f"checkpoints/{name}.ckpt")["state_dict"] for name in ("start", "last"))
+    changed = {name for name, tensor in start.items() if not torch.equal(tensor, end[name])}
+    assert changed
+    assert all(name.startswith("propagation.") for name in changed)

@@ -132,7 +132,7 @@ def test_a_training_that_meets_one_fault_after_another_is_the_same_training(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert line.startswith(f"{file}: File too large, so that no checkpoint was written; the one before it stands")
-    assert {left.name for left in file.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {left.name for left in file.parent.iterdir()} == {"start.ckpt", "best.ckpt", "last.ckpt"}
     assert last(tmp_path)["global_step"] == 3
 
     at_step("training_step", 4, terminate)  # the validation that follows is not waited for

@@ -43,7 +43,8 @@ class Model(LightningModule):
         return fit + prior
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("val/right", 1 - (self.layer(batch) - 1).square().mean())
+        figure = 1 - (self.layer(batch) - 1).square().mean()
+        self.log_dict({"val/right": figure, "val/score": figure})
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         self.log("test/right", 1 - (self.layer(batch) - 1).square().mean())

@@ -77,7 +77,8 @@ def test_a_training_that_is_never_validated_says_so(
         train("fit", *SMALL, "--trainer.max_steps=1", "--trainer.check_val_every_n_epoch=9")
     assert "this training was never validated: there is no best.ckpt (test with --ckpt_path last)" in caplog.text
     missing = failing("test", *SMALL, "--ckpt_path=best")
-    assert missing == "ckpt_path=runs/run/checkpoints/best.ckpt: there is no such file; there is --ckpt_path last"
+    there = "there is --ckpt_path last, --ckpt_path start"
+    assert missing == f"ckpt_path=runs/run/checkpoints/best.ckpt: there is no such file; {there}"
 
 
 def test_the_best_checkpoint_is_the_one_that_is_tested() -> None:
@@ -102,7 +103,7 @@ def test_a_monitor_that_nothing_logs_is_named_after_the_first_validation(capsys:
     with pytest.raises(SystemExit):
         train("fit", *SMALL, "--trainer.max_steps=8", "--checkpoints.monitor=val/rigth")
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "error: checkpoints.monitor=val/rigth is no figure of the validation; it logged val/right"
+        "error: checkpoints.monitor=val/rigth is no figure of the validation; it logged val/right, val/score"
     )
 
 

@@ -15,7 +15,7 @@ def test_a_name_that_is_none_is_answered_with_those_there_are(tmp_path: Path, mo
     with pytest.raises(ValueError, match="ckpt_path=bst: there is no such file; ") as error:
         read_checkpoint(Path("bst"))
     assert str(error.value).endswith(
-        "; give best, last or previous (of trainer.default_root_dir/checkpoints), or the path of a checkpoint"
+        "; give best, last, previous or start (of trainer.default_root_dir/checkpoints), or the path of a checkpoint"
     )
 
 

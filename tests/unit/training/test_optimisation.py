@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from mois.training.module import Optimisation
 
@@ -16,3 +17,18 @@ def test_the_rate_rises_over_the_warm_up_and_falls_to_a_hundredth() -> None:
 
 def test_a_training_of_one_step_has_the_whole_rate() -> None:
     assert Optimisation().factor(0, 1) == 1
+
+
+def test_an_adapter_has_its_own_rate_and_its_own_stop() -> None:
+    adapter, others = [torch.zeros(2, 2), torch.zeros(2)], [torch.zeros(3, 3)]
+    groups = Optimisation(learning_rate=0.1, adapter_learning_rate=0.01).groups(adapter, others)
+    assert [(group["lr"], [p.shape[0] for p in group["params"]]) for group in groups] == [
+        (0.01, [2]),
+        (0.01, [2]),
+        (0.1, [3]),
+    ]
+    assert [len(group["params"]) for group in Optimisation().groups(adapter, others)] == [2, 1]  # as ever
+    learns = Optimisation(adapter_share=0.25).adapter_learns
+    assert [learns(step, 8) for step in (0, 1, 2, 7)] == [True, True, False, False]
+    with pytest.raises(ValueError, match=r"adapter_share=1\.5 must be between 0 and 1"):
+        Optimisation(adapter_share=1.5)

@@ -18,9 +18,9 @@ from datamodules import loading
 from datamodules.loading import EpisodeLoader
 from mois.errors import DataError
 from mois.tracking.loggers import CsvLogger
+from mois.training.best_checkpoint import BestCheckpoint
 from mois.training.checkpoint_content import check_progress
-from mois.training.checkpoints import BestCheckpoint, LastCheckpoint, SafeCheckpointIO
-from mois.training.resume_point import ResumePoint
+from mois.training.checkpoints import LastCheckpoint, ResumePoint, SafeCheckpointIO
 
 
 class Addresses(Dataset[Tensor]):

@@ -1,0 +1,182 @@
+"""Which checkpoint is best: sequences of figures that a reader can check by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mois.training.best_checkpoint import BestCheckpoint, does_harm, is_better, what_is_delivered
+from mois.training.checkpoints import LastCheckpoint, ResumePoint, SafeCheckpointIO, read_checkpoint
+
+Figures = dict[str, float]
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
+
+
+class Scored(LightningModule):
+    """Its weight is the number of its steps. Its validations have the figures of a list, one after another."""
+
+    def __init__(self, step_0: Figures, figures: Sequence[Figures]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.step_0, self.figures = step_0, figures
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return -self.weight
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        figures = self.figures[self.current_epoch]
+        self.log_dict({f"val/{name}": value for name, value in figures.items()})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def fit(
+    run: Path, step_0: Figures, figures: Sequence[Figures], monitor: str = "val/score", ckpt: str | None = None
+) -> BestCheckpoint:
+    """Train with an epoch of one step for each validation."""
+    best = BestCheckpoint(run, monitor)
+    trainer = Trainer(
+        default_root_dir=run,
+        max_epochs=len(figures),
+        callbacks=[ResumePoint(), best, LastCheckpoint(run, 1)],
+        plugins=[SafeCheckpointIO(run)],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    path = None if ckpt is None else str(run / f"{ckpt}.ckpt")
+    trainer.fit(Scored(step_0, figures), DataLoader([0]), DataLoader([0]), ckpt_path=path)
+    return best
+
+
+def best_step(run: Path) -> int:
+    """Return the step of best.ckpt, which its weight has to equal."""
+    best = read_checkpoint(run / "best.ckpt")
+    assert int(best["state_dict"]["weight"]) == best["global_step"]
+    return int(best["global_step"])
+
+
+def scores(*values: float) -> list[Figures]:
+    return [{"score": value} for value in values]
+
+
+START: Figures = {"score": 0.5, "right": 0.5, "no_exemplars": 0.3, "prompted_dice": 0.6}
+SEQUENCES: dict[str, tuple[Figures, list[Figures], int]] = {
+    "the best of those above the start": (START, scores(0.55, 0.7, 0.65), 2),
+    "all below the start": (START, scores(0.3, 0.4, 0.2), 0),
+    "a tie goes to the start": (START, scores(0.509, 0.51, 0.505), 0),
+    "just above a tie": (START, scores(0.509, 0.511, 0.505), 2),
+    "worse first, better later": (START, scores(0.3, 0.6, 0.59), 2),
+    "a score of nan": (START, scores(float("nan"), 0.4, 0.6), 3),
+    "exemplars that do harm": (
+        START,
+        [{"score": 0.9, "right": 0.5, "no_exemplars": 0.501}, {"score": 0.6, "right": 0.5, "no_exemplars": 0.5}],
+        2,
+    ),
+    "all exemplars do harm": (START, [{"score": 0.9, "right": 0.5, "no_exemplars": 0.6}] * 2, 0),
+    "clicks spoilt by more than .02": (
+        START,
+        [{"score": 0.9, "prompted_dice": 0.579}, {"score": 0.7, "prompted_dice": 0.58}],
+        2,
+    ),
+    "step 0 not validated": ({}, scores(0.2, 0.1), 1),
+    "step 0 not validated, all exemplars do harm": ({}, [{"score": 0.9, "right": 0.5, "no_exemplars": 0.6}] * 2, 0),
+    "step 0 of an earlier version": ({"unprompted_dice": 0.5}, scores(0.509, 0.4), 0),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_the_best_checkpoint_of_a_sequence_of_figures(name: str, tmp_path: Path) -> None:
+    step_0, figures, wanted = SEQUENCES[name]
+    fit(tmp_path, step_0, figures)
+    assert best_step(tmp_path) == wanted
+    assert int(read_checkpoint(tmp_path / "start.ckpt")["state_dict"]["weight"]) == 0
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_training_that_is_cut_has_the_same_best_checkpoint(name: str, cut: int, tmp_path: Path) -> None:
+    step_0, figures, wanted = SEQUENCES[name]
+    whole = fit(tmp_path / "whole", step_0, figures)
+    fit(tmp_path / "cut", step_0, figures[:cut])
+    on = fit(tmp_path / "cut", step_0, figures, ckpt="last")
+    assert best_step(tmp_path / "cut") == wanted
+    assert on.best_model_score == whole.best_model_score or (on.best_model_score is whole.best_model_score is None)
+
+
+def test_a_training_goes_on_from_its_start(tmp_path: Path) -> None:
+    fit(tmp_path, START, scores(0.3))
+    fit(tmp_path, START, scores(0.3, 0.4, 0.6), ckpt="best")  # best.ckpt is the start
+    assert best_step(tmp_path) == 3
+
+
+def test_a_best_checkpoint_that_is_gone_becomes_the_start_again(tmp_path: Path) -> None:
+    fit(tmp_path, START, scores(0.3))
+    (tmp_path / "best.ckpt").unlink()
+    fit(tmp_path, START, scores(0.3, 0.4), ckpt="last")
+    assert best_step(tmp_path) == 0
+
+
+def test_a_smaller_figure_may_be_the_better_one() -> None:
+    assert is_better(0.3, best=0.4, start=0.5, mode="min")
+    assert not is_better(0.495, best=0.5, start=0.5, mode="min")
+
+
+def test_harm_is_told_by_three_digits() -> None:
+    assert not does_harm({"right": 0.5, "no_exemplars": 0.5004}, {})
+    assert does_harm({"right": 0.5, "no_exemplars": 0.501}, {})
+    assert not does_harm({"prompted_dice": 0.58}, {"prompted_dice": 0.6})
+    assert does_harm({"prompted_dice": 0.579}, {"prompted_dice": 0.6})
+    assert not does_harm({"prompted_dice": 0.1}, {})
+
+
+def test_a_training_of_an_earlier_version_goes_on_with_its_figure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = [{"right": 0.6, "score": 0.6}, {"right": 0.55, "score": 0.9}]
+    fit(tmp_path, START, old[:1], monitor="val/right")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        on = fit(tmp_path, START, old, ckpt="last")
+    assert on.monitor == "val/right"
+    assert best_step(tmp_path) == 1
+    said = [line for line in caplog.messages if "val/right decides here which checkpoint is best.ckpt" in line]
+    assert len(said) == 1
+
+
+def test_a_score_that_was_not_measured_is_said_and_nothing_is_compared(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="val/score was not measured, so that this checkpoint cannot become best"):
+        fit(tmp_path, {}, [{"right": 0.5}])
+    assert not (tmp_path / "best.ckpt").exists()
+
+
+def test_the_end_of_a_training_says_what_is_delivered() -> None:
+    validation = {"": {"figures": {"score": 0.621}}}
+    record = {"validation": validation, "step_0": {"score": 0.5}}
+    assert what_is_delivered({"global_step": 7, "mois": record}, True) == (
+        "best.ckpt and the bundle are the model after step 7: val/score 0.62 (0.50 at step 0)"
+    )
+    assert what_is_delivered({"global_step": 7}, True) == "best.ckpt and the bundle are the model after step 7"
+    assert what_is_delivered({"global_step": 0, "mois": record}, True) == (
+        "best.ckpt and the bundle are the model before the training (val/score 0.50 at step 0): no later one was "
+        "better by more than 0.01 without harm; the last weights are in last.ckpt"
+    )
+    assert "never validated: there is no best.ckpt" in what_is_delivered(None, False)
+    assert "and the bundle has the last weights: no validation " in what_is_delivered(None, True)
+
+
+def test_a_start_that_nobody_measured_is_not_delivered_silently(tmp_path: Path) -> None:
+    fit(tmp_path, {}, [{"score": 0.9, "right": 0.5, "no_exemplars": 0.6}] * 2)  # --validate_first false
+    assert what_is_delivered(read_checkpoint(tmp_path / "best.ckpt"), True) == (
+        "best.ckpt and the bundle are the model before the training, which has no val/score: every later one does "
+        "harm, and the last weights are in last.ckpt; train with --validate_first true to see how good the start is"
+    )
