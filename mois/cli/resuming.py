@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from mois.training.checkpoints import NAMED
-from mois.training.same_run import Resumed, changed_settings
+from mois.training.checkpoints.checkpoint_io import NAMED
+from mois.training.checkpoints.same_run import Resumed, changed_settings
 
 
 def checkpoint_path(given: str | None, checkpoints: Path, *, new: bool) -> Path | None:

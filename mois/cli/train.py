@@ -44,22 +44,18 @@ from mois.sharing.provenance import code_version
 from mois.sharing.start_from import start_from
 from mois.tracking.loggers import LateLoggers, TrackingSettings, make_loggers
 from mois.tracking.tracker import Tracker
-from mois.training.best_checkpoint import SCORE, BestCheckpoint, what_is_delivered
 from mois.training.callbacks import AllLearn, CacheAdvice, CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
-from mois.training.checkpoint_content import RECORD, CheckProgress, ValidationRecord
-from mois.training.checkpoints import (
-    LastCheckpoint,
-    ResumePoint,
-    RunRecord,
-    SafeCheckpointIO,
-    how_to_go_on,
-    read_training,
-)
+from mois.training.checkpoints.best_checkpoint import SCORE, BestCheckpoint, what_is_delivered
+from mois.training.checkpoints.checkpoint_content import RECORD, CheckProgress, ValidationRecord
+from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO, read_training
+from mois.training.checkpoints.last_checkpoint import LastCheckpoint, how_to_go_on
+from mois.training.checkpoints.resume_point import ResumePoint
+from mois.training.checkpoints.run_record import RunRecord
+from mois.training.checkpoints.same_run import Resumed
 from mois.training.epoch_lines import EpochLines, say
 from mois.training.export import BundleSettings, export_bundles
 from mois.training.module import ExemplarSegmenter
 from mois.training.rank_watch import RankWatch
-from mois.training.same_run import Resumed
 from mois.training.signals import StopAtSignal
 from mois.training.whole_scans import recorded_figures
 

@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from mois.cli.settings import Setting
 from mois.inference.execution import resolve_precision, unused_gpu
 from mois.inference.settings import InferenceSettings
-from mois.training.checkpoints import NAMED
+from mois.training.checkpoints.checkpoint_io import NAMED
 from mois.training.module import ExemplarSegmenter
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "single_device")

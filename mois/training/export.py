@@ -20,7 +20,7 @@ from mois.records import WeightsIdentity
 from mois.sharing.bundle import write_bundle
 from mois.sharing.bundle_record import ClassSpec, ModelSpec
 from mois.sharing.calibration import Calibration
-from mois.training.checkpoint_content import ValidationRecord
+from mois.training.checkpoints.checkpoint_content import ValidationRecord
 from mois.training.module import ExemplarSegmenter
 
 

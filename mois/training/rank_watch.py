@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mois.machine.processes import lost_contact
-from mois.training.checkpoints import how_to_go_on
+from mois.training.checkpoints.last_checkpoint import how_to_go_on
 
 POLL_S = 0.5
 OWN_WORDS_S = 3.0

@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mois.machine.interrupts import GIVE_COMMAND_AGAIN, STDERR, end_now
 from mois.machine.pending_scalar import PendingScalar
-from mois.training.checkpoints import LastCheckpoint, how_to_go_on, may_save
+from mois.training.checkpoints.last_checkpoint import LastCheckpoint, how_to_go_on, may_save
 
 VALIDATION_S = 10.0
 """Seconds that rank 0 has after the signal of SLURM to reach its next scan. Then the job is requeued without it."""

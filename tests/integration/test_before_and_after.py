@@ -13,7 +13,7 @@ import torch
 from mois.cli.messages import one_line_errors
 from mois.report.results import Results
 from mois.sharing.bundle import Bundle
-from mois.training.checkpoints import read_training
+from mois.training.checkpoints.checkpoint_io import read_training
 from mois.training.epoch_lines import duration_in_words
 from mois.training.module import ExemplarSegmenter
 from tests.support.datasets import write_dataset

@@ -10,8 +10,8 @@ import torch
 
 from mois.sharing.bundle import Bundle
 from mois.sharing.calibration import Calibration
-from mois.training.checkpoint_content import RECORD
-from mois.training.checkpoints import read_training
+from mois.training.checkpoints.checkpoint_content import RECORD
+from mois.training.checkpoints.checkpoint_io import read_training
 from tests.support.small_runs import LORA, data, folder, train
 
 

@@ -37,7 +37,7 @@ from mois.session.state import StateRecord
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.bundle_record import read_description
 from mois.sharing.identity import ModelIdentity
-from mois.training.checkpoints import read_training
+from mois.training.checkpoints.checkpoint_io import read_training
 from mois.training.feature_cache import FeatureCache
 from tests.support.paths import FIXTURES
 

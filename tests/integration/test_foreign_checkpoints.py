@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mois.cli.train import MoisCLI
-from mois.training.checkpoint_content import check_progress, checked_training
-from mois.training.checkpoints import SafeCheckpointIO
+from mois.training.checkpoints.checkpoint_content import check_progress, checked_training
+from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import failing, train
 

@@ -26,7 +26,7 @@ from mois.backbones.weights import HUB_FILES
 from mois.propagation import Similarity
 from mois.propagation.weights import save_propagation
 from mois.testing import example_patches, nano_backbone
-from mois.training.checkpoints import read_checkpoint
+from mois.training.checkpoints.checkpoint_io import read_checkpoint
 
 State = dict[str, Tensor]
 BLOCKS = {"tiny": (96, 12), "small": (96, 16), "base_plus": (112, 24), "large": (144, 48)}

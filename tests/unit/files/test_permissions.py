@@ -18,7 +18,7 @@ from mois.propagation import Similarity
 from mois.propagation.weights import save_propagation
 from mois.scans.image_files import write_volume
 from mois.session import InteractiveSession
-from mois.training.checkpoints import SafeCheckpointIO
+from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO
 from mois.training.feature_cache import FeatureCache
 from tests.support.session_fakes import lps, make_model, three_lesions
 

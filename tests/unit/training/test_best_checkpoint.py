@@ -11,8 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mois.training.best_checkpoint import BestCheckpoint, does_harm, is_better, what_is_delivered
-from mois.training.checkpoints import LastCheckpoint, ResumePoint, SafeCheckpointIO, read_checkpoint
+from mois.training.checkpoints.best_checkpoint import BestCheckpoint, does_harm, is_better, what_is_delivered
+from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO, read_checkpoint
+from mois.training.checkpoints.last_checkpoint import LastCheckpoint
+from mois.training.checkpoints.resume_point import ResumePoint
 
 Figures = dict[str, float]
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")

@@ -14,7 +14,8 @@ from stand_in import Data, Layer, Model
 from torch import nn
 
 from mois.training.callbacks import AllLearn, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
-from mois.training.checkpoints import LastCheckpoint, SafeCheckpointIO, read_checkpoint
+from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO, read_checkpoint
+from mois.training.checkpoints.last_checkpoint import LastCheckpoint
 from mois.training.cost import count_parameters
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mois.training.module import Optimisation
+from mois.training.optimisation import Optimisation
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_to_a_hundredth() -> None:

@@ -18,9 +18,11 @@ from datamodules import loading
 from datamodules.loading import EpisodeLoader
 from mois.errors import DataError
 from mois.tracking.loggers import CsvLogger
-from mois.training.best_checkpoint import BestCheckpoint
-from mois.training.checkpoint_content import check_progress
-from mois.training.checkpoints import LastCheckpoint, ResumePoint, SafeCheckpointIO
+from mois.training.checkpoints.best_checkpoint import BestCheckpoint
+from mois.training.checkpoints.checkpoint_content import check_progress
+from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO
+from mois.training.checkpoints.last_checkpoint import LastCheckpoint
+from mois.training.checkpoints.resume_point import ResumePoint
 
 
 class Addresses(Dataset[Tensor]):

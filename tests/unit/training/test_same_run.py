@@ -14,7 +14,7 @@ import yaml
 
 from mois.files.json_records import check_seal, parse_json, sealed
 from mois.sharing.provenance import collect_provenance, plain_settings
-from mois.training.same_run import changed_settings, check_same_data
+from mois.training.checkpoints.same_run import changed_settings, check_same_data
 from tests.support.command_lines import FIT, RUN, failing_line, steps, train
 
 pytestmark = pytest.mark.usefixtures("work_elsewhere")

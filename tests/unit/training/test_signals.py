@@ -17,7 +17,7 @@ from stand_in import trainer
 
 from mois.cli.messages import explain
 from mois.machine.processes import lost_contact
-from mois.training.checkpoints import may_save
+from mois.training.checkpoints.last_checkpoint import may_save
 from mois.training.signals import IMPATIENCE_S, StopAtSignal
 
 pytestmark = pytest.mark.usefixtures("same_handlers")

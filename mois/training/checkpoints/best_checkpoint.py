@@ -17,8 +17,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from mois.sharing.remarks import clicks_spoilt, exemplars_harm
-from mois.training.checkpoint_content import RECORD, score_of
-from mois.training.checkpoints import give_second_name
+from mois.training.checkpoints.checkpoint_content import RECORD, score_of
+from mois.training.checkpoints.checkpoint_io import give_second_name
 from mois.training.whole_scans import with_score
 
 SCORE = "val/score"

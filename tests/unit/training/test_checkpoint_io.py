@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mois.training.checkpoints import read_checkpoint
+from mois.training.checkpoints.checkpoint_io import read_checkpoint
 
 
 def test_a_name_that_is_none_is_answered_with_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
