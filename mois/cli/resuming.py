@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from mois.training.checkpoints.best_checkpoint import OLD_SCORE, SCORE
 from mois.training.checkpoints.checkpoint_io import NAMED
 from mois.training.checkpoints.same_run import Resumed, changed_settings
 
@@ -31,6 +32,20 @@ def checkpoint_path(given: str | None, checkpoints: Path, *, new: bool) -> Path 
         path = best if best.is_file() else None
         rank_zero_info(f"there is no last.ckpt yet: the training {f'goes on from {best}' if path else 'starts anew'}")
     return path
+
+
+def deciding_figure(given: str, provenance: Mapping[str, Any]) -> str:
+    """Return the figure that decides in a continued training which checkpoint is best.
+
+    It is the figure of the config. But `val/right` goes on to decide in a training that began with it, as all trainings
+    of earlier versions did, if the config has the default of today.
+
+    Args:
+        given: `checkpoints.monitor` in the config.
+        provenance: Provenance in the checkpoint.
+    """
+    before = ((provenance.get("config") or {}).get("checkpoints") or {}).get("monitor")
+    return OLD_SCORE if given == SCORE and before == OLD_SCORE else given
 
 
 def compared_run(name: str, resumed: Mapping[str, Any], config: Mapping[str, Any]) -> Resumed:

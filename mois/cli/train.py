@@ -21,7 +21,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from mois.cli.arguments import OneLineParser, command_line
 from mois.cli.memory_advice import what_frees_memory
 from mois.cli.old_training_options import TrainingNames
-from mois.cli.resuming import checkpoint_path, compared_run
+from mois.cli.resuming import checkpoint_path, compared_run, deciding_figure
 from mois.cli.settings import read_settings
 from mois.cli.training_checks import (
     check_accelerator,
@@ -201,6 +201,9 @@ class MoisCLI(LightningCLI):
             checkpoint = read_training(path)
             self.resumed = {"step": checkpoint.get("global_step"), **checkpoint.get(RECORD, {})}
             if self.subcommand == "fit":
+                self.settings["checkpoints"]["monitor"] = deciding_figure(
+                    self.settings["checkpoints"]["monitor"], self.resumed.get("provenance") or {}
+                )
                 if path.parent.resolve() != self.checkpoints.resolve() and first_rank():
                     check_new_folder(self.folder, self.checkpoints)
                 self.resumed_run = compared_run(f"ckpt_path={path}", self.resumed, self.plain_config())
@@ -249,12 +252,15 @@ class MoisCLI(LightningCLI):
         tracker = Tracker.of(self.trainer)
         best = self.checkpoints / "best.ckpt"
         checkpoint = read_training(best) if best.is_file() else None
+        validated = any(name.startswith("val/") for name in self.trainer.callback_metrics)
+        delivered = what_is_delivered(checkpoint, validated, bool(self.trainer.checkpoint_callbacks))
         if isinstance(self.model, ExemplarSegmenter) and self.trainer.is_global_zero:
             validation: dict[str, Any] = {}
             if checkpoint is not None:
                 self.model.load_state_dict(checkpoint["state_dict"], strict=False)
                 validation = checkpoint.get(RECORD, {}).get("validation", {})
             self.model.validated = recorded_figures(validation)
+            self.model.provenance = {**self.model.provenance, "delivered": delivered}
             for prefix in self.model.propagations:
                 for sentence in self.model.record(prefix).get("made_worse", []):
                     rank_zero_warn(f"{self.folder / 'bundle'} is worse than what the training began with: {sentence}")
@@ -263,8 +269,7 @@ class MoisCLI(LightningCLI):
             model = self.plain_config()["model"]
             export_bundles(self.model, self.folder, model, validation, settings, normalisation)
             say(self.trainer, f"bundle: {self.folder / 'bundle'}")
-        validated = any(name.startswith("val/") for name in self.trainer.callback_metrics)
-        rank_zero_info(what_is_delivered(checkpoint, validated))
+        rank_zero_info(delivered)
         if best.is_file() and self.settings["tracking"]["artifact"]:
             tracker.file(f"{self.folder.name}-best", best, kind="model")
 

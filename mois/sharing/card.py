@@ -85,9 +85,14 @@ def write_card(path: Path, name: str, content: Mapping[str, Any], modules: Seque
             peak_threshold=f"{inference['peak_threshold']:.3g}",
             calibration=_calibration(content["calibration"]),
             figures=_figures(content["figures"], provenance.get("made_worse") or ()),
-            provenance=_rows({key: (_cell(provenance.get(key)),) for key in ("code", "data", "seed")}),
+            provenance=_rows({key: (_cell(provenance.get(key)),) for key in _made_it(provenance)}),
         ),
     )
+
+
+def _made_it(provenance: Mapping[str, Any]) -> Sequence[str]:
+    """Return the keys of the provenance that the card shows. Bundles of earlier versions lack the last one."""
+    return [key for key in ("code", "data", "seed", "delivered") if key != "delivered" or key in provenance]
 
 
 def _calibration(plain: Mapping[str, Any] | None) -> str:

@@ -21,13 +21,13 @@ from torch.optim import Optimizer
 from mois.inference.feature_store import GIB
 from mois.machine.pending_scalar import PendingReduction, PendingScalar
 from mois.tracking.tracker import Tracker
-from mois.training.cost import PartCost, count_parameters, noise_episode, step_cost
+from mois.training.cost import PartCost, count_parameters, noise_episode, step_cost, validation_seconds
 from mois.training.feature_cache import CachedEncoder
 from mois.training.module import ExemplarSegmenter
 
 
 class CostTable(Callback):
-    """Prints the parameters of each part, and the cost of a step, at the start of a training.
+    """Prints the parameters of each part, and the cost of a step and of a validation, at the start of a training.
 
     Args:
         dry_step: Whether to make a step on an episode of noise, and print its memory and seconds by part. The shape of
@@ -53,6 +53,13 @@ class CostTable(Callback):
             show(
                 "a step", ("MiB", "seconds"), [(cost.part, f"{cost.mib:,.0f}", f"{cost.seconds:.2f}") for cost in costs]
             )
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print and record what the validation before the first step cost. Every later one will cost the same."""
+        seconds = validation_seconds(getattr(pl_module, "reports", {}).get("", ()))
+        if seconds and self.dry_step and trainer.is_global_zero:
+            Tracker.of(trainer).table("validation_cost", ["part", "seconds"], seconds, trainer.global_step)
+            show("a validation", ("seconds",), [(part, f"{spent:.2f}") for part, spent in seconds])
 
     def _costs(self, trainer: Trainer, module: LightningModule) -> list[PartCost]:
         """Return the cost of one episode times the batch size: saved tensors add up, and on a CPU also seconds."""

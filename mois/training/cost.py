@@ -1,4 +1,4 @@
-"""The cost of a training by part: parameters, and memory and seconds of a step."""
+"""The cost of a training by part: parameters, memory and seconds of a step, and seconds of a validation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mois.evaluation.figures import SubjectReport
 from mois.interfaces import Backbone
 from mois.records import Episode, Features
 from mois.training.episode_step import learn
@@ -52,6 +53,26 @@ def count_parameters(module: nn.Module) -> list[tuple[str, int, int]]:
             rows.append((name, sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)))
     rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
     return rows
+
+
+def validation_seconds(reports: Iterable[SubjectReport]) -> list[tuple[str, float]]:
+    """Return the seconds of a validation by part, summed over its scans. The last row is "all"; empty without scans.
+
+    Args:
+        reports: Reports on the scans of all ranks. Ranks work at the same time, so with several ranks the sum is more
+            than the time that passes.
+
+    Example:
+        >>> from mois.evaluation.figures import SubjectReport
+        >>> scans = [SubjectReport(name, name, (), 0, {"encode": 2.0, "click": 0.5}, ()) for name in ("p1", "p2")]
+        >>> validation_seconds(scans)
+        [('encode', 4.0), ('click', 1.0), ('all', 5.0)]
+    """
+    spent: dict[str, float] = {}
+    for report in reports:
+        for part, seconds in report.seconds.items():
+            spent[part] = spent.get(part, 0.0) + seconds
+    return [*spent.items(), ("all", sum(spent.values()))] if spent else []
 
 
 def noise_episode(exemplars: int, clip: int, patch_px: int) -> Episode:

@@ -33,16 +33,18 @@ class EpochLines(Callback):
         self._batches = 0
         self._validated = ""
         self._scan_s, self._scans = 0.0, 0  # start of the present scan, number of scans
+        self._step_0_s = 0.0  # start of the validation before the first step
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write why the first step does not begin yet."""
-        self._scan_s = time.monotonic()
+        self._step_0_s = time.monotonic()
         say(trainer, "validating before the first step, to compare with later (--validate_first false leaves it out)")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the figures of the model before the training, and what a validation costs."""
-        scans, cost = int(sum(trainer.num_sanity_val_batches)), duration_in_words(time.monotonic() - self._scan_s)
-        if scans:
+        if sum(trainer.num_sanity_val_batches):
+            scans = len(getattr(pl_module, "reports", {}).get("", ()))  # those of all ranks
+            cost = duration_in_words(time.monotonic() - self._step_0_s)
             figures = _figures_text(getattr(pl_module, "step_0", {}))
             say(trainer, f"step 0: {figures}; each validation of {_scans_in_words(scans)} takes {cost}")
 
@@ -102,7 +104,11 @@ class EpochLines(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the line of the scan."""
+        """Write the line of the scan. After the first scan of step 0, write how long a validation will take."""
+        if trainer.sanity_checking and batch_idx == 0 and (scans := int(sum(trainer.num_sanity_val_batches))) > 1:
+            first_s = time.monotonic() - self._step_0_s
+            whole = duration_in_words(first_s * scans)
+            say(trainer, f"step 0: the first scan took {duration_in_words(first_s)}, a validation takes about {whole}")
         if not _counts_scans(trainer):
             return
         reports = getattr(pl_module, "reports", {}).get("") or []

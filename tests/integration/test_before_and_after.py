@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +37,7 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("spoiled")
-    scans = data(write_dataset(root / "data", subjects=2), val_subjects="[p1]", episodes_per_epoch=1, num_workers=0)
+    scans = data(write_dataset(root / "data", subjects=3), val_subjects="[p1,p2]", episodes_per_epoch=1, num_workers=0)
     arguments = [*LORA, *scans, "--trainer.check_val_every_n_epoch=1", folder(root / "run")]
     figures = [{"right": 0.5, "no_exemplars": 0.4, "prompted_dice": 0.63, "unprompted_dice": 0.45}]
     figures += [{"right": 0.3, "no_exemplars": 0.4, "prompted_dice": 0.33, "unprompted_dice": 0.25}] * 2
@@ -89,18 +91,30 @@ def test_what_got_worse_is_said_at_every_validation(spoiled: Trained) -> None:
     assert clicks[0].endswith(", so that this checkpoint does not become best.ckpt.")
     card = (spoiled.run / "bundle" / "README.md").read_text(encoding="utf-8")
     assert "prompted_dice fell" not in card  # the bundle is the start
+    assert f"| delivered | {spoiled.lines[-1]} |" in card
 
 
 def test_every_epoch_takes_a_line(spoiled: Trained) -> None:
-    first, step_0, *epochs = [line for line in spoiled.lines if line.startswith(("validating", "step 0", "epoch"))]
+    lines = [line for line in spoiled.lines if line.startswith(("validating", "step 0", "epoch"))]
+    first, first_scan, step_0, *epochs = lines
     assert first.startswith("validating before the first step")
+    assert re.fullmatch(r"step 0: the first scan took \d+ s, a validation takes about \d+ s", first_scan)
     start = "step 0: score 0.45, right 0.50, no_exemplars 0.40, prompted_dice 0.63, unprompted_dice 0.45; each "
-    assert step_0.startswith(f"{start}validation of 1 scan takes ")
+    assert step_0.startswith(f"{start}validation of 2 scans takes ")
     assert len(epochs) == 2
     for number, (line, loss) in enumerate(zip(epochs, losses(spoiled.run).values(), strict=True), start=1):
         start = f"epoch {number} of 2, step {number}: loss {loss:.3f}; score 0.25, right 0.30, "
         assert line.startswith(start)
         assert line.endswith(" left")
+
+
+def test_a_table_says_what_a_validation_costs(spoiled: Trained) -> None:
+    file = spoiled.run / "tables" / "validation_cost_000000.csv"
+    table = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+    parts, seconds = [row["part"] for row in table], [float(row["seconds"]) for row in table]
+    assert {"encode", "click", "propagate", "track"} <= {*parts}
+    assert parts[-1] == "all"
+    assert seconds[-1] == pytest.approx(sum(seconds[:-1]))
 
 
 def test_a_training_that_goes_on_compares_with_the_same_step_0(

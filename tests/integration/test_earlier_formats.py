@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from mois.cli import main as mois_main
 from mois.records import Volume
@@ -75,6 +76,25 @@ def test_a_bank_of_the_earlier_format_finds_the_same_lesions(bundle: Bundle) -> 
 def test_a_training_of_the_first_format_goes_on_with_the_same_losses(copied: Path) -> None:
     train("fit", f"--config={copied / 'run' / 'config.yaml'}", "--trainer.default_root_dir=run", "--ckpt_path=last")
     assert losses(copied / "run") == pytest.approx({int(k): v for k, v in EXPECTED["losses"].items()}, rel=1e-5)
+
+
+def test_a_training_of_before_the_score_goes_on_is_tested_and_shared(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = yaml.safe_load((copied / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert old.pop("checkpoints")["monitor"] == "val/right"  # a config of today has no such line
+    (copied / "today.yaml").write_text(yaml.safe_dump(old), encoding="utf-8")
+    run = ["--config=today.yaml", "--trainer.default_root_dir=run"]
+    with caplog.at_level("INFO"):
+        made = train("fit", *run, "--ckpt_path=last")
+    assert made.settings["checkpoints"]["monitor"] == "val/right"
+    assert "val/right decides here which checkpoint is best.ckpt" in caplog.text
+    assert "checkpoints.monitor=" not in caplog.text
+    assert sorted(file.stem for file in (copied / "run" / "checkpoints").iterdir()) == ["best", "last", "previous"]
+    assert Bundle.load(copied / "run" / "bundle").figures["score"] is not None
+    split = ["--data.init_args.split.val_subjects=[]", "--data.init_args.split.test_subjects=[p1]"]
+    train("test", *run, *split, "--ckpt_path=best")
+    assert (copied / "run" / "test" / "metrics.json").is_file()
 
 
 def test_segment_goes_on_in_a_folder_of_the_first_format(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,12 +97,7 @@ class BestCheckpoint(ModelCheckpoint):
         return {"monitor": self.monitor, "best_model_score": self.best_model_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score for the best.ckpt of this folder. Without this file, begin without a best score.
-
-        A training of an earlier version goes on with the figure that decided there.
-        """
-        if self.monitor == SCORE and state_dict.get("monitor") == OLD_SCORE:
-            self.monitor = OLD_SCORE
+        """Take the best score for the best.ckpt of this folder. Without this file, begin without a best score."""
         score = score_of(state_dict, self.monitor)
         if self.file.is_file():
             self._take(score)
@@ -174,13 +169,16 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_model_score = self.kth_value = self.current_score = score
 
 
-def what_is_delivered(best: Mapping[str, Any] | None, validated: bool) -> str:
+def what_is_delivered(best: Mapping[str, Any] | None, validated: bool, kept: bool = True) -> str:
     """Return the line at the end of a training: which of its models is in the bundle, and why.
 
     Args:
         best: Content of best.ckpt; None if there is none.
         validated: Whether the training was validated.
+        kept: Whether the training kept checkpoints.
     """
+    if best is None and not kept:
+        return "trainer.enable_checkpointing=false: nothing was compared, and the bundle has the last weights"
     if best is None and not validated:
         return (
             "this training was never validated: there is no best.ckpt (test with --ckpt_path last), nothing was "
