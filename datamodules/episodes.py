@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.assembly import CHANCES, DrawnExemplar, assemble
+from datamodules.cores import lesion_cores
 from datamodules.foreign import Painter, anatomy, cut_from, paint_random_types, plant, window_on_body
 from datamodules.subjects import Patch, PatchWindow, PreparedSubject
-from datamodules.transforms import Augmentation, augment
+from datamodules.transforms import Augmentation
 from mois.lesions import renumber
 from mois.records import Episode
 
 SOURCES = ("other_class", "transplant", "anatomy")
 _TRIES = 8
-_CHANCES = 64
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,6 @@ class EpisodeSettings:
             raise ValueError(f"data.init_args.clip={self.clip} slices have no middle one; choose 1, 3 or 5.")
 
 
-class _Exemplar(NamedTuple):
-    patch: Patch
-    mask: Tensor
-
-
 class _Query(NamedTuple):
     """A query, and which rows of the subject's table may be exemplars: lesions on other slices that the query lacks."""
 
@@ -105,11 +101,15 @@ class _Query(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """The exemplars of a group, and their target in the query, (P, P) bool."""
+    """The exemplars of a group, and their target in the query, (P, P) bool.
 
-    exemplars: list[_Exemplar]
+    Lesions that were planted into the query have ids in `planted`, (P, P) int32; None for no such lesions.
+    """
+
+    exemplars: list[DrawnExemplar]
     target: Tensor
     is_lesion: bool  # False for normal anatomy and for an empty group
+    planted: Tensor | None = None
 
 
 class EpisodeDataset(Dataset[Episode]):
@@ -207,15 +207,17 @@ def draw_episode(
     if not other.exemplars:
         other = _normal(subject, query, settings, rng)
     clip = _draw_clip(subject, settings, rng)
-    query_masks = torch.stack([kinds == first, other.target, lesions])
+    query_masks = torch.stack([kinds == first, other.target, lesions, _cores(query.patch.lesions, other.planted)])
     is_lesion = torch.tensor([bool(group), other.is_lesion])
-    drawn = _assemble([group, other.exemplars], query.patch.image, query_masks, clip, settings)
+    drawn = assemble(
+        [group, other.exemplars], query.patch.image, query_masks, clip, settings.exemplars, settings.augmentation
+    )
     return drawn._replace(group_is_lesion=is_lesion, chance=chance)
 
 
 def _draw_chance(rng: np.random.Generator) -> Tensor:
     """Draw the random numbers of an episode for the training step, (64,) float32. They are drawn first."""
-    return torch.from_numpy(rng.random(_CHANCES, np.float32))
+    return torch.from_numpy(rng.random(CHANCES, np.float32))
 
 
 def _draw_kind(subject: PreparedSubject, rng: np.random.Generator) -> int:
@@ -230,6 +232,12 @@ def _kinds(subject: PreparedSubject, lesions: Tensor) -> Tensor:
     table = subject.table
     kinds = renumber(lesions.numpy(), dict(zip(table.lesion.tolist(), table.kind.tolist(), strict=True)))
     return torch.from_numpy(kinds).long()
+
+
+def _cores(lesions: Tensor, planted: Tensor | None) -> Tensor:
+    """Return the cores (P, P) bool of the lesions in the query and of the lesions that were planted into it."""
+    ids = lesions if planted is None else torch.where(planted > 0, -planted, lesions)
+    return torch.from_numpy(lesion_cores(ids.numpy()))
 
 
 def _choice(rng: np.random.Generator, weights: Sequence[float]) -> int:
@@ -286,16 +294,16 @@ def _window_at(subject: PreparedSubject, row: int, jitter_px: int, size: int, rn
 
 def _exemplars(
     subject: PreparedSubject, allowed: NDArray[np.bool_], settings: EpisodeSettings, rng: np.random.Generator
-) -> list[_Exemplar]:
+) -> list[DrawnExemplar]:
     """Draw up to K exemplars: first of different lesions, then of other slices of the same lesions."""
-    exemplars: list[_Exemplar] = []
+    exemplars: list[DrawnExemplar] = []
     unused, fresh = allowed.copy(), allowed.copy()
     while len(exemplars) < settings.exemplars and unused.any():
         row = subject.sampler.draw(fresh if fresh.any() else unused)
         unused[row] = False
         fresh &= subject.table.lesion != subject.table.lesion[row]
         patch = subject.cut(_window_at(subject, row, settings.patch_px // 4, settings.patch_px, rng))
-        exemplars.append(_Exemplar(patch, patch.lesions == int(subject.table.lesion[row])))
+        exemplars.append(DrawnExemplar(patch, patch.lesions == int(subject.table.lesion[row])))
     return exemplars
 
 
@@ -309,24 +317,24 @@ def _transplants(
 ) -> _Group:
     """Draw a kind of foreign lesion: a lesion on each of K other slices, and sometimes lesions in the query."""
     strange = [(donor, kind) for donor in donors for kind in donor.kinds if kind not in subject.kinds]
-    exemplars: list[_Exemplar] = []
-    target = torch.zeros(query.patch.image.shape, dtype=torch.bool)
+    exemplars: list[DrawnExemplar] = []
+    planted = torch.zeros(query.patch.image.shape, dtype=torch.int32)
     if strange and (painter is None or rng.random() < 0.5):
         foreign = cut_from(*strange[rng.integers(len(strange))])
     elif painter is not None:
         foreign = painter(rng)
     else:
-        return _Group(exemplars, target, is_lesion=False)
+        return _Group(exemplars, planted > 0, is_lesion=False)
     for _ in range(settings.exemplars):
         patch = subject.cut(window_on_body(subject, settings.patch_px, rng, [query.window.slice]))
         mask = plant(patch, foreign, _area_mm2(subject, rng), subject, rng)
         if bool(mask.any()):
-            exemplars.append(_Exemplar(patch, mask))
+            exemplars.append(DrawnExemplar(patch, mask))
     if exemplars and rng.random() < settings.mix.planted:
-        for _ in range(rng.integers(1, 4)):
-            busy = Patch(query.patch.image, query.patch.lesions + target.int())
-            target |= plant(busy, foreign, _area_mm2(subject, rng), subject, rng)
-    return _Group(exemplars, target, is_lesion=bool(exemplars))
+        for number in range(1, 1 + rng.integers(1, 4)):
+            busy = Patch(query.patch.image, query.patch.lesions + planted)
+            planted[plant(busy, foreign, _area_mm2(subject, rng), subject, rng)] = number
+    return _Group(exemplars, planted > 0, bool(exemplars), planted)
 
 
 def _normal(subject: PreparedSubject, query: _Query, settings: EpisodeSettings, rng: np.random.Generator) -> _Group:
@@ -334,7 +342,7 @@ def _normal(subject: PreparedSubject, query: _Query, settings: EpisodeSettings, 
     area_px = _area_mm2(subject, rng) / subject.pixel_mm**2
     pieces = anatomy(subject, settings.exemplars, area_px, query.window.slice, settings.patch_px, rng)
     target = torch.zeros(query.patch.image.shape, dtype=torch.bool)
-    return _Group([_Exemplar(patch, mask) for patch, mask in pieces], target, is_lesion=False)
+    return _Group([DrawnExemplar(patch, mask) for patch, mask in pieces], target, is_lesion=False)
 
 
 def _area_mm2(subject: PreparedSubject, rng: np.random.Generator) -> float:
@@ -351,47 +359,3 @@ def _draw_clip(subject: PreparedSubject, settings: EpisodeSettings, rng: np.rand
     patches = [subject.cut(window._replace(slice=window.slice + step)) for step in range(-middle, middle + 1)]
     lesions = torch.stack([patch.lesions for patch in patches])
     return torch.stack([patch.image for patch in patches]), lesions == int(subject.table.lesion[row])
-
-
-def _assemble(
-    groups: Sequence[Sequence[_Exemplar]],
-    query: Tensor,
-    query_masks: Tensor,
-    clip: tuple[Tensor, Tensor],
-    settings: EpisodeSettings,
-) -> Episode:
-    """Augment all patches of an episode together. The caller sets flags and chance.
-
-    Args:
-        groups: Exemplars of both groups, at most K each.
-        query: (P, P).
-        query_masks: (3, P, P), the targets of both groups and all lesions.
-        clip: Images and masks of the T slices to track over.
-        settings: How patches are varied.
-    """
-    count, size = settings.exemplars, settings.patch_px
-    supports, steps = len(groups) * count, len(clip[0])
-    images = torch.zeros(supports + 1 + steps, size, size)
-    masks = torch.zeros(supports + 1 + steps, 3, size, size, dtype=torch.bool)
-    valid = torch.zeros(len(groups), count, dtype=torch.bool)
-    for g, group in enumerate(groups):
-        for k, exemplar in enumerate(group):
-            images[g * count + k], masks[g * count + k, 0] = exemplar.patch.image, exemplar.mask
-            valid[g, k] = True
-    images[supports], masks[supports] = query, query_masks
-    images[supports + 1 :], masks[supports + 1 :, 0] = clip
-    moved_alike = torch.arange(len(images)).clamp(max=supports + 1)
-    images, masks = augment(images, masks, moved_alike, settings.augmentation)
-    shape = (*valid.shape, size, size)
-    return Episode(
-        support_images=images[:supports].view(shape),
-        support_masks=masks[:supports, 0].reshape(shape),
-        support_valid=valid,
-        query_images=images[supports],
-        query_targets=masks[supports, :2],
-        query_lesions=masks[supports, 2],
-        group_is_lesion=torch.zeros(len(groups), dtype=torch.bool),
-        track_images=images[supports + 1 :],
-        track_masks=masks[supports + 1 :, 0],
-        chance=torch.zeros(_CHANCES),
-    )

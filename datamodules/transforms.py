@@ -56,7 +56,9 @@ class Augmentation:
         return Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def augment(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation) -> tuple[Tensor, Tensor]:
+def augment(
+    images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation, may_vanish: int = 0
+) -> tuple[Tensor, Tensor]:
     """Vary the patches of one episode, with torch's generator.
 
     Args:
@@ -64,12 +66,13 @@ def augment(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation
         masks: (N, M, P, P) bool, M masks of each patch.
         clips: (N,) int64. Patches with the same number move together.
         settings: How patches are varied.
+        may_vanish: Number of last masks of each patch that may be lost in a movement.
 
     Returns:
         Images and masks of the same shapes, with zeros where a patch left its frame. A patch that would lose a whole
-        mask does not move.
+        mask does not move, unless the mask may vanish.
     """
-    return _move(vary_intensities(images, settings), masks, clips, settings)
+    return _move(vary_intensities(images, settings), masks, clips, settings, masks.shape[1] - may_vanish)
 
 
 def vary_intensities(images: Tensor, settings: Augmentation) -> Tensor:
@@ -109,8 +112,11 @@ def _bias_field(images: Tensor) -> Tensor:
     return functional.interpolate(field.unsqueeze(1).to(torch.float32), images.shape[-2:], mode="bilinear").squeeze(1)
 
 
-def _move(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation) -> tuple[Tensor, Tensor]:
-    """Rotate, zoom and mirror patches around their middle. Only rotated patches are resampled."""
+def _move(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation, kept: int) -> tuple[Tensor, Tensor]:
+    """Rotate, zoom and mirror patches around their middle. Only rotated patches are resampled.
+
+    A patch that would lose one of its first `kept` masks does not move.
+    """
     count = int(clips.max()) + 1
     mirrored = torch.rand(count, 2) < settings.flip  # across, down
     turned = torch.rand(count) < settings.affine
@@ -124,7 +130,7 @@ def _move(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation) 
         patches, shapes = images[rows], masks[rows]
         if turned[number]:
             patches, moved = _turn(patches, shapes, float(angles[number]), float(zooms[number]))
-            if (shapes.flatten(2).any(2) & ~moved.flatten(2).any(2)).any():
+            if (shapes[:, :kept].flatten(2).any(2) & ~moved[:, :kept].flatten(2).any(2)).any():
                 continue
             shapes = moved
         axes = [axis for axis, yes in zip((-1, -2), mirrored[number].tolist(), strict=True) if yes]

@@ -239,6 +239,10 @@ class Propagation(nn.Module, ABC):
         """
         return exemplars
 
+    def complete(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return saved weights with what they lack and this propagation can begin without. The default adds nothing."""
+        return tensors
+
     def condense(self, exemplars: Exemplars, most: int) -> Exemplars:
         """Merge prepared exemplars into at most `most` exemplars. The default merges nothing."""
         del most

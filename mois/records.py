@@ -65,6 +65,10 @@ class Volume(NamedTuple):
         return self.grid.voxel_ml
 
 
+NO_CORES = torch.zeros(0, dtype=torch.bool)
+"""`Episode.query_cores` of a source of episodes that knows no single lesions. Batches of it can be stacked."""
+
+
 class Episode(NamedTuple):
     """A batch of B tasks, each with exemplars and with a query in which similar lesions are to be found.
 
@@ -83,6 +87,9 @@ class Episode(NamedTuple):
         track_masks: (B, T, P, P) bool, that lesion on these slices.
         chance: (B, 64) float32, uniform in [0, 1): numbers for every random choice of a training step. So a step
             depends only on its episode, and not on rank, worker or resumption.
+        query_cores: (B, P, P) bool, the cores of all lesions in the query: those of `query_lesions`, and transplanted
+            lesions. Each lesion has a core, and the cores of touching lesions do not touch (`datamodules.cores`). Empty
+            if unknown; then no cores are learned.
     """
 
     support_images: Tensor
@@ -95,6 +102,7 @@ class Episode(NamedTuple):
     track_images: Tensor
     track_masks: Tensor
     chance: Tensor
+    query_cores: Tensor = NO_CORES
 
 
 class Features(NamedTuple):
@@ -233,11 +241,14 @@ class SemanticPrediction(NamedTuple):
         logits: (B, P, P), at the resolution of the patch.
         presence: (B,), logit that the query shows such a lesion.
         drafts: (B, P, P), logits of an earlier stage, which are supervised too; or None.
+        cores: (B, P, P), logits of the cores of these lesions (`Episode.query_cores`), which tell touching lesions
+            apart; or None.
     """
 
     logits: Tensor
     presence: Tensor
     drafts: Tensor | None = None
+    cores: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,11 @@ def check_propagation(propagation: Propagation, backbone: Backbone | None = None
 
 def _check_rows_and_order(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:
     """Check that order does not matter, and that samples of a batch do not see each other."""
-    base = propagation(query, exemplars, backbone).logits
+    answer = propagation(query, exemplars, backbone)
+    base = answer.logits
+    if answer.cores is not None:
+        _require(answer.cores.shape == base.shape, f"cores have shape {tuple(answer.cores.shape)}, not that of logits")
+        _require(bool(answer.cores.isfinite().all()), "cores are not finite")
     _require(base.shape == (2, backbone.patch_px, backbone.patch_px), f"logits have shape {tuple(base.shape)}")
     turned = propagation(query, exemplars.pick(torch.tensor([2, 0, 1])), backbone).logits
     _require(_close(base, turned), "the order of exemplars matters")
@@ -188,7 +192,11 @@ def check_datamodule(datamodule: LightningDataModule) -> None:
     episode = next(iter(episodes))
     _require(isinstance(episode, Episode), f"train_dataloader yields {type(episode).__name__}, not Episode")
     for name, value in zip(Episode._fields, episode, strict=True):  # type: ignore[call-overload]
-        wanted = torch.bool if name.endswith(("masks", "valid", "targets", "lesions", "is_lesion")) else torch.float32
+        wanted = (
+            torch.bool
+            if name.endswith(("masks", "valid", "targets", "lesions", "is_lesion", "cores"))
+            else torch.float32
+        )
         _require(value.dtype == wanted, f"Episode.{name} is {value.dtype}, not {wanted}")
     for volume in islice(datamodule.val_dataloader(), 1):
         _require(isinstance(volume, Volume), f"val_dataloader yields {type(volume).__name__}, not Volume")

@@ -56,13 +56,17 @@ class LearnedMatching(Propagation):
         width: Channels of the embedding.
         blocks: Residual blocks of the network.
         heads: Distances.
-        weights: `random` or a path.
+        weights: `random` or a path. Weights without cores may be given to a propagation with cores: the cores begin as
+            the masks.
+        cores: Whether to answer with the cores of the lesions too, so that touching lesions come apart.
 
     Source: Oh et al., Video object segmentation using space-time memory networks, arXiv 1904.00607; Cheng et al., STCN,
         arXiv 2106.05210 (shared keys, squared distance); Perez et al., FiLM, arXiv 1709.07871.
     """
 
-    def __init__(self, width: int = 48, blocks: int = 3, heads: int = 2, weights: str = "random") -> None:
+    def __init__(
+        self, width: int = 48, blocks: int = 3, heads: int = 2, weights: str = "random", cores: bool = False
+    ) -> None:
         super().__init__()
         if not 1 <= heads <= len(_TEMPERATURES):
             raise ValueError(f"propagation.heads={heads} must be 1 to {len(_TEMPERATURES)}.")
@@ -70,6 +74,7 @@ class LearnedMatching(Propagation):
         self.depth = blocks
         self.heads = heads
         self.weights = weights
+        self.cores = cores
 
     def build(self, backbone: Backbone) -> None:
         """Make the layers. Channels lie last in memory: on a CPU this takes a tenth off the time of a tile."""
@@ -92,7 +97,7 @@ class LearnedMatching(Propagation):
         self.to_prompt = nn.Conv2d(width, backbone.width, 1)
         self.to_fine = nn.Conv2d(width + 1, fine, 1)
         self.final = nn.Sequential(
-            nn.Conv2d(2 * fine + maps, fine, 3, padding=1), nn.GELU(), nn.Conv2d(fine, 1, 3, padding=1),
+            nn.Conv2d(2 * fine + maps, fine, 3, padding=1), nn.GELU(), nn.Conv2d(fine, 1 + self.cores, 3, padding=1),
         )  # fmt: skip
         self.presence = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
         self._start_from_matching()
@@ -111,6 +116,13 @@ class LearnedMatching(Propagation):
             self.verdict.weight[0, VALUES::MAPS, 1, 1] = 1 / self.heads
             nn.init.zeros_(self.verdict.get_parameter("bias"))
             nn.init.zeros_(self.final.get_parameter("2.bias"))
+
+    def complete(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give weights that were saved without cores a second channel of zeros, if this propagation has cores."""
+        last = {name: part for name, part in tensors.items() if name in ("final.2.weight", "final.2.bias")}
+        if not self.cores or any(len(part) != 1 for part in last.values()):
+            return tensors
+        return tensors | {name: torch.cat([part, torch.zeros_like(part)]) for name, part in last.items()}
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
         """Keep T cells of each image, in and around its lesion, and the lesion's size."""
@@ -142,11 +154,15 @@ class LearnedMatching(Propagation):
         fine = self.to_fine(joined(hidden, answer))  # (B, F, q, q)
         fine = functional.interpolate(fine, scale_factor=2, mode="bilinear")  # (B, F, h, h)
         draft = self.verdict(match.maps)  # (B, 1, h, h)
-        logits = self.final(joined(fine, embedding.fine, match.maps)) + draft
+        answers = self.final(joined(fine, embedding.fine, match.maps))  # (B, 1 or 2, h, h)
+        logits = answers[:, :1] + draft
+        parts = [logits, draft]
+        if self.cores:  # a core is learned as the difference to the mask, which it does not change
+            parts.append(logits.detach() + answers[:, 1:])
         patch = features.image.shape[-2:]
-        logits, draft = (functional.interpolate(part, patch, mode="bilinear").squeeze(1) for part in (logits, draft))
+        parts = [functional.interpolate(part, patch, mode="bilinear").squeeze(1) for part in parts]
         pooled = torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], dim=1)  # (B, 2C)
-        return SemanticPrediction(logits, self.presence(pooled).squeeze(1), draft)
+        return SemanticPrediction(parts[0], self.presence(pooled).squeeze(1), *parts[1:])
 
     def _embed(self, features: Features) -> Embedding:
         return embed(features, self.stem, self.levels, self.fuse)

@@ -54,7 +54,7 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
             f"{backbone.identity.name} ({backbone.identity.source}, sha256 {backbone.identity.sha256[:12]}); use "
             "its own weights, or random."
         )
-    load_exactly(propagation, file.tensors, option)
+    load_exactly(propagation, propagation.complete(file.tensors), option)
 
 
 def save_propagation(

@@ -243,7 +243,7 @@ def load_weights(path: Path, name: str, record: BundleRecord, adapter: Adapter, 
     except RuntimeError as error:  # raised by torch for other shapes
         reason = " ".join(str(error).split())
         raise ValueError(f"{name}: its adapter does not fit {record.model.adapter.class_path}: {reason}") from error
-    load_exactly(propagation, load_file(path / PROPAGATION), f"{name}: {PROPAGATION}")
+    load_exactly(propagation, propagation.complete(load_file(path / PROPAGATION)), f"{name}: {PROPAGATION}")
 
 
 def _backbone(spec: ClassSpec, trust: Sequence[str], path: Path, weights: str | Path | None) -> Backbone:

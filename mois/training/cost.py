@@ -98,6 +98,7 @@ def noise_episode(exemplars: int, clip: int, patch_px: int) -> Episode:
         torch.randn(1, clip, patch_px, patch_px, generator=generator),
         square.expand(1, clip, -1, -1).contiguous(),
         torch.rand(1, 64, generator=generator),
+        targets.any(1),
     )
 
 

@@ -35,6 +35,8 @@ class EpisodeLearning:
         draft_weight: Weight of the loss of a propagation's draft, relative to the loss of its result.
         no_exemplar_weight: Weight of the loss without exemplars, relative to the loss with exemplars.
         presence_weight: Weight of the loss of each presence score.
+        core_weight: Weight of the loss of the cores of lesions, relative to the loss of their masks. It counts if the
+            propagation answers with cores.
     """
 
     corrections: int = 3
@@ -46,6 +48,7 @@ class EpisodeLearning:
     draft_weight: float = 0.4
     no_exemplar_weight: float = 0.3
     presence_weight: float = 0.1
+    core_weight: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse shares outside 0 to 1, and numbers of corrections outside 1 to 7."""
@@ -237,6 +240,8 @@ def find(
     if prediction.drafts is not None:
         draft = masked_average(mask_losses[:, groups + 1 :], asked)
         losses["draft"] = settings.semantic_weight * settings.draft_weight * draft
+    if prediction.cores is not None and episode.query_cores.numel():
+        losses["core"] = _core_loss(prediction.cores, wanted, episode, settings)
     with torch.no_grad():
         one, other = logits[:, 0] > 0, logits[:, 1] > 0
         first, second = episode.query_targets[:, 0], episode.query_targets[:, 1]
@@ -256,6 +261,22 @@ def _ignore_part(part: str) -> None:
 
 def _presence_loss(answer: SemanticPrediction, masks: Tensor) -> Tensor:
     return presence_losses(answer.presence.unsqueeze(0), masks).squeeze(0)
+
+
+def _core_loss(logits: Tensor, wanted: Tensor, episode: Episode, settings: EpisodeLearning) -> Tensor:
+    """Return the loss of the cores, a scalar, weighted as the loss of the masks is.
+
+    Args:
+        logits: (B x (G + 1), P, P), logits of the cores.
+        wanted: (B, G + 1, P, P) float, the lesions of each group, then all lesions.
+        episode: The batch.
+        settings: Weights.
+    """
+    cores = wanted * episode.query_cores.unsqueeze(1)
+    each = mask_loss(logits.view_as(cores), cores)  # (B, G + 1)
+    groups = masked_average(each[:, :-1], episode.support_valid.any(2))
+    loss = groups + settings.no_exemplar_weight * each[:, -1].mean()
+    return settings.semantic_weight * settings.core_weight * loss
 
 
 def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLearning) -> Exemplars:

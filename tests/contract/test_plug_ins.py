@@ -16,6 +16,7 @@ PROPAGATIONS = [
     Prototype(),
     Matching(),
     LearnedMatching(),
+    LearnedMatching(cores=True),
     Similarity(),
     Attention(),
     Attention(rotary_keys=True, tokens="foreground", initial="random"),

@@ -35,4 +35,5 @@ def example_episode(batch: int = 2, exemplars: int = 3, clip: int = 3, patch_px:
         track.view(batch, clip, patch_px, patch_px),
         track_masks.view(batch, clip, patch_px, patch_px) > 0.5,
         torch.rand(batch, 64, generator=generator),
+        targets.any(1),
     )

@@ -44,6 +44,7 @@ def test_shapes_and_types():
         "track_images": (2, 3, 32, 32),
         "track_masks": (2, 3, 32, 32),
         "chance": (2, 64),
+        "query_cores": (2, 32, 32),
     }
     floats = {"support_images", "query_images", "track_images", "chance"}
     assert {name for name, value in batch._asdict().items() if value.dtype == torch.float32} == floats
@@ -120,6 +121,22 @@ def test_the_target_is_all_of_the_class_in_the_query():
         assert episode.group_is_lesion.all()
         both += bool(bright.any() and brightest.any())
     assert both > 10
+
+
+def test_every_lesion_of_the_query_has_its_core():
+    """Lesions of 5 x 5 pixels have cores of 3 x 3 (more at the edge), planted lesions of 3 x 3 a core of one pixel."""
+    planted = 0
+    for episode in episodes(TWO_CLASSES, ONLY["other_class"]) + episodes(ONE_CLASS, ONLY["transplant"]):
+        everything = episode.query_lesions | episode.query_targets[1]
+        assert not (episode.query_cores & ~everything).any()
+        own = episode.query_cores & episode.query_lesions
+        full = episode.query_lesions.sum() == 25 * len(lesions_in(episode.query_images))
+        if full:
+            assert own.sum() >= 9 * len(lesions_in(episode.query_images))
+        foreign = episode.query_cores & episode.query_targets[1] & ~episode.query_lesions
+        assert bool(foreign.any()) == bool((episode.query_targets[1] & ~episode.query_lesions).any())
+        planted += bool(foreign.any())
+    assert planted > 30
 
 
 def test_transplants_are_the_target_of_group_1_only():

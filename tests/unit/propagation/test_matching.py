@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from mois.propagation.exemplar_tokens import (
 )
 from mois.propagation.filters import FILTERS, SIGMAS_PX, filter_bank
 from mois.propagation.kernel import NEVER, kernel_mean
+from mois.propagation.weights import save_propagation
 from mois.testing import nano_backbone
 
 EDGE = 128
@@ -171,6 +173,32 @@ def test_discs_like_the_exemplar_are_found_without_training(kind: type[Propagati
     assert not bool((found & (unlike > 0)).any())
     if answer.drafts is None:
         assert not bool((foreign.logits > 0).any())
+
+
+def test_cores_begin_as_the_masks_of_weights_without_cores(tmp_path: Path) -> None:
+    """Old weights answer as before, in a propagation with cores too. Its cores begin as its masks."""
+    backbone, old = nano_backbone().eval(), LearnedMatching()
+    old.build(backbone)
+    save_propagation(old, tmp_path / "old.safetensors", backbone.identity)
+    new = LearnedMatching(weights=str(tmp_path / "old.safetensors"), cores=True)
+    new.build(backbone)
+    image = 0.5 + 0.3 * disc(30, 30, 8) + 0.02 * torch.randn(EDGE, EDGE)
+    with torch.no_grad():
+        features = backbone.encode(image.unsqueeze(0))
+        before, after = (
+            each.eval()(features, each.describe(features, disc(30, 30, 8).unsqueeze(0), backbone), backbone)
+            for each in (old, new)
+        )
+    assert before.cores is None
+    assert after.cores is not None
+    assert torch.allclose(before.logits, after.logits, atol=1e-5)
+    assert torch.allclose(after.cores, after.logits, atol=1e-5)
+    save_propagation(new, tmp_path / "new.safetensors", backbone.identity)
+    again = LearnedMatching(weights=str(tmp_path / "new.safetensors"), cores=True)
+    again.build(backbone)
+    assert all(torch.equal(one, two) for one, two in zip(new.parameters(), again.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"final\.2\.weight \(2, .* instead of \(1, "):
+        LearnedMatching(weights=str(tmp_path / "new.safetensors")).build(backbone)
 
 
 def test_a_token_takes_what_it_says() -> None:

@@ -11,8 +11,8 @@ from adapters import Frozen, Full, Lora, Placement
 from adapters.placement import Part
 from mois.backbones import SAM2
 from mois.interfaces import Adapter
-from mois.propagation import Attention, Similarity
-from mois.records import MaskPrediction
+from mois.propagation import Attention, LearnedMatching, Similarity
+from mois.records import NO_CORES, MaskPrediction
 from mois.testing import nano_backbone
 from mois.training import episode_step
 from mois.training.episode_step import (
@@ -186,3 +186,41 @@ def test_a_late_adapter_keeps_activations_of_its_stages_alone() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         learn(backbone, names([propagation]), example_episode(batch=1), EpisodeLearning(), 0)
     assert list(kept) == [late]
+
+
+def test_cores_are_learned_from_the_lesions_of_each_question() -> None:
+    """The loss of cores trains the second channel alone and what lies before it, never the mask through the core."""
+    torch.manual_seed(0)
+    backbone, propagation = nano_backbone(), LearnedMatching(cores=True)
+    propagation.build(backbone)
+    Full().attach(backbone, propagation)
+    episode = example_episode()
+
+    def loss(**change: Any) -> torch.Tensor:
+        result = learn(backbone, names([propagation]), episode._replace(**change), EpisodeLearning(), 0)
+        return result.losses.get("core", torch.zeros(()))
+
+    right = loss()
+    right.backward()
+    last = propagation.final[2].weight.grad
+    assert last is not None
+    assert not bool(last[0].any())
+    assert bool(last[1].any())
+    outside, empty = (
+        loss(query_cores=cores).item() for cores in (~episode.query_lesions, episode.query_lesions & False)
+    )
+    assert outside == pytest.approx(empty)
+    assert loss(query_cores=NO_CORES).item() == 0
+
+
+def test_a_propagation_without_cores_learns_as_before() -> None:
+    backbone, propagation = nano_backbone(), Similarity()
+    propagation.build(backbone)
+    Full().attach(backbone, propagation)
+    with_cores, without = (
+        learn(backbone, names([propagation]), episode, EpisodeLearning(), 0).losses
+        for episode in (example_episode(), example_episode()._replace(query_cores=NO_CORES))
+    )
+    assert with_cores.keys() == without.keys()
+    assert "core" not in with_cores
+    assert all(torch.equal(with_cores[name], without[name]) for name in without)
