@@ -107,7 +107,7 @@ def _calibration(plain: Mapping[str, Any] | None) -> str:
 def _figures(figures: Mapping[str, float | None], made_worse: Sequence[str]) -> str:
     measured = {name: (f"{value:.3f}",) for name, value in figures.items() if value is not None}
     if not measured:
-        return "It was not validated."
+        return "No validation of these weights is recorded."
     head = "| validation | mean over scans |\n|---|---|\n"
     notes = [*remarks(*(figures.get(name) for name in COMPARED)), *made_worse]
     paragraphs = "".join(f"\n\n{note}" for note in notes)

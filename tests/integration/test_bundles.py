@@ -67,4 +67,4 @@ def test_a_training_without_validation_leaves_a_bundle_that_says_so(
     bundle = Bundle.load(run / "bundle")
     assert bundle.calibration is None
     assert bundle.figures == {}
-    assert "It was not validated." in (run / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert "No validation of these weights is recorded." in (run / "bundle" / "README.md").read_text(encoding="utf-8")

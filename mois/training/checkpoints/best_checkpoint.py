@@ -1,7 +1,8 @@
 """Which checkpoint is `best.ckpt`: a later one only if it is better than the start, and does no harm.
 
 One figure decides, `val/score`. The start is the model before the first step. It is kept as `start.ckpt`. Where no
-later checkpoint may replace it, `best.ckpt` and the bundle are the start.
+later checkpoint may replace it, `best.ckpt` and the bundle are the start, if the start was validated. A start that was
+not validated is never the best: it may be random. Then there is no `best.ckpt`, and the bundle has the last weights.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -64,7 +66,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     - A validation with a better score than before, and better than the start by more than `TIE` -> best.ckpt.
     - Its exemplars do harm, or its clicks are spoilt (`does_harm`) -> never best.ckpt.
-    - No validation so far may be the best -> best.ckpt is start.ckpt.
+    - No validation so far may be the best -> best.ckpt is start.ckpt, if the start was validated.
     - The score was not measured -> nothing is compared, and a warning says so.
 
     All ranks hold the same figures, so they decide alike.
@@ -134,7 +136,7 @@ class BestCheckpoint(ModelCheckpoint):
         better = is_better(float(current), best, start, self.mode) and not does_harm(figures, step_0)
         if trainer.strategy.reduce_boolean_decision(better):
             self._update_best_and_save(current, trainer, monitor_candidates)
-        elif trainer.strategy.broadcast(not self.best_model_path):
+        elif start is not None and trainer.strategy.broadcast(not self.best_model_path):
             self._take_start(trainer, start)
 
     def _refuse_unknown(self, logged: Mapping[str, Tensor]) -> None:
@@ -152,13 +154,13 @@ class BestCheckpoint(ModelCheckpoint):
         there = ", ".join(sorted(f"val/{name}" for name in logged)) or "nothing"
         raise ValueError(f"checkpoints.monitor={self.monitor} is no figure of the validation; it logged {there}")
 
-    def _take_start(self, trainer: Trainer, score: float | None) -> None:
+    def _take_start(self, trainer: Trainer, score: float) -> None:
         """Let best.ckpt be start.ckpt, if that exists. A training that goes on in another folder lacks it."""
         there = self.start.is_file()
         if there and trainer.is_global_zero:
             give_second_name(self.start, self.file)
         if trainer.strategy.broadcast(there):
-            self._take(None if score is None else Tensor([score]).squeeze())
+            self._take(torch.tensor(score))
 
     def _take(self, score: Tensor | None) -> None:
         """Take best.ckpt of this folder as the best checkpoint so far, with its score."""
@@ -187,8 +189,8 @@ def what_is_delivered(best: Mapping[str, Any] | None, validated: bool, kept: boo
         )
     if best is None:
         return (
-            "there is no best.ckpt (test with --ckpt_path last), and the bundle has the last weights: no validation "
-            "had a score without harm, and this folder has no start.ckpt"
+            "there is no best.ckpt, and the bundle has the last weights: every validation showed harm or had no score, "
+            "and the start was not validated here; test with --ckpt_path last or start"
         )
     record = best.get(RECORD, {})
     before = with_score(record.get("step_0", {})).get("score")
@@ -197,13 +199,8 @@ def what_is_delivered(best: Mapping[str, Any] | None, validated: bool, kept: boo
         scores = "" if now is None else f": {SCORE} {now:.2f}"
         than = "" if now is None or before is None else f" ({before:.2f} at step 0)"
         return f"best.ckpt and the bundle are the model after step {best['global_step']}{scores}{than}"
-    start = "best.ckpt and the bundle are the model before the training"
-    if before is None:
-        return (
-            f"{start}, which has no {SCORE}: every later one does harm, and the last weights are in last.ckpt; train "
-            "with --validate_first true to see how good the start is"
-        )
+    scored = "" if before is None else f" ({SCORE} {before:.2f} at step 0)"
     return (
-        f"{start} ({SCORE} {before:.2f} at step 0): no later one was better by more than {TIE} without harm; the last "
-        "weights are in last.ckpt"
+        f"best.ckpt and the bundle are the model before the training{scored}: no later one was better by more than "
+        f"{TIE} without harm; the last weights are in last.ckpt"
     )

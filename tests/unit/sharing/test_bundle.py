@@ -139,7 +139,7 @@ def test_a_new_bundle_takes_the_place_of_an_old_one(folder: Path) -> None:
     assert bundle.calibration is None
     assert (folder / "notes.txt").is_file()
     assert not (folder / "adapter" / "left.txt").exists()
-    assert "It was not validated." in (folder / "README.md").read_text(encoding="utf-8")
+    assert "No validation of these weights is recorded." in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_spec_of_something_else_is_refused(tmp_path: Path) -> None:

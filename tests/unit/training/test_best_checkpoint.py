@@ -60,8 +60,10 @@ def fit(
     return best
 
 
-def best_step(run: Path) -> int:
-    """Return the step of best.ckpt, which its weight has to equal."""
+def best_step(run: Path) -> int | None:
+    """Return the step of best.ckpt, which its weight has to equal; None without best.ckpt."""
+    if not (run / "best.ckpt").exists():
+        return None
     best = read_checkpoint(run / "best.ckpt")
     assert int(best["state_dict"]["weight"]) == best["global_step"]
     return int(best["global_step"])
@@ -72,7 +74,7 @@ def scores(*values: float) -> list[Figures]:
 
 
 START: Figures = {"score": 0.5, "right": 0.5, "no_exemplars": 0.3, "prompted_dice": 0.6}
-SEQUENCES: dict[str, tuple[Figures, list[Figures], int]] = {
+SEQUENCES: dict[str, tuple[Figures, list[Figures], int | None]] = {
     "the best of those above the start": (START, scores(0.55, 0.7, 0.65), 2),
     "all below the start": (START, scores(0.3, 0.4, 0.2), 0),
     "a tie goes to the start": (START, scores(0.509, 0.51, 0.505), 0),
@@ -91,7 +93,7 @@ SEQUENCES: dict[str, tuple[Figures, list[Figures], int]] = {
         2,
     ),
     "step 0 not validated": ({}, scores(0.2, 0.1), 1),
-    "step 0 not validated, all exemplars do harm": ({}, [{"score": 0.9, "right": 0.5, "no_exemplars": 0.6}] * 2, 0),
+    "step 0 not validated, all exemplars do harm": ({}, [{"score": 0.9, "right": 0.5, "no_exemplars": 0.6}] * 2, None),
     "step 0 of an earlier version": ({"unprompted_dice": 0.5}, scores(0.509, 0.4), 0),
 }
 
@@ -167,12 +169,7 @@ def test_the_end_of_a_training_says_what_is_delivered() -> None:
     )
     assert "never validated: there is no best.ckpt" in what_is_delivered(None, False)
     assert what_is_delivered(None, True, kept=False).startswith("trainer.enable_checkpointing=false: nothing was comp")
-    assert "and the bundle has the last weights: no validation " in what_is_delivered(None, True)
-
-
-def test_a_start_that_nobody_measured_is_not_delivered_silently(tmp_path: Path) -> None:
-    fit(tmp_path, {}, [{"score": 0.9, "right": 0.5, "no_exemplars": 0.6}] * 2)  # --validate_first false
-    assert what_is_delivered(read_checkpoint(tmp_path / "best.ckpt"), True) == (
-        "best.ckpt and the bundle are the model before the training, which has no val/score: every later one does "
-        "harm, and the last weights are in last.ckpt; train with --validate_first true to see how good the start is"
+    assert what_is_delivered(None, True) == (
+        "there is no best.ckpt, and the bundle has the last weights: every validation showed harm or had no score, and "
+        "the start was not validated here; test with --ckpt_path last or start"
     )
