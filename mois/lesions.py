@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import cc3d
@@ -33,21 +33,11 @@ class Candidates:
         return Candidates((np.cumsum(table) * table).astype(np.int32)[self.lesions], self.peaks[keep])
 
 
-@dataclass(frozen=True)
-class Split:
-    """Settings for splitting touching lesions; see `split_touching`.
-
-    Attributes:
-        spacing_mm: Edges of a voxel, as for `mois.metrics.surface.surface_dice`.
-        prominence_mm: Prominence from which two parts are two lesions, in mm.
-    """
-
-    spacing_mm: Spacing | Edges
-    prominence_mm: float
-
-
 def find_candidates(
-    probability: npt.NDArray[np.float32], threshold: float, min_voxels: int = 1, split: Split | None = None
+    probability: npt.NDArray[np.float32],
+    threshold: float,
+    min_voxels: int = 1,
+    part: Callable[[InstanceMap], InstanceMap] | None = None,
 ) -> Candidates:
     """Return the regions of a probability map that may be lesions.
 
@@ -55,14 +45,14 @@ def find_candidates(
         probability: (S, H, W) float32.
         threshold: Probability from which a voxel belongs to a region.
         min_voxels: Smallest region.
-        split: How to split touching lesions; None splits no region.
+        part: Parts the touching lesions of an instance map; None parts no region.
 
     Returns:
-        The 26-connected components, split if asked for.
+        The 26-connected components, parted if asked for.
     """
     lesions = components(probability >= threshold, min_voxels)
-    if split is not None:
-        lesions = split_touching(lesions, split.spacing_mm, split.prominence_mm, min_voxels)
+    if part is not None:
+        lesions = part(lesions)
     where = np.flatnonzero(lesions)  # ndimage.maximum would sort the whole scan: 70 times slower on 25 million voxels
     inside = lesions.reshape(-1)[where]
     peaks = np.zeros(int(inside.max(initial=0)), dtype=np.float32)
@@ -72,7 +62,8 @@ def find_candidates(
 
 def components(mask: npt.NDArray[np.bool_], min_voxels: int = 1) -> InstanceMap:
     """Return the 26-connected components of at least `min_voxels` voxels, int32, ids 1..K."""
-    labels = np.asarray(cc3d.connected_components(mask, connectivity=26))
+    # not of a bool: of thin ones, cc3d 4.1.1 labels voxels outside of the mask (tests/unit/test_components_of_masks.py)
+    labels = np.asarray(cc3d.connected_components(mask.view(np.uint8), connectivity=26))
     large = np.bincount(labels[mask], minlength=1) >= min_voxels
     large[0] = False
     return (np.cumsum(large) * large).astype(np.int32)[labels]

@@ -204,14 +204,14 @@ def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
     queue = sorted({scan.final_question(c) for c in prompted} | curve | {NO_EXEMPLARS})
     never_prompted = {c: lesions.only(plan.never) for c, plan in scan.plan.classes.items()} if scan.plan.scored else {}
     voxels = scan.encoded.pictures.numel() + lesions.index.size  # of one answer: blended pictures, and restored stack
-    side_by_side = max(1, ANSWER_BYTES // (4 * voxels))
+    side_by_side = max(1, ANSWER_BYTES // (6 * voxels))  # float32, and float16 for cores
     candidates: dict[Question, Candidates] = {}
     never: dict[tuple[Question, int], Overlap] = {}
     false_without_exemplars = 0
     for questions in (queue[start : start + side_by_side] for start in range(0, len(queue), side_by_side)):
         with scan.timed("propagate"):
             exemplars = [_exemplars(scan, prompted, question) for question in questions]
-            answers = scan.segmenter.propagate_all(scan.encoded, exemplars)
+            answers = scan.segmenter.find_all(scan.encoded, exemplars)
         for question, answer in zip(questions, answers, strict=True):
             with scan.timed("components"):
                 scan_candidates = scan.segmenter.candidates(answer, lesions.voxel_ml, lesions.edges_mm)
@@ -350,9 +350,9 @@ def _score_by_rules_of_paper(scan: ScanAtWork, target_class: int) -> PaperFigure
     with scan.timed("paper"):
         scan_for_paper = replace(scan, seconds={})
         prompted = _prompt(scan_for_paper, largest, [PAPER_CLICKS])[PAPER_CLICKS]
-        probability = scan.segmenter.propagate(scan.encoded, prompted.exemplars)
+        answer = scan.segmenter.find(scan.encoded, prompted.exemplars)
         true = scan.plan.lesions
-        found = scan.segmenter.lesions(probability, true.voxel_ml, true.edges_mm)
+        found = scan.segmenter.lesions(answer, true.voxel_ml, true.edges_mm)
         tracked = _track(scan_for_paper, prompted, len(largest))
     return score_by_paper(true.only(lesions) > 0, found > 0, tracked > 0, true.voxel_ml)
 

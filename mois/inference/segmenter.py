@@ -23,11 +23,12 @@ from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume, Tracked, mask_centre, paste
 from mois.inference.execution import Compiled, autocast, tiles_at_once
 from mois.inference.feature_store import FeatureStore
+from mois.inference.lesion_maps import BlendedAnswers, LesionMaps, TileAnswers, parting_of, side_by_side
 from mois.inference.lesion_tracking import Limits, Seeds, track_lesions
 from mois.inference.settings import InferenceSettings
 from mois.intensities import Normalisation, doubt, normalise
 from mois.interfaces import Backbone, Propagation, TrackingRules
-from mois.lesions import Candidates, InstanceMap, Split, find_candidates
+from mois.lesions import Candidates, InstanceMap, find_candidates
 from mois.records import Exemplars, Features, MaskPrediction, Prompts, Volume
 
 
@@ -57,10 +58,10 @@ class VolumeSegmenter:
         >>> outline = torch.zeros(encoded.pictures.shape[1:], dtype=torch.bool)  # (h, w)
         >>> outline[10:20, 10:20] = True
         >>> exemplars = segmenter.exemplars(encoded, [(1, outline)])  # on slice 1
-        >>> probability = segmenter.propagate(encoded, exemplars)
-        >>> tuple(probability.shape)  # (S, H, W)
+        >>> found = segmenter.find(encoded, exemplars)
+        >>> tuple(found.probability.shape)  # (S, H, W)
         (3, 48, 64)
-        >>> lesions = segmenter.lesions(probability, voxel_ml=0.001)  # instance map (S, H, W)
+        >>> lesions = segmenter.lesions(found, scan.voxel_ml, encoded.grid.edges_mm)  # instance map (S, H, W)
     """
 
     def __init__(self, backbone: Backbone, propagation: Propagation, settings: InferenceSettings | None = None) -> None:
@@ -280,24 +281,33 @@ class VolumeSegmenter:
         Returns:
             Probability (R, S, H, W) float32, one stack per question as in `propagate`.
         """
+        return self._answers(encoded, questions)[0]
+
+    def find(self, encoded: EncodedVolume, exemplars: Exemplars | None = None) -> LesionMaps:
+        """Find all lesions that look like the exemplars, with the cores that tell touching lesions apart.
+
+        Args:
+            encoded: The scan.
+            exemplars: Exemplars with B = 1; None stands for `no_exemplars`.
+        """
+        return self.find_all(encoded, [exemplars if exemplars is not None else self.no_exemplars(encoded)])[0]
+
+    @torch.inference_mode()
+    def find_all(self, encoded: EncodedVolume, questions: Sequence[Exemplars]) -> list[LesionMaps]:
+        """Find lesions for several sets of exemplars at once; see `propagate_all`. Return one answer for each set."""
+        probability, cores = self._answers(encoded, questions)
+        return [LesionMaps(part, None if cores is None else cores[index]) for index, part in enumerate(probability)]
+
+    def _answers(self, encoded: EncodedVolume, questions: Sequence[Exemplars]) -> tuple[Tensor, Tensor | None]:
+        """Return the probabilities and cores (R, S, H, W) of R questions."""
         prepared = self.prepare(questions)
-        blended = torch.zeros(len(questions), *encoded.pictures.shape)
+        blended = BlendedAnswers(encoded, len(questions))
         most = max(1, tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size) // len(questions))
         for slices, rows in encoded.groups(self.settings.batch_size):
-            if not len(rows):
-                continue
-            parts = np.array_split(rows, ceil(len(rows) / most))
-            probability = torch.cat([self.ask(encoded, part, prepared) for part in parts])  # (rows, R, P, P)
-            on_slice, tile = encoded.places[rows].T
-            for slice_index in slices:
-                on_this_slice = torch.from_numpy(np.flatnonzero(on_slice == slice_index))
-                blended[:, slice_index] = encoded.tiles.blend(
-                    probability[on_this_slice], torch.from_numpy(tile)[on_this_slice]
-                )
-        restored = torch.empty(len(questions), *encoded.grid.stack_shape)
-        for number, stack in enumerate(blended):  # one stack at a time, to save memory
-            restored[number] = restore_stack(stack, encoded.grid)
-        return restored
+            if len(rows):
+                parts = np.array_split(rows, ceil(len(rows) / most))
+                blended.add(slices, rows, TileAnswers.cat(self._ask(encoded, part, prepared) for part in parts))
+        return blended.restored()
 
     def prepare(self, questions: Sequence[Exemplars], *, merge: bool = True) -> Exemplars:
         """Return R sets of exemplars as one batch for `ask`, with everything computed that depends on exemplars alone.
@@ -321,6 +331,9 @@ class VolumeSegmenter:
         Returns:
             (T, R, P, P) float32, on the CPU.
         """
+        return self._ask(encoded, rows, prepared).probability
+
+    def _ask(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
         tiles = len(rows)
         # (R, K) -> (tiles * R, K), a view where R = 1
         exemplars = prepared.each(lambda tensor: tensor.expand(tiles, *tensor.shape).flatten(0, 1))
@@ -329,59 +342,42 @@ class VolumeSegmenter:
         probability: Tensor = prediction.logits.float().sigmoid()
         if self.settings.weigh_by_presence:
             probability = probability * prediction.presence.float().sigmoid()[:, None, None]
-        return probability.view(tiles, -1, *probability.shape[1:]).cpu()
+        shape = (tiles, -1, *probability.shape[1:])
+        cores = None if prediction.cores is None else prediction.cores.float().sigmoid().view(shape).cpu()
+        return TileAnswers(probability.view(shape).cpu(), cores)
 
-    def candidates(self, probability: Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None) -> Candidates:
-        """Return the regions of a probability map that may be lesions.
+    def candidates(
+        self, answer: LesionMaps | Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None
+    ) -> Candidates:
+        """Return the regions of an answer that may be lesions.
 
         Args:
-            probability: (S, H, W) float, on the scan's own pixels.
+            answer: What `find` returns, or a probability (S, H, W) float on the scan's own pixels.
             voxel_ml: Volume of a voxel in millilitres.
-            spacing_mm: Edges of a voxel (`mois.grid.edges_of`); needed if touching lesions are split.
+            spacing_mm: Edges of a voxel (`mois.grid.edges_of`); needed if touching lesions are parted.
 
         Returns:
             The 26-connected components of voxels that reach the threshold. Small components are left out. Touching
-            lesions are split if `split_prominence_mm` is above 0.
+            lesions are parted by their cores; without cores, if `split_prominence_mm` is above 0.
 
         Raises:
-            ValueError: If touching lesions are to be split and the spacing is missing.
+            ValueError: If touching lesions are to be parted and the spacing is missing.
         """
-        min_voxels, split = self.min_voxels(voxel_ml), None
-        if self.settings.split_prominence_mm:
-            if spacing_mm is None:
-                raise ValueError(
-                    f"inference.split_prominence_mm={self.settings.split_prominence_mm} needs the spacing in mm; "
-                    "pass spacing_mm, or set it to 0."
-                )
-            split = Split(spacing_mm, self.settings.split_prominence_mm)
-        return find_candidates(probability.numpy(), self.settings.threshold, min_voxels, split)
+        maps = answer if isinstance(answer, LesionMaps) else LesionMaps(answer)
+        min_voxels = self.min_voxels(voxel_ml)
+        part = parting_of(maps, self.settings.split_prominence_mm, min_voxels, spacing_mm)
+        return find_candidates(maps.probability.numpy(), self.settings.threshold, min_voxels, part)
 
     def min_voxels(self, voxel_ml: float) -> int:
         """Return the size in voxels of the smallest lesion that is kept, for voxels of this volume in millilitres."""
         return max(self.settings.min_lesion_voxels, ceil(self.settings.min_lesion_ml / voxel_ml), 1)
 
-    def lesions(self, probability: Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None) -> InstanceMap:
-        """Return the lesions of a probability map: the candidates that reach `peak_threshold` in one voxel or more.
+    def lesions(
+        self, answer: LesionMaps | Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None
+    ) -> InstanceMap:
+        """Return the lesions of an answer: the candidates that reach `peak_threshold` in one voxel or more.
 
         Returns:
             Instance map (S, H, W) int32, ids 1..K.
         """
-        return self.candidates(probability, voxel_ml, spacing_mm).sure(self.settings.peak_threshold).lesions
-
-
-def side_by_side(questions: Sequence[Exemplars]) -> Exemplars:
-    """Return R sets of exemplars (B = 1, any K) as one batch: B = R, K of the largest set; smaller sets are padded."""
-    if len(questions) == 1:
-        return questions[0]
-    most = max(question.count for question in questions)
-
-    def fill(parts: Sequence[Tensor]) -> Tensor:
-        padded = [torch.cat([part, part.new_zeros(1, most - part.shape[1], *part.shape[2:])], 1) for part in parts]
-        return torch.cat(padded)
-
-    return Exemplars(
-        {name: fill([question.tokens[name] for question in questions]) for name in questions[0].tokens},
-        fill([question.valid for question in questions]),
-        fill([question.negative for question in questions]),
-        fill([question.weight for question in questions]),
-    )
+        return self.candidates(answer, voxel_ml, spacing_mm).sure(self.settings.peak_threshold).lesions

@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume
+from mois.inference.lesion_maps import LesionMaps
 from mois.inference.segmenter import VolumeSegmenter
 from mois.lesions import InstanceMap
 from mois.session.masks import BoxMask
@@ -28,10 +29,10 @@ def find_lesions(
     segmenter: VolumeSegmenter,
     encoded: EncodedVolume,
     state: State,
-    probability: Tensor,
+    answer: LesionMaps,
     voxel_ml: float,
 ) -> tuple[list[tuple[BoxMask, float]], tuple[UnsureLesion, ...]]:
-    """Return the found lesions and the unsure candidates of a probability map.
+    """Return the found lesions and the unsure candidates of an answer.
 
     A candidate that lies by half or more in a prompted, locked or rejected lesion is left out. Any other candidate
     keeps the voxels that no prompted or locked lesion owns. If these voxels fall apart, each part is a lesion.
@@ -40,7 +41,7 @@ def find_lesions(
         segmenter: The model.
         encoded: The scan.
         state: State before the propagation.
-        probability: Probability of a lesion, (S, H, W) float32.
+        answer: Where lesions like the exemplars are.
         voxel_ml: Volume of a voxel in millilitres.
 
     Returns:
@@ -48,7 +49,7 @@ def find_lesions(
         that did not reach `peak_threshold`, the highest first.
     """
     settings = segmenter.settings
-    pieces = segmenter.candidates(probability, voxel_ml, encoded.grid.edges_mm).lesions
+    pieces = segmenter.candidates(answer, voxel_ml, encoded.grid.edges_mm).lesions
     taken, owned = np.zeros(pieces.shape, dtype=bool), np.zeros(pieces.shape, dtype=bool)
     for mask in (*state.owned(), *state.rejected.values()):
         mask.paint(taken, True)
@@ -59,7 +60,7 @@ def find_lesions(
     gone[0] = True
     pieces = np.where(owned | gone[pieces], 0, pieces).astype(np.int32)
     separate = cc3d.connected_components(pieces, connectivity=26, out_dtype=np.uint32).astype(np.int32)
-    values = probability.numpy()
+    values = answer.probability.numpy()
     least = segmenter.min_voxels(voxel_ml)
     found: list[tuple[BoxMask, float]] = []
     unsure: list[UnsureLesion] = []

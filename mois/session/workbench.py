@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mois.inference.lesion_maps import LesionMaps
 from mois.interfaces import Propagation
 from mois.records import Exemplars, Volume
 from mois.session.found_lesions import confidence, describe_lesions, find_lesions, keep_ids, nearest_exemplars, outline
@@ -47,7 +48,7 @@ class Workbench:
         self.grid = self.encoded.grid
         self._prompted = PromptSegmenter(segmenter, self.encoded)
         self.voxel_ml = volume.voxel_ml
-        self._latest: tuple[list[Exemplar], Tensor] | None = None  # exemplars of the latest propagation, its answer
+        self._latest: tuple[list[Exemplar], LesionMaps] | None = None  # exemplars of the latest propagation, its answer
         self._actions: dict[str, Callable[..., StateAndResult]] = {
             "click": self._click,
             "box": self._box,
@@ -251,8 +252,8 @@ class Workbench:
         )
 
     def _propagate(self, state: State) -> StateAndResult:
-        probability = self._probability(state)
-        found, unsure = find_lesions(self.segmenter, self.encoded, state, probability, self.voxel_ml)
+        answer = self._answer(state)
+        found, unsure = find_lesions(self.segmenter, self.encoded, state, answer, self.voxel_ml)
         masks, peaks = [mask for mask, _ in found], [peak for _, peak in found]
         ids = keep_ids(state.lesions, masks, self.grid.stack_shape, state.next_id)
         appearance = describe_lesions(self.segmenter, self.encoded, masks)
@@ -274,15 +275,15 @@ class Workbench:
         next_id = max([state.next_id, *(number + 1 for number in ids)])
         return replace(state, lesions=lesions, unsure=unsure, next_id=next_id, propagated=True), len(ids)
 
-    def _probability(self, state: State) -> Tensor:
-        """Return the probability (S, H, W) of lesions like the exemplars. The latest answer is kept."""
+    def _answer(self, state: State) -> LesionMaps:
+        """Return where lesions like the exemplars are. The latest answer is kept."""
         keys, exemplars = self.exemplars_in_use(state)
         used = [state.exemplars[key] for key in keys]
         if self._latest is not None:
             before, answer = self._latest
             if len(used) == len(before) and all(map(operator.is_, used, before)):
                 return answer
-        answer = self.segmenter.propagate(self.encoded, exemplars)
+        answer = self.segmenter.find(self.encoded, exemplars)
         self._latest = used, answer
         return answer
 

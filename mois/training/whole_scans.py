@@ -55,7 +55,7 @@ def predict_scan(segmenter: VolumeSegmenter, volume: Volume, protocol: ProtocolS
         return
     encoded = segmenter.encode(volume)
     grid = encoded.grid
-    lesions = segmenter.lesions(segmenter.propagate(encoded), volume.voxel_ml, grid.edges_mm)
+    lesions = segmenter.lesions(segmenter.find(encoded), volume.voxel_ml, grid.edges_mm)
     path = out / "predictions" / f"{volume.subject}.nii.gz"
     write_volume(grid.to_volume(torch.from_numpy(lesions)), volume.affine, path)
 

@@ -24,3 +24,8 @@ def test_nothing_gives_no_candidates() -> None:
     found = find_candidates(np.zeros((1, 2, 2), dtype=np.float32), 0.5)
     assert len(found.peaks) == 0
     assert not components(np.zeros((1, 2, 2), dtype=bool)).any()
+
+
+def test_voxels_in_a_row_are_lesions_of_their_own() -> None:
+    """cc3d 4.1.1 raises an error for this mask as a bool array, and labels background in others."""
+    assert components(np.array([[[True, False, True]]])).tolist() == [[[1, 0, 2]]]

@@ -27,7 +27,7 @@ def test_touching_lesions_have_cores_apart() -> None:
     lesions = np.where(disc(20, 20, 9), 1, 0)
     lesions[disc(20, 36, 9) & (lesions == 0)] = 2
     cores = lesion_cores(lesions)
-    parts, count = cc3d.connected_components(cores, connectivity=8, return_N=True)
+    parts, count = cc3d.connected_components(cores.view(np.uint8), connectivity=8, return_N=True)
     assert count == 2
     assert sorted({int(lesions[parts == number].min()) for number in (1, 2)}) == [1, 2]
 
@@ -35,7 +35,7 @@ def test_touching_lesions_have_cores_apart() -> None:
 def test_a_lobed_lesion_has_one_core() -> None:
     """Two lobes of one lesion, as wide as the two lesions above, with a waist: the core leads through the waist."""
     lesions = (disc(20, 20, 9) | disc(20, 36, 9)).astype(np.int32)
-    assert cc3d.connected_components(lesion_cores(lesions), connectivity=4, return_N=True)[1] == 1
+    assert cc3d.connected_components(lesion_cores(lesions).view(np.uint8), connectivity=4, return_N=True)[1] == 1
     narrow = (disc(20, 12, 9) | disc(20, 44, 9)).astype(np.int32)
     narrow[20, 12:44] = 1  # a bridge of one pixel
     assert np.array_equal(lesion_cores(narrow), narrow > 0)
@@ -54,7 +54,7 @@ def test_each_piece_on_a_slice_has_a_core() -> None:
     lesions = np.zeros((30, 30), np.int32)
     lesions[2:17, 2:17] = 2**31 - 1
     lesions[20:25, 20:25] = 2**31 - 1
-    parts = cc3d.connected_components(lesion_cores(lesions), return_N=True)
+    parts = cc3d.connected_components(lesion_cores(lesions).view(np.uint8), return_N=True)
     assert parts[1] == 2
 
 
