@@ -75,6 +75,7 @@ def evaluate(
         ValueError: If neither or both of bundle and predictions are given, or a scan cannot be scored.
     """
     _refuse_contradictions(bundle, predictions, prompted_masks, output)
+    _refuse_sessions(predictions, reader, protocol)
 
     from mois.cli.choose_scans import ScanChoice, choose_scans
     from mois.cli.terminal import PlainConsole
@@ -116,6 +117,16 @@ def _refuse_contradictions(
         raise ValueError(
             "--output.robustness needs a model to run on changed scans; give --bundle instead of --predictions."
         )
+
+
+def _refuse_sessions(predictions: Path | None, reader: ReaderOptions, protocol: ProtocolOptions) -> None:
+    """Refuse options that need a session with a model, if predictions of another system are scored."""
+    for option, asked in (
+        (f"--reader.strategy={reader.strategy}", reader.strategy in ("suggested", "corrects")),
+        ("--protocol.actions", bool(protocol.actions)),
+    ):
+        if asked and predictions is not None:
+            raise ValueError(f"{option} needs a model to work with; give --bundle instead of --predictions.")
 
 
 def _show(metrics: Mapping[str, Any], out: Path) -> None:

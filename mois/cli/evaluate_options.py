@@ -15,7 +15,8 @@ class ReaderOptions:
     """The simulated reader: which lesions it prompts, and how well it clicks.
 
     Attributes:
-        strategy: Which lesions the reader prompts first.
+        strategy: Which lesions the reader prompts first. With suggested and corrects, those that a reader comes to who
+            follows the session's suggestions, or accepts and rejects found lesions.
         prompted: Number of lesions of each class that the reader prompts.
         clicks: Clicks on each prompted lesion.
         noise_mm: Distance by which clicks miss their aim, as a standard deviation.
@@ -23,7 +24,7 @@ class ReaderOptions:
         masks: What becomes an exemplar: the mask that the clicks gave, or the true mask.
     """
 
-    strategy: Literal["random", "largest", "spread"] = "random"
+    strategy: Literal["random", "largest", "spread", "suggested", "corrects"] = "random"
     prompted: int = 5
     clicks: int = 1
     noise_mm: float = 0.0
@@ -38,6 +39,8 @@ class ProtocolOptions:
     Attributes:
         counts: Numbers of prompted lesions for the curves; [] for no curves.
         curve_clicks: Numbers of clicks for the curves, such as [1,3]; by default `--reader.clicks` alone.
+        actions: Numbers of actions for the curves over actions, such as [0,1,2,3,5,10]: clicks at random, clicks where
+            the session suggests, and verdicts on found lesions; [] for no such curves.
         target_class: The class to score; by default every class.
         surface_mm: Tolerance of the surface Dice; mois doctor proposes a tolerance for very small lesions.
         bins_ml: Volumes between the size bins of lesions, such as [0.5,2,10].
@@ -50,6 +53,7 @@ class ProtocolOptions:
     surface_mm: float = 2.0
     bins_ml: tuple[float, ...] = (0.5, 2.0, 10.0)
     rules: Literal["ours", "paper"] = "ours"
+    actions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mois.evaluation.actions.points import ActionPoint, NegativePoint
 from mois.evaluation.settings import surface_key
 from mois.files.json_records import as_record
 from mois.metrics.surface import SURFACE_MM
@@ -282,6 +283,8 @@ class ClassReport:
         lesions: One row per true lesion.
         false_volumes_ml: Volumes of the false propagated lesions.
         paper: Figures by the paper's rules, if they were asked for.
+        actions: Points over the actions of simulated readers, if they were asked for.
+        negatives: What one negative exemplar changes, if the curves over actions were asked for.
     """
 
     target_class: int
@@ -290,6 +293,8 @@ class ClassReport:
     lesions: tuple[TrueLesionRow, ...]
     false_volumes_ml: tuple[float, ...] = ()
     paper: PaperFigures | None = None
+    actions: tuple[ActionPoint, ...] = ()
+    negatives: tuple[NegativePoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -379,17 +384,12 @@ def _mean_point(points: Sequence[CountPoint]) -> CountPoint:
     def mean(name: str) -> float | None:
         return mean_of([getattr(point, name) for point in points])
 
+    names = ("right", "wrong", "swapped", "lesion_f1", "lesion_precision", "lesion_recall", "false_lesions")
     return CountPoint(
         count=points[0].count,
         used=mean("used") or 0.0,
-        right=mean("right"),
-        wrong=mean("wrong"),
-        swapped=mean("swapped"),
-        lesion_f1=mean("lesion_f1"),
         clicks=points[0].clicks,
-        lesion_precision=mean("lesion_precision"),
-        lesion_recall=mean("lesion_recall"),
-        false_lesions=mean("false_lesions"),
+        **{name: mean(name) for name in names},
     )
 
 

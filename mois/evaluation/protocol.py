@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mois.clicks import correct, first_click
+from mois.evaluation.actions.curves import ReadersAtWork
 from mois.evaluation.figures import CandidateRow, ClassReport, Figures, PaperFigures, SubjectReport, mean_of, measured
 from mois.evaluation.overlays import save_overlay
 from mois.evaluation.reader import Reader
@@ -36,6 +37,7 @@ from mois.lesions import Candidates, InstanceMap
 from mois.metrics.overlap import Overlap
 from mois.records import Exemplars, MaskPrediction, Prompts, Volume
 from mois.scans.image_files import write_volume
+from mois.sharing.calibration import Calibration
 
 Made = TypeVar("Made")
 
@@ -145,6 +147,7 @@ def evaluate_volume(
     settings: ProtocolSettings,
     out: Path | None = None,
     shared: SharedWork | None = None,
+    calibration: Calibration | None = None,
 ) -> SubjectReport:
     """Prompt, propagate and score one scan; see `Figures` for the definition of each figure.
 
@@ -157,6 +160,7 @@ def evaluate_volume(
         out: Where to write the results as `predictions/*.nii.gz`, the prompted lesions alone with their true ids as
             `prompted/*.nii.gz`, and `overlays/*.png`; None writes nothing.
         shared: Work on this scan that other propagations of the same backbone and settings share.
+        calibration: Confidence of found lesions, for readers who follow suggestions.
 
     Returns:
         The figures of each scored class, the candidates, and the seconds of each step.
@@ -169,12 +173,19 @@ def evaluate_volume(
     settings.scored((), volume.declared)  # refused before anything is encoded
     encoded = shared.once(seconds, segmenter, "encode", (), lambda: segmenter.encode(volume))
     plan = ScanPlan.of(volume, encoded.grid, settings)
+    readers = ReadersAtWork.asked_for(segmenter, calibration, volume, plan, settings)
+    if readers is not None:
+        with timed(seconds, "actions", segmenter):
+            plan = readers.plan()
     scan = ScanAtWork(segmenter, encoded, plan, settings, shared, seconds)
     prompted = prompt_lesions(scan)
     propagated = propagate(scan, prompted)
     reports = []
     for target_class in plan.scored:
         report, result, final = score_class(scan, prompted, propagated, target_class)
+        if readers is not None:
+            with scan.timed("actions"):
+                report = readers.add_curves(report)
         reports.append(report)
         if out is not None:
             with scan.timed("write"):

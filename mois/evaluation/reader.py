@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from mois.records import Prompts
 
-Strategy = Literal["random", "largest", "spread"]
+Strategy = Literal["random", "largest", "spread", "suggested", "corrects"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Reader:
     """A simulated reader of whole volumes: which lesions are prompted, and which never are.
 
     Attributes:
-        strategy: `random`; `largest` first; `spread`: evenly over the lesions' sizes, the middle one first.
+        strategy: `random`; `largest` first; `spread`: evenly over the lesions' sizes, the middle one first; `suggested`
+            or `corrects`: the lesions that `SessionReader` clicks or accepts, in its order.
         seed: Seed of every choice. The same seed and lesions give the same choice.
         noise_mm: Distance by which clicks miss their aim, in plane: standard deviation along rows and along columns.
         miss: Share of the promptable lesions that the reader overlooks; the reader sees at least one.
@@ -32,8 +33,11 @@ class Reader:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        if self.strategy not in ("random", "largest", "spread"):
-            raise ValueError(f"reader.strategy={self.strategy!r} is unknown; choose random, largest or spread.")
+        if self.strategy not in get_args(Strategy):
+            choice = ", ".join(get_args(Strategy)[:-1])
+            raise ValueError(
+                f"reader.strategy={self.strategy!r} is unknown; choose {choice} or {get_args(Strategy)[-1]}."
+            )
         if not self.noise_mm >= 0:
             raise ValueError(f"reader.noise_mm={self.noise_mm} must be 0 or more.")
         if not 0 <= self.miss < 1:
@@ -84,7 +88,7 @@ class Reader:
         """Return the ids of the lesions to prompt, in the order in which they are prompted.
 
         A choice of fewer lesions is always the beginning of a choice of more. So the points of a curve can be
-        compared.
+        compared. The order of `suggested` and `corrects` depends on what the model finds; here it is that of `random`.
 
         Args:
             volumes_ml: Lesion id to volume in millilitres, of the promptable lesions.
@@ -97,7 +101,7 @@ class Reader:
                 order = by_size
             case "spread":
                 order = [by_size[rank] for rank in _middle_first(len(by_size))]
-            case "random":
+            case _:
                 order = [sorted(by_size)[i] for i in np.random.default_rng([self.seed, 2]).permutation(len(by_size))]
         return order[:count]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from mois.evaluation.figures import SubjectReport
+from mois.evaluation.actions.points import ActionPoint
+from mois.evaluation.actions.statistics import summarise_actions
+from mois.evaluation.figures import ClassReport, CountPoint, SubjectReport, TrueLesionRow
 from mois.evaluation.result_records import read_rows
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import summarise
@@ -28,6 +31,8 @@ def write_result_files(
 ) -> dict[str, Any]:
     """Write `metrics.json`, `subjects.csv`, `lesions.csv`, `candidates.csv` and `curve.csv`, each whole or not at all.
 
+    `actions.csv` is written too if there are curves over actions.
+
     Args:
         out: Folder of the results; it is made if missing.
         reports: One per scan.
@@ -39,38 +44,32 @@ def write_result_files(
         The content of metrics.json.
     """
     settings = {} if protocol is None else asdict(protocol)
-    text = json.dumps(
-        summarise(reports, protocol=settings, provenance=provenance, seed=seed), indent=2, allow_nan=False
-    )
+    content = summarise(reports, protocol=settings, provenance=provenance, seed=seed)
+    text = json.dumps({**content, **summarise_actions(reports, seed=seed)}, indent=2, allow_nan=False)
     write_text(out / "metrics.json", text + "\n")
     write_text(out / "subjects.csv", _table([report.row(settings.get("surface_mm", SURFACE_MM)) for report in reports]))
-    class_reports = [(report.subject, one) for report in reports for one in report.classes]
-    write_text(
-        out / "lesions.csv",
-        _table(
-            [
-                {"subject": s, "target_class": one.target_class, **asdict(row)}
-                for s, one in class_reports
-                for row in one.lesions
-            ]
-        ),
-    )
-    write_text(
-        out / "curve.csv",
-        _table(
-            [
-                {"subject": s, "target_class": one.target_class, **asdict(point)}
-                for s, one in class_reports
-                for point in one.curve
-            ]
-        ),
-    )
+    write_text(out / "lesions.csv", _table(_class_rows(reports, attrgetter("lesions"))))
+    write_text(out / "curve.csv", _table(_class_rows(reports, attrgetter("curve"))))
+    if actions := _class_rows(reports, attrgetter("actions")):
+        write_text(out / "actions.csv", _table(actions))
     write_text(
         out / "candidates.csv",
         _table([{"subject": report.subject, **asdict(row)} for report in reports for row in report.candidates]),
     )
     result: dict[str, Any] = json.loads(text)
     return result
+
+
+def _class_rows(
+    reports: Sequence[SubjectReport], parts: Callable[[ClassReport], Sequence[TrueLesionRow | CountPoint | ActionPoint]]
+) -> list[dict[str, Any]]:
+    """Return a row for each part of the report on each class."""
+    return [
+        {"subject": report.subject, "target_class": one.target_class, **asdict(part)}
+        for report in reports
+        for one in report.classes
+        for part in parts(one)
+    ]
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

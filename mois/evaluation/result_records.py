@@ -86,6 +86,46 @@ class CurveRecord:
 
 
 @dataclass(frozen=True)
+class ActionPointRecord:
+    """One point of the curves over actions."""
+
+    strategy: str
+    actions: int
+    used: EstimateRecord
+    lesions: EstimateRecord
+    accepted: EstimateRecord
+    rejected: EstimateRecord
+    right: EstimateRecord
+    f1: EstimateRecord
+    precision: EstimateRecord
+    recall: EstimateRecord
+    fp_per_scan: EstimateRecord
+    shown_dice: EstimateRecord
+    shown_f1: EstimateRecord
+
+
+@dataclass(frozen=True)
+class NegativePointRecord:
+    """What one negative exemplar changes."""
+
+    exemplars: int
+    right: EstimateRecord
+    right_after: EstimateRecord
+    change_right: EstimateRecord
+    fp_per_scan: EstimateRecord
+    fp_after: EstimateRecord
+    change_fp: EstimateRecord
+
+
+@dataclass(frozen=True)
+class ActionsRecord:
+    """The curves over actions, and the effect of negative exemplars."""
+
+    points: list[ActionPointRecord]
+    negatives: list[NegativePointRecord]
+
+
+@dataclass(frozen=True)
 class SubjectRecord:
     """One scan."""
 
@@ -127,6 +167,7 @@ class ProtocolRecord:
     margin_px: int | None = None
     surface_mm: float | None = None
     bins_ml: list[float] | None = None
+    actions: list[int] | None = None
     rules: str | None = None
 
 
@@ -140,6 +181,7 @@ class MetricsRecord:
     curve: CurveRecord
     subjects: list[SubjectRecord]
     provenance: dict[str, Any]
+    actions: ActionsRecord | None = None
 
     def __post_init__(self) -> None:
         names = [one.subject for one in self.subjects]

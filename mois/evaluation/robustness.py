@@ -98,8 +98,8 @@ def change_scan(volume: Volume, name: str, seed: int = 0) -> Volume:
 
 
 def protocol_of_changes(settings: ProtocolSettings) -> ProtocolSettings:
-    """Return the settings for changed scans: the same reader, without curves and without the rules of the paper."""
-    return replace(settings, counts=(), curve_clicks=(), rules="ours")
+    """Return the settings for changed scans: the same reader, without curves, and without the rules of the paper."""
+    return replace(settings, counts=(), curve_clicks=(), actions=(), rules="ours")
 
 
 @dataclass(frozen=True)

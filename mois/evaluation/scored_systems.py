@@ -30,6 +30,7 @@ from mois.scans.image_files import write_volume
 from mois.scans.labels import check_declared, whole_numbers
 from mois.scans.volumes import read_on_grid
 from mois.sharing.bundle import Bundle
+from mois.sharing.calibration import Calibration
 from mois.sharing.provenance import code_version, package_versions
 
 MapKind = Literal["semantic", "instance"]
@@ -40,11 +41,16 @@ CURE_FOR_IDS = (
 """End of the message about a map whose values are not classes."""
 
 
-def score_by_model(segmenter: VolumeSegmenter) -> Score:
-    """Return a function that prompts a model on a scan and scores it."""
+def score_by_model(segmenter: VolumeSegmenter, calibration: Calibration | None = None) -> Score:
+    """Return a function that prompts a model on a scan and scores it.
+
+    Args:
+        segmenter: The model.
+        calibration: Confidence of found lesions, for readers who follow suggestions.
+    """
 
     def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
-        return evaluate_volume(segmenter, volume, settings, out)
+        return evaluate_volume(segmenter, volume, settings, out, calibration=calibration)
 
     return score
 
@@ -188,8 +194,8 @@ def evaluation_of_bundle(base: EvaluationOptions, bundle: Bundle, trained_on: li
     }
     decides = {"code": code_version(), "model": identity, "inference": inference}
     return Evaluation(
-        score_by_model(segmenter), identity=decides, provenance=provenance, calibration=bundle.calibration,
-        **base._asdict(),
+        score_by_model(segmenter, bundle.calibration), identity=decides, provenance=provenance,
+        calibration=bundle.calibration, **base._asdict(),
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class ProtocolSettings:
         reader: Which lesions the reader chooses, and how well it clicks.
         counts: Numbers of exemplars for the curves, for example 0, 1, 3, 5, 10, 20; empty for no curves.
         curve_clicks: Numbers of clicks for the curves, for example 1 and 3; empty for `clicks` alone.
+        actions: Numbers of actions for the curves over actions, for example 0, 1, 2, 5, 10; empty for no such curves.
         target_class: The class to score; None scores every class and averages.
         margin_px: Pixels around a prompted lesion, in plane, that are taken out with it.
         surface_mm: Tolerance of the surface Dice: a voxel's edge or two, and well below a lesion's diameter.
@@ -64,11 +65,14 @@ class ProtocolSettings:
     rules: Literal["ours", "paper"] = "ours"
     surface_mm: float = SURFACE_MM
     bins_ml: tuple[float, ...] = BINS_ML
+    actions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
         if self.prompted < 0 or any(count < 0 for count in self.counts):
             raise ValueError(f"protocol.prompted={self.prompted} and protocol.counts={self.counts} must be 0 or more.")
+        if any(count < 0 for count in self.actions):
+            raise ValueError(f"protocol.actions={self.actions} must be 0 or more.")
         if self.clicks < 1 or any(count < 1 for count in self.curve_clicks):
             raise ValueError(
                 f"protocol.clicks={self.clicks} and protocol.curve_clicks={self.curve_clicks} must be at least 1."

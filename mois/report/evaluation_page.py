@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mois.evaluation.evaluate_scans import Evaluation
+from mois.report.action_sections import TEXT_ON_ACTIONS, actions
 from mois.report.html_page import KeyFigure, Page, Section, interval_of, text_of, write_page
 from mois.report.lesion_pictures import draw_worst_lesions
 from mois.report.results import Results
@@ -74,6 +75,7 @@ def write_report(folder: Path, title: str = "") -> Path:
             "Every point is scored on the same lesions, which are never prompted; 0 is without exemplars. Bands: 95 % "
             "intervals over patients.",
         ),
+        Section("What helps a reader", actions(results), TEXT_ON_ACTIONS),
         Section("By kind of lesion", bins(results), "Unprompted lesions only."),
         Section("Best, median and worst scan", overlays(results)),
         Section("Worst lesions", worst_lesions(results)),

@@ -252,7 +252,7 @@ class Workbench:
         )
 
     def _propagate(self, state: State) -> StateAndResult:
-        answer = self._answer(state)
+        answer = self.answer(state)
         found, unsure = find_lesions(self.segmenter, self.encoded, state, answer, self.voxel_ml)
         masks, peaks = [mask for mask, _ in found], [peak for _, peak in found]
         ids = keep_ids(state.lesions, masks, self.grid.stack_shape, state.next_id)
@@ -275,7 +275,7 @@ class Workbench:
         next_id = max([state.next_id, *(number + 1 for number in ids)])
         return replace(state, lesions=lesions, unsure=unsure, next_id=next_id, propagated=True), len(ids)
 
-    def _answer(self, state: State) -> LesionMaps:
+    def answer(self, state: State) -> LesionMaps:
         """Return where lesions like the exemplars are. The latest answer is kept."""
         keys, exemplars = self.exemplars_in_use(state)
         used = [state.exemplars[key] for key in keys]
