@@ -30,8 +30,9 @@ from mois.sharing.calibration import Calibration
 from mois.sharing.remarks import made_worse
 from mois.tracking.tracker import Tracker
 from mois.training.checkpoints.checkpoint_content import BackboneFacts, check_fit
-from mois.training.episode_step import EpisodeLearning, learn, names, pictures
+from mois.training.episode_step import EpisodeLearning, StepResult, learn, names, pictures
 from mois.training.feature_cache import CachedEncoder, CacheSettings
+from mois.training.graphed_step import GraphedSteps
 from mois.training.optimisation import Optimisation
 from mois.training.whole_scans import (
     figures_of,
@@ -61,6 +62,8 @@ class ExemplarSegmenter(LightningModule):
         protocol: How whole volumes are scored.
         cache: Folder for features of the frozen part of the encoder. It helps if patches come again
             (data.init_args.views).
+        graphs: Whether a training records each kind of step as a CUDA graph and replays it (`graphed_step`). It helps
+            a small backbone on one GPU, where Python starts thousands of kernels a step.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class ExemplarSegmenter(LightningModule):
         inference: InferenceSettings = InferenceSettings(),  # noqa: B008
         protocol: ProtocolSettings = ProtocolSettings(),  # noqa: B008
         cache: CacheSettings = CacheSettings(),  # noqa: B008
+        graphs: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -89,6 +93,8 @@ class ExemplarSegmenter(LightningModule):
         self.protocol = protocol
         self.cache = cache
         self.encoder = CachedEncoder(backbone, cache) if cache.folder is not None else None
+        self.graphs = graphs
+        self._graphed: GraphedSteps | None = None
         self._segmenters: dict[Propagation, VolumeSegmenter] = {}  # kept, because each compiles at its second use
         self._loss: PendingReduction | None = None  # loss of the present batch
         self._keys: list[str] = []  # cache keys of the pictures of the present batch
@@ -139,21 +145,10 @@ class ExemplarSegmenter(LightningModule):
         Returns:
             The sum of the losses, a scalar.
         """
-        encode = None
-        if self.encoder is not None:
-            # A datamodule may replace the hook that computes the keys: then they are computed here.
-            keys = self._keys or self.encoder.keys(pictures(self.backbone, episode), str(self.trainer.precision))
-            encode = partial(self.encoder, keys=keys)
-            self._keys = []
-        result = learn(
-            self.backbone,
-            self.propagations,
-            episode,
-            self.learning,
-            self.global_step,
-            encode,
-            tracking=self.inference.tracking(self.backbone),
-        )
+        if self._graphed is not None:
+            result = self._graphed(episode, self.global_step)
+        else:
+            result = self._learn(episode, self.global_step)
         total = torch.stack(list(result.losses.values())).sum()
         batch_size = episode.query_images.shape[0]
         if self.trainer.world_size == 1 or _logs_now(self.trainer):
@@ -161,6 +156,17 @@ class ExemplarSegmenter(LightningModule):
         self.log_dict({f"train/loss_{name}": loss for name, loss in result.losses.items()}, batch_size=batch_size)
         self.log_dict({f"train/{name}": value for name, value in result.figures.items()}, batch_size=batch_size)
         return total
+
+    def _learn(self, episode: Episode, step: int) -> StepResult:
+        """Compute losses and figures of a batch of episodes, at a step of this number."""
+        encode = None
+        if self.encoder is not None:
+            # A datamodule may replace the hook that computes the keys: then they are computed here.
+            keys = self._keys or self.encoder.keys(pictures(self.backbone, episode), str(self.trainer.precision))
+            encode = partial(self.encoder, keys=keys)
+            self._keys = []
+        tracking = self.inference.tracking(self.backbone)
+        return learn(self.backbone, self.propagations, episode, self.learning, step, encode, tracking=tracking)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log `train/loss` after a batch. With several ranks it is their mean, at the steps that log."""
@@ -271,6 +277,8 @@ class ExemplarSegmenter(LightningModule):
                 "trainer.max_epochs=-1 without trainer.max_steps has no end, which the learning rate needs; set one."
             )
         self._steps = int(self.trainer.estimated_stepping_batches)
+        if self.graphs:
+            self._graphed = self._graphed_steps()
         for schedule in (config.scheduler for config in self.trainer.lr_scheduler_configs):
             for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
                 group["lr"] = rate * self.optimisation.factor(schedule.last_epoch, self._steps)
@@ -284,6 +292,22 @@ class ExemplarSegmenter(LightningModule):
     def _adapter_tensors(self) -> list[nn.Parameter]:
         """Return what the adapter trains of the backbone."""
         return [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+
+    def _graphed_steps(self) -> GraphedSteps:
+        """Return the steps as CUDA graphs.
+
+        Raises:
+            ValueError: If this training cannot have them.
+        """
+        allowed = {
+            "a CUDA device (trainer.accelerator=gpu)": self.device.type == "cuda",
+            "one process (trainer.devices=1)": self.trainer.world_size == 1,
+            "no cache of features (model.cache)": self.encoder is None,
+        }
+        if missing := [name for name, there in allowed.items() if not there]:
+            raise ValueError(f"model.graphs=true needs {', '.join(missing)}; leave it out.")
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return GraphedSteps(self._learn, trained, self.learning.corrections)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained tensors, and record the backbone that they belong to."""

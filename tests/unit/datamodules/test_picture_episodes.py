@@ -73,3 +73,17 @@ def test_the_digest_of_the_data_says_whether_pictures_are_in_it() -> None:
 def test_wrong_settings(changes, said) -> None:
     with pytest.raises(ValueError, match=said):
         PretrainDataModule(**changes)
+
+
+def test_several_episodes_of_a_piece_share_the_piece_and_nothing_else() -> None:
+    several = episodes(0.5, episodes_per_piece=2)
+    first, second, third = (several[0, index] for index in (0, 1, 2))
+    assert same(episodes(0.5, episodes_per_piece=2)[0, 1], second)  # whatever was drawn before it
+    assert not same(first, second)
+    assert not same(second, third)
+    drawn: list[tuple[int, int]] = []
+    draw = several._draw
+    several._draw = lambda key: drawn.append(key) or draw(key)
+    for index in range(6):
+        several[1, index]
+    assert drawn == [(1, 0), (1, 1), (1, 2)]
