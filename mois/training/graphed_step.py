@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from mois.records import Episode
 from mois.training.episode_step import StepResult
@@ -23,18 +24,19 @@ class GraphedSteps:
     """Computes losses and gradients of a batch by replaying recorded kernels.
 
     A small backbone waits for Python: thousands of kernels of a few microseconds each make a step. A CUDA graph starts
-    all of them with one call. Every number of clicks has a graph of its own. All are recorded before the first step:
-    later, tensors of an earlier backward pass may be left, and CUDA would refuse. All batches have the same shape.
+    all of them with one call. Every number of clicks has a graph of its own. All are recorded at the first step.
+    All batches have the same shape.
 
     Args:
         learn: Computes the losses of a batch. It must not wait for the device.
-        parameters: The trained parameters. Their storage must stay where it is.
+        module: What is trained. The storage of its parameters must stay where it is.
         period: Number of steps after which the numbers of clicks repeat.
     """
 
-    def __init__(self, learn: Learn, parameters: Sequence[Parameter], period: int) -> None:
+    def __init__(self, learn: Learn, module: Module, period: int) -> None:
         self.learn = learn
-        self.parameters = list(parameters)
+        self.module = module
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.period = period
         self.recorded: list[_Recorded] = []
 
@@ -56,22 +58,46 @@ class GraphedSteps:
         kept = Episode(*(tensor.clone() for tensor in episode))
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._step(kept, step)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # other threads pin memory for the next batches meanwhile
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            losses, figures, gradients, names = self._step(kept, step)
+        with self._fresh_parameters() as parameters:
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    self._step(kept, step, parameters)
+            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.synchronize()
+            # other threads pin memory for the next batches meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                losses, figures, gradients, names = self._step(kept, step, parameters)
         return _Recorded(graph, kept, losses, figures, gradients, *names)
 
-    def _step(self, episode: Episode, step: int) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...], Any]:
+    @contextmanager
+    def _fresh_parameters(self) -> Iterator[list[Parameter]]:
+        """Give the module other parameters with the same storage, in the order of `parameters`.
+
+        Autograd ties a parameter to the stream of its first use, which may be another one than that of the recording.
+        """
+        fresh = {parameter: Parameter(parameter.detach()) for parameter in self.parameters}
+        places = [
+            (part._parameters, name, parameter)
+            for part in self.module.modules()
+            for name, parameter in part._parameters.items()
+            if parameter is not None and parameter in fresh
+        ]
+        for owner, name, parameter in places:
+            owner[name] = fresh[parameter]
+        try:
+            yield list(fresh.values())
+        finally:
+            for owner, name, parameter in places:
+                owner[name] = parameter
+
+    def _step(
+        self, episode: Episode, step: int, parameters: Sequence[Parameter]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...], Any]:
         result = self.learn(episode, step)
         losses = torch.stack([loss.float() for loss in result.losses.values()])
         figures = torch.stack([figure.float() for figure in result.figures.values()])
-        gradients = torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
+        gradients = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
         return losses.detach(), figures.detach(), gradients, (list(result.losses), list(result.figures))
 
 

@@ -306,8 +306,7 @@ class ExemplarSegmenter(LightningModule):
         }
         if missing := [name for name, there in allowed.items() if not there]:
             raise ValueError(f"model.graphs=true needs {', '.join(missing)}; leave it out.")
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return GraphedSteps(self._learn, trained, self.learning.corrections)
+        return GraphedSteps(self._learn, self, self.learning.corrections)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained tensors, and record the backbone that they belong to."""

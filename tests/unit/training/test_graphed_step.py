@@ -21,10 +21,11 @@ from tests.support.example_episodes import example_episode
 def _record(self: GraphedSteps, episode: Episode, step: int):
     """Compute the step at every replay, into the same tensors."""
     kept = Episode(*(tensor.clone() for tensor in episode))
-    losses, figures, gradients, names = self._step(kept, step)
+    losses, figures, gradients, names = self._step(kept, step, self.parameters)
 
     def replay() -> None:
-        new_losses, new_figures, new_gradients, _ = self._step(kept, step)
+        with self._fresh_parameters() as parameters:
+            new_losses, new_figures, new_gradients, _ = self._step(kept, step, parameters)
         for there, here in zip((losses, figures, *gradients), (new_losses, new_figures, *new_gradients), strict=True):
             if there is not None:
                 there.copy_(here)
@@ -46,7 +47,7 @@ def test_losses_and_gradients_are_those_of_the_step(monkeypatch: pytest.MonkeyPa
     def step(episode: Episode, number: int) -> StepResult:
         return learn(backbone, {"": propagation}, episode, EpisodeLearning(corrections=2), number)
 
-    graphed = GraphedSteps(step, parameters, period=2)
+    graphed = GraphedSteps(step, torch.nn.ModuleList([backbone, propagation]), period=2)
     for number, seed in ((0, 0), (1, 1), (3, 2)):
         episode = example_episode(1, 2, 3, 64, seed=seed)
         expected = torch.autograd.grad(_total(step(episode, number)), parameters, allow_unused=True)
