@@ -193,14 +193,17 @@ def what_is_delivered(best: Mapping[str, Any] | None, validated: bool, kept: boo
             "and the start was not validated here; test with --ckpt_path last or start"
         )
     record = best.get(RECORD, {})
-    before = with_score(record.get("step_0", {})).get("score")
+    step_0 = with_score(record.get("step_0", {}))
+    before = step_0.get("score")
     if best["global_step"] > 0:
         now = record.get("validation", {}).get("", {}).get("figures", {}).get("score")
         scores = "" if now is None else f": {SCORE} {now:.2f}"
         than = "" if now is None or before is None else f" ({before:.2f} at step 0)"
         return f"best.ckpt and the bundle are the model after step {best['global_step']}{scores}{than}"
     scored = "" if before is None else f" ({SCORE} {before:.2f} at step 0)"
+    harms = exemplars_harm(step_0.get("right"), step_0.get("no_exemplars"))
+    harm = "; the exemplars do harm before the training as well" if harms else ""
     return (
         f"best.ckpt and the bundle are the model before the training{scored}: no later one was better by more than "
-        f"{TIE} without harm; the last weights are in last.ckpt"
+        f"{TIE} without harm; the last weights are in last.ckpt{harm}"
     )

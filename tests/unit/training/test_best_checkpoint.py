@@ -167,6 +167,10 @@ def test_the_end_of_a_training_says_what_is_delivered() -> None:
         "best.ckpt and the bundle are the model before the training (val/score 0.50 at step 0): no later one was "
         "better by more than 0.01 without harm; the last weights are in last.ckpt"
     )
+    harmed = {"step_0": {"score": 0.5, "right": 0.5, "no_exemplars": 0.6}}
+    assert what_is_delivered({"global_step": 0, "mois": harmed}, True).endswith(
+        "; the exemplars do harm before the training as well"
+    )
     assert "never validated: there is no best.ckpt" in what_is_delivered(None, False)
     assert what_is_delivered(None, True, kept=False).startswith("trainer.enable_checkpointing=false: nothing was comp")
     assert what_is_delivered(None, True) == (
