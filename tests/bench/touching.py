@@ -111,21 +111,30 @@ def with_truth(volume: Volume, truth: TrueLesions, grid: SliceGrid) -> Arms:
     return arms
 
 
+def middle_of(truth: TrueLesions, lesion: int) -> tuple[int, int, int]:
+    """Return slice, row and column of the deepest pixel of a lesion on its largest slice."""
+    slice_index = truth.largest_slice(lesion)
+    depth = ndimage.distance_transform_edt(np.pad(truth.index[slice_index] == lesion, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return slice_index, int(row), int(column)
+
+
 def with_model(model: LesionModel, volume: Volume, truth: TrueLesions, grid: SliceGrid) -> Arms:
     """Return what a model finds after five clicks, as components, parted by their shape, and parted by its cores."""
     answers: dict[int, LesionMaps] = {}
+    session = InteractiveSession(model, volume)
 
     def answer(kind: int) -> LesionMaps:
         if kind not in answers:
-            session = InteractiveSession(model, volume)
+            while session.undo():  # the clicks on the class before
+                pass
             rng = np.random.default_rng([SEED, kind])
-            ids = sorted(truth.volumes_of_class(kind))
-            for lesion in rng.permutation(ids)[:PROMPTED].tolist():
-                slice_index = truth.largest_slice(lesion)
-                depth = ndimage.distance_transform_edt(np.pad(truth.index[slice_index] == lesion, 1))[1:-1, 1:-1]
-                row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-                place = torch.tensor([[slice_index, int(row), int(column)]], dtype=torch.float64)
-                session.click(tuple(grid.to_lps_mm(place)[0].tolist()))
+            for lesion in rng.permutation(sorted(truth.volumes_of_class(kind))).tolist():
+                middle = middle_of(truth, lesion)
+                taken = bool(grid.to_stack(session.label_map())[middle])  # by the mask of a lesion beside it
+                if not taken and len(session.actions) < PROMPTED:
+                    place = torch.tensor([middle], dtype=torch.float64)
+                    session.click(tuple(grid.to_lps_mm(place)[0].tolist()))
             bench = session._bench
             _, exemplars = bench.exemplars_in_use(session.state)
             answers[kind] = model.segmenter.find(bench.encoded, exemplars)
