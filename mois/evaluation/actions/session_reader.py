@@ -23,7 +23,7 @@ SESSION_STRATEGIES: tuple[SessionStrategy, ...] = ("random", "suggested", "corre
 VERDICTS_BETWEEN_PROPAGATIONS = 3
 """Number of found lesions that the reader `corrects` judges before all lesions are found again."""
 ACCEPTED_IOU = 0.5
-"""IoU with a true lesion from which the reader accepts a found lesion as well drawn."""
+"""IoU with a true lesion from which a reader accepts a found lesion as well drawn."""
 
 Place = tuple[int, int, int]
 """Slice, row and column in the scan's stack."""
@@ -77,9 +77,9 @@ class SessionReader:
         """Yield the progress at the start, and after each step until nothing is left to do. Most steps are one action.
 
         Args:
-            strategy: `random` clicks one random lesion after the other. `suggested` does what the session suggests:
-                it clicks a lesion, and rejects what is no lesion. `corrects` goes through the list of found lesions,
-                and accepts or rejects them.
+            strategy: `random` clicks one random lesion after the other. `suggested` goes where the session suggests:
+                it accepts a lesion that is well drawn, clicks any other lesion, and rejects what is no lesion.
+                `corrects` goes through the list of found lesions, and accepts or rejects them.
         """
         look: dict[SessionStrategy, Callable[[Progress], Progress | None]] = {
             "random": self._click_random,
@@ -126,7 +126,7 @@ class SessionReader:
         return index
 
     def _follow_suggestion(self, progress: Progress) -> Progress | None:
-        """Do what the session suggests: click a lesion there, or reject what is no lesion; None without a place."""
+        """Do what the session suggests: accept, click or reject the lesion there; None without a place."""
         bench = self._bench
         state, _ = bench.apply("propagate", progress.state, {})
         looked = replace(progress, state=state)
@@ -143,17 +143,16 @@ class SessionReader:
             shown = BoxMask(place, np.ones((1, 1, 1), dtype=bool))
         else:
             shown = progress.state.lesions[suggestion.lesion].mask
+            judged = self._judge_found(progress, suggestion.lesion)
+            if judged is not None:
+                return judged
         if self._touches_never(shown):
             return None
         here = int(self._true.index[place])
         lesion = int(self._true.ids[here - 1]) if here else 0
         if lesion in self._promptable:
             return None if lesion in progress.lesions else self._click(progress, place, lesion)
-        if not self._is_false(shown):
-            return None
-        if suggestion.lesion is not None:
-            return self._judge(progress, suggestion.lesion, "reject")
-        return self._click_and_reject(progress, place)
+        return self._click_and_reject(progress, place) if suggestion.lesion is None and not lesion else None
 
     def _click_and_reject(self, progress: Progress, place: Place) -> Progress | None:
         """Show the session that a place is no lesion: two actions; None if the click would take a true lesion along."""
@@ -177,19 +176,25 @@ class SessionReader:
     def _judge_next(self, progress: Progress) -> Progress | None:
         """Accept or reject the first lesion of the list that the reader is sure about; None if there is none."""
         for number, found in sorted(progress.state.lesions.items()):
-            if found.owns:
-                continue
-            if self._is_false(found.mask):
-                return self._judge(progress, number, "reject")
-            touched = {lesion: n for lesion, n in self._touched(found.mask).items() if lesion in self._promptable}
-            if not touched or self._touches_never(found.mask):
-                continue
-            lesion = max(touched, key=lambda one: touched[one])
-            true_voxels = int(self._true.slice_voxels[:, np.searchsorted(self._true.ids, lesion)].sum())
-            iou = touched[lesion] / (found.mask.voxels + true_voxels - touched[lesion])
-            if lesion not in progress.lesions and iou >= ACCEPTED_IOU:
-                return replace(self._judge(progress, number, "accept"), lesions=(*progress.lesions, lesion))
+            judged = None if found.owns else self._judge_found(progress, number)
+            if judged is not None:
+                return judged
         return None
+
+    def _judge_found(self, progress: Progress, number: int) -> Progress | None:
+        """Reject a found lesion that is none, or accept it if it is well drawn; None if the reader does neither."""
+        mask = progress.state.lesions[number].mask
+        if self._is_false(mask):
+            return self._judge(progress, number, "reject")
+        touched = {lesion: n for lesion, n in self._touched(mask).items() if lesion in self._promptable}
+        if not touched or self._touches_never(mask):
+            return None
+        lesion = max(touched, key=lambda one: touched[one])
+        true_voxels = int(self._true.slice_voxels[:, np.searchsorted(self._true.ids, lesion)].sum())
+        iou = touched[lesion] / (mask.voxels + true_voxels - touched[lesion])
+        if lesion in progress.lesions or iou < ACCEPTED_IOU:
+            return None
+        return replace(self._judge(progress, number, "accept"), lesions=(*progress.lesions, lesion))
 
     def _judge(self, progress: Progress, number: int, verdict: Literal["accept", "reject"]) -> Progress:
         """Accept or reject a lesion of the session."""
