@@ -243,6 +243,11 @@ class Propagation(nn.Module, ABC):
         """Return saved weights with what they lack and this propagation can begin without. The default adds nothing."""
         return tensors
 
+    @property
+    def merges(self) -> bool:
+        """Whether `condense` merges exemplars. By default it does if the class has a `condense` of its own."""
+        return type(self).condense is not Propagation.condense
+
     def condense(self, exemplars: Exemplars, most: int) -> Exemplars:
         """Merge prepared exemplars into at most `most` exemplars. The default merges nothing."""
         del most

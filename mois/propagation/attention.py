@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from mois.interfaces import Backbone, Propagation
 from mois.propagation.pooling import is_present
+from mois.propagation.shared_keys import SharedKeys
 from mois.propagation.weights import load_propagation
 from mois.records import Exemplars, Features, Prompts, SemanticPrediction
 
@@ -30,14 +31,19 @@ class Attention(Propagation):
     - Presence is supervised. It does not gate the mask.
     - The distance between slices plays no part.
 
+    With `keys=shared` the attention is repaired: queries and keys have one projection, values carry the mask, and
+    position plays no part (`mois.propagation.shared_keys`). The other options are for `keys=memory` alone.
+
     Args:
         rotary_keys: Rotate queries and keys by their position on the grid, as the paper does. Rotation favours the
             same position in the slice of the exemplar. Position says nothing about likeness, so the default is off.
         tokens: `dense` keeps every token of a memory map, as in the paper. `foreground` keeps only the tokens on and
             around the lesion, up to 16 KiB. Of a larger lesion it keeps evenly spread tokens.
         initial: Start from the memory attention of the backbone, as the paper does, or at random.
-        weights: `random` (the attention itself starts as `initial` says), `bundled` (pretrained with the bundled nano)
-            or a path.
+        weights: `random` (the attention itself starts as `initial` says), `bundled` (pretrained with the bundled nano;
+            for `keys=memory`) or a path.
+        keys: `memory` attends to memory maps, as in the paper. `shared` attends to single cells inside and around the
+            lesion under a projection that queries and keys share, at most 16 KiB an exemplar.
 
     Source: MOIS-SAM2, arXiv 2509.19277, exemplar attention.
     """
@@ -48,15 +54,27 @@ class Attention(Propagation):
         tokens: Literal["dense", "foreground"] = "dense",
         initial: Literal["memory_attention", "random"] = "memory_attention",
         weights: str = "random",
+        keys: Literal["memory", "shared"] = "memory",
     ) -> None:
         super().__init__()
+        if keys == "shared":
+            _refuse_options_of_memory_keys(rotary_keys, tokens, initial, weights)
+        self.keys = keys
         self.rotary_keys = rotary_keys
         self.kept_tokens = tokens
         self.initial = initial
         self.weights = weights
 
     def build(self, backbone: Backbone) -> None:
-        """Copy the memory attention of the backbone, and add embeddings for sign and for an empty bank."""
+        """Copy the memory attention of the backbone, and add embeddings for sign and for an empty bank.
+
+        With shared keys, make the layers of those instead.
+        """
+        if self.keys == "shared":
+            self.shared = SharedKeys(backbone)
+            self.bytes_per_exemplar = self.shared.bytes_per_exemplar
+            load_propagation(self, self.weights, backbone)
+            return
         self.stack = backbone.attention_stack(rotary_keys=self.rotary_keys)
         if self.initial == "random":
             for layer in self.stack.modules():
@@ -73,7 +91,12 @@ class Attention(Propagation):
         load_propagation(self, self.weights, backbone)
 
     def describe(self, features: Features, masks: Tensor, backbone: Backbone) -> Exemplars:
-        """Keep the tokens of the memory map with their position code, and the pointer of SAM2 for this mask."""
+        """Keep the tokens of the memory map with their position code, and the pointer of SAM2 for this mask.
+
+        With shared keys, keep single cells in and around the lesion.
+        """
+        if self.keys == "shared":
+            return self.shared.describe_on(features, torch.arange(len(masks), device=masks.device), masks)
         logits = 20.0 * functional.avg_pool2d(masks.unsqueeze(1), 4) - 10.0
         # two clicks: SAM2 gives one mask
         no_clicks = torch.full((masks.shape[0], 2), -1, device=masks.device, dtype=torch.int32)
@@ -89,9 +112,24 @@ class Attention(Propagation):
         present = is_present(masks)
         return Exemplars(tokens, present, torch.zeros_like(present))
 
+    def describe_on(self, features: Features, image: Tensor, masks: Tensor, backbone: Backbone) -> Exemplars:
+        """Describe M lesions on N images. With shared keys, embed each image only once."""
+        if self.keys == "shared":
+            return self.shared.describe_on(features, image, masks)
+        return super().describe_on(features, image, masks, backbone)
+
+    @property
+    def merges(self) -> bool:
+        """Whether `condense` merges exemplars: with shared keys."""
+        return self.keys == "shared"
+
+    def condense(self, exemplars: Exemplars, most: int) -> Exemplars:
+        """With shared keys, merge the exemplars that look most alike. Memory maps are not merged."""
+        return self.shared.condense(exemplars, most) if self.merges else exemplars
+
     def prepare(self, exemplars: Exemplars) -> Exemplars:
         """Drop the token slots that no exemplar fills."""
-        if self.kept_tokens == "dense" or exemplars.count == 0:
+        if self.keys == "shared" or self.kept_tokens == "dense" or exemplars.count == 0:
             return exemplars
         filled = (exemplars.tokens["cell"] >= 0).sum(2) * exemplars.present  # the zeros of padding look like cells
         longest = max(1, int(filled.amax()))  # the only wait for the device, once per bank
@@ -100,6 +138,9 @@ class Attention(Propagation):
 
     def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
         """Condition the query on all exemplars at once, and decode the union of all lesions that look like them."""
+        if self.keys == "shared":
+            answer_of_shared: SemanticPrediction = self.shared(features, exemplars, backbone)
+            return answer_of_shared
         features = features.repeat(exemplars.valid.shape[0] // features.image.shape[0])
         coarse = features.levels[-1]
         conditioned = coarse + self.no_exemplar.view(1, -1, 1, 1)
@@ -138,6 +179,22 @@ class Attention(Propagation):
             cells.clamp(min=0).long().flatten(1) if self.rotary_keys else None,
         )
         return out.transpose(1, 2).reshape(coarse.shape)
+
+
+def _refuse_options_of_memory_keys(rotary_keys: bool, tokens: str, initial: str, weights: str) -> None:
+    """Refuse options that mean nothing with shared keys."""
+    options = {"rotary_keys": (rotary_keys, False), "tokens": (tokens, "dense")}
+    options["initial"] = (initial, "memory_attention")
+    for name, (given, default) in options.items():
+        if given != default:
+            raise ValueError(
+                f"propagation.{name}={given} needs propagation.keys=memory; leave {name} out with keys=shared."
+            )
+    if weights == "bundled":
+        raise ValueError(
+            "propagation.weights=bundled are of keys=memory; with keys=shared give random, or a path to a .safetensors "
+            "file."
+        )
 
 
 def _foreground(masks: Tensor, most: int) -> Tensor:

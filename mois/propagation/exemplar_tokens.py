@@ -37,6 +37,7 @@ CLIPPED_AT = 5.0
 
 _AIR = 0.02  # smoothed intensity of a cell of air or padding
 _SMALLEST_DEVIATION = 1e-4
+_SMALLEST_WEIGHT = 1e-6
 
 
 class TokenSet(NamedTuple):
@@ -90,6 +91,24 @@ class Scale:
     def __call__(self, features: Tensor) -> Tensor:
         """Standardise (B, n, F)."""
         return ((features - self.mean) / self.deviation).clamp(-CLIPPED_AT, CLIPPED_AT)
+
+
+def zone_means(features: Tensor, tokens: TokenSet) -> Tensor:
+    """Return the mean features of each zone of the positive exemplars of B questions.
+
+    Args:
+        features: (B, L, F), the features of the tokens, standardised or not.
+        tokens: What the tokens are.
+
+    Returns:
+        (B, 4 x F), in the order core, rim, surroundings, further tissue.
+    """
+    weight = tokens.weight * ~tokens.negative
+    means = []
+    for zone in ZONE_TOKENS:
+        own = weight * (tokens.zone == zone)
+        means.append((own.unsqueeze(2) * features).sum(1) / own.sum(1, keepdim=True).clamp(min=_SMALLEST_WEIGHT))
+    return torch.cat(means, dim=1)
 
 
 def take_tokens(cells: Tensor, images: Tensor, on: Tensor, masks: Tensor) -> Exemplars:

@@ -10,7 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mois.interfaces import Backbone, Propagation
-from mois.propagation.exemplar_tokens import CORE, FAR, NEAR, RIM, TOKENS, ZONE_TOKENS, Scale, TokenSet, take_tokens
+from mois.propagation.exemplar_tokens import (
+    CORE,
+    FAR,
+    NEAR,
+    RIM,
+    TOKENS,
+    ZONE_TOKENS,
+    Scale,
+    TokenSet,
+    take_tokens,
+    zone_means,
+)
 from mois.propagation.filters import FILTERS, filter_bank
 from mois.propagation.kernel import NEVER, kernel_mean
 from mois.propagation.layers import Block, Embedding, Stem, embed, joined, norm, separable
@@ -185,7 +196,7 @@ class LearnedMatching(Propagation):
             scale = Scale.of(tokens)
             keys = scale(tokens.features)  # (B, L, F)
             maps = self._compare(cells.flatten(2).transpose(1, 2), scale, keys, tokens)
-            means = self._zone_means(keys, tokens)
+            means = zone_means(keys, tokens)
             weight = (exemplars.present & ~exemplars.negative) * exemplars.weight.float()
             area = (exemplars.tokens["log_area"].float() * weight.unsqueeze(2)).sum(1)
             area = area / weight.sum(1, keepdim=True).clamp(min=_SMALLEST)
@@ -224,15 +235,6 @@ class LearnedMatching(Propagation):
         total = tokens.weight.sum(1, keepdim=True).clamp(min=_SMALLEST)
         weight = torch.where(tokens.weight > 0, (tokens.weight / total).clamp(min=1e-30).log(), NEVER)
         return values, self.prior[:, kind].transpose(0, 1) + weight.unsqueeze(1)
-
-    def _zone_means(self, keys: Tensor, tokens: TokenSet) -> Tensor:
-        """Return the mean standardised features of each zone of the positive exemplars, (B, 4 x F)."""
-        weight = tokens.weight * ~tokens.negative
-        means = []
-        for zone in (CORE, RIM, NEAR, FAR):
-            own = weight * (tokens.zone == zone)
-            means.append((own.unsqueeze(2) * keys).sum(1) / own.sum(1, keepdim=True).clamp(min=_SMALLEST))
-        return torch.cat(means, dim=1)
 
 
 class _Match(NamedTuple):

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from mois.inference.lesion_maps import LesionMaps
-from mois.interfaces import Propagation
 from mois.records import Exemplars, Volume
 from mois.session.found_lesions import confidence, describe_lesions, find_lesions, keep_ids, nearest_exemplars, outline
 from mois.session.masks import BoxMask, unpack_mask
@@ -92,8 +91,7 @@ class Workbench:
         `inference.most_exemplars`: those that differ most.
         """
         bank, most = self.bank(state), self.segmenter.settings.most_exemplars
-        merges = type(self.segmenter.propagation).condense is not Propagation.condense
-        keys = bank.select(max(most, len(bank)) if merges else most)
+        keys = bank.select(max(most, len(bank)) if self.segmenter.propagation.merges else most)
         if not keys:
             return [], self.segmenter.no_exemplars(self.encoded)
         return keys, bank.exemplars(keys, self.segmenter.device)

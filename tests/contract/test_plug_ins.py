@@ -20,6 +20,7 @@ PROPAGATIONS = [
     Similarity(),
     Attention(),
     Attention(rotary_keys=True, tokens="foreground", initial="random"),
+    Attention(keys="shared"),
 ]
 ADAPTERS = [
     Frozen(),

@@ -185,14 +185,14 @@ def test_pretrain_nano_trains_and_exports_what_an_adaptation_loads(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_compare_propagations_trains_all_three(tmp_path: Path) -> None:
+def test_compare_propagations_trains_all_four(tmp_path: Path) -> None:
     small = phantoms(episodes_per_epoch=1, val_subjects=1)
     train("fit", config("compare_propagations.yaml"), *small, "--trainer.max_epochs=1", folder(tmp_path / "run"))
     (row,) = [row for row in rows(tmp_path / "run") if row["train/loss"]]
-    for prefix in ("", "attention/", "attention2/"):
+    for prefix in ("", "attention/", "attention2/", "attention3/"):
         assert float(row[f"train/loss_{prefix}semantic"]) > 0
     (scored,) = validations(tmp_path / "run")
-    assert {"val/no_exemplars", "val/attention/no_exemplars", "val/attention2/no_exemplars"} <= scored.keys()
+    assert {f"val/{prefix}no_exemplars" for prefix in ("", "attention/", "attention2/", "attention3/")} <= scored.keys()
 
 
 @pytest.mark.ci

@@ -21,6 +21,10 @@ from mois.records import Exemplars
 from mois.testing import example_patches, nano_backbone
 
 
+def shared_attention() -> Attention:
+    return Attention(keys="shared")
+
+
 @pytest.fixture(scope="module")
 def similarity() -> Similarity:
     torch.manual_seed(0)
@@ -115,7 +119,7 @@ def test_what_depends_on_the_exemplars_alone_is_worked_out_once(
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", [Similarity, Attention])
+@pytest.mark.parametrize("kind", [Similarity, Attention, shared_attention])
 def test_gradients_are_laid_out_as_their_parameters(kind: Callable[[], Propagation], precision: torch.dtype) -> None:
     backbone, propagation = nano_backbone(), kind()  # otherwise DDP warns, and copies them at every step
     propagation.build(backbone)
@@ -184,7 +188,7 @@ def test_of_a_lesion_with_too_many_tokens_evenly_spread_ones_are_kept() -> None:
     assert described.tokens["cell"].flatten().tolist() == [0, 8, 16, 24, 32, 40, 48, 56]
 
 
-@pytest.mark.parametrize("kind", [Similarity, Prototype, lambda: Attention(tokens="foreground")])
+@pytest.mark.parametrize("kind", [Similarity, Prototype, lambda: Attention(tokens="foreground"), shared_attention])
 @pytest.mark.parametrize("size", ["nano", "tiny"])
 def test_an_exemplar_is_compact(kind: Callable[[], Propagation], size: Literal["nano", "tiny"]) -> None:
     backbone, propagation = SAM2(size, "random", patch_px=512), kind()
