@@ -19,7 +19,7 @@ from mois.grid import Edges, Spacing, edges_of
 from mois.lesions import InstanceMap, Mask
 
 # All numbers below were chosen on phantoms, round and plexiform: with true cores, and SURE with learned cores.
-SURE = 0.8
+SURE = 0.9
 """A core has a pixel of this probability."""
 
 JOINED = 0.35

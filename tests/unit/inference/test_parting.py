@@ -45,7 +45,7 @@ def test_cores_by_hand() -> None:
     """A bar of 2 x 12 voxels with two cores: the flood meets in the middle. The bar below has one core."""
     lesions, cores = np.zeros((1, 8, 14), np.int32), np.zeros((1, 8, 14), np.float32)
     lesions[0, 1:3, 1:13], lesions[0, 5:7, 1:13] = 1, 2
-    cores[0, 1:3, 2:5] = cores[0, 1:3, 9:12] = cores[0, 5:7, 2:5] = 0.9
+    cores[0, 1:3, 2:5] = cores[0, 1:3, 9:12] = cores[0, 5:7, 2:5] = 0.95
     found = part_by_cores(lesions, cores, THICK)
     assert found[0, 1].tolist() == [0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0]
     assert found[0, 6].tolist() == [0, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 0]
@@ -55,13 +55,13 @@ def test_cores_that_do_not_count() -> None:
     """One with a pixel of .4, one of 3 pixels, and two that a bridge of .4 joins."""
     lesions, cores = np.zeros((1, 8, 20), np.int32), np.zeros((1, 8, 20), np.float32)
     lesions[0, 1:7, 1:19] = 1
-    cores[0, 2:6, 2:7] = 0.9
+    cores[0, 2:6, 2:7] = 0.95
     assert part_by_cores(lesions, cores, THICK).max() == 1
     cores[0, 2:6, 12:17] = 0.4
     assert part_by_cores(lesions, cores, THICK).max() == 1
-    cores[0, 3, 13:16] = 0.9
+    cores[0, 3, 13:16] = 0.95
     assert part_by_cores(lesions, np.where(cores == np.float32(0.4), 0, cores), THICK).max() == 1
-    cores[0, 2:6, 12:17] = 0.9
+    cores[0, 2:6, 12:17] = 0.95
     assert part_by_cores(lesions, cores, THICK).max() == 2
     cores[0, 3, 7:12] = 0.4
     assert part_by_cores(lesions, cores, THICK).max() == 1
@@ -115,7 +115,7 @@ def test_lesions_on_top_of_each_other_come_apart_where_slices_are_dense() -> Non
 def test_small_parts_join_what_they_touch_most() -> None:
     lesions, cores = np.zeros((1, 8, 24), np.int32), np.zeros((1, 8, 24), np.float32)
     lesions[0, 1:7, 1:18] = 1
-    cores[0, 2:6, 2:6], cores[0, 2:6, 12:17] = 0.9, 0.9
+    cores[0, 2:6, 2:6], cores[0, 2:6, 12:17] = 0.95, 0.95
     sizes = np.bincount(part_by_cores(lesions, cores, THICK).ravel())[1:]
     assert len(sizes) == 2
     assert part_by_cores(lesions, cores, THICK, min_voxels=int(sizes.min())).max() == 2
