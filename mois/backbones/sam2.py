@@ -27,8 +27,8 @@ class SAM2(Backbone):
 
     Args:
         size: Size of the model. `nano` (1.1 M parameters) ships with this package; the other sizes are models of Meta.
-        weights: `bundled` (nano only), `random`, a path to an official checkpoint (.pt) or .safetensors, or a hub id
-            such as `facebook/sam2.1-hiera-tiny`.
+        weights: `bundled-2` or the earlier `bundled` (both nano only), `random`, a path to an official checkpoint (.pt)
+            or .safetensors, or a hub id such as `facebook/sam2.1-hiera-tiny`.
         patch_px: Edge of the square input in pixels, a multiple of 32; by default the size of the training.
         checkpoint_trunk: Recompute activations of the trunk in the backward pass instead of keeping them. This takes
             about a third more time and much less memory.
@@ -48,7 +48,7 @@ class SAM2(Backbone):
     def __init__(
         self,
         size: Literal["nano", "tiny", "small", "base_plus", "large"] = "nano",
-        weights: str = "bundled",
+        weights: str = "bundled-2",
         patch_px: int | None = None,
         checkpoint_trunk: bool = False,
         seed: int = 0,

@@ -27,6 +27,10 @@ HUB_FILES_TRANSFORMERS = {f"{repository}-hf": "model.safetensors" for repository
 HUB_TIMEOUT_S = 10.0
 
 
+BUNDLED = {"bundled": "", "bundled-2": "_2"}
+"""Names of the weights that ship with this package, and what they add to the names of their files."""
+
+
 def bundled_file(name: str) -> Path:
     """Return the path of a weights file that ships with this package, such as "nano.safetensors"."""
     return Path(str(files("mois") / "weights" / name))
@@ -38,8 +42,8 @@ def load_weights(model: nn.Module, name: str, weights: str) -> WeightsIdentity:
     Args:
         model: The model.
         name: Size of the model, for the identity and for `bundled`.
-        weights: `bundled`, `random`, a hub id or a path: a .pt or .safetensors file in the layout of Meta or of
-            transformers, or a folder that holds such a file.
+        weights: `bundled-2`, `bundled` (the first one), `random`, a hub id or a path: a .pt or .safetensors file in the
+            layout of Meta or of transformers, or a folder that holds such a file.
 
     Returns:
         Identity of the weights.
@@ -54,7 +58,7 @@ def load_weights(model: nn.Module, name: str, weights: str) -> WeightsIdentity:
     what = f"backbone.weights={weights}"
     wanted = model.state_dict()
     tensors = arrange(read_tensor_file(path, what), list(wanted), name, what)
-    load_exactly(model, tensors, what, converts=weights != "bundled")
+    load_exactly(model, tensors, what, converts=weights not in BUNDLED)
     return WeightsIdentity(name, source, file_sha256(path))
 
 
@@ -97,14 +101,14 @@ def _locate(name: str, weights: str | None) -> tuple[Path, str]:
         raise ValueError(
             f"backbone.weights={'null' if weights is None else repr(weights)} names nothing; {_choices()}."
         )
-    if weights == "bundled":
-        path = bundled_file(f"{name}.safetensors")
+    if weights in BUNDLED:
+        path = bundled_file(f"{name}{BUNDLED[weights]}.safetensors")
         if not path.is_file():
             raise ValueError(
-                f"backbone.weights=bundled exists for size nano only, got size {name}; give a path to an official "
+                f"backbone.weights={weights} exists for size nano only, got size {name}; give a path to an official "
                 f"checkpoint, a hub id ({', '.join(HUB_FILES)}) or random."
             )
-        return path, "bundled"
+        return path, weights
     path = Path(os.path.expanduser(weights))  # noqa: PTH111 - without a home, `Path` raises a RuntimeError
     if path.is_file():
         return path, path.name
@@ -122,7 +126,7 @@ def _locate(name: str, weights: str | None) -> tuple[Path, str]:
 
 
 def _choices() -> str:
-    return f"bundled, random or a hub id ({', '.join(HUB_FILES)})"
+    return f"{', '.join(BUNDLED)}, random or a hub id ({', '.join(HUB_FILES)})"
 
 
 def _of_folder(folder: Path) -> Path:

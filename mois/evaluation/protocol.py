@@ -16,8 +16,8 @@ from torch import Tensor
 from mois.clicks import correct, first_click
 from mois.evaluation.actions.curves import ReadersAtWork
 from mois.evaluation.figures import CandidateRow, ClassReport, Figures, PaperFigures, SubjectReport, mean_of, measured
-from mois.evaluation.overlays import save_overlay
 from mois.evaluation.reader import Reader
+from mois.evaluation.result_files import write_class
 from mois.evaluation.scoring import (
     PAPER_CLICKS,
     PAPER_LESIONS,
@@ -31,12 +31,13 @@ from mois.evaluation.scoring import (
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ScanPlan
 from mois.inference.encoded_volume import EncodedVolume, enlarge, mask_centre
+from mois.inference.lesion_maps import LesionMaps
+from mois.inference.levels import Outlined, level_of
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.shared_work import SharedWork, timed
 from mois.lesions import Candidates, InstanceMap
 from mois.metrics.overlap import Overlap
 from mois.records import Exemplars, MaskPrediction, Prompts, Volume
-from mois.scans.image_files import write_volume
 from mois.sharing.calibration import Calibration
 
 Made = TypeVar("Made")
@@ -73,6 +74,7 @@ class Prompted:
         key: Ids of the lesions, and the intended number of clicks on each.
         rows: (N,) row of the tile on which each lesion was clicked.
         answer: Masks that the clicks gave on these tiles.
+        masks: (N, P, P) bool, the masks that describe the exemplars.
         exemplars: Exemplars described from the masks; B = 1, K = N.
         clicks: (N,) number of clicks that were made on each lesion.
     """
@@ -80,6 +82,7 @@ class Prompted:
     key: tuple[tuple[int, ...], int]
     rows: npt.NDArray[np.int64]
     answer: MaskPrediction
+    masks: Tensor
     exemplars: Exemplars
     clicks: npt.NDArray[np.int64]
 
@@ -189,7 +192,7 @@ def evaluate_volume(
         reports.append(report)
         if out is not None:
             with scan.timed("write"):
-                _write_results_of_class(volume, scan, report, result, final, out)
+                write_class(volume, scan.encoded.grid, plan.lesions, report, result, final, out)
     return SubjectReport(
         subject=volume.subject,
         patient=volume.patient,
@@ -222,7 +225,11 @@ def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
     for questions in (queue[start : start + side_by_side] for start in range(0, len(queue), side_by_side)):
         with scan.timed("propagate"):
             exemplars = [_exemplars(scan, prompted, question) for question in questions]
-            answers = scan.segmenter.find_all(scan.encoded, exemplars)
+            found_all = scan.segmenter.find_all(scan.encoded, exemplars)
+            answers = [
+                _at_level(scan, prompted.get(question.target_class, {}).get(question.clicks), asked, answer)
+                for question, asked, answer in zip(questions, exemplars, found_all, strict=True)
+            ]
         for question, answer in zip(questions, answers, strict=True):
             with scan.timed("components"):
                 scan_candidates = scan.segmenter.candidates(answer, lesions.voxel_ml, lesions.edges_mm)
@@ -271,7 +278,7 @@ def _prompt(scan: ScanAtWork, lesions: Sequence[int], clicks: Sequence[int]) -> 
             predicted = enlarge(answer.logits, scan.encoded.tile_px).sigmoid()
             shown = predicted if scan.settings.masks == "predicted" else masks.float()
             exemplars = scan.segmenter.describe(scan.encoded, rows, shown)
-            described[count] = Prompted((tuple(lesions), count), rows, answer, exemplars, made)
+            described[count] = Prompted((tuple(lesions), count), rows, answer, shown > 0.5, exemplars, made)
         return described
 
 
@@ -319,6 +326,15 @@ def _exemplars(scan: ScanAtWork, prompted: PromptedByClass, question: Question) 
     return prompted[question.target_class][question.clicks].exemplars.pick(slice(0, question.exemplars))
 
 
+def _at_level(scan: ScanAtWork, prompted: Prompted | None, exemplars: Exemplars, answer: LesionMaps) -> LesionMaps:
+    """Return an answer at the level of the scan (`mois.inference.levels`); without exemplars as it is."""
+    if prompted is None:
+        return answer
+    own = np.arange(exemplars.count)
+    outlined = Outlined(own, prompted.rows[own], prompted.masks[own])
+    return answer.at_level(level_of(scan.segmenter, scan.encoded, exemplars, outlined, answer.probability))
+
+
 def _exemplar_dice(
     scan: ScanAtWork, propagated: Propagated, target_class: int, count: int, clicks: int
 ) -> tuple[Overlap, float | None, float | None]:
@@ -362,6 +378,7 @@ def _score_by_rules_of_paper(scan: ScanAtWork, target_class: int) -> PaperFigure
         scan_for_paper = replace(scan, seconds={})
         prompted = _prompt(scan_for_paper, largest, [PAPER_CLICKS])[PAPER_CLICKS]
         answer = scan.segmenter.find(scan.encoded, prompted.exemplars)
+        answer = _at_level(scan_for_paper, prompted, prompted.exemplars, answer)
         true = scan.plan.lesions
         found = scan.segmenter.lesions(answer, true.voxel_ml, true.edges_mm)
         tracked = _track(scan_for_paper, prompted, len(largest))
@@ -375,19 +392,3 @@ def _candidates(scan: ScanAtWork, propagated: Propagated, target_class: int) -> 
     rest, taken_out = unprompted_lesions(lesions, plan, plan.order[: question.exemplars], scan.settings.margin_px)
     with scan.timed("score"):
         return candidate_rows(propagated.candidates[question], rest, taken_out, lesions.voxel_ml)
-
-
-def _write_results_of_class(
-    volume: Volume, scan: ScanAtWork, report: ClassReport, result: ClassResult, final: InstanceMap, out: Path
-) -> None:
-    """Write the final result and the prompted lesions on the grid of the scan, and a picture of the final result."""
-    name = f"{volume.subject}_class{report.target_class}"
-    grid = scan.encoded.grid
-    write_volume(grid.to_volume(torch.from_numpy(final)), volume.affine, out / "predictions" / f"{name}.nii.gz")
-    if result.tracked is not None and result.prompted:
-        prompted = np.array([0, *result.prompted], dtype=np.int32)[result.tracked]
-        write_volume(grid.to_volume(torch.from_numpy(prompted)), volume.affine, out / "prompted" / f"{name}.nii.gz")
-    image = grid.to_stack(volume.image.float().cpu()).numpy()
-    true = scan.plan.lesions.only([row.lesion for row in report.lesions])
-    edges_mm = (grid.row_mm, grid.column_mm)
-    save_overlay(out / "overlays" / f"{name}.png", image, true, final, report, edges_mm, volume.channel)

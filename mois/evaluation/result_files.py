@@ -1,4 +1,4 @@
-"""Writes the result files: metrics.json and its tables."""
+"""Writes the result files: metrics.json and its tables, predictions and pictures."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from mois.evaluation.actions.points import ActionPoint
 from mois.evaluation.actions.statistics import summarise_actions
 from mois.evaluation.figures import ClassReport, CountPoint, SubjectReport, TrueLesionRow
+from mois.evaluation.overlays import save_overlay
 from mois.evaluation.result_records import read_rows
+from mois.evaluation.scoring import ClassResult
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import summarise
+from mois.evaluation.true_lesions import TrueLesions
 from mois.files.atomic import write_text
 from mois.files.csv_tables import csv_text
+from mois.geometry import SliceGrid
+from mois.lesions import InstanceMap
 from mois.metrics.surface import SURFACE_MM
+from mois.records import Volume
+from mois.scans.image_files import write_volume
 from mois.sharing.calibration import Calibration
 
 
@@ -92,3 +102,24 @@ def add_confidence(path: Path, calibration: Calibration) -> None:
     if rows:
         confidences = calibration.confidence([float(row["peak"]) for row in rows])
         write_rows(path, [{**row, "confidence": f"{value:.6f}"} for row, value in zip(rows, confidences, strict=True)])
+
+
+def write_class(
+    volume: Volume,
+    grid: SliceGrid,
+    lesions: TrueLesions,
+    report: ClassReport,
+    result: ClassResult,
+    final: InstanceMap,
+    out: Path,
+) -> None:
+    """Write the final result and the prompted lesions on the grid of the scan, and a picture of the final result."""
+    name = f"{volume.subject}_class{report.target_class}"
+    write_volume(grid.to_volume(torch.from_numpy(final)), volume.affine, out / "predictions" / f"{name}.nii.gz")
+    if result.tracked is not None and result.prompted:
+        prompted = np.array([0, *result.prompted], dtype=np.int32)[result.tracked]
+        write_volume(grid.to_volume(torch.from_numpy(prompted)), volume.affine, out / "prompted" / f"{name}.nii.gz")
+    image = grid.to_stack(volume.image.float().cpu()).numpy()
+    true = lesions.only([row.lesion for row in report.lesions])
+    edges_mm = (grid.row_mm, grid.column_mm)
+    save_overlay(out / "overlays" / f"{name}.png", image, true, final, report, edges_mm, volume.channel)

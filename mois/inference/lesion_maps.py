@@ -14,6 +14,7 @@ from torch import Tensor
 from mois.geometry import restore_stack
 from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume
+from mois.inference.levels import EVEN, shifted
 from mois.inference.parting import part_by_cores
 from mois.lesions import InstanceMap, split_touching
 from mois.records import Exemplars
@@ -29,6 +30,12 @@ class LesionMaps(NamedTuple):
 
     probability: Tensor
     cores: Tensor | None = None
+
+    def at_level(self, level: float) -> LesionMaps:
+        """Return the maps with their log-odds shifted, so that a probability of `level` becomes 0.5."""
+        if level == EVEN:
+            return self
+        return LesionMaps(*(None if part is None else shifted(part, level) for part in self))  # type: ignore[arg-type]
 
 
 class TileAnswers(NamedTuple):

@@ -231,7 +231,15 @@ class VolumeSegmenter:
             start = stop
 
     def exemplars(self, encoded: EncodedVolume, items: Sequence[tuple[int, Tensor]]) -> Exemplars:
-        """Turn lesions outlined on slices into exemplars.
+        """Turn lesions outlined on slices into exemplars; see `on_tiles`."""
+        if not items:
+            return self.no_exemplars(encoded)
+        return self.describe(encoded, *self.on_tiles(encoded, items))
+
+    def on_tiles(
+        self, encoded: EncodedVolume, items: Sequence[tuple[int, Tensor]]
+    ) -> tuple[npt.NDArray[np.int64], Tensor]:
+        """Return the tile on which each lesion lies best, (N,) its row, and the masks there, (N, P, P) float.
 
         Args:
             encoded: The scan.
@@ -240,8 +248,6 @@ class VolumeSegmenter:
         Raises:
             ValueError: If a mask holds other values, such as logits.
         """
-        if not items:
-            return self.no_exemplars(encoded)
         rows, masks = [], []
         for slice_index, mask in items:
             if not bool(((mask >= 0) & (mask <= 1)).all()):  # false for NaN
@@ -251,7 +257,7 @@ class VolumeSegmenter:
             tile = int(encoded.tiles.best_tile(y, x))
             rows.append(self.row(encoded, slice_index, tile))
             masks.append(encoded.crop(mask.float(), tile))
-        return self.describe(encoded, np.array(rows), torch.stack(masks))
+        return np.array(rows), torch.stack(masks)
 
     def no_exemplars(self, encoded: EncodedVolume) -> Exemplars:
         """Return exemplars with K = 0. With them the model finds lesions without any exemplar."""

@@ -42,6 +42,9 @@ class InferenceSettings:
             of the thinner lesion by this much, in mm; 0 splits no lesion.
         normalisation: How raw intensities become model intensities. It must be that of the training patches
             (data.init_args.normalisation).
+        level: What a probability of 0.5 means. `fixed`: what the propagation says. `exemplars`: it is found for each
+            scan, from how well the exemplars find each other and from how much of the scan they find
+            (`mois.inference.levels`).
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).
     """
@@ -66,6 +69,7 @@ class InferenceSettings:
     memory_gib: float = 4.0
     split_prominence_mm: float = 0.0
     most_exemplars: int = 16
+    level: Literal["fixed", "exemplars"] = "fixed"
     normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -58,8 +59,14 @@ class TokenSet(NamedTuple):
     weight: Tensor
 
     @staticmethod
-    def of(exemplars: Exemplars, every: int = 1) -> TokenSet:
-        """Put the tokens of K exemplars side by side; with `every`, one of so many neighbours only."""
+    def of(exemplars: Exemplars, every: int = 1, most: int | None = None) -> TokenSet:
+        """Put the tokens of K exemplars side by side; with `every`, one of so many neighbours only.
+
+        With `most`, `every` is as large as it must be for at most about `most` tokens: the more exemplars, the fewer
+        tokens of each. So the cost of a comparison does not grow with the number of exemplars.
+        """
+        if most is not None:
+            every = max(every, min(ceil(exemplars.count * TOKENS / most), TOKENS))
         zone = zones_of_tokens(exemplars.valid.device)[::every].repeat(exemplars.count)
         here = exemplars.present * exemplars.weight  # (B, K)
         kept = {name: token[:, :, ::every].float() for name, token in exemplars.tokens.items() if token.dim() > 2}

@@ -45,6 +45,9 @@ SURE = 1e-4
 TRAINING_TOKENS = 2
 """In training, one of so many tokens is compared: it takes a third off a step."""
 
+MOST_TOKENS = 256
+"""Tokens of a question. Five exemplars with 600, 300 or 200 tokens give the same Dice within 0.03."""
+
 FARTHEST = 8.0
 """Squared distance beyond which a place is unlike every token."""
 
@@ -67,8 +70,8 @@ class LearnedMatching(Propagation):
         width: Channels of the embedding.
         blocks: Residual blocks of the network.
         heads: Distances.
-        weights: `random` or a path. Weights without cores may be given to a propagation with cores: the cores begin as
-            the masks.
+        weights: `random`, `bundled-2` (pretrained with the bundled nano of that name) or a path. Weights without cores
+            may be given to a propagation with cores: the cores begin as the masks.
         cores: Whether to answer with the cores of the lesions too, so that touching lesions come apart.
 
     Source: Oh et al., Video object segmentation using space-time memory networks, arXiv 1904.00607; Cheng et al., STCN,
@@ -76,7 +79,7 @@ class LearnedMatching(Propagation):
     """
 
     def __init__(
-        self, width: int = 48, blocks: int = 3, heads: int = 2, weights: str = "random", cores: bool = False
+        self, width: int = 64, blocks: int = 5, heads: int = 2, weights: str = "random", cores: bool = True
     ) -> None:
         super().__init__()
         if not 1 <= heads <= len(_TEMPERATURES):
@@ -192,7 +195,7 @@ class LearnedMatching(Propagation):
             return _Match(cells.new_zeros(rows, self.heads * MAPS, height, width), nothing)
         some = (exemplars.present & ~exemplars.negative).any(1)  # (B,)
         with torch.autocast(cells.device.type, enabled=False):
-            tokens = TokenSet.of(exemplars, every=TRAINING_TOKENS if self.training else 1)
+            tokens = TokenSet.of(exemplars, TRAINING_TOKENS if self.training else 1, MOST_TOKENS)
             scale = Scale.of(tokens)
             keys = scale(tokens.features)  # (B, L, F)
             maps = self._compare(cells.flatten(2).transpose(1, 2), scale, keys, tokens)

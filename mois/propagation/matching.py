@@ -16,6 +16,9 @@ from mois.records import Exemplars, Features, SemanticPrediction
 FEATURES = 64
 """Most numbers of a token."""
 
+MOST_TOKENS = 640
+"""Tokens of a question: all of five exemplars."""
+
 SMALLEST_WEIGHT = 1e-4
 SMALLEST_DENSITY = 1e-9
 
@@ -67,7 +70,7 @@ class Matching(Propagation):
         absent = features.image.new_full((rows, *patch), ABSENT_LOGIT)
         if exemplars.count == 0:
             return SemanticPrediction(absent, absent.amax((1, 2)))
-        tokens = TokenSet.of(exemplars)
+        tokens = TokenSet.of(exemplars, most=MOST_TOKENS)
         cells = self._cells(features)
         with torch.autocast(cells.device.type, enabled=False):
             odds = self._log_odds(cells.flatten(2).transpose(1, 2), tokens).view(rows, 1, *cells.shape[-2:])

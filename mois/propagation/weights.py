@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mois.backbones.checkpoint_files import read_tensor_file
-from mois.backbones.weights import bundled_file, load_exactly
+from mois.backbones.weights import BUNDLED, bundled_file, load_exactly
 from mois.files.atomic import whole_file
 from mois.interfaces import Backbone, Propagation
 from mois.records import WeightsIdentity
@@ -20,7 +20,8 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
 
     Args:
         propagation: The built propagation.
-        weights: `random` (keep the initial weights), `bundled` (pretrained with the bundled backbone) or a path.
+        weights: `random` (keep the initial weights), `bundled-2` or `bundled` (pretrained with the bundled backbone of
+            that name) or a path.
         backbone: The backbone whose features the propagation gets.
 
     Raises:
@@ -34,18 +35,22 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
             "or a path to a .safetensors file."
         )
     name = type(propagation).__name__.lower()
-    path = bundled_file(f"{backbone.identity.name}_{name}.safetensors") if weights == "bundled" else Path(weights)
+    if weights in BUNDLED:
+        path = bundled_file(f"{backbone.identity.name}{BUNDLED[weights]}_{name}.safetensors")
+    else:
+        path = Path(weights)
     if not path.is_file():
         raise ValueError(
-            f"propagation.weights={weights}: there is no {path.name}; bundled weights exist for the nano backbone with "
-            "similarity and attention; otherwise give a path to a .safetensors file, or random."
+            f"propagation.weights={weights}: there is no {path.name}; for the nano backbone there are bundled-2 with "
+            "learned matching, and bundled with similarity and attention; otherwise give a path to a .safetensors "
+            "file, or random."
         )
     option = f"propagation.weights={weights}"
     file = read_tensor_file(path, option)
     if "backbone_sha256" not in file.metadata:
         raise ValueError(
             f"{option} does not say which backbone it was trained with; give the propagation.safetensors of a bundle, "
-            "bundled or random."
+            "bundled-2, bundled or random."
         )
     trained_with = file.metadata["backbone_sha256"]
     if trained_with != backbone.identity.sha256:

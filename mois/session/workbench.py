@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mois.inference.lesion_maps import LesionMaps
+from mois.inference.levels import EVEN, Outlined, level_of
 from mois.records import Exemplars, Volume
 from mois.session.found_lesions import confidence, describe_lesions, find_lesions, keep_ids, nearest_exemplars, outline
 from mois.session.masks import BoxMask, unpack_mask
@@ -223,8 +224,7 @@ class Workbench:
         Returns:
             None if the mask is empty.
         """
-        index = mask.largest_slice([prompt.slice_index for prompt in prompts if prompt.positive])
-        index = mask.largest_slice() if index < 0 else index
+        index = self._exemplar_slice(mask, prompts)
         if index < 0:
             return None
         outlined = outline(self.encoded, mask, index)
@@ -282,8 +282,27 @@ class Workbench:
             if len(used) == len(before) and all(map(operator.is_, used, before)):
                 return answer
         answer = self.segmenter.find(self.encoded, exemplars)
+        answer = answer.at_level(self._level(state, keys, exemplars, answer))
         self._latest = used, answer
         return answer
+
+    def _level(self, state: State, keys: Sequence[str], exemplars: Exemplars, answer: LesionMaps) -> float:
+        """Return the level of the scan (`mois.inference.levels`), from the lesions of this scan that are exemplars."""
+        own, items = [], []
+        for number, lesion in state.lesions.items():
+            if self.key(number) in keys and (index := self._exemplar_slice(lesion.mask, lesion.prompts)) >= 0:
+                own.append(keys.index(self.key(number)))
+                items.append((index, outline(self.encoded, lesion.mask, index)))
+        if not items:
+            return EVEN
+        outlined = Outlined(np.array(own), *self.segmenter.on_tiles(self.encoded, items))
+        return level_of(self.segmenter, self.encoded, exemplars, outlined, answer.probability)
+
+    @staticmethod
+    def _exemplar_slice(mask: BoxMask, prompts: Sequence[Prompt]) -> int:
+        """Return the prompted slice on which a lesion is largest, or any slice without prompts; -1 if it is empty."""
+        index = mask.largest_slice([prompt.slice_index for prompt in prompts if prompt.positive])
+        return mask.largest_slice() if index < 0 else index
 
     def verdicts(self, state: State) -> dict[str, tuple[BoxMask, bool]]:
         """Return the lesions that the reader judged: key of the exemplar -> (mask, whether it was rejected)."""

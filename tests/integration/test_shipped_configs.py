@@ -199,10 +199,10 @@ def test_compare_propagations_trains_all_four(tmp_path: Path) -> None:
 def test_zero_shot_tests_all_three_for_every_number_of_exemplars(tmp_path: Path) -> None:
     small = [argument for argument in phantoms(test_subjects=1) if "prompted" not in argument]
     train("test", config("zero_shot.yaml"), *small, folder(tmp_path / "run"))
-    for part in ("", "attention", "prototype"):
+    for part in ("", "matching", "prototype"):
         result = json.loads((tmp_path / "run" / "test" / part / "metrics.json").read_text(encoding="utf-8"))
         assert [point["count"] for point in result["curve"]["points"]] == [0, 1, 3, 5, 10, 20]
-        assert result["provenance"]["backbone"]["source"] == "bundled"
+        assert result["provenance"]["backbone"]["source"] == "bundled-2"
 
 
 @pytest.mark.parametrize("part", TRAINERS, ids=lambda file: file.stem)

@@ -84,7 +84,7 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path: Path, monkeypatch: pytes
     ("size", "weights", "message"),
     [
         ("tiny", "bundled", "bundled exists for size nano only, got size tiny"),
-        ("nano", "nowhere.pt", "backbone.weights=nowhere.pt is no file, nor bundled, random or a hub id"),
+        ("nano", "nowhere.pt", "backbone.weights=nowhere.pt is no file, nor bundled, bundled-2, random or a hub id"),
         ("nano", "https://a.b/c.pt", "backbone.weights=https://a.b/c.pt is an address; download the file"),
         ("b+", "random", "backbone.size=b+ is none; choose one of nano, tiny, small, base_plus, large."),
     ],

@@ -177,7 +177,7 @@ def test_discs_like_the_exemplar_are_found_without_training(kind: type[Propagati
 
 def test_cores_begin_as_the_masks_of_weights_without_cores(tmp_path: Path) -> None:
     """Old weights answer as before, in a propagation with cores too. Its cores begin as its masks."""
-    backbone, old = nano_backbone().eval(), LearnedMatching()
+    backbone, old = nano_backbone().eval(), LearnedMatching(cores=False)
     old.build(backbone)
     save_propagation(old, tmp_path / "old.safetensors", backbone.identity)
     new = LearnedMatching(weights=str(tmp_path / "old.safetensors"), cores=True)
