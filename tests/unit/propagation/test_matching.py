@@ -198,7 +198,7 @@ def test_cores_begin_as_the_masks_of_weights_without_cores(tmp_path: Path) -> No
     again.build(backbone)
     assert all(torch.equal(one, two) for one, two in zip(new.parameters(), again.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"final\.2\.weight \(2, .* instead of \(1, "):
-        LearnedMatching(weights=str(tmp_path / "new.safetensors")).build(backbone)
+        LearnedMatching(weights=str(tmp_path / "new.safetensors"), cores=False).build(backbone)
 
 
 def test_a_token_takes_what_it_says() -> None:
