@@ -56,6 +56,8 @@ def about_session(
     kept["track_memory"] = settings.track_memory if track_memory is None else track_memory
     if kept["track_memory"] is None:
         del kept["track_memory"]
+    if kept["level"] == "fixed":  # as sessions of earlier versions had it, which record no level
+        del kept["level"]
     return {
         "subject": volume.subject,
         "patient": volume.patient,

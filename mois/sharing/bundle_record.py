@@ -124,7 +124,8 @@ def read_description(folder: Path) -> BundleRecord:
         raise ValueError(
             f"{file} is of format {given!r}, this version reads 1 and {FORMAT_VERSION}; give another bundle."
         )
-    return as_record({key: value for key, value in content.items() if key != DIGEST}, BundleRecord, str(file), _CURE)
+    plain = {key: value for key, value in content.items() if key != DIGEST}
+    return as_record(plain, BundleRecord, str(file), _CURE, later=("inference.level",))
 
 
 def _upgraded(content: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def _upgraded(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     upgraded = dict(content)
     if isinstance(content["inference"], Mapping):
         _exactly(content["inference"], _INFERENCE_1, f"{name}: inference")
-        upgraded["inference"] = {**content["inference"], "normalisation": FIRST.as_dict()}
+        upgraded["inference"] = {**content["inference"], "normalisation": FIRST.as_dict(), "level": "fixed"}
     if isinstance(content["identity"], Mapping):
         upgraded["identity"] = {**content["identity"], "arguments": None, "behaviour": {}}
     return upgraded
