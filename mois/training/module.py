@@ -6,7 +6,6 @@ The hooks are here. Other modules do the work: `episode_step` computes the losse
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -262,20 +261,24 @@ class ExemplarSegmenter(LightningModule):
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Refuse a training without an end, before the validation of step 0.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+            raise ValueError(
+                "trainer.max_epochs=-1 without trainer.max_steps has no end, which the learning rate needs; set one."
+            )
+
     def on_train_start(self) -> None:
         """Take the number of steps of the training, for the schedule of the learning rate.
 
         In `configure_optimizers` that would make the loader before a checkpoint says where in the data to go on, and
         Lightning would forget what it says (test_a_training_that_is_killed_goes_on_as_if_it_had_not_been).
-
-        Raises:
-            ValueError: If the training has no end.
         """
         self.reports = {prefix: [] for prefix in self.propagations}  # start.ckpt alone records those of step 0
-        if self.trainer.estimated_stepping_batches == math.inf:
-            raise ValueError(
-                "trainer.max_epochs=-1 without trainer.max_steps has no end, which the learning rate needs; set one."
-            )
         self._steps = int(self.trainer.estimated_stepping_batches)
         if self.graphs:
             self._graphed = self._graphed_steps()

@@ -287,7 +287,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", [None, ""])
 def test_no_weights_are_not_taken_for_some(weights: str | None) -> None:
-    with pytest.raises(ValueError, match=r"^backbone\.weights=(null|'') names nothing; bundled, bundled-2, random or a hub id"):
+    with pytest.raises(
+        ValueError, match=r"^backbone\.weights=(null|'') names nothing; bundled, bundled-2, random or a hub id"
+    ):
         SAM2("nano", weights)  # type: ignore[arg-type]
     propagation = Similarity(weights=weights)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^propagation\.weights=(null|'') names nothing; give random, bundled, or a"):
