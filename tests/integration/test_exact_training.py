@@ -39,9 +39,6 @@ def test_two_processes_train_as_one(
         save_nifti(root / "labelsTr" / f"p{number}.nii.gz", scan_with_lesions(number, lesions)[1])
     demo = [config("demo.yaml"), *SCANS, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
     demo += [
-        # learned matching standardises its features: the gradient of their bias is rounding, which Adam enlarges
-        "--model.propagation=mois.propagation.Similarity",
-        "--model.propagation.init_args.weights=random",
         "--model.inference.threshold=0.05",
         "--model.inference.peak_threshold=0",
         *data(root, val_subjects="[p1,p2,p3]", episodes_per_epoch=20),
@@ -58,8 +55,7 @@ def test_two_processes_train_as_one(
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-4)
     ours, theirs = (last(tmp_path / name)["state_dict"] for name in ("one", "two"))
     assert ours.keys() == theirs.keys()
-    apart = {name: float((ours[name] - theirs[name]).abs().max()) for name in ours}
-    assert {name: value for name, value in apart.items() if value >= 1e-4} == {}
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
     (scored,), (shared,) = validations(tmp_path / "one"), validations(tmp_path / "two")
     assert scored["val/scan_dice"] > 0
     assert shared == pytest.approx(scored, rel=2e-3, abs=2e-3)  # rounding may turn a voxel

@@ -131,13 +131,13 @@ def test_scans_without_labels_are_predicted_on_their_own_grid(two_test_scans: Pa
 def test_frozen_weights_stay_those_of_the_file_and_the_adapter_is_a_file_of_peft(
     make_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
-    before = bundled_file("nano_2.safetensors").read_bytes()
+    before = bundled_file("nano.safetensors").read_bytes()
     scans = data(make_dataset(subjects=1), val_subjects="[]", batch_size=1, num_workers=0)
     one_process = ["--trainer.devices=1", "--trainer.strategy=auto", "--trainer.max_steps=3"]
     cli = train("fit", config("demo.yaml"), *SCANS, *scans, *one_process, folder(tmp_path / "run"))
 
-    assert bundled_file("nano_2.safetensors").read_bytes() == before
-    file = load_file(bundled_file("nano_2.safetensors"))
+    assert bundled_file("nano.safetensors").read_bytes() == before
+    file = load_file(bundled_file("nano.safetensors"))
     held = {name.replace(".base_layer", ""): tensor for name, tensor in cli.model.backbone.weights().items()}
     lora = {name: tensor for name, tensor in held.items() if ".lora_" in name}
     assert held.keys() - lora.keys() == file.keys()
@@ -147,7 +147,7 @@ def test_frozen_weights_stay_those_of_the_file_and_the_adapter_is_a_file_of_peft
     assert ups
     assert all(bool(tensor.any()) for tensor in ups)
 
-    fresh = SAM2("nano", "bundled-2")
+    fresh = SAM2("nano", "bundled")
     images, _ = example_patches(2, 64)
     plain = fresh.encode(images)
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "run" / "bundle" / "adapter")
