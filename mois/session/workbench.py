@@ -288,6 +288,8 @@ class Workbench:
 
     def _level(self, state: State, keys: Sequence[str], exemplars: Exemplars, answer: LesionMaps) -> float:
         """Return the level of the scan (`mois.inference.levels`), from the lesions of this scan that are exemplars."""
+        if self.segmenter.settings.level == "fixed":  # no lesion need be outlined
+            return EVEN
         own, items = [], []
         for number, lesion in state.lesions.items():
             if self.key(number) in keys and (index := self._exemplar_slice(lesion.mask, lesion.prompts)) >= 0:
