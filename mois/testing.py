@@ -86,6 +86,7 @@ def check_propagation(propagation: Propagation, backbone: Backbone | None = None
     with torch.no_grad():
         _check_rows_and_order(propagation, backbone, query, exemplars)
         _check_weights(propagation, backbone, query, exemplars)
+        _check_much_padding(propagation, backbone, query, exemplars)
         _check_sizes_and_masks(propagation, backbone, query, masks)
         _check_prepared(propagation, backbone, query, exemplars)
     _check_gradients(propagation, backbone, query, exemplars)
@@ -136,6 +137,18 @@ def _check_weights(propagation: Propagation, backbone: Backbone, query: Features
     weight[:, 0] = 2
     heavy = answer(exemplars.map(weight=weight))
     _require(_close(twice, heavy), "an exemplar of weight 2 differs from one that is given twice")
+
+
+def _check_much_padding(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:
+    """Check, as at inference, that a question beside one with many more exemplars is answered as it is alone."""
+    training = propagation.training
+    propagation.eval()
+    wide = exemplars.pick(torch.arange(24) % exemplars.count)
+    valid = wide.valid.clone()
+    valid[:, exemplars.count :] = False
+    alone, beside = (propagation(query, some, backbone).logits for some in (exemplars, wide.map(valid=valid)))
+    propagation.train(training)
+    _require(_close(alone, beside), "the number of exemplars with padding changes the answer")
 
 
 def _check_sizes_and_masks(propagation: Propagation, backbone: Backbone, query: Features, masks: Tensor) -> None:

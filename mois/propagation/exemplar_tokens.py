@@ -47,7 +47,7 @@ class TokenSet(NamedTuple):
     Attributes:
         features: (B, L, F) float32.
         inside: (B, L), share of the token's cell that is inside its lesion, 0 to 1.
-        zone: (L,) int64, CORE, RIM, NEAR or FAR.
+        zone: (B, L) int64, CORE, RIM, NEAR or FAR.
         negative: (B, L) bool, tokens of negative exemplars.
         weight: (B, L), 0 for what does not count.
     """
@@ -62,18 +62,24 @@ class TokenSet(NamedTuple):
     def of(exemplars: Exemplars, every: int = 1, most: int | None = None) -> TokenSet:
         """Put the tokens of K exemplars side by side; with `every`, one of so many neighbours only.
 
-        With `most`, `every` is as large as it must be for at most about `most` tokens: the more exemplars, the fewer
-        tokens of each. So the cost of a comparison does not grow with the number of exemplars.
+        With `most`, `every` is as large as it must be for at most about `most` tokens of a question: the more exemplars
+        it has, the fewer tokens of each. So the cost of a comparison does not grow with the number of exemplars.
+        Padding and exemplars of weight 0 take no room. At least one token of each zone is kept, and the tokens that are
+        kept count as much as all tokens of their zone.
         """
-        if most is not None:
-            every = max(every, min(ceil(exemplars.count * TOKENS / most), TOKENS))
-        zone = zones_of_tokens(exemplars.valid.device)[::every].repeat(exemplars.count)
-        here = exemplars.present * exemplars.weight  # (B, K)
-        kept = {name: token[:, :, ::every].float() for name, token in exemplars.tokens.items() if token.dim() > 2}
-        weight = kept["weight"] * here.unsqueeze(2)
-        negative = exemplars.negative.unsqueeze(2).expand_as(weight)
-        features, inside = (kept[name].flatten(1, 2) for name in ("features", "inside"))
-        return TokenSet(features, inside, zone, negative.flatten(1), weight.flatten(1))
+        share = _shares(exemplars.present.sum(1), every, most)  # (B, T)
+        kept = (exemplars.present.unsqueeze(2) & (share > 0).unsqueeze(1)).flatten(1)  # (B, K x T)
+        running = kept.long().cumsum(1)
+        rank = torch.arange(1, _room(exemplars.count, every, most) + 1, device=kept.device).expand(len(kept), -1)
+        at = torch.searchsorted(running, rank.contiguous()).clamp(max=kept.shape[1] - 1)  # (B, L)
+        own, slot = at // TOKENS, at % TOKENS
+        row = torch.arange(len(at), device=at.device).unsqueeze(1)
+        features, inside, weight = (
+            exemplars.tokens[name][row, own, slot].float() for name in ("features", "inside", "weight")
+        )
+        weight = weight * exemplars.weight.gather(1, own) * share.gather(1, slot) * (rank <= running[:, -1:])
+        zone = zones_of_tokens(at.device)[slot]
+        return TokenSet(features, inside, zone, exemplars.negative.gather(1, own), weight)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,36 @@ class Scale:
     def __call__(self, features: Tensor) -> Tensor:
         """Standardise (B, n, F)."""
         return ((features - self.mean) / self.deviation).clamp(-CLIPPED_AT, CLIPPED_AT)
+
+
+def _room(count: int, every: int, most: int | None) -> int:
+    """Return the largest number L of tokens that K exemplars take in `TokenSet.of`."""
+    wanted = count * ceil(TOKENS / every)
+    return wanted if most is None else min(wanted, max(most + count, len(ZONE_TOKENS) * count))
+
+
+def _shares(count: Tensor, every: int, most: int | None) -> Tensor:
+    """Return how many tokens each token of an exemplar stands for, 0 for one that is left out.
+
+    Args:
+        count: (B,) number of exemplars of each question.
+        every: Of so many tokens, one is kept.
+        most: About how many tokens a question has at most.
+
+    Returns:
+        (B, T) float32.
+    """
+    zone = zones_of_tokens(count.device)
+    slot = torch.arange(TOKENS, device=count.device)
+    step = torch.full_like(count, every)
+    if most is not None:
+        step = torch.maximum(step, (count * TOKENS + most - 1) // most)
+    thinned = slot % step.unsqueeze(1) == 0  # (B, T)
+    there = functional.one_hot(zone, len(ZONE_TOKENS)).float()  # (T, zones)
+    middle = (there.cumsum(0) == (there.sum(0) / 2).ceil()).float() * there
+    kept = torch.where((step > min(ZONE_TOKENS.values())).unsqueeze(1), middle.any(1), thinned)
+    size = there.sum(0) / (kept.float() @ there)  # (B, zones)
+    return kept * size[:, zone]
 
 
 def zone_means(features: Tensor, tokens: TokenSet) -> Tensor:

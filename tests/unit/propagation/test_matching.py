@@ -27,6 +27,7 @@ from mois.propagation.exemplar_tokens import (
 from mois.propagation.filters import FILTERS, SIGMAS_PX, filter_bank
 from mois.propagation.kernel import NEVER, kernel_mean
 from mois.propagation.weights import save_propagation
+from mois.records import Exemplars
 from mois.testing import nano_backbone
 
 EDGE = 128
@@ -134,6 +135,35 @@ def test_tokens_that_do_not_count_change_no_scale() -> None:
     kept = torch.cat([tokens.features[0, [0, 1, 1, 2, 4]]])
     assert scale.mean[0, 0] == pytest.approx(kept.mean(0), abs=1e-5)
     assert scale.deviation[0, 0] == pytest.approx(kept.std(0, correction=0), abs=1e-5)
+
+
+def _tokens_of(count: int) -> Exemplars:
+    """Return K equal exemplars whose features are the number of their slot."""
+    features = torch.arange(TOKENS, dtype=torch.float16).view(1, 1, TOKENS, 1).expand(1, count, -1, 2)
+    ones = torch.ones(1, count, TOKENS, dtype=torch.float16)
+    valid = torch.ones(1, count, dtype=torch.bool)
+    return Exemplars({"features": features, "inside": ones, "weight": ones}, valid, torch.zeros_like(valid))
+
+
+@pytest.mark.parametrize(
+    ("count", "kept"), [(1, 120), (2, 240), (5, 200), (24, 240), (42, 252), (43, 172), (300, 1200)]
+)
+def test_every_zone_keeps_its_weight_whatever_the_number_of_exemplars(count: int, kept: int) -> None:
+    tokens = TokenSet.of(_tokens_of(count), most=256)
+    assert int((tokens.weight > 0).sum()) == kept
+    for zone, number in ZONE_TOKENS.items():
+        assert float(tokens.weight[tokens.zone == zone].sum()) == pytest.approx(count * number)
+        assert bool((zones_of_tokens(tokens.zone.device)[tokens.features[..., 0].long()] == tokens.zone).all())
+
+
+def test_padding_and_weightless_exemplars_take_no_room_among_the_tokens() -> None:
+    alone, many = TokenSet.of(_tokens_of(2), most=256), _tokens_of(24)
+    absent = torch.arange(24) < 22
+    for some in (many.map(valid=~absent[None]), many.map(weight=(~absent[None]).float())):
+        beside = TokenSet.of(some, most=256)
+        counted = beside.weight[0] > 0
+        assert beside.features[0, counted].equal(alone.features[0])
+        assert beside.weight[0, counted].equal(alone.weight[0])
 
 
 def test_a_training_goes_on_after_an_inference() -> None:
