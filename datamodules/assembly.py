@@ -30,20 +30,22 @@ def assemble(
     clip: tuple[Tensor, Tensor],
     count: int,
     augmentation: Augmentation,
+    sequences: Sequence[int] = (),
 ) -> Episode:
     """Augment all patches of an episode together. The caller sets flags and chance.
 
     Args:
         groups: Exemplars of both groups, at most K each.
-        query: (P, P).
+        query: (P, P), or (C, P, P) with C channels, as the images of all patches.
         query_masks: (4, P, P), the targets of both groups, all lesions, and the cores of lesions.
         clip: Images and masks of the T slices to track over.
         count: Number K of exemplars in a group.
         augmentation: How patches are varied.
+        sequences: Number of the sequence of each channel.
     """
-    size = len(query)
+    size = query.shape[-1]
     supports, steps = len(groups) * count, len(clip[0])
-    images = torch.zeros(supports + 1 + steps, size, size)
+    images = torch.zeros(supports + 1 + steps, *query.shape)
     masks = torch.zeros(supports + 1 + steps, 4, size, size, dtype=torch.bool)
     valid = torch.zeros(len(groups), count, dtype=torch.bool)
     for g, group in enumerate(groups):
@@ -53,11 +55,10 @@ def assemble(
     images[supports], masks[supports] = query, query_masks
     images[supports + 1 :], masks[supports + 1 :, 0] = clip
     moved_alike = torch.arange(len(images)).clamp(max=supports + 1)
-    images, masks = augment(images, masks, moved_alike, augmentation, may_vanish=1)
-    shape = (*valid.shape, size, size)
+    images, masks = augment(images, masks, moved_alike, augmentation, may_vanish=1, sequences=sequences)
     return Episode(
-        support_images=images[:supports].view(shape),
-        support_masks=masks[:supports, 0].reshape(shape),
+        support_images=images[:supports].view(*valid.shape, *query.shape),
+        support_masks=masks[:supports, 0].reshape(*valid.shape, size, size),
         support_valid=valid,
         query_images=images[supports],
         query_targets=masks[supports, :2],

@@ -27,6 +27,8 @@ from mois.lesions import renumber
 from mois.records import Episode
 
 SOURCES = ("other_class", "transplant", "anatomy")
+FURTHER_CONTRASTS = (-1.0, 1.5)
+"""Contrast of a foreign lesion in a further channel, as a multiple of that in the first. Drawn for each kind."""
 _TRIES = 8
 
 
@@ -74,6 +76,7 @@ class EpisodeSettings:
         clip: Number T of slices to track a lesion over, odd.
         mix: The sources of episodes.
         augmentation: How patches are varied.
+        sequences: Number of the sequence of each channel (`mois.scans.channels.sequence_of_each`).
     """
 
     patch_px: int = 128
@@ -81,6 +84,7 @@ class EpisodeSettings:
     clip: int = 3
     mix: EpisodeMix = field(default_factory=EpisodeMix)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    sequences: tuple[int, ...] = field(default=(), repr=False)  # the digest of a pretraining holds the repr
 
     def __post_init__(self) -> None:
         """Refuse sizes that no backbone or clip can have."""
@@ -210,7 +214,13 @@ def draw_episode(
     query_masks = torch.stack([kinds == first, other.target, lesions, _cores(query.patch.lesions, other.planted)])
     is_lesion = torch.tensor([bool(group), other.is_lesion])
     drawn = assemble(
-        [group, other.exemplars], query.patch.image, query_masks, clip, settings.exemplars, settings.augmentation
+        [group, other.exemplars],
+        query.patch.image,
+        query_masks,
+        clip,
+        settings.exemplars,
+        settings.augmentation,
+        settings.sequences,
     )
     return drawn._replace(group_is_lesion=is_lesion, chance=chance)
 
@@ -318,22 +328,23 @@ def _transplants(
     """Draw a kind of foreign lesion: a lesion on each of K other slices, and sometimes lesions in the query."""
     strange = [(donor, kind) for donor in donors for kind in donor.kinds if kind not in subject.kinds]
     exemplars: list[DrawnExemplar] = []
-    planted = torch.zeros(query.patch.image.shape, dtype=torch.int32)
+    planted = torch.zeros(query.patch.lesions.shape, dtype=torch.int32)
     if strange and (painter is None or rng.random() < 0.5):
         foreign = cut_from(*strange[rng.integers(len(strange))])
     elif painter is not None:
         foreign = painter(rng)
     else:
         return _Group(exemplars, planted > 0, is_lesion=False)
+    contrasts = rng.uniform(*FURTHER_CONTRASTS, subject.channels - 1).tolist() if subject.channels > 1 else []
     for _ in range(settings.exemplars):
         patch = subject.cut(window_on_body(subject, settings.patch_px, rng, [query.window.slice]))
-        mask = plant(patch, foreign, _area_mm2(subject, rng), subject, rng)
+        mask = plant(patch, foreign, _area_mm2(subject, rng), subject, rng, contrasts)
         if bool(mask.any()):
             exemplars.append(DrawnExemplar(patch, mask))
     if exemplars and rng.random() < settings.mix.planted:
         for number in range(1, 1 + rng.integers(1, 4)):
             busy = Patch(query.patch.image, query.patch.lesions + planted)
-            planted[plant(busy, foreign, _area_mm2(subject, rng), subject, rng)] = number
+            planted[plant(busy, foreign, _area_mm2(subject, rng), subject, rng, contrasts)] = number
     return _Group(exemplars, planted > 0, bool(exemplars), planted)
 
 
@@ -341,7 +352,7 @@ def _normal(subject: PreparedSubject, query: _Query, settings: EpisodeSettings, 
     """Draw pieces of normal anatomy as exemplars. Their target is empty."""
     area_px = _area_mm2(subject, rng) / subject.pixel_mm**2
     pieces = anatomy(subject, settings.exemplars, area_px, query.window.slice, settings.patch_px, rng)
-    target = torch.zeros(query.patch.image.shape, dtype=torch.bool)
+    target = torch.zeros(query.patch.lesions.shape, dtype=torch.bool)
     return _Group([DrawnExemplar(patch, mask) for patch, mask in pieces], target, is_lesion=False)
 
 
@@ -352,7 +363,7 @@ def _area_mm2(subject: PreparedSubject, rng: np.random.Generator) -> float:
 
 
 def _draw_clip(subject: PreparedSubject, settings: EpisodeSettings, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Return T slices around a lesion of any class, and its masks, (T, P, P) each."""
+    """Return T slices around a lesion of any class, (T, ..., P, P), and its masks (T, P, P)."""
     row = subject.sampler.draw(np.ones(len(subject.table.lesion), bool))
     window = _window_at(subject, row, settings.patch_px // 4, settings.patch_px, rng)
     middle = settings.clip // 2

@@ -92,13 +92,14 @@ def cut_from(donor: PreparedSubject, kind: int) -> ForeignLesion:
         moved = _shift(lesion, shift) & (image[0] > 0)
         if not moved.any():
             return mask
+        shown = patch.first.numpy()
         near = ndimage.binary_dilation(lesion, iterations=3)
         ring = near & (patch.lesions.numpy() == 0)
-        level = float(patch.image.numpy()[ring].mean()) if ring.any() else 0.0
+        level = float(shown[ring].mean()) if ring.any() else 0.0
         around = image[0][ndimage.binary_dilation(moved, iterations=3) & ~moved & (image[0] > 0)]
         here = float(around.mean()) if around.size else level
         alpha = _shift(ndimage.gaussian_filter(lesion.astype(np.float32), 0.7), shift) * (image[0] > 0)
-        look = _shift(patch.image.numpy(), shift) - level + here
+        look = _shift(shown, shift) - level + here
         image[0] += alpha * (np.maximum(look, 0.02) - image[0])
         mask[0] = moved
         return mask
@@ -116,7 +117,12 @@ def _shift(picture: NDArray, by: Sequence[int]) -> NDArray:  # type: ignore[type
 
 
 def plant(
-    patch: Patch, lesion: ForeignLesion, area_mm2: float, subject: PreparedSubject, rng: np.random.Generator
+    patch: Patch,
+    lesion: ForeignLesion,
+    area_mm2: float,
+    subject: PreparedSubject,
+    rng: np.random.Generator,
+    contrasts: Sequence[float] = (),
 ) -> Tensor:
     """Draw a foreign lesion into a patch, anywhere on tissue outside of lesions; the patch is changed.
 
@@ -126,11 +132,12 @@ def plant(
         area_mm2: Wanted area in mm2.
         subject: The scan of the patch.
         rng: Source of random numbers.
+        contrasts: For each further channel, its contrast as a multiple of the contrast in the first channel.
 
     Returns:
         The mask of the lesion, (P, P) bool; empty if there was no room.
     """
-    image = patch.image.numpy()
+    image = patch.first.numpy()
     free = (image > BODY) & (patch.lesions.numpy() == 0)
     places = np.argwhere(free)
     spacing_mm = (subject.gap_mm, subject.pixel_mm, subject.pixel_mm)
@@ -140,9 +147,12 @@ def plant(
         volume_ml = area_mm2 * 0.7**attempt * subject.gap_mm / 1000
         mask = lesion(work, (0.0, float(row), float(column)), volume_ml, spacing_mm, rng)[0] & free
         if mask.sum() >= _SMALLEST_PX:
+            change = work[0][free] / image[free] - 1  # where it is free, the image is above BODY
             image[free] = work[0][free]
+            for further, contrast in zip(patch.image[1:].numpy() if contrasts else (), contrasts, strict=True):
+                further[free] *= np.clip(1 + contrast * change, 0.02, None)
             return torch.from_numpy(mask)
-    return torch.zeros(patch.image.shape, dtype=torch.bool)
+    return torch.zeros(patch.lesions.shape, dtype=torch.bool)
 
 
 def anatomy(
@@ -177,7 +187,7 @@ def anatomy(
 
 
 def _piece(patch: Patch, seed: tuple[int, int], area_px: float) -> NDArray[np.bool_]:
-    image = patch.image.numpy()
+    image = patch.first.numpy()
     reach = max(2, round(1.3 * float(np.sqrt(area_px / np.pi))))
     low = [max(0, at - reach) for at in seed]
     box = tuple(slice(start, at + reach + 1) for start, at in zip(low, seed, strict=True))

@@ -27,6 +27,7 @@ from mois.files.atomic import file_sha256
 from mois.geometry import SliceAxis
 from mois.intensities import Normalisation, doubt
 from mois.records import Volume
+from mois.scans.channels import channels_of, rule_of_channels, sequence_of_each, wanted_channels
 from mois.scans.datasets import SubjectFiles, read_dataset
 from mois.scans.image_files import parts_of
 from mois.sharing.old_settings import SPLIT, accepts_old_arguments
@@ -42,7 +43,9 @@ class NiftiDataModule(LightningDataModule):
 
     Args:
         root: Folder with dataset.json, imagesTr, labelsTr; maybe instancesTr, imagesTs, labelsTs, subjects.csv.
-        channel: Number of the image to use, as in its file's name.
+        channel: Number of the image to use, as in its file's name, if no channels are named.
+        channels: Names of 1 to 3 sequences to use together, as in channel_names of dataset.json, such as
+            ["FLAIR", "T2"]. "T2@-1" and "T2@+1" are the slices before and after. The first is drawn in reports.
         split: Which scans train, validate and test.
         instances: Take lesions from maps of lesion ids in instancesTr, if the dataset has them.
         slice_axis: Direction across the slices.
@@ -84,13 +87,16 @@ class NiftiDataModule(LightningDataModule):
         views: int = 0,
         prepared: Path | None = None,
         normalisation: Normalisation = Normalisation(),  # noqa: B008
+        channels: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        _check_channels(channel, channels)
         check_counts(batch_size, episodes_per_epoch, num_workers)
         if not pixel_mm > 0:
             raise ValueError(f"data.init_args.pixel_mm={pixel_mm} must be above 0.")
         self.root = Path(root)
         self.channel = channel
+        self.channels = tuple(channels)
         self.split = split
         self.instances = instances
         self.slice_axis = slice_axis
@@ -102,7 +108,7 @@ class NiftiDataModule(LightningDataModule):
         self.views = views
         self.prepared = prepared
         self.normalisation = normalisation
-        self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation)
+        self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation, sequence_of_each(channels))
         self._splits: Splits | None = None
         self._prepared: list[PreparedSubject] = []
         self._slabs: dict[str, range] = {}  # slab of each scan by its name
@@ -253,15 +259,17 @@ class NiftiDataModule(LightningDataModule):
             self.instances,
             self.split.val_slab,
         )
-        return key_of(self._files(subject), (*shaped_by, sorted(subject.classes), str(self._rule(subject))))
+        more = (self.channels,) if self.channels else ()
+        return key_of(self._files(subject), (*shaped_by, sorted(subject.classes), str(self._rule(subject)), *more))
 
     def _rule(self, subject: SubjectFiles) -> Normalisation:
-        return self.normalisation.for_channel(subject.channels.get(self.channel, ""))
+        return rule_of_channels(self.normalisation, self.channels, subject.channels.get(self.channel, ""))
 
     def _prepare(self, subject: SubjectFiles) -> Entry:
         volume = self._read(subject, "train on")
-        if said := doubt(volume.image, self._rule(subject)):
-            warnings.warn(f"scan {volume.subject}: {said}", stacklevel=1)
+        for channel, _ in channels_of(volume, self.channels):
+            if said := doubt(channel.image, self.normalisation.for_channel(channel.name)):
+                warnings.warn(f"scan {volume.subject}: {said}", stacklevel=1)
         slab = self._slab(volume) if self.split.val_slab else None
         prepared = prepare_volume(
             volume,
@@ -270,6 +278,7 @@ class NiftiDataModule(LightningDataModule):
             slice_axis=self.slice_axis,
             usable=None if slab is None else usable_slices(volume, slab, self.slice_axis),
             normalisation=self.normalisation,
+            channels=self.channels,
         )
         return Entry(prepared, slab)
 
@@ -289,13 +298,14 @@ class NiftiDataModule(LightningDataModule):
             )
 
     def _files(self, subject: SubjectFiles) -> list[Path | None]:
-        """Return image, label map and map of lesion ids; None if missing or not used."""
-        return [subject.images.get(self.channel), subject.label, subject.instances if self.instances else None]
+        """Return images, label map and map of lesion ids; None if missing or not used."""
+        images = [subject.images.get(number) for number in subject.numbers(self.channel, self.channels)]
+        return [*images, subject.label, subject.instances if self.instances else None]
 
     def _read(self, subject: SubjectFiles, to: str = "") -> Volume:
         if to:
             self._check_annotated(subject, to)
-        return subject.read(self.channel, instances=self.instances)
+        return subject.read(self.channel, instances=self.instances, channels=self.channels)
 
     def _slab(self, volume: Volume) -> range:
         return slab_slices(volume, self.split.val_slab, self.slice_axis)
@@ -307,6 +317,15 @@ class NiftiDataModule(LightningDataModule):
 
     def _volumes(self, subjects: Sequence[SubjectFiles]) -> VolumeLoader:
         return VolumeLoader([partial(self._read, subject) for subject in subjects], *rank_and_world(self.trainer))
+
+
+def _check_channels(channel: int, channels: Sequence[str]) -> None:
+    wanted_channels(channels, "data.init_args.channels")
+    if channels and channel:
+        raise ValueError(
+            f"data.init_args.channel={channel} and channels={list(channels)} both say which image is used; leave one "
+            "out."
+        )
 
 
 def trained_subjects(root: Path, given: Mapping[str, Any]) -> set[str]:

@@ -196,8 +196,10 @@ def _map_again(path: Path, name: str, patient: str) -> PreparedSubject:
 def _write(path: Path, entry: Entry) -> None:
     subject, slab = entry
     stack: Any = subject.scan
+    image = stack["image"].data.permute(0, 3, 2, 1)  # (C, S, H, W)
     arrays: dict[str, NDArray[Any]] = {
-        **{field: stack[field].data[0].permute(2, 1, 0).contiguous().numpy() for field in ("image", "lesions")},
+        "image": (image[0] if len(image) == 1 else image).contiguous().numpy(),
+        "lesions": stack["lesions"].data[0].permute(2, 1, 0).contiguous().numpy(),
         **subject.table._asdict(),
         "body": subject.body,
     }

@@ -9,7 +9,7 @@ from torch import Tensor
 from mois.errors import DataError
 from mois.geometry import SliceAxis, SliceGrid
 from mois.intensities import Normalisation, levels
-from mois.records import Volume
+from mois.records import Channel, Volume
 
 
 def slab_slices(volume: Volume, fraction: float, slice_axis: SliceAxis = "auto") -> range:
@@ -69,7 +69,14 @@ def cut_slab(
     left = set(torch.unique(lesions).tolist())
     classes = {lesion: kind for lesion, kind in volume.classes.items() if lesion in left}
     part = whole.narrow(axis, start, len(slab))
-    return volume._replace(image=image, lesions=lesions, affine=affine, classes=classes, levels=part)
+    further = tuple(_cut_channel(channel, axis, start, len(slab), normalisation) for channel in volume.further)
+    return volume._replace(image=image, lesions=lesions, affine=affine, classes=classes, levels=part, further=further)
+
+
+def _cut_channel(channel: Channel, axis: int, start: int, length: int, normalisation: Normalisation | None) -> Channel:
+    whole = levels(channel.image, normalisation, channel.name, channel.levels)
+    image = channel.image.narrow(axis, start, length).contiguous()
+    return channel._replace(image=image, levels=whole.narrow(axis, start, length))
 
 
 def _grid(volume: Volume, slice_axis: SliceAxis) -> SliceGrid:

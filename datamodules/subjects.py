@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,8 +16,9 @@ from torch.nn import functional
 
 from mois.errors import DataError
 from mois.geometry import LARGEST_TILE, SliceAxis, SliceGrid, resample_stack
-from mois.intensities import Normalisation, normalise
+from mois.intensities import Normalisation
 from mois.records import Volume
+from mois.scans.channels import normalised_stack
 
 BODY = 0.1
 """Normalised intensity above which a pixel is tissue."""
@@ -55,10 +57,15 @@ class PatchWindow(NamedTuple):
 
 
 class Patch(NamedTuple):
-    """Content of a window: image (P, P) float32 and lesion ids (P, P) int32."""
+    """Content of a window: image (P, P) float32, with C channels (C, P, P); and lesion ids (P, P) int32."""
 
     image: Tensor
     lesions: Tensor
+
+    @property
+    def first(self) -> Tensor:
+        """The first or only channel, (P, P); a view."""
+        return self.image if self.image.dim() == 2 else self.image[0]
 
 
 class LesionSampler(tio.WeightedSampler):  # type: ignore[misc]
@@ -94,8 +101,9 @@ class PreparedSubject:
     Attributes:
         name: Name of the scan.
         patient: Name of the patient.
-        scan: The stack as a TorchIO subject, (1, W, H, S): `image` float32, and `lesions` in the smallest type that
-            holds the ids. It is at least as wide and high as a patch. One slice is one block of memory.
+        scan: The stack as a TorchIO subject: `image` (C, W, H, S) float32, and `lesions` (1, W, H, S) in the smallest
+            type that holds the ids. It is at least as wide and high as a patch. One slice of a channel is one block of
+            memory.
         table: Lesions of the scan, slice by slice.
         sampler: Draws rows of the table.
         body: (N, 3) int32, slice, row and column of some pixels of tissue outside of lesions.
@@ -133,16 +141,28 @@ class PreparedSubject:
         """Return a copy of a window's content; zeros before the first and after the last slice."""
         width, height, _ = (int(edge) for edge in self.sampler.patch_size)
         if not 0 <= window.slice < self.stack_shape[0]:
-            return Patch(torch.zeros(height, width), torch.zeros(height, width, dtype=torch.int32))
+            empty = torch.zeros(self.channels, height, width)
+            return Patch(_alone(empty), torch.zeros(height, width, dtype=torch.int32))
         patch: Any = self.sampler.extract_patch(self.scan, (window.column, window.row, window.slice))
-        image, lesions = patch["image"].data[0, :, :, 0].T, patch["lesions"].data[0, :, :, 0].T
-        return Patch(image.contiguous(), lesions.to(torch.int32).contiguous())
+        image, lesions = patch["image"].data[..., 0].mT, patch["lesions"].data[0, :, :, 0].T
+        return Patch(_alone(image.contiguous()), lesions.to(torch.int32).contiguous())
+
+    @property
+    def channels(self) -> int:
+        """Number C of channels."""
+        image: Any = self.scan["image"]
+        return int(image.data.shape[0])
 
     def brightness(self, at: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Return the intensities (N,) at slice, row, column (N, 3)."""
+        """Return the intensities (N,) of the first channel at slice, row, column (N, 3)."""
         image: Any = self.scan["image"]
         values: NDArray[np.float32] = image.data[0, at[:, 2], at[:, 1], at[:, 0]].numpy()
         return values
+
+
+def _alone(image: Tensor) -> Tensor:
+    """Return a single channel (1, P, P) as (P, P); several stay (C, P, P)."""
+    return image[0] if len(image) == 1 else image
 
 
 def prepare_volume(
@@ -153,6 +173,7 @@ def prepare_volume(
     slice_axis: SliceAxis = "auto",
     usable: Tensor | None = None,
     normalisation: Normalisation | None = None,
+    channels: Sequence[str] = (),
 ) -> PreparedSubject:
     """Prepare a scan.
 
@@ -163,6 +184,7 @@ def prepare_volume(
         slice_axis: Direction across the slices.
         usable: (S,) bool. All other slices become blank, image and lesions, so that nothing is learned from them.
         normalisation: Rule of the intensities; None is `auto`.
+        channels: Names of the channels to prepare; none for the only image.
 
     Raises:
         DataError: If the patch is more than 4 times as large as the scan's slices.
@@ -173,11 +195,10 @@ def prepare_volume(
             f"data.init_args.patch_px={patch_px} at pixel_mm={pixel_mm} is {patch_px * pixel_mm:.0f} mm, more than 4 "
             f"times subject {volume.subject} ({grid.extent_mm:.0f} mm); choose a smaller patch_px or pixel_mm."
         )
-    seen = normalise(volume.image, normalisation, volume.channel, volume.levels)
-    image = resample_stack(grid.to_stack(seen), grid, pixel_mm)
+    image = normalised_stack(volume, grid, pixel_mm, normalisation, channels)
     lesions = resample_stack(grid.to_stack(volume.lesions), grid, pixel_mm, nearest=True)
     if usable is not None:
-        image[~usable], lesions[~usable] = 0, 0
+        image[..., ~usable, :, :], lesions[~usable] = 0, 0
     ids, counts = torch.unique(volume.lesions, return_counts=True)
     voxel_ml = volume.voxel_ml
     volumes_ml = {int(i): int(n) * voxel_ml for i, n in zip(ids, counts, strict=True) if i}
@@ -197,7 +218,7 @@ def prepare_stack(
     """Prepare a stack with square pixels.
 
     Args:
-        image: (S, H, W) float32, normalised.
+        image: (S, H, W) float32, normalised; with C channels (C, S, H, W).
         lesions: (S, H, W) int32, lesion ids.
         classes: Class of each lesion id.
         volumes_ml: Volume of each lesion id in millilitres; None counts the voxels of the stack.
@@ -206,7 +227,7 @@ def prepare_stack(
         patch_px: Edge of the patches in pixels.
     """
     pixel_mm, gap_mm = spacing_mm
-    below, right = max(0, patch_px - image.shape[1]), max(0, patch_px - image.shape[2])
+    below, right = max(0, patch_px - image.shape[-2]), max(0, patch_px - image.shape[-1])
     if below or right:
         image, lesions = (functional.pad(array, (0, right, 0, below)) for array in (image, lesions))
     table = _table(lesions.numpy(), classes, volumes_ml, pixel_mm**2 * gap_mm / 1000)
@@ -215,10 +236,11 @@ def prepare_stack(
 
 
 def as_scan(image: Tensor, lesions: Tensor, pixel_mm: float, gap_mm: float) -> tio.Subject:
-    """Return stacks (S, H, W) as `PreparedSubject.scan`, without a copy."""
+    """Return stacks, an image (S, H, W) or (C, S, H, W) and lesions, as `PreparedSubject.scan`, without a copy."""
     affine = np.diag([pixel_mm, pixel_mm, gap_mm, 1.0])
+    channels = image if image.dim() == 4 else image.unsqueeze(0)
     return tio.Subject(
-        image=tio.ScalarImage(tensor=image.permute(2, 1, 0).unsqueeze(0), affine=affine),
+        image=tio.ScalarImage(tensor=channels.permute(0, 3, 2, 1), affine=affine),
         lesions=tio.LabelMap(tensor=lesions.permute(2, 1, 0).unsqueeze(0), affine=affine),
     )
 
@@ -258,7 +280,8 @@ def _table(
 
 
 def _body(image: Tensor, lesions: Tensor) -> NDArray[np.int32]:
-    """Return evenly spread pixels of tissue, (N, 3) int32; any pixels if there is no tissue."""
+    """Return evenly spread pixels of tissue in the first channel, (N, 3) int32; any pixels if there is no tissue."""
+    image = image if image.dim() == 3 else image[0]
     tissue = torch.nonzero(((image > BODY) & (lesions == 0)).flatten()).flatten().numpy()
     if not len(tissue):
         tissue = np.arange(image.numel())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -57,22 +58,36 @@ class Augmentation:
 
 
 def augment(
-    images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation, may_vanish: int = 0
+    images: Tensor,
+    masks: Tensor,
+    clips: Tensor,
+    settings: Augmentation,
+    may_vanish: int = 0,
+    sequences: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Vary the patches of one episode, with torch's generator.
 
     Args:
-        images: (N, P, P) float32, normalised. Exact zeros lie outside of the scanned body, and stay zeros.
+        images: (N, P, P) or (N, C, P, P) float32, normalised. Exact zeros lie outside of the body, and stay zeros.
         masks: (N, M, P, P) bool, M masks of each patch.
         clips: (N,) int64. Patches with the same number move together.
         settings: How patches are varied.
         may_vanish: Number of last masks of each patch that may be lost in a movement.
+        sequences: Number of the sequence of each channel; by default each channel is a sequence. The intensities of a
+            sequence change alike, those of two sequences do not. All move together.
 
     Returns:
         Images and masks of the same shapes, with zeros where a patch left its frame. A patch that would lose a whole
         mask does not move, unless the mask may vanish.
     """
-    return _move(vary_intensities(images, settings), masks, clips, settings, masks.shape[1] - may_vanish)
+    images = images.clone() if images.dim() == 4 else vary_intensities(images, settings)
+    if images.dim() == 4:
+        belongs = list(sequences or range(images.shape[1]))
+        for number in sorted(set(belongs)):
+            own = [place for place, sequence in enumerate(belongs) if sequence == number]
+            patches = images[:, own]
+            images[:, own] = vary_intensities(patches.flatten(0, 1), settings).view(patches.shape)
+    return _move(images, masks, clips, settings, masks.shape[1] - may_vanish)
 
 
 def vary_intensities(images: Tensor, settings: Augmentation) -> Tensor:
@@ -139,12 +154,13 @@ def _move(images: Tensor, masks: Tensor, clips: Tensor, settings: Augmentation, 
 
 
 def _turn(images: Tensor, masks: Tensor, angle: float, zoom: float) -> tuple[Tensor, Tensor]:
-    """Sample patches (N, P, P) and masks (N, M, P, P) at one angle (radians) and zoom; empty masks stay empty."""
+    """Sample patches (N, ..., P, P) and masks (N, M, P, P) at one angle (radians) and zoom; empty masks stay empty."""
     cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
     grid = functional.affine_grid(
         torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]]), [1, 1, *images.shape[-2:]], align_corners=False
     )  # (1, P, P, 2)
-    turned = functional.grid_sample(images.unsqueeze(0), grid, mode="bilinear", align_corners=False).squeeze(0)
+    flat = images.flatten(0, -3).unsqueeze(0)
+    turned = functional.grid_sample(flat, grid, mode="bilinear", align_corners=False).view(images.shape)
     moved, drawn = masks.clone(), masks.flatten(2).any(2)  # (N, M)
     if drawn.any():
         shapes = masks[drawn].float().unsqueeze(0)

@@ -45,6 +45,11 @@ __all__ = [
 ]
 
 
+def with_channels(images: Tensor) -> Tensor:
+    """Return images (N, P, P) as (N, 1, P, P); images (N, C, P, P) stay."""
+    return images.unsqueeze(1) if images.dim() == 3 else images
+
+
 class Backbone(nn.Module, ABC):
     """A SAM2-like model as four functions of a batch: encode, decode, remember, attend.
 
@@ -58,6 +63,7 @@ class Backbone(nn.Module, ABC):
         memory_width: Channels M of a memory map.
         identity: Identity of the weights.
         tracking: Which earlier slices a slice attends to during tracking.
+        most_channels: Largest number of channels of an image. SAM2 has three inputs.
     """
 
     patch_px: int
@@ -67,6 +73,7 @@ class Backbone(nn.Module, ABC):
     memory_width: int
     identity: WeightsIdentity
     tracking: TrackingRules = TrackingRules()
+    most_channels: int = 1
 
     def behaviour(self) -> dict[str, Any]:
         """Return the settings that change the answers, besides the weights, as plain values; {} if there are none."""
@@ -83,7 +90,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Features:
-        """Encode images (N, P, P) of normalised intensities. P may be any multiple of 32."""
+        """Encode images of normalised intensities, (N, P, P) or (N, C, P, P). P may be any multiple of 32.
+
+        C is 2 to `most_channels`.
+        """
 
     def frozen_part(self) -> str:
         """Return a name for the frozen part of `encode`, for the key of a cache; "" if its first layer is trained."""
@@ -98,7 +108,7 @@ class Backbone(nn.Module, ABC):
 
     def encode_rest(self, images: Tensor, frozen: tuple[Tensor, ...]) -> Features:
         """Return the features of `encode`, computed from the output of `encode_frozen` for the same images."""
-        return Features(frozen[:-1], frozen[-1], images.unsqueeze(1))
+        return Features(frozen[:-1], frozen[-1], with_channels(images))
 
     @abstractmethod
     def decode(self, features: Features, prompts: Prompts | None, dense: Tensor | None = None) -> MaskPrediction:

@@ -1,9 +1,9 @@
 """Records that the parts exchange: scans, episodes, features, prompts, predictions and exemplars.
 
 Axes, used everywhere: B episodes, G exemplar groups of an episode, K exemplars of a group, N images, P patch edge in
-pixels, S slices. Images of a patch are (..., P, P) with rows first; row 0 is the top of the picture. Image intensities
-are normalised floats: 0 is the low level of the scan, 1 its high level (`mois.intensities`). A backbone applies
-its own pixel statistics on top.
+pixels, S slices. Images of a patch are (..., P, P) with rows first; row 0 is the top of the picture. With C = 2 or 3
+channels (`mois.scans.channels`) they are (..., C, P, P). Image intensities are normalised floats: 0 is the low level of
+the scan, 1 its high level (`mois.intensities`). A backbone applies its own pixel statistics on top.
 """
 
 from __future__ import annotations
@@ -22,13 +22,29 @@ CERTAIN = 10.0
 """Logit of a mask that a reader gave."""
 
 
+class Channel(NamedTuple):
+    """A sequence of a scan.
+
+    Attributes:
+        name: Its name in dataset.json, such as "FLAIR"; empty if unknown.
+        image: (I, J, K) float32, raw intensities.
+        levels: Its normalisation in the whole scan, if this is a part of a scan; None for a whole scan.
+        path: Its file.
+    """
+
+    name: str
+    image: Tensor
+    levels: Levels | None = None
+    path: str = ""
+
+
 class Volume(NamedTuple):
     """A scan on its scanner's grid.
 
     Attributes:
         subject: Name of the scan, unique within a dataset.
         patient: Name of the patient. All scans of a patient lie in the same split.
-        image: (I, J, K) float32, raw intensities, voxel axes as in the file.
+        image: (I, J, K) float32, raw intensities, voxel axes as in the file: the first or only channel.
         affine: (4, 4) float64, voxel indices to RAS millimetres.
         lesions: Instance map (I, J, K) int32, 0 is background; all zero if nothing was annotated.
         classes: Lesion id to class, both >= 1.
@@ -36,6 +52,7 @@ class Volume(NamedTuple):
         declared: Classes that the dataset declares; empty if unknown.
         channel: Name of the image in dataset.json, such as "T2"; empty if unknown. "CT" has its own normalisation.
         levels: Normalisation of the whole scan, if this volume is a part of a scan; None for a whole scan.
+        further: Further channels: sequences on the same grid, each with its name.
     """
 
     subject: str
@@ -48,6 +65,7 @@ class Volume(NamedTuple):
     declared: tuple[int, ...] = ()
     channel: str = ""
     levels: Levels | None = None
+    further: tuple[Channel, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -111,7 +129,7 @@ class Features(NamedTuple):
     Attributes:
         levels: From fine to coarse, (N, C_l, P / s_l, P / s_l) with s_l = `Backbone.strides[l]`.
         position: Position code of the coarsest level, in the shape of that level.
-        image: The input, (N, 1, P, P), normalised intensities.
+        image: The input, (N, C, P, P), normalised intensities of C = 1 to 3 channels.
         conditioned: Whether the coarsest level has attended to the memory of an object (`Backbone.attend`).
     """
 

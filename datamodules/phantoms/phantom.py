@@ -21,6 +21,7 @@ from datamodules.phantoms.body import DISTRACTORS, BodyGrid, draw_place, make_an
 from datamodules.phantoms.lesion_types import HELD_BACK, NAMED_TYPES, LesionType, draw_lesion_type, draw_lesion_types
 from datamodules.phantoms.painting import Float, Triple, paint_lesion, smooth_field
 from datamodules.phantoms.scene import PlannedLesion, Scene, add_blobs, draw_volume_ml, fill, follow_up
+from datamodules.phantoms.second_sequence import alike, second_signal, sequence_names
 from mois.files.atomic import write_bytes
 from mois.files.json_records import read_record
 
@@ -53,6 +54,7 @@ class Phantom:
         distractors: (S, H, W) int32, values of DISTRACTORS: what may look like a lesion and is none.
         spacing_mm: Distance between slices, rows and columns.
         gain: Signal of the scan for a signal of 1 (about that of fluid).
+        second: (S, H, W) float32, a second sequence; None for one sequence.
     """
 
     image: Float
@@ -61,6 +63,7 @@ class Phantom:
     distractors: Int
     spacing_mm: tuple[float, float, float]
     gain: float = 1.0
+    second: Float | None = None
 
 
 def _acquire(rng: np.random.Generator, signal: Float, spacing_mm: Triple) -> tuple[Float, float]:
@@ -112,8 +115,11 @@ def make_patient(
     shape: tuple[int, int, int] = (28, 256, 160),
     spacing_mm: tuple[float, float, float] = (7.8, 3.0, 3.0),
     lesions: tuple[int, int] = (5, 60),
+    channels: int = 1,
 ) -> list[Phantom]:
     """Draw several scans of one body over time.
+
+    With two channels, all types have the look of the first type in the first sequence, and differ in the second.
 
     From scan to scan, lesions grow or shrink, and up to three new lesions appear. Bias, noise and gain are new.
     A lesion keeps its id. A lesion without room has resolved.
@@ -125,8 +131,9 @@ def make_patient(
         raise ValueError(
             f"{len(types)} types, sessions={sessions}, lesions={lesions}: need 1 or more, lesions as (fewest, most)."
         )
+    drawn_types = types if channels == 1 else alike(types)
     anatomy = make_anatomy(rng, _whole_body(rng, shape, spacing_mm))
-    add_blobs(anatomy, types, rng, int(rng.integers(4, 13)), spacing_mm)
+    add_blobs(anatomy, drawn_types, rng, int(rng.integers(4, 13)), spacing_mm)
     count = round(math.exp(rng.uniform(math.log(lesions[0]), math.log(lesions[1]))))
     shares = rng.dirichlet(np.full(len(types), 3.0))
     kinds = [1 + i % len(types) for i in range(min(count, 2 * len(types)))]
@@ -134,14 +141,18 @@ def make_patient(
     scans: list[Phantom] = []
     planned_lesions: list[PlannedLesion] = []
     for session in range(sessions):
-        scene = Scene(anatomy, types, spacing_mm)
+        scene = Scene(anatomy, drawn_types, spacing_mm)
         if session == 0:
             planned_lesions = fill(scene, rng, kinds, [draw_volume_ml(rng, spacing_mm) for _ in kinds])
         else:
             planned_lesions = follow_up(scene, rng, planned_lesions, len(types), spacing_mm)
         image, gain = _acquire(rng, scene.image, spacing_mm)
         classes = {planned.lesion: planned.kind for planned in planned_lesions}
-        scans.append(Phantom(image, scene.instances, classes, anatomy.distractors.copy(), spacing_mm, gain))
+        second = None
+        if channels == 2:
+            signal = second_signal(anatomy.image, scene.instances, classes, len(types))
+            second = _acquire(rng, signal, spacing_mm)[0]
+        scans.append(Phantom(image, scene.instances, classes, anatomy.distractors.copy(), spacing_mm, gain, second))
     if len(scans[0].classes) < count:
         raise ValueError(
             f"shape={shape} at {spacing_mm} mm has room for {len(scans[0].classes)} of {count} lesions; lower lesions."
@@ -224,6 +235,7 @@ def write_dataset(
     spacing_mm: tuple[float, float, float] = (7.8, 3.0, 3.0),
     lesions: tuple[int, int] = (5, 60),
     progress: Callable[[int, int], None] | None = None,
+    channels: int = 1,
 ) -> None:
     """Write phantoms as an nnU-Net raw dataset, with instance maps, distractor maps and subjects.csv.
 
@@ -240,29 +252,28 @@ def write_dataset(
         spacing_mm: Distance between slices, rows and columns.
         lesions: Smallest and largest number of lesions of a scan.
         progress: Called after each scan, with the number of written scans and the number of all scans.
+        channels: 1, or 2 for a second sequence in which alone the types differ.
 
     Raises:
         ValueError: If a patient would stand on both sides, there is nothing to write, or `out` holds other scans.
     """
     counts = {"subjects": subjects, "test_subjects": test_subjects, "sessions": sessions}
-    for name, least in (("subjects", 1), ("test_subjects", 0), ("sessions", 1)):
-        if counts[name] < least:
-            raise ValueError(f"{name}={counts[name]} must be {least} or more.")
-    if subjects % sessions or test_subjects % sessions:
-        raise ValueError(
-            f"subjects={subjects}, test_subjects={test_subjects} must be multiples of sessions={sessions}."
-        )
+    _check_counts(counts, channels)
     types = list(NAMED_TYPES.values()) if types is None else list(types)
     labels = {"background": 0} | {kind.name: 1 + i for i, kind in enumerate(types)}
     if len(labels) != 1 + len(types):
         raise ValueError(f"types={[kind.name for kind in types]}: a name stands twice; give every lesion type its own.")
     described = {kind.name: {"class": 1 + i, **asdict(kind)} for i, kind in enumerate(types)}
     drawn = {"seed": seed, "shape": shape, "spacing_mm": spacing_mm, "lesions": lesions, "types": described}
+    if channels > 1:
+        drawn["channels"] = channels
     _check_same_phantoms(out, counts | drawn)
     rows = ["subject,patient,session,site"]
     for patient in range((subjects + test_subjects) // sessions):
         rng = np.random.default_rng([seed, patient])
-        scans = make_patient(rng, types, sessions=sessions, shape=shape, spacing_mm=spacing_mm, lesions=lesions)
+        scans = make_patient(
+            rng, types, sessions=sessions, shape=shape, spacing_mm=spacing_mm, lesions=lesions, channels=channels
+        )
         for session, scan in enumerate(scans):
             index = patient * sessions + session
             name = f"phantom_{index:04d}"
@@ -270,10 +281,29 @@ def write_dataset(
             rows.append(f"{name},patient_{patient:04d},{session},phantom")
             if progress is not None:
                 progress(index + 1, subjects + test_subjects)
-    about = {"channel_names": {"0": "T2"}, "labels": labels, "numTraining": subjects, "file_ending": ".nii.gz"}
+    about = {
+        "channel_names": sequence_names(channels),
+        "labels": labels,
+        "numTraining": subjects,
+        "file_ending": ".nii.gz",
+    }
     write_bytes(out / "subjects.csv", ("\n".join(rows) + "\n").encode())
     write_bytes(out / "lesion_types.json", (json.dumps(described, indent=2) + "\n").encode())
     write_bytes(out / "dataset.json", (json.dumps(about, indent=2) + "\n").encode())
+
+
+def _check_counts(counts: dict[str, int], channels: int) -> None:
+    """Refuse numbers of scans and sequences that no dataset of phantoms can have."""
+    for name, least in (("subjects", 1), ("test_subjects", 0), ("sessions", 1)):
+        if counts[name] < least:
+            raise ValueError(f"{name}={counts[name]} must be {least} or more.")
+    if counts["subjects"] % counts["sessions"] or counts["test_subjects"] % counts["sessions"]:
+        raise ValueError(
+            f"subjects={counts['subjects']}, test_subjects={counts['test_subjects']} must be multiples of "
+            f"sessions={counts['sessions']}."
+        )
+    if channels not in (1, 2):
+        raise ValueError(f"channels={channels}: phantoms have 1 or 2 sequences; choose one of them.")
 
 
 def _check_same_phantoms(out: Path, settings: dict[str, Any]) -> None:
@@ -301,13 +331,16 @@ def _write_scan(out: Path, part: str, name: str, scan: Phantom) -> None:
     """Write a scan and its maps into the folders of one part, Tr or Ts."""
     classes = np.zeros(max(scan.classes, default=0) + 1, np.uint8)
     classes[list(scan.classes)] = list(scan.classes.values())
-    for folder, file, stack in (
-        ("images", f"{name}_0000", np.rint(500 * scan.image).astype(np.int16)),
-        ("labels", name, classes[scan.instances]),
-        ("instances", name, scan.instances),
-        ("distractors", name, scan.distractors),
+    sequences = [scan.image] if scan.second is None else [scan.image, scan.second]
+    for number, image in enumerate(sequences):
+        file = out / f"images{part}" / f"{name}_{number:04d}.nii.gz"
+        _write_nifti(file, np.rint(500 * image).astype(np.int16), scan.spacing_mm)
+    for folder, stack in (
+        ("labels", classes[scan.instances]),
+        ("instances", scan.instances),
+        ("distractors", scan.distractors),
     ):
-        _write_nifti(out / f"{folder}{part}" / f"{file}.nii.gz", stack, scan.spacing_mm)
+        _write_nifti(out / f"{folder}{part}" / f"{name}.nii.gz", stack, scan.spacing_mm)
 
 
 def _write_nifti(path: Path, stack: NDArray[np.generic], spacing_mm: tuple[float, float, float]) -> None:

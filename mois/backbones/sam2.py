@@ -18,7 +18,7 @@ from mois.backbones.rules import FIRST, SAM2Rules
 from mois.backbones.sam2_network import Network, distance_code, tokens_in_a_row
 from mois.backbones.sizes import SIZES
 from mois.backbones.weights import load_weights
-from mois.interfaces import Backbone, Memory, TrackingRules
+from mois.interfaces import Backbone, Memory, TrackingRules, with_channels
 from mois.records import CERTAIN, Features, MaskPrediction, Prompts
 
 
@@ -44,6 +44,7 @@ class SAM2(Backbone):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    most_channels = 3
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class SAM2(Backbone):
     def encode(self, images: Tensor) -> Features:
         """See `Backbone.encode`."""
         out = self.sam.forward_image(self._seen(images))
-        return Features(tuple(out["backbone_fpn"]), out["vision_pos_enc"][-1], images.unsqueeze(1))
+        return Features(tuple(out["backbone_fpn"]), out["vision_pos_enc"][-1], with_channels(images))
 
     def frozen_part(self) -> str:
         """See `Backbone.frozen_part`: `encoder`, or `trunk.N` if the first N blocks of the trunk are frozen."""
@@ -123,11 +124,11 @@ class SAM2(Backbone):
         """See `Backbone.encode_rest`."""
         encoder, decoder = self.sam.image_encoder, self.sam.sam_mask_decoder
         if self.frozen_part() == "encoder":
-            return Features(frozen, encoder.neck.position_encoding(frozen[-1]), images.unsqueeze(1))
+            return Features(frozen, encoder.neck.position_encoding(frozen[-1]), with_channels(images))
         levels, codes = encoder.neck(run_rest(encoder.trunk, frozen, frozen_blocks(encoder.trunk)))
         fine, middle, coarse = levels[: -encoder.scalp]
         seen = (decoder.conv_s0(fine), decoder.conv_s1(middle), coarse)
-        return Features(seen, codes[-1 - encoder.scalp], images.unsqueeze(1))
+        return Features(seen, codes[-1 - encoder.scalp], with_channels(images))
 
     def decode(self, features: Features, prompts: Prompts | None, dense: Tensor | None = None) -> MaskPrediction:
         """See `Backbone.decode`. If SAM2 gives three candidates, the best is taken."""
@@ -235,10 +236,13 @@ class SAM2(Backbone):
         }
 
     def _seen(self, images: Tensor) -> Tensor:
-        """Return the input of the trunk (N, 3, P, P) for images (N, P, P)."""
+        """Return the input of the trunk (N, 3, P, P): one channel three times, or two as first, second, first."""
         if self.rules.intensity_limit is not None:
             images = images.clamp(0, self.rules.intensity_limit)
-        return (images.unsqueeze(1) - self.pixel_mean) / self.pixel_std
+        images = with_channels(images)
+        if images.shape[1] == 2:
+            images = torch.cat([images, images[:, :1]], dim=1)
+        return (images - self.pixel_mean) / self.pixel_std
 
     def _through_decoder(
         self, features: Features, coarse: Tensor, prompts: Prompts | None, dense: Tensor | None

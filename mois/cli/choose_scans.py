@@ -23,7 +23,8 @@ class ScanChoice(NamedTuple):
         split: `train`, `val`, `test` or `all`.
         subjects: Names of scans, instead of a split.
         fold: Fold that `train` and `val` belong to; None takes the split of the model's training.
-        channel: The image that every scan must have.
+        channel: The image that every scan must have, if no channels are named.
+        channels: Names of the channels that every scan must have.
         target_class: The class that the dataset must declare; None for any.
     """
 
@@ -32,6 +33,7 @@ class ScanChoice(NamedTuple):
     fold: int | None = None
     channel: int = 0
     target_class: int | None = None
+    channels: tuple[str, ...] = ()
 
 
 def choose_scans(data: Path, choice: ScanChoice, provenance: Mapping[str, Any]) -> tuple[Scans, list[str]]:
@@ -66,13 +68,16 @@ def choose_scans(data: Path, choice: ScanChoice, provenance: Mapping[str, Any]) 
         raise ValueError(
             f"split={choice.split}: {data} has no such scans; choose another split, give --fold or --subjects."
         )
-    _check_scans(scans, choice.channel, choice.target_class)
+    _check_scans(scans, choice)
     return scans, sorted(trained_subjects(data, given) & {scan.subject for scan in scans})
 
 
-def _check_scans(scans: Scans, channel: int, target_class: int | None) -> None:
+def _check_scans(scans: Scans, choice: ScanChoice) -> None:
+    channel, target_class = choice.channel, choice.target_class
     for scan in scans:
-        if channel not in scan.images:
+        if choice.channels:
+            scan.numbers(0, choice.channels)
+        elif channel not in scan.images:
             there = ", ".join(map(str, sorted(scan.images)))
             raise DataError(
                 f"--channel={channel}: scan {scan.subject} has no such image (file *_{channel:04d}.*); it has {there}."

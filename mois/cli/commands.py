@@ -38,10 +38,10 @@ COMMANDS: list[Callable[..., None] | type] = [
 HELP = ("-h", "--help")
 VERSION = "--version"
 
-LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions"}
+LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions", "segment": "image"}
 """Commands whose first words are a list: the option of the list."""
 
-FIRST: dict[str, str] = {"segment": "image", "curves": "run", "doctor": "root", "phantom": "out"}
+FIRST: dict[str, str] = {"curves": "run", "doctor": "root", "phantom": "out"}
 """Commands whose first word is a value: the option of the value."""
 
 
@@ -94,7 +94,25 @@ def with_options(given: Sequence[str]) -> list[str]:
         leading, count = [f"--{FIRST[command[0]]}={words[0]}"], 1
     else:
         count = 0
-    return [*command, *leading, *_with_lists(words[count:], _takes_words(*command))]
+    rest = words[count:]
+    if command == ["segment"]:
+        leading, rest = _gathered("image", [*leading, *rest])
+    return [*command, *leading, *_with_lists(rest, _takes_words(*command))]
+
+
+def _gathered(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return an option that may be repeated as one option with a list of words, and the other words."""
+    values: list[str] = []
+    others: list[str] = []
+    rest = iter(given)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != f"--{option}":
+            others.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        values += json.loads(value) if value.startswith("[") else [value]
+    return ([f"--{option}={json.dumps(values)}"] if values else []), others
 
 
 def _takes_words(name: str = "") -> set[str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mois.cli.evaluate_options import OutputOptions, ProtocolOptions, ReaderOptions, protocol_settings
+
+if TYPE_CHECKING:
+    from mois.sharing.bundle import Bundle
 
 SplitName = Literal["train", "val", "test", "all"]
 
@@ -58,7 +61,7 @@ def evaluate(
         split: Which scans to score; by the training's own splits if the bundle was trained on this dataset.
         subjects: Names of the scans to score, instead of a split.
         fold: Fold that train and val belong to, as in data.init_args.split.fold.
-        channel: The image to use: the number in its file's name.
+        channel: The image to use: the number in its file's name. A model with named channels finds them by name.
         instances: Take lesions from maps of lesion ids, if the dataset has them.
         prompted_masks: With predictions: folder `prompted` of another run, whose prompted lesions are given to them.
         kind: With predictions: whether their numbers are classes or lesions.
@@ -95,8 +98,8 @@ def evaluate(
             scans, _ = choose_scans(data, choice, {})
             evaluation = evaluation_of_maps(base, predictions, prompted_masks, kind, scans)
         else:
-            where = chosen_device(device, processes.local_rank)
-            model = Bundle.load(str(bundle), where, trust or (), backbone_weights)
+            model = Bundle.load(str(bundle), chosen_device(device, processes.local_rank), trust or (), backbone_weights)
+            choice = choice._replace(channels=_channels_of(model, channel))
             scans, trained_on = choose_scans(data, choice, model.provenance)
             evaluation = evaluation_of_bundle(base, model, trained_on)
         console = PlainConsole(stderr=True) if processes.first else None
@@ -117,6 +120,16 @@ def _refuse_contradictions(
         raise ValueError(
             "--output.robustness needs a model to run on changed scans; give --bundle instead of --predictions."
         )
+
+
+def _channels_of(model: Bundle, channel: int) -> tuple[str, ...]:
+    """Return the names of the channels that a model sees; none for one image of any name."""
+    channels = model.inference.channels
+    if channels and channel:
+        raise ValueError(
+            f"--channel={channel}: the model finds its channels by name ({', '.join(channels)}); leave the option out."
+        )
+    return channels
 
 
 def _refuse_sessions(predictions: Path | None, reader: ReaderOptions, protocol: ProtocolOptions) -> None:

@@ -14,6 +14,7 @@ def phantom(
     test_subjects: int = 0,
     sessions: int = 1,
     types: list[str] | None = None,
+    channels: int = 1,
 ) -> None:
     """Write synthetic whole-body MRI with lesions as an nnU-Net raw dataset.
 
@@ -24,6 +25,8 @@ def phantom(
         test_subjects: Number of test scans.
         sessions: Scans of each patient over time.
         types: Names of lesion types, separated by commas (ring,dark). Each type becomes a class. By default all four.
+        channels: 1, or 2 for a second sequence (T1) of each scan. Then the types differ in T1 alone: in T2, the first
+            sequence, all have the look of the first type.
 
     Raises:
         ValueError: If a lesion type is unknown, there is nothing to write, or the folder holds other scans.
@@ -37,5 +40,13 @@ def phantom(
         raise ValueError(f"types={', '.join(unknown)}: no such lesion type; there is {', '.join(NAMED_TYPES)}")
     chosen = None if types is None else [NAMED_TYPES[name] for name in types]
     with locked(out):
-        write_dataset(out, subjects=subjects, seed=seed, types=chosen, test_subjects=test_subjects, sessions=sessions)
+        write_dataset(
+            out,
+            subjects=subjects,
+            seed=seed,
+            types=chosen,
+            test_subjects=test_subjects,
+            sessions=sessions,
+            channels=channels,
+        )
     say(f"{subjects + test_subjects} scans in {out}")

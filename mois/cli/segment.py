@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def segment(
-    image: Path,
+    image: list[str],
     bundle: Path,
     prompts: Path,
     out: Path,
@@ -36,7 +36,8 @@ def segment(
     appended to them are done after those that were there. Anything else that differs is refused.
 
     Args:
-        image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series.
+        image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series. For a model of several channels
+            NAME=FILE for each, in any order: mois segment FLAIR=a.nii.gz T2=b.nii.gz.
         bundle: The model: folder `bundle` of a training.
         prompts: JSON file: {"prompts": [{"click": [x, y, z], "lesion": "a"}, {"click": [x, y, z], "lesion": "a",
             "positive": false}, {"box": [[x, y, z], [x, y, z]]}, {"mask": "a.nii.gz"}, {"propagate": true}]}. Points
@@ -54,7 +55,8 @@ def segment(
     Raises:
         ValueError: If a file cannot be used, or the folder holds a session with other prompts or edited results.
     """
-    from mois.scans.volumes import read_volume
+    from mois.scans.channels import named_images
+    from mois.scans.volumes import read_images
     from mois.session.playing import play, ras_warnings, requested_actions
     from mois.session.prompt_file import read_prompts
     from mois.sharing.bank import ExemplarBank
@@ -62,10 +64,11 @@ def segment(
     from mois.sharing.bundle_record import read_description
 
     entries = read_prompts(prompts)
-    name = subject or image.name.split(".")[0]
-    volume = read_volume(image, None, subject=name, patient=patient or name, classes={})
     with warnings.catch_warnings(action="ignore"):  # to load the bundle gives the same warnings
         record = read_description(bundle)
+    images = named_images(image, record.inference.channels)
+    name = subject or next(iter(images.values())).name.split(".")[0]
+    volume = read_images(images, subject=name, patient=patient or name)
     exemplars = None if bank is None else ExemplarBank.load(bank, record.identity, record.inference.pixel_mm)
     requested = requested_actions(entries, volume, exemplars)
     doubted = ras_warnings(requested, volume)

@@ -24,6 +24,7 @@ from mois.cli.old_training_options import TrainingNames
 from mois.cli.resuming import checkpoint_path, compared_run, deciding_figure
 from mois.cli.settings import read_settings
 from mois.cli.training_checks import (
+    channels_of_data,
     check_accelerator,
     check_groups,
     check_new_folder,
@@ -155,7 +156,7 @@ class MoisCLI(LightningCLI):
         )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         if isinstance(self.model_class, type) and issubclass(self.model_class, ExemplarSegmenter):
-            parser.set_defaults({"model.inference.pixel_mm": None})
+            parser.set_defaults({"model.inference.pixel_mm": None, "model.inference.channels": None})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments. Lightning's own method warns if a program gives the arguments, as the demo does."""
@@ -177,6 +178,8 @@ class MoisCLI(LightningCLI):
         inference = self.settings["model"].get("inference")
         if inference is not None and inference["pixel_mm"] is None:
             inference["pixel_mm"] = pixel_mm_of_data(self.plain_config())
+        if inference is not None and inference["channels"] is None:
+            inference["channels"] = channels_of_data(self.plain_config())
         check_scales(self.plain_config())
         trainer = self.settings["trainer"]
         check_strategy(trainer["strategy"], trainer["devices"])

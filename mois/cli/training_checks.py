@@ -152,8 +152,14 @@ def pixel_mm_of_data(config: Mapping[str, Any]) -> float:
     return InferenceSettings.pixel_mm if pixel_mm is None else float(pixel_mm)
 
 
+def channels_of_data(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the channels of the training patches; none if the datamodule has no `channels`."""
+    data = (config.get("data") or {}).get("init_args") or {}
+    return list(data.get("channels") or ())  # not every datamodule has it
+
+
 def check_scales(config: Mapping[str, Any]) -> None:
-    """Refuse patches with other pixels or intensities than whole scans.
+    """Refuse patches with other pixels, intensities or channels than whole scans.
 
     To test or predict at another scale, set both keys.
 
@@ -161,8 +167,10 @@ def check_scales(config: Mapping[str, Any]) -> None:
         ValueError: If two values differ.
     """
     data, inference = (config.get("data") or {}).get("init_args") or {}, config["model"].get("inference") or {}
-    for key in ("pixel_mm", "normalisation"):
+    for key in ("pixel_mm", "normalisation", "channels"):
         trained, inferred = data.get(key), inference.get(key)  # not every datamodule has them
+        if key == "channels":
+            trained, inferred = (None if names is None else list(names) for names in (trained, inferred))
         if trained is not None and inferred is not None and trained != inferred:
             raise ValueError(
                 f"data.init_args.{key}={trained} and model.inference.{key}={inferred} differ; set both to the same"

@@ -48,7 +48,8 @@ class Evaluation:
         identity: What else decides the results besides protocol and scans, as plain values: the model, for example.
         provenance: Record of what made the results, for metrics.json.
         calibration: Turns peaks into confidence; None for no confidence.
-        channel: The image to read of each scan.
+        channel: The image to read of each scan, if no channels are named.
+        channels: Names of the channels to read.
         instances: Whether lesions come from maps of lesion ids, if the dataset has them.
         robustness: Whether the scans are scored once more in each of `CHANGES`.
         seed: Seed of the bootstrap and the changes.
@@ -62,6 +63,7 @@ class Evaluation:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
     channel: int = 0
+    channels: tuple[str, ...] = ()
     instances: bool = True
     robustness: bool = False
     seed: int = 0
@@ -70,7 +72,7 @@ class Evaluation:
 
     def read(self, scan: SubjectFiles) -> Volume:
         """Return the scan with the lesions that it is scored by."""
-        return scan.read(self.channel, instances=self.instances)
+        return scan.read(self.channel, instances=self.instances, channels=self.channels)
 
 
 def evaluate_scans(
@@ -224,7 +226,8 @@ def _scan_digest(scan: SubjectFiles, evaluation: Evaluation) -> str:
     file_names = [
         None if file is None else file.name for file in _files(scan, evaluation)
     ]  # the name of a map may hold its class
-    entries = [scan.patient, sorted(scan.classes.items()), scan.channels.get(evaluation.channel), file_names]
+    names = [scan.channels.get(number) for number in _numbers(scan, evaluation)]
+    entries = [scan.patient, sorted(scan.classes.items()), *names, file_names]
     return hashlib.sha256(f"{_files_digest(scan, evaluation)} {json.dumps(entries)}".encode()).hexdigest()
 
 
@@ -240,4 +243,9 @@ def _files_digest(scan: SubjectFiles, evaluation: Evaluation) -> str:
 def _files(scan: SubjectFiles, evaluation: Evaluation) -> list[Path | None]:
     """Return the files of a scan: image, label map and lesion ids (None if missing), then `more_files`."""
     ids = scan.instances if evaluation.instances else None
-    return [scan.images.get(evaluation.channel), scan.label, ids, *evaluation.more_files(scan.subject)]
+    images = [scan.images.get(number) for number in _numbers(scan, evaluation)]
+    return [*images, scan.label, ids, *evaluation.more_files(scan.subject)]
+
+
+def _numbers(scan: SubjectFiles, evaluation: Evaluation) -> list[int]:
+    return scan.numbers(evaluation.channel, evaluation.channels)

@@ -195,7 +195,7 @@ def evaluation_of_bundle(base: EvaluationOptions, bundle: Bundle, trained_on: li
     decides = {"code": code_version(), "model": identity, "inference": inference}
     return Evaluation(
         score_by_model(segmenter, bundle.calibration), identity=decides, provenance=provenance,
-        calibration=bundle.calibration, **base._asdict(),
+        calibration=bundle.calibration, channels=bundle.inference.channels, **base._asdict(),
     )  # fmt: skip
 
 

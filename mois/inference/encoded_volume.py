@@ -26,11 +26,12 @@ class EncodedVolume:
     Attributes:
         grid: The scan's pictures on its own pixels.
         tiles: How a picture is cut.
-        pictures: (S, h, w) float32, normalised intensities at the model's pixel size, on the CPU.
+        pictures: (S, h, w) float32, normalised intensities at the model's pixel size, on the CPU. First channel.
         store: The features, by row.
         row_of: (S, T) int64, row of each tile; -1 if the tile is air and was not used yet.
         places: (N, 2) int64, slice and tile of each row.
         shown: Rows below this number show some of the body. The other rows are tiles of air that a caller used.
+        further: (C - 1, S, h, w) float32, pictures of the further channels; None for one channel.
     """
 
     grid: SliceGrid
@@ -40,6 +41,7 @@ class EncodedVolume:
     row_of: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64]
     shown: int
+    further: Tensor | None = None
 
     @property
     def tile_px(self) -> int:
@@ -51,8 +53,16 @@ class EncodedVolume:
         return self.store.select(rows, self.images(rows))
 
     def images(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Return the tiles of some rows, (N, P, P) float32, zero beyond the border of the picture."""
-        return torch.stack([self.crop(self.pictures[index], tile) for index, tile in self.places[rows].tolist()])
+        """Return the tiles of some rows, float32, zero beyond the border of the picture.
+
+        They are (N, P, P) for one channel, (N, C, P, P) for C channels.
+        """
+        return torch.stack([self.crop(self._picture(index), tile) for index, tile in self.places[rows].tolist()])
+
+    def _picture(self, index: int) -> Tensor:
+        """Return a slice (h, w) for one channel, (C, h, w) for C channels."""
+        first = self.pictures[index]
+        return first if self.further is None else torch.cat([first.unsqueeze(0), self.further[:, index]])
 
     def row(self, slice_index: int, tile: int) -> int:
         """Return the row of a tile. A tile of air gets a new row when it is first used."""
@@ -73,10 +83,10 @@ class EncodedVolume:
         return int(top), int(left)
 
     def crop(self, picture: Tensor, tile: int) -> Tensor:
-        """Return a tile (P, P) of a picture (h, w), zero beyond its border."""
+        """Return a tile (..., P, P) of a picture (..., h, w), zero beyond its border."""
         top, left = self.corner(tile)
-        part = picture[top : top + self.tile_px, left : left + self.tile_px]
-        return functional.pad(part, (0, self.tile_px - part.shape[1], 0, self.tile_px - part.shape[0]))
+        part = picture[..., top : top + self.tile_px, left : left + self.tile_px]
+        return functional.pad(part, (0, self.tile_px - part.shape[-1], 0, self.tile_px - part.shape[-2]))
 
     def groups(self, batch_size: int) -> Iterator[tuple[range, npt.NDArray[np.int64]]]:
         """Yield ranges of slices with their rows, without air: as many whole slices as fit a batch, at least one."""

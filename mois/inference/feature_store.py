@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mois.interfaces import with_channels
 from mois.records import Features
 
 GIB = 1 << 30
@@ -27,7 +28,7 @@ class FeatureStore:
       that is needed next.
 
     Args:
-        encode: Turns images (N, P, P) float32 into features. It is called on the device of the model.
+        encode: Turns images (N, P, P) or (N, C, P, P) float32 into features. It is called on the device of the model.
         device: Device of the features that are returned or kept within the budget.
         dtype: Type in which the feature levels are kept.
         budget_gib: Size of the features that are kept in memory, in GiB; 0 keeps all features in the file.
@@ -91,7 +92,7 @@ class FeatureStore:
         if self._position is None or not len(rows):
             raise LookupError("features of no rows: a caller asked for an empty selection")
         position = self._position.float().expand(len(rows), -1, -1, -1)
-        return Features(levels, position, images.to(self._device, non_blocking=True).unsqueeze(1))
+        return Features(levels, position, with_channels(images.to(self._device, non_blocking=True)))
 
     def _check(self) -> None:
         """Check that `dtype` can hold the features since the last check. It waits once for the device.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.geometry import LARGEST_TILE, SliceGrid, TileGrid, resample_stack, restore_stack
+from mois.geometry import LARGEST_TILE, SliceGrid, TileGrid, restore_stack
 from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume, Tracked, mask_centre, paste
 from mois.inference.execution import Compiled, autocast, tiles_at_once
@@ -26,10 +26,11 @@ from mois.inference.feature_store import FeatureStore
 from mois.inference.lesion_maps import BlendedAnswers, LesionMaps, TileAnswers, parting_of, side_by_side
 from mois.inference.lesion_tracking import Limits, Seeds, track_lesions
 from mois.inference.settings import InferenceSettings
-from mois.intensities import Normalisation, doubt, normalise
+from mois.intensities import Normalisation, doubt
 from mois.interfaces import Backbone, Propagation, TrackingRules
 from mois.lesions import Candidates, InstanceMap, find_candidates
 from mois.records import Exemplars, Features, MaskPrediction, Prompts, Volume
+from mois.scans.channels import channels_of, normalised_stack
 
 
 class VolumeSegmenter:
@@ -76,8 +77,8 @@ class VolumeSegmenter:
         return next(self.backbone.parameters()).device
 
     def normalisation(self, volume: Volume) -> Normalisation:
-        """Return the normalisation of a scan. With the rule `auto` it depends on the name of the channel."""
-        return self.settings.normalisation.for_channel(volume.channel)
+        """Return the normalisation of a scan's first channel. With the rule `auto` it depends on the channel's name."""
+        return self.settings.normalisation.for_channel(channels_of(volume, self.settings.channels)[0][0].name)
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context for `inference.precision`."""
@@ -94,15 +95,15 @@ class VolumeSegmenter:
         """
         settings = self.settings
         grid = SliceGrid.of(volume.shape, volume.affine, settings.slice_axis)
-        raw, rule = volume.image.float().cpu(), self.normalisation(volume)
-        if volume.levels is None and (reason := doubt(raw, rule, volume.channel)):
-            warnings.warn(f"scan {volume.subject}: {reason}", stacklevel=1)
-        pictures = resample_stack(grid.to_stack(normalise(raw, rule, known=volume.levels)), grid, settings.pixel_mm)
+        self._warn_of_doubts(volume)
+        stack = normalised_stack(volume, grid, settings.pixel_mm, settings.normalisation, settings.channels)
+        channels = stack if stack.dim() == 4 else stack.unsqueeze(0)  # (C, S, h, w)
+        pictures = channels[0]
         edge = settings.tile_px or self.backbone.patch_px
         self._warn_of_wide_tiles(edge, grid, volume.subject)
         tiles = TileGrid.of(pictures.shape[1], pictures.shape[2], edge, settings.overlap)
         shows = torch.zeros(len(pictures), len(tiles.corners), dtype=torch.bool)
-        for index, picture in enumerate(pictures):
+        for index, picture in enumerate(pictures if len(channels) == 1 else channels.amax(0)):
             cut = tiles.cut(picture)  # (T, P, P)
             shows[index] = functional.avg_pool2d(cut.unsqueeze(1), 8).amax((1, 2, 3)) > settings.air_level
         shows[0, 0] |= not bool(shows.any())  # a scan of nothing but air keeps one tile, because decoding needs a tile
@@ -112,12 +113,19 @@ class VolumeSegmenter:
         stored = torch.float16 if lazy or settings.half_features else torch.float32
         store = FeatureStore(self._see, self.device, stored, settings.memory_gib)
         encoded = EncodedVolume(grid, tiles, pictures, store, row_of, places, len(places))
+        encoded.further = channels[1:] if len(channels) > 1 else None
         if not lazy:
             step = tiles_at_once(self.device, edge, settings.batch_size)
             for start in range(0, len(places), step):
                 rows = np.arange(start, min(start + step, len(places)))
                 store.put(rows, encoded.images(rows))
         return encoded
+
+    def _warn_of_doubts(self, volume: Volume) -> None:
+        for channel, step in channels_of(volume, self.settings.channels):
+            rule = self.settings.normalisation.for_channel(channel.name)
+            if channel.levels is None and not step and (reason := doubt(channel.image, rule, channel.name)):
+                warnings.warn(f"scan {volume.subject}: {reason}", stacklevel=2)
 
     def _warn_of_wide_tiles(self, edge: int, grid: SliceGrid, subject: str) -> None:
         pixel_mm = self.settings.pixel_mm

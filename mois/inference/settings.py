@@ -8,6 +8,7 @@ from typing import Literal
 from mois.inference.execution import Precision
 from mois.intensities import Normalisation
 from mois.interfaces import Backbone, TrackingRules
+from mois.scans.channels import rule_of_channels, wanted_channels
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class InferenceSettings:
             (`mois.inference.levels`).
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).
+        channels: Names of the 1 to 3 sequences that the model sees (`mois.scans.channels`); none for one image of any
+            name. A training that leaves it unset takes data.init_args.channels.
     """
 
     pixel_mm: float = 1.5
@@ -71,6 +74,7 @@ class InferenceSettings:
     most_exemplars: int = 16
     level: Literal["fixed", "exemplars"] = "fixed"
     normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
+    channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
@@ -94,8 +98,14 @@ class InferenceSettings:
             raise ValueError(f"inference.memory_gib={self.memory_gib} must be at least 0.")
         if self.most_exemplars < 2:
             raise ValueError(f"inference.most_exemplars={self.most_exemplars} must be at least 2: one of each sign.")
+        object.__setattr__(self, "channels", tuple(self.channels))
+        wanted_channels(self.channels, "inference.channels")
         if self.split_prominence_mm < 0:
             raise ValueError(f"inference.split_prominence_mm={self.split_prominence_mm} must be at least 0.")
+
+    def settled(self) -> InferenceSettings:
+        """Return these settings as a model records them: with `auto` settled, if it is one rule for all channels."""
+        return replace(self, normalisation=rule_of_channels(self.normalisation, self.channels))
 
     def tracking(self, backbone: Backbone) -> TrackingRules:
         """Return which earlier slices a slice attends to, with this backbone."""

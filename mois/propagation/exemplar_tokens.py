@@ -159,7 +159,7 @@ def take_tokens(cells: Tensor, images: Tensor, on: Tensor, masks: Tensor) -> Exe
 
     Args:
         cells: (N, F, h, w), features of the cells of each image.
-        images: (N, 1, P, P).
+        images: (N, C, P, P).
         on: (M,) int64, the image that each lesion lies on.
         masks: (M, P, P), 0 to 1, one lesion each.
 
@@ -168,7 +168,7 @@ def take_tokens(cells: Tensor, images: Tensor, on: Tensor, masks: Tensor) -> Exe
         mask that is empty is not valid.
     """
     share = functional.avg_pool2d(masks.unsqueeze(1), STRIDE)
-    taken = _places(share.detach(), functional.avg_pool2d(images, STRIDE)[on])
+    taken = _places(share.detach(), functional.avg_pool2d(images.amax(1, keepdim=True), STRIDE)[on])
     features = cells.flatten(2)[on.unsqueeze(1), :, taken.cells]  # (M, T, F): only these cells are copied
     inside = torch.gather(share.flatten(1), 1, taken.cells)
     present = is_present(masks)

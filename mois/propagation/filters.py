@@ -17,27 +17,36 @@ FILTERS = 5 * len(SIGMAS_PX)
 _SMALLEST = 1e-12
 
 
-def filter_bank(image: Tensor) -> Tensor:
+def filter_bank(image: Tensor, every: bool = False) -> Tensor:
     """Filter images at every scale.
+
+    With C channels the scales are dealt out in turn: with two, the first channel is seen at 1 and 4 pixels, the second
+    at 2 and 8. So the number of answers stays.
 
     At each scale: the smoothed intensity, the length of its gradient, its Laplacian, and both eigenvalues of its
     Hessian, the larger one first. Derivatives are multiplied by the scale (once for each order), so that a blob
     gives the same answers at the scale of its own size whatever its size is.
 
     Args:
-        image: (N, 1, P, P), normalised intensities.
+        image: (N, C, P, P), normalised intensities.
+        every: See each channel at every scale.
 
     Returns:
-        (N, 20, P / 2, P / 2), float32.
+        (N, 20, P / 2, P / 2), float32; with `every` (N, C x 20, P / 2, P / 2), channel by channel.
 
     Source: Lindeberg, Feature detection with automatic scale selection, IJCV 1998.
     """
     with torch.autocast(image.device.type, enabled=False):
-        half = functional.avg_pool2d(smooth(image.float(), SIGMAS_PX[0]), 2)
+        count = image.shape[1]
+        halves = [functional.avg_pool2d(smooth(one, SIGMAS_PX[0]), 2) for one in image.float().chunk(count, dim=1)]
+        scales = list(enumerate(SIGMAS_PX))
+        wanted = [(number, sigma_px) for number in range(count) for _, sigma_px in scales]
+        if not every:
+            wanted = [(place % count, sigma_px) for place, sigma_px in scales]
         answers: list[Tensor] = []
-        for sigma_px in SIGMAS_PX:
+        for number, sigma_px in wanted:
             further_px = (sigma_px**2 - SIGMAS_PX[0] ** 2) ** 0.5
-            level = smooth(half, further_px / 2) if further_px else half
+            level = smooth(halves[number], further_px / 2) if further_px else halves[number]
             answers.extend(_shape(level, sigma_px / 2))
         return torch.cat(answers, dim=1)
 

@@ -49,7 +49,7 @@ def embed(features: Features, stem: Stem, levels: nn.ModuleList, fuse: nn.Module
 
 
 class Stem(nn.Module):
-    """Convolutions that turn an image (N, 1, P, P) into a coarse and a fine embedding."""
+    """Convolutions that turn an image (N, C, P, P) into a coarse and a fine embedding: the mean over its channels."""
 
     fine_width = 16
 
@@ -64,8 +64,11 @@ class Stem(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Embedding:
-        """Embed images (N, 1, P, P)."""
-        fine = self.to_half(image)
+        """Embed images (N, C, P, P)."""
+        count = image.shape[1]
+        fine = self.to_half(image if count == 1 else image.flatten(0, 1).unsqueeze(1))
+        if count > 1:
+            fine = fine.unflatten(0, (-1, count)).mean(1)
         return Embedding(self.to_quarter(fine), fine)
 
 

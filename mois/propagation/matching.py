@@ -30,8 +30,8 @@ class Matching(Propagation):
     with its features and the share of it that is inside. The answer at a pixel is the mean share of all tokens,
     weighted by a Gaussian kernel of the distance between features. All tokens of a negative exemplar are outside.
 
-    The features are a bank of filters of the image and the levels of the backbone, which a fixed projection reduces.
-    The tokens of a question standardise them.
+    The features are a bank of filters of each channel of the image and the levels of the backbone, which a fixed
+    projection reduces to what is left of 64. The tokens of a question standardise them.
 
     Args:
         temperature: Width of the kernel, as a squared distance a feature.
@@ -81,7 +81,7 @@ class Matching(Propagation):
 
     def _cells(self, features: Features) -> Tensor:
         """Return the features of each cell, (N, F, P / 2, P / 2)."""
-        filters = filter_bank(features.image)
+        filters = filter_bank(features.image, every=True)
         levels = torch.cat(
             [
                 functional.interpolate(level.float(), filters.shape[-2:], mode="bilinear", align_corners=False)
@@ -89,7 +89,8 @@ class Matching(Propagation):
             ],
             dim=1,
         )
-        return torch.cat([filters, torch.einsum("nchw,cf->nfhw", levels, self.projection)], dim=1)
+        reduced = torch.einsum("nchw,cf->nfhw", levels, self.projection)
+        return torch.cat([filters, reduced[:, : FEATURES - filters.shape[1]]], dim=1)
 
     def _log_odds(self, cells: Tensor, tokens: TokenSet) -> Tensor:
         """Return the log-odds (B, n) that cells (N, n, F) are inside, by the tokens of B questions.

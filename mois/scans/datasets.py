@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from mois.errors import DataError, as_text
 from mois.files.atomic import named, one_form
 from mois.files.text import read_table
 from mois.records import Volume
+from mois.scans.channels import channel_numbers
 from mois.scans.dataset_description import FILE_ENDINGS, read_description
 from mois.scans.volumes import read_volume
 
@@ -43,31 +44,49 @@ class SubjectFiles:
     site: str = ""
     channels: dict[int, str] = field(default_factory=dict)
 
-    def read(self, channel: int = 0, *, instances: bool = True) -> Volume:
+    def numbers(self, channel: int, channels: Sequence[str] = ()) -> list[int]:
+        """Return the numbers of the images to read.
+
+        Args:
+            channel: Number of the image, if no names are given.
+            channels: Names of a model's channels (`mois.scans.channels`).
+
+        Raises:
+            DataError: If dataset.json does not name a channel, or the scan lacks its image.
+        """
+        numbers = channel_numbers(channels, self.channels, f"scan {self.subject}") or [channel]
+        for number in numbers:
+            if number not in self.images:
+                cure = "add it, or leave the scan out" if channels else "set data.init_args.channel"
+                raise DataError(
+                    f"{self.subject} has no image of channel {number} (file *_{number:04d}.*), only of "
+                    f"{sorted(self.images)}; {cure}."
+                )
+        return numbers
+
+    def read(self, channel: int = 0, *, instances: bool = True, channels: Sequence[str] = ()) -> Volume:
         """Read the scan with its lesions.
 
         Args:
-            channel: Number of the image.
+            channel: Number of the image, if no names are given.
             instances: Whether to use the map of lesion ids, if the scan has one.
+            channels: Names of a model's channels, to read them all.
 
         Raises:
-            DataError: If the channel is missing or a file is broken.
+            DataError: If a channel is missing or a file is broken.
         """
-        if channel not in self.images:
-            raise DataError(
-                f"{self.subject} has no image of channel {channel} (file *_{channel:04d}.*), only of "
-                f"{sorted(self.images)}; set data.init_args.channel."
-            )
+        first, *others = self.numbers(channel, channels)
         ids = self.instances if instances else None
         return read_volume(
-            self.images[channel],
+            self.images[first],
             ids or self.label,
             subject=self.subject,
             patient=self.patient,
             classes=self.classes,
             instances=ids is not None,
             semantic=self.label,
-            channel=self.channels.get(channel, ""),
+            channel=self.channels.get(first, ""),
+            further={self.channels[number]: self.images[number] for number in others},
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from mois.errors import DataError, as_text
 from mois.grid import Grid, put_on
 from mois.intensities import normalise
-from mois.records import Volume
+from mois.records import Channel, Volume
 from mois.scans.image_files import read_image, write_volume
 from mois.scans.labels import check_declared, whole_numbers
 
@@ -30,6 +31,7 @@ def read_volume(
     instances: bool = False,
     semantic: Path | None = None,
     channel: str = "",
+    further: Mapping[str, Path] | None = None,
 ) -> Volume:
     """Read a scan and its lesions.
 
@@ -44,23 +46,15 @@ def read_volume(
         semantic: With `instances`, the label map with the class of each lesion. It may be left out if only one class
             is declared.
         channel: Name of the image in dataset.json.
+        further: Further channels: name to file. They lie on the grid of the image.
 
     Raises:
-        DataError: If a file is missing, cut off or not finite, or if the image is constant. Also if image and label lie
-            on different grids, or a label value is not declared.
+        DataError: If a file is missing, cut off or not finite, or if the image is constant. Also if image, label and
+            further channels lie on different grids, or a label value is not declared.
     """
     raw, affine = read_image(image)
     grid = Grid.of(raw.shape, affine)
-    voxels = np.ascontiguousarray(raw, np.float32)
-    broken = int(voxels.size - np.isfinite(voxels).sum())
-    if broken:
-        raise DataError(
-            f"{image}: {broken} voxels are NaN or infinite; replace them (numpy.nan_to_num) and save it again."
-        )
-    if voxels.min() == voxels.max():
-        raise DataError(
-            f"{image}: every voxel is {voxels.flat[0]:g}; export it from its source again, or leave the scan out."
-        )
+    voxels = _intensities(raw, image)
     declared = {value for value in classes if value}
     if label is None:
         lesions, class_of_lesion = np.zeros(voxels.shape, np.int32), {}
@@ -82,7 +76,42 @@ def read_volume(
         str(image),
         tuple(sorted(declared)),
         channel,
+        further=tuple(_further(name, path, grid, image.name) for name, path in (further or {}).items()),
     )
+
+
+def read_images(images: Mapping[str, Path], *, subject: str, patient: str) -> Volume:
+    """Read a scan without labels.
+
+    Args:
+        images: Name of each channel to its file; a single image may have the name "".
+        subject: Name of the scan.
+        patient: Name of the patient.
+
+    Raises:
+        DataError: As `read_volume`.
+    """
+    (channel, first), *others = images.items()
+    return read_volume(first, None, subject=subject, patient=patient, classes={}, channel=channel, further=dict(others))
+
+
+def _intensities(raw: NDArray[Any], path: Path) -> NDArray[np.float32]:
+    voxels = np.ascontiguousarray(raw, np.float32)
+    broken = int(voxels.size - np.isfinite(voxels).sum())
+    if broken:
+        raise DataError(
+            f"{path}: {broken} voxels are NaN or infinite; replace them (numpy.nan_to_num) and save it again."
+        )
+    if voxels.min() == voxels.max():
+        raise DataError(
+            f"{path}: every voxel is {voxels.flat[0]:g}; export it from its source again, or leave the scan out."
+        )
+    return voxels
+
+
+def _further(name: str, path: Path, grid: Grid, of: str) -> Channel:
+    image = _intensities(read_on_grid(path, grid, of, "the channel"), path)
+    return Channel(name, torch.from_numpy(image), path=str(path))
 
 
 def read_on_grid(path: Path, grid: Grid, of: str, what: str = "it") -> NDArray[Any]:

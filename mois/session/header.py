@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from mois.inference.execution import resolve_precision
 from mois.inference.settings import InferenceSettings
 from mois.intensities import FIRST
 from mois.records import Volume
+from mois.scans.channels import rule_of_channels
 from mois.scans.labels import array_of
-from mois.scans.volumes import read_volume
+from mois.scans.volumes import read_images
 from mois.session.journal import Journal, time_stamp
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
 from mois.sharing.lesion_model import LesionModel
 
-_EARLIER_DEFAULTS: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()}
+_EARLIER_DEFAULTS: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict(), "channels": []}
 """Values of settings that earlier versions did not have. Any other missing setting has today's default."""
 
 
@@ -49,25 +50,38 @@ def about_session(
         track_memory: Value of `inference.track_memory` with this backbone; None before the model is loaded.
     """
     digest = hashlib.sha256(np.ascontiguousarray(array_of(volume.image)).tobytes())
+    for channel in volume.further:
+        digest.update(channel.name.encode())
+        digest.update(np.ascontiguousarray(array_of(channel.image)).tobytes())
     digest.update(volume.affine.double().cpu().numpy().tobytes())
     kept = {name: value for name, value in asdict(settings).items() if name != "memory_gib"}
     kept["precision"] = resolve_precision(device, settings.precision)  # `auto` differs by device
-    kept["normalisation"] = settings.normalisation.for_channel(volume.channel).as_dict()  # `auto` differs by scan
+    rule = rule_of_channels(settings.normalisation, settings.channels, volume.channel)  # `auto` differs by scan
+    kept["normalisation"] = rule.as_dict()
     kept["track_memory"] = settings.track_memory if track_memory is None else track_memory
     if kept["track_memory"] is None:
         del kept["track_memory"]
     if kept["level"] == "fixed":  # as sessions of earlier versions had it, which record no level
         del kept["level"]
+    kept["channels"] = list(settings.channels)
+    if not settings.channels:  # as sessions of earlier versions had it, which name no channels
+        del kept["channels"]
     return {
         "subject": volume.subject,
         "patient": volume.patient,
         "path": as_text(volume.path),
+        **({"channel_files": _channel_files(volume)} if volume.further else {}),
         "scan_sha256": digest.hexdigest(),
         "one_slice": _is_one_slice(volume, settings.slice_axis),
         "model": identity.as_dict(),
         "inference": kept,
         "calibration": None if calibration is None else calibration.as_dict(),
     }
+
+
+def _channel_files(volume: Volume) -> dict[str, str]:
+    """Return the file of each channel by its name, in their order."""
+    return {volume.channel: as_text(volume.path)} | {one.name: as_text(one.path) for one in volume.further}
 
 
 def about_model(model: LesionModel, volume: Volume) -> dict[str, Any]:
@@ -79,9 +93,10 @@ def about_model(model: LesionModel, volume: Volume) -> dict[str, Any]:
 
 
 def read_scan(header: dict[str, Any]) -> Volume:
-    """Read the scan of a session from the path in the first line."""
+    """Read the scan of a session from the paths in the first line."""
     path, subject, patient = (str(header[key]) for key in ("path", "subject", "patient"))
-    return read_volume(Path(path), None, subject=subject, patient=patient, classes={})
+    named = {str(name): Path(file) for name, file in header.get("channel_files", {}).items()}
+    return read_images(named or {"": Path(path)}, subject=subject, patient=patient)
 
 
 def new_header(model: LesionModel, volume: Volume) -> dict[str, Any]:
@@ -120,6 +135,7 @@ class About:
         session: Unique name of the session.
         started: Time of the start, ISO 8601.
         one_slice: Whether a scan of one slice is one picture. Earlier versions cut it into lines.
+        channel_files: File of each channel by its name, for a scan of several channels.
     """
 
     subject: str
@@ -132,6 +148,7 @@ class About:
     session: str
     started: str
     one_slice: bool = False
+    channel_files: dict[str, str] = field(default_factory=dict)
 
 
 def check_about(header: dict[str, Any]) -> None:
@@ -145,7 +162,7 @@ def check_about(header: dict[str, Any]) -> None:
     """
     plain = {key: value for key, value in header.items() if key not in ("format", "format_version")}
     later = ("model.arguments", "model.behaviour", "one_slice") if header["format_version"] == 1 else ()
-    as_record(plain, About, "the session's first line", "begin a new session", later=later)
+    as_record(plain, About, "the session's first line", "begin a new session", later=(*later, "channel_files"))
 
 
 def scan_name(about: dict[str, Any]) -> str:
@@ -181,7 +198,7 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
         raise ValueError(
             f"{where} was made with inference.{unknown[0]}, which this version lacks; update this program."
         )
-    for name, value in now["inference"].items():
+    for name, value in ({"channels": []} | now["inference"]).items():
         # a setting that is newer than the session had its default, or the value in _EARLIER_DEFAULTS
         default = _EARLIER_DEFAULTS[name] if name in _EARLIER_DEFAULTS else getattr(InferenceSettings, name)
         before = header["inference"].get(name, default)

@@ -104,7 +104,7 @@ def write_bundle(
             FORMAT_VERSION,
             spec,
             ModelIdentity.of(backbone, propagation, spec.arguments()),
-            replace(inference, normalisation=inference.normalisation.for_channel()),
+            inference.settled(),
             calibration,
             {name: value if math.isfinite(value) else None for name, value in (figures or {}).items()},
             dict(provenance or {}),

@@ -93,6 +93,8 @@ class BundleRecord:
         """Return the content of bundle.json, with its digest."""
         plain = dict(vars(self))
         plain |= {name: asdict(plain[name]) for name in ("model", "inference")}
+        if not plain["inference"]["channels"]:  # as bundles of earlier versions had it, which name no channels
+            del plain["inference"]["channels"]
         plain["identity"] = self.identity.as_dict()
         plain["calibration"] = self.calibration.as_dict() if self.calibration is not None else None
         return sealed(plain)
@@ -125,7 +127,7 @@ def read_description(folder: Path) -> BundleRecord:
             f"{file} is of format {given!r}, this version reads 1 and {FORMAT_VERSION}; give another bundle."
         )
     plain = {key: value for key, value in content.items() if key != DIGEST}
-    return as_record(plain, BundleRecord, str(file), _CURE, later=("inference.level",))
+    return as_record(plain, BundleRecord, str(file), _CURE, later=("inference.level", "inference.channels"))
 
 
 def _upgraded(content: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -84,11 +84,13 @@ def export_bundles(
         settings: How `peak_threshold` is chosen.
         normalisation: Rule by which the training's scans were normalised; None if the datamodule does not know it.
     """
-    rule = normalisation or module.inference.normalisation.for_channel()
+    inference_of_training = module.inference.settled()
+    if normalisation is not None:
+        inference_of_training = replace(inference_of_training, normalisation=normalisation)
     specs = [config["propagation"], *(config.get("companions") or [])]
     for (prefix, propagation), spec in zip(module.propagations.items(), specs, strict=True):
         record = ValidationRecord(**validation[prefix]) if prefix in validation else None
-        inference, calibration = replace(module.inference, normalisation=rule), None
+        inference, calibration = inference_of_training, None
         if record is not None and record.peaks:
             calibration = Calibration.fit(record.peaks, record.hits)
             if settings.false_per_scan is not None:
