@@ -155,7 +155,7 @@ class EpisodeDataset(Dataset[Episode]):
         subject = self.subjects[self.subject_of(epoch, index)]
         with torch_seeded_by(rng):
             episode = draw_episode(subject, self.settings, rng, self.painter, self.subjects)
-        return episode._replace(chance=_draw_chance(np.random.default_rng([self.seed, epoch, index])))
+        return episode._replace(chance=draw_chance(np.random.default_rng([self.seed, epoch, index])))
 
     def _view(self, epoch: int) -> int:
         return epoch % self.views if self.views else epoch
@@ -193,7 +193,7 @@ def draw_episode(
     Returns:
         2 groups of K exemplars, a query, and a clip of T slices.
     """
-    chance = _draw_chance(rng)
+    chance = draw_chance(rng)
     source = SOURCES[_choice(rng, [getattr(settings.mix, name) for name in SOURCES])]
     first = _draw_kind(subject, rng)
     others = [kind for kind in subject.kinds if kind != first]
@@ -225,7 +225,7 @@ def draw_episode(
     return drawn._replace(group_is_lesion=is_lesion, chance=chance)
 
 
-def _draw_chance(rng: np.random.Generator) -> Tensor:
+def draw_chance(rng: np.random.Generator) -> Tensor:
     """Draw the random numbers of an episode for the training step, (64,) float32. They are drawn first."""
     return torch.from_numpy(rng.random(CHANCES, np.float32))
 

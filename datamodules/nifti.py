@@ -18,6 +18,7 @@ from rich.progress import track
 from datamodules.episodes import EpisodeDataset, EpisodeMix, EpisodeSettings
 from datamodules.loading import EpisodeLoader, VolumeLoader, check_counts, errors_of_all_ranks, rank_and_world
 from datamodules.prepared import Entry, PreparedScans, key_of
+from datamodules.replay import WithReplay
 from datamodules.slabs import cut_slab, slab_slices, usable_slices
 from datamodules.splits import Splits, SplitSettings, divide
 from datamodules.subjects import PreparedSubject, prepare_volume
@@ -64,6 +65,7 @@ class NiftiDataModule(LightningDataModule):
         views: Number of epochs after which the same patches come again, for `model.cache`; 0 draws new patches always.
         prepared: Folder for prepared training scans. They are made once, and all ranks, workers and runs map them into
             memory. None takes `prepared` in the run's folder for several processes, and the memory for one process.
+        replay: Share of the episodes that show new lesion types, as in the pretraining, instead of these scans.
     """
 
     @accepts_old_arguments(SPLIT)
@@ -88,10 +90,13 @@ class NiftiDataModule(LightningDataModule):
         prepared: Path | None = None,
         normalisation: Normalisation = Normalisation(),  # noqa: B008
         channels: Sequence[str] = (),
+        replay: float = 0.0,
     ) -> None:
         super().__init__()
         _check_channels(channel, channels)
         check_counts(batch_size, episodes_per_epoch, num_workers)
+        if not 0 <= replay <= 1:
+            raise ValueError(f"data.init_args.replay={replay} is a share of the episodes; choose 0 to 1.")
         if not pixel_mm > 0:
             raise ValueError(f"data.init_args.pixel_mm={pixel_mm} must be above 0.")
         self.root = Path(root)
@@ -108,6 +113,7 @@ class NiftiDataModule(LightningDataModule):
         self.views = views
         self.prepared = prepared
         self.normalisation = normalisation
+        self.replay = replay
         self.settings = EpisodeSettings(patch_px, exemplars, clip, mix, augmentation, sequence_of_each(channels))
         self._splits: Splits | None = None
         self._prepared: list[PreparedSubject] = []
@@ -150,8 +156,10 @@ class NiftiDataModule(LightningDataModule):
             raise ValueError(
                 "trainer.use_distributed_sampler=true would share the episodes out twice; set it to false."
             )
+        episodes = EpisodeDataset(self._prepared, self.settings, self.seed, views=self.views)
+        replayed = WithReplay(episodes, self.settings, self.replay, self.seed, self.views, len(self.channels) or 1)
         return EpisodeLoader(
-            EpisodeDataset(self._prepared, self.settings, self.seed, views=self.views),
+            replayed if self.replay else episodes,
             batch_size=self.batch_size,
             episodes_per_epoch=self.episodes_per_epoch,
             trainer=self.trainer,

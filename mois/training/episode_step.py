@@ -28,6 +28,8 @@ class EpisodeLearning:
         corrections: Largest number of correction clicks after the first click. Training steps cycle through 1 to this
             number.
         true_masks: Share of exemplars that are described from their true masks instead of their predicted masks.
+        first_masks: Share of exemplars that are described from the answer to their first click, instead of the answer
+            to the last correction. A reader who clicks each lesion once shows such masks.
         negatives: Share of queries that get the exemplars of the other group as negative exemplars.
         click_weight: Weight of the loss of clicked masks, averaged over clicks.
         track_weight: Weight of the loss of tracked masks.
@@ -41,6 +43,7 @@ class EpisodeLearning:
 
     corrections: int = 3
     true_masks: float = 0.3
+    first_masks: float = 0.0
     negatives: float = 0.2
     click_weight: float = 1.0
     track_weight: float = 0.5
@@ -52,9 +55,14 @@ class EpisodeLearning:
 
     def __post_init__(self) -> None:
         """Refuse shares outside 0 to 1, and numbers of corrections outside 1 to 7."""
-        for name in ("true_masks", "negatives"):
+        for name in ("true_masks", "first_masks", "negatives"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.learning.{name}={getattr(self, name)} is a share; choose 0 to 1.")
+        if self.true_masks + self.first_masks > 1:
+            raise ValueError(
+                f"model.learning.true_masks={self.true_masks} and first_masks={self.first_masks} are shares of one "
+                "whole; lower one of them."
+            )
         if not 1 <= self.corrections <= 7:
             raise ValueError(f"model.learning.corrections={self.corrections}; choose 1 to 7.")
 
@@ -137,7 +145,7 @@ def learn(
         figures["track_dice"] = tracked.last_dice
 
     begin("semantic")
-    shown = _shown_masks(click.logits, masks, chance, settings.true_masks)
+    shown = _shown_masks(answer.logits, click.logits, masks, chance, settings)
     for prefix, propagation in propagations.items():
         result = find(backbone, propagation, episode, query, support, shown, settings)
         losses |= {prefix + name: value for name, value in result.losses.items()}
@@ -177,20 +185,20 @@ def _answers_to_first_clicks(
     return start, answer, on_clip
 
 
-def _shown_masks(logits: Tensor, masks: Tensor, chance: Tensor, true_masks: float) -> Tensor:
+def _shown_masks(first: Tensor, last: Tensor, masks: Tensor, chance: Tensor, settings: EpisodeLearning) -> Tensor:
     """Return the masks that describe the exemplars, (B x G x K, P, P) float: predicted masks, or true masks at random.
 
     Args:
-        logits: (B x G x K, P / 4, P / 4), logits of the last answers to clicks.
+        first: (B x G x K, P / 4, P / 4), logits of the answers to the first clicks.
+        last: (B x G x K, P / 4, P / 4), logits of the last answers to clicks.
         masks: (B x G x K, P, P) bool, true masks.
         chance: (B x G x K, 9), random numbers, 0 to 1.
-        true_masks: Share of true masks, 0 to 1.
+        settings: Shares of true masks and of first answers.
     """
-    predicted = (
-        functional.interpolate(logits.unsqueeze(1).float(), masks.shape[-2:], mode="bilinear").squeeze(1).sigmoid()
-    )
-    use_truth = chance[:, -1] < true_masks
-    return torch.where(use_truth[:, None, None], masks.to(predicted.dtype), predicted)
+    draw = chance[:, -1, None, None]
+    logits = torch.where(draw < settings.true_masks + settings.first_masks, first, last).unsqueeze(1).float()
+    predicted = functional.interpolate(logits, masks.shape[-2:], mode="bilinear").squeeze(1).sigmoid()
+    return torch.where(draw < settings.true_masks, masks.to(predicted.dtype), predicted)
 
 
 def find(

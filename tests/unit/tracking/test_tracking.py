@@ -21,6 +21,7 @@ from mois.tracking.loggers import CarefulWandbLogger, CsvLogger, TrackingSetting
 from mois.tracking.tracker import Tracker
 from mois.tracking.wandb_server import Choice, choose, logged_in_key, why_unreachable
 from tests.support.paths import ROOT
+from tests.support.wandb_records import read_back
 
 CLOSED = "http://127.0.0.1:9"
 KEY = "a" * 40
@@ -54,20 +55,6 @@ def server() -> Iterator[tuple[str, dict[str, object]]]:
     threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{httpd.server_port}", answer
     httpd.shutdown()
-
-
-def read_back(folder: Path) -> list[dict[str, dict[str, object]]]:
-    """Return the records of the offline run in a run's folder, as W&B's own reader gives them."""
-    (run,) = (folder / "wandb").glob("offline-run-*")
-    wandb = Path(sys.executable).with_name("wandb")
-    lines = subprocess.run(
-        [wandb, "leet", "inspect", "--json", run],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-    )
-    return [json.loads(line) for line in lines.stdout.splitlines()]
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from mois.training import episode_step
 from mois.training.episode_step import (
     EpisodeLearning,
     _shown_count,
+    _shown_masks,
     learn,
     names,
     pictures,
@@ -131,6 +132,18 @@ def test_dice_is_pooled_over_pictures_and_nan_without_truth() -> None:
 def test_shares_outside_zero_to_one_are_refused() -> None:
     with pytest.raises(ValueError, match=r"model.learning.true_masks=1.5 is a share"):
         EpisodeLearning(true_masks=1.5)
+
+
+def test_true_masks_first_answers_and_last_answers_describe_exemplars_by_their_shares() -> None:
+    """Of four exemplars with chances 0.1, 0.4, 0.6 and 0.9, one is true, one the first answer, and two the last."""
+    chance = torch.zeros(4, 9)
+    chance[:, -1] = torch.tensor([0.1, 0.4, 0.6, 0.9])
+    masks = torch.ones(4, 8, 8, dtype=torch.bool)
+    first, last = torch.full((4, 2, 2), -50.0), torch.zeros(4, 2, 2)  # probabilities 0 and 0.5
+    shown = _shown_masks(first, last, masks, chance, EpisodeLearning(true_masks=0.25, first_masks=0.25))
+    assert shown[:, 0, 0].tolist() == pytest.approx([1, 0, 0.5, 0.5])
+    with pytest.raises(ValueError, match=r"true_masks=0.7 and first_masks=0.4 are shares of one whole"):
+        EpisodeLearning(true_masks=0.7, first_masks=0.4)
 
 
 def test_propagations_are_told_apart_by_name() -> None:
