@@ -1,4 +1,4 @@
-"""Meta's smallest size at 512 pixels: LoRA, two ranks, an interruption, W&B offline, and a test of whole scans."""
+"""Meta's smallest size at 512 pixels: LoRA, two ranks, an interruption, W&B offline, a whole scan."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.small_runs import BACKBONE, config, data, finish, folder, last, losses, train_apart
+from tests.support.small_runs import BACKBONE, config, data, finish, folder, last, losses, train_apart, validations
 from tests.support.wandb_records import read_back
-
-WORDS = ("right", "wrong", "swapped", "no_exemplars")
 
 
 @pytest.mark.ci
-def test_size_tiny_at_512_pixels_trains_on_two_ranks_goes_on_exactly_and_is_tested(
+def test_size_tiny_at_512_pixels_trains_on_two_ranks_goes_on_exactly_and_validates(
     make_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
     """SAM2 tiny with random weights, LoRA, `LearnedMatching`, and TorchIO's transforms in every episode."""
@@ -27,24 +25,26 @@ def test_size_tiny_at_512_pixels_trains_on_two_ranks_goes_on_exactly_and_is_test
     run += [
         f"--data.init_args.augmentation.{name}=1" for name in ("bias", "gamma", "noise", "ghosting", "motion", "affine")
     ]
-    scans = make_dataset(subjects=2, held_out=1)
+    scans = make_dataset(subjects=2)
     run += data(scans, pixel_mm=0.2, exemplars=1, clip=3, batch_size=1, episodes_per_epoch=2, num_workers=0)
     run += data(scans, fold="null", val_subjects="[p1]")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    for steps, path in ((["--trainer.max_steps=1"], stopped), (["--ckpt_path=last"], stopped), ([], whole)):
-        with train_apart("fit", *run, *steps, folder(path)) as process:
+    unseen = "--trainer.limit_val_batches=0"
+    for more, path in (
+        ([unseen, "--trainer.max_steps=1"], stopped),
+        ([unseen, "--ckpt_path=last"], stopped),
+        ([], whole),
+    ):
+        with train_apart("fit", *run, *more, folder(path)) as process:
             finish(process)
 
-    assert list(losses(stopped)) == list(losses(whole)) == [0, 1]
+    assert list(losses(stopped)) == [0, 1]
     assert losses(stopped) == losses(whole)
     ours, theirs = (last(path)["state_dict"] for path in (whole, stopped))
     assert any("lora_" in name for name in ours)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    (scored,) = validations(whole)  # a whole scan
     recorded = json.dumps(read_back(whole))
-    assert all(f"val/{word}" in recorded for word in WORDS)
-
-    with train_apart("test", *run, "--ckpt_path=last", folder(whole)) as process:
-        finish(process)
-    result = json.loads((whole / "test" / "metrics.json").read_text(encoding="utf-8"))
-    assert [row["subject"] for row in result["subjects"]] == ["p2"]
-    assert all(result["summary"]["conditioning"][word]["n"] == 1 for word in WORDS)
+    for word in ("right", "wrong", "swapped", "no_exemplars"):
+        assert 0 <= scored[f"val/{word}"] <= 1
+        assert f"val/{word}" in recorded
