@@ -2,8 +2,8 @@
 
 `MOIS_REAL_DATA=DIR python -m tests.bench.leave_one_out --out DIR [--only PATIENT ...] [--seeds N ...] [OPTION ...]`
 
-A row is a training by configs/ms_lesions.yaml, a test before it and after it, and phantoms of held-back types before
-and after it: what is forgotten of other lesion types. Rows that are there are not measured again, so the table can grow
+A row is a training by configs/ms_lesions.yaml without companions, a test before and after it, and phantoms of held-back
+types before and after it: what is forgotten of other types. Rows that are there are not measured again, so the table grows
 in several sittings. The seed is that of the training; the test before and the simulated reader have the same for all
 rows. Every other OPTION goes to `python train.py`.
 """
@@ -55,7 +55,7 @@ def measure(out: Path, patient: str, seed: int, options: Sequence[str] = ()) -> 
         return path
     run = out / f"run_{patient}_{seed}"
     others = ",".join(f"patient{name}" for name in PATIENTS if name != patient)
-    common = ["--config", "configs/ms_lesions.yaml", *options]
+    common = ["--config", "configs/ms_lesions.yaml", "--model.companions=[]", *options]
     common += [f"--data.init_args.split.train_subjects=[{others}]"]
     common += [f"--data.init_args.split.test_subjects=[patient{patient}]"]
     before = _tested(out / f"before_{patient}", common)
