@@ -36,10 +36,17 @@ class WithReplay(Dataset[Episode]):
         share: Share of replayed episodes, 0 to 1.
         seed: Seed of the replayed episodes and of the choice.
         views: Number of epochs after which the same patches come again, as in `EpisodeDataset`.
+        channels: Number C of channels of one's own images. Replayed images have the same picture in each channel.
     """
 
     def __init__(
-        self, own: Dataset[Episode], settings: EpisodeSettings, share: float, seed: int, views: int = 0
+        self,
+        own: Dataset[Episode],
+        settings: EpisodeSettings,
+        share: float,
+        seed: int,
+        views: int = 0,
+        channels: int = 1,
     ) -> None:
         self.own = own
         self.share = share

@@ -3,9 +3,9 @@
 `MOIS_REAL_DATA=DIR python -m tests.bench.leave_one_out --out DIR [--only PATIENT ...] [--seeds N ...] [OPTION ...]`
 
 A row is a training by configs/ms_lesions.yaml without companions, a test before and after it, and phantoms of held-back
-types before and after it: what is forgotten of other types. Rows that are there are not measured again, so the table grows
-in several sittings. The seed is that of the training; the test before and the simulated reader have the same for all
-rows. Every other OPTION goes to `python train.py`.
+types before and after it: what is forgotten of other types. Rows that are there are not measured again, so the table
+grows in several sittings. The seed is that of the training; the test before and the simulated reader have the same for
+all rows. Every other OPTION goes to `python train.py`.
 """
 
 from __future__ import annotations

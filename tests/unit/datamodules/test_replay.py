@@ -43,3 +43,14 @@ def test_with_views_replayed_patches_come_again_too_and_chance_does_not() -> Non
 def test_a_share_outside_zero_to_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data.init_args.replay=1.5 is a share of the episodes; choose 0 to 1"):
         NiftiDataModule(Path("scans"), replay=1.5)
+
+
+def test_replayed_images_have_the_same_picture_in_each_channel() -> None:
+    one, two = with_replay(1.0), WithReplay(with_replay(1.0).own, SETTINGS, 1.0, seed=1, channels=2)
+    single, pair = one[0, 0], two[0, 0]
+    for name in ("support_images", "query_images", "track_images"):
+        images, wanted = getattr(pair, name), getattr(single, name)
+        assert images.shape == (*wanted.shape[:-2], 2, *wanted.shape[-2:])
+        assert torch.equal(images[..., 0, :, :], wanted)
+        assert torch.equal(images[..., 1, :, :], wanted)
+    assert torch.equal(pair.query_targets, single.query_targets)
