@@ -45,7 +45,16 @@ from mois.sharing.provenance import code_version
 from mois.sharing.start_from import start_from
 from mois.tracking.loggers import LateLoggers, TrackingSettings, make_loggers
 from mois.tracking.tracker import Tracker
-from mois.training.callbacks import AllLearn, CacheAdvice, CostTable, DataShares, SeedEachStep, SeldomReadBar, StopAtNaN
+from mois.training.callbacks import (
+    AllLearn,
+    CacheAdvice,
+    CostTable,
+    DataShares,
+    SeedEachStep,
+    SeldomReadBar,
+    StartToBeat,
+    StopAtNaN,
+)
 from mois.training.checkpoints.best_checkpoint import SCORE, BestCheckpoint, what_is_delivered
 from mois.training.checkpoints.checkpoint_content import RECORD, CheckProgress, ValidationRecord
 from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO, read_training
@@ -326,6 +335,7 @@ class MoisCLI(LightningCLI):
             RunRecord(self.plain_config(), seed, self.resumed_run, self.resumed.get("provenance")),
             AllLearn(),
             StopAtNaN(),
+            StartToBeat(),
         ]
         callbacks += [CostTable(bool(self.settings["dry_step"])), CacheAdvice(), DataShares(), SeldomReadBar()]
         callbacks += [SeedEachStep(int(seed)), StopAtSignal(), EpochLines()]

@@ -62,9 +62,9 @@ def level_of(
     """
     if segmenter.settings.level == "fixed" or not len(lesions.own):
         return EVEN
-    positive = exemplars.present & ~exemplars.negative
-    if int(positive.sum()) < 2:
-        return LONE_LEVEL
+    positive = int((exemplars.present & ~exemplars.negative).sum())
+    if positive < 2:
+        return LONE_LEVEL if positive else EVEN  # without any, it is the answer to no exemplars
     levels = torch.tensor(LEVELS)
     recall = _recall_without_own(segmenter, encoded, exemplars, lesions, levels)
     shown = probability[probability > 0]

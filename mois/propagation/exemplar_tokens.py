@@ -64,21 +64,21 @@ class TokenSet(NamedTuple):
 
         With `most`, `every` is as large as it must be for at most about `most` tokens of a question: the more exemplars
         it has, the fewer tokens of each. So the cost of a comparison does not grow with the number of exemplars.
-        Padding and exemplars of weight 0 take no room. At least one token of each zone is kept, and the tokens that are
-        kept count as much as all tokens of their zone.
+        Padding and exemplars of weight 0 take no room. The tokens that are kept count as much as all of their zone.
         """
-        share = _shares(exemplars.present.sum(1), every, most)  # (B, T)
-        kept = (exemplars.present.unsqueeze(2) & (share > 0).unsqueeze(1)).flatten(1)  # (B, K x T)
-        running = kept.long().cumsum(1)
-        rank = torch.arange(1, _room(exemplars.count, every, most) + 1, device=kept.device).expand(len(kept), -1)
-        at = torch.searchsorted(running, rank.contiguous()).clamp(max=kept.shape[1] - 1)  # (B, L)
-        own, slot = at // TOKENS, at % TOKENS
+        kept = _kept(exemplars, every, most)  # (B, K, T)
+        running = kept.flatten(1).long().cumsum(1)
+        wanted = exemplars.count * ceil(TOKENS / every)
+        rank = torch.arange(wanted if most is None else min(wanted, most + most // 4), device=kept.device) + 1
+        at = torch.searchsorted(running, rank.expand(len(kept), -1).contiguous()).clamp(max=running.shape[1] - 1)
+        own, slot = at // TOKENS, at % TOKENS  # (B, L)
         row = torch.arange(len(at), device=at.device).unsqueeze(1)
         features, inside, weight = (
             exemplars.tokens[name][row, own, slot].float() for name in ("features", "inside", "weight")
         )
-        weight = weight * exemplars.weight.gather(1, own) * share.gather(1, slot) * (rank <= running[:, -1:])
         zone = zones_of_tokens(at.device)[slot]
+        weight = weight * exemplars.weight.gather(1, own) * (rank <= running[:, -1:])
+        weight = weight * _times(kept, exemplars.present).gather(1, zone)
         return TokenSet(features, inside, zone, exemplars.negative.gather(1, own), weight)
 
 
@@ -106,34 +106,32 @@ class Scale:
         return ((features - self.mean) / self.deviation).clamp(-CLIPPED_AT, CLIPPED_AT)
 
 
-def _room(count: int, every: int, most: int | None) -> int:
-    """Return the largest number L of tokens that K exemplars take in `TokenSet.of`."""
-    wanted = count * ceil(TOKENS / every)
-    return wanted if most is None else min(wanted, max(most + count, len(ZONE_TOKENS) * count))
+def _kept(exemplars: Exemplars, every: int, most: int | None) -> Tensor:
+    """Return which tokens of present exemplars are compared, (B, K, T) bool; see `TokenSet.of`.
 
-
-def _shares(count: Tensor, every: int, most: int | None) -> Tensor:
-    """Return how many tokens each token of an exemplar stands for, 0 for one that is left out.
-
-    Args:
-        count: (B,) number of exemplars of each question.
-        every: Of so many tokens, one is kept.
-        most: About how many tokens a question has at most.
-
-    Returns:
-        (B, T) float32.
+    Each exemplar keeps one of `every` neighbours; then one token of each zone; then one of some zones, other exemplars
+    of other zones. Turns go by content, not by place, so that the order of the exemplars does not matter.
     """
-    zone = zones_of_tokens(count.device)
-    slot = torch.arange(TOKENS, device=count.device)
-    step = torch.full_like(count, every)
-    if most is not None:
-        step = torch.maximum(step, (count * TOKENS + most - 1) // most)
-    thinned = slot % step.unsqueeze(1) == 0  # (B, T)
-    there = functional.one_hot(zone, len(ZONE_TOKENS)).float()  # (T, zones)
-    middle = (there.cumsum(0) == (there.sum(0) / 2).ceil()).float() * there
-    kept = torch.where((step > min(ZONE_TOKENS.values())).unsqueeze(1), middle.any(1), thinned)
-    size = there.sum(0) / (kept.float() @ there)  # (B, zones)
-    return kept * size[:, zone]
+    zone, present = zones_of_tokens(exemplars.valid.device), exemplars.present
+    slot = torch.arange(TOKENS, device=zone.device)
+    if most is None:
+        return present.unsqueeze(2) & (slot % every == 0)
+    count = present.sum(1, keepdim=True)  # (B, 1)
+    step = ((count * TOKENS + most - 1) // most).clamp(min=every)
+    there = functional.one_hot(zone, len(ZONE_TOKENS))  # (T, zones)
+    middle = ((there.cumsum(0) == (there.sum(0) + 1) // 2) & (there > 0)).any(1)
+    kept = torch.where(step > min(ZONE_TOKENS.values()), middle, slot % step == 0).unsqueeze(1)  # (B, 1, T)
+    if exemplars.count * len(ZONE_TOKENS) > most:
+        turns = ((count * len(ZONE_TOKENS) + most - 1) // most).clamp(min=1).unsqueeze(2)
+        content = exemplars.tokens["features"].float().mean((2, 3)).masked_fill(~present, torch.inf)
+        kept = kept & ((content.argsort(1).argsort(1).unsqueeze(2) + zone) % turns == 0)
+    return kept & present.unsqueeze(2)
+
+
+def _times(kept: Tensor, present: Tensor) -> Tensor:
+    """Return how many tokens of its zone each kept token (B, K, T) stands for, by zone (B, zones)."""
+    there = functional.one_hot(zones_of_tokens(kept.device), len(ZONE_TOKENS)).float()  # (T, zones)
+    return present.sum(1, keepdim=True) * there.sum(0) / (kept.float().sum(1) @ there).clamp(min=1)
 
 
 def zone_means(features: Tensor, tokens: TokenSet) -> Tensor:

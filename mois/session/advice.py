@@ -162,12 +162,18 @@ def _outside_range(
     for word, outside in zip(words, sides, strict=True):
         if len(outside) >= max(1, 0.2 * len(found)) and (len(found) >= MIN_LESIONS or len(outside) == len(found)):
             extreme = (min if word in ("smaller", "darker") else max)(outside, key=lambda n: values[n])
-            measured = f"{min(shown):.0f} to {max(shown):.0f} mm2" if unit else f"{min(shown):.2f} to {max(shown):.2f}"
+            them = "every exemplar" if len(shown) > 1 else "the exemplar"
             warnings.append(
-                f"{len(outside)} of {len(found)} found lesions are much {word} than every exemplar ({measured}); "
+                f"{len(outside)} of {len(found)} found lesions are much {word} than {them} ({_range(shown, unit)}); "
                 f"click lesion {extreme} or another like it."
             )
     return warnings
+
+
+def _range(values: Sequence[float], unit: str) -> str:
+    """Return the range of some values in words; a single number if both ends read the same."""
+    ends = [f"{value:.0f}" if unit else f"{value:.2f}" for value in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(ends)) + (f" {unit}" if unit else "")
 
 
 def _uncovered_thirds(found: Mapping[int, Lesion], shown: Sequence[Exemplar], grid: SliceGrid) -> list[str]:

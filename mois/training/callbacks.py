@@ -273,6 +273,21 @@ def _without_gradient(names: Sequence[str]) -> str:
     )
 
 
+class StartToBeat(Callback):
+    """Lets every `EarlyStopping` of Lightning begin with the figure of the validation before the first step.
+
+    Lightning hides that validation from it. So a training that is never better than its start would wait too long.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the figure to a new training. One that goes on has it in its checkpoint."""
+        step_0: dict[str, float] = getattr(pl_module, "step_0", {})
+        for callback in trainer.early_stopping_callbacks if trainer.ckpt_path is None else ():
+            figure = step_0.get(str(callback.monitor).removeprefix("val/"))
+            if figure is not None and math.isfinite(figure):
+                callback.best_score = torch.tensor(figure)
+
+
 class SeldomReadBar(Callback):
     """Limits the progress bar to one reading of its figures per second: for each reading, the host waits for the GPU.
 

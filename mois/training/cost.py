@@ -221,7 +221,7 @@ class _Meter:
         if storage.data_ptr() not in self._known:
             self._known.add(storage.data_ptr())
             self.bytes[self._part] = self.bytes.get(self._part, 0) + storage.nbytes()
-        return self._part, tensor
+        return self._part, tensor.detach()  # an output would hold its own node, and the whole graph with it
 
     def unpack(self, saved: tuple[str, Tensor]) -> Tensor:
         """Begin the part of a saved tensor that the backward pass asks for."""

@@ -75,6 +75,8 @@ def test_a_level_at_which_nothing_of_the_lesions_is_found_is_not_taken() -> None
 def test_without_a_second_positive_exemplar_the_level_is_fixed() -> None:
     scan = torch.full((1, 4, 4), 0.3)
     assert _level(Answers(0.4), scan, _exemplars(3, negative=2)) == LONE_LEVEL
+    assert _level(Answers(0.4), scan, _exemplars(3, negative=3)) == EVEN
+    assert _level(Answers(0.4), scan, _exemplars(3).map(weight=torch.zeros(1, 3))) == EVEN
     assert _level(Answers(0.4, level="fixed"), scan) == EVEN
     assert _level(Answers(0.4), torch.zeros(1, 4, 4)) == EVEN
     assert _level(Answers(0.0), scan) == EVEN

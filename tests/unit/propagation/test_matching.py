@@ -146,7 +146,8 @@ def _tokens_of(count: int) -> Exemplars:
 
 
 @pytest.mark.parametrize(
-    ("count", "kept"), [(1, 120), (2, 240), (5, 200), (24, 240), (42, 252), (43, 172), (300, 1200)]
+    ("count", "kept"),
+    [(1, 120), (2, 240), (5, 200), (24, 240), (42, 252), (43, 172), (64, 256), (100, 200), (300, 240)],
 )
 def test_every_zone_keeps_its_weight_whatever_the_number_of_exemplars(count: int, kept: int) -> None:
     tokens = TokenSet.of(_tokens_of(count), most=256)
@@ -154,6 +155,15 @@ def test_every_zone_keeps_its_weight_whatever_the_number_of_exemplars(count: int
     for zone, number in ZONE_TOKENS.items():
         assert float(tokens.weight[tokens.zone == zone].sum()) == pytest.approx(count * number)
         assert bool((zones_of_tokens(tokens.zone.device)[tokens.features[..., 0].long()] == tokens.zone).all())
+
+
+def test_which_tokens_of_many_exemplars_are_kept_does_not_depend_on_their_order() -> None:
+    same = _tokens_of(100)
+    each = same.map(same.tokens | {"features": same.tokens["features"] + torch.arange(100).view(1, -1, 1, 1).half()})
+    turned = each.pick(torch.randperm(100, generator=torch.Generator().manual_seed(0)))
+    both = [TokenSet.of(some, most=256) for some in (each, turned)]
+    one, other = (tokens.features[tokens.weight > 0][:, 0].sort().values for tokens in both)
+    assert one.equal(other)
 
 
 def test_padding_and_weightless_exemplars_take_no_room_among_the_tokens() -> None:

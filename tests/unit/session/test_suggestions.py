@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mois.geometry import SliceGrid
-from mois.session.advice import suggestions
+from mois.session.advice import _outside_range, suggestions
 from mois.session.masks import BoxMask
 from mois.session.state import Lesion, State, UnsureLesion
 from tests.support.session_fakes import three_lesions
@@ -18,6 +18,23 @@ def found(voxels: int, confidence: float, novelty: float = 0.9, **changes: bool)
 def advised(lesions: list[Lesion], unsure: list[UnsureLesion] | None = None) -> list[tuple[int | None, float]]:
     state = State(dict(enumerate(lesions, start=1)), unsure=tuple(unsure or ()))
     return [(one.lesion, one.benefit) for one in suggestions(state, GRID, 0.01, 10)]
+
+
+@pytest.mark.parametrize(
+    ("shown", "unit", "words"),
+    [
+        ([0.64], "", "darker than the exemplar (0.64)"),
+        ([0.64, 0.642], "", "darker than every exemplar (0.64)"),
+        ([0.64, 0.7], "", "darker than every exemplar (0.64 to 0.70)"),
+        ([9.0], "mm2", "smaller than the exemplar (9 mm2)"),
+        ([9.0, 12.0], "mm2", "smaller than every exemplar (9 to 12 mm2)"),
+    ],
+)
+def test_a_range_of_one_exemplar_is_one_number(shown: list[float], unit: str, words: str) -> None:
+    areas = {1: 0.1, 2: 0.2}
+    assert _outside_range({n: found(4, 0.9) for n in areas}, areas, shown, unit) == [
+        f"2 of 2 found lesions are much {words}; click lesion 1 or another like it."
+    ]
 
 
 GRID = SliceGrid.of(three_lesions().shape, three_lesions().affine)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mois.training.callbacks import StartToBeat
 from mois.training.checkpoints.best_checkpoint import BestCheckpoint, does_harm, is_better, what_is_delivered
 from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO, read_checkpoint
 from mois.training.checkpoints.last_checkpoint import LastCheckpoint
@@ -40,14 +42,19 @@ class Scored(LightningModule):
 
 
 def fit(
-    run: Path, step_0: Figures, figures: Sequence[Figures], monitor: str = "val/score", ckpt: str | None = None
+    run: Path,
+    step_0: Figures,
+    figures: Sequence[Figures],
+    monitor: str = "val/score",
+    ckpt: str | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> BestCheckpoint:
     """Train with an epoch of one step for each validation."""
     best = BestCheckpoint(run, monitor)
     trainer = Trainer(
         default_root_dir=run,
         max_epochs=len(figures),
-        callbacks=[ResumePoint(), best, LastCheckpoint(run, 1)],
+        callbacks=[ResumePoint(), *callbacks, best, LastCheckpoint(run, 1)],
         plugins=[SafeCheckpointIO(run)],
         accelerator="cpu",
         logger=False,
@@ -128,6 +135,17 @@ def test_a_best_checkpoint_that_is_gone_becomes_the_start_again(tmp_path: Path) 
     (tmp_path / "best.ckpt").unlink()
     fit(tmp_path, START, scores(0.3, 0.4), ckpt="last")
     assert best_step(tmp_path) == 0
+
+
+@pytest.mark.parametrize(("step_0", "stops"), [(START, 2), ({}, 4)])
+def test_early_stopping_waits_for_what_is_better_than_the_start(step_0: Figures, stops: int, tmp_path: Path) -> None:
+    early = EarlyStopping("val/score", patience=2, mode="max")
+    rising = scores(0.2, 0.3, 0.25, 0.26, 0.27)  # better than before at epoch 2, never better than the start
+    fit(tmp_path, step_0, rising, callbacks=[StartToBeat(), early])
+    assert early.stopped_epoch == stops - 1
+    before = EarlyStopping("val/score", patience=2, mode="max")
+    fit(tmp_path, step_0, scores(*[0.1] * 6), ckpt="last", callbacks=[StartToBeat(), before])
+    assert before.best_score == early.best_score  # from the checkpoint
 
 
 def test_a_smaller_figure_may_be_the_better_one() -> None:

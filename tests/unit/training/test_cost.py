@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import tempfile
 from pathlib import Path
@@ -123,3 +124,11 @@ def test_what_only_a_first_step_takes_is_not_counted(monkeypatch: pytest.MonkeyP
         costs = step_cost(module, example_episode(1, 1, 1, 64))
     assert clock.now > 1e9
     assert 0 < sum(cost.seconds for cost in costs) < 1e6
+
+
+def test_the_graph_of_the_step_is_gone_afterwards() -> None:
+    module = ExemplarSegmenter(nano_backbone(), Lora(), Similarity())
+    step_cost(module, example_episode(1, 1, 3, 64))
+    gc.collect()
+    left = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.grad_fn is not None]
+    assert not left
