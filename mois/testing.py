@@ -66,6 +66,11 @@ def check_backbone(backbone: Backbone) -> None:
         _require(same and _close(again.position, features.position), "encode_frozen and encode_rest are not encode")
         other = backbone.encode(example_patches(1, backbone.patch_px // 2 // 32 * 32 or 32)[0])
         _require(bool(backbone.decode(other, None).logits.isfinite().all()), "another input size gives no finite mask")
+        for count in range(2, backbone.most_channels + 1):
+            alike = backbone.encode(images.unsqueeze(1).expand(-1, count, -1, -1))
+            _require(alike.image.shape[1] == count, f"the features of {count} channels lack their image")
+            same = all(_close(one, two) for one, two in zip(alike.levels, features.levels, strict=True))
+            _require(same, f"{count} equal channels are not seen as one")
     _require(not any(p.requires_grad for p in backbone.parameters()), "a backbone is not frozen when it is made")
     _require(not backbone.train().training, "train() switches a frozen backbone out of evaluation mode")
 
@@ -89,6 +94,7 @@ def check_propagation(propagation: Propagation, backbone: Backbone | None = None
         _check_much_padding(propagation, backbone, query, exemplars)
         _check_sizes_and_masks(propagation, backbone, query, masks)
         _check_prepared(propagation, backbone, query, exemplars)
+        _check_channels(propagation, backbone)
     _check_gradients(propagation, backbone, query, exemplars)
 
 
@@ -165,6 +171,20 @@ def _check_sizes_and_masks(propagation: Propagation, backbone: Backbone, query: 
     _require(same and bool((apart.valid == on_two.valid).all()), "describe_on gives other exemplars than describe")
     empty = propagation.describe(query, torch.zeros_like(masks[:2]), backbone)
     _require(not bool(empty.valid.any()), "an empty mask makes a valid exemplar")
+
+
+def _check_channels(propagation: Propagation, backbone: Backbone) -> None:
+    """Check that each number of channels which the backbone sees is answered, within the bytes of an exemplar."""
+    for count in range(2, backbone.most_channels + 1):
+        patches = [example_patches(2, backbone.patch_px, seed=seed) for seed in range(count)]
+        features = backbone.encode(torch.stack([images for images, _ in patches], dim=1))
+        exemplars = propagation.describe(features, patches[0][1], backbone)
+        answer = propagation(features, exemplars, backbone)
+        _require(bool(answer.logits.isfinite().all()), f"{count} channels give no finite answer")
+        wanted = (2, backbone.patch_px, backbone.patch_px)
+        _require(answer.logits.shape == wanted, f"{count} channels give logits of shape {tuple(answer.logits.shape)}")
+        size = exemplars.bytes_per_exemplar()
+        _require(size <= propagation.bytes_per_exemplar, f"an exemplar of {count} channels takes {size} bytes")
 
 
 def check_adapter(adapter: Adapter, backbone: Backbone | None = None, propagation: Propagation | None = None) -> None:

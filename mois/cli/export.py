@@ -30,7 +30,7 @@ def export_nnunet(
         train: Scans to train on; None takes the remaining scans of imagesTr.
         val: Scans to validate on.
         test: Scans to predict; None takes all scans of imagesTs.
-        channels: Which images of a scan to use; our models use one.
+        channels: Which images of a scan to use: the numbers in their files' names.
 
     Raises:
         ValueError: If a patient is in two splits, a file is broken, or a dataset of this number exists.

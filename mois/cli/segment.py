@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def segment(
-    image: list[str],
+    image: list[str] | str,
     bundle: Path,
     prompts: Path,
     out: Path,
@@ -66,10 +66,13 @@ def segment(
     entries = read_prompts(prompts)
     with warnings.catch_warnings(action="ignore"):  # to load the bundle gives the same warnings
         record = read_description(bundle)
-    images = named_images(image, record.inference.channels)
+    images = named_images([image] if isinstance(image, str) else image, record.inference.channels)
     name = subject or next(iter(images.values())).name.split(".")[0]
     volume = read_images(images, subject=name, patient=patient or name)
-    exemplars = None if bank is None else ExemplarBank.load(bank, record.identity, record.inference.pixel_mm)
+    about = record.inference
+    exemplars = (
+        None if bank is None else ExemplarBank.load(bank, record.identity, about.pixel_mm, channels=about.channels)
+    )
     requested = requested_actions(entries, volume, exemplars)
     doubted = ras_warnings(requested, volume)
     for warning in doubted:

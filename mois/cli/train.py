@@ -254,7 +254,8 @@ class MoisCLI(LightningCLI):
     def _start_from(self, bundle: str, model: ExemplarSegmenter) -> None:
         """Load the weights of the bundle that `start_from` names, and print which settings differ."""
         parts = model.backbone, model.adapter, model.propagation
-        for sentence in start_from(bundle, self.plain_config()["model"], *parts, model.inference.pixel_mm):
+        sees = model.inference.pixel_mm, model.inference.channels
+        for sentence in start_from(bundle, self.plain_config()["model"], *parts, *sees):
             rank_zero_info(sentence)
         if len(model.companions):
             rank_zero_info(f"start_from={bundle}: companions begin as they were made")

@@ -20,7 +20,7 @@ from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import estimate, paired_gain
 from mois.geometry import SliceGrid
 from mois.intensities import find_background
-from mois.records import Volume
+from mois.records import Channel, Volume
 
 COARSER_PIXELS = 1.5
 """Factor of the pixel size in the change `coarser_pixels`."""
@@ -64,7 +64,7 @@ at most half a degree. With more rotation, the body would no longer fit its true
 
 
 def change_scan(volume: Volume, name: str, seed: int = 0) -> Volume:
-    """Return a scan with a changed image. The same seed and scan give the same voxels.
+    """Return a scan with a changed image. The same seed and scan give the same voxels. Each channel changes on its own.
 
     Args:
         volume: The scan.
@@ -76,6 +76,12 @@ def change_scan(volume: Volume, name: str, seed: int = 0) -> Volume:
     """
     if name not in CHANGES:
         raise ValueError(f"robustness change {name!r} is unknown; choose from {', '.join(CHANGES)}.")
+    if volume.further:
+        each = (
+            (one, volume._replace(image=one.image, further=(), subject=_draw_of(volume, one))) for one in volume.further
+        )
+        further = tuple(one._replace(image=change_scan(alone, name, seed).image) for one, alone in each)
+        return change_scan(volume._replace(further=()), name, seed)._replace(further=further)
     image = volume.image.float().cpu()
     background = find_background(image.numpy())
     outside = torch.zeros_like(image, dtype=torch.bool) if background is None else torch.from_numpy(background)
@@ -95,6 +101,11 @@ def change_scan(volume: Volume, name: str, seed: int = 0) -> Volume:
         torch.manual_seed(zlib.crc32(f"{seed} {name} {volume.subject}".encode()))
         new = CHANGES[name]((image - dark) / white, volume).to(torch.float32) * white + dark
     return volume._replace(image=torch.where(outside, image, new))
+
+
+def _draw_of(volume: Volume, channel: Channel) -> str:
+    """Return the name that the random draws of a further channel depend on. Each sequence is acquired on its own."""
+    return f"{volume.subject} {channel.name}"
 
 
 def protocol_of_changes(settings: ProtocolSettings) -> ProtocolSettings:

@@ -69,6 +69,7 @@ class VolumeSegmenter:
         self.backbone = backbone
         self.propagation = propagation
         self.settings = settings if settings is not None else InferenceSettings()
+        self.settings.check_backbone(backbone)
         self._encode = Compiled(backbone.encode) if self.settings.compile else backbone.encode
 
     @property

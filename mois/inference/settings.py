@@ -103,6 +103,18 @@ class InferenceSettings:
         if self.split_prominence_mm < 0:
             raise ValueError(f"inference.split_prominence_mm={self.split_prominence_mm} must be at least 0.")
 
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Refuse more channels than a backbone has inputs for.
+
+        Raises:
+            ValueError: If there are more.
+        """
+        if len(self.channels) > backbone.most_channels:
+            raise ValueError(
+                f"inference.channels={list(self.channels)} are {len(self.channels)} channels, and "
+                f"{type(backbone).__name__} sees {backbone.most_channels}; leave some out, or take mois.backbones.SAM2."
+            )
+
     def settled(self) -> InferenceSettings:
         """Return these settings as a model records them: with `auto` settled, if it is one rule for all channels."""
         return replace(self, normalisation=rule_of_channels(self.normalisation, self.channels))

@@ -142,7 +142,11 @@ def describe(scans: Sequence[ScanFacts], description: DatasetDescription) -> Ite
 
 def _channels(channels: Mapping[int, str]) -> str:
     text = ", ".join(f"{number} {name}" for number, name in channels.items()) or "dataset.json names none"
-    return text + ("; data.init_args.channel says which is used" if len(channels) > 1 else "")
+    return text + (
+        "; data.init_args.channel says which is used, data.init_args.channels which are used together"
+        if len(channels) > 1
+        else ""
+    )
 
 
 def _spacing(scans: Sequence[ScanFacts]) -> str:

@@ -18,7 +18,7 @@ from mois.inference.execution import resolve_precision
 from mois.inference.settings import InferenceSettings
 from mois.intensities import FIRST
 from mois.records import Volume
-from mois.scans.channels import rule_of_channels
+from mois.scans.channels import channels_of, rule_of_channels
 from mois.scans.labels import array_of
 from mois.scans.volumes import read_images
 from mois.session.journal import Journal, time_stamp
@@ -49,10 +49,10 @@ def about_session(
         calibration: Calibration of the confidence of found lesions, or None.
         track_memory: Value of `inference.track_memory` with this backbone; None before the model is loaded.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(array_of(volume.image)).tobytes())
-    for channel in volume.further:
-        digest.update(channel.name.encode())
-        digest.update(np.ascontiguousarray(array_of(channel.image)).tobytes())
+    images = {id(channel.image): channel.image for channel, _ in channels_of(volume, settings.channels)}
+    digest = hashlib.sha256()
+    for image in images.values():
+        digest.update(np.ascontiguousarray(array_of(image)).tobytes())
     digest.update(volume.affine.double().cpu().numpy().tobytes())
     kept = {name: value for name, value in asdict(settings).items() if name != "memory_gib"}
     kept["precision"] = resolve_precision(device, settings.precision)  # `auto` differs by device

@@ -177,7 +177,7 @@ class InteractiveSession:
         """
         bench = self._bench
         brought = bank if isinstance(bank, ExemplarBank) else bench.model.read_bank(bank, bench.volume)
-        brought.check(bench.model.identity, bench.segmenter.settings.pixel_mm, bench.normalisation)
+        bench.check(brought)
         name = bank_name(brought)
         self._history.add_bank(name, brought)
         return int(self._act("use_bank", bank=name))

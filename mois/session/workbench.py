@@ -80,7 +80,8 @@ class Workbench:
 
     def bank(self, state: State) -> ExemplarBank:
         """Return the exemplars of a state as a bank."""
-        bank = ExemplarBank(self.model.identity, self.segmenter.settings.pixel_mm, self.normalisation)
+        settings = self.segmenter.settings
+        bank = ExemplarBank(self.model.identity, settings.pixel_mm, self.normalisation, settings.channels)
         for exemplar in state.exemplars.values():
             bank.add(exemplar)
         return bank
@@ -349,7 +350,7 @@ class Workbench:
         if bank not in self.banks:
             raise ValueError(f"bank {bank} is not in the session's folder; bring it in with use_bank.")
         brought = self.banks[bank]
-        brought.check(self.model.identity, self.segmenter.settings.pixel_mm, self.normalisation)
+        self.check(brought)
         exemplars = dict(state.exemplars)
         for exemplar in brought:
             key = self._free_key(exemplar, exemplars) if self.scan else exemplar.key
@@ -357,6 +358,11 @@ class Workbench:
                 exemplars[key] = exemplar if key == exemplar.key else replace(exemplar, key=key)
         self.bank(replace(state, exemplars=exemplars))  # refuses tokens that do not fit
         return replace(state, exemplars=exemplars), len(brought)
+
+    def check(self, bank: ExemplarBank) -> None:
+        """Refuse a bank that does not suit this model and scan; see `ExemplarBank.check`."""
+        settings = self.segmenter.settings
+        bank.check(self.model.identity, settings.pixel_mm, self.normalisation, channels=settings.channels)
 
     def _free_key(self, exemplar: Exemplar, present: Mapping[str, Exemplar]) -> str | None:
         """Return the key of an exemplar of a bank; None if the same exemplar is among `present` already.

@@ -121,14 +121,22 @@ class ExemplarBank:
     Attributes:
         identity: Identity of the model that described the exemplars.
         pixel_mm: Edge of the pixels in millimetres. At another size, a lesion gives other tokens.
-        normalisation: Normalisation of the scans' intensities; never `auto`.
+        normalisation: Normalisation of the scans' intensities (of their first channel); never `auto`.
+        channels: Names of the channels that the model sees; none for one image of any name.
         version: Number of changes of the bank. A loaded bank goes on counting.
     """
 
-    def __init__(self, identity: ModelIdentity, pixel_mm: float, normalisation: Normalisation | None = None) -> None:
+    def __init__(
+        self,
+        identity: ModelIdentity,
+        pixel_mm: float,
+        normalisation: Normalisation | None = None,
+        channels: Sequence[str] = (),
+    ) -> None:
         self.identity = identity
         self.pixel_mm = pixel_mm
         self.normalisation = (normalisation or Normalisation()).for_channel()
+        self.channels = tuple(channels)
         self.version = 0
         self._items: dict[str, Exemplar] = {}
 
@@ -153,7 +161,7 @@ class ExemplarBank:
 
     def copy(self) -> ExemplarBank:
         """Return a copy of the bank. A change of the copy does not change this bank."""
-        twin = ExemplarBank(self.identity, self.pixel_mm, self.normalisation)
+        twin = ExemplarBank(self.identity, self.pixel_mm, self.normalisation, self.channels)
         twin.version, twin._items = self.version, dict(self._items)
         return twin
 
@@ -239,14 +247,16 @@ class ExemplarBank:
         pixel_mm: float,
         normalisation: Normalisation | None = None,
         name: str = "the bank",
+        channels: Sequence[str] = (),
     ) -> None:
-        """Refuse use by another model, at another pixel size, or with another rule of normalisation.
+        """Refuse use by another model, at another pixel size, with another rule of normalisation or other channels.
 
         Args:
             identity: Identity of the model at hand.
             pixel_mm: Its pixel size in millimetres.
             normalisation: Its rule of normalisation. None is not compared.
             name: What messages call the bank.
+            channels: Names of the channels that the model at hand sees.
 
         Raises:
             ValueError: If something differs; the message names it.
@@ -261,6 +271,9 @@ class ExemplarBank:
                 f"{name} was described at {self.pixel_mm:g} mm a pixel, this model looks at {pixel_mm:g} mm; set "
                 f"inference.pixel_mm={self.pixel_mm:g}, or make a new bank."
             )
+        if self.channels != tuple(channels):
+            theirs, ours = (", ".join(names) or "one image" for names in (self.channels, channels))
+            raise ValueError(f"{name} was described on {theirs}, this model sees {ours}; make a new bank.")
         if normalisation is not None and self.normalisation != normalisation:
             raise ValueError(
                 f"{name} was described on scans normalised by the rule {self.normalisation}, here it is "
@@ -272,11 +285,17 @@ class ExemplarBank:
         tensors = {name: token[0].contiguous() for name, token in self.exemplars().tokens.items()}
         names = [fact.name for fact in fields(ExemplarFacts)]
         facts = [ExemplarFacts(**{name: getattr(item, name) for name in names}) for item in self]
-        write_bank(Path(path), tensors, facts, self.identity, self.pixel_mm, self.normalisation, self.version)
+        about = self.identity, self.pixel_mm, self.normalisation, self.version, self.channels
+        write_bank(Path(path), tensors, facts, *about)
 
     @classmethod
     def load(
-        cls, path: Path, identity: ModelIdentity, pixel_mm: float, normalisation: Normalisation | None = None
+        cls,
+        path: Path,
+        identity: ModelIdentity,
+        pixel_mm: float,
+        normalisation: Normalisation | None = None,
+        channels: Sequence[str] = (),
     ) -> ExemplarBank:
         """Read a bank for a model.
 
@@ -285,13 +304,14 @@ class ExemplarBank:
             identity: Identity of the model.
             pixel_mm: Pixel size of the model in millimetres.
             normalisation: Rule of normalisation of the model. None: the rule is compared when a session takes the bank.
+            channels: Names of the channels that the model sees.
 
         Raises:
             ValueError: If the file is no bank, is damaged or of another format, or `check` refuses the bank.
         """
         record, tensors = read_bank(Path(path))
-        bank = cls(record.identity, record.pixel_mm, record.normalisation)
-        bank.check(identity, pixel_mm, normalisation, str(path))
+        bank = cls(record.identity, record.pixel_mm, record.normalisation, record.channels)
+        bank.check(identity, pixel_mm, normalisation, str(path), channels)
         for index, facts in enumerate(record.exemplars):
             bank.add(Exemplar(tokens={name: token[index].clone() for name, token in tensors.items()}, **vars(facts)))
         bank.version = record.version

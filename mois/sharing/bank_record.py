@@ -68,6 +68,7 @@ class BankRecord:
         normalisation: Normalisation of the scans' intensities.
         exemplars: Facts of the exemplars, in the order of the tensors' first axis.
         tensors_sha256: SHA-256 of the tensors.
+        channels: Names of the channels that the model saw; none for one image of any name.
     """
 
     version: int
@@ -76,6 +77,7 @@ class BankRecord:
     normalisation: Normalisation
     exemplars: tuple[ExemplarFacts, ...]
     tensors_sha256: str
+    channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.version < 0 or self.pixel_mm <= 0:
@@ -93,6 +95,7 @@ def write_bank(
     pixel_mm: float,
     normalisation: Normalisation,
     version: int,
+    channels: Sequence[str] = (),
 ) -> None:
     """Write a bank, whole or not at all.
 
@@ -104,9 +107,14 @@ def write_bank(
         pixel_mm: Edge of the pixels in millimetres.
         normalisation: Normalisation of the scans' intensities.
         version: Number of changes of the bank.
+        channels: Names of the channels that the model saw.
     """
-    record = BankRecord(version, identity, pixel_mm, normalisation, tuple(exemplars), tensors_sha256(tensors))
-    content = sealed({**asdict(record), "identity": identity.as_dict()})
+    digest = tensors_sha256(tensors)
+    record = BankRecord(version, identity, pixel_mm, normalisation, tuple(exemplars), digest, tuple(channels))
+    plain = {**asdict(record), "identity": identity.as_dict()}
+    if not channels:  # as banks of earlier versions had it, which name no channels
+        del plain["channels"]
+    content = sealed(plain)
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "content": json.dumps(content)}
     write_tensors(path, tensors, metadata)
 
@@ -142,7 +150,7 @@ def read_bank(path: Path) -> tuple[BankRecord, dict[str, Tensor]]:
             "version, or use the version that made it."
         )
     plain = {key: value for key, value in content.items() if key != DIGEST}
-    record = as_record(plain, BankRecord, name, _CURE)
+    record = as_record(plain, BankRecord, name, _CURE, later=("channels",))
     if record.tensors_sha256 != tensors_sha256(tensors):
         raise DataError(f"{name} was changed after it was written (its tensors are others); {_CURE}.")
     check_features(tensors, name, _CURE)

@@ -37,7 +37,7 @@ The backbone's own weights are not in this folder: {backbone}.
 {parts}
 
 A scan is resampled to {pixel_mm} mm per pixel in plane. A voxel belongs to a lesion from a probability of {threshold};
-a lesion is kept if one of its voxels reaches {peak_threshold}. {calibration}
+a lesion is kept if one of its voxels reaches {peak_threshold}. {calibration}{channels}
 
 ## What it was measured at
 
@@ -80,6 +80,7 @@ def write_card(path: Path, name: str, content: Mapping[str, Any], modules: Seque
             foreign=FOREIGN.format(modules=", ".join(modules)) if modules else "",
             backbone=f"{identity['name']} ({identity['source']}), sha256 `{identity['sha256']}`",
             parts=_rows({part: (f"`{model[part]['class_path']}`", _settings(model[part])) for part in model}),
+            channels=_channels(inference.get("channels") or ()),
             pixel_mm=inference["pixel_mm"],
             threshold=inference["threshold"],
             peak_threshold=f"{inference['peak_threshold']:.3g}",
@@ -117,6 +118,10 @@ def _figures(figures: Mapping[str, float | None], made_worse: Sequence[str]) -> 
 
 def _settings(spec: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {_cell(value)}" for name, value in dotted(spec["init_args"]).items()) or "-"
+
+
+def _channels(names: Sequence[str]) -> str:
+    return f" It sees the channels {', '.join(names)}, which are found by name." if names else ""
 
 
 def _rows(cells: Mapping[str, tuple[str, ...]]) -> str:

@@ -38,5 +38,5 @@ class LesionModel:
             ValueError: If the file is no bank or is damaged; or if the bank is of another model, pixel size or rule of
                 normalisation.
         """
-        segmenter = self.segmenter
-        return ExemplarBank.load(path, self.identity, segmenter.settings.pixel_mm, segmenter.normalisation(volume))
+        settings, rule = self.segmenter.settings, self.segmenter.normalisation(volume)
+        return ExemplarBank.load(path, self.identity, settings.pixel_mm, rule, settings.channels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ def start_from(
     adapter: Adapter,
     propagation: Propagation,
     pixel_mm: float,
+    channels: Sequence[str] = (),
 ) -> list[str]:
     """Give a new model the trained weights of a bundle: every tensor or none.
 
@@ -33,6 +34,7 @@ def start_from(
         adapter: Adapter of the new model; its weights are replaced.
         propagation: Propagation of the new model; its weights are replaced.
         pixel_mm: Millimetres per pixel of the new model.
+        channels: Names of the channels of the new model.
 
     Returns:
         Sentences for the user: the weights were loaded, and which settings differ without changing a shape.
@@ -62,6 +64,9 @@ def start_from(
             f"{name}: it was trained at {record.inference.pixel_mm:g} mm per pixel, this model sees "
             f"{pixel_mm:g} mm (model.inference.pixel_mm)"
         )
+    if record.inference.channels != tuple(channels):
+        before, now = (", ".join(names) or "one image" for names in (record.inference.channels, channels))
+        sentences.append(f"{name}: it was trained on {before}, this model sees {now} (model.inference.channels)")
     return sentences
 
 

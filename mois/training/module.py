@@ -79,6 +79,7 @@ class ExemplarSegmenter(LightningModule):
         graphs: bool = False,
     ) -> None:
         super().__init__()
+        inference.check_backbone(backbone)
         self.backbone = backbone
         self.adapter = adapter
         self.propagation = propagation

@@ -59,7 +59,9 @@ def test_wrong_mois_commands_end_in_one_line(
     ("given", "parsed"),
     [
         (["evaluate", "--trust", "lab"], ["evaluate", '--trust=["lab"]']),
-        (["segment", "a.nii", "--trust=lab,lib.x"], ["segment", "--image=a.nii", '--trust=["lab", "lib.x"]']),
+        (["segment", "a.nii", "--trust=lab,lib.x"], ["segment", '--image=["a.nii"]', '--trust=["lab", "lib.x"]']),
+        (["segment", "A=a.nii", "B=b.nii"], ["segment", '--image=["A=a.nii", "B=b.nii"]']),
+        (["segment", "--image", "A=a", "--out=o", "--image=B=b"], ["segment", '--image=["A=a", "B=b"]', "--out=o"]),
         (["compare", "A", "B", "--names=[a,b]"], ["compare", '--runs=["A", "B"]', "--names=[a,b]"]),
         (["evaluate", "--trust=null", "--out", "trust"], ["evaluate", "--trust=null", "--out", "trust"]),
         (["compare", "A", "B", "--out", "C"], ["compare", '--runs=["A", "B"]', "--out", "C"]),

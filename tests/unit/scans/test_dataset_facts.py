@@ -40,7 +40,9 @@ def test_a_scan_is_measured_as_by_hand() -> None:
 
 def test_the_lines_tell_spacing_lesions_and_sizes() -> None:
     told = dict(describe([scan(), scan(scale=1.5)], DESCRIPTION))
-    assert told["channels"] == "0 FLAIR, 1 T2; data.init_args.channel says which is used"
+    assert told["channels"] == (
+        "0 FLAIR, 1 T2; data.init_args.channel says which is used, data.init_args.channels which are used together"
+    )
     assert told["spacing"] == "2 to 3 mm in a slice, 5 to 7.5 mm between slices"
     assert told["lesions"].startswith("4 of class 1 bright, 2 of class 2 dark; 6.77 mm across in the median, ")
     assert told["touching"] == "4 of 6 lesions touch another one (67%)"

@@ -1,0 +1,96 @@
+"""Several channels from a dataset through a training to its bundle, an evaluation and a session: by name everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mois.cli import main
+from mois.session import InteractiveSession
+from mois.sharing.bundle import Bundle
+from tests.support.datasets import save_nifti, write_dataset
+from tests.support.small_runs import LORA, failing, folder, train
+
+
+def two_sequences(root: Path, first: str = "T2", **counts: int) -> Path:
+    """Write scans with a T2, and a T1 that is a T2 turned upside down; `first` is number 0."""
+    write_dataset(root, **counts)
+    for path in sorted(root.glob("images*/*_0000.nii.gz")):
+        image = np.asarray(nib.load(path).dataobj)
+        images = {"T2": image, "T1": np.where(image == 0, 0, 300 - image).astype(np.float32)}
+        for number, name in enumerate([first, *({"T1", "T2"} - {first})]):
+            save_nifti(path.with_name(path.name.replace("_0000", f"_{number:04d}")), images[name])
+    names = dict(enumerate([first, *({"T1", "T2"} - {first})]))
+    about = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    (root / "dataset.json").write_text(json.dumps({**about, "channel_names": names}), encoding="utf-8")
+    return root
+
+
+def figures(bundle: Path, root: Path, out: Path) -> dict[str, float]:
+    base = ["evaluate", f"--bundle={bundle}", f"--data={root}", f"--out={out}", "--device=cpu"]
+    main([*base, "--reader.prompted=2", "--protocol.counts=[]"])
+    summary = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["summary"]
+    return {part: summary[part]["dice"]["mean"] for part in ("prompted", "unprompted")}
+
+
+@pytest.mark.usefixtures("same_process", "same_handlers")
+def test_two_channels_are_trained_evaluated_and_clicked_on_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = two_sequences(tmp_path / "data", subjects=2, held_out=1)
+    once = ["--data.init_args.episodes_per_epoch=2", "--trainer.max_epochs=1", folder(tmp_path / "run")]
+    train("fit", *LORA, f"--data.init_args.root={root}", "--data.init_args.channels=[T2,t1]", *once)
+    bundle = tmp_path / "run" / "bundle"
+    assert Bundle.load(bundle).inference.channels == ("T2", "t1")
+    assert "It sees the channels T2, t1" in (bundle / "README.md").read_text(encoding="utf-8")
+
+    other = two_sequences(tmp_path / "other", first="T1", subjects=2, held_out=1)
+    assert figures(bundle, root, tmp_path / "out") == figures(bundle, other, tmp_path / "out2")
+    about = json.loads((other / "dataset.json").read_text(encoding="utf-8"))
+    (other / "dataset.json").write_text(json.dumps({**about, "channel_names": {"0": "T1"}}), encoding="utf-8")
+    base = ["evaluate", f"--bundle={bundle}", f"--out={tmp_path / 'out3'}", "--device=cpu"]
+    for words, line in (
+        ([f"--data={other}"], "scan p2: channel T2 is needed, but dataset.json names T1; take another dataset"),
+        ([f"--data={root}", "--channel=1"], "--channel=1: the model finds its channels by name (T2, t1)"),
+    ):
+        assert says(capsys, *base, *words).startswith(line)
+
+    scan = root / "imagesTs" / "p2_0000.nii.gz"
+    prompts = {"prompts": [{"click": {"voxel": [7, 1, 11]}}]}
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
+    words = ["segment", f"--bundle={bundle}", f"--prompts={tmp_path / 'prompts.json'}", "--device=cpu"]
+    t1, t2 = f"--image=T1={scan.with_name('p2_0001.nii.gz')}", f"--image=T2={scan}"
+    main([*words, f"--out={tmp_path / 'session'}", t1, t2])
+    main([*words, f"--out={tmp_path / 'session'}", t2, t1])  # goes on: the order plays no part
+    assert "going on after" in capsys.readouterr().out
+    assert "channel t1 is missing" in says(capsys, *words, f"--out={tmp_path / 'session'}", t2)
+    again = InteractiveSession.load(tmp_path / "session", Bundle.load(bundle, "cpu").model())
+    assert [one.name for one in again.volume.further] == ["t1"]
+
+
+def says(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the last line of a command that ends with code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1].removeprefix("error: ")
+
+
+@pytest.mark.usefixtures("same_process", "same_handlers")
+def test_three_slices_train_under_a_cache_and_whole_volumes_see_them_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_dataset(tmp_path / "data", subjects=2)
+    arguments = [*LORA, f"--data.init_args.root={root}", "--data.init_args.channels=[T2,T2@-1,T2@+1]"]
+    cached = [f"--model.cache.folder={tmp_path / 'cache'}", "--data.init_args.views=1", "--trainer.max_epochs=2"]
+    made = train("fit", *arguments, *cached, "--data.init_args.episodes_per_epoch=2", folder(tmp_path / "run"))
+    assert made.model.inference.channels == ("T2", "T2@-1", "T2@+1")
+    line = failing(capsys, "fit", *arguments, "--model.inference.channels=[T2]", folder(tmp_path / "run2"))
+    assert line.endswith("differ; set both to the same")
+    line = failing(capsys, "fit", *arguments, "--data.init_args.channel=1", folder(tmp_path / "run2"))
+    assert "both say which image is used; leave one out" in line
