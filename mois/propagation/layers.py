@@ -29,6 +29,14 @@ class Embedding(NamedTuple):
         return Embedding(*(part.permute(0, 2, 3, 1).repeat_interleave(times, 0).permute(0, 3, 1, 2) for part in self))
 
 
+def check_sizes(width: int, blocks: int) -> None:
+    """Refuse a network without channels, or with a negative number of blocks."""
+    if width < 1:
+        raise ValueError(f"propagation.width={width} must be 1 or more.")
+    if blocks < 0:
+        raise ValueError(f"propagation.blocks={blocks} must be 0 or more.")
+
+
 def embed(features: Features, stem: Stem, levels: nn.ModuleList, fuse: nn.Module) -> Embedding:
     """Embed N images: the stem's view of the image, and all feature levels of the backbone, at a quarter of the image.
 

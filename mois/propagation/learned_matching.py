@@ -24,7 +24,7 @@ from mois.propagation.exemplar_tokens import (
 )
 from mois.propagation.filters import FILTERS, filter_bank
 from mois.propagation.kernel import NEVER, kernel_mean
-from mois.propagation.layers import Block, Embedding, Stem, embed, joined, norm, separable
+from mois.propagation.layers import Block, Embedding, Stem, check_sizes, embed, joined, norm, separable
 from mois.propagation.pooling import log_area
 from mois.propagation.weights import load_propagation
 from mois.records import Exemplars, Features, SemanticPrediction
@@ -82,6 +82,7 @@ class LearnedMatching(Propagation):
         self, width: int = 64, blocks: int = 5, heads: int = 2, weights: str = "random", cores: bool = True
     ) -> None:
         super().__init__()
+        check_sizes(width, blocks)
         if not 1 <= heads <= len(_TEMPERATURES):
             raise ValueError(f"propagation.heads={heads} must be 1 to {len(_TEMPERATURES)}.")
         self.width = width

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mois.interfaces import Backbone, Propagation
-from mois.propagation.layers import Block, Embedding, Stem, embed, joined, norm, separable
+from mois.propagation.layers import Block, Embedding, Stem, check_sizes, embed, joined, norm, separable
 from mois.propagation.merging import merge_most_alike
 from mois.propagation.pooling import is_present, log_area, masked_mean, zones
 from mois.propagation.weights import load_propagation
@@ -51,6 +51,7 @@ class Similarity(Propagation):
 
     def __init__(self, width: int = 48, blocks: int = 3, temperature: float = 0.1, weights: str = "random") -> None:
         super().__init__()
+        check_sizes(width, blocks)
         if temperature < MIN_TEMPERATURE:
             raise ValueError(f"propagation.temperature={temperature} must be {MIN_TEMPERATURE} or more.")
         self.width = width

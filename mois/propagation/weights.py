@@ -39,13 +39,9 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
         path = bundled_file(f"{backbone.identity.name}{BUNDLED[weights]}_{name}.safetensors")
     else:
         path = Path(weights)
-    if not path.is_file():
-        raise ValueError(
-            f"propagation.weights={weights}: there is no {path.name}; for the nano backbone there are bundled-2 with "
-            "learned matching, and bundled with similarity and attention; otherwise give a path to a .safetensors "
-            "file, or random."
-        )
     option = f"propagation.weights={weights}"
+    if not path.is_file():
+        raise ValueError(f"{option}: there is no {path.name}; give {_choices(propagation, backbone)}.")
     file = read_tensor_file(path, option)
     if "backbone_sha256" not in file.metadata:
         raise ValueError(
@@ -55,11 +51,23 @@ def load_propagation(propagation: Propagation, weights: str, backbone: Backbone)
     trained_with = file.metadata["backbone_sha256"]
     if trained_with != backbone.identity.sha256:
         raise ValueError(
-            f"propagation.weights={weights} were trained with backbone sha256 {trained_with[:12]}, this one is "
-            f"{backbone.identity.name} ({backbone.identity.source}, sha256 {backbone.identity.sha256[:12]}); use "
-            "its own weights, or random."
+            f"{option} were trained with backbone sha256 {trained_with[:12]}, this one is {backbone.identity.name} "
+            f"({backbone.identity.source}, sha256 {backbone.identity.sha256[:12]}); give "
+            f"{_choices(propagation, backbone)}."
         )
     load_exactly(propagation, propagation.complete(file.tensors), option)
+
+
+def _choices(propagation: Propagation, backbone: Backbone) -> str:
+    """Return the weights that a propagation can have, in words."""
+    name = type(propagation).__name__
+    there = [
+        known if known == backbone.identity.source else f"{known} (with model.backbone.init_args.weights={known})"
+        for known, ending in BUNDLED.items()
+        if bundled_file(f"{backbone.identity.name}{ending}_{name.lower()}.safetensors").is_file()
+    ]
+    bundled = f"{' or '.join(there)}, " if there else ""
+    return f"{bundled}a path to a .safetensors file, or random ({name} then begins untrained)"
 
 
 def save_propagation(

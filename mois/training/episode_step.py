@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class EpisodeLearning:
     core_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse shares outside 0 to 1, and numbers of corrections outside 1 to 7."""
+        """Refuse shares outside 0 to 1, negative weights, and numbers of corrections outside 1 to 7."""
         for name in ("true_masks", "first_masks", "negatives"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.learning.{name}={getattr(self, name)} is a share; choose 0 to 1.")
@@ -63,6 +64,9 @@ class EpisodeLearning:
                 f"model.learning.true_masks={self.true_masks} and first_masks={self.first_masks} are shares of one "
                 "whole; lower one of them."
             )
+        for name in (field.name for field in fields(self) if field.name.endswith("_weight")):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"model.learning.{name}={getattr(self, name)} must be at least 0.")
         if not 1 <= self.corrections <= 7:
             raise ValueError(f"model.learning.corrections={self.corrections}; choose 1 to 7.")
 

@@ -263,11 +263,13 @@ class ExemplarSegmenter(LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Refuse a training without an end, before the validation of step 0.
+        """Refuse a training without an end, and graphs where they cannot be, before the validation of step 0.
 
         Raises:
-            ValueError: If it has none.
+            ValueError: If it has no end, or cannot have graphs.
         """
+        if self.graphs:
+            self._check_graphs()
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise ValueError(
                 "trainer.max_epochs=-1 without trainer.max_steps has no end, which the learning rate needs; set one."
@@ -282,7 +284,7 @@ class ExemplarSegmenter(LightningModule):
         self.reports = {prefix: [] for prefix in self.propagations}  # start.ckpt alone records those of step 0
         self._steps = int(self.trainer.estimated_stepping_batches)
         if self.graphs:
-            self._graphed = self._graphed_steps()
+            self._graphed = GraphedSteps(self._learn, self, self.learning.corrections)
         for schedule in (config.scheduler for config in self.trainer.lr_scheduler_configs):
             for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
                 group["lr"] = rate * self.optimisation.factor(schedule.last_epoch, self._steps)
@@ -297,8 +299,8 @@ class ExemplarSegmenter(LightningModule):
         """Return what the adapter trains of the backbone."""
         return [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
 
-    def _graphed_steps(self) -> GraphedSteps:
-        """Return the steps as CUDA graphs.
+    def _check_graphs(self) -> None:
+        """Check that steps can be CUDA graphs.
 
         Raises:
             ValueError: If this training cannot have them.
@@ -310,7 +312,6 @@ class ExemplarSegmenter(LightningModule):
         }
         if missing := [name for name, there in allowed.items() if not there]:
             raise ValueError(f"model.graphs=true needs {', '.join(missing)}; leave it out.")
-        return GraphedSteps(self._learn, self, self.learning.corrections)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained tensors, and record the backbone that they belong to."""

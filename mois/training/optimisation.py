@@ -23,7 +23,7 @@ class Optimisation:
         adapter_share: Share of all steps in which the adapter learns, 0 to 1. Then its weights stay as they are.
 
     Raises:
-        ValueError: If the share is not between 0 and 1.
+        ValueError: If a rate is not above 0, a share is not between 0 and 1, or the weight decay is negative.
     """
 
     learning_rate: float = 1e-3
@@ -33,8 +33,16 @@ class Optimisation:
     adapter_share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.adapter_share <= 1:
-            raise ValueError(f"model.optimisation.adapter_share={self.adapter_share} must be between 0 and 1.")
+        for name in ("learning_rate", "adapter_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < math.inf:
+                hint = "; with adapter_share=0 the adapter does not learn" if name.startswith("adapter") else ""
+                raise ValueError(f"model.optimisation.{name}={rate} must be above 0{hint}.")
+        for name in ("warm_up", "adapter_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.optimisation.{name}={getattr(self, name)} must be between 0 and 1.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"model.optimisation.weight_decay={self.weight_decay} must be at least 0.")
 
     def groups(self, adapter: Sequence[Tensor], others: Sequence[Tensor]) -> list[dict[str, Any]]:
         """Return the groups of an optimiser: matrices and vectors, and the adapter apart if its rate differs.

@@ -117,6 +117,12 @@ class BestCheckpoint(ModelCheckpoint):
             return
         if self.monitor == OLD_SCORE:
             rank_zero_info(f"{OLD_SCORE} decides here which checkpoint is best.ckpt; in new configs it is {SCORE}")
+        known = [f"val/{name}" for name in with_score(getattr(pl_module, "step_0", {}))]
+        if known and self.monitor != SCORE and self.monitor not in known:
+            rank_zero_warn(
+                f"checkpoints.monitor={self.monitor} is none of the figures of step 0 ({', '.join(sorted(known))}); "
+                "the training ends at its first validation if it is unknown then as well"
+            )
         if trainer.ckpt_path is None:
             trainer.save_checkpoint(self.start)
 

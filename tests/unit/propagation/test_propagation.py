@@ -13,7 +13,7 @@ from torch.nn import functional
 from mois.backbones import SAM2
 from mois.inference.segmenter import side_by_side
 from mois.interfaces import Propagation
-from mois.propagation import Attention, Prototype, Similarity
+from mois.propagation import Attention, LearnedMatching, Prototype, Similarity
 from mois.propagation import similarity as module
 from mois.propagation.attention import MAX_FOREGROUND_BYTES
 from mois.propagation.similarity import ZONES
@@ -196,3 +196,28 @@ def test_an_exemplar_is_compact(kind: Callable[[], Propagation], size: Literal["
     small = SAM2(size, "random", patch_px=64)
     described = propagation.describe(small.encode(example_patches(1, 64)[0]), torch.ones(1, 64, 64), small)
     assert described.bytes_per_exemplar() <= propagation.bytes_per_exemplar <= MAX_FOREGROUND_BYTES
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights", "backbone", "choices"),
+    [
+        (Similarity, "bundled-2", "bundled-2", r"bundled \(with model\.backbone\.init_args\.weights=bundled\), a path"),
+        (Similarity, "bundled", "bundled-2", r"bundled \(with model\.backbone\.init_args\.weights=bundled\), a path"),
+        (Similarity, "bundled-2", "bundled", r"; give bundled, a path"),
+        (LearnedMatching, "bundled", "bundled-2", r"; give bundled-2, a path"),
+        (LearnedMatching, "none.safetensors", "random", r"give bundled-2 \(with .*untrained\)\.$"),
+    ],
+)
+def test_weights_that_are_not_there_name_those_that_are(
+    kind: type[Propagation], weights: str, backbone: str, choices: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^propagation\.weights={weights}.*{choices}"):
+        kind(weights=weights).build(SAM2(weights=backbone))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", [Similarity, LearnedMatching])
+def test_sizes_that_make_no_network_are_refused(kind: type[Similarity] | type[LearnedMatching]) -> None:
+    with pytest.raises(ValueError, match=r"propagation\.width=0 must be 1 or more"):
+        kind(width=0)
+    with pytest.raises(ValueError, match=r"propagation\.blocks=-1 must be 0 or more"):
+        kind(blocks=-1)

@@ -137,6 +137,14 @@ def test_a_best_checkpoint_that_is_gone_becomes_the_start_again(tmp_path: Path) 
     assert best_step(tmp_path) == 0
 
 
+def test_a_figure_that_step_0_does_not_have_is_said_before_the_training(tmp_path: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match=r"checkpoints\.monitor=score is none of the figures of step 0 \(val/no_exem"),
+        pytest.raises(ValueError, match=r"checkpoints\.monitor=score is no figure"),
+    ):
+        fit(tmp_path, START, scores(0.6), monitor="score")
+
+
 @pytest.mark.parametrize(("step_0", "stops"), [(START, 2), ({}, 4)])
 def test_early_stopping_waits_for_what_is_better_than_the_start(step_0: Figures, stops: int, tmp_path: Path) -> None:
     early = EarlyStopping("val/score", patience=2, mode="max")

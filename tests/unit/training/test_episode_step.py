@@ -237,3 +237,8 @@ def test_a_propagation_without_cores_learns_as_before() -> None:
     assert with_cores.keys() == without.keys()
     assert "core" not in with_cores
     assert all(torch.equal(with_cores[name], without[name]) for name in without)
+
+
+def test_a_negative_weight_of_a_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.learning\.core_weight=-1 must be at least 0"):
+        EpisodeLearning(core_weight=-1)

@@ -70,4 +70,4 @@ def test_a_cpu_is_refused_in_one_line() -> None:
     module = ExemplarSegmenter(nano_backbone(), Full(), Similarity(), graphs=True)
     module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"model\.graphs=true needs a CUDA device \(trainer\.accelerator=gpu\); leave"):
-        module._graphed_steps()
+        module._check_graphs()

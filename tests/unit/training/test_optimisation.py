@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -30,5 +32,20 @@ def test_an_adapter_has_its_own_rate_and_its_own_stop() -> None:
     assert [len(group["params"]) for group in Optimisation().groups(adapter, others)] == [2, 1]  # as ever
     learns = Optimisation(adapter_share=0.25).adapter_learns
     assert [learns(step, 8) for step in (0, 1, 2, 7)] == [True, True, False, False]
-    with pytest.raises(ValueError, match=r"adapter_share=1\.5 must be between 0 and 1"):
-        Optimisation(adapter_share=1.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adapter_share": 1.5}, r"adapter_share=1\.5 must be between 0 and 1"),
+        ({"adapter_share": math.nan}, "adapter_share=nan must be between 0 and 1"),
+        ({"warm_up": 7}, "warm_up=7 must be between 0 and 1"),
+        ({"learning_rate": -1.0}, r"model\.optimisation\.learning_rate=-1\.0 must be above 0"),
+        ({"learning_rate": math.inf}, "learning_rate=inf must be above 0"),
+        ({"adapter_learning_rate": 0.0}, r"adapter_learning_rate=0\.0 must be above 0; with adapter_share=0"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0\.1 must be at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Optimisation(**settings)
