@@ -195,8 +195,8 @@ def what_is_delivered(best: Mapping[str, Any] | None, validated: bool, kept: boo
         )
     if best is None:
         return (
-            "there is no best.ckpt, and the bundle has the last weights: every validation showed harm or had no score, "
-            "and the start was not validated here; test with --ckpt_path last or start"
+            "there is no best.ckpt, and the bundle has the last weights: every validation showed harm, had no score or "
+            "was no better than the start, which was not validated here; test with --ckpt_path last or start"
         )
     record = best.get(RECORD, {})
     step_0 = with_score(record.get("step_0", {}))

@@ -200,6 +200,6 @@ def test_the_end_of_a_training_says_what_is_delivered() -> None:
     assert "never validated: there is no best.ckpt" in what_is_delivered(None, False)
     assert what_is_delivered(None, True, kept=False).startswith("trainer.enable_checkpointing=false: nothing was comp")
     assert what_is_delivered(None, True) == (
-        "there is no best.ckpt, and the bundle has the last weights: every validation showed harm or had no score, and "
-        "the start was not validated here; test with --ckpt_path last or start"
+        "there is no best.ckpt, and the bundle has the last weights: every validation showed harm, had no score or was "
+        "no better than the start, which was not validated here; test with --ckpt_path last or start"
     )
