@@ -103,13 +103,16 @@ class SessionReader:
         return None
 
     def _click(self, progress: Progress, place: Place, lesion: int) -> Progress | None:
-        """Click a lesion at a place; None if the place belongs to a clicked or accepted lesion."""
+        """Click a lesion at a place; None if the place, or all that the click shows, is of lesions that are judged."""
         index = self._aimed_at(place, progress.actions)
         spot = BoxMask((int(index[0]), round(float(index[1])), round(float(index[2]))), np.ones((1, 1, 1), dtype=bool))
         if any(mask.overlap(spot) for mask in progress.state.owned()):
             return None
         point = self._bench.grid.to_lps_mm(index[None])[0].tolist()
-        state, _ = self._bench.apply("click", progress.state, {"point_lps_mm": point})
+        try:
+            state, _ = self._bench.apply("click", progress.state, {"point_lps_mm": point})
+        except ValueError:  # no voxel of the click's mask is free: a reader would see it, and go on
+            return None
         return replace(
             progress, state=state, actions=progress.actions + 1, lesions=(*progress.lesions, lesion), verdicts=0
         )
@@ -159,7 +162,10 @@ class SessionReader:
         clicked = self._click(progress, place, 0)
         if clicked is None:
             return None
-        number = clicked.state.next_id - 1
+        before = progress.state.lesions  # the click may have fallen on a found lesion, which keeps its id
+        number = next(
+            n for n, each in clicked.state.lesions.items() if each.owns and not (n in before and before[n].owns)
+        )
         mask = clicked.state.lesions[number].mask
         if not self._is_false(mask):
             return None

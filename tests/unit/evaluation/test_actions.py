@@ -15,17 +15,24 @@ from torch import Tensor
 
 from mois.cli.evaluate import evaluate
 from mois.cli.evaluate_options import ProtocolOptions, ReaderOptions, protocol_settings
+from mois.evaluation.actions.curves import ReadersAtWork
 from mois.evaluation.actions.statistics import summarise_actions
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
 from mois.evaluation.result_files import write_result_files
 from mois.evaluation.settings import ProtocolSettings
+from mois.evaluation.true_lesions import ScanPlan
+from mois.geometry import SliceGrid
 from mois.inference.segmenter import VolumeSegmenter
 from mois.interfaces import Backbone
 from mois.records import Exemplars, Features, SemanticPrediction, Volume
 from mois.report.evaluation_page import write_report
 from mois.report.results import Results
+from mois.session.advice import inner_voxel
+from mois.session.state import State
+from mois.session.workbench import Workbench
+from mois.sharing.lesion_model import LesionModel
 from tests.support.fake_model import CERTAIN, FakePropagation, box, make_scan
 from tests.support.paths import ROOT
 from tests.support.session_fakes import SETTINGS, Clickable
@@ -91,6 +98,36 @@ def test_the_curves_can_be_computed_by_hand(report: SubjectReport) -> None:
     assert curve(report, "corrects", "rejected") == [0, 0, 1, 2, 2, 2]
     assert curve(report, "corrects", "accepted") == [0, 0, 0, 0, 1, 1]
     assert curve(report, "random", "used") == [0, 1, 2, 3, 4, 4]  # four may be prompted
+
+
+def test_a_click_that_shows_nothing_new_is_passed_over(scan: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply, clicks = Workbench.apply, []
+
+    def without_second_click(bench: Workbench, name: str, state: State, arguments: dict[str, object]) -> object:
+        clicks.extend([name] if name == "click" else [])
+        if len(clicks) == 2 and name == "click":
+            raise ValueError("lesion 2: all its voxels would belong to locked or prompted lesions")
+        return apply(bench, name, state, arguments)
+
+    monkeypatch.setattr(Workbench, "apply", without_second_click)
+    settings = ProtocolSettings(prompted=1, actions=(5,), reader=Reader(seed=SEED))
+    assert curve(evaluate_volume(model(), scan, settings), "random", "used") == [4]  # it is tried again later
+
+
+def test_a_click_that_falls_on_a_found_lesion_rejects_that_lesion(scan: Volume) -> None:
+    settings = ProtocolSettings(prompted=1, reader=Reader(seed=SEED))
+    plan = ScanPlan.of(scan, SliceGrid.of(scan.shape, scan.affine), settings)
+    reader = ReadersAtWork(LesionModel.of(model()), scan, plan, settings).reader(1)
+    first = next(done for done in reader.work("random") if done.actions == 1)
+    state, _ = reader._bench.apply("propagate", first.state, {})
+    healthy = next(n for n, each in state.lesions.items() if not each.owns and reader._is_false(each.mask))
+    latest = max(state.lesions)
+    assert healthy != latest
+    state = replace(state, lesions={n: each for n, each in state.lesions.items() if n != latest})
+    done = reader._click_and_reject(replace(first, state=state), inner_voxel(state.lesions[healthy].mask))
+    assert done is not None
+    assert healthy not in done.state.lesions
+    assert len(done.state.rejected) == 1
 
 
 def test_one_negative_exemplar_is_measured_away_from_its_own_place(report: SubjectReport) -> None:
