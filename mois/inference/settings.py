@@ -45,7 +45,7 @@ class InferenceSettings:
             (data.init_args.normalisation).
         level: What a probability of 0.5 means. `fixed`: what the propagation says. `exemplars`: it is found for each
             scan, from how well the exemplars find each other and from how much of the scan they find
-            (`mois.inference.levels`).
+            (`mois.inference.levels`). Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).
         channels: Names of the 1 to 3 sequences that the model sees (`mois.scans.channels`); none for one image of any

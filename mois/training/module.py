@@ -248,6 +248,8 @@ class ExemplarSegmenter(LightningModule):
             ValueError: If nothing is trainable.
         """
         adapter = self._adapter_tensors()
+        if not adapter and (idle := self.optimisation.of_adapter()):
+            rank_zero_warn(f"{idle} has no effect: {type(self.adapter).__name__} trains nothing of the backbone")
         own = {id(p) for p in adapter}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
         groups = self.optimisation.groups(adapter, others)

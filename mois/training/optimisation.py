@@ -61,6 +61,11 @@ class Optimisation:
         ]
         return [group for group in groups if group["params"]]
 
+    def of_adapter(self) -> str:
+        """Return the settings that are for the adapter alone, as they are given; empty if none is."""
+        given = {"adapter_learning_rate": (self.adapter_learning_rate, None), "adapter_share": (self.adapter_share, 1)}
+        return ", ".join(f"model.optimisation.{name}={a}" for name, (a, default) in given.items() if a != default)
+
     def adapter_learns(self, step: int, steps: int) -> bool:
         """Return whether the adapter still learns at a step, of a training with `steps` steps."""
         return step < round(self.adapter_share * steps)

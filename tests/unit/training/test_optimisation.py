@@ -7,6 +7,10 @@ import math
 import pytest
 import torch
 
+from adapters import Frozen
+from mois.propagation import Similarity
+from mois.testing import nano_backbone
+from mois.training.module import ExemplarSegmenter
 from mois.training.optimisation import Optimisation
 
 
@@ -32,6 +36,16 @@ def test_an_adapter_has_its_own_rate_and_its_own_stop() -> None:
     assert [len(group["params"]) for group in Optimisation().groups(adapter, others)] == [2, 1]  # as ever
     learns = Optimisation(adapter_share=0.25).adapter_learns
     assert [learns(step, 8) for step in (0, 1, 2, 7)] == [True, True, False, False]
+
+
+def test_settings_of_an_adapter_that_trains_nothing_are_named() -> None:
+    optimisation = Optimisation(adapter_learning_rate=1e-4, adapter_share=0.5)
+    module = ExemplarSegmenter(nano_backbone(), Frozen(), Similarity(), optimisation=optimisation)
+    with pytest.warns(
+        match=r"adapter_learning_rate=0\.0001, .*adapter_share=0\.5 has no effect: Frozen trains nothing"
+    ):
+        module.configure_optimizers()
+    assert not Optimisation().of_adapter()
 
 
 @pytest.mark.parametrize(
