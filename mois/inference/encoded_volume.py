@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.geometry import SliceGrid, TileGrid
+from mois.geometry import LARGEST_TILE, SliceGrid, TileGrid
 from mois.inference.feature_store import FeatureStore
 from mois.records import Features
 
@@ -116,6 +117,18 @@ class Tracked:
     lesion: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
     logits: Tensor
+
+
+def warn_of_wide_tiles(edge: int, pixel_mm: float, grid: SliceGrid, subject: str) -> None:
+    """Warn if tiles of `edge` pixels of `pixel_mm` are far wider than the scan of a subject."""
+    tile_mm, scan_mm = edge * pixel_mm, grid.extent_mm
+    if tile_mm > LARGEST_TILE * scan_mm:
+        warnings.warn(
+            f"a tile of {edge} pixels of {pixel_mm} mm is {tile_mm:.0f} mm wide, {tile_mm / scan_mm:.2g} times as "
+            f"wide as {subject} ({scan_mm:.0f} mm), so its lesions appear too small; lower inference.pixel_mm (to "
+            f"{scan_mm / edge:.2g} the scan fills a tile) or inference.tile_px",
+            stacklevel=3,
+        )
 
 
 def mask_centre(mask: Tensor) -> tuple[float, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,9 @@ import torch
 from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume, Tracked
+from mois.inference.matched_masks import CELL_PX, FollowedLesion, Picture, by_cell, for_model
 from mois.interfaces import Backbone, Memory, TrackingRules
+from mois.records import MaskPrediction
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,14 @@ class Limits:
         range_mm: Largest distance from the clicked slice.
         growth: Largest growth of the area from one slice to the next, as a factor. Faster growth ends the track.
         rules: Which clicked slices and which latest slices are remembered.
+        matched_pixel_mm: Edge of a pixel if masks are matched to the picture (`mois.inference.matched_masks`); None
+            leaves masks as the model gives them. Matched masks have their own limits instead of `growth`.
     """
 
     range_mm: float
     growth: float
     rules: TrackingRules
+    matched_pixel_mm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Seeds:
 
     Attributes:
         rows: (N,) int64, rows of an `EncodedVolume`.
-        logits: (N, P / 4, P / 4), masks that the clicks gave.
+        logits: (N, P / 4, P / 4), masks that the clicks gave; (N, P / 2, P / 2) where they are matched to the picture.
         pointer: (N, D), object pointers.
         presence: (N,), logit that the lesion is present.
     """
@@ -50,7 +57,73 @@ class Seeds:
 
     def remembered(self, backbone: Backbone, encoded: EncodedVolume) -> Memory:
         """Return the memory of the clicked slices."""
-        return backbone.remember_slice(encoded.select(self.rows), self.logits, self.pointer, self.presence, hard=True)
+        logits = for_model(self.logits, encoded.tile_px)
+        return backbone.remember_slice(encoded.select(self.rows), logits, self.pointer, self.presence, hard=True)
+
+    def within(self, limits: Limits, encoded: EncodedVolume) -> Seeds:
+        """Return the lesions, with masks by cell if masks are matched to the picture."""
+        if limits.matched_pixel_mm is None:
+            return self
+        return replace(self, logits=by_cell(self.logits, encoded.tile_px))
+
+
+class _Rule(Protocol):
+    """Decides which of N tracks go on to the next slice, and with which masks."""
+
+    def __call__(
+        self, tracks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], answer: MaskPrediction
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Return N masks as logits, and the positions of the tracks that go on.
+
+        Args:
+            tracks: (N,) numbers of the tracks.
+            rows: (N,) their tiles on the next slice.
+            answer: What the model says there.
+        """
+
+
+class _ModelRule:
+    """Tracks go on while the model sees the lesion and its area does not grow too fast."""
+
+    def __init__(self, seeds: Seeds, growth: float) -> None:
+        self._area = (seeds.logits > 0).sum((1, 2)).float()  # of each track, in cells of 4 x 4 pixels
+        self._growth = growth
+
+    def __call__(
+        self, tracks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], answer: MaskPrediction
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """See `_Rule`."""
+        at = _on(tracks, self._area.device)
+        new_area = (answer.logits > 0).sum((1, 2)).float()
+        # + 4: a lesion of one or two cells may double in area from slice to slice
+        alive = (answer.presence > 0) & (new_area > 0) & (new_area <= self._growth * (self._area[at] + 4))
+        self._area[at] = new_area
+        return answer.logits, np.flatnonzero(alive.cpu().numpy())  # the only wait for the device in a step
+
+
+class _PictureRule:
+    """Tracks go on while the picture shows a lesion like the one that was clicked."""
+
+    def __init__(self, encoded: EncodedVolume, seeds: Seeds, pixel_mm: float) -> None:
+        reach_cells = max(1, ceil(encoded.grid.gap_mm / (CELL_PX * pixel_mm)))
+        self._encoded = encoded
+        self._lesions = [
+            FollowedLesion(Picture.of(encoded, row), logits, reach_cells)
+            for row, logits in zip(seeds.rows.tolist(), seeds.logits.float().cpu(), strict=True)
+        ]
+
+    def __call__(
+        self, tracks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], answer: MaskPrediction
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """See `_Rule`."""
+        masks = by_cell(answer.logits, self._encoded.tile_px)
+        kept = []
+        for position, (track, row) in enumerate(zip(tracks.tolist(), rows.tolist(), strict=True)):
+            mask = self._lesions[track].follow(Picture.of(self._encoded, row), answer.candidates[position])
+            if mask is not None:
+                masks[position] = mask.to(masks.device)
+                kept.append(position)
+        return masks, np.array(kept, dtype=np.int64)
 
 
 @torch.inference_mode()
@@ -64,7 +137,10 @@ def track_lesions(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limi
     - The scan ends.
     - The tile shows only air.
     - The range ends (`Limits.range_mm`).
+
+    Where masks are matched to the picture, the first two cases are those of `FollowedLesion` instead.
     """
+    seeds = seeds.within(limits, encoded)
     masks = [Tracked(np.arange(len(seeds.rows)), seeds.rows, seeds.logits.float())]
     chunk = max(1, batch_size // 2)
     for first in range(0, len(seeds.rows), chunk):
@@ -96,6 +172,7 @@ def track_one_lesion(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, l
         seeds: The clicked slices of one tile, ascending.
         limits: Where tracking ends.
     """
+    seeds = seeds.within(limits, encoded)
     places = encoded.places[seeds.rows][:, 0]
     reach = int(limits.range_mm / encoded.grid.gap_mm)
     memories = [seeds[n : n + 1].remembered(backbone, encoded) for n in range(len(places))]
@@ -162,7 +239,11 @@ def _track(
     recent: list[Memory] = []  # memories of the latest slices, newest first
     track = np.arange(len(seeds.rows))
     start, tile = encoded.places[seeds.rows].T
-    area = (seeds.logits > 0).sum((1, 2)).float()  # in cells of 4 x 4 pixels
+    rule: _Rule
+    if limits.matched_pixel_mm is None:
+        rule = _ModelRule(seeds, limits.growth)
+    else:
+        rule = _PictureRule(encoded, seeds, limits.matched_pixel_mm)
     masks: list[Tracked] = []
     for step in range(1, int(steps.max(initial=0)) + 1):
         here = start + step * direction
@@ -177,21 +258,19 @@ def _track(
         if len(going) < len(track):
             memory = _pick(memory, going)
         answer = backbone.decode(backbone.attend(features, memory), None)
-        new_area = (answer.logits > 0).sum((1, 2)).float()
-        # + 4: a lesion of one or two cells may double in area from slice to slice
-        alive = (answer.presence > 0) & (new_area > 0) & (new_area <= limits.growth * (_at(area, going) + 4))
-        kept = np.flatnonzero(alive.cpu().numpy())  # the only wait for the device in a step
+        logits, kept = rule(track[going], at_row[going], answer)
         if not len(kept):
             break
         index = going[kept]
-        kept_logits = _at(answer.logits, kept)
+        kept_logits = _at(logits, kept)
         masks.append(Tracked(track[index], at_row[index], kept_logits.float()))
         seen = features if len(kept) == len(going) else features.select(_on(kept, kept_logits.device))
-        latest = backbone.remember_slice(seen, kept_logits, _at(answer.pointer, kept), _at(answer.presence, kept))
+        remembered = for_model(kept_logits, encoded.tile_px)
+        latest = backbone.remember_slice(seen, remembered, _at(answer.pointer, kept), _at(answer.presence, kept))
         recent = limits.rules.keep(latest, [_pick(part, index) for part in recent])
         clicked = _pick(clicked, index)
         track, direction, steps = track[index], direction[index], steps[index]
-        start, tile, area = start[index], tile[index], _at(new_area, kept)
+        start, tile = start[index], tile[index]
     return masks
 
 

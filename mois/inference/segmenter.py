@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mois.geometry import LARGEST_TILE, SliceGrid, TileGrid, restore_stack
+from mois.geometry import SliceGrid, TileGrid, restore_stack
 from mois.grid import Edges, Spacing
-from mois.inference.encoded_volume import EncodedVolume, Tracked, mask_centre, paste
+from mois.inference.encoded_volume import EncodedVolume, Tracked, mask_centre, paste, warn_of_wide_tiles
 from mois.inference.execution import Compiled, autocast, tiles_at_once
 from mois.inference.feature_store import FeatureStore
 from mois.inference.lesion_maps import BlendedAnswers, LesionMaps, TileAnswers, parting_of, side_by_side
 from mois.inference.lesion_tracking import Limits, Seeds, track_lesions
+from mois.inference.matched_masks import for_model, match_answer
 from mois.inference.settings import InferenceSettings
 from mois.intensities import Normalisation, doubt
 from mois.interfaces import Backbone, Propagation, TrackingRules
@@ -101,7 +102,7 @@ class VolumeSegmenter:
         channels = stack if stack.dim() == 4 else stack.unsqueeze(0)  # (C, S, h, w)
         pictures = channels[0]
         edge = settings.tile_px or self.backbone.patch_px
-        self._warn_of_wide_tiles(edge, grid, volume.subject)
+        warn_of_wide_tiles(edge, settings.pixel_mm, grid, volume.subject)
         tiles = TileGrid.of(pictures.shape[1], pictures.shape[2], edge, settings.overlap)
         shows = torch.zeros(len(pictures), len(tiles.corners), dtype=torch.bool)
         for index, picture in enumerate(pictures if len(channels) == 1 else channels.amax(0)):
@@ -128,17 +129,6 @@ class VolumeSegmenter:
             if channel.levels is None and not step and (reason := doubt(channel.image, rule, channel.name)):
                 warnings.warn(f"scan {volume.subject}: {reason}", stacklevel=2)
 
-    def _warn_of_wide_tiles(self, edge: int, grid: SliceGrid, subject: str) -> None:
-        pixel_mm = self.settings.pixel_mm
-        tile_mm, scan_mm = edge * pixel_mm, grid.extent_mm
-        if tile_mm > LARGEST_TILE * scan_mm:
-            warnings.warn(
-                f"a tile of {edge} pixels of {pixel_mm} mm is {tile_mm:.0f} mm wide, {tile_mm / scan_mm:.2g} times as "
-                f"wide as {subject} ({scan_mm:.0f} mm), so its lesions appear too small; lower inference.pixel_mm (to "
-                f"{scan_mm / edge:.2g} the scan fills a tile) or inference.tile_px",
-                stacklevel=3,
-            )
-
     def _see(self, images: Tensor) -> Features:
         with self.autocast():
             return self._encode(images)
@@ -155,7 +145,11 @@ class VolumeSegmenter:
             encoded: The scan.
             rows: (N,) rows of tiles.
             prompts: Prompts on N images, in pixels of the tile.
+
+        With `inference.clicks=matched` the logits are (N, P / 2, P / 2).
         """
+        if prompts.mask_logits is not None:
+            prompts = prompts._replace(mask_logits=for_model(prompts.mask_logits, encoded.tile_px))
         prompts_here = Prompts(*(None if part is None else part.to(self.device, non_blocking=True) for part in prompts))  # type: ignore[arg-type]
         step = tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size)
         answers = []
@@ -164,7 +158,8 @@ class VolumeSegmenter:
             part_prompts = Prompts(*(None if given is None else given[part] for given in prompts_here))  # type: ignore[arg-type]
             with self.autocast():
                 answers.append(self.backbone.decode(encoded.select(rows[part]), part_prompts))
-        return MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
+        answer = MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
+        return match_answer(encoded, rows, prompts, answer) if self.settings.clicks == "matched" else answer
 
     def track(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], answer: MaskPrediction) -> Tracked:
         """Track N lesions from the slice on which each was clicked, in both directions.
@@ -181,7 +176,8 @@ class VolumeSegmenter:
     @property
     def limits(self) -> Limits:
         """Where the tracking of a lesion ends."""
-        return Limits(self.settings.track_mm, self.settings.track_growth, self.tracking)
+        matched_pixel_mm = self.settings.pixel_mm if self.settings.clicks == "matched" else None
+        return Limits(self.settings.track_mm, self.settings.track_growth, self.tracking, matched_pixel_mm)
 
     @property
     def tracking(self) -> TrackingRules:

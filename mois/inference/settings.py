@@ -25,6 +25,9 @@ class InferenceSettings:
         peak_threshold: A lesion is dropped if no voxel of it reaches this probability.
         min_lesion_voxels: Smallest lesion that is kept, in voxels.
         min_lesion_ml: Smallest lesion that is kept, in millilitres.
+        clicks: How a click becomes a lesion. `model`: as the model says, on the clicked slice and while it is tracked.
+            `matched`: masks of the model are matched to the look of the clicked place, and tracking ends where the
+            picture no longer shows the lesion (`mois.inference.matched_masks`).
         track_mm: Largest distance from the clicked slice to which a lesion is tracked, in mm, in both directions.
         track_growth: Tracking ends if the area grows by more than this factor from one slice to the next.
         track_memory: Number of latest slices whose memory maps are kept, besides the clicked slices. Null takes the
@@ -60,6 +63,7 @@ class InferenceSettings:
     peak_threshold: float = 0.75
     min_lesion_voxels: int = 4
     min_lesion_ml: float = 0.0
+    clicks: Literal["model", "matched"] = "model"
     track_mm: float = 60.0
     track_growth: float = 4.0
     track_memory: int | None = None

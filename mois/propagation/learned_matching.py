@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mois.filters import FILTERS, filter_bank
 from mois.interfaces import Backbone, Propagation
+from mois.kernel import NEVER, kernel_mean
 from mois.propagation.exemplar_tokens import (
     CORE,
     FAR,
@@ -22,8 +24,6 @@ from mois.propagation.exemplar_tokens import (
     take_tokens,
     zone_means,
 )
-from mois.propagation.filters import FILTERS, filter_bank
-from mois.propagation.kernel import NEVER, kernel_mean
 from mois.propagation.layers import Block, Embedding, Stem, check_sizes, embed, joined, norm, separable
 from mois.propagation.pooling import log_area
 from mois.propagation.weights import load_propagation

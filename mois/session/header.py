@@ -31,6 +31,10 @@ _EARLIER_DEFAULTS: dict[str, Any] = {"precision": "32", "normalisation": FIRST.a
 """Values of settings that earlier versions did not have. Any other missing setting has today's default."""
 
 
+_NOT_RECORDED: dict[str, Any] = {"channels": [], "level": "fixed", "clicks": "model"}
+"""Values of settings that a session does not record, as earlier versions had none of these settings."""
+
+
 def about_session(
     settings: InferenceSettings,
     device: torch.device,
@@ -63,6 +67,8 @@ def about_session(
         del kept["track_memory"]
     if kept["level"] == "fixed":  # as sessions of earlier versions had it, which record no level
         del kept["level"]
+    if kept["clicks"] == "model":  # as sessions of earlier versions had it, which record no rule for clicks
+        del kept["clicks"]
     kept["channels"] = list(settings.channels)
     if not settings.channels:  # as sessions of earlier versions had it, which name no channels
         del kept["channels"]
@@ -198,7 +204,7 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
         raise ValueError(
             f"{where} was made with inference.{unknown[0]}, which this version lacks; update this program."
         )
-    for name, value in ({"channels": []} | now["inference"]).items():
+    for name, value in (_NOT_RECORDED | now["inference"]).items():
         # a setting that is newer than the session had its default, or the value in _EARLIER_DEFAULTS
         default = _EARLIER_DEFAULTS[name] if name in _EARLIER_DEFAULTS else getattr(InferenceSettings, name)
         before = header["inference"].get(name, default)

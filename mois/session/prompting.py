@@ -20,6 +20,7 @@ from torch.nn import functional
 from mois.geometry import restore_stack
 from mois.inference.encoded_volume import UNCOVERED_LOGIT, EncodedVolume, Tracked, enlarge
 from mois.inference.lesion_tracking import Seeds, track_one_lesion
+from mois.inference.matched_masks import by_cell, for_model, match_answer
 from mois.inference.segmenter import VolumeSegmenter
 from mois.interfaces import Memory
 from mois.lesions import Mask
@@ -47,15 +48,14 @@ class _TilePrompts:
 
 
 class _SliceAnswer(NamedTuple):
-    """The answer on one slice of a tile: logits (1, P / 4, P / 4), pointer (1, D) and presence (1,)."""
+    """The answer on one slice of a tile: logits (1, P / 4, P / 4), pointer (1, D) and presence (1,).
+
+    With `inference.clicks=matched` the logits are (1, P / 2, P / 2).
+    """
 
     logits: Tensor
     pointer: Tensor
     presence: Tensor
-
-    @staticmethod
-    def of(answer: MaskPrediction) -> _SliceAnswer:
-        return _SliceAnswer(answer.logits, answer.pointer, answer.presence)
 
     @property
     def shows(self) -> bool:
@@ -248,7 +248,7 @@ class PromptSegmenter:
         if memory is not None:
             features = self._backbone.attend(plain, memory)
         if answer is None and not prompts[0].positive:
-            answer = _SliceAnswer.of(self._backbone.decode(features, None))
+            answer = self._as_answer(self._backbone.decode(features, None))
             if memory is None:  # nothing that a negative click could correct
                 answer = answer._replace(logits=torch.full_like(answer.logits, UNCOVERED_LOGIT))
         points: list[tuple[float, float]] = []
@@ -264,7 +264,11 @@ class PromptSegmenter:
                 alone = self._segmenter.tracking.masks_alone
                 answer = self._adopt_mask(tile, plain if alone else features, prompt.mask, index)
             elif prompt.positive or answer is None or answer.shows:
-                answer = self._decode(features, points, labels, answer)
+                given = self._given(points, labels, answer)
+                decoded = self._backbone.decode(features, given)
+                if self._matched and not any(prompt.mask is not None for prompt in prompts[:count]):
+                    decoded = match_answer(self._encoded, self._rows(tile, [index]), given, decoded)
+                answer = self._as_answer(decoded)
             self._known_answers.put((tile, *before, *prompts[:count]), answer)
         if answer is None:
             raise LookupError("no prompt was answered: a caller gave an empty list")
@@ -282,7 +286,8 @@ class PromptSegmenter:
         for other in near:
             if other not in memories:
                 features = self._encoded.select(self._rows(tile, [other]))
-                memories[other] = self._backbone.remember_slice(features, *answers[other], hard=True)
+                logits = for_model(answers[other].logits, self._encoded.tile_px)
+                memories[other] = self._backbone.remember_slice(features, logits, *answers[other][1:], hard=True)
         direction = 1 if index > near[0] else -1
         answered = [(direction * (index - other), memories[other]) for other in near]
         return self._segmenter.tracking.gather(answered, [], slices=len(self._encoded.pictures))
@@ -293,16 +298,25 @@ class PromptSegmenter:
         positions = [self._picture_position(prompt.slice_index, row, column) for row, column in prompt.points]
         return [(x - left, y - top) for y, x in positions]
 
-    def _decode(
-        self, features: Features, points: list[tuple[float, float]], labels: list[int], earlier: _SliceAnswer | None
-    ) -> _SliceAnswer:
-        """Return the answer to points, which correct an earlier answer if there is one."""
-        given = Prompts(
-            torch.tensor([points], dtype=torch.float32, device=self._segmenter.device),
-            torch.tensor([labels], dtype=torch.int32, device=self._segmenter.device),
-            None if earlier is None else earlier.logits.float().unsqueeze(1),
+    def _given(self, points: list[tuple[float, float]], labels: list[int], earlier: _SliceAnswer | None) -> Prompts:
+        """Return points as prompts, which correct an earlier answer if there is one."""
+        device = self._segmenter.device
+        mask = None if earlier is None else for_model(earlier.logits.float().unsqueeze(1), self._encoded.tile_px)
+        return Prompts(
+            torch.tensor([points], dtype=torch.float32, device=device),
+            torch.tensor([labels], dtype=torch.int32, device=device),
+            mask,
         )
-        return _SliceAnswer.of(self._backbone.decode(features, given))
+
+    @property
+    def _matched(self) -> bool:
+        return self._segmenter.settings.clicks == "matched"
+
+    def _as_answer(self, answer: MaskPrediction) -> _SliceAnswer:
+        """Return an answer of the model on one slice."""
+        if self._matched:
+            answer = answer._replace(logits=by_cell(answer.logits, self._encoded.tile_px))
+        return _SliceAnswer(answer.logits, answer.pointer, answer.presence)
 
     def _adopt_mask(self, tile: int, features: Features, mask: BoxMask, index: int) -> _SliceAnswer:
         """Return a mask of the reader on a slice as if it were an answer of the model."""
@@ -312,7 +326,7 @@ class PromptSegmenter:
         soft = functional.interpolate(
             plane[None, None].float(), (int(size[0]), int(size[1])), mode="bilinear", antialias=True
         )
-        return _SliceAnswer.of(self._backbone.adopt(features, encoded.crop(soft[0, 0], tile).unsqueeze(0).to(device)))
+        return self._as_answer(self._backbone.adopt(features, encoded.crop(soft[0, 0], tile).unsqueeze(0).to(device)))
 
     def _logits_by_slice(self, tracked: Sequence[Tracked]) -> dict[int, Tensor]:
         """Return the highest logit (h, w) of all tiles, by slice."""

@@ -95,6 +95,8 @@ class BundleRecord:
         plain |= {name: asdict(plain[name]) for name in ("model", "inference")}
         if not plain["inference"]["channels"]:  # as bundles of earlier versions had it, which name no channels
             del plain["inference"]["channels"]
+        if plain["inference"]["clicks"] == "model":  # as above: those name no rule for clicks
+            del plain["inference"]["clicks"]
         plain["identity"] = self.identity.as_dict()
         plain["calibration"] = self.calibration.as_dict() if self.calibration is not None else None
         return sealed(plain)
@@ -127,7 +129,7 @@ def read_description(folder: Path) -> BundleRecord:
             f"{file} is of format {given!r}, this version reads 1 and {FORMAT_VERSION}; give another bundle."
         )
     plain = {key: value for key, value in content.items() if key != DIGEST}
-    return as_record(plain, BundleRecord, str(file), _CURE, later=("inference.level", "inference.channels"))
+    return as_record(plain, BundleRecord, str(file), _CURE, later=_LATER)
 
 
 def _upgraded(content: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -157,6 +159,9 @@ def _exactly(present: Mapping[str, Any], wanted: Sequence[str], name: str) -> No
     if unknown := [key for key in present if key not in wanted]:
         raise ValueError(f"{name} holds {unknown[0]}, which format 1 does not have; {_CURE}.")
 
+
+_LATER = ("inference.level", "inference.channels", "inference.clicks")
+"""Keys that the first bundles of format 2 lack; their absence means the default."""
 
 _IDENTITY_1 = ("backbone", "adapter_sha256", "propagation", "propagation_sha256")
 _INFERENCE_1 = (

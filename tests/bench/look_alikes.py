@@ -40,9 +40,13 @@ PROPAGATIONS: dict[str, tuple[str, Callable[[], Propagation], dict[str, float | 
     "LearnedMatching": (
         "bundled-2",
         lambda: LearnedMatching(weights="bundled-2"),
-        {"threshold": 0.5, "peak_threshold": 0.6, "level": "exemplars"},
+        {"threshold": 0.5, "peak_threshold": 0.6, "level": "exemplars", "clicks": "matched"},
     ),
-    "Matching": ("bundled-2", Matching, {"threshold": 0.5, "peak_threshold": 0.6, "level": "exemplars"}),
+    "Matching": (
+        "bundled-2",
+        Matching,
+        {"threshold": 0.5, "peak_threshold": 0.6, "level": "exemplars", "clicks": "matched"},
+    ),
     "Similarity": ("bundled", lambda: Similarity(weights="bundled"), {}),
     "Attention": ("bundled", lambda: Attention(weights="bundled"), {}),
     "Prototype": ("bundled", Prototype, {}),

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mois.filters import FILTERS, SIGMAS_PX, filter_bank
 from mois.interfaces import Propagation
+from mois.kernel import NEVER, kernel_mean
 from mois.propagation import LearnedMatching, Matching
 from mois.propagation.exemplar_tokens import (
     CORE,
@@ -24,8 +26,6 @@ from mois.propagation.exemplar_tokens import (
     take_tokens,
     zones_of_tokens,
 )
-from mois.propagation.filters import FILTERS, SIGMAS_PX, filter_bank
-from mois.propagation.kernel import NEVER, kernel_mean
 from mois.propagation.weights import save_propagation
 from mois.records import Exemplars
 from mois.testing import nano_backbone

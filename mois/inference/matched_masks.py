@@ -1,0 +1,336 @@
+"""Masks of a clicked lesion that are matched to the picture: to its look inside, close by and further away.
+
+    candidates of the model -> each is matched to itself -> the one with the clearest border = the clicked slice
+    clicked slice -> look of the lesion -> next slice: look + candidates of the model -> ... until the lesion ends
+
+A cell is 2 x 2 pixels. Axes: h, w cells of a tile; C channels; F answers of the filter bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from mois.clicks import NEGATIVE, POSITIVE
+from mois.filters import FILTERS, filter_bank
+from mois.inference.encoded_volume import EncodedVolume
+from mois.kernel import kernel_mean
+from mois.lesions import Mask
+from mois.records import MaskPrediction, Prompts
+
+CELL_PX = 2
+"""Pixels per cell, along each edge."""
+
+TEMPERATURE = 0.2
+"""Width of the kernel, as a mean squared difference of standardised filter answers."""
+
+NEAR_CELLS, FAR_CELLS = 6, 18
+"""How far the surroundings and the further tissue reach from a lesion, in cells."""
+
+ZONE_WEIGHTS = (1.0, 0.7, 0.3)
+"""Weight of the lesion, of its surroundings and of the further tissue."""
+
+MOST_TOKENS = 200
+"""Largest number of cells that describe a zone."""
+
+ROUNDS = 3
+"""How often a clicked mask is matched to itself."""
+
+SHARE = 0.5
+"""Weight of the model's log-odds beside those of the look."""
+
+LIMIT = 4.0
+"""Largest log-odds of the model that count."""
+
+BORDER_CELLS = 2
+"""Width of the border inside and outside, where contrast is measured."""
+
+LEAST_CONTRAST = 0.5
+"""A lesion has ended if its border has less than this share of the contrast on the clicked slice."""
+
+LEAST_OVERLAP = 0.3
+"""A lesion has ended if less of the smaller of two neighbouring masks lies in the larger one."""
+
+MOST_GROWTH = 1.5
+"""A lesion has ended if its area grows by a larger factor from slice to slice, ..."""
+
+FREE_CELLS = 4
+"""... not counting so many cells."""
+
+_CLIPPED_AT = 5.0  # standard deviations
+_OUTSIDE = -9.0  # log-odds of cells that are not asked
+_SMALLEST = 1e-4  # probability
+_DEVIATION = 1e-4
+_VARIANCE = 1e-5
+_SURE = 0.05  # log-odds that a cell has at least, with the sign of the mask
+_EIGHT = np.ones((3, 3), dtype=bool)  # a cell touches its eight neighbours
+
+
+class Picture(NamedTuple):
+    """A tile as cells.
+
+    Attributes:
+        filters: (F, h, w) float32, F = 20 C; see `mois.filters`.
+        shown: (h, w) bool, cells that lie in the picture of the slice. The others are padding.
+    """
+
+    filters: Tensor
+    shown: Mask
+
+    @classmethod
+    def of(cls, encoded: EncodedVolume, row: int) -> Picture:
+        """Filter a tile of a scan."""
+        image = encoded.images(np.array([row]))[0]  # (P, P) or (C, P, P)
+        filters = filter_bank(image.reshape(-1, 1, *image.shape[-2:])).flatten(0, 1)
+        corner = encoded.corner(int(encoded.places[row][1]))
+        height, width = (length - start for length, start in zip(encoded.pictures.shape[1:], corner, strict=True))
+        shown = np.zeros(tuple(filters.shape[1:]), dtype=bool)
+        shown[: ceil(height / CELL_PX), : ceil(width / CELL_PX)] = True
+        return cls(filters, shown)
+
+
+class Look:
+    """How a lesion and its surroundings look on one slice: cells of three zones, with their filter answers.
+
+    Args:
+        picture: The tile.
+        inside: (h, w) bool, the lesion.
+    """
+
+    def __init__(self, picture: Picture, inside: Mask) -> None:
+        away = _distance(~inside)
+        zones = (inside, (away > 0) & (away <= NEAR_CELLS), (away > NEAR_CELLS) & (away <= FAR_CELLS))
+        cells, weights, values = [], [], []
+        for zone, weight in zip(zones, ZONE_WEIGHTS, strict=True):
+            every = np.flatnonzero(zone & picture.shown)
+            chosen = every[np.linspace(0, len(every) - 1, min(len(every), MOST_TOKENS)).astype(np.int64)]
+            cells.append(chosen)
+            weights.append(np.full(len(chosen), weight / max(len(chosen), 1), dtype=np.float32))
+            values.append(np.full(len(chosen), float(zone is inside), dtype=np.float32))
+        tokens = picture.filters.flatten(1)[:, torch.from_numpy(np.concatenate(cells))].T  # (L, F)
+        share = torch.from_numpy(np.concatenate(weights))
+        share = share / share.sum()
+        self._mean = (share.unsqueeze(1) * tokens).sum(0)
+        variance = (share.unsqueeze(1) * (tokens - self._mean).square()).sum(0)
+        self._scale = (TEMPERATURE * len(self._mean)) ** 0.5 * (variance + _DEVIATION**2).sqrt()
+        self._keys, self._log_share = self._standardise(tokens), share.log()
+        self._values = torch.from_numpy(np.concatenate(values))
+
+    def log_odds(self, picture: Picture, where: Mask) -> Tensor:
+        """Return the log-odds (h, w) that a cell looks like the lesion; very low where it is not asked."""
+        at = torch.from_numpy(np.flatnonzero(where & picture.shown))
+        asked = self._standardise(picture.filters.flatten(1)[:, at].T)
+        with torch.autocast("cpu", enabled=False):
+            share: Tensor = kernel_mean(
+                asked[None, None],
+                self._keys[None, None],
+                self._log_share[None, None],
+                self._values[None, None, :, None],
+            ).flatten()
+        out = torch.full((where.size,), _OUTSIDE)
+        out[at] = torch.logit(share.clamp(_SMALLEST, 1 - _SMALLEST))
+        return out.view(where.shape)
+
+    def _standardise(self, features: Tensor) -> Tensor:
+        reach = _CLIPPED_AT / (TEMPERATURE * len(self._mean)) ** 0.5
+        return ((features - self._mean) / self._scale).clamp(-reach, reach)
+
+
+class MatchedMask(NamedTuple):
+    """A mask that is matched to the picture.
+
+    Attributes:
+        logits: (h, w) float32, above 0 inside and below 0 outside.
+        inside: (h, w) bool.
+        contrast: (C,) contrast of the border in each channel, above 0 for a bright lesion.
+    """
+
+    logits: Tensor
+    inside: Mask
+    contrast: Tensor
+
+    @classmethod
+    def of(cls, picture: Picture, logits: Tensor, inside: Mask) -> MatchedMask:
+        """Measure a mask, and give all its cells logits of the right sign."""
+        mask = torch.from_numpy(inside)
+        signed = torch.where(mask, logits.clamp(min=_SURE), logits.clamp(max=-_SURE))
+        return cls(signed, inside, border_contrast(picture, inside))
+
+
+def match_answer(
+    encoded: EncodedVolume, rows: npt.NDArray[np.int64], prompts: Prompts, answer: MaskPrediction
+) -> MaskPrediction:
+    """Match the answers to clicks to the picture.
+
+    Args:
+        encoded: The scan.
+        rows: (N,) rows of the clicked tiles.
+        prompts: The clicks, in pixels of the tile. Where no click is positive or a box is given, the answer stays.
+        answer: The answer of the model.
+
+    Returns:
+        The answer with logits (N, P / 2, P / 2); all else is that of the model.
+    """
+    logits = by_cell(answer.logits, encoded.tile_px)
+    cells = (prompts.points // CELL_PX).long().clamp(0, encoded.tile_px // CELL_PX - 1)
+    for n, (at, labels) in enumerate(zip(cells.tolist(), prompts.labels.tolist(), strict=True)):
+        inside_at, outside_at = (
+            [(row, column) for (column, row), label in zip(at, labels, strict=True) if label == sign]
+            for sign in (POSITIVE, NEGATIVE)
+        )
+        if inside_at and max(labels) == POSITIVE:
+            matched = match_clicked(Picture.of(encoded, int(rows[n])), answer.candidates[n], inside_at, outside_at)
+            logits[n] = matched.logits.to(logits)
+    return answer._replace(logits=logits)
+
+
+def by_cell(logits: Tensor, tile_px: int) -> Tensor:
+    """Return masks (N, any, any) as logits by cell, (N, P / 2, P / 2) float32."""
+    size = (tile_px // CELL_PX, tile_px // CELL_PX)
+    if tuple(logits.shape[1:]) == size:
+        return logits.float()
+    return functional.interpolate(logits.float().unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def for_model(logits: Tensor, tile_px: int) -> Tensor:
+    """Return masks (..., P / 2, P / 2) or (..., P / 4, P / 4) as the model takes them, (..., P / 4, P / 4)."""
+    times = logits.shape[-1] // (tile_px // 4)
+    return logits if times <= 1 else functional.avg_pool2d(logits, times)
+
+
+def match_clicked(
+    picture: Picture, candidates: Tensor, inside_at: Sequence[tuple[int, int]], outside_at: Sequence[tuple[int, int]]
+) -> MatchedMask:
+    """Match each candidate to itself, and return the one whose border has the most contrast.
+
+    What a candidate holds describes the lesion, what lies around it describes the rest; then all cells close by are
+    asked again. After a few rounds, a mask that is roughly right ends where the picture changes.
+
+    Args:
+        picture: The tile.
+        candidates: (M, any, any), masks of the model as logits.
+        inside_at: Row and column of cells that the reader clicked as inside; at least one.
+        outside_at: Row and column of cells that the reader clicked as outside.
+    """
+    matched = [_match(picture, prior, inside_at, outside_at) for prior in _priors(candidates, picture)]
+    return max(matched, key=lambda mask: float(mask.contrast.norm()))
+
+
+def _match(
+    picture: Picture, prior: Tensor, inside_at: Sequence[tuple[int, int]], outside_at: Sequence[tuple[int, int]]
+) -> MatchedMask:
+    """Match one candidate (h, w) to itself."""
+    logits = prior
+    for _ in range(ROUNDS):
+        inside = _clicked_parts(logits, picture, inside_at, outside_at)
+        close = _distance(~inside) <= NEAR_CELLS
+        logits = Look(picture, inside).log_odds(picture, close) + SHARE * prior
+    return MatchedMask.of(picture, logits, _clicked_parts(logits, picture, inside_at, outside_at))
+
+
+class FollowedLesion:
+    """A lesion that is followed from its clicked slice, in one direction.
+
+    Args:
+        picture: The tile on the clicked slice.
+        logits: (h, w), the lesion there.
+        reach_cells: How far its border may move from one slice to the next, in cells.
+    """
+
+    def __init__(self, picture: Picture, logits: Tensor, reach_cells: int) -> None:
+        self._latest: Mask = (logits > 0).numpy() & picture.shown
+        self._look = Look(picture, self._latest)
+        self._contrast = border_contrast(picture, self._latest)
+        self._reach_cells = reach_cells
+
+    def follow(self, picture: Picture, candidates: Tensor) -> Tensor | None:
+        """Return the lesion on the next slice, (h, w) logits; None if it has ended.
+
+        Args:
+            picture: The tile on the next slice.
+            candidates: (M, any, any), masks of the model as logits. The one that gives the clearest border is taken.
+        """
+        close = ndimage.binary_dilation(self._latest, _EIGHT, iterations=self._reach_cells) & picture.shown
+        look = self._look.log_odds(picture, close)
+        matched = []
+        for prior in _priors(candidates, picture):
+            logits = look + SHARE * prior
+            matched.append(MatchedMask.of(picture, logits, _touching((logits > 0).numpy() & close, self._latest)))
+        best = max(matched, key=self._contrast_share)
+        if self._has_ended(best):
+            return None
+        self._latest = best.inside
+        return torch.where(torch.from_numpy(close), best.logits, torch.tensor(-LIMIT))
+
+    def _contrast_share(self, mask: MatchedMask) -> float:
+        """Return the contrast of a mask, as a share of that on the clicked slice."""
+        clicked = self._contrast
+        return float(mask.contrast @ clicked / (clicked @ clicked).clamp(min=_SMALLEST))
+
+    def _has_ended(self, mask: MatchedMask) -> bool:
+        area, before = int(mask.inside.sum()), int(self._latest.sum())
+        if not area or area > MOST_GROWTH * before + FREE_CELLS or self._contrast_share(mask) < LEAST_CONTRAST:
+            return True
+        return int((mask.inside & self._latest).sum()) < LEAST_OVERLAP * min(area, before)
+
+
+def border_contrast(picture: Picture, inside: Mask) -> Tensor:
+    """Return how far intensities inside and outside of a border differ, (C,), in standard deviations.
+
+    Source: Fisher, The use of multiple measurements in taxonomic problems, 1936 (distance of two groups).
+    """
+    within = inside & (_distance(inside) <= BORDER_CELLS)
+    away = _distance(~inside)
+    around = (away > 0) & (away <= BORDER_CELLS) & picture.shown
+    intensity = picture.filters[::FILTERS]  # the finest smoothed intensity of each channel
+    if not within.any() or not around.any():
+        return torch.zeros(len(intensity))
+    first, second = (intensity[:, torch.from_numpy(part)] for part in (within, around))
+    spread = first.var(1, unbiased=False) + second.var(1, unbiased=False) + _VARIANCE
+    return (first.mean(1) - second.mean(1)) / spread.sqrt()
+
+
+def _priors(candidates: Tensor, picture: Picture) -> Tensor:
+    """Return the model's masks by cell, (M, h, w) logits within the limit."""
+    return by_cell(candidates.cpu(), CELL_PX * len(picture.shown)).clamp(-LIMIT, LIMIT)
+
+
+def _clicked_parts(
+    logits: Tensor, picture: Picture, inside_at: Sequence[tuple[int, int]], outside_at: Sequence[tuple[int, int]]
+) -> Mask:
+    """Return the parts of a mask that were clicked; for a click beside the mask, the nearest part. Clicks win."""
+    mask = (logits > 0).numpy() & picture.shown
+    for cell in outside_at:
+        mask[cell] = False
+    parts, count = ndimage.label(mask, _EIGHT)
+    kept = np.zeros(count + 1, dtype=bool)
+    if count:
+        nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
+        for cell in inside_at:
+            kept[parts[tuple(nearest[(slice(None), *cell)])]] = True
+    clicked: Mask = kept[parts]
+    for cell in inside_at:
+        clicked[cell] = True
+    return clicked
+
+
+def _touching(mask: Mask, before: Mask) -> Mask:
+    """Return the parts of a mask that share cells with the mask before."""
+    parts, count = ndimage.label(mask, _EIGHT)
+    kept = np.zeros(count + 1, dtype=bool)
+    kept[parts[before & mask]] = True
+    touching: Mask = kept[parts]
+    return touching
+
+
+def _distance(where: Mask) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Return the distance of each cell to the nearest cell outside of `where`, in cells."""
+    return np.asarray(ndimage.distance_transform_edt(where))
