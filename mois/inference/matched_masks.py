@@ -22,7 +22,6 @@ from torch.nn import functional
 from mois.clicks import NEGATIVE, POSITIVE
 from mois.filters import FILTERS, filter_bank
 from mois.inference.encoded_volume import EncodedVolume
-from mois.kernel import kernel_mean
 from mois.lesions import Mask
 from mois.records import MaskPrediction, Prompts
 
@@ -128,13 +127,8 @@ class Look:
         """Return the log-odds (h, w) that a cell looks like the lesion; very low where it is not asked."""
         at = torch.from_numpy(np.flatnonzero(where & picture.shown))
         asked = self._standardise(picture.filters.flatten(1)[:, at].T)
-        with torch.autocast("cpu", enabled=False):
-            share: Tensor = kernel_mean(
-                asked[None, None],
-                self._keys[None, None],
-                self._log_share[None, None],
-                self._values[None, None, :, None],
-            ).flatten()
+        distance = torch.cdist(asked, self._keys).square()  # (n, L)
+        share: Tensor = (self._log_share - distance).softmax(1) @ self._values
         out = torch.full((where.size,), _OUTSIDE)
         out[at] = torch.logit(share.clamp(_SMALLEST, 1 - _SMALLEST))
         return out.view(where.shape)

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from mois.filters import FILTERS, filter_bank
 from mois.interfaces import Backbone, Propagation
-from mois.kernel import NEVER, kernel_mean
 from mois.propagation.exemplar_tokens import (
     CORE,
     FAR,
@@ -24,6 +23,7 @@ from mois.propagation.exemplar_tokens import (
     take_tokens,
     zone_means,
 )
+from mois.propagation.kernel import NEVER, kernel_mean
 from mois.propagation.layers import Block, Embedding, Stem, check_sizes, embed, joined, norm, separable
 from mois.propagation.pooling import log_area
 from mois.propagation.weights import load_propagation

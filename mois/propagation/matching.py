@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from mois.filters import FILTERS, filter_bank
 from mois.interfaces import Backbone, Propagation
-from mois.kernel import NEVER, kernel_mean
 from mois.propagation.exemplar_tokens import TOKENS, Scale, TokenSet, take_tokens
+from mois.propagation.kernel import NEVER, kernel_mean
 from mois.propagation.sam2_only import ABSENT_LOGIT
 from mois.records import Exemplars, Features, SemanticPrediction
 

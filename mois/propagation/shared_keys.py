@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mois.interfaces import Backbone
-from mois.kernel import NEVER, kernel_mean
 from mois.propagation.exemplar_tokens import FAR, TOKENS, ZONE_TOKENS, Scale, TokenSet, take_tokens, zone_means
+from mois.propagation.kernel import NEVER, kernel_mean
 from mois.propagation.layers import Block, Embedding, Stem, embed, joined, norm, separable
 from mois.propagation.merging import merge_most_alike
 from mois.propagation.pooling import log_area

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mois.filters import FILTERS, SIGMAS_PX, filter_bank
 from mois.interfaces import Propagation
-from mois.kernel import NEVER, kernel_mean
 from mois.propagation import LearnedMatching, Matching
 from mois.propagation.exemplar_tokens import (
     CORE,
@@ -26,6 +25,7 @@ from mois.propagation.exemplar_tokens import (
     take_tokens,
     zones_of_tokens,
 )
+from mois.propagation.kernel import NEVER, kernel_mean
 from mois.propagation.weights import save_propagation
 from mois.records import Exemplars
 from mois.testing import nano_backbone

@@ -1,0 +1,131 @@
+"""Clicked masks that are matched to the picture, on pictures of one disc that can be computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mois.filters import FILTERS, filter_bank
+from mois.inference.encoded_volume import EncodedVolume
+from mois.inference.matched_masks import (
+    LIMIT,
+    FollowedLesion,
+    Picture,
+    border_contrast,
+    by_cell,
+    for_model,
+    match_answer,
+    match_clicked,
+)
+from mois.records import MaskPrediction, Prompts
+from tests.support.fake_model import TYPE_A, box, make_scan
+from tests.support.session_fakes import make_segmenter
+
+CELLS = 32
+SHOWN = np.ones((CELLS, CELLS), dtype=bool)
+
+
+def disc(radius: float, row: float = 16, column: float = 16) -> np.ndarray:
+    """Return a disc (32, 32) bool, in cells."""
+    rows, columns = np.mgrid[:CELLS, :CELLS]
+    return (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+
+
+def picture(*bright: np.ndarray, level: float = 0.8) -> Picture:
+    """Return a tile of 64 pixels with bright places on ground of 0.2, and a little noise."""
+    image = torch.full((CELLS, CELLS), 0.2)
+    for place in bright:
+        image[torch.from_numpy(place)] = level
+    image = image + 0.02 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    pixels = image.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    return Picture(filter_bank(pixels.view(1, 1, 64, 64))[0], SHOWN)
+
+
+def logits(mask: np.ndarray) -> Tensor:
+    return torch.where(torch.from_numpy(mask), 3.0, -3.0)
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+def test_contrast_is_the_difference_of_both_sides_in_standard_deviations() -> None:
+    inside = np.zeros((CELLS, CELLS), dtype=bool)
+    inside[:, :16] = True
+    filters = torch.zeros(FILTERS, CELLS, CELLS)
+    filters[0, :, :16] = torch.tensor([0.8, 1.0]).repeat(8)  # mean 0.9, variance 0.01
+    filters[0, :, 16:] = torch.tensor([0.1, 0.3]).repeat(8)  # mean 0.2, variance 0.01
+    contrast = border_contrast(Picture(filters, SHOWN), inside)
+    assert contrast.tolist() == pytest.approx([0.7 / 0.02001**0.5], rel=1e-4)
+    assert border_contrast(Picture(filters, SHOWN), ~inside).tolist() == pytest.approx([-0.7 / 0.02001**0.5], rel=1e-4)
+
+
+def test_of_several_candidates_the_one_with_the_clearest_border_is_taken() -> None:
+    lesion = disc(6)
+    candidates = torch.stack([logits(disc(10)), logits(lesion), logits(disc(3))])
+    matched = match_clicked(picture(lesion), candidates, [(16, 16)], [])
+    assert dice(matched.inside, lesion) > 0.9
+    assert ((matched.logits > 0).numpy() == matched.inside).all()
+
+
+def test_a_part_that_was_not_clicked_is_left_out() -> None:
+    lesion, other = disc(4, 8, 8), disc(4, 24, 24)
+    matched = match_clicked(picture(lesion, other), logits(lesion | other).unsqueeze(0), [(8, 8)], [])
+    assert matched.inside[8, 8]
+    assert not matched.inside[24, 24]
+
+
+def test_clicks_win_over_the_picture() -> None:
+    lesion = disc(6)
+    matched = match_clicked(picture(lesion), logits(lesion).unsqueeze(0), [(16, 16), (3, 3)], [(14, 14)])
+    assert matched.inside[16, 16]
+    assert matched.inside[3, 3]  # dark, but clicked as inside
+    assert not matched.inside[14, 14]  # bright, but clicked as outside
+
+
+def test_a_lesion_is_followed_until_the_picture_shows_it_no_more() -> None:
+    lesion = FollowedLesion(picture(disc(6)), logits(disc(6)), reach_cells=2)
+    smaller = lesion.follow(picture(disc(5)), logits(disc(12)).unsqueeze(0))
+    assert smaller is not None
+    assert dice((smaller > 0).numpy(), disc(5)) > 0.9
+    assert float(smaller.min()) >= -9
+    assert float(smaller[0, 0]) == -LIMIT  # far from the slice before
+    assert lesion.follow(picture(), logits(disc(5)).unsqueeze(0)) is None
+
+
+def test_a_lesion_does_not_go_on_in_a_neighbour_beside_it() -> None:
+    lesion = FollowedLesion(picture(disc(4, 8, 8)), logits(disc(4, 8, 8)), reach_cells=1)
+    assert lesion.follow(picture(disc(4, 20, 20)), logits(disc(4, 20, 20)).unsqueeze(0)) is None
+
+
+def test_masks_of_the_model_and_masks_by_cell_turn_into_each_other() -> None:
+    small = torch.zeros(1, 8, 8)
+    small[0, :4] = 2.0
+    large = by_cell(small, 32)
+    assert large.shape == (1, 16, 16)
+    assert large[0, :7].eq(2.0).all()
+    assert for_model(large, 32).shape == (1, 8, 8)
+    assert for_model(large, 32)[0, 0].eq(2.0).all()
+    assert for_model(small, 32) is small
+    assert by_cell(large, 32).equal(large)
+
+
+def _answered(labels: list[int]) -> tuple[EncodedVolume, MaskPrediction, MaskPrediction]:
+    segmenter = make_segmenter()
+    encoded = segmenter.encode(make_scan([(TYPE_A, box((1, 4), (16, 24), (16, 24)))]))
+    rows = np.array([segmenter.row(encoded, 2, int(encoded.tiles.best_tile(20, 20)))])
+    top, left = encoded.corner(int(encoded.places[rows[0]][1]))
+    points = torch.tensor([[[20.0 - left, 20.0 - top]] * len(labels)])
+    prompts = Prompts(points, torch.tensor([labels], dtype=torch.int32))
+    answer = segmenter.answer(encoded, rows, prompts)
+    return encoded, answer, match_answer(encoded, rows, prompts, answer)
+
+
+def test_an_answer_to_a_click_is_matched_and_one_to_a_box_only_enlarged() -> None:
+    encoded, answer, matched = _answered([1])
+    assert matched.logits.shape == (1, encoded.tile_px // 2, encoded.tile_px // 2)
+    assert matched.pointer.equal(answer.pointer)
+    encoded, answer, boxed = _answered([2, 3])
+    assert boxed.logits.equal(by_cell(answer.logits, encoded.tile_px))
