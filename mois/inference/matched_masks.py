@@ -135,7 +135,8 @@ class Look:
 
     def _standardise(self, features: Tensor) -> Tensor:
         reach = _CLIPPED_AT / (TEMPERATURE * len(self._mean)) ** 0.5
-        return ((features - self._mean) / self._scale).clamp(-reach, reach)
+        standard: Tensor = (features - self._mean) / self._scale
+        return standard.clamp(-reach, reach)
 
 
 class MatchedMask(NamedTuple):

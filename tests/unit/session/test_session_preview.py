@@ -1,11 +1,15 @@
 """What a click will show on its slice, before it is made; and that nothing is decoded twice for it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mois.inference.segmenter import VolumeSegmenter
 from mois.session import InteractiveSession
+from mois.sharing.lesion_model import LesionModel
 from tests.support.fake_model import TYPE_A, box, make_scan
-from tests.support.session_fakes import A1, bundled_nano, lps, make_model, three_lesions
+from tests.support.session_fakes import A1, as_stack, bundled_nano, lps, make_model, make_segmenter, three_lesions
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,19 @@ def test_a_click_shows_what_its_preview_showed(model, nano):
         for number, (place, positive) in enumerate(CORRECTIONS)
     ]
     assert all(voxels[:-1])
+
+
+@pytest.mark.parametrize("model", ["fake", "nano"])
+def test_matched_clicks_are_previewed_too_and_what_was_clicked_holds(model, nano):
+    scan = three_lesions()
+    given = make_segmenter() if model == "fake" else nano.segmenter
+    settings = replace(given.settings, clicks="matched")
+    matched = LesionModel.of(VolumeSegmenter(given.backbone, given.propagation, settings))
+    session = InteractiveSession(matched, scan)
+    for number, (place, positive) in enumerate(CORRECTIONS[:5]):
+        click_as_previewed(session, lps(scan, *place), lesion=1 if number else None, positive=positive)
+    lesion = as_stack(session.label_map()) == 1
+    assert [lesion[place] for place, _ in CORRECTIONS[:5]] == [positive for _, positive in CORRECTIONS[:5]]
 
 
 def test_a_click_on_a_found_lesion_shows_what_its_preview_showed():
