@@ -20,6 +20,7 @@ from mois.errors import DataError
 from mois.grid import put_on
 from mois.lesions import renumber
 from mois.records import Volume
+from mois.scans.channels import channel_numbers
 from mois.scans.dataset_description import read_description
 from mois.scans.datasets import SubjectFiles
 from mois.scans.image_files import write_volume
@@ -72,6 +73,20 @@ class RawExport:
     def folder(self) -> str:
         """Name of the dataset's folder."""
         return f"Dataset{self.number:03d}_{self.name}"
+
+
+def channel_choice(channels: Sequence[int | str], declared: dict[int, str], root: Path) -> tuple[int, ...]:
+    """Return the numbers of images that are given by number or by name.
+
+    Args:
+        channels: Numbers, or names as in dataset.json.
+        declared: Number and name of each image in dataset.json.
+        root: Folder of the dataset, for messages.
+
+    Raises:
+        DataError: If dataset.json does not name an image.
+    """
+    return tuple(one if isinstance(one, int) else channel_numbers([one], declared, str(root))[0] for one in channels)
 
 
 def read_channel_names(root: Path) -> dict[int, str]:

@@ -15,7 +15,7 @@ def export_nnunet(
     train: list[str] | None = None,
     val: list[str] | None = None,
     test: list[str] | None = None,
-    channels: tuple[int, ...] = (0,),
+    channels: tuple[int | str, ...] = (0,),
 ) -> None:
     """Write a dataset for nnU-Net. No patient is in two of its splits.
 
@@ -30,7 +30,8 @@ def export_nnunet(
         train: Scans to train on; None takes the remaining scans of imagesTr.
         val: Scans to validate on.
         test: Scans to predict; None takes all scans of imagesTs.
-        channels: Which images of a scan to use: the numbers in their files' names.
+        channels: Which images of a scan to use, such as [FLAIR,T2]: names in dataset.json, or the numbers in their
+            files' names.
 
     Raises:
         ValueError: If a patient is in two splits, a file is broken, or a dataset of this number exists.
@@ -39,7 +40,7 @@ def export_nnunet(
 
     from datamodules.nifti import NiftiDataModule
     from datamodules.splits import SplitSettings, check_leak, patient_folds, pick, read_splits
-    from mois.baselines.raw_dataset import RawExport, read_channel_names, write_raw
+    from mois.baselines.raw_dataset import RawExport, channel_choice, read_channel_names, write_raw
     from mois.files.folder_lock import locked
 
     chosen = SplitSettings(train_subjects=train, val_subjects=val, test_subjects=test)
@@ -59,7 +60,8 @@ def export_nnunet(
         folds = []
     if name is None:
         name = re.sub(r"^Dataset\d+_", "", re.sub(r"[^A-Za-z0-9]+", "_", data.resolve().name).strip("_")) or "mois"
-    export = RawExport(subjects, splits.test, folds, dataset, name, tuple(channels), read_channel_names(data))
+    declared = read_channel_names(data)
+    export = RawExport(subjects, splits.test, folds, dataset, name, channel_choice(channels, declared, data), declared)
     with locked(out):
         folder = write_raw(export, out, say)
     say(f"{len(subjects)} scans to train on, {len(splits.test)} to predict, {len(folds)} folds in {folder}")

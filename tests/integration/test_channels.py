@@ -72,6 +72,21 @@ def test_two_channels_are_trained_evaluated_and_clicked_on_by_name(
     assert [one.name for one in again.volume.further] == ["t1"]
 
 
+def test_nnunet_gets_the_channels_in_the_order_of_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = two_sequences(tmp_path / "data", subjects=2)
+    words = ["export_nnunet", f"--data={root}", f"--out={tmp_path / 'raw'}"]
+    main([*words, "--channels=[T1,T2]"])
+    (made,) = (tmp_path / "raw").iterdir()
+    names = json.loads((made / "dataset.json").read_text(encoding="utf-8"))["channel_names"]
+    assert names == {"0": "T1", "1": "T2"}
+    first, second = (nib.load(made / "imagesTr" / f"p0_{number:04d}.nii.gz").get_fdata() for number in (0, 1))
+    assert np.array_equal(second, nib.load(root / "imagesTr" / "p0_0000.nii.gz").get_fdata())
+    assert not np.array_equal(first, second)
+    assert "channel PD is needed, but dataset.json names T2, T1" in says(capsys, *words, "--channels=[PD]")
+
+
 def says(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Return the last line of a command that ends with code 2."""
     capsys.readouterr()
