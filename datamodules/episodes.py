@@ -28,7 +28,7 @@ from mois.records import Episode
 
 SOURCES = ("other_class", "transplant", "anatomy")
 FURTHER_CONTRASTS = (-1.0, 1.5)
-"""Contrast of a foreign lesion in a further channel, as a multiple of that in the first. Drawn for each kind."""
+"""Contrast of a foreign lesion in a further sequence, as a multiple of that in the first."""
 _TRIES = 8
 
 
@@ -335,7 +335,7 @@ def _transplants(
         foreign = painter(rng)
     else:
         return _Group(exemplars, planted > 0, is_lesion=False)
-    contrasts = rng.uniform(*FURTHER_CONTRASTS, subject.channels - 1).tolist() if subject.channels > 1 else []
+    contrasts = _draw_contrasts(settings.sequences or range(subject.channels), rng)
     for _ in range(settings.exemplars):
         patch = subject.cut(window_on_body(subject, settings.patch_px, rng, [query.window.slice]))
         mask = plant(patch, foreign, _area_mm2(subject, rng), subject, rng, contrasts)
@@ -346,6 +346,23 @@ def _transplants(
             busy = Patch(query.patch.image, query.patch.lesions + planted)
             planted[plant(busy, foreign, _area_mm2(subject, rng), subject, rng, contrasts)] = number
     return _Group(exemplars, planted > 0, bool(exemplars), planted)
+
+
+def _draw_contrasts(sequences: Sequence[int], rng: np.random.Generator) -> list[float]:
+    """Draw the contrasts of a kind of foreign lesion in the further channels, as multiples of that in the first.
+
+    In a neighbouring slice, a lesion shows with some of its contrast.
+
+    Args:
+        sequences: Number of the sequence of each channel, from 0 on.
+        rng: Source of random numbers.
+    """
+    of_sequence = [1.0, *rng.uniform(*FURTHER_CONTRASTS, max(sequences)).tolist()]
+    return [
+        of_sequence[number] * (rng.random() if number in sequences[:place] else 1.0)
+        for place, number in enumerate(sequences)
+        if place
+    ]
 
 
 def _normal(subject: PreparedSubject, query: _Query, settings: EpisodeSettings, rng: np.random.Generator) -> _Group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torchio as tio
@@ -80,14 +81,18 @@ def augment(
         Images and masks of the same shapes, with zeros where a patch left its frame. A patch that would lose a whole
         mask does not move, unless the mask may vanish.
     """
-    images = images.clone() if images.dim() == 4 else vary_intensities(images, settings)
-    if images.dim() == 4:
-        belongs = list(sequences or range(images.shape[1]))
-        for number in sorted(set(belongs)):
-            own = [place for place, sequence in enumerate(belongs) if sequence == number]
-            patches = images[:, own]
-            images[:, own] = vary_intensities(patches.flatten(0, 1), settings).view(patches.shape)
-    return _move(images, masks, clips, settings, masks.shape[1] - may_vanish)
+    vary = vary_intensities if images.dim() == 3 else partial(_vary_sequences, sequences=sequences)
+    return _move(vary(images, settings), masks, clips, settings, masks.shape[1] - may_vanish)
+
+
+def _vary_sequences(images: Tensor, settings: Augmentation, sequences: Sequence[int]) -> Tensor:
+    """Vary each sequence of patches (N, C, P, P) on its own."""
+    images, belongs = images.clone(), list(sequences or range(images.shape[1]))
+    for number in sorted(set(belongs)):
+        own = [place for place, sequence in enumerate(belongs) if sequence == number]
+        patches = images[:, own]
+        images[:, own] = vary_intensities(patches.flatten(0, 1), settings).view(patches.shape)
+    return images
 
 
 def vary_intensities(images: Tensor, settings: Augmentation) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from mois.memory import Memory, TrackingRules
 from mois.records import (
     CERTAIN,
+    Channel,
     Episode,
     Exemplars,
     Features,
@@ -31,6 +32,7 @@ __all__ = [
     "CERTAIN",
     "Adapter",
     "Backbone",
+    "Channel",
     "Episode",
     "Exemplars",
     "Features",

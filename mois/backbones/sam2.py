@@ -236,12 +236,12 @@ class SAM2(Backbone):
         }
 
     def _seen(self, images: Tensor) -> Tensor:
-        """Return the input of the trunk (N, 3, P, P): one channel three times, or two as first, second, first."""
+        """Return the input of the trunk (N, 3, P, P): one channel three times, or two as first, first, second."""
         if self.rules.intensity_limit is not None:
             images = images.clamp(0, self.rules.intensity_limit)
         images = with_channels(images)
         if images.shape[1] == 2:
-            images = torch.cat([images, images[:, :1]], dim=1)
+            images = torch.cat([images[:, :1], images], dim=1)
         return (images - self.pixel_mean) / self.pixel_std
 
     def _through_decoder(

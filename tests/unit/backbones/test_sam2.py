@@ -71,3 +71,12 @@ def test_position_codes_of_many_images_are_kept_once() -> None:
         return sum({code.untyped_storage().data_ptr(): code.untyped_storage().nbytes() for code in codes}.values())
 
     assert bytes_held(32) <= 1.2 * bytes_held(1)
+
+
+def test_one_two_or_three_channels_go_to_the_three_inputs() -> None:
+    backbone, images = nano_backbone(), torch.rand(2, 3, 64, 64)
+    one, two = images[:, :1], images[:, :2]
+    for given, inputs in ((images[:, 0], [0, 0, 0]), (one, [0, 0, 0]), (two, [0, 0, 1]), (images, [0, 1, 2])):
+        same = zip(backbone.encode(given).levels, backbone.encode(images[:, inputs]).levels, strict=True)
+        assert all(torch.equal(first, second) for first, second in same)
+        assert backbone.encode(given).image.dim() == 4

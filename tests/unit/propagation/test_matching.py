@@ -254,3 +254,12 @@ def test_a_kernel_without_width_is_refused() -> None:
         Matching(temperature=0)
     with pytest.raises(ValueError, match=r"propagation\.heads=9 must be 1 to 4"):
         LearnedMatching(heads=9)
+
+
+def test_the_filter_bank_deals_its_scales_out_to_the_channels_or_sees_each_at_every_scale() -> None:
+    image = torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    first, second = (filter_bank(image[:, number : number + 1]) for number in (0, 1))
+    dealt = filter_bank(image)
+    assert torch.equal(dealt[:, :5], first[:, :5])  # 1 pixel
+    assert torch.equal(dealt[:, 5:10], second[:, 5:10])  # 2 pixels
+    assert torch.equal(filter_bank(image, every=True), torch.cat([first, second], dim=1))
