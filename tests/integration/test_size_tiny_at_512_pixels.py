@@ -17,7 +17,7 @@ from tests.support.wandb_records import read_back
 def test_size_tiny_at_512_pixels_trains_on_two_ranks_goes_on_exactly_and_validates(
     make_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """SAM2 tiny with random weights, LoRA, `LearnedMatching`, TorchIO's transforms in every episode, 3 channels."""
+    """SAM2 tiny with random weights, LoRA, `LearnedMatching`, and TorchIO's transforms in every episode."""
     run = [config("sam2.yaml"), f"{BACKBONE}weights=random", "--trainer.accelerator=cpu", "--trainer.devices=2"]
     run += ["--trainer.strategy=ddp", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
     run += ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2", "--dry_step=false"]
@@ -27,7 +27,6 @@ def test_size_tiny_at_512_pixels_trains_on_two_ranks_goes_on_exactly_and_validat
         f"--data.init_args.augmentation.{name}=1" for name in ("bias", "gamma", "noise", "ghosting", "motion", "affine")
     ]
     scans = make_dataset(subjects=2)
-    run += ["--data.init_args.channels=[T2,T2@-1,T2@+1]"]
     run += data(scans, pixel_mm=0.2, exemplars=1, clip=3, batch_size=1, episodes_per_epoch=2, num_workers=0, fold=0)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     unseen = "--trainer.limit_val_batches=0"
