@@ -1,4 +1,4 @@
-"""Mixes episodes of the pretraining into a training, so that the model still follows its exemplars afterwards."""
+"""Mixes episodes of the pretraining into a training, in which only the exemplars say what to find."""
 
 from __future__ import annotations
 
