@@ -64,7 +64,7 @@ class TokenSet(NamedTuple):
 
         With `most`, `every` is as large as it must be for at most about `most` tokens of a question: the more exemplars
         it has, the fewer tokens of each. So the cost of a comparison does not grow with the number of exemplars.
-        Padding and exemplars of weight 0 take no room. The tokens that are kept count as much as all of their zone.
+        Padding and exemplars of weight 0 take no room. Zones keep their weight, about or exactly (`_times`).
         """
         kept = _kept(exemplars, every, most)  # (B, K, T)
         running = kept.flatten(1).long().cumsum(1)
@@ -129,9 +129,15 @@ def _kept(exemplars: Exemplars, every: int, most: int | None) -> Tensor:
 
 
 def _times(kept: Tensor, present: Tensor) -> Tensor:
-    """Return how many tokens of its zone each kept token (B, K, T) stands for, by zone (B, zones)."""
+    """Return how many tokens of its zone each kept token (B, K, T) stands for, by zone (B, zones).
+
+    One of `every` neighbours leaves the zones about the weights that they have among each other: 1. With fewer tokens
+    of an exemplar it would not.
+    """
     there = functional.one_hot(zones_of_tokens(kept.device), len(ZONE_TOKENS)).float()  # (T, zones)
-    return present.sum(1, keepdim=True) * there.sum(0) / (kept.float().sum(1) @ there).clamp(min=1)
+    times = present.sum(1, keepdim=True) * there.sum(0) / (kept.float().sum(1) @ there).clamp(min=1)
+    several = kept.sum(2).amax(1, keepdim=True) > len(ZONE_TOKENS)  # (B, 1)
+    return torch.where(several, 1.0, times)
 
 
 def zone_means(features: Tensor, tokens: TokenSet) -> Tensor:
