@@ -279,6 +279,18 @@ class Propagation(nn.Module, ABC):
             B predictions, in the order of the exemplars.
         """
 
+    def compare(self, features: Features, exemplars: Exemplars) -> Tensor | None:
+        """Return a plain answer, of which nothing was learned: logits (B, P, P). The default has none.
+
+        It is a second opinion for scans that differ from the training (`inference.level: mixed`).
+
+        Args:
+            features: Features of N images.
+            exemplars: Exemplars of B = N x R queries, as for `forward`.
+        """
+        del features, exemplars
+        return None
+
 
 class Adapter(ABC):
     """Makes parts of a frozen backbone and its propagation trainable."""

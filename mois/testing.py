@@ -95,6 +95,7 @@ def check_propagation(propagation: Propagation, backbone: Backbone | None = None
         _check_sizes_and_masks(propagation, backbone, query, masks)
         _check_prepared(propagation, backbone, query, exemplars)
         _check_channels(propagation, backbone)
+        _check_plain_answer(propagation, query, exemplars)
     _check_gradients(propagation, backbone, query, exemplars)
 
 
@@ -116,6 +117,20 @@ def _check_rows_and_order(propagation: Propagation, backbone: Backbone, query: F
     _require(_close(many, repeated), "several questions about one image differ from the same asked one by one")
     unlike = propagation(query, exemplars.map(negative=torch.ones_like(exemplars.negative)), backbone).logits
     _require(bool(unlike.isfinite().all()), "negative exemplars alone give no finite answer")
+
+
+def _check_plain_answer(propagation: Propagation, query: Features, exemplars: Exemplars) -> None:
+    """Check the plain answer, if there is one: shape, order, and one question asked alone."""
+    plain = propagation.compare(query, exemplars)
+    if plain is None:
+        return
+    _require(plain.shape == query.image[:, 0].shape, f"plain answers have shape {tuple(plain.shape)}")
+    turned = propagation.compare(query, exemplars.pick(torch.tensor([2, 0, 1])))
+    _require(turned is not None and _close(plain, turned), "the order of exemplars matters for the plain answer")
+    single = propagation.compare(query.select(slice(0, 1)), _rows(exemplars, slice(0, 1)))
+    _require(single is not None and _close(plain[:1], single), "the plain answer to a query sees its neighbour")
+    nothing = propagation.compare(query, exemplars.pick(slice(0, 0)))
+    _require(nothing is None or bool(nothing.isfinite().all()), "no exemplars give no finite plain answer")
 
 
 def _check_weights(propagation: Propagation, backbone: Backbone, query: Features, exemplars: Exemplars) -> None:

@@ -32,7 +32,7 @@ from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ScanPlan
 from mois.inference.encoded_volume import EncodedVolume, enlarge, mask_centre
 from mois.inference.lesion_maps import LesionMaps
-from mois.inference.levels import Outlined, level_of
+from mois.inference.levels import Outlined, rule_of
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.shared_work import SharedWork, timed
 from mois.lesions import Candidates, InstanceMap
@@ -218,7 +218,7 @@ def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
     queue = sorted({scan.final_question(c) for c in prompted} | curve | {NO_EXEMPLARS})
     never_prompted = {c: lesions.only(plan.never) for c, plan in scan.plan.classes.items()} if scan.plan.scored else {}
     voxels = scan.encoded.pictures.numel() + lesions.index.size  # of one answer: blended pictures, and restored stack
-    side_by_side = max(1, ANSWER_BYTES // (6 * voxels))  # float32, and float16 for cores
+    side_by_side = max(1, ANSWER_BYTES // (8 * voxels))  # float32, and float16 for cores and for plain answers
     candidates: dict[Question, Candidates] = {}
     never: dict[tuple[Question, int], Overlap] = {}
     false_without_exemplars = 0
@@ -227,7 +227,7 @@ def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
             exemplars = [_exemplars(scan, prompted, question) for question in questions]
             found_all = scan.segmenter.find_all(scan.encoded, exemplars)
             answers = [
-                _at_level(scan, prompted.get(question.target_class, {}).get(question.clicks), asked, answer)
+                _by_rule(scan, prompted.get(question.target_class, {}).get(question.clicks), asked, answer)
                 for question, asked, answer in zip(questions, exemplars, found_all, strict=True)
             ]
         for question, answer in zip(questions, answers, strict=True):
@@ -326,13 +326,13 @@ def _exemplars(scan: ScanAtWork, prompted: PromptedByClass, question: Question) 
     return prompted[question.target_class][question.clicks].exemplars.pick(slice(0, question.exemplars))
 
 
-def _at_level(scan: ScanAtWork, prompted: Prompted | None, exemplars: Exemplars, answer: LesionMaps) -> LesionMaps:
-    """Return an answer at the level of the scan (`mois.inference.levels`); without exemplars as it is."""
+def _by_rule(scan: ScanAtWork, prompted: Prompted | None, exemplars: Exemplars, answer: LesionMaps) -> LesionMaps:
+    """Return an answer as the exemplars of the scan decide (`mois.inference.levels`); without exemplars as it is."""
     if prompted is None:
         return answer
     own = np.arange(exemplars.count)
     outlined = Outlined(own, prompted.rows[own], prompted.masks[own])
-    return answer.at_level(level_of(scan.segmenter, scan.encoded, exemplars, outlined, answer.probability))
+    return answer.by_rule(rule_of(scan.segmenter, scan.encoded, exemplars, outlined, answer))
 
 
 def _exemplar_dice(
@@ -378,7 +378,7 @@ def _score_by_rules_of_paper(scan: ScanAtWork, target_class: int) -> PaperFigure
         scan_for_paper = replace(scan, seconds={})
         prompted = _prompt(scan_for_paper, largest, [PAPER_CLICKS])[PAPER_CLICKS]
         answer = scan.segmenter.find(scan.encoded, prompted.exemplars)
-        answer = _at_level(scan_for_paper, prompted, prompted.exemplars, answer)
+        answer = _by_rule(scan_for_paper, prompted, prompted.exemplars, answer)
         true = scan.plan.lesions
         found = scan.segmenter.lesions(answer, true.voxel_ml, true.edges_mm)
         tracked = _track(scan_for_paper, prompted, len(largest))

@@ -14,7 +14,7 @@ from torch import Tensor
 from mois.geometry import restore_stack
 from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume
-from mois.inference.levels import EVEN, shifted
+from mois.inference.levels import EVEN, ScanRule, mixed, shifted
 from mois.inference.parting import part_by_cores
 from mois.lesions import InstanceMap, split_touching
 from mois.records import Exemplars
@@ -26,16 +26,31 @@ class LesionMaps(NamedTuple):
     Attributes:
         probability: (S, H, W) float32, probability of a lesion; 0 in air.
         cores: (S, H, W) float16, probability of the core of a lesion; None if the propagation answers without cores.
+        plain: (S, H, W) float16, the plain answer of the propagation; None if it has none, or nobody asks for it.
+        waist_mm: How much thinner than the lesions beside it a waist is that parts them, in mm; 0: the cores part them.
     """
 
     probability: Tensor
     cores: Tensor | None = None
+    plain: Tensor | None = None
+    waist_mm: float = 0.0
+
+    def by_rule(self, rule: ScanRule) -> LesionMaps:
+        """Return the maps as the exemplars of the scan decide: answers mixed, log-odds shifted, the waist known."""
+        return self.mixed(rule.plain).at_level(rule.level)._replace(plain=None, waist_mm=rule.waist_mm)
+
+    def mixed(self, share: float) -> LesionMaps:
+        """Return the maps with the log-odds of the plain answer mixed into those of the probability."""
+        if self.plain is None or not share:
+            return self
+        return self._replace(probability=mixed(self.probability, self.plain, share))
 
     def at_level(self, level: float) -> LesionMaps:
         """Return the maps with their log-odds shifted, so that a probability of `level` becomes 0.5."""
         if level == EVEN:
             return self
-        return LesionMaps(*(None if part is None else shifted(part, level) for part in self))  # type: ignore[arg-type]
+        cores = None if self.cores is None else shifted(self.cores, level)
+        return self._replace(probability=shifted(self.probability, level), cores=cores)
 
 
 class TileAnswers(NamedTuple):
@@ -44,22 +59,23 @@ class TileAnswers(NamedTuple):
     Attributes:
         probability: (T, R, P, P) float32, probability of a lesion.
         cores: (T, R, P, P) float32, probability of a core; or None.
+        plain: (T, R, P, P) float32, the plain answer as a probability; or None.
     """
 
     probability: Tensor
-    cores: Tensor | None
+    cores: Tensor | None = None
+    plain: Tensor | None = None
 
     @classmethod
     def cat(cls, parts: Iterable[TileAnswers]) -> TileAnswers:
         """Join answers on different tiles."""
-        probability, cores = zip(*parts, strict=True)
-        return cls(torch.cat(probability), None if cores[0] is None else torch.cat(cores))
+        return cls(*(None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 class BlendedAnswers:
     """Answers to R questions, blended from tiles to stacks.
 
-    Cores are kept as float16: with cores, answers take half as much memory again.
+    Cores and plain answers are kept as float16: each takes half as much memory again.
 
     Args:
         encoded: The scan.
@@ -69,7 +85,7 @@ class BlendedAnswers:
     def __init__(self, encoded: EncodedVolume, questions: int) -> None:
         self.encoded = encoded
         self._probability = torch.zeros(questions, *encoded.pictures.shape)  # (R, S, h, w)
-        self._cores: Tensor | None = None
+        self._further: dict[str, Tensor] = {}  # cores and plain answers, by name
 
     def add(self, slices: Iterable[int], rows: npt.NDArray[np.int64], answers: TileAnswers) -> None:
         """Blend all tiles of some slices.
@@ -79,19 +95,25 @@ class BlendedAnswers:
             rows: (T,) rows of the tiles of these slices.
             answers: Answers on these tiles.
         """
-        if self._cores is None and answers.cores is not None:
-            self._cores = torch.zeros(self._probability.shape, dtype=torch.float16)
+        further = {name: part for name, part in answers._asdict().items() if part is not None and name != "probability"}
+        for name in further.keys() - self._further:
+            self._further[name] = torch.zeros(self._probability.shape, dtype=torch.float16)
         on_slice, tile = self.encoded.places[rows].T
         for slice_index in slices:
             here = torch.from_numpy(np.flatnonzero(on_slice == slice_index))
             tiles = torch.from_numpy(tile)[here]
             self._probability[:, slice_index] = self.encoded.tiles.blend(answers.probability[here], tiles)
-            if self._cores is not None and answers.cores is not None:
-                self._cores[:, slice_index] = self.encoded.tiles.blend(answers.cores[here], tiles).half()
+            for name, part in further.items():
+                self._further[name][:, slice_index] = self.encoded.tiles.blend(part[here], tiles).half()
 
-    def restored(self) -> tuple[Tensor, Tensor | None]:
-        """Return probabilities (R, S, H, W) float32 and cores (R, S, H, W) float16 on the scan's own pixels."""
-        return self._restore(self._probability), None if self._cores is None else self._restore(self._cores)
+    def restored(self) -> list[LesionMaps]:
+        """Return the answer to each question on the scan's own pixels."""
+        stacks = {"probability": self._probability} | self._further
+        restored = {name: self._restore(part) for name, part in stacks.items()}
+        return [
+            LesionMaps(**{name: part[index] for name, part in restored.items()})
+            for index in range(len(self._probability))
+        ]
 
     def _restore(self, stacks: Tensor) -> Tensor:
         restored = torch.empty(len(stacks), *self.encoded.grid.stack_shape, dtype=stacks.dtype)
@@ -101,27 +123,29 @@ class BlendedAnswers:
 
 
 def parting_of(
-    maps: LesionMaps, prominence_mm: float, min_voxels: int, spacing_mm: Spacing | Edges | None
+    maps: LesionMaps, prominence_mm: float | None, min_voxels: int, spacing_mm: Spacing | Edges | None
 ) -> Callable[[InstanceMap], InstanceMap] | None:
     """Return the function that parts touching lesions of an instance map; None if nothing says where to part.
 
     Args:
-        maps: The answer. If it has cores, they part lesions.
-        prominence_mm: Without cores: prominence of `split_touching`; 0 parts no lesion.
+        maps: The answer. A waist that is known parts lesions by their shape; without it, cores part them.
+        prominence_mm: Without both: prominence of `split_touching`; 0 or None parts no lesion.
         min_voxels: Smallest lesion.
         spacing_mm: Edges of a voxel.
 
     Raises:
         ValueError: If touching lesions are to be parted and the spacing is missing.
     """
-    if maps.cores is None and not prominence_mm:
+    prominence_mm = maps.waist_mm or prominence_mm
+    by_cores = maps.cores is not None and not maps.waist_mm
+    if not by_cores and not prominence_mm:
         return None
     if spacing_mm is None:
-        what = "cores part" if maps.cores is not None else f"inference.split_prominence_mm={prominence_mm} parts"
+        what = "cores part" if by_cores else f"inference.split_prominence_mm={prominence_mm} parts"
         raise ValueError(f"{what} touching lesions, which needs the spacing in mm; pass spacing_mm.")
-    if maps.cores is not None:
+    if by_cores and maps.cores is not None:
         return partial(part_by_cores, cores=maps.cores.numpy(), spacing_mm=spacing_mm, min_voxels=min_voxels)
-    return partial(split_touching, spacing_mm=spacing_mm, prominence_mm=prominence_mm, min_voxels=min_voxels)
+    return partial(split_touching, spacing_mm=spacing_mm, prominence_mm=prominence_mm or 0.0, min_voxels=min_voxels)
 
 
 def side_by_side(questions: Sequence[Exemplars]) -> Exemplars:

@@ -1,4 +1,4 @@
-"""The level of a scan: the probability from which a voxel is rather a lesion than not, for some exemplars."""
+"""What exemplars decide for their scan: from which probability a voxel is a lesion, and whose answer counts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mois.inference.parting import waist_of
 from mois.records import Exemplars
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mois.inference.encoded_volume import EncodedVolume
+    from mois.inference.lesion_maps import LesionMaps
     from mois.inference.segmenter import VolumeSegmenter
 
 EVEN = 0.5
@@ -23,6 +27,12 @@ LEVELS = tuple(step / 20 for step in range(2, 11))
 
 LONE_LEVEL = 0.35
 """The level with a single exemplar: no other one can find it."""
+
+HALF = 0.5
+"""Share of the plain answer where it counts. More of it harms bodies, and helps nowhere much."""
+
+SURE = 1e-4
+"""Probabilities nearer to 0 or 1 than this are no surer."""
 
 MOST_LESIONS = 16
 """Lesions that are left out in turn."""
@@ -42,36 +52,83 @@ class Outlined(NamedTuple):
     masks: Tensor
 
 
-def level_of(
-    segmenter: VolumeSegmenter, encoded: EncodedVolume, exemplars: Exemplars, lesions: Outlined, probability: Tensor
-) -> float:
-    """Return the level of a scan for some exemplars.
+class ScanRule(NamedTuple):
+    """What the exemplars of a scan decide.
+
+    Attributes:
+        plain: Share of the plain answer in the log-odds, 0 or HALF.
+        level: The probability that becomes 0.5.
+        waist_mm: How much thinner than the lesions beside it a waist is that parts them, in mm; 0: shape parts nothing.
+    """
+
+    plain: float = 0.0
+    level: float = EVEN
+    waist_mm: float = 0.0
+
+
+def rule_of(
+    segmenter: VolumeSegmenter, encoded: EncodedVolume, exemplars: Exemplars, lesions: Outlined, answer: LesionMaps
+) -> ScanRule:
+    """Return what the exemplars of a scan decide.
 
     Each lesion is left out in turn, and the other exemplars look for it. At each level they find a share of the lesion
     (the recall) and a share of the scan. The level is the one with the largest recall x recall / share of the scan,
     which rises and falls with F1. So a body with few lesions gets a high level, and a dish full of nuclei a low one.
+    With `inference.level=mixed` the same figure decides between the answer of the propagation and the mean with its
+    plain answer.
 
     Args:
         segmenter: The model. With `inference.level=fixed` the level is 0.5.
         encoded: The scan.
         exemplars: The exemplars of the question, B = 1.
         lesions: Positive exemplars of this scan.
-        probability: (S, H, W), the answer to all exemplars.
+        answer: The answer to all exemplars.
 
     Source: Lee and Liu, Learning with positive and unlabeled examples using weighted logistic regression, ICML 2003.
     """
-    if segmenter.settings.level == "fixed" or not len(lesions.own):
-        return EVEN
+    if not len(lesions.own):
+        return ScanRule()
+    waist_mm = 0.0
+    if segmenter.settings.split_prominence_mm is None:
+        waist_mm = waist_of(lesions.masks.cpu().numpy() > 0.5, segmenter.settings.pixel_mm, encoded.grid.edges_mm)
+    if segmenter.settings.level == "fixed":
+        return ScanRule(waist_mm=waist_mm)
     positive = int((exemplars.present & ~exemplars.negative).sum())
-    if positive < 2:
-        return LONE_LEVEL if positive else EVEN  # without any, it is the answer to no exemplars
+    if positive < 2:  # without any, it is the answer to no exemplars
+        return ScanRule(level=LONE_LEVEL if positive else EVEN, waist_mm=waist_mm)
+    return _best(_without_own(segmenter, encoded, exemplars, lesions), answer)._replace(waist_mm=waist_mm)
+
+
+def _best(left_out: Sequence[Inside], answer: LesionMaps) -> ScanRule:
+    """Return the share of the plain answer and the level with the largest recall x recall / share of the scan."""
     levels = torch.tensor(LEVELS)
-    recall = _recall_without_own(segmenter, encoded, exemplars, lesions, levels)
-    shown = probability[probability > 0]
-    if not len(shown):
-        return EVEN
-    worth = recall.square() / _share_above(shown, levels).clamp(min=1 / len(shown))
-    return LEVELS[int(worth.argmax())] if bool((worth > 0).any()) else EVEN
+    best, rule = 0.0, ScanRule()
+    for plain in (0.0,) if answer.plain is None else (0.0, HALF):
+        probability = answer.mixed(plain).probability
+        shown = probability[probability > 0]
+        if not len(shown) or not left_out:
+            continue
+        recall = torch.stack([_share_above(inside.mixed(plain), levels) for inside in left_out]).mean(0)
+        worth = recall.square() / _share_above(shown, levels).clamp(min=1 / len(shown))
+        if float(worth.max()) > best:
+            best, rule = float(worth.max()), ScanRule(plain, LEVELS[int(worth.argmax())])
+    return rule
+
+
+def mixed(probability: Tensor, plain: Tensor, share: float) -> Tensor:
+    """Average the log-odds of two answers. Where the first is 0, as in air, the result is 0.
+
+    Args:
+        probability: The answer of a propagation.
+        plain: Its plain answer, same shape.
+        share: Share of the plain answer.
+
+    Examples:
+        >>> mixed(torch.tensor([0.0, 0.5, 0.8]), torch.tensor([0.9, 0.5, 0.2]), 0.5).tolist()
+        [0.0, 0.5, 0.5]
+    """
+    odds = (1 - share) * probability.float().logit(SURE) + share * plain.float().logit(SURE)
+    return torch.where(probability > 0, odds.sigmoid(), 0.0).to(probability.dtype)
 
 
 def shifted(probability: Tensor, level: float) -> Tensor:
@@ -85,11 +142,27 @@ def shifted(probability: Tensor, level: float) -> Tensor:
     return (there / (there + (1 - probability.float()) * level)).to(probability.dtype)
 
 
+class Inside(NamedTuple):
+    """Answers inside a lesion, of exemplars without its own.
+
+    Attributes:
+        probability: (n,), answer of the propagation at its pixels.
+        plain: (n,), the plain answer; or None.
+    """
+
+    probability: Tensor
+    plain: Tensor | None
+
+    def mixed(self, share: float) -> Tensor:
+        """Return both answers mixed, (n,)."""
+        return self.probability if self.plain is None or not share else mixed(self.probability, self.plain, share)
+
+
 @torch.inference_mode()
-def _recall_without_own(
-    segmenter: VolumeSegmenter, encoded: EncodedVolume, exemplars: Exemplars, lesions: Outlined, levels: Tensor
-) -> Tensor:
-    """Return the share of each lesion that the other exemplars find at each level, as the mean over lesions."""
+def _without_own(
+    segmenter: VolumeSegmenter, encoded: EncodedVolume, exemplars: Exemplars, lesions: Outlined
+) -> list[Inside]:
+    """Return what the other exemplars find of each lesion."""
     prepared = segmenter.prepare([exemplars], merge=False)
     found = []
     for own, row, mask in list(zip(*lesions, strict=True))[:MOST_LESIONS]:
@@ -97,9 +170,10 @@ def _recall_without_own(
         if bool(inside.any()):
             others = prepared.valid.clone()
             others[0, own] = False
-            answer = segmenter.ask(encoded, np.array([row]), prepared.map(valid=others))[0, 0]
-            found.append(_share_above(answer[inside], levels))
-    return torch.stack(found).mean(0) if found else torch.zeros(len(levels))
+            answers = segmenter.opinions(encoded, np.array([row]), prepared.map(valid=others))
+            plain = None if answers.plain is None else answers.plain[0, 0][inside]
+            found.append(Inside(answers.probability[0, 0][inside], plain))
+    return found
 
 
 def _share_above(values: Tensor, levels: Tensor) -> Tensor:

@@ -292,7 +292,7 @@ class VolumeSegmenter:
         Returns:
             Probability (R, S, H, W) float32, one stack per question as in `propagate`.
         """
-        return self._answers(encoded, questions)[0]
+        return torch.stack([maps.probability for maps in self.find_all(encoded, questions)])
 
     def find(self, encoded: EncodedVolume, exemplars: Exemplars | None = None) -> LesionMaps:
         """Find all lesions that look like the exemplars, with the cores that tell touching lesions apart.
@@ -306,18 +306,13 @@ class VolumeSegmenter:
     @torch.inference_mode()
     def find_all(self, encoded: EncodedVolume, questions: Sequence[Exemplars]) -> list[LesionMaps]:
         """Find lesions for several sets of exemplars at once; see `propagate_all`. Return one answer for each set."""
-        probability, cores = self._answers(encoded, questions)
-        return [LesionMaps(part, None if cores is None else cores[index]) for index, part in enumerate(probability)]
-
-    def _answers(self, encoded: EncodedVolume, questions: Sequence[Exemplars]) -> tuple[Tensor, Tensor | None]:
-        """Return the probabilities and cores (R, S, H, W) of R questions."""
         prepared = self.prepare(questions)
         blended = BlendedAnswers(encoded, len(questions))
         most = max(1, tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size) // len(questions))
         for slices, rows in encoded.groups(self.settings.batch_size):
             if len(rows):
                 parts = np.array_split(rows, ceil(len(rows) / most))
-                blended.add(slices, rows, TileAnswers.cat(self._ask(encoded, part, prepared) for part in parts))
+                blended.add(slices, rows, TileAnswers.cat(self.opinions(encoded, part, prepared) for part in parts))
         return blended.restored()
 
     def prepare(self, questions: Sequence[Exemplars], *, merge: bool = True) -> Exemplars:
@@ -342,20 +337,27 @@ class VolumeSegmenter:
         Returns:
             (T, R, P, P) float32, on the CPU.
         """
-        return self._ask(encoded, rows, prepared).probability
+        return self.opinions(encoded, rows, prepared).probability
 
-    def _ask(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
+    @torch.inference_mode()
+    def opinions(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
+        """Return everything that R prepared questions answer on some tiles; see `ask`.
+
+        The plain answer is there with `inference.level=mixed`, if the propagation has one.
+        """
         tiles = len(rows)
         # (R, K) -> (tiles * R, K), a view where R = 1
         exemplars = prepared.each(lambda tensor: tensor.expand(tiles, *tensor.shape).flatten(0, 1))
         with self.autocast():
-            prediction = self.propagation(encoded.select(rows), exemplars, self.backbone)
+            features = encoded.select(rows)
+            prediction = self.propagation(features, exemplars, self.backbone)
+            plain = self.propagation.compare(features, exemplars) if self.settings.level == "mixed" else None
         probability: Tensor = prediction.logits.float().sigmoid()
         if self.settings.weigh_by_presence:
             probability = probability * prediction.presence.float().sigmoid()[:, None, None]
         shape = (tiles, -1, *probability.shape[1:])
-        cores = None if prediction.cores is None else prediction.cores.float().sigmoid().view(shape).cpu()
-        return TileAnswers(probability.view(shape).cpu(), cores)
+        further = (None if p is None else p.float().sigmoid().view(shape).cpu() for p in (prediction.cores, plain))
+        return TileAnswers(probability.view(shape).cpu(), *further)
 
     def candidates(
         self, answer: LesionMaps | Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None
@@ -369,7 +371,8 @@ class VolumeSegmenter:
 
         Returns:
             The 26-connected components of voxels that reach the threshold. Small components are left out. Touching
-            lesions are parted by their cores; without cores, if `split_prominence_mm` is above 0.
+            lesions are parted by their shape if a waist is known; otherwise by their cores; without cores, if
+            `split_prominence_mm` is above 0.
 
         Raises:
             ValueError: If touching lesions are to be parted and the spacing is missing.

@@ -43,12 +43,16 @@ class InferenceSettings:
         half_features: Keep features as float16, as sessions always do: half the memory, Dice equal to 1e-4.
         memory_gib: Size of the features kept in memory, in GiB; further features go to a file in the temporary folder.
         split_prominence_mm: Split touching lesions if the radius of the waist between them is smaller than the radius
-            of the thinner lesion by this much, in mm; 0 splits no lesion.
+            of the thinner lesion by this much, in mm; 0 splits no lesion. It counts for propagations without cores.
+            Null follows the exemplars: if they are compact and slices are dense, shape parts lesions, with cores or
+            without (`mois.inference.parting.waist_of`).
         normalisation: How raw intensities become model intensities. It must be that of the training patches
             (data.init_args.normalisation).
         level: What a probability of 0.5 means. `fixed`: what the propagation says. `exemplars`: it is found for each
             scan, from how well the exemplars find each other and from how much of the scan they find
-            (`mois.inference.levels`). Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
+            (`mois.inference.levels`). `mixed`: so too, and the exemplars decide whether a plain comparison, of which
+            nothing was learned, has half a say (`Propagation.compare`).
+            Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).
         channels: Names of the 1 to 3 sequences that the model sees (`mois.scans.channels`); none for one image of any
@@ -74,9 +78,9 @@ class InferenceSettings:
     compile: bool = False
     half_features: bool = True
     memory_gib: float = 4.0
-    split_prominence_mm: float = 0.0
+    split_prominence_mm: float | None = 0.0
     most_exemplars: int = 16
-    level: Literal["fixed", "exemplars"] = "fixed"
+    level: Literal["fixed", "exemplars", "mixed"] = "fixed"
     normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
     channels: tuple[str, ...] = ()
 
@@ -104,8 +108,8 @@ class InferenceSettings:
             raise ValueError(f"inference.most_exemplars={self.most_exemplars} must be at least 2: one of each sign.")
         object.__setattr__(self, "channels", tuple(self.channels))
         wanted_channels(self.channels, "inference.channels")
-        if self.split_prominence_mm < 0:
-            raise ValueError(f"inference.split_prominence_mm={self.split_prominence_mm} must be at least 0.")
+        if self.split_prominence_mm is not None and self.split_prominence_mm < 0:
+            raise ValueError(f"inference.split_prominence_mm={self.split_prominence_mm} must be at least 0, or null.")
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse more channels than a backbone has inputs for.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mois.propagation.kernel import NEVER, kernel_mean
 from mois.propagation.pooling import is_present
 from mois.records import Exemplars
 
@@ -35,6 +36,9 @@ TOKENS = sum(ZONE_TOKENS.values())
 
 CLIPPED_AT = 5.0
 """Standard deviations beyond which a feature is as good as there."""
+
+SMALLEST_WEIGHT = 1e-4
+SMALLEST_DENSITY = 1e-9
 
 _AIR = 0.02  # smoothed intensity of a cell of air or padding
 _SMALLEST_DEVIATION = 1e-4
@@ -138,6 +142,32 @@ def _times(kept: Tensor, present: Tensor) -> Tensor:
     times = present.sum(1, keepdim=True) * there.sum(0) / (kept.float().sum(1) @ there).clamp(min=1)
     several = kept.sum(2).amax(1, keepdim=True) > len(ZONE_TOKENS)  # (B, 1)
     return torch.where(several, 1.0, times)
+
+
+def kernel_log_odds(cells: Tensor, tokens: TokenSet, temperature: float) -> Tensor:
+    """Return the log-odds that cells are inside a lesion, by a kernel mean over the tokens.
+
+    What is inside and what is outside count the same together, whatever the number and size of the exemplars.
+
+    Args:
+        cells: (N, n, F), features of the cells of N images.
+        tokens: Tokens of B = N x R questions. They standardise the features.
+        temperature: Width of the kernel, as a squared distance a feature.
+
+    Returns:
+        (B, n).
+    """
+    scale = Scale.of(tokens)
+    keys = scale(tokens.features)  # (B, L, F)
+    queries = scale(cells.repeat_interleave(len(keys) // len(cells), 0))  # (B, n, F)
+    unit = (keys.shape[2] * temperature) ** -0.5
+    inside = tokens.inside * ~tokens.negative
+    sides = torch.stack([tokens.weight * inside, tokens.weight * (1 - inside)], dim=2)  # (B, L, 2)
+    sides = sides / sides.sum(1, keepdim=True).clamp(min=SMALLEST_WEIGHT)
+    counts = torch.where(tokens.weight > 0, 0.0, NEVER)
+    one_head = (part.unsqueeze(1) for part in (unit * queries, unit * keys, counts, sides))
+    density = kernel_mean(*one_head).squeeze(1).clamp(min=SMALLEST_DENSITY).log()  # (B, n, 2)
+    return density[..., 0] - density[..., 1]
 
 
 def zone_means(features: Tensor, tokens: TokenSet) -> Tensor:

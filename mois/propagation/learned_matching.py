@@ -20,6 +20,7 @@ from mois.propagation.exemplar_tokens import (
     ZONE_TOKENS,
     Scale,
     TokenSet,
+    kernel_log_odds,
     take_tokens,
     zone_means,
 )
@@ -47,6 +48,12 @@ TRAINING_TOKENS = 2
 
 MOST_TOKENS = 256
 """Tokens of a question. Five exemplars with 600, 300 or 200 tokens give the same Dice within 0.03."""
+
+PLAIN_TOKENS = 640
+"""Tokens of a question for the plain answer: all of five exemplars. With 256, right was .08 less on plant nuclei."""
+
+PLAIN_TEMPERATURE = 0.2
+"""Width of the kernel of the plain answer, as in `Matching`."""
 
 FARTHEST = 8.0
 """Squared distance beyond which a place is unlike every token."""
@@ -178,6 +185,18 @@ class LearnedMatching(Propagation):
         parts = [functional.interpolate(part, patch, mode="bilinear").squeeze(1) for part in parts]
         pooled = torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], dim=1)  # (B, 2C)
         return SemanticPrediction(parts[0], self.presence(pooled).squeeze(1), *parts[1:])
+
+    def compare(self, features: Features, exemplars: Exemplars) -> Tensor | None:
+        """Compare the answers of the filter bank alone, as `Matching` does; (B, P, P). None without exemplars."""
+        if exemplars.count == 0:
+            return None
+        with torch.autocast(features.image.device.type, enabled=False):
+            tokens = TokenSet.of(exemplars, most=PLAIN_TOKENS)
+            tokens = tokens._replace(features=tokens.features[..., :FILTERS])
+            cells = filter_bank(features.image)  # (N, F, h, h)
+            odds = kernel_log_odds(cells.flatten(2).transpose(1, 2), tokens, PLAIN_TEMPERATURE)
+            odds = odds.view(-1, 1, *cells.shape[-2:])
+            return functional.interpolate(odds, features.image.shape[-2:], mode="bilinear").squeeze(1)
 
     def _embed(self, features: Features) -> Embedding:
         return embed(features, self.stem, self.levels, self.fuse)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mois.inference.lesion_maps import LesionMaps
-from mois.inference.levels import EVEN, Outlined, level_of
+from mois.inference.levels import Outlined, ScanRule, rule_of
 from mois.records import Exemplars, Volume
 from mois.session.found_lesions import confidence, describe_lesions, find_lesions, keep_ids, nearest_exemplars, outline
 from mois.session.masks import BoxMask, unpack_mask
@@ -283,23 +283,24 @@ class Workbench:
             if len(used) == len(before) and all(map(operator.is_, used, before)):
                 return answer
         answer = self.segmenter.find(self.encoded, exemplars)
-        answer = answer.at_level(self._level(state, keys, exemplars, answer))
+        answer = answer.by_rule(self._rule(state, keys, exemplars, answer))
         self._latest = used, answer
         return answer
 
-    def _level(self, state: State, keys: Sequence[str], exemplars: Exemplars, answer: LesionMaps) -> float:
-        """Return the level of the scan (`mois.inference.levels`), from the lesions of this scan that are exemplars."""
-        if self.segmenter.settings.level == "fixed":  # no lesion need be outlined
-            return EVEN
+    def _rule(self, state: State, keys: Sequence[str], exemplars: Exemplars, answer: LesionMaps) -> ScanRule:
+        """Return what the lesions of this scan that are exemplars decide (`mois.inference.levels`)."""
+        settings = self.segmenter.settings
+        if settings.level == "fixed" and settings.split_prominence_mm is not None:  # no lesion need be outlined
+            return ScanRule()
         own, items = [], []
         for number, lesion in state.lesions.items():
             if self.key(number) in keys and (index := self._exemplar_slice(lesion.mask, lesion.prompts)) >= 0:
                 own.append(keys.index(self.key(number)))
                 items.append((index, outline(self.encoded, lesion.mask, index)))
         if not items:
-            return EVEN
+            return ScanRule()
         outlined = Outlined(np.array(own), *self.segmenter.on_tiles(self.encoded, items))
-        return level_of(self.segmenter, self.encoded, exemplars, outlined, answer.probability)
+        return rule_of(self.segmenter, self.encoded, exemplars, outlined, answer)
 
     @staticmethod
     def _exemplar_slice(mask: BoxMask, prompts: Sequence[Prompt]) -> int:

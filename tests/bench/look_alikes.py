@@ -36,11 +36,11 @@ FIGURES = ("right", "wrong", "no_exemplars", "unprompted_dice", "lesion_f1", "pr
 SEED = 7
 """Of the phantoms. Pretraining and its validation have other seeds."""
 
-PROPAGATIONS: dict[str, tuple[str, Callable[[], Propagation], dict[str, float | str]]] = {
+PROPAGATIONS: dict[str, tuple[str, Callable[[], Propagation], dict[str, float | str | None]]] = {
     "LearnedMatching": (
         "bundled-2",
         lambda: LearnedMatching(weights="bundled-2"),
-        {"threshold": 0.5, "peak_threshold": 0.6, "level": "exemplars", "clicks": "matched"},
+        {"threshold": 0.5, "peak_threshold": 0.6, "level": "mixed", "split_prominence_mm": None, "clicks": "matched"},
     ),
     "Matching": (
         "bundled-2",

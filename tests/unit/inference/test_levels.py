@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mois.inference.lesion_maps import LesionMaps
-from mois.inference.levels import EVEN, LONE_LEVEL, Outlined, level_of, shifted
+from mois.inference.lesion_maps import LesionMaps, TileAnswers
+from mois.inference.levels import EVEN, HALF, LONE_LEVEL, Outlined, ScanRule, mixed, rule_of, shifted
 from mois.inference.segmenter import VolumeSegmenter
 from mois.records import Exemplars
 
@@ -22,18 +22,20 @@ OUTLINED = Outlined(np.arange(3), np.arange(3), MASKS)
 class Answers:
     """A segmenter whose exemplars find each lesion with the same probability; it notes who was asked."""
 
-    def __init__(self, inside: float, level: str = "exemplars") -> None:
-        self.settings = SimpleNamespace(level=level)
+    def __init__(self, inside: float, level: str = "exemplars", plain: float | None = None) -> None:
+        self.settings = SimpleNamespace(level=level, split_prominence_mm=0.0)
         self.inside = inside
+        self.plain = plain
         self.asked: list[list[bool]] = []
 
     def prepare(self, questions: list[Exemplars], *, merge: bool = True) -> Exemplars:
         assert not merge  # merged exemplars cannot be left out
         return questions[0]
 
-    def ask(self, encoded: object, rows: np.ndarray, prepared: Exemplars) -> torch.Tensor:
+    def opinions(self, encoded: object, rows: np.ndarray, prepared: Exemplars) -> TileAnswers:
         self.asked.append(prepared.valid[0].tolist())
-        return self.inside * MASKS[rows].unsqueeze(1)
+        shown = MASKS[rows].unsqueeze(1)
+        return TileAnswers(self.inside * shown, plain=None if self.plain is None else self.plain * shown)
 
 
 def _exemplars(count: int, negative: int = 0) -> Exemplars:
@@ -44,8 +46,12 @@ def _exemplars(count: int, negative: int = 0) -> Exemplars:
 
 
 def _level(answers: Answers, probability: torch.Tensor, exemplars: Exemplars | None = None) -> float:
+    return _rule(answers, LesionMaps(probability), exemplars).level
+
+
+def _rule(answers: Answers, maps: LesionMaps, exemplars: Exemplars | None = None) -> ScanRule:
     segmenter = cast("VolumeSegmenter", answers)
-    return level_of(segmenter, None, exemplars or _exemplars(3), OUTLINED, probability)  # type: ignore[arg-type]
+    return rule_of(segmenter, None, exemplars or _exemplars(3), OUTLINED, maps)  # type: ignore[arg-type]
 
 
 def test_each_lesion_is_looked_for_without_its_own_exemplar() -> None:
@@ -100,3 +106,45 @@ def test_cores_are_shifted_with_the_mask_and_keep_their_type() -> None:
     assert torch.allclose(moved.cores.float(), torch.tensor(0.5))
     assert maps.at_level(EVEN) is maps
     assert LesionMaps(maps.probability).at_level(0.3).cores is None
+
+
+def test_the_plain_answer_has_half_a_say_where_the_exemplars_find_each_other_better_with_it() -> None:
+    # The propagation finds the lesions with .3, and a tenth of the scan with it: recall 1 at .3, worth 1 / .1 = 10.
+    # The plain answer gives the lesions .7, half of that tenth .7 as well and the other half .1. With half a say:
+    # log-odds (-.85 + .85) / 2 = 0 in the lesions, so .5, and less than .2 in the other half: worth 1 / .05 = 20.
+    probability = torch.tensor([0.3] * 10 + [0.05] * 90).view(1, 10, 10)
+    plain = torch.tensor([0.7] * 5 + [0.1] * 95).view(1, 10, 10)
+    rule = _rule(Answers(0.3, plain=0.7), LesionMaps(probability, plain=plain))
+    assert rule.plain == HALF
+    # a plain answer that finds the lesions no better than the rest is not asked
+    flat = torch.full((1, 10, 10), 0.7)
+    assert _rule(Answers(0.3, plain=0.7), LesionMaps(probability, plain=flat)).plain == 0
+    # without a plain answer there is nothing to choose
+    assert _rule(Answers(0.3), LesionMaps(probability)).plain == 0
+
+
+def test_both_answers_are_mixed_as_log_odds_and_air_stays_air() -> None:
+    # odds 1/3 and 27: their geometric mean is 3, so 0.75
+    probability, plain = torch.tensor([0.25, 0.0]), torch.tensor([27 / 28, 0.9])
+    assert mixed(probability, plain, 0.5).tolist() == pytest.approx([0.75, 0])
+    maps = LesionMaps(probability.view(1, 1, 2), plain=plain.view(1, 1, 2).half())
+    judged = maps.by_rule(ScanRule(plain=0.5, level=0.25, waist_mm=2))  # odds 3 over odds 1/3: 9
+    assert judged.plain is None
+    assert judged.waist_mm == 2
+    assert judged.probability.flatten().tolist() == pytest.approx([0.9, 0], abs=1e-3)
+    assert maps.mixed(0) is maps
+
+
+def test_compact_exemplars_in_dense_slices_give_a_waist() -> None:
+    answers = Answers(0.4)
+    answers.settings.split_prominence_mm = None
+    answers.settings.pixel_mm = 2.0
+    grid = SimpleNamespace(edges_mm=np.diag([0.99, 2.0, 2.0]))
+    scan = SimpleNamespace(grid=grid)
+    segmenter = cast("VolumeSegmenter", answers)
+    maps = LesionMaps(torch.full((1, 4, 4), 0.3))
+    rule = rule_of(segmenter, scan, _exemplars(3), OUTLINED, maps)  # type: ignore[arg-type]
+    # squares of 2 x 2 pixels: radius 1 pixel = 2 mm, area 4 / pi = 1.27 discs; a quarter of 2 mm
+    assert rule.waist_mm == 0.5
+    grid.edges_mm = np.diag([1.0, 2.0, 2.0])  # slices as thick as half of the radius
+    assert rule_of(segmenter, scan, _exemplars(3), OUTLINED, maps).waist_mm == 0  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from mois.propagation.exemplar_tokens import (
     ZONE_WEIGHT,
     Scale,
     TokenSet,
+    kernel_log_odds,
     take_tokens,
     zones_of_tokens,
 )
@@ -175,6 +176,36 @@ def test_padding_and_weightless_exemplars_take_no_room_among_the_tokens() -> Non
         counted = beside.weight[0] > 0
         assert beside.features[0, counted].equal(alone.features[0])
         assert beside.weight[0, counted].equal(alone.weight[0])
+
+
+def test_the_log_odds_weigh_inside_against_outside_whatever_their_number() -> None:
+    # One feature. Inside: a token at 1. Outside: three tokens at -1. Mean -1/2, deviation sqrt(3)/2.
+    tokens = TokenSet(
+        torch.tensor([1.0, -1.0, -1.0, -1.0]).view(1, 4, 1),
+        torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+        torch.zeros(1, 4, dtype=torch.long),
+        torch.zeros(1, 4, dtype=torch.bool),
+        torch.ones(1, 4),
+    )
+    odds = kernel_log_odds(torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1), tokens, 4.0)
+    # The tokens are 4 / sqrt(3) apart. Each side has a share of 1, but outside the kernel has three tokens of a third:
+    # exp(-d^2 / 4) of the inside token against three thirds of exp(-d^2 / 4) of the others. In the middle 0.
+    # d^2 is 16/3 at the tokens themselves, so 16/3 / 4 = 4/3.
+    assert odds[0].tolist() == pytest.approx([4 / 3, 0, -4 / 3], abs=1e-4)
+
+
+def test_the_plain_answer_of_learned_matching_finds_what_looks_alike() -> None:
+    backbone, propagation = nano_backbone(), LearnedMatching()
+    propagation.build(backbone)
+    images = 0.2 + 0.6 * torch.stack([disc(40, 40, 10), disc(80, 90, 10)])
+    features = backbone.encode(images)
+    exemplars = propagation.describe(features.select(slice(0, 1)), disc(40, 40, 10).unsqueeze(0), backbone)
+    plain = propagation.compare(features.select(slice(1, 2)), exemplars)
+    assert plain is not None
+    found, true = plain[0] > 0, disc(80, 90, 10) > 0
+    assert float(2 * (found & true).sum() / (found.sum() + true.sum())) > 0.8
+    assert propagation.compare(features, exemplars.pick(slice(0, 0))) is None
+    assert Matching().compare(features, exemplars) is None
 
 
 def test_a_training_goes_on_after_an_inference() -> None:
