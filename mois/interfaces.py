@@ -279,7 +279,7 @@ class Propagation(nn.Module, ABC):
             B predictions, in the order of the exemplars.
         """
 
-    def compare(self, features: Features, exemplars: Exemplars) -> Tensor | None:
+    def plain_answer(self, features: Features, exemplars: Exemplars) -> Tensor | None:
         """Return a plain answer, of which nothing was learned: logits (B, P, P). The default has none.
 
         It is a second opinion for scans that differ from the training (`inference.level: mixed`).

@@ -121,15 +121,15 @@ def _check_rows_and_order(propagation: Propagation, backbone: Backbone, query: F
 
 def _check_plain_answer(propagation: Propagation, query: Features, exemplars: Exemplars) -> None:
     """Check the plain answer, if there is one: shape, order, and one question asked alone."""
-    plain = propagation.compare(query, exemplars)
+    plain = propagation.plain_answer(query, exemplars)
     if plain is None:
         return
     _require(plain.shape == query.image[:, 0].shape, f"plain answers have shape {tuple(plain.shape)}")
-    turned = propagation.compare(query, exemplars.pick(torch.tensor([2, 0, 1])))
+    turned = propagation.plain_answer(query, exemplars.pick(torch.tensor([2, 0, 1])))
     _require(turned is not None and _close(plain, turned), "the order of exemplars matters for the plain answer")
-    single = propagation.compare(query.select(slice(0, 1)), _rows(exemplars, slice(0, 1)))
+    single = propagation.plain_answer(query.select(slice(0, 1)), _rows(exemplars, slice(0, 1)))
     _require(single is not None and _close(plain[:1], single), "the plain answer to a query sees its neighbour")
-    nothing = propagation.compare(query, exemplars.pick(slice(0, 0)))
+    nothing = propagation.plain_answer(query, exemplars.pick(slice(0, 0)))
     _require(nothing is None or bool(nothing.isfinite().all()), "no exemplars give no finite plain answer")
 
 

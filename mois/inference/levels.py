@@ -29,7 +29,7 @@ LONE_LEVEL = 0.35
 """The level with a single exemplar: no other one can find it."""
 
 HALF = 0.5
-"""Share of the plain answer where it counts. More of it harms bodies, and helps nowhere much."""
+"""Share of the plain answer where it counts. All of it harms bodies."""
 
 SURE = 1e-4
 """Probabilities nearer to 0 or 1 than this are no surer."""

@@ -41,6 +41,9 @@ STEEP = 0.5
 COMPACT = 2.0
 """An exemplar is compact if its area is at most so many times that of its largest disc: nuclei 1.2 to 1.9, lobed 3."""
 
+DENSE = 0.25
+"""Slices are dense for a shape if they are thinner than this share of the exemplars' radius."""
+
 WAIST = 0.25
 """How much thinner a waist is than the lesions beside it, as a share of the exemplars' radius."""
 
@@ -70,7 +73,7 @@ def waist_of(outlines: Mask, pixel_mm: float, spacing_mm: Spacing | Edges) -> fl
             radius_mm.append(radius * pixel_mm)
             discs.append(piece.sum() / (np.pi * radius**2))
     slices_mm = float(np.linalg.norm(edges_of(spacing_mm)[0]))
-    if not radius_mm or np.median(discs) > COMPACT or slices_mm >= STEEP * np.median(radius_mm):
+    if not radius_mm or np.median(discs) > COMPACT or slices_mm >= DENSE * np.median(radius_mm):
         return 0.0
     return float(WAIST * np.median(radius_mm))
 

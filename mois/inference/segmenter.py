@@ -351,7 +351,7 @@ class VolumeSegmenter:
         with self.autocast():
             features = encoded.select(rows)
             prediction = self.propagation(features, exemplars, self.backbone)
-            plain = self.propagation.compare(features, exemplars) if self.settings.level == "mixed" else None
+            plain = self.propagation.plain_answer(features, exemplars) if self.settings.level == "mixed" else None
         probability: Tensor = prediction.logits.float().sigmoid()
         if self.settings.weigh_by_presence:
             probability = probability * prediction.presence.float().sigmoid()[:, None, None]

@@ -51,7 +51,7 @@ class InferenceSettings:
         level: What a probability of 0.5 means. `fixed`: what the propagation says. `exemplars`: it is found for each
             scan, from how well the exemplars find each other and from how much of the scan they find
             (`mois.inference.levels`). `mixed`: so too, and the exemplars decide whether a plain comparison, of which
-            nothing was learned, has half a say (`Propagation.compare`).
+            nothing was learned, has half a say (`Propagation.plain_answer`).
             Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).

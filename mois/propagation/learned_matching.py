@@ -186,7 +186,7 @@ class LearnedMatching(Propagation):
         pooled = torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], dim=1)  # (B, 2C)
         return SemanticPrediction(parts[0], self.presence(pooled).squeeze(1), *parts[1:])
 
-    def compare(self, features: Features, exemplars: Exemplars) -> Tensor | None:
+    def plain_answer(self, features: Features, exemplars: Exemplars) -> Tensor | None:
         """Compare the answers of the filter bank alone, as `Matching` does; (B, P, P). None without exemplars."""
         if exemplars.count == 0:
             return None

@@ -100,6 +100,17 @@ class FakePropagation(Propagation):
         return SemanticPrediction((found.float() * 2 - 1) * CERTAIN, torch.full((len(found),), CERTAIN))
 
 
+class Undecided(FakePropagation):
+    """Says the same of every pixel. Only its plain answer finds what has an exemplar's mean intensity."""
+
+    def forward(self, features: Features, exemplars: Exemplars, backbone: Backbone) -> SemanticPrediction:
+        answer = super().forward(features, exemplars, backbone)
+        return answer._replace(logits=torch.full_like(answer.logits, -0.5))
+
+    def plain_answer(self, features: Features, exemplars: Exemplars) -> Tensor:
+        return super().forward(features, exemplars, FakeBackbone()).logits
+
+
 def make_scan(
     boxes: list[tuple[float, tuple[slice, slice, slice]]],
     *,

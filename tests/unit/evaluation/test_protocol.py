@@ -19,7 +19,17 @@ from mois.inference.shared_work import SharedWork
 from mois.interfaces import Backbone
 from mois.records import Exemplars, Features, SemanticPrediction, Volume
 from mois.scans.image_files import read_image
-from tests.support.fake_model import BOXES, TYPE_A, TYPE_B, FakeBackbone, FakePropagation, box, eight_lesions, make_scan
+from tests.support.fake_model import (
+    BOXES,
+    TYPE_A,
+    TYPE_B,
+    FakeBackbone,
+    FakePropagation,
+    Undecided,
+    box,
+    eight_lesions,
+    make_scan,
+)
 
 VOXEL_ML = 1.5 * 1.5 * 5 / 1000
 
@@ -261,3 +271,14 @@ def test_touching_lesions_are_parted_as_the_settings_say() -> None:
         model = VolumeSegmenter(FakeBackbone(), FakePropagation(), settings)
         recalls.append(evaluate_volume(model, scan, ProtocolSettings(prompted=0)).figures.scan_lesion_recall)
     assert recalls == [0.5, 1.0]
+
+
+def test_the_plain_answer_counts_in_an_evaluation_as_in_a_session() -> None:
+    found = []
+    for level in ("exemplars", "mixed"):
+        settings = InferenceSettings(tile_px=32, level=level)  # type: ignore[arg-type]
+        model = VolumeSegmenter(FakeBackbone(), Undecided(), settings)
+        found.append(evaluate_volume(model, eight_lesions(), ProtocolSettings(prompted=2)).figures.right)
+    assert found[0] is not None
+    assert found[0] < 0.5
+    assert found[1] == 1

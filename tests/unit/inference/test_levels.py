@@ -139,12 +139,12 @@ def test_compact_exemplars_in_dense_slices_give_a_waist() -> None:
     answers = Answers(0.4)
     answers.settings.split_prominence_mm = None
     answers.settings.pixel_mm = 2.0
-    grid = SimpleNamespace(edges_mm=np.diag([0.99, 2.0, 2.0]))
+    grid = SimpleNamespace(edges_mm=np.diag([0.49, 2.0, 2.0]))
     scan = SimpleNamespace(grid=grid)
     segmenter = cast("VolumeSegmenter", answers)
     maps = LesionMaps(torch.full((1, 4, 4), 0.3))
     rule = rule_of(segmenter, scan, _exemplars(3), OUTLINED, maps)  # type: ignore[arg-type]
     # squares of 2 x 2 pixels: radius 1 pixel = 2 mm, area 4 / pi = 1.27 discs; a quarter of 2 mm
     assert rule.waist_mm == 0.5
-    grid.edges_mm = np.diag([1.0, 2.0, 2.0])  # slices as thick as half of the radius
+    grid.edges_mm = np.diag([0.5, 2.0, 2.0])  # slices as thick as a quarter of the radius
     assert rule_of(segmenter, scan, _exemplars(3), OUTLINED, maps).waist_mm == 0  # type: ignore[arg-type]

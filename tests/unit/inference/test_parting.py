@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from datamodules.cores import lesion_cores
 from mois.inference.lesion_maps import LesionMaps
-from mois.inference.parting import part_by_cores
+from mois.inference.parting import part_by_cores, waist_of
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.interfaces import CERTAIN, Backbone
@@ -156,6 +156,33 @@ def test_an_answer_with_cores_is_parted_and_one_without_is_not() -> None:
     assert segmenter.lesions(LesionMaps(probability), 0.008).max() == 1
     with pytest.raises(ValueError, match="cores part touching lesions, which needs the spacing in mm"):
         segmenter.lesions(with_cores, 0.008)
+
+
+def test_a_known_waist_parts_by_shape_whatever_the_cores_say() -> None:
+    slices, rows, columns = np.indices((24, 40, 60))
+    # two balls of radius 10, 17 apart: their waist has a radius of 5.3, 4.7 less than theirs
+    balls = [(slices - 12) ** 2 + (rows - 20) ** 2 + (columns - column) ** 2 <= 100 for column in (18, 35)]
+    probability = torch.from_numpy(0.9 * (balls[0] | balls[1])).float()
+    one_core = (probability > 0.5).half()
+    segmenter = VolumeSegmenter(FakeBackbone(), FakePropagation(), InferenceSettings(split_prominence_mm=None))
+    maps = LesionMaps(probability, one_core)
+    assert segmenter.lesions(maps, 0.008, EVEN).max() == 1
+    assert segmenter.lesions(maps._replace(waist_mm=4), 0.008, EVEN).max() == 2
+    assert segmenter.lesions(maps._replace(waist_mm=6), 0.008, EVEN).max() == 1
+    assert segmenter.lesions(probability, 0.008).max() == 1  # nothing says where to part: no spacing is needed
+
+
+def test_only_compact_exemplars_in_dense_slices_give_a_waist() -> None:
+    ball, lobed = disc(20, 30, 9.5), np.zeros((40, 60), np.bool_)
+    for column in (10, 20, 30, 40, 50):  # five small discs in a row: 5 times the largest disc, and what joins them
+        lobed |= disc(20, column, 5.5)
+    spot = ball | disc(3, 3, 1)  # a click's mask may have a stray piece
+    dense = (0.5, 1.0, 1.0)
+    radius = float(ndimage.distance_transform_edt(ball).max())
+    assert waist_of(np.stack([ball, spot, lobed]), 0.5, dense) == pytest.approx(radius * 0.5 / 4)
+    assert waist_of(np.stack([ball, lobed, lobed]), 0.5, dense) == 0
+    assert waist_of(np.stack([ball]), 0.5, THICK) == 0
+    assert waist_of(np.zeros((1, 40, 60), np.bool_), 0.5, dense) == 0
 
 
 class WithCores(FakePropagation):

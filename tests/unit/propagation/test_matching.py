@@ -200,12 +200,12 @@ def test_the_plain_answer_of_learned_matching_finds_what_looks_alike() -> None:
     images = 0.2 + 0.6 * torch.stack([disc(40, 40, 10), disc(80, 90, 10)])
     features = backbone.encode(images)
     exemplars = propagation.describe(features.select(slice(0, 1)), disc(40, 40, 10).unsqueeze(0), backbone)
-    plain = propagation.compare(features.select(slice(1, 2)), exemplars)
+    plain = propagation.plain_answer(features.select(slice(1, 2)), exemplars)
     assert plain is not None
     found, true = plain[0] > 0, disc(80, 90, 10) > 0
     assert float(2 * (found & true).sum() / (found.sum() + true.sum())) > 0.8
-    assert propagation.compare(features, exemplars.pick(slice(0, 0))) is None
-    assert Matching().compare(features, exemplars) is None
+    assert propagation.plain_answer(features, exemplars.pick(slice(0, 0))) is None
+    assert Matching().plain_answer(features, exemplars) is None
 
 
 def test_a_training_goes_on_after_an_inference() -> None:

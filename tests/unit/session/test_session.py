@@ -9,7 +9,7 @@ import torch
 
 from mois.session import InteractiveSession
 from mois.sharing.lesion_model import LesionModel
-from tests.support.fake_model import TYPE_A, FakePropagation, box, make_scan
+from tests.support.fake_model import TYPE_A, FakePropagation, Undecided, box, make_scan
 from tests.support.session_fakes import (
     A1,
     A2,
@@ -346,3 +346,20 @@ def test_what_merges_exemplars_is_handed_all_of_them_and_others_the_most_differe
     assert len(keys) == asked.count == len(session.attribute()) == taken
     assert "other:0" not in keys
     assert getattr(propagation, "handed", taken) == taken
+
+
+@pytest.mark.parametrize("level", ["exemplars", "mixed"])
+def test_the_plain_answer_has_a_say_where_the_exemplars_find_each_other_by_it(level):
+    segmenter, scan = make_segmenter(level=level), three_lesions()
+    segmenter.propagation = Undecided()
+    session = InteractiveSession(LesionModel.of(segmenter), scan)
+    session.click(lps(scan, 2, 20, 20))
+    session.click(lps(scan, 3, 46, 32))
+    answer = session._bench.answer(session.state)
+    assert answer.plain is None
+    lesions = as_stack(scan.lesions)
+    inside = (lesions == 1) | (lesions == 2)
+    if level == "mixed":
+        assert np.array_equal(answer.probability.numpy() > 0.5, inside)
+    else:
+        assert (answer.probability[torch.from_numpy(~inside)] > 0.5).any()
