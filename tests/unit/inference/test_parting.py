@@ -167,7 +167,7 @@ def test_a_known_waist_parts_by_shape_whatever_the_cores_say() -> None:
     segmenter = VolumeSegmenter(FakeBackbone(), FakePropagation(), InferenceSettings(split_prominence_mm=None))
     maps = LesionMaps(probability, one_core)
     assert segmenter.lesions(maps, 0.008, EVEN).max() == 1
-    assert segmenter.lesions(maps._replace(waist_mm=4), 0.008, EVEN).max() == 2
+    assert segmenter.lesions(maps._replace(waist_mm=3), 0.008, EVEN).max() == 2
     assert segmenter.lesions(maps._replace(waist_mm=6), 0.008, EVEN).max() == 1
     assert segmenter.lesions(probability, 0.008).max() == 1  # nothing says where to part: no spacing is needed
 
