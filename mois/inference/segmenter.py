@@ -371,8 +371,7 @@ class VolumeSegmenter:
 
         Returns:
             The 26-connected components of voxels that reach the threshold. Small components are left out. Touching
-            lesions are parted by their shape if a waist is known; otherwise by their cores; without cores, if
-            `split_prominence_mm` is above 0.
+            lesions are parted as `parting_of` says.
 
         Raises:
             ValueError: If touching lesions are to be parted and the spacing is missing.

@@ -111,6 +111,11 @@ class InferenceSettings:
         if self.split_prominence_mm is not None and self.split_prominence_mm < 0:
             raise ValueError(f"inference.split_prominence_mm={self.split_prominence_mm} must be at least 0, or null.")
 
+    @property
+    def by_exemplars(self) -> bool:
+        """Whether the exemplars of a scan decide anything (`mois.inference.levels`)."""
+        return self.level != "fixed" or self.split_prominence_mm is None
+
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse more channels than a backbone has inputs for.
 

@@ -289,8 +289,7 @@ class Workbench:
 
     def _rule(self, state: State, keys: Sequence[str], exemplars: Exemplars, answer: LesionMaps) -> ScanRule:
         """Return what the lesions of this scan that are exemplars decide (`mois.inference.levels`)."""
-        settings = self.segmenter.settings
-        if settings.level == "fixed" and settings.split_prominence_mm is not None:  # no lesion need be outlined
+        if not self.segmenter.settings.by_exemplars:  # no lesion need be outlined
             return ScanRule()
         own, items = [], []
         for number, lesion in state.lesions.items():
