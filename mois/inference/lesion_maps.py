@@ -69,7 +69,8 @@ class TileAnswers(NamedTuple):
     @classmethod
     def cat(cls, parts: Iterable[TileAnswers]) -> TileAnswers:
         """Join answers on different tiles."""
-        return cls(*(None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)))
+        joined = [None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)]
+        return cls(*joined)  # type: ignore[arg-type]  # the first is always there
 
 
 class BlendedAnswers:
@@ -111,7 +112,7 @@ class BlendedAnswers:
         stacks = {"probability": self._probability} | self._further
         restored = {name: self._restore(part) for name, part in stacks.items()}
         return [
-            LesionMaps(**{name: part[index] for name, part in restored.items()})
+            LesionMaps(**{name: part[index] for name, part in restored.items()})  # type: ignore[arg-type]
             for index in range(len(self._probability))
         ]
 
