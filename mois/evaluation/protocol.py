@@ -33,6 +33,7 @@ from mois.evaluation.true_lesions import ScanPlan
 from mois.inference.encoded_volume import EncodedVolume, enlarge, mask_centre
 from mois.inference.lesion_maps import LesionMaps
 from mois.inference.levels import Outlined, rule_of
+from mois.inference.matched_masks import model_masks
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.shared_work import SharedWork, timed
 from mois.lesions import Candidates, InstanceMap
@@ -275,7 +276,9 @@ def _prompt(scan: ScanAtWork, lesions: Sequence[int], clicks: Sequence[int]) -> 
     with scan.timed("describe"):
         described = {}
         for count, (answer, made) in answers.items():
-            predicted = enlarge(answer.logits, scan.encoded.tile_px).sigmoid()
+            matched = scan.segmenter.settings.clicks == "matched"
+            logits = model_masks(answer) if matched else answer.logits
+            predicted = enlarge(logits, scan.encoded.tile_px).sigmoid()
             shown = predicted if scan.settings.masks == "predicted" else masks.float()
             exemplars = scan.segmenter.describe(scan.encoded, rows, shown)
             described[count] = Prompted((tuple(lesions), count), rows, answer, shown > 0.5, exemplars, made)

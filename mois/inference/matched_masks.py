@@ -187,6 +187,12 @@ def match_answer(
     return answer._replace(logits=logits)
 
 
+def model_masks(answer: MaskPrediction) -> Tensor:
+    """Return the candidates that the model thinks best, (N, P / 4, P / 4) logits. They describe exemplars."""
+    row = torch.arange(len(answer.iou), device=answer.iou.device)
+    return answer.candidates[row, answer.iou.argmax(1)]
+
+
 def by_cell(logits: Tensor, tile_px: int) -> Tensor:
     """Return masks (N, any, any) as logits by cell, (N, P / 2, P / 2) float32."""
     size = (tile_px // CELL_PX, tile_px // CELL_PX)

@@ -50,12 +50,14 @@ class _TilePrompts:
 class _SliceAnswer(NamedTuple):
     """The answer on one slice of a tile: logits (1, P / 4, P / 4), pointer (1, D) and presence (1,).
 
-    With `inference.clicks=matched` the logits are (1, P / 2, P / 2).
+    With `inference.clicks=matched` the logits are (1, P / 2, P / 2). `own` is the mask of the model, (1, P / 4, P / 4),
+    which describes the lesion as an exemplar.
     """
 
     logits: Tensor
     pointer: Tensor
     presence: Tensor
+    own: Tensor
 
     @property
     def shows(self) -> bool:
@@ -123,14 +125,16 @@ class PromptSegmenter:
         prompts = _prompts_in_force(prompts)
         whole = _whole_lesion_mask(prompts)
         with self._segmenter.autocast():
-            score = self._logits_by_slice([self._track(part, whole) for part in self._share_out(prompts)])
+            parts = self._share_out(prompts)
+            score = self._logits_by_slice([self._track(part, whole) for part in parts])
+            own = self._logits_by_slice([self._own(part) for part in parts]) if self._matched else {}
         indices = sorted({*score, *(prompt.slice_index for prompt in prompts), *_slices_of(whole)})
         first = indices[0] if indices else 0
         stack = np.zeros((indices[-1] - first + 1 if indices else 0, *self._encoded.grid.stack_shape[1:]), dtype=bool)
         for index in indices:
             stack[index - first] = self._plane(prompts, index, score.get(index))
         return SegmentedLesion(
-            BoxMask.of(stack, (first, 0, 0)), {index: logits.sigmoid() for index, logits in score.items()}
+            BoxMask.of(stack, (first, 0, 0)), {index: logits.sigmoid() for index, logits in (score | own).items()}
         )
 
     @torch.inference_mode()
@@ -200,7 +204,7 @@ class PromptSegmenter:
         if tracked is None:
             answers = dict(sorted(self._answers(part).items()))
             rows = self._rows(part.tile, answers)
-            seeds = Seeds(rows, *(torch.cat(parts) for parts in zip(*answers.values(), strict=True)))
+            seeds = Seeds(rows, *(torch.cat(parts) for parts in [*zip(*answers.values(), strict=True)][:3]))
             tracked = track_one_lesion(self._backbone, self._encoded, seeds, self._segmenter.limits)
             self._tracks.put(key, tracked)
         return tracked
@@ -210,6 +214,12 @@ class PromptSegmenter:
         rows = self._rows(tile, answers)
         logits = torch.cat([answer.logits for answer in answers.values()])
         return Tracked(np.zeros(len(rows), np.int64), rows, logits.float().cpu())
+
+    def _own(self, part: _TilePrompts) -> Tracked:
+        """Return the masks of the model on the prompted slices of a tile."""
+        answers = self._answers(part)
+        logits = torch.cat([answer.own for answer in answers.values()])
+        return Tracked(np.zeros(len(answers), np.int64), self._rows(part.tile, answers), logits.float().cpu())
 
     def _rows(self, tile: int, slices: Iterable[int]) -> npt.NDArray[np.int64]:
         return np.array([self._encoded.row(index, tile) for index in slices])
@@ -250,7 +260,8 @@ class PromptSegmenter:
         if answer is None and not prompts[0].positive:
             answer = self._as_answer(self._backbone.decode(features, None))
             if memory is None:  # nothing that a negative click could correct
-                answer = answer._replace(logits=torch.full_like(answer.logits, UNCOVERED_LOGIT))
+                logits, own = (torch.full_like(part, UNCOVERED_LOGIT) for part in (answer.logits, answer.own))
+                answer = answer._replace(logits=logits, own=own)
         points: list[tuple[float, float]] = []
         labels: list[int] = []
         for count, prompt in enumerate(prompts, start=1):
@@ -266,9 +277,10 @@ class PromptSegmenter:
             elif prompt.positive or answer is None or answer.shows:
                 given = self._given(points, labels, answer)
                 decoded = self._backbone.decode(features, given)
+                own = decoded.logits
                 if self._matched and not any(prompt.mask is not None for prompt in prompts[:count]):
                     decoded = match_answer(self._encoded, self._rows(tile, [index]), given, decoded)
-                answer = self._as_answer(decoded)
+                answer = self._as_answer(decoded)._replace(own=own)
             self._known_answers.put((tile, *before, *prompts[:count]), answer)
         if answer is None:
             raise LookupError("no prompt was answered: a caller gave an empty list")
@@ -287,7 +299,7 @@ class PromptSegmenter:
             if other not in memories:
                 features = self._encoded.select(self._rows(tile, [other]))
                 logits = for_model(answers[other].logits, self._encoded.tile_px)
-                memories[other] = self._backbone.remember_slice(features, logits, *answers[other][1:], hard=True)
+                memories[other] = self._backbone.remember_slice(features, logits, *answers[other][1:3], hard=True)
         direction = 1 if index > near[0] else -1
         answered = [(direction * (index - other), memories[other]) for other in near]
         return self._segmenter.tracking.gather(answered, [], slices=len(self._encoded.pictures))
@@ -314,9 +326,8 @@ class PromptSegmenter:
 
     def _as_answer(self, answer: MaskPrediction) -> _SliceAnswer:
         """Return an answer of the model on one slice."""
-        if self._matched:
-            answer = answer._replace(logits=by_cell(answer.logits, self._encoded.tile_px))
-        return _SliceAnswer(answer.logits, answer.pointer, answer.presence)
+        logits = by_cell(answer.logits, self._encoded.tile_px) if self._matched else answer.logits
+        return _SliceAnswer(logits, answer.pointer, answer.presence, answer.logits)
 
     def _adopt_mask(self, tile: int, features: Features, mask: BoxMask, index: int) -> _SliceAnswer:
         """Return a mask of the reader on a slice as if it were an answer of the model."""
