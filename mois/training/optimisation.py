@@ -23,7 +23,7 @@ class Optimisation:
         adapter_share: Share of all steps in which the adapter learns, 0 to 1. Then its weights stay as they are.
 
     Raises:
-        ValueError: If a rate is not above 0, a share is not between 0 and 1, or the weight decay is negative.
+        ValueError: If a rate or the weight decay is negative or infinite, or a share is not between 0 and 1.
     """
 
     learning_rate: float = 1e-3
@@ -35,9 +35,8 @@ class Optimisation:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "adapter_learning_rate"):
             rate = getattr(self, name)
-            if rate is not None and not 0 < rate < math.inf:
-                hint = "; with adapter_share=0 the adapter does not learn" if name.startswith("adapter") else ""
-                raise ValueError(f"model.optimisation.{name}={rate} must be above 0{hint}.")
+            if rate is not None and not 0 <= rate < math.inf:
+                raise ValueError(f"model.optimisation.{name}={rate} must be a number of at least 0.")
         for name in ("warm_up", "adapter_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"model.optimisation.{name}={getattr(self, name)} must be between 0 and 1.")

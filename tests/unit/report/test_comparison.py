@@ -168,4 +168,4 @@ def test_words_after_compare_are_its_runs() -> None:
     assert with_options(["curves", "runs/x", "--window=5"]) == ["curves", "--run=runs/x", "--window=5"]
     assert with_options(["export_nnunet", "x"]) == ["export_nnunet", "x"]
     assert with_options([]) == []
-    assert with_options(["segment", "a b.nii.gz", "--out", "d"]) == ["segment", "--image=a b.nii.gz", "--out", "d"]
+    assert with_options(["segment", "a b.nii.gz", "--out", "d"]) == ["segment", '--image=["a b.nii.gz"]', "--out", "d"]
