@@ -27,12 +27,11 @@ from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
 from mois.sharing.lesion_model import LesionModel
 
-_EARLIER_DEFAULTS: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict(), "channels": []}
-"""Values of settings that earlier versions did not have. Any other missing setting has today's default."""
-
-
 _NOT_RECORDED: dict[str, Any] = {"channels": [], "level": "fixed", "clicks": "model"}
 """Values of settings that a session does not record, as earlier versions had none of these settings."""
+
+_EARLIER_DEFAULTS: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()} | _NOT_RECORDED
+"""Values of settings that earlier versions did not have. Any other missing setting has today's default."""
 
 
 def about_session(
@@ -65,13 +64,8 @@ def about_session(
     kept["track_memory"] = settings.track_memory if track_memory is None else track_memory
     if kept["track_memory"] is None:
         del kept["track_memory"]
-    if kept["level"] == "fixed":  # as sessions of earlier versions had it, which record no level
-        del kept["level"]
-    if kept["clicks"] == "model":  # as sessions of earlier versions had it, which record no rule for clicks
-        del kept["clicks"]
     kept["channels"] = list(settings.channels)
-    if not settings.channels:  # as sessions of earlier versions had it, which name no channels
-        del kept["channels"]
+    kept = {name: value for name, value in kept.items() if name not in _NOT_RECORDED or value != _NOT_RECORDED[name]}
     return {
         "subject": volume.subject,
         "patient": volume.patient,

@@ -93,10 +93,11 @@ class BundleRecord:
         """Return the content of bundle.json, with its digest."""
         plain = dict(vars(self))
         plain |= {name: asdict(plain[name]) for name in ("model", "inference")}
-        if not plain["inference"]["channels"]:  # as bundles of earlier versions had it, which name no channels
-            del plain["inference"]["channels"]
-        if plain["inference"]["clicks"] == "model":  # as above: those name no rule for clicks
-            del plain["inference"]["clicks"]
+        plain["inference"] = {
+            name: value
+            for name, value in plain["inference"].items()
+            if name not in _NOT_RECORDED or value != _NOT_RECORDED[name]
+        }
         plain["identity"] = self.identity.as_dict()
         plain["calibration"] = self.calibration.as_dict() if self.calibration is not None else None
         return sealed(plain)
@@ -159,6 +160,9 @@ def _exactly(present: Mapping[str, Any], wanted: Sequence[str], name: str) -> No
     if unknown := [key for key in present if key not in wanted]:
         raise ValueError(f"{name} holds {unknown[0]}, which format 1 does not have; {_CURE}.")
 
+
+_NOT_RECORDED: dict[str, Any] = {"channels": (), "clicks": "model"}
+"""Values of settings that a bundle does not record, as earlier versions had none of these settings."""
 
 _LATER = ("inference.level", "inference.channels", "inference.clicks")
 """Keys that the first bundles of format 2 lack; their absence means the default."""
