@@ -88,7 +88,7 @@ def test_two_processes_test_and_predict_as_one(three_test_scans: Path, tmp_path:
         assert np.array_equal(nib.load(tmp_path / predicted).dataobj, nib.load(tmp_path / tested).dataobj), scan
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_bad_scan_of_one_rank_ends_both_with_its_line(three_test_scans: Path, tmp_path: Path) -> None:
     bad = three_test_scans / "imagesTs" / "p2_0000.nii.gz"  # the second: rank 1's
     bad.write_bytes(bad.read_bytes()[:-500])

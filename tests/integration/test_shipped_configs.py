@@ -103,6 +103,7 @@ def test_the_template_trains_a_copy_with_nothing_but_its_marked_lines_set(
     assert "configs/mine.yaml" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 
+@pytest.mark.ci
 def test_ms_lesions_trains_on_one_patient_and_tests_on_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +164,7 @@ def phantoms(**options: int) -> list[str]:
     return [*SMALL, *ONE_PROCESS, "--model.inference.pixel_mm=9", *(f"{INIT}{key}={given[key]}" for key in given)]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_pretrain_nano_2_trains_and_exports_what_an_adaptation_loads(tmp_path: Path) -> None:
     small = [*phantoms(episodes_per_epoch=4, batch_size=2, val_subjects=1), f"{INIT}val_pictures=0"]
     run = [config("pretrain_nano_2.yaml"), *small, f"{INIT}episodes_per_piece=2", "--trainer.max_epochs=1"]
@@ -175,7 +176,7 @@ def test_pretrain_nano_2_trains_and_exports_what_an_adaptation_loads(tmp_path: P
     train("validate", *run, *chosen, folder(tmp_path / "next"))
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_pretrain_nano_trains_and_exports_what_an_adaptation_loads(tmp_path: Path) -> None:
     small = phantoms(episodes_per_epoch=2, val_subjects=1)
     run = [config("pretrain_nano.yaml"), *small, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
@@ -197,7 +198,7 @@ def test_pretrain_nano_trains_and_exports_what_an_adaptation_loads(tmp_path: Pat
     assert again["val/no_exemplars"] == pytest.approx(scored["val/attention/no_exemplars"], abs=0.05)  # half precision
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_compare_propagations_trains_all_four(tmp_path: Path) -> None:
     small = phantoms(episodes_per_epoch=1, val_subjects=1)
     train("fit", config("compare_propagations.yaml"), *small, "--trainer.max_epochs=1", folder(tmp_path / "run"))
