@@ -40,9 +40,10 @@ def segment(
             NAME=FILE for each, in any order: mois segment FLAIR=a.nii.gz T2=b.nii.gz.
         bundle: The model: folder `bundle` of a training.
         prompts: JSON file: {"prompts": [{"click": [x, y, z], "lesion": "a"}, {"click": [x, y, z], "lesion": "a",
-            "positive": false}, {"box": [[x, y, z], [x, y, z]]}, {"mask": "a.nii.gz"}, {"propagate": true}]}. Points
-            are LPS mm, {"ras": [x, y, z]} in mm, or {"voxel": [i, j, k]}; `lesion` is a name of yours and may be left
-            out. Without any "propagate", there is one at the end.
+            "positive": false}, {"box": [[x, y, z], [x, y, z]]}, {"mask": "a.nii.gz"}, {"scribble": [[x, y, z], ...]},
+            {"lasso": [[x, y, z], ...]}, {"propagate": true}]}. Any prompt may be "positive": false. Points are LPS mm,
+            {"ras": [x, y, z]} in mm, or {"voxel": [i, j, k]}; `lesion` is a name of yours and may be left out. Without
+            any "propagate", there is one at the end.
         out: Folder for lesions.nii.gz, confidence.nii.gz, lesions.csv, lesions.png, lesions.html, bank.safetensors and
             the journal.
         bank: Exemplars of another scan, from its bank.safetensors.
@@ -58,7 +59,7 @@ def segment(
     from mois.scans.channels import named_images
     from mois.scans.volumes import read_images
     from mois.session.playing import play, ras_warnings, requested_actions
-    from mois.session.prompt_file import read_prompts
+    from mois.session.prompts.prompt_file import read_prompts
     from mois.sharing.bank import ExemplarBank
     from mois.sharing.bundle import Bundle
     from mois.sharing.bundle_record import read_description

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from mois.geometry import SliceGrid
+from mois.records import Volume
 from mois.session.header import scan_name
-from mois.session.journal import FORMAT_VERSION, Action, Journal, time_stamp
+from mois.session.journal import FORMAT_VERSION, PROMPT_ACTIONS, Action, Journal, time_stamp
 from mois.session.state import State
 from mois.session.store import SessionStore, StateReader, copy_session, read_banks, write_banks
 from mois.sharing.bank import ExemplarBank
+from mois.sharing.lesion_model import LesionModel
 
 
 class Apply(Protocol):
@@ -54,30 +58,25 @@ class SessionHistory:
         self._idle_since = time.perf_counter()
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        journal: Journal,
-        shape: tuple[int, int, int],
-        read_bank: Callable[[Path], ExemplarBank],
-    ) -> SessionHistory:
+    def load(cls, folder: Path, journal: Journal, model: LesionModel, volume: Volume) -> SessionHistory:
         """Open the folder of a session, and read its states and banks.
 
         Args:
             folder: Folder of the session.
             journal: Its journal.
-            shape: Shape (S, H, W) of the scan's stack.
-            read_bank: Reads the file of a bank.
+            model: The model that the session was made with.
+            volume: The scan.
 
         Raises:
             ValueError: If a file is missing or damaged, or another process has the folder.
         """
+        grid = SliceGrid.of(volume.shape, volume.affine, model.segmenter.settings.slice_axis)
         store = SessionStore(folder, journal)
         try:
-            reader = StateReader(store, journal.actions, shape)
+            reader = StateReader(store, journal.actions, grid.stack_shape)
             numbers, position = reachable_states(journal.actions)
             states = [(0, State()), *((number, reader.read(number)) for number in numbers[1:])]
-            banks = read_banks(folder, read_bank)
+            banks = read_banks(folder, partial(model.read_bank, volume=volume))
         except BaseException:
             store.close()
             raise
@@ -153,6 +152,26 @@ class SessionHistory:
         self._states, self.position = states, position
         self._idle_since = time.perf_counter()
         return result
+
+    def repeat(self, actions: Sequence[Action], apply: Apply, journal: Path) -> None:
+        """Do the actions of another session again.
+
+        Args:
+            actions: Actions of the other session, in order.
+            apply: Computes the next state.
+            journal: File of the actions, for messages.
+
+        Raises:
+            ValueError: If an action cannot be done, or a prompt gives a lesion with another id than before.
+        """
+        for action in actions:
+            result = self.act(action.name, action.arguments, apply)
+            if action.name in PROMPT_ACTIONS and result != action.result:
+                raise ValueError(
+                    f"{journal}: action {action.number}, {action.name}, gave lesion {action.result} and now gives "
+                    f"lesion {result}, so later actions would change other lesions; replay it with the packages that "
+                    "made it."
+                )
 
     def copy_to(self, folder: Path) -> None:
         """Write the whole session into a new or empty folder. The session goes on in its own folder."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,22 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mois.geometry import SliceGrid
 from mois.inference.segmenter import VolumeSegmenter
 from mois.lesions import InstanceMap
 from mois.records import Volume
-from mois.session.advice import (
-    Influence,
-    Suggestion,
-    coverage_warnings,
-    each_left_out,
-    influences,
-    lesions_on_tiles,
-    suggestions,
-)
+from mois.session.advice import Influence, Suggestion, coverage_warnings, suggestions
 from mois.session.header import bank_name, checked_scan, new_header
 from mois.session.history import SessionHistory
-from mois.session.journal import PROMPT_ACTIONS, Action, find_journal, read_journal
+from mois.session.journal import Action, find_journal, read_journal
 from mois.session.masks import checked_mask, pack_mask
 from mois.session.output_files import LesionRow, lesion_rows, recorded_results, write_lesion_files
 from mois.session.points import as_floats
@@ -37,7 +27,7 @@ from mois.session.workbench import Workbench
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
-from mois.sharing.lesion_model import LesionModel
+from mois.sharing.lesion_model import LesionModel, one_model
 
 Point = Sequence[float] | Tensor
 
@@ -71,7 +61,7 @@ class InteractiveSession:
         calibration: Calibration | None = None,
         identity: ModelIdentity | None = None,
     ) -> None:
-        model = _one_model(model, calibration, identity)
+        model = one_model(model, calibration, identity)
         self._history = history if history is not None else SessionHistory(new_header(model, volume))
         self._bench = Workbench(model, volume, self._history.scan_key, self._history.banks)
         self._history.begin(None if out is None else Path(out))
@@ -95,13 +85,17 @@ class InteractiveSession:
         """
         return int(self._act("click", point_lps_mm=as_floats(point_lps_mm), lesion=lesion, positive=positive))
 
-    def box(self, corner_lps_mm: Point, opposite_lps_mm: Point, lesion: int | None = None) -> int:
-        """Draw a box around a lesion on one slice.
+    def box(
+        self, corner_lps_mm: Point, opposite_lps_mm: Point, lesion: int | None = None, positive: bool = True
+    ) -> int:
+        """Draw a box on one slice: around a lesion, or around voxels that do not belong to one.
 
         Args:
             corner_lps_mm: A corner, LPS mm.
             opposite_lps_mm: The opposite corner, LPS mm, on the same slice.
-            lesion: Id of the lesion to correct. None takes the found lesion in the middle, or begins a new lesion.
+            lesion: Id of the lesion to correct. None takes the found lesion in the middle, or begins a new lesion; for
+                a negative box see `scribble`.
+            positive: Whether the lesion lies in the box. The voxels in a negative box leave the lesion.
 
         Returns:
             The id of the lesion.
@@ -111,12 +105,57 @@ class InteractiveSession:
                 or is locked.
         """
         corners = [as_floats(corner_lps_mm), as_floats(opposite_lps_mm)]
-        return int(self._act("box", corners_lps_mm=corners, lesion=lesion))
+        return int(self._act("box", corners_lps_mm=corners, lesion=lesion, **_negative(positive)))
+
+    def scribble(self, points_lps_mm: Sequence[Point], lesion: int | None = None, positive: bool = True) -> int:
+        """Draw a line on one slice: through a lesion, or through voxels that do not belong to one.
+
+        The drawn voxels are inside the lesion, or outside it. The model gets up to 8 places along the line as clicks.
+
+        Args:
+            points_lps_mm: The line, in the order drawn: two points or more, LPS mm, on one slice.
+            lesion: Id of the lesion to correct. None takes the found lesion that has most of the drawn voxels, or
+                begins a new lesion. A negative scribble rejects this found lesion, or corrects a prompted one. Where
+                no lesion is, its voxels become a negative exemplar.
+            positive: Whether the line belongs to the lesion.
+
+        Returns:
+            The id of the lesion, or of the negative exemplar.
+
+        Raises:
+            ValueError: If a point lies outside the scan, the points lie on two slices, there is only one, the lesion
+                does not exist or is locked, or the scribble does not say which lesion it is for.
+        """
+        points = [as_floats(point) for point in points_lps_mm]
+        return int(self._act("scribble", points_lps_mm=points, lesion=lesion, positive=positive))
+
+    def lasso(self, points_lps_mm: Sequence[Point], lesion: int | None = None, positive: bool = True) -> int:
+        """Draw an outline on one slice: around a lesion, or around voxels that do not belong to one.
+
+        On its slice, the lesion is what the model sees in a positive lasso; nothing lies further outside than a pixel.
+        The voxels in a negative lasso leave the lesion. Voxels are inside by their centres and the even-odd rule.
+
+        Args:
+            points_lps_mm: Corners of the outline: three points or more, LPS mm, on one slice. The last is joined to
+                the first.
+            lesion: Id of the lesion to correct. None takes the found lesion that has most of the voxels inside, or
+                begins a new lesion; for a negative lasso see `scribble`.
+            positive: Whether the lesion lies inside the outline.
+
+        Returns:
+            The id of the lesion, or of the negative exemplar.
+
+        Raises:
+            ValueError: As `scribble` raises it; or if the outline holds no centre of a voxel.
+        """
+        points = [as_floats(point) for point in points_lps_mm]
+        return int(self._act("lasso", points_lps_mm=points, lesion=lesion, positive=positive))
 
     def mask(
         self,
         mask: Tensor | np.ndarray[Any, np.dtype[Any]] | Path | str,
         lesion: int | None = None,
+        positive: bool = True,
         *,
         affine: Tensor | np.ndarray[Any, np.dtype[Any]] | None = None,
     ) -> int:
@@ -128,7 +167,8 @@ class InteractiveSession:
         Args:
             mask: Array (I, J, K): bool; 0 and one other whole number; or soft, 0 to 1, inside from 0.5 on. Or an image
                 file with such an array, whose header states its position and the order of its voxels.
-            lesion: Id of the lesion to correct. None begins a new lesion.
+            lesion: Id of the lesion to correct. None begins a new lesion; for a negative mask see `scribble`.
+            positive: Whether the mask is that of the lesion. The voxels of a negative mask leave the lesion.
             affine: From voxel indices of the array to RAS mm, (4, 4). None: the array is stored as the scan is.
 
         Returns:
@@ -137,7 +177,8 @@ class InteractiveSession:
         Raises:
             ValueError: If the mask is not on the scan's grid, is empty, or is not a mask (several labels, logits).
         """
-        return int(self._act("mask", mask=pack_mask(checked_mask(mask, self.volume, affine)), lesion=lesion))
+        packed = pack_mask(checked_mask(mask, self.volume, affine))
+        return int(self._act("mask", mask=packed, lesion=lesion, **_negative(positive)))
 
     def propagate(self) -> int:
         """Find all lesions like the exemplars in the whole scan, and return the number of found lesions."""
@@ -177,7 +218,7 @@ class InteractiveSession:
         """
         bench = self._bench
         brought = bank if isinstance(bank, ExemplarBank) else bench.model.read_bank(bank, bench.volume)
-        bench.check(brought)
+        bench.on_scan.check(brought)
         name = bank_name(brought)
         self._history.add_bank(name, brought)
         return int(self._act("use_bank", bank=name))
@@ -218,7 +259,7 @@ class InteractiveSession:
     @property
     def bank(self) -> ExemplarBank:
         """The exemplars as a new bank. A change of this bank does not change the session."""
-        return self._bench.bank(self.state)
+        return self._bench.on_scan.bank(self.state)
 
     def label_map(self) -> Tensor:
         """Return the lesions on the scanner's grid, (I, J, K) int32, with the id of the lesion as value."""
@@ -249,13 +290,9 @@ class InteractiveSession:
     def attribute(self) -> list[Influence]:
         """Return how much each exemplar helps or harms, the most helpful first.
 
-        Each exemplar is left out in turn. Exemplars are not merged here. This takes 2 s with 20 exemplars, 12 s with
-        100 exemplars (nano, 20 judged lesions, one core).
+        Each is left out in turn, and none are merged. 20 take 2 s, 100 take 12 s (nano, 20 judged lesions, one core).
         """
-        bench, state = self._bench, self.state
-        keys, exemplars = bench.exemplars_in_use(state)
-        judged = lesions_on_tiles(bench.encoded, bench.verdicts(state))
-        return influences(bench.segmenter, bench.encoded, judged, each_left_out(keys, exemplars), state.exemplars)
+        return self._bench.influences(self.state)
 
     # -- on the disk -----------------------------------------------------------------------------------------------
 
@@ -307,12 +344,10 @@ class InteractiveSession:
             ValueError: If the folder holds no session, the session is damaged, or it is of another scan, model or
                 settings.
         """
-        folder, model = Path(folder), _one_model(model, calibration, identity)
+        folder, model = Path(folder), one_model(model, calibration, identity)
         journal = read_journal(folder)
         volume = checked_scan(journal, model, volume)
-        grid = SliceGrid.of(volume.shape, volume.affine, model.segmenter.settings.slice_axis)
-        read_bank = partial(model.read_bank, volume=volume)
-        history = SessionHistory.load(folder, journal, grid.stack_shape, read_bank)
+        history = SessionHistory.load(folder, journal, model, volume)
         try:
             return cls(model, volume, history=history)
         except BaseException:
@@ -343,20 +378,16 @@ class InteractiveSession:
         Raises:
             ValueError: As `load` raises it; or if a prompt gives a lesion with another id than the journal states.
         """
-        model = _one_model(model, calibration, identity)
+        model = one_model(model, calibration, identity)
         recorded = read_journal(Path(journal))
         volume = checked_scan(recorded, model, volume)
         banks = read_banks(find_journal(Path(journal)).parent, partial(model.read_bank, volume=volume))
         session = cls(model, volume, out, history=SessionHistory(recorded.about, recorded.version, banks))
-        for action in recorded.actions:
-            result = session._act(action.name, **action.arguments)
-            if action.name in PROMPT_ACTIONS and result != action.result:
-                session.close()
-                raise ValueError(
-                    f"{journal}: action {action.number}, {action.name}, gave lesion {action.result} and now gives "
-                    f"lesion {result}, so later actions would change other lesions; replay it with the packages that "
-                    "made it."
-                )
+        try:
+            session._history.repeat(recorded.actions, session._bench.apply, journal)
+        except BaseException:
+            session.close()
+            raise
         return session
 
     def _act(self, name: str, **arguments: Any) -> Any:
@@ -364,25 +395,6 @@ class InteractiveSession:
         return self._history.act(name, arguments, self._bench.apply)
 
 
-def _one_model(
-    model: LesionModel | VolumeSegmenter, calibration: Calibration | None, identity: ModelIdentity | None
-) -> LesionModel:
-    """Return the model that a caller gave, in the current or in the old form.
-
-    The old form is a segmenter, with `calibration` and `identity` as keywords. It works for one more version.
-
-    Raises:
-        TypeError: If a `LesionModel` is given together with an argument of the old form.
-    """
-    if isinstance(model, LesionModel):
-        if calibration is not None or identity is not None:
-            raise TypeError("calibration and identity are fields of the LesionModel; leave them out here.")
-        return model
-    warnings.warn(
-        "InteractiveSession takes one model now: give bundle.model(), or LesionModel.of(segmenter), instead of a "
-        "segmenter with calibration= and identity=",
-        DeprecationWarning,
-        stacklevel=3,
-    )
-    identity = identity if identity is not None else ModelIdentity.of(model.backbone, model.propagation)
-    return LesionModel(model, calibration, identity)
+def _negative(positive: bool) -> dict[str, bool]:
+    """Return the argument of boxes and masks that earlier versions did not have: it is written where it matters."""
+    return {} if positive else {"positive": False}

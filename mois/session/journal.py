@@ -26,7 +26,9 @@ from mois.files.json_records import DIGEST, as_record, check_seal, parse_json, s
 FORMAT = "mois journal"
 FORMAT_VERSION = 2
 NAME = "journal.jsonl"
-PROMPT_ACTIONS = ("click", "box", "mask")
+PROMPT_ACTIONS = ("click", "box", "mask", "scribble", "lasso")
+MOST_POINTS = 10_000
+"""Largest number of points of a scribble or a lasso."""
 PointMm = tuple[float, float, float]
 _CURE = "take a copy of the journal"
 
@@ -42,6 +44,7 @@ class _Click:
 class _Box:
     corners_lps_mm: tuple[PointMm, PointMm]
     lesion: int | None
+    positive: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class PackedMask:
 class _Mask:
     mask: PackedMask
     lesion: int | None
+    positive: bool = True
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    points_lps_mm: tuple[PointMm, ...]
+    lesion: int | None
+    positive: bool
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,8 @@ ACTION_ARGUMENTS: dict[str, type] = {
     "click": _Click,
     "box": _Box,
     "mask": _Mask,
+    "scribble": _Drawing,
+    "lasso": _Drawing,
     "propagate": _NoArguments,
     "accept": _Lesion,
     "reject": _Lesion,
@@ -288,7 +301,9 @@ def _action(entry: Any, number: int, name: str) -> Action:
         raise DataError(f"{name} is numbered {action.number}; {_CURE}.")
     if action.name not in ACTION_ARGUMENTS:
         raise DataError(f"{name} is {action.name[:40]!r}, which this version does not know; {_CURE}.")
-    as_record(action.arguments, ACTION_ARGUMENTS[action.name], f"{name}, {action.name}", _CURE)
+    arguments = ACTION_ARGUMENTS[action.name]
+    later = ("positive",) if action.name in ("box", "mask") else ()  # written where it is false alone
+    as_record(action.arguments, arguments, f"{name}, {action.name}", _CURE, later=later)
     if action.name in PROMPT_ACTIONS and not (type(action.result) is int and 0 < action.result < 2**31):
         raise DataError(f"{name}, {action.name}, has the result {action.result!r}, no lesion; {_CURE}.")
     return action

@@ -13,10 +13,10 @@ from mois.geometry import SliceGrid
 from mois.records import Volume
 from mois.session.header import bank_name
 from mois.session.interactive import InteractiveSession
-from mois.session.journal import Action
+from mois.session.journal import PROMPT_ACTIONS, Action
 from mois.session.masks import checked_mask, pack_mask, same_masks, unpack_mask
 from mois.session.points import VoxelPoint, mirrored, ras_suspected, stack_point, to_lps_mm
-from mois.session.prompt_file import PromptEntry
+from mois.session.prompts.prompt_file import PromptEntry
 from mois.sharing.bank import ExemplarBank
 
 
@@ -66,10 +66,14 @@ def _arguments(entry: PromptEntry, volume: Volume, grid: SliceGrid) -> dict[str,
     """Return the arguments of an entry's action as in a journal, without the lesion."""
     if entry.kind == "click":
         return {"point_lps_mm": _checked_point(entry.given, volume, grid), "positive": entry.positive}
+    if entry.kind in ("scribble", "lasso"):
+        points = [_checked_point(point, volume, grid) for point in entry.given]
+        return {"points_lps_mm": points, "positive": entry.positive}
+    negative = {} if entry.positive else {"positive": False}
     if entry.kind == "box":
-        return {"corners_lps_mm": [_checked_point(corner, volume, grid) for corner in entry.given]}
+        return {"corners_lps_mm": [_checked_point(corner, volume, grid) for corner in entry.given], **negative}
     if entry.kind == "mask":
-        return {"mask": pack_mask(checked_mask(entry.given, volume))}
+        return {"mask": pack_mask(checked_mask(entry.given, volume)), **negative}
     return {}
 
 
@@ -144,7 +148,7 @@ def _difference(action: Action, request: RequestedAction | None, names: Mapping[
     if action.name != request.name:
         return f"{request.where}: {action.name} there, {request.name} now"
     wanted = dict(request.arguments)
-    if request.name in ("click", "box", "mask"):
+    if request.name in PROMPT_ACTIONS:
         wanted["lesion"] = names.get(request.lesion) if request.lesion is not None else None
     for key in {**action.arguments, **wanted}:
         before, now = action.arguments.get(key), wanted.get(key)
@@ -182,20 +186,28 @@ def play(
     names = dict(done.names)
     for request in requested[done.count :]:
         lesion = names.get(request.lesion) if request.lesion is not None else None
-        given = request.arguments
         if request.name == "use_bank" and bank is not None:
             session.use_bank(bank)
             continue
-        if request.name == "click":
-            result = session.click(given["point_lps_mm"], lesion, given["positive"])
-        elif request.name == "box":
-            corner, opposite = given["corners_lps_mm"]
-            result = session.box(corner, opposite, lesion)
-        elif request.name == "mask":
-            shape = tuple(session.volume.image.shape)
-            result = session.mask(torch.from_numpy(unpack_mask(given["mask"], shape)), lesion)
-        else:
-            result = session.propagate()
+        result = _do(session, request.name, request.arguments, lesion)
         if request.lesion is not None:
             names[request.lesion] = result
     return done
+
+
+def _do(session: InteractiveSession, name: str, given: Mapping[str, Any], lesion: int | None) -> int:
+    """Do one action of a prompt file, and return its result."""
+    positive = given.get("positive", True)
+    if name == "click":
+        return session.click(given["point_lps_mm"], lesion, positive)
+    if name == "box":
+        corner, opposite = given["corners_lps_mm"]
+        return session.box(corner, opposite, lesion, positive)
+    if name == "mask":
+        shape = tuple(session.volume.image.shape)
+        return session.mask(torch.from_numpy(unpack_mask(given["mask"], shape)), lesion, positive)
+    if name == "scribble":
+        return session.scribble(given["points_lps_mm"], lesion, positive)
+    if name == "lasso":
+        return session.lasso(given["points_lps_mm"], lesion, positive)
+    return session.propagate()

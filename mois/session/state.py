@@ -14,7 +14,11 @@ from mois.session.masks import BoxMask
 from mois.sharing.bank import Exemplar
 from mois.sharing.bank_record import ExemplarFacts
 
-PromptKind = Literal["click", "box", "mask"]
+PromptKind = Literal["click", "box", "mask", "scribble", "lasso"]
+AREAS = ("box", "mask", "lasso")
+"""Kinds of prompts that have an area. A negative one takes the voxels in its area out of the lesion."""
+MOST_SCRIBBLE_POINTS = 8
+"""Largest number of places of a scribble that the model gets as clicks."""
 Origin = Literal["prompted", "found"]
 MOST_LESIONS = 2**31 - 1
 """Maps hold ids as int32."""
@@ -24,14 +28,15 @@ _ARRAY = re.compile(r"[0-9]{6,}/[0-9]+")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A click, box or mask of the reader, on the scan's stack. Masks are compared by identity, not by voxels.
+    """A prompt of the reader, on the scan's stack. Masks are compared by identity, not by voxels.
 
     Attributes:
-        kind: Click, box or mask.
+        kind: Click, box, mask, scribble or lasso.
         slice_index: Slice of the prompt; for a mask on several slices, the first of them.
-        points: (row, column) in pixels of the stack: one for a click, two opposite corners for a box, none for a mask.
+        points: (row, column) in pixels of the stack: one for a click, two opposite corners for a box, the corners of
+            the box around a lasso, 1 to `MOST_SCRIBBLE_POINTS` places along a scribble, none for a mask.
         positive: Whether the prompt marks the lesion, and not what lies outside it.
-        mask: Voxels of a mask prompt; None for clicks and boxes.
+        mask: Voxels of a mask, drawn voxels of a scribble, voxels inside a lasso; None for clicks and boxes.
     """
 
     kind: PromptKind
@@ -39,6 +44,28 @@ class Prompt:
     points: tuple[tuple[float, float], ...] = ()
     positive: bool = True
     mask: BoxMask | None = None
+
+    @property
+    def slices(self) -> range:
+        """Slices of the prompt."""
+        return range(
+            self.slice_index, self.slice_index + (len(self.mask.inside) if self.kind == "mask" and self.mask else 1)
+        )
+
+    @property
+    def gives_mask(self) -> bool:
+        """Whether the prompt says all voxels of the lesion on its slices."""
+        return self.kind == "mask" and self.positive
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the prompt gives the whole lesion: a mask on several slices."""
+        return self.gives_mask and len(self.slices) > 1
+
+    @property
+    def erases(self) -> bool:
+        """Whether the prompt takes an area out of the lesion."""
+        return self.kind in AREAS and not self.positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +194,10 @@ class PromptRecord:
     mask: MaskRecord | None
 
     def __post_init__(self) -> None:
-        if (self.kind == "mask") != (self.mask is not None) or len(self.points) != {"click": 1, "box": 2}.get(
-            self.kind, 0
-        ):
-            raise ValueError("a click has a point, a box two, a mask its mask")
+        most = {"click": 1, "box": 2, "lasso": 2, "scribble": MOST_SCRIBBLE_POINTS}.get(self.kind, 0)
+        least = 1 if self.kind == "scribble" else most
+        if (self.kind not in ("click", "box")) != (self.mask is not None) or not least <= len(self.points) <= most:
+            raise ValueError("a click has a point, a box and a lasso two, a scribble up to 8; the others a mask")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from mois.session.journal import PROMPT_ACTIONS, Action, Journal
 
@@ -16,6 +16,8 @@ class Motion:
         clicks: Number of clicks, positive and negative.
         boxes: Number of boxes.
         masks: Number of masks.
+        scribbles: Number of scribbles.
+        lassos: Number of lassos.
         others: Number of all other actions, such as propagations, accepted lesions and undo.
         seconds_reader: Seconds in which the reader looked and pointed.
         seconds_waited: Seconds in which the reader waited for the program.
@@ -25,6 +27,8 @@ class Motion:
     clicks: int = 0
     boxes: int = 0
     masks: int = 0
+    scribbles: int = 0
+    lassos: int = 0
     others: int = 0
     seconds_reader: float = 0.0
     seconds_waited: float = 0.0
@@ -39,11 +43,20 @@ class Motion:
                 self.boxes += 1
             case "mask":
                 self.masks += 1
+            case "scribble":
+                self.scribbles += 1
+            case "lasso":
+                self.lassos += 1
             case _:
                 self.others += 1
         self.seconds_reader += action.seconds_reader
         self.seconds_waited += action.seconds_waited
         self.seconds_computed += action.seconds_computed
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts of all kinds."""
+        return self.clicks + self.boxes + self.masks + self.scribbles + self.lassos
 
     def plus(self, other: Motion) -> Motion:
         """Return the sum of this and another."""
@@ -67,7 +80,7 @@ class ScanMotion:
     @property
     def touched(self) -> int:
         """Number of prompted lesions."""
-        return sum(bool(motion.clicks + motion.boxes + motion.masks) for motion in self.lesions.values())
+        return sum(motion.prompts > 0 for motion in self.lesions.values())
 
 
 def time_and_motion(journal: Journal) -> ScanMotion:
@@ -81,7 +94,7 @@ def time_and_motion(journal: Journal) -> ScanMotion:
     return motion
 
 
-COLUMNS = ("clicks", "boxes", "masks", "others", "seconds_reader", "seconds_waited", "seconds_computed")
+COLUMNS = tuple(each.name for each in fields(Motion))
 
 
 def motion_rows(scans: Sequence[ScanMotion], *, lesions: bool = True) -> list[list[str]]:

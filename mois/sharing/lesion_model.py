@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,3 +41,27 @@ class LesionModel:
         """
         settings, rule = self.segmenter.settings, self.segmenter.normalisation(volume)
         return ExemplarBank.load(path, self.identity, settings.pixel_mm, rule, settings.channels)
+
+
+def one_model(
+    model: LesionModel | VolumeSegmenter, calibration: Calibration | None, identity: ModelIdentity | None
+) -> LesionModel:
+    """Return the model that a caller gave, in the current or in the old form.
+
+    The old form is a segmenter, with `calibration` and `identity` as keywords. It works for one more version.
+
+    Raises:
+        TypeError: If a `LesionModel` is given together with an argument of the old form.
+    """
+    if isinstance(model, LesionModel):
+        if calibration is not None or identity is not None:
+            raise TypeError("calibration and identity are fields of the LesionModel; leave them out here.")
+        return model
+    warnings.warn(
+        "InteractiveSession takes one model now: give bundle.model(), or LesionModel.of(segmenter), instead of a "
+        "segmenter with calibration= and identity=",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    identity = identity if identity is not None else ModelIdentity.of(model.backbone, model.propagation)
+    return LesionModel(model, calibration, identity)

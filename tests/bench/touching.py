@@ -136,7 +136,7 @@ def with_model(model: LesionModel, volume: Volume, truth: TrueLesions, grid: Sli
                     place = torch.tensor([middle], dtype=torch.float64)
                     session.click(tuple(grid.to_lps_mm(place)[0].tolist()))
             bench = session._bench
-            _, exemplars = bench.exemplars_in_use(session.state)
+            _, exemplars = bench.on_scan.exemplars_in_use(session.state)
             answers[kind] = model.segmenter.find(bench.encoded, exemplars)
         return answers[kind]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mois.inference.segmenter import InferenceSettings, VolumeSegmenter
 from mois.propagation import Sam2Only
 from mois.session.masks import BoxMask
-from mois.session.prompting import PromptSegmenter
+from mois.session.prompts.prompting import PromptSegmenter
 from mois.session.state import Prompt
 from tests.support.meta_sam2 import full_precision, video_state
 from tests.support.sam2_pair import Pair, apart, disc, make_pair

@@ -32,7 +32,7 @@ from mois.files.text import read_table
 from mois.report.results import Results
 from mois.scans.dataset_description import read_description as read_dataset
 from mois.session.journal import read_journal
-from mois.session.prompt_file import read_prompts
+from mois.session.prompts.prompt_file import read_prompts
 from mois.session.state import StateRecord
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.bundle_record import read_description

@@ -21,7 +21,7 @@ from mois.session import InteractiveSession
 from mois.session.header import check_origin
 from mois.session.journal import read_journal
 from mois.session.playing import play, requested_actions
-from mois.session.prompt_file import PromptEntry
+from mois.session.prompts.prompt_file import PromptEntry
 from tests.support.datasets import SHAPE, SPACING_MM, save_nifti, scan_with_lesions
 from tests.support.session_fakes import make_model, three_lesions
 

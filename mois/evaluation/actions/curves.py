@@ -158,13 +158,13 @@ class ReadersAtWork:
     def _answer(self, state: State) -> InstanceMap:
         """Return all lesions that a propagation finds with the exemplars of a state, (S, H, W)."""
         bench, lesions = self._bench, self._plan.lesions
-        candidates = bench.segmenter.candidates(bench.answer(state), lesions.voxel_ml, lesions.edges_mm)
+        candidates = bench.segmenter.candidates(bench.on_scan.answer(state), lesions.voxel_ml, lesions.edges_mm)
         return candidates.sure(bench.segmenter.settings.peak_threshold).lesions
 
     def _shown(self, state: State) -> InstanceMap:
         """Return the found lesions that a session shows after a propagation, (S, H, W)."""
         bench = self._bench
-        found, _ = find_lesions(bench.segmenter, bench.encoded, state, bench.answer(state), bench.voxel_ml)
+        found, _ = find_lesions(bench.segmenter, bench.encoded, state, bench.on_scan.answer(state), bench.voxel_ml)
         shown = np.zeros(bench.grid.stack_shape, dtype=np.int32)
         for number, (mask, _) in enumerate(found, start=1):
             mask.paint(shown, number)

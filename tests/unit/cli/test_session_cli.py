@@ -19,7 +19,7 @@ from mois.scans.image_files import write_volume
 from mois.session import InteractiveSession
 from mois.session.advice import Suggestion
 from mois.session.journal import Action, Journal, read_journal
-from mois.session.prompt_file import read_prompts
+from mois.session.prompts.prompt_file import read_prompts
 from mois.session.time_and_motion import motion_rows, time_and_motion
 from mois.sharing.bundle import write_bundle
 from mois.sharing.bundle_record import ClassSpec, ModelSpec
@@ -198,7 +198,7 @@ def test_time_and_motion_adds_up_by_hand():
     assert sorted(scan.lesions) == [1, 2, 4]
     assert scan.touched == 2
     rows = motion_rows([scan, scan])
-    assert rows[-2] == ["all", "all", "4", "2", "0", "4", "30.0", "26.0", "23.0"]
+    assert rows[-2] == ["all", "all", "4", "2", "0", "0", "0", "4", "30.0", "26.0", "23.0"]
     assert rows[-1][:3] == ["mean", "per prompted", "1.00"]
 
 

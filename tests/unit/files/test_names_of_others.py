@@ -23,7 +23,7 @@ from mois.scans.datasets import read_dataset
 from mois.scans.image_files import write_volume
 from mois.scans.volumes import read_volume
 from mois.session import InteractiveSession
-from mois.session.prompt_file import read_prompts
+from mois.session.prompts.prompt_file import read_prompts
 from mois.tracking.wandb_server import logged_in_key
 from tests.support.session_fakes import lps, make_model, three_lesions
 

@@ -15,7 +15,7 @@ from mois.errors import DataError
 from mois.files.text import read_json, read_table, read_text
 from mois.scans.dataset_description import DatasetDescription, read_description
 from mois.scans.datasets import read_dataset
-from mois.session.prompt_file import read_prompts
+from mois.session.prompts.prompt_file import read_prompts
 
 TABLE = "subject,patient\np0,Jürgen\np1,Ann\n"
 DESCRIPTION = {"labels": {"background": 0, "lésion": 1}, "file_ending": ".nii.gz"}

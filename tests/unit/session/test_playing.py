@@ -16,7 +16,7 @@ from mois.session.header import check_origin
 from mois.session.journal import FORMAT_VERSION, LineWriter, read_journal
 from mois.session.masks import pack_mask, same_masks
 from mois.session.playing import play, requested_actions
-from mois.session.prompt_file import read_prompts
+from mois.session.prompts.prompt_file import read_prompts
 from mois.sharing.bank import ExemplarBank
 from tests.support.datasets import save_nifti
 from tests.support.session_fakes import lps, make_model, three_lesions

@@ -13,7 +13,7 @@ from mois.records import Volume
 from mois.session import InteractiveSession
 from mois.session.playing import ras_warnings, requested_actions
 from mois.session.points import VoxelPoint, ras_suspected, read_point, to_lps_mm
-from mois.session.prompt_file import read_prompts
+from mois.session.prompts.prompt_file import read_prompts
 from tests.support.session_fakes import lps, make_model, three_lesions
 
 OBLIQUE = torch.tensor(

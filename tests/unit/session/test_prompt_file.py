@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mois.session.prompt_file import PromptEntry, read_prompts
+from mois.session.points import VoxelPoint
+from mois.session.prompts.prompt_file import PromptEntry, read_prompts
 
 
 def read(tmp_path: Path, text: str | bytes) -> list[PromptEntry]:
@@ -23,6 +24,8 @@ def test_what_each_kind_of_entry_gives(tmp_path: Path) -> None:
         {"mask": "m.nii.gz", "lesion": None},
         {"propagate": True},
         {"click": [0, 0, 0]},
+        {"scribble": [[1, 2, 3], {"ras": [1, 2, 3]}], "positive": False},
+        {"lasso": [[1, 2, 3], [4, 2, 3], {"voxel": [1, 2, 3]}], "lesion": "a"},
     ]
     expected = [
         PromptEntry("click", [1.0, 2.5, -3.0], "a", False, 1),
@@ -30,6 +33,8 @@ def test_what_each_kind_of_entry_gives(tmp_path: Path) -> None:
         PromptEntry("mask", tmp_path / "m.nii.gz", None, True, 3),
         PromptEntry("propagate", True, None, True, 4),
         PromptEntry("click", [0.0, 0.0, 0.0], None, True, 5),
+        PromptEntry("scribble", [[1.0, 2.0, 3.0], [-1.0, -2.0, 3.0]], None, False, 6),
+        PromptEntry("lasso", [[1.0, 2.0, 3.0], [4.0, 2.0, 3.0], VoxelPoint(1.0, 2.0, 3.0)], "a", True, 7),
     ]
     assert read(tmp_path, json.dumps({"prompts": entries})) == expected
     assert read(tmp_path, json.dumps(entries)) == expected  # the list alone
@@ -49,8 +54,13 @@ def test_a_file_without_a_propagation_ends_with_one(tmp_path: Path) -> None:
         ('{"click": [1, 2, 3], "positive": null}', "positive must be true or false"),
         ('{"click": [1, 2, 3], "negative": true}', "'negative' does not belong to a click, which may have lesion and"),
         ('{"click": [1, 2, 3], "Lesion": "a"}', "'Lesion' does not belong to a click"),
-        ('{"box": [[1, 2, 3], [4, 5, 3]], "positive": false}', "'positive' does not belong to a box"),
-        ('{"mask": "m.nii.gz", "positive": true}', "'positive' does not belong to a mask, which may have lesion"),
+        ('{"box": [[1, 2, 3], [4, 5, 3]], "positive": 0}', "positive must be true or false"),
+        ('{"propagate": true, "positive": false}', "'positive' does not belong to a propagate"),
+        ('{"scribble": [[1, 2, 3]]}', "a scribble has 2 to 10000 points"),
+        ('{"scribble": [1, 2, 3]}', "a point must be three numbers"),
+        ('{"lasso": [[1, 2, 3], [1, 2, 3]]}', "a lasso has 3 to 10000 points"),
+        ('{"lasso": {"voxel": [1, 2, 3]}}', "a lasso has 3 to 10000 points"),
+        ('{"mask": "m.nii.gz", "affine": true}', "'affine' does not belong to a mask, which may have lesion and"),
         ('{"propagate": true, "lesion": "a"}', "'lesion' does not belong to a propagate, which has nothing besides"),
         ('{"propagate": false}', "propagate must be true; leave the entry out"),
         ('{"propagate": 1}', "propagate must be true"),
@@ -73,7 +83,7 @@ def test_a_file_without_a_propagation_ends_with_one(tmp_path: Path) -> None:
         ('{"box": [[1, 2, 3], [1, 2]]}', "a point must be three numbers"),
         ('{"mask": 7}', "mask is the name of a file"),
         ('{"mask": ""}', "mask is the name of a file"),
-        ('{"tap": [1, 2, 3]}', "it needs exactly one of click, box, mask, propagate"),
+        ('{"tap": [1, 2, 3]}', "it needs exactly one of click, box, mask, scribble, lasso, propagate"),
         ('{"click": [1, 2, 3], "propagate": true}', "it needs exactly one of"),
         ("{}", "it needs exactly one of"),
         ("[1, 2, 3]", "write an object"),

@@ -342,7 +342,7 @@ def test_what_merges_exemplars_is_handed_all_of_them_and_others_the_most_differe
         bank.add(replace(bank[key_of(session, 1)], key=f"other:{number}", weight=min(1.0, number)))
     session.use_bank(bank)  # 42 exemplars, one of them without weight
     session.propagate()
-    keys, asked = session._bench.exemplars_in_use(session.state)
+    keys, asked = session._bench.on_scan.exemplars_in_use(session.state)
     assert len(keys) == asked.count == len(session.attribute()) == taken
     assert "other:0" not in keys
     assert getattr(propagation, "handed", taken) == taken
@@ -355,7 +355,7 @@ def test_the_plain_answer_has_a_say_where_the_exemplars_find_each_other_by_it(le
     session = InteractiveSession(LesionModel.of(segmenter), scan)
     session.click(lps(scan, 2, 20, 20))
     session.click(lps(scan, 3, 46, 32))
-    answer = session._bench.answer(session.state)
+    answer = session._bench.on_scan.answer(session.state)
     assert answer.plain is None
     lesions = as_stack(scan.lesions)
     inside = (lesions == 1) | (lesions == 2)

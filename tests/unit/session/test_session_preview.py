@@ -147,7 +147,7 @@ def test_a_click_after_its_preview_and_earlier_prompts_are_not_decoded_again(nan
 
 
 def test_the_answers_that_are_kept_are_few(nano, decoded, monkeypatch):
-    monkeypatch.setattr("mois.session.prompting.MAX_ANSWERS", 2)
+    monkeypatch.setattr("mois.session.prompts.slice_answers.MAX_ANSWERS", 2)
     scan = three_lesions()
     session = InteractiveSession(nano, scan)
     points = [lps(scan, 2, row, 20) for row in (18, 20, 22)]

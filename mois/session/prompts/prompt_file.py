@@ -10,9 +10,11 @@ from typing import Any
 
 from mois.files.atomic import named
 from mois.files.text import read_json
+from mois.session.journal import MOST_POINTS
 from mois.session.points import VoxelPoint, read_point
 
-ENTRY_KINDS = ("click", "box", "mask", "propagate")
+ENTRY_KINDS = ("click", "box", "mask", "scribble", "lasso", "propagate")
+LEAST_POINTS = {"scribble": 2, "lasso": 3}
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,11 @@ class PromptEntry:
     """One entry of a prompt file.
 
     Attributes:
-        kind: click, box, mask or propagate.
-        given: A point (in LPS mm, or a `VoxelPoint`) for a click, two points for a box, a file for a mask; else True.
+        kind: click, box, mask, scribble, lasso or propagate.
+        given: A point (in LPS mm, or a `VoxelPoint`) for a click, two points for a box, points for a scribble or a
+            lasso, a file for a mask; else True.
         lesion: The user's name for the lesion, or None.
-        positive: Whether a click marks the lesion, and not what lies outside it.
+        positive: Whether the prompt marks the lesion, and not what lies outside it.
         number: Number of the entry in the file, from 1; 0 for the propagation that is added at the end.
     """
 
@@ -68,7 +71,7 @@ def _entry(path: Path, number: int, entry: Any) -> PromptEntry:
     kinds = [key for key in ENTRY_KINDS if key in entry]
     if len(kinds) != 1:
         raise refuse(f"it needs exactly one of {', '.join(ENTRY_KINDS)}")
-    allowed = {"click": ("lesion", "positive"), "propagate": ()}.get(kinds[0], ("lesion",))
+    allowed = () if kinds[0] == "propagate" else ("lesion", "positive")
     for key in entry:
         if key != kinds[0] and key not in allowed:
             known = f"may have {' and '.join(allowed)} besides" if allowed else "has nothing besides"
@@ -89,6 +92,10 @@ def _given(path: Path, kind: str, given: Any, refuse: Callable[[str], ValueError
         if not isinstance(given, list) or len(given) != 2:
             raise refuse("a box has two opposite corners")
         return [_point(corner, refuse) for corner in given]
+    if kind in LEAST_POINTS:
+        if not isinstance(given, list) or not LEAST_POINTS[kind] <= len(given) <= MOST_POINTS:
+            raise refuse(f"a {kind} has {LEAST_POINTS[kind]} to {MOST_POINTS} points")
+        return [_point(point, refuse) for point in given]
     if kind == "mask":
         if not isinstance(given, str) or not given:
             raise refuse("mask is the name of a file on the scan's grid")

@@ -1,0 +1,163 @@
+"""A model on the scan of a session: what it finds there, how it describes lesions, and which exemplars suit it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mois.inference.lesion_maps import LesionMaps
+from mois.inference.levels import Outlined, ScanRule, rule_of
+from mois.records import Exemplars, Volume
+from mois.session.found_lesions import outline
+from mois.session.masks import BoxMask
+from mois.session.prompts.prompting import PromptSegmenter
+from mois.session.state import Prompt, State
+from mois.sharing.bank import Exemplar, ExemplarBank
+from mois.sharing.lesion_model import LesionModel
+
+
+class ModelOnScan:
+    """A model on the scan of a session. It knows no state, but keeps its latest answer.
+
+    Args:
+        model: The model.
+        volume: The scan. Its lesions are not read.
+        scan: Stands for the scan's content in the keys of its exemplars; see `Workbench`.
+    """
+
+    def __init__(self, model: LesionModel, volume: Volume, scan: str) -> None:
+        self.model = model
+        self.segmenter = segmenter = model.segmenter
+        self.scan = scan
+        self.volume = volume
+        self.normalisation = segmenter.normalisation(volume)
+        self.encoded = segmenter.encode(volume, lazy=True)
+        self.grid = self.encoded.grid
+        self.prompted = PromptSegmenter(segmenter, self.encoded)
+        self._latest: tuple[list[Exemplar], LesionMaps] | None = None  # exemplars of the latest propagation, its answer
+
+    def key(self, lesion: int) -> str:
+        """Return the key of a lesion's exemplar."""
+        return f"{self.volume.subject}:{lesion}@{self.scan}" if self.scan else f"{self.volume.subject}:{lesion}"
+
+    def bank(self, state: State) -> ExemplarBank:
+        """Return the exemplars of a state as a bank."""
+        settings = self.segmenter.settings
+        bank = ExemplarBank(self.model.identity, settings.pixel_mm, self.normalisation, settings.channels)
+        for exemplar in state.exemplars.values():
+            bank.add(exemplar)
+        return bank
+
+    def exemplars_in_use(self, state: State) -> tuple[list[str], Exemplars]:
+        """Return the exemplars that a propagation takes: their keys, and the exemplars (B = 1).
+
+        A propagation that merges exemplars takes all of them. Any other propagation takes at most
+        `inference.most_exemplars`: those that differ most.
+        """
+        bank, most = self.bank(state), self.segmenter.settings.most_exemplars
+        keys = bank.select(max(most, len(bank)) if self.segmenter.propagation.merges else most)
+        if not keys:
+            return [], self.segmenter.no_exemplars(self.encoded)
+        return keys, bank.exemplars(keys, self.segmenter.device)
+
+    def exemplar(
+        self,
+        number: int,
+        mask: BoxMask,
+        prompts: Sequence[Prompt] = (),
+        soft: Mapping[int, Tensor] | None = None,
+        *,
+        negative: bool = False,
+    ) -> Exemplar | None:
+        """Return the exemplar of a lesion, from the prompted slice on which the lesion is largest.
+
+        Args:
+            number: Id of the lesion.
+            mask: Mask of the lesion.
+            prompts: Its prompts. Without a positive prompt, the slice on which the lesion is largest is taken.
+            soft: Probability (h, w) of the lesion by slice, as the model gave it.
+            negative: Whether the exemplar shows what must not be found.
+
+        Returns:
+            None if the mask is empty.
+        """
+        index = self._slice_of(mask, prompts)
+        if index < 0:
+            return None
+        outlined = outline(self.encoded, mask, index)
+        if soft is not None and index in soft and bool((soft[index] > 0.5).any()):
+            outlined = soft[index] * (soft[index] >= 0.01)  # soft, as in training
+        described = self.segmenter.exemplars(self.encoded, [(index, outlined)])
+        if not bool(described.valid.any()):
+            described = self.segmenter.exemplars(self.encoded, [(index, outline(self.encoded, mask, index))])
+        rows, columns = np.nonzero(mask.on_slice(index, self.grid.stack_shape[1:]))
+        centre = torch.tensor([[float(index), rows.mean(), columns.mean()]], dtype=torch.float64)
+        x, y, z = self.grid.to_lps_mm(centre)[0].tolist()
+        return Exemplar.of(
+            self.key(number),
+            described,
+            0,
+            picture=self.encoded.pictures[index],
+            mask=outlined,
+            pixel_mm=self.segmenter.settings.pixel_mm,
+            scan=self.volume.subject,
+            patient=self.volume.patient,
+            position_lps_mm=(x, y, z),
+            negative=negative,
+        )
+
+    def answer(self, state: State) -> LesionMaps:
+        """Return where lesions like the exemplars are. The latest answer is kept."""
+        keys, exemplars = self.exemplars_in_use(state)
+        used = [state.exemplars[key] for key in keys]
+        if self._latest is not None:
+            before, answer = self._latest
+            if len(used) == len(before) and all(map(operator.is_, used, before)):
+                return answer
+        answer = self.segmenter.find(self.encoded, exemplars)
+        answer = answer.by_rule(self._rule(state, keys, exemplars, answer))
+        self._latest = used, answer
+        return answer
+
+    def _rule(self, state: State, keys: Sequence[str], exemplars: Exemplars, answer: LesionMaps) -> ScanRule:
+        """Return what the lesions of this scan that are exemplars decide (`mois.inference.levels`)."""
+        if not self.segmenter.settings.by_exemplars:  # no lesion need be outlined
+            return ScanRule()
+        own, items = [], []
+        for number, lesion in state.lesions.items():
+            if self.key(number) in keys and (index := self._slice_of(lesion.mask, lesion.prompts)) >= 0:
+                own.append(keys.index(self.key(number)))
+                items.append((index, outline(self.encoded, lesion.mask, index)))
+        if not items:
+            return ScanRule()
+        outlined = Outlined(np.array(own), *self.segmenter.on_tiles(self.encoded, items))
+        return rule_of(self.segmenter, self.encoded, exemplars, outlined, answer)
+
+    @staticmethod
+    def _slice_of(mask: BoxMask, prompts: Sequence[Prompt]) -> int:
+        """Return the prompted slice on which a lesion is largest, or any slice without prompts; -1 if it is empty."""
+        index = mask.largest_slice([prompt.slice_index for prompt in prompts if prompt.positive])
+        return mask.largest_slice() if index < 0 else index
+
+    def check(self, bank: ExemplarBank) -> None:
+        """Refuse a bank that does not suit this model and scan; see `ExemplarBank.check`."""
+        settings = self.segmenter.settings
+        bank.check(self.model.identity, settings.pixel_mm, self.normalisation, channels=settings.channels)
+
+    def free_key(self, exemplar: Exemplar, present: Mapping[str, Exemplar]) -> str | None:
+        """Return the key of an exemplar of a bank; None if the same exemplar is among `present` already.
+
+        The exemplar keeps its key, unless another exemplar has this key or a lesion of this scan could get it.
+        """
+        same_key = present.get(exemplar.key)
+        mine = exemplar.key.startswith(f"{self.volume.subject}:") and exemplar.key.endswith(f"@{self.scan}")
+        if same_key is None and not mine:
+            return exemplar.key
+        if same_key is not None and same_key.same_as(exemplar):
+            return None
+        key = f"{exemplar.key}~{exemplar.sha256[:8]}"
+        return None if key in present else key
