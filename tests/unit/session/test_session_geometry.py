@@ -120,3 +120,90 @@ def test_the_result_is_turned_as_the_scan_is_voxel_by_voxel(way, spacing_mm, sli
     for one, two in zip(made[0].lesions(), made[1].lesions(), strict=True):
         assert (one.id, one.volume_ml) == pytest.approx((two.id, two.volume_ml))
         assert (one.x_lps_mm, one.y_lps_mm, one.z_lps_mm) == pytest.approx((two.x_lps_mm, two.y_lps_mm, two.z_lps_mm))
+
+
+KINDS = ("click", "box", "scribble", "lasso", "mask")
+
+
+def corner_lps_mm(place: tuple[float, float, float], scan: Volume) -> tuple[float, float, float]:
+    """A place in RAS mm from the first corner of a scan of `body`, in LPS mm."""
+    x, y, z = (float(start) - float(step) / 2 + mm for start, step, mm in
+               zip(scan.affine[:3, 3], scan.affine.diagonal()[:3], place, strict=True))  # fmt: skip
+    return -x, -y, z
+
+
+def drawn_on(plain: Volume, across: int, low: float, high: float) -> list[tuple[float, float, float]]:
+    """Corners of a square on the middle slice of ONE, from `low` to `high` of its edges in both directions."""
+    middle = [(a + b) / 2 for a, b in ONE]
+    corners = []
+    for first, second in ((low, low), (low, high), (high, high), (high, low)):
+        place, shares = list(middle), iter((first, second))
+        for axis in range(3):
+            if axis != across:
+                start, end = ONE[axis]
+                place[axis] = start + next(shares) * (end - start)
+        corners.append(corner_lps_mm(tuple(place), plain))
+    return corners
+
+
+def prompt(session, kind, plain, across, scan_of, positive=True, lesion=None):
+    """Prompt ONE: in its middle, or, negatively, in a corner of it."""
+    low, high = (0.2, 0.8) if positive else (0.05, 0.4)
+    square = drawn_on(plain, across, low, high)
+    if kind == "click":
+        return session.click(np.mean(square, axis=0), lesion, positive)
+    if kind == "box":
+        return session.box(square[0], square[2], lesion, positive)
+    if kind in ("scribble", "lasso"):
+        return getattr(session, kind)(square, lesion, positive)
+    inside = torch.zeros_like(plain.lesions)
+    start, stop = (plain.affine.inverse() @ torch.tensor([-x, -y, z, 1.0], dtype=torch.float64)
+                   for x, y, z in (square[0], square[2]))  # fmt: skip
+    first = torch.minimum(start, stop)[:3].round().long().tolist()
+    last = torch.maximum(start, stop)[:3].round().long().tolist()
+    inside[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))] = 1
+    return session.mask(scan_of(plain._replace(lesions=inside)).lesions, lesion, positive)
+
+
+def prompted(plain: Volume, across: int, scan_of) -> dict[str, torch.Tensor]:
+    """The lesion that each kind of prompt gives, and what each negative one leaves of a clicked lesion."""
+    session = InteractiveSession(make_model(tile_px=64, normalisation=FIRST), scan_of(plain))
+    made = {}
+    for kind in KINDS:
+        assert prompt(session, kind, plain, across, scan_of) == 1
+        made[kind] = session.label_map()
+        assert session.undo()
+    session.click(centre_lps_mm(ONE, plain))
+    made["before"] = session.label_map()
+    for kind in KINDS:
+        assert prompt(session, kind, plain, across, scan_of, positive=False, lesion=1) == 1
+        made[f"negative {kind}"] = session.label_map()
+        assert session.undo()
+    return made
+
+
+@pytest.fixture(scope="module", params=range(3), ids=["sagittal", "coronal", "axial"])
+def as_plain(request):
+    """A scan whose slices lie across an axis of the patient, that axis, and what prompts give there."""
+    across, spacing = request.param, [1.5, 2.0]
+    spacing.insert(across, 6.0)
+    plain = body(tuple(spacing), (10.0, -20.0, 30.0))
+    return plain, across, prompted(plain, across, lambda scan: scan)
+
+
+def test_prompts_of_every_kind_land_on_the_lesion(as_plain):
+    plain, _, made = as_plain
+    for kind in KINDS:
+        found = made[kind] == 1
+        assert found.sum() > 20
+        assert torch.all(plain.lesions[found] == 1)
+        negative = made[f"negative {kind}"] == 1
+        assert 0 < negative.sum() < (made["before"] == 1).sum()
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_prompts_of_every_kind_give_the_same_voxels_in_every_orientation(as_plain, order, signs):
+    plain, across, made = as_plain
+    turned = prompted(plain, across, lambda scan: written_as(scan, order, signs))
+    for name, labels in made.items():
+        assert torch.equal(turned[name], written_as(plain._replace(lesions=labels), order, signs).lesions), name
