@@ -1,5 +1,7 @@
 """Scribbles in sessions on phantoms: what one gives beside a click, and what three on false lesions take away.
 
+False lesions are those found on lesions of the scan's second type, after clicks on the first type.
+
 `python -m tests.bench.drawings [--lesions 50] [--scans 6]` prints a table. The model is the bundled nano with
 LearnedMatching, as in configs/zero_shot.yaml: its lesion types were held back from pretraining.
 """
@@ -112,13 +114,13 @@ def single_lesions(of: LesionModel, lesions: int) -> dict[str, list[float]]:
     return found
 
 
-def found_lesions(session: InteractiveSession, truth: TrueLesions) -> tuple[dict[int, np.ndarray], int]:
-    """Return the found lesions that share no voxel with a lesion of type 1, and how many found lesions share some."""
+def found_lesions(session: InteractiveSession, truth: TrueLesions) -> tuple[list[np.ndarray], int]:
+    """Return the found lesions on lesions of type 2 alone, and how many found lesions lie on some of type 1."""
     labels = session._bench.grid.to_stack(session.label_map()).numpy()
-    true = truth.only(truth.volumes_of_class(1)) > 0
-    found = [row.id for row in session.lesions() if row.origin == "found"]
-    false = {n: labels == n for n in found if not (true & (labels == n)).any()}
-    return false, len(found) - len(false)
+    wanted, other = (truth.only(truth.volumes_of_class(kind)) > 0 for kind in (1, 2))
+    found = [labels == row.id for row in session.lesions() if row.origin == "found"]
+    true = sum(bool((wanted & mask).any()) for mask in found)
+    return [mask for mask in found if (other & mask).any() and not (wanted & mask).any()], true
 
 
 def clicked(of: LesionModel, volume: Volume, truth: TrueLesions) -> InteractiveSession:
@@ -144,12 +146,12 @@ def taken_away(of: LesionModel, scans: int) -> np.ndarray:
         false, true = found_lesions(session, truth)
         if len(false) < 2 * SCRIBBLED:
             continue
-        for number in sorted(false, key=lambda each: -int(false[each].sum()))[:SCRIBBLED]:
-            index = int(false[number].sum((1, 2)).argmax())
-            session.scribble(in_mm(session, [(index, *at) for at in stroke(false[number][index])]), positive=False)
+        for mask in sorted(false, key=lambda each: -int(each.sum()))[:SCRIBBLED]:
+            index = int(mask.sum((1, 2)).argmax())
+            session.scribble(in_mm(session, [(index, *at) for at in stroke(mask[index])]), positive=False)
         session.propagate()
         after = session._bench.grid.to_stack(session.label_map()).numpy() > 0
-        left = sum(bool(2 * (mask & after).sum() >= mask.sum()) for mask in false.values())
+        left = sum(bool(2 * (mask & after).sum() >= mask.sum()) for mask in false)
         new, true_after = found_lesions(session, truth)
         rows.append((len(false), left, len(new), true, true_after))
         print(volume.subject, rows[-1], flush=True)

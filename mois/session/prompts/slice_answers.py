@@ -41,10 +41,16 @@ class TilePrompts:
 
 
 class _Points(NamedTuple):
-    """Points that the model gets at once: (x, y) in pixels of a tile, and their labels as in `Prompts`."""
+    """Points that the model gets at once: (x, y) in pixels of a tile, and their labels as in `Prompts`.
+
+    Attributes:
+        first_alone: Whether the model gets the first point alone if no other prompt is there: to one click it answers
+            with several candidates. All points then decide how these are matched to the picture.
+    """
 
     points: list[tuple[float, float]]
     labels: list[int]
+    first_alone: bool = False
 
 
 class _Asked:
@@ -115,8 +121,8 @@ class SliceAnswers:
     """Answers the prompts of a lesion on the slices on which they lie.
 
     - Slices are answered in the order of their first prompts. Each answer uses the memory of the answers before it.
-    - On a slice, each prompt corrects the answer to the prompts before it. A scribble is answered as clicks along it,
-      one after the other. A lasso is its box, and its inside as an earlier answer.
+    - On a slice, each prompt corrects the answer to the prompts before it. A scribble is a click in its middle, which
+      clicks along it then correct. A lasso is its box, and its inside as an earlier answer.
     - What the area of a prompt rules out is taken out of the answer, so that it is not tracked to other slices.
     - Answers are cached by the prompts that led to them.
 
@@ -215,7 +221,10 @@ class SliceAnswers:
             if not (prompt.positive or answer is None or answer.shows):
                 continue
             given = self._given(asked.points, asked.labels, answer)
-            decoded = self._backbone.decode(asked.features, given)
+            told = given
+            if step.first_alone and len(asked.points) == len(step.points):
+                told = self._given(asked.points[:1], asked.labels[:1], answer)
+            decoded = self._backbone.decode(asked.features, told)
             own = decoded.logits
             if self.matched and not any(each.gives_mask for each in prompts):
                 decoded = match_answer(self._encoded, self.rows(asked.tile, [index]), given, decoded)
@@ -252,9 +261,15 @@ class SliceAnswers:
         points = [(x - left, y - top) for y, x in positions]
         if prompt.kind in ("box", "lasso"):
             return [_Points(points, [2, 3])]
-        if prompt.kind == "scribble":
-            points = [(x, y) for x, y in points if 0 <= x <= edge - 1 and 0 <= y <= edge - 1]
-        return [_Points([point], [int(prompt.positive)]) for point in points]
+        if prompt.kind == "click":
+            return [_Points(points, [int(prompt.positive)])]
+        middle = (len(points) - 1) / 2
+        order = sorted(range(len(points)), key=lambda place: abs(place - middle))
+        points = [points[place] for place in order if 0 <= min(points[place]) <= max(points[place]) <= edge - 1]
+        labels = [int(prompt.positive)] * len(points)
+        if self.matched and prompt.positive:
+            return [_Points(points, labels, first_alone=True)][: len(points)]
+        return [_Points(points[:1], labels[:1]), _Points(points[1:], labels[1:])][: len(points)]
 
     def _given(self, points: list[tuple[float, float]], labels: list[int], earlier: SliceAnswer | None) -> Prompts:
         """Return points as prompts, which correct an earlier answer if there is one."""

@@ -6,8 +6,9 @@ import torch
 
 from mois.session import InteractiveSession
 from mois.session.journal import read_journal
+from mois.session.prompts import slice_answers
 from tests.support.fake_model import TYPE_A, box, make_scan
-from tests.support.session_fakes import as_stack, count, journal_of, key_of, lps, make_model
+from tests.support.session_fakes import as_stack, count, journal_of, key_of, lps, make_model, three_lesions
 
 
 def line(scan, slice_index, *places):
@@ -35,7 +36,7 @@ def test_a_scribble_gives_a_lesion_that_holds_all_drawn_voxels(scan, session):
     assert session.lesions()[0].clicks == 1
 
 
-def test_the_model_gets_up_to_eight_places_along_a_scribble_one_after_the_other(scan, session, monkeypatch):
+def test_the_model_gets_the_middle_of_a_scribble_and_then_up_to_eight_places_along_it(scan, session, monkeypatch):
     asked = []
     backbone = session._bench.segmenter.backbone
     decode = backbone.decode
@@ -43,12 +44,31 @@ def test_the_model_gets_up_to_eight_places_along_a_scribble_one_after_the_other(
         backbone, "decode", lambda features, prompts, *rest: asked.append(prompts) or decode(features, prompts, *rest)
     )
     session.scribble(line(scan, 3, (46, 28), (46, 36)))
-    assert [given.labels.tolist() for given in asked if given is not None] == [[[1] * n] for n in range(1, 9)]
+    assert [given.labels.tolist() for given in asked if given is not None] == [[[1]], [[1] * 8]]
     last = [given for given in asked if given is not None][-1]
-    columns = last.points[0, :, 0]
-    assert torch.allclose(columns.diff(), torch.tensor(1.0))
+    columns = last.points[0, :, 0].tolist()
+    assert np.diff(sorted(columns)) == pytest.approx(np.ones(7))
+    assert columns[0] == pytest.approx(min(columns) + 3)  # the middle first
     session.scribble(line(scan, 3, (41, 29), (41, 30)), 1, positive=False)
-    assert [given for given in asked if given is not None][-1].labels.tolist() == [[1] * 8 + [0] * 2]
+    assert [given.labels.tolist() for given in asked if given is not None][2:] == [[[1] * 8 + [0]], [[1] * 8 + [0] * 2]]
+
+
+def test_where_clicks_are_matched_the_model_gets_the_middle_and_the_match_the_whole_scribble(monkeypatch):
+    scan = three_lesions()
+    session = InteractiveSession(make_model(clicks="matched"), scan)
+    asked, matched = [], []
+    backbone = session._bench.segmenter.backbone
+    decode, match = backbone.decode, slice_answers.match_answer
+    monkeypatch.setattr(
+        backbone, "decode", lambda features, prompts, *rest: asked.append(prompts) or decode(features, prompts, *rest)
+    )
+    monkeypatch.setattr(
+        slice_answers, "match_answer", lambda *given: matched.append(given[2].labels.tolist()) or match(*given)
+    )
+    session.scribble(line(scan, 3, (46, 29), (46, 34)))
+    assert [given.labels.tolist() for given in asked if given is not None] == [[[1]]]
+    assert matched == [[[1] * 6]]
+    assert lesion(session, 1)[3, 46, 29:35].all()
 
 
 def test_a_negative_scribble_takes_drawn_voxels_out_of_a_lesion(scan, session):
