@@ -1,4 +1,4 @@
-# setup, demo, test, test-ci, check, docs and bench: each first brings .venv up to date, which takes minutes once and nothing after.
+# setup, demo, test, test-ci, check, docs, bench and viewers: each first brings .venv up to date, which takes minutes once and nothing after.
 # Another interpreter: make setup PYTHON=python3.12. pip's own settings (index, find-links, constraint, proxy) are kept.
 
 SHELL := /bin/bash
@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
+VIEWERS := .venv-viewers
 SETTINGS := pyproject.toml constraints.txt requirements-sam2.txt Makefile
 STAMP := $(VENV)/setup-$(firstword $(shell cat $(SETTINGS) | sha256sum))
 SOURCES := train.py mois adapters datamodules tests docs/site
@@ -14,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 # Two workers of one thread each: more threads make the small tensors of the tests slower.
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal --durations=20
 
-.PHONY: setup demo test test-ci check docs bench format constraints clean
+.PHONY: setup demo test test-ci check docs bench viewers format constraints clean
 .DEFAULT_GOAL := setup
 
 # In a shell of its own, python and mois are not yet those of .venv.
@@ -67,6 +68,19 @@ $(STAMP)-docs: $(STAMP)
 
 bench: setup
 	$(PY) -m tests.bench.run --out runs/bench $(ARGS)
+
+# The server of MONAI Label pins old packages, so it has an environment of its own. It shares what .venv has.
+viewers: $(STAMP)-viewers
+	@echo "mois serve monailabel --studies DIR"
+
+$(STAMP)-viewers: $(STAMP) requirements-monailabel.txt
+	$(PY) -m venv --clear $(VIEWERS)
+	@echo "import site; site.addsitedir('$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	> "$$($(VIEWERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mois.pth"
+	$(VIEWERS)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r requirements-monailabel.txt
+	$(VIEWERS)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt monai pydantic-settings pyjwt \
+	cachetools passlib schedule "dicomweb-client[gcp]" timeloop watchdog itk girder-client
+	@touch $@
 
 format: setup
 	$(VENV)/bin/ruff check --fix $(SOURCES)

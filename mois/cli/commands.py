@@ -21,6 +21,7 @@ from mois.cli.messages import say
 from mois.cli.old_options import evaluate_option, with_new_evaluate_keys, with_new_options
 from mois.cli.phantom import phantom
 from mois.cli.segment import segment
+from mois.cli.serve import serve
 from mois.machine.full_memory import ACCELERATOR, full_memory, memory_cure
 
 COMMANDS: list[Callable[..., None] | type] = [
@@ -33,6 +34,7 @@ COMMANDS: list[Callable[..., None] | type] = [
     compare,
     segment,
     journal,
+    serve,
 ]
 
 HELP = ("-h", "--help")
@@ -41,7 +43,7 @@ VERSION = "--version"
 LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions", "segment": "image"}
 """Commands whose first words are a list: the option of the list."""
 
-FIRST: dict[str, str] = {"curves": "run", "doctor": "root", "phantom": "out"}
+FIRST: dict[str, str] = {"curves": "run", "doctor": "root", "phantom": "out", "serve": "viewer"}
 """Commands whose first word is a value: the option of the value."""
 
 

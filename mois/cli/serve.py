@@ -1,0 +1,68 @@
+"""`mois serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from mois.cli.messages import say
+
+VIEWERS_ENVIRONMENT = Path(__file__).parents[2] / ".venv-viewers"
+"""Environment of the server of MONAI Label, made by `make viewers`."""
+
+
+def serve(
+    viewer: Literal["monailabel"],
+    studies: Path,
+    bundle: Path | None = None,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    pixel_mm: float = 1.5,
+    device: str = "auto",
+) -> None:
+    """Serve scans to a viewer, such as 3D Slicer. No medical device.
+
+    Args:
+        viewer: Program that the server speaks to: monailabel.
+        studies: Folder of the scans: NIfTI, NRRD or MHA files. Sessions and saved labels are written there, too.
+        bundle: The model: folder `bundle` of a training. By default the shipped model, which was not trained for your
+            lesions.
+        port: Port of the server.
+        host: Address of the server; by default, only programs on this machine reach it.
+        pixel_mm: Pixel size of the shipped model: the median lesion should be ten pixels across or more.
+        device: Device such as cpu or cuda; auto takes an accelerator if there is one.
+
+    Raises:
+        ValueError: If the folder is missing, the bundle cannot be used, or the server of the viewer is not installed.
+    """
+    if viewer != "monailabel":
+        raise ValueError(f"viewer={viewer} is unknown; choose monailabel.")
+    from mois.serve.monailabel_app.server import is_installed
+    from mois.serve.monailabel_app.server import serve as start
+    from mois.serve.monailabel_app.studies import Studies
+    from mois.serve.shipped_model import served_model
+
+    if not is_installed():
+        _go_on_in_the_environment_of_viewers()
+    if not studies.is_dir():
+        raise ValueError(f"studies={studies}: there is no such folder; make it, and put scans into it.")
+    served = Studies(studies.resolve(), served_model(bundle, pixel_mm, device))
+    say(f"MONAI Label server: http://{host}:{port}, scans in {studies}; Ctrl-C ends it")
+    try:
+        start(served, host, port)
+    finally:
+        served.close()
+
+
+def _go_on_in_the_environment_of_viewers() -> None:
+    """Replace this process by the same command in the environment of viewers.
+
+    Raises:
+        ValueError: If there is no such environment.
+    """
+    python = VIEWERS_ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists() or Path(sys.prefix) == VIEWERS_ENVIRONMENT:
+        raise ValueError("the server of MONAI Label is not installed; make its environment: make viewers")
+    os.execv(python, [str(python), "-m", "mois.cli", *sys.argv[1:]])

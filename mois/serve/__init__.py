@@ -1,0 +1,1 @@
+"""Servers for viewers: thin layers over `InteractiveSession`. Nothing of the method is here."""

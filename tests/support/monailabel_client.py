@@ -1,0 +1,46 @@
+"""Play requests through MONAI Label's own client. Run in the environment of `make viewers`.
+
+python tests/support/monailabel_client.py URL FOLDER < requests.json
+
+A request is {"do": "infer" | "save" | "next" | "info" | "datastore" | "upload" | "session", ...}. The answer of each is
+one line of JSON; a refusal is {"refused": "..."}. Masks are stored as FOLDER/NUMBER.nii.gz.
+"""
+
+import json
+import shutil
+import sys
+import types
+from pathlib import Path
+
+sys.modules.setdefault("pydicom_seg", types.ModuleType("pydicom_seg"))
+from monailabel.client import MONAILabelClient  # noqa: E402
+from monailabel.client.client import MONAILabelClientException  # noqa: E402
+
+
+def answer(client: MONAILabelClient, request: dict, number: int, folder: Path) -> object:
+    given = {name: value for name, value in request.items() if name != "do"}
+    if request["do"] == "infer":
+        file, params = client.infer(given["model"], given.get("image", "scan"), given.get("params", {}))
+        shutil.move(file, folder / f"{number}.nii.gz")
+        return params
+    if request["do"] == "save":
+        return client.save_label(given.get("image", "scan"), given["file"], params=given.get("params"))
+    if request["do"] == "next":
+        return client.next_sample(given["strategy"], {})
+    if request["do"] == "upload":
+        return client.upload_image(given["file"], given["image"])
+    return getattr(client, request["do"])()
+
+
+def main(url: str, folder: Path) -> None:
+    client = MONAILabelClient(url, tmpdir=str(folder))
+    for number, request in enumerate(json.load(sys.stdin)):
+        try:
+            said = answer(client, request, number, folder)
+        except MONAILabelClientException as error:
+            said = {"refused": error.msg}
+        sys.stdout.write(json.dumps(said) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

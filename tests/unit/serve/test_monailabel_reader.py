@@ -1,0 +1,188 @@
+"""What a reader does through MONAI Label, without its server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mois.scans.image_files import write_volume
+from mois.serve.monailabel_app import reader
+from mois.serve.monailabel_app.lesion_names import LesionNames
+from mois.serve.monailabel_app.reader import LabelPoints
+from mois.serve.monailabel_app.studies import Studies, checked_id
+from mois.session import InteractiveSession
+from tests.support.session_fakes import lps, make_model, three_lesions
+
+A1, A2, B1 = (2, 20, 20), (3, 46, 32), (2, 40, 12)  # slice, row, column of a voxel in each lesion
+
+
+def voxel(place):
+    """[i, j, k] of the file: its axes are column, row, slice."""
+    return [place[2], place[1], place[0]]
+
+
+@pytest.fixture
+def studies(tmp_path):
+    scan = three_lesions()
+    write_volume(scan.image, scan.affine, tmp_path / "scan.nii.gz")
+    opened = Studies(tmp_path, make_model())
+    yield opened
+    opened.close()
+
+
+def click(studies, label, foreground=(), background=()):
+    given = {
+        "label": label,
+        "foreground": [voxel(place) for place in foreground],
+        "background": [voxel(place) for place in background],
+    }
+    return studies.do(
+        "scan", lambda scan: reader.click(scan.session, scan.names, LabelPoints.read(given, scan.session), scan.grid)
+    )
+
+
+def propagate(studies):
+    return studies.do("scan", lambda scan: reader.propagate(scan.session, scan.names))
+
+
+def reject(studies, label):
+    return studies.do("scan", lambda scan: reader.reject(scan.session, scan.names, label))
+
+
+def save(studies, labels, names=None):
+    return studies.do("scan", lambda scan: reader.accept(scan.session, scan.names, labels, names))
+
+
+def in_python(*clicks):
+    session = InteractiveSession(make_model(), three_lesions())
+    for place, lesion, positive in clicks:
+        session.click(lps(session.volume, *place), lesion, positive)
+    return session
+
+
+def test_each_label_is_a_lesion_and_an_answer_holds_that_lesion_alone(studies):
+    click(studies, "first", [A1])
+    answer = click(studies, "second", [B1])
+
+    session = in_python((A1, None, True), (B1, None, True))
+    assert np.array_equal(answer.labels, session.label_map() * (session.label_map() == 2))
+    assert answer.params["label_names"] == {"second": 2}
+
+
+def test_points_sent_again_are_not_clicked_again(studies):
+    click(studies, "first", [A1])
+    near = (2, 22, 22)
+    answer = click(studies, "first", [A1], [near])  # a viewer sends all points of the label
+
+    session = in_python((A1, None, True), (near, 1, False))
+    assert np.array_equal(answer.labels, session.label_map())
+    assert studies.do("scan", lambda scan: [action.name for action in scan.session.actions]) == ["click", "click"]
+
+
+def test_a_lesion_is_drawn_again_when_points_were_taken_away(studies):
+    click(studies, "first", [A1], [(2, 22, 22)])
+    answer = click(studies, "first", [A1])
+
+    assert np.array_equal(answer.labels > 0, in_python((A1, None, True)).label_map() > 0)
+
+
+def test_propagation_names_found_lesions_in_the_order_of_their_values(studies):
+    click(studies, "lesion 2", [A1])  # the name that lesion 2 would have
+    answer = propagate(studies)
+
+    values = np.unique(answer.labels[answer.labels > 0]).tolist()
+    assert list(answer.params["label_names"].values()) == values
+    assert answer.params["label_names"]["lesion 2"] == 1
+    assert len(set(answer.params["label_names"])) == len(values) > 1
+
+
+def test_a_rejected_lesion_is_gone_and_a_saved_label_does_not_bring_it_back(studies):
+    click(studies, "first", [A1])
+    before = propagate(studies)
+    wrong = next(row["label"] for row in before.params["lesions"] if row["origin"] == "found")
+    after = reject(studies, wrong)
+    assert wrong not in after.params["label_names"]
+
+    names = {value: name for name, value in before.params["label_names"].items()}
+    saved = save(studies, before.labels.numpy(), names)  # the viewer still shows it
+    assert saved.left_out == [wrong]
+    assert "first" in saved.accepted
+
+
+def test_saving_accepts_the_lesions_of_the_label_and_leaves_the_others_open(studies):
+    click(studies, "first", [A1])
+    answer = propagate(studies)
+    only = np.where(answer.labels.numpy() == 1, 7, 0).astype(np.int32)
+    saved = save(studies, only, {7: "first"})
+
+    state = studies.do("scan", lambda scan: scan.session.state)
+    assert saved.accepted == ["first"]
+    assert state.lesions[1].accepted
+    assert saved.open
+    assert not any(state.lesions[number].accepted for number in state.lesions if number != 1)
+
+
+def test_voxels_that_the_reader_changed_are_taken_as_drawn(studies):
+    labels = click(studies, "first", [A1]).labels.numpy().copy()
+    save(studies, labels)
+    i, j, k = np.argwhere(labels == 1)[0]
+    labels[i, j, k] = 0
+    labels[2:4, 2:4, 0] = 9  # a lesion that the reader drew by hand
+    saved = save(studies, labels, {1: "first", 9: "by hand"})
+
+    assert saved.accepted == ["first", "by hand"]
+    now = studies.do("scan", lambda scan: scan.session.label_map().numpy())
+    assert np.array_equal(now > 0, labels > 0)
+
+
+def test_names_and_lesions_are_there_after_a_restart(studies):
+    click(studies, "first", [A1])
+    before = propagate(studies)
+    studies.close()
+    again = Studies(studies.folder, make_model())
+    after = again.do("scan", lambda scan: reader.show(scan.session, scan.names))
+    again.close()
+
+    assert np.array_equal(after.labels, before.labels)
+    assert after.params == before.params
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "label must be a name"),
+        ({"label": "a\nb"}, "label must be a name"),
+        ({"label": "a", "foreground": [[1, 2]]}, "foreground: a point must be"),
+        ({"label": "a", "foreground": "all"}, "foreground must be a list"),
+        ({"label": "a", "foreground": [[1, 2, 99]]}, "lies outside the scan"),
+        ({"label": "a", "foreground": [[float("nan"), 2, 3]]}, "foreground: a point must be"),
+        ({"label": "a", "background": [[1, 2, 3]]}, "a has no lesion yet"),
+    ],
+)
+def test_a_bad_request_is_refused_in_one_line(studies, given, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        studies.do(
+            "scan",
+            lambda scan: reader.click(scan.session, scan.names, LabelPoints.read(given, scan.session), scan.grid),
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_label_cannot_be_rejected(studies):
+    click(studies, "first", [A1])
+    with pytest.raises(ValueError, match="label=other: has no lesion to reject; lesions: first"):
+        reject(studies, "other")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../scan", "a/b", "a\\b", ".hidden", "C:x", "~root", "a\x00b", "-rf", 7, None]
+)
+def test_a_name_that_leads_out_of_the_folder_is_refused(name):
+    with pytest.raises(ValueError, match="must be a plain name"):
+        checked_id(name)
+
+
+def test_a_free_name_is_never_that_of_a_rejected_lesion():
+    names = LesionNames({"lesion 2": 1}, rejected=["lesion 3"])
+    names.follow([1, 2, 3])
+    assert names.ids == {"lesion 2": 1, "lesion 4": 2, "lesion 5": 3}
