@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +17,36 @@ from mois.records import Features
 
 GIB = 1 << 30
 Encode = Callable[[Tensor], Features]
+
+
+class FeatureBudget:
+    """Memory for features that several scans share. The scan that was not used for longest gives its features away.
+
+    Its features then lie in its file.
+
+    Args:
+        gib: Size of the features that all scans keep in memory together, in GiB.
+    """
+
+    def __init__(self, gib: float) -> None:
+        self.gib = gib
+        self._most_bytes = int(gib * GIB)
+        self._stores: list[weakref.ref[FeatureStore]] = []  # the latest used last
+
+    def use(self, store: FeatureStore) -> None:
+        """Note that a scan is in use."""
+        if not self._stores or self._stores[-1]() is not store:
+            others = [known for known in self._stores if known() not in (None, store)]
+            self._stores = [*others, weakref.ref(store)]
+
+    def has_room(self, store: FeatureStore, size: int) -> bool:
+        """Return whether a scan may keep `size` more bytes, once the others have given away what is needed."""
+        known = [each for reference in self._stores if (each := reference()) is not None]
+        excess = sum(each.kept_bytes for each in known) + size - self._most_bytes
+        for other in known:
+            if excess > 0 and other is not store:
+                excess -= other.give_away(excess)
+        return excess <= 0
 
 
 class FeatureStore:
@@ -31,17 +62,21 @@ class FeatureStore:
         encode: Turns images (N, P, P) or (N, C, P, P) float32 into features. It is called on the device of the model.
         device: Device of the features that are returned or kept within the budget.
         dtype: Type in which the feature levels are kept.
-        budget_gib: Size of the features that are kept in memory, in GiB; 0 keeps all features in the file.
+        budget_gib: Size of the features that are kept in memory, in GiB; 0 keeps all features in the file. Or a budget
+            that several scans share.
     """
 
-    def __init__(self, encode: Encode, device: torch.device, dtype: torch.dtype, budget_gib: float) -> None:
+    def __init__(
+        self, encode: Encode, device: torch.device, dtype: torch.dtype, budget_gib: float | FeatureBudget
+    ) -> None:
         self.dtype = dtype
+        self.kept_bytes = 0
         self.encoded = 0
         self.rows_in_file = 0
         self._encode = encode
         self._device = device
-        self._budget_gib = budget_gib
-        self._room = int(budget_gib * GIB)
+        self._budget = budget_gib if isinstance(budget_gib, FeatureBudget) else FeatureBudget(budget_gib)
+        self._budget.use(self)
         self._kept: dict[int, tuple[Tensor, ...]] = {}
         self._slots: dict[int, int] = {}
         self._shapes: tuple[torch.Size, ...] = ()
@@ -69,8 +104,8 @@ class FeatureStore:
         for place, row in enumerate(rows.tolist()):
             levels = tuple(level[place] for level in kept)
             size = self._bytes_per_row()
-            if size <= self._room:
-                self._room -= size
+            if self._budget.has_room(self, size):
+                self.kept_bytes += size
                 self._kept[row] = tuple(level.clone() for level in levels)
             else:
                 self._write(row, levels)
@@ -82,6 +117,7 @@ class FeatureStore:
             rows: (N,); a row may be asked for more than once.
             images: (N, P, P) float32, the tiles of these rows.
         """
+        self._budget.use(self)
         for place, row in enumerate(rows.tolist()):
             if row not in self:
                 self._put(rows[place : place + 1], images[place : place + 1])
@@ -94,6 +130,17 @@ class FeatureStore:
         position = self._position.float().expand(len(rows), -1, -1, -1)
         return Features(levels, position, with_channels(images.to(self._device, non_blocking=True)))
 
+    def give_away(self, size: int) -> int:
+        """Write at least `size` bytes of kept features to the file, as far as there are so many. Return how many."""
+        given = 0
+        while self._kept and given < size:
+            row = next(iter(self._kept))
+            self._write(row, self._kept[row])
+            del self._kept[row]
+            given += self._bytes_per_row()
+        self.kept_bytes -= given
+        return given
+
     def _check(self) -> None:
         """Check that `dtype` can hold the features since the last check. It waits once for the device.
 
@@ -105,6 +152,7 @@ class FeatureStore:
         reach, self._reaches = float(torch.stack(self._reaches).amax()), []
         if not reach <= torch.finfo(self.dtype).max:
             self._kept.clear()
+            self.kept_bytes = 0
             self._slots.clear()
             name = str(self.dtype).removeprefix("torch.")
             raise ValueError(
@@ -126,7 +174,7 @@ class FeatureStore:
         except OSError as error:
             raise OSError(
                 f"{tempfile.gettempdir()}: features cannot be written there ({error.strerror}); make room, set TMPDIR "
-                f"to another folder, or raise inference.memory_gib={self._budget_gib:g}."
+                f"to another folder, or raise inference.memory_gib={self._budget.gib:g}."
             ) from error
         self._slots[row] = slot
         self.rows_in_file += 1

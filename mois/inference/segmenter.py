@@ -22,10 +22,11 @@ from mois.geometry import SliceGrid, TileGrid, restore_stack
 from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume, Tracked, mask_centre, paste, warn_of_wide_tiles
 from mois.inference.execution import Compiled, autocast, tiles_at_once
-from mois.inference.feature_store import FeatureStore
-from mois.inference.lesion_maps import BlendedAnswers, LesionMaps, TileAnswers, parting_of, side_by_side
+from mois.inference.feature_store import FeatureBudget, FeatureStore
+from mois.inference.lesion_maps import LesionMaps, TileAnswers, parting_of, side_by_side
 from mois.inference.lesion_tracking import Limits, Seeds, track_lesions
 from mois.inference.matched_masks import for_model, match_answer
+from mois.inference.search import Search
 from mois.inference.settings import InferenceSettings
 from mois.intensities import Normalisation, doubt
 from mois.interfaces import Backbone, Propagation, TrackingRules
@@ -71,6 +72,7 @@ class VolumeSegmenter:
         self.propagation = propagation
         self.settings = settings if settings is not None else InferenceSettings()
         self.settings.check_backbone(backbone)
+        self.budget: FeatureBudget | None = None  # shared by several scans; None: `memory_gib` for each scan
         self._encode = Compiled(backbone.encode) if self.settings.compile else backbone.encode
 
     @property
@@ -113,7 +115,7 @@ class VolumeSegmenter:
         row_of = np.full(tuple(shows.shape), -1, dtype=np.int64)
         row_of[tuple(places.T)] = np.arange(len(places))
         stored = torch.float16 if lazy or settings.half_features else torch.float32
-        store = FeatureStore(self._see, self.device, stored, settings.memory_gib)
+        store = FeatureStore(self._see, self.device, stored, self.budget or FeatureBudget(settings.memory_gib))
         encoded = EncodedVolume(grid, tiles, pictures, store, row_of, places, len(places))
         encoded.further = channels[1:] if len(channels) > 1 else None
         if not lazy:
@@ -303,17 +305,9 @@ class VolumeSegmenter:
         """
         return self.find_all(encoded, [exemplars if exemplars is not None else self.no_exemplars(encoded)])[0]
 
-    @torch.inference_mode()
     def find_all(self, encoded: EncodedVolume, questions: Sequence[Exemplars]) -> list[LesionMaps]:
         """Find lesions for several sets of exemplars at once; see `propagate_all`. Return one answer for each set."""
-        prepared = self.prepare(questions)
-        blended = BlendedAnswers(encoded, len(questions))
-        most = max(1, tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size) // len(questions))
-        for slices, rows in encoded.groups(self.settings.batch_size):
-            if len(rows):
-                parts = np.array_split(rows, ceil(len(rows) / most))
-                blended.add(slices, rows, TileAnswers.cat(self.opinions(encoded, part, prepared) for part in parts))
-        return blended.restored()
+        return Search(self, encoded, questions).whole()
 
     def prepare(self, questions: Sequence[Exemplars], *, merge: bool = True) -> Exemplars:
         """Return R sets of exemplars as one batch for `ask`, with everything computed that depends on exemplars alone.

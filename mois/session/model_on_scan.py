@@ -110,15 +110,15 @@ class ModelOnScan:
             negative=negative,
         )
 
-    def answer(self, state: State) -> LesionMaps:
-        """Return where lesions like the exemplars are. The latest answer is kept."""
+    def answer(self, state: State, found: LesionMaps | None = None) -> LesionMaps:
+        """Return where lesions like the exemplars are; `found` by a search already. The latest answer is kept."""
         keys, exemplars = self.exemplars_in_use(state)
         used = [state.exemplars[key] for key in keys]
         if self._latest is not None:
             before, answer = self._latest
             if len(used) == len(before) and all(map(operator.is_, used, before)):
                 return answer
-        answer = self.segmenter.find(self.encoded, exemplars)
+        answer = self.segmenter.find(self.encoded, exemplars) if found is None else found
         answer = answer.by_rule(self._rule(state, keys, exemplars, answer))
         self._latest = used, answer
         return answer

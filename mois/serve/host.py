@@ -1,0 +1,198 @@
+"""The host of all sessions: one session for each scan, one client that writes to it, others that watch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from mois.inference.feature_store import FeatureBudget
+from mois.records import Volume
+from mois.scans.channels import named_images
+from mois.scans.volumes import read_images
+from mois.serve.device_queue import DeviceQueue, Steps, Urgency
+from mois.serve.propagating import prepare_propagation
+from mois.serve.refusals import Cancelled, Watching
+from mois.serve.studies import Study, study_key
+from mois.session import InteractiveSession
+from mois.session.state import Preview
+from mois.sharing.lesion_model import LesionModel
+
+Result = TypeVar("Result")
+
+
+class Host:
+    """Keeps the sessions of all clients in a folder, and does their work on one device.
+
+    - A scan has one session, by its voxels and grid. It is found again after a restart, where its last action left it.
+    - The first client of a scan writes. The others watch, until the writer leaves or does nothing for ten minutes.
+    - All scans share one budget of memory for features.
+    - At most `most_open` sessions are open. The session that was not used for longest is closed; its folder holds it.
+
+    Args:
+        studies: Folder of all sessions. It is made if it is missing, for this user alone.
+        model: The model.
+        memory_gib: Features that all scans keep in memory together, in GiB.
+        most_open: Largest number of open sessions.
+    """
+
+    def __init__(self, studies: Path, model: LesionModel, memory_gib: float = 4.0, most_open: int = 8) -> None:
+        self.studies = studies
+        self.model = model
+        self.queue = DeviceQueue()
+        self._most_open = most_open
+        self._lock = threading.Lock()
+        self._known: dict[str, Study] = {}
+        studies.mkdir(mode=0o700, parents=True, exist_ok=True)
+        model.segmenter.budget = FeatureBudget(memory_gib)
+
+    def open(self, client: str, scan: Volume | Path, *, subject: str = "", patient: str = "") -> Seat:
+        """Open the session of a scan for a client.
+
+        Args:
+            client: Name of the client, as other clients of the scan read it.
+            scan: The scan, or its file or DICOM folder. A scan without a file is kept in the folder of its session.
+            subject: Name of a scan that is read from a file; by default the name of the file.
+            patient: Name of its patient; by default the subject.
+
+        Raises:
+            ValueError: If the file is no scan, or the session on the disk is damaged.
+        """
+        volume = scan if isinstance(scan, Volume) else self.read(scan, subject, patient)
+        key = study_key(self.model, volume)
+        with self._lock:
+            study = self._known.setdefault(key, Study(self.studies / key, self.model))
+        self._make_room(study)
+        study.opened(volume)
+        seat = Seat(self, study, client)
+        study.claim(seat)
+        return seat
+
+    def read(self, scan: Path, subject: str = "", patient: str = "") -> Volume:
+        """Read a scan from a file or a DICOM folder."""
+        images = named_images([str(scan)], self.model.segmenter.settings.channels)
+        name = subject or scan.name.split(".")[0]
+        return read_images(images, subject=name, patient=patient or name)
+
+    def _make_room(self, wanted: Study) -> None:
+        """Close the sessions that were not used for longest, so that one more can be opened."""
+        with self._lock:
+            others = [study for study in self._known.values() if study is not wanted and study.is_open]
+        others.sort(key=lambda study: study.used)
+        for study in others[: max(0, len(others) + 1 - self._most_open)]:
+            study.close()
+
+    def close(self) -> None:
+        """End the work, and close all sessions."""
+        self.queue.close()
+        with self._lock:
+            for study in self._known.values():
+                study.close()
+
+
+class Seat:
+    """A client at the session of a scan. `Host.open` returns it.
+
+    Attributes:
+        client: Name of the client.
+    """
+
+    def __init__(self, host: Host, study: Study, client: str) -> None:
+        self.client = client
+        self._host = host
+        self._study = study
+
+    @property
+    def key(self) -> str:
+        """Name of the scan's folder: digests of scan and model."""
+        return self._study.folder.name
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the session."""
+        return self._study.session_folder
+
+    @property
+    def role(self) -> str:
+        """`writer` or `watcher`."""
+        return "writer" if self._study.writer is self else "watcher"
+
+    @property
+    def writer(self) -> str:
+        """Name of the client that writes; empty if nobody does."""
+        return "" if self._study.writer is None else self._study.writer.client
+
+    def do(self, action: Callable[[InteractiveSession], Result], urgency: Urgency = Urgency.CLICK) -> Result:
+        """Do an action of the session on the device, and return its result: `seat.do(lambda s: s.click(point))`.
+
+        Raises:
+            Watching: If another client writes.
+            ValueError: As the action raises it.
+        """
+        self._write()
+        return self._host.queue.submit(partial(self._held, action), urgency).result()
+
+    def ask(self, question: Callable[[InteractiveSession], Result], urgency: Urgency = Urgency.CLICK) -> Result:
+        """Ask the session something that needs the device but changes nothing, such as `suggest`. Watchers may ask."""
+        return self._host.queue.submit(partial(self._held, question), urgency).result()
+
+    def look(self, question: Callable[[InteractiveSession], Result]) -> Result:
+        """Look at the session without waiting for the device: `state`, `lesions()`, `label_map()`, `actions`."""
+        return question(self._study.opened())
+
+    def preview(
+        self, point_lps_mm: tuple[float, float, float], lesion: int | None = None, positive: bool = True
+    ) -> Preview:
+        """Return what a click would show; see `InteractiveSession.preview`."""
+        return self.ask(lambda session: session.preview(point_lps_mm, lesion, positive))
+
+    def propagate(
+        self, progress: Callable[[float], None] | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> int:
+        """Find all lesions like the exemplars; clicks of all clients are answered meanwhile. Return their number.
+
+        Args:
+            progress: Is told the share that is done, 0 to 1. It goes back to 0 if a click changed the exemplars.
+            cancelled: Asked after each part whether to stop.
+
+        Raises:
+            Watching: If another client writes.
+            Cancelled: If it was cancelled. Then nothing has changed.
+        """
+        self._write()
+
+        def parts() -> Steps[int]:
+            session: InteractiveSession | None = None
+            while session is not self._study.opened():  # closed meanwhile, and opened again
+                session = self._study.opened()
+                for share in prepare_propagation(session):
+                    if progress is not None:
+                        progress(share)
+                    if cancelled is not None and cancelled():
+                        raise Cancelled
+                    self._study.touch()
+                    yield
+                    if session is not self._study.opened():
+                        break
+            return self._held(lambda session: session.propagate())
+
+        return self._host.queue.submit_steps(parts).result()
+
+    def ask_to_write(self) -> bool:
+        """Become the writer if nobody writes, or the writer did nothing for ten minutes. Return whether it worked."""
+        return self._study.claim(self)
+
+    def leave(self) -> None:
+        """Leave the scan. Another client can write then. The session stays on the disk."""
+        self._study.leave(self)
+
+    def _held(self, action: Callable[[InteractiveSession], Result]) -> Result:
+        with self._study.held() as session:
+            return action(session)
+
+    def _write(self) -> None:
+        if not self._study.claim(self):
+            raise Watching(self.writer or "another client")
+        self._study.touch()

@@ -1,0 +1,33 @@
+"""A propagation of a session in parts, so that a server can answer clicks between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mois.inference.search import Search
+from mois.session import InteractiveSession
+
+
+def prepare_propagation(session: InteractiveSession) -> Iterator[float]:
+    """Compute what the next `propagate` of a session will find, part by part, and yield the share that is done.
+
+    The session does not change. Actions between two parts are allowed: if one of them changes the exemplars, the
+    search begins again with the new ones, and the share goes back to 0.
+    """
+    on_scan = session._bench.on_scan
+    while True:
+        exemplars = list(session.state.exemplars.values())
+        search = Search(on_scan.segmenter, on_scan.encoded, [on_scan.exemplars_in_use(session.state)[1]])
+        for share in search.parts(tile_by_tile=True):
+            if not _same(exemplars, list(session.state.exemplars.values())):
+                break
+            yield min(share, 0.99)
+        else:
+            on_scan.answer(session.state, search.answers[0])
+            yield 1.0
+            return
+        yield 0.0
+
+
+def _same(before: Sequence[object], now: Sequence[object]) -> bool:
+    return len(before) == len(now) and all(one is other for one, other in zip(before, now, strict=True))

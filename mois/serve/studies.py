@@ -1,0 +1,142 @@
+"""A scan with its session, its folder and its clients.
+
+STUDIES/SCAN-MODEL/            digests of the scan and of the model
+    scan.nii                   the scan, if a client sent it; otherwise the session names its file
+    session/                   the session, as `InteractiveSession` writes it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mois.files.atomic import refuse_links
+from mois.records import Volume
+from mois.scans.image_files import write_volume
+from mois.session import InteractiveSession
+from mois.session.header import about_model
+from mois.session.journal import NAME, has_begun, read_journal
+from mois.sharing.lesion_model import LesionModel
+
+if TYPE_CHECKING:
+    from mois.serve.host import Seat
+
+WRITER_IDLE_S = 600.0
+"""After so many seconds without an action, another client may write."""
+
+
+def study_key(model: LesionModel, volume: Volume) -> str:
+    """Return the name of a scan's folder: a digest of its voxels and grid, and one of model and settings."""
+    about = about_model(model, volume)
+    of_model = {name: about[name] for name in ("model", "inference", "calibration")}
+    digest = hashlib.sha256(json.dumps(of_model, sort_keys=True).encode()).hexdigest()
+    return f"{about['scan_sha256'][:16]}-{digest[:8]}"
+
+
+class Study:
+    """A scan with its session. The session is opened when it is needed, where its last action left it.
+
+    Args:
+        folder: Folder of the study.
+        model: The model.
+
+    Attributes:
+        used: Time of the latest use, as `time.monotonic` gives it.
+        writer: The client that writes; None if nobody does.
+    """
+
+    def __init__(self, folder: Path, model: LesionModel) -> None:
+        self.folder = folder
+        self.used = time.monotonic()
+        self.writer: Seat | None = None
+        self._wrote = 0.0
+        self._model = model
+        self._session: InteractiveSession | None = None
+        self._session_lock = threading.RLock()
+        self._writer_lock = threading.Lock()
+
+    @property
+    def session_folder(self) -> Path:
+        """Folder of the session."""
+        return self.folder / "session"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the session is in memory."""
+        return self._session is not None
+
+    def opened(self, volume: Volume | None = None) -> InteractiveSession:
+        """Return the session; it is loaded or begun if it is not open.
+
+        Args:
+            volume: The scan. None reads it from where the session says.
+
+        Raises:
+            ValueError: If the session on the disk is damaged, or another process has opened it.
+        """
+        self.touch()
+        if (session := self._session) is not None:
+            return session
+        with self._session_lock:
+            if self._session is None:
+                for folder in (self.folder, self.session_folder):
+                    if folder.is_symlink():
+                        raise ValueError("the folder of this scan is a link, which no server makes; remove the link.")
+                refuse_links(self.folder)
+                self._session = self._load(volume) if has_begun(self.session_folder / NAME) else self._begin(volume)
+            return self._session
+
+    @contextmanager
+    def held(self) -> Iterator[InteractiveSession]:
+        """Return the session for an action. It is not closed before the action is over."""
+        with self._session_lock:
+            yield self.opened()
+
+    def _load(self, volume: Volume | None) -> InteractiveSession:
+        if volume is not None:  # the same scan under another name is the same scan
+            header = read_journal(self.session_folder).header
+            volume = volume._replace(subject=header["subject"], patient=header["patient"], path=header["path"])
+        return InteractiveSession.load(self.session_folder, self._model, volume)
+
+    def _begin(self, volume: Volume | None) -> InteractiveSession:
+        if volume is None:
+            raise ValueError("the session of this scan is gone from its folder; open the scan again.")
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not volume.path:
+            file = self.folder / "scan.nii"
+            write_volume(volume.image, volume.affine, file)
+            volume = volume._replace(path=str(file))
+        return InteractiveSession(self._model, volume, self.session_folder)
+
+    def touch(self) -> None:
+        """Note that the session is in use."""
+        self.used = time.monotonic()
+
+    def close(self) -> None:
+        """Close the session. Its folder holds everything."""
+        with self._session_lock:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+
+    def claim(self, seat: Seat) -> bool:
+        """Make a client the writer, if nobody writes or the writer is idle. Return whether it is the writer."""
+        with self._writer_lock:
+            now = time.monotonic()
+            if self.writer is None or now - self._wrote > WRITER_IDLE_S:
+                self.writer = seat
+            if self.writer is seat:
+                self._wrote = now
+            return self.writer is seat
+
+    def leave(self, seat: Seat) -> None:
+        """Take a client away."""
+        with self._writer_lock:
+            if self.writer is seat:
+                self.writer = None

@@ -1,0 +1,132 @@
+"""Sessions of several clients on several scans: writers and watchers, restarts, room, propagation in parts."""
+
+import threading
+
+import pytest
+import torch
+
+from mois.inference.feature_store import FeatureBudget, FeatureStore
+from mois.serve.host import Host
+from mois.serve.refusals import Cancelled, Watching
+from mois.session import InteractiveSession
+from tests.support.fake_model import TYPE_A, make_scan
+from tests.support.session_fakes import A1, B1, lps, make_model, three_lesions
+
+
+@pytest.fixture
+def host(tmp_path):
+    host = Host(tmp_path / "studies", make_model())
+    yield host
+    host.close()
+
+
+def plain(scan):
+    """The scan as a client sends it: without a file."""
+    return scan._replace(path="")
+
+
+def test_seat_gives_what_the_session_gives(host):
+    scan = plain(three_lesions())
+    seat, session = host.open("a", scan), InteractiveSession(make_model(), scan)
+    assert seat.do(lambda s: s.click(lps(scan, 2, 20, 20))) == session.click(lps(scan, 2, 20, 20))
+    shares: list[float] = []
+    assert seat.propagate(progress=shares.append) == session.propagate()
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert torch.equal(seat.look(lambda s: s.label_map()), session.label_map())
+    assert torch.equal(seat.preview(lps(scan, 2, 40, 12)).mask, session.preview(lps(scan, 2, 40, 12)).mask)
+
+
+def test_one_writes_and_the_other_is_told_who(host):
+    scan = plain(three_lesions())
+    first, second = host.open("reader 1", scan), host.open("reader 2", scan)
+    assert (first.role, second.role, second.writer) == ("writer", "watcher", "reader 1")
+    first.do(lambda s: s.click(lps(scan, 2, 20, 20)))
+    with pytest.raises(Watching, match="reader 1 writes to this scan"):
+        second.do(lambda s: s.undo())
+    assert torch.equal(second.look(lambda s: s.label_map()), first.look(lambda s: s.label_map()))
+    first.leave()
+    assert second.do(lambda s: s.undo())
+    assert second.role == "writer"
+
+
+def test_session_is_found_again_after_a_restart(tmp_path):
+    scan = plain(three_lesions())
+    host = Host(tmp_path / "studies", make_model())
+    host.open("a", scan).do(lambda s: s.click(lps(scan, 2, 20, 20)))
+    host.close()
+    again = Host(tmp_path / "studies", make_model())
+    renamed = scan._replace(subject="other name", patient="other")
+    seat = again.open("b", renamed)
+    assert len(seat.look(lambda s: s.actions)) == 1
+    assert seat.do(lambda s: s.undo())
+    again.close()
+
+
+def test_least_used_session_is_closed_and_opened_again(tmp_path):
+    host = Host(tmp_path / "studies", make_model(), most_open=1)
+    one, other = plain(three_lesions()), plain(make_scan([(TYPE_A, A1), (TYPE_A, B1)]))
+    first = host.open("a", one)
+    first.do(lambda s: s.click(lps(one, 2, 20, 20)))
+    second = host.open("b", other)
+    assert (first._study.is_open, second._study.is_open) == (False, True)
+    first.do(lambda s: s.propagate())
+    assert [action.name for action in first.look(lambda s: s.actions)] == ["click", "propagate"]
+    host.close()
+
+
+def test_click_of_the_reader_during_a_propagation_counts(host):
+    scan = plain(three_lesions())
+    seat, session = host.open("a", scan), InteractiveSession(make_model(), scan)
+    seat.do(lambda s: s.click(lps(scan, 2, 20, 20)))
+    clicks = []
+
+    def progress(share):
+        if not clicks:  # from another thread: this one is the device's
+            clicks.append(threading.Thread(target=seat.do, args=(lambda s: s.click(lps(scan, 2, 40, 12)),)))
+            clicks[0].start()
+            clicks[0].join(0.2)
+
+    seat.propagate(progress=progress)
+    assert [action.name for action in seat.look(lambda s: s.actions)] == ["click", "click", "propagate"]
+    for place in ((2, 20, 20), (2, 40, 12)):
+        session.click(lps(scan, *place))
+    session.propagate()
+    assert torch.equal(seat.look(lambda s: s.label_map()), session.label_map())
+
+
+def test_cancelled_propagation_changes_nothing(host):
+    scan = plain(three_lesions())
+    seat = host.open("a", scan)
+    seat.do(lambda s: s.click(lps(scan, 2, 20, 20)))
+    with pytest.raises(Cancelled):
+        seat.propagate(cancelled=lambda: True)
+    assert [action.name for action in seat.look(lambda s: s.actions)] == ["click"]
+
+
+def test_linked_study_is_refused(host, tmp_path):
+    scan = plain(three_lesions())
+    key = host.open("a", scan).key
+    host.close()
+    (tmp_path / "studies" / key).rename(tmp_path / "elsewhere")
+    (tmp_path / "studies" / key).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link"):
+        Host(tmp_path / "studies", make_model()).open("a", scan)
+
+
+def test_scan_that_was_not_used_for_longest_gives_its_features_away():
+    from mois.records import Features
+
+    def encode(images):
+        return Features((images[:, None].expand(-1, 1024, -1, -1).clone(),), images[:, None], images[:, None])
+
+    row = 1024 * 16 * 2  # bytes of a tile of 4 x 4, float16
+    budget = FeatureBudget(3 * row / 2**30)
+    one, other = (FeatureStore(encode, torch.device("cpu"), torch.float16, budget) for _ in range(2))
+    import numpy as np
+
+    images = torch.arange(3.0).view(3, 1, 1).expand(3, 4, 4)
+    before = one.select(np.arange(3), images).levels[0]
+    other.select(np.arange(2), images[:2])
+    assert (one.kept_bytes, one.rows_in_file, other.kept_bytes) == (row, 2, 2 * row)
+    assert torch.equal(one.select(np.arange(3), images).levels[0], before)
