@@ -23,12 +23,10 @@ class LesionNames:
     Attributes:
         ids: Name of a label -> id of its lesion. Every lesion has one name.
         rejected: Names of rejected lesions. A viewer may still show them; they are left out when a label is saved.
-        gain: Benefit of the action that would help most, as of the latest propagation; None if there is none.
     """
 
     ids: dict[str, int] = field(default_factory=dict)
     rejected: list[str] = field(default_factory=list)
-    gain: float | None = None
 
     def give(self, name: str, lesion: int) -> None:
         """Give a lesion a name. An earlier name of the lesion, and an earlier lesion of the name, are forgotten."""

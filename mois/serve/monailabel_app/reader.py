@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mois.geometry import SliceGrid
+from mois.records import Volume
 from mois.serve.monailabel_app.lesion_names import LesionNames, checked_name
 from mois.session import InteractiveSession
 from mois.session.points import VoxelPoint, mirrored, read_point, stack_point, to_lps_mm
@@ -54,13 +55,13 @@ class LabelPoints:
     background: list[list[float]]
 
     @classmethod
-    def read(cls, params: Mapping[str, Any], session: InteractiveSession) -> LabelPoints:
+    def read(cls, params: Mapping[str, Any], volume: Volume) -> LabelPoints:
         """Read the points of a request.
 
         Args:
             params: The request: `label`, `foreground` and `background`. Points are [i, j, k] in voxels, in the axis
                 order of the file, as the clients of MONAI Label send them.
-            session: Session on the scan.
+            volume: The scan.
 
         Raises:
             ValueError: If there is no label, a point is none, or a point lies outside the scan.
@@ -71,7 +72,7 @@ class LabelPoints:
             given = params.get(kind) or []
             if not isinstance(given, list) or len(given) > MOST_POINTS:
                 raise ValueError(f"{kind} must be a list of up to {MOST_POINTS} points [i, j, k] in voxels.")
-            points.append([to_lps_mm(_voxel(kind, point), session.volume) for point in given])
+            points.append([to_lps_mm(_voxel(kind, point), volume) for point in given])
         return cls(name, *points)
 
 
@@ -92,7 +93,6 @@ def click(session: InteractiveSession, names: LesionNames, points: LabelPoints, 
     Raises:
         ValueError: If a click cannot be done, as `InteractiveSession.click` says; or if no point is left.
     """
-    names.follow(session.state.lesions)
     lesion = names.ids.get(points.name)
     done = [] if lesion is None else _done_clicks(session, lesion)
     wanted = [(_place(grid, point), True, point) for point in points.foreground]
@@ -135,37 +135,24 @@ def _place(grid: SliceGrid, point_lps_mm: Sequence[float]) -> tuple[float, float
     return float(place.slice_index), place.row, place.column
 
 
-def propagate(session: InteractiveSession, names: LesionNames) -> Answer:
-    """Find all lesions like the exemplars, and return all lesions."""
-    session.propagate()
-    return show(session, names)
-
-
-def reject(session: InteractiveSession, names: LesionNames, name: object) -> Answer:
-    """Reject the lesion of a label, find the other lesions again, and return all lesions.
-
-    The lesion becomes a negative exemplar, and nothing is found at its place again.
+def reject(session: InteractiveSession, names: LesionNames, name: object) -> None:
+    """Reject the lesion of a label. It becomes a negative exemplar, and nothing is found at its place again.
 
     Raises:
         ValueError: If the label has no lesion.
     """
-    names.follow(session.state.lesions)
     wanted = checked_name(name)
     if wanted not in names.ids:
         known = ", ".join(names.ids) or "none yet"
         raise ValueError(f"label={wanted}: has no lesion to reject; lesions: {known[:200]}.")
     session.reject(names.ids[wanted])
     names.rejected.append(wanted)
-    names.follow(session.state.lesions)
-    session.propagate()
-    return show(session, names)
 
 
 def show(session: InteractiveSession, names: LesionNames) -> Answer:
     """Return all lesions as they are. `label_names` is in the order of the values, as 3D Slicer reads it."""
     names.follow(session.state.lesions)
     suggested = session.suggest(1) if session.state.propagated else []
-    names.gain = suggested[0].benefit if suggested else None
     params: dict[str, Any] = {
         "label_names": dict(sorted(names.ids.items(), key=lambda item: item[1])),
         "lesions": _rows(session, names),
@@ -237,7 +224,6 @@ def accept(
     Raises:
         ValueError: If a lesion cannot be changed, as `InteractiveSession.mask` says.
     """
-    names.follow(session.state.lesions)
     current = session.label_map().numpy()
     accepted, left_out = [], []
     for value in np.unique(labels[labels > 0]).tolist():
@@ -273,3 +259,27 @@ def _name_of(value: int, names: LesionNames, given_names: Mapping[int, str] | No
     if given_names is not None and value in given_names:
         return checked_name(given_names[value])
     return next((name for name, number in names.ids.items() if number == value), f"label {value}")
+
+
+def names_of_values(label_info: Any) -> dict[int, str] | None:
+    """Return value -> name of a label as 3D Slicer describes it; None if nothing is described.
+
+    Args:
+        label_info: List of {"name": name, "idx": value}.
+
+    Raises:
+        ValueError: If it is another thing.
+    """
+    if not label_info:
+        return None
+    try:
+        return {int(each["idx"]): checked_name(each["name"]) for each in label_info}
+    except (TypeError, KeyError) as error:
+        raise ValueError('label_info must be a list such as [{"name": "lesion 1", "idx": 1}].') from error
+
+
+def accepted_lesions(session: InteractiveSession) -> npt.NDArray[np.int32]:
+    """Return the accepted lesions, (I, J, K), with the id of the lesion as value."""
+    labels: npt.NDArray[np.int32] = session.label_map().numpy()
+    accepted = [number for number, lesion in session.state.lesions.items() if lesion.accepted]
+    return np.where(np.isin(labels, accepted), labels, 0).astype(np.int32)
