@@ -70,16 +70,14 @@ bench: setup
 	$(PY) -m tests.bench.run --out runs/bench $(ARGS)
 
 # The server of MONAI Label pins old packages, so it has an environment of its own. It shares what .venv has.
-viewers: $(STAMP)-viewers
+viewers: $(VIEWERS)/$(notdir $(STAMP))
 	@echo "mois serve monailabel --studies DIR"
 
-$(STAMP)-viewers: $(STAMP) requirements-monailabel.txt
+$(VIEWERS)/$(notdir $(STAMP)): $(STAMP) requirements-viewers.txt
 	$(PY) -m venv --clear $(VIEWERS)
 	@echo "import site; site.addsitedir('$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 	> "$$($(VIEWERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mois.pth"
-	$(VIEWERS)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r requirements-monailabel.txt
-	$(VIEWERS)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt monai pydantic-settings pyjwt \
-	cachetools passlib schedule "dicomweb-client[gcp]" timeloop watchdog itk girder-client
+	$(VIEWERS)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r requirements-viewers.txt
 	@touch $@
 
 format: setup

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mois.cli.messages import say
+
+if TYPE_CHECKING:
+    from mois.sharing.lesion_model import LesionModel
 
 VIEWERS_ENVIRONMENT = Path(__file__).parents[2] / ".venv-viewers"
 """Environment of the server of MONAI Label, made by `make viewers`."""
@@ -20,6 +23,7 @@ def serve(
     port: int = 8000,
     host: str = "127.0.0.1",
     pixel_mm: float = 1.5,
+    memory_gib: float = 4.0,
     device: str = "auto",
 ) -> None:
     """Serve scans to a viewer, such as 3D Slicer. No medical device.
@@ -32,6 +36,7 @@ def serve(
         port: Port of the server.
         host: Address of the server; by default, only programs on this machine reach it.
         pixel_mm: Pixel size of the shipped model: the median lesion should be ten pixels across or more.
+        memory_gib: Features that all scans keep in memory together, in GiB.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
 
     Raises:
@@ -40,20 +45,31 @@ def serve(
     if viewer != "monailabel":
         raise ValueError(f"viewer={viewer} is unknown; choose monailabel.")
     from mois.serve.monailabel_app.server import is_installed
-    from mois.serve.monailabel_app.server import serve as start
-    from mois.serve.monailabel_app.studies import Studies
     from mois.serve.shipped_model import served_model
 
     if not is_installed():
         _go_on_in_the_environment_of_viewers()
     if not studies.is_dir():
         raise ValueError(f"studies={studies}: there is no such folder; make it, and put scans into it.")
-    served = Studies(studies.resolve(), served_model(bundle, pixel_mm, device))
-    say(f"MONAI Label server: http://{host}:{port}, scans in {studies}; Ctrl-C ends it")
-    try:
-        start(served, host, port)
-    finally:
-        served.close()
+    _serve_monailabel(studies.resolve(), served_model(bundle, pixel_mm, device), memory_gib, host, port)
+
+
+def _serve_monailabel(studies: Path, model: LesionModel, memory_gib: float, host: str, port: int) -> None:
+    """Serve the images of a folder through the server of MONAI Label."""
+    from mois.serve.host import Host
+    from mois.serve.monailabel_app.images import Images
+    from mois.serve.monailabel_app.server import application
+    from mois.serve.running import bound_socket, token_of
+    from mois.serve.running import serve as serve_app
+
+    listening = bound_socket(host, port)
+    sessions = Host(studies / "sessions", model, memory_gib)
+    images = Images(studies, sessions)
+    token = token_of(sessions.studies)
+    app = application(images)
+    say(f"MONAI Label server: http://{host}:{listening.getsockname()[1]}/{token}")
+    say("Give this address to 3D Slicer. It holds a secret. Ctrl-C ends the server.")
+    serve_app(app, listening, token, ended=sessions.close)
 
 
 def _go_on_in_the_environment_of_viewers() -> None:

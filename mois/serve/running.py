@@ -80,10 +80,14 @@ def names_of(host: str, port: int) -> frozenset[str]:
 def plain_app(title: str) -> FastAPI:
     """Return an application without pages about itself, whose errors are one line of JSON."""
     app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
+    one_line_errors(app)
+    return app
 
+
+def one_line_errors(app: FastAPI) -> None:
+    """Make every error of an application one line of JSON."""
     for kind in (Refusal, ValueError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
-    return app
 
 
 async def _answer_error(_request: Request, error: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 python tests/support/monailabel_client.py URL FOLDER < requests.json
 
-A request is {"do": "infer" | "save" | "next" | "info" | "datastore" | "upload" | "session", ...}. The answer of each is
+A request is {"do": "infer" | "save" | "next" | "upload" | "create_session" | "info" | "datastore", ...}. Each answer is
 one line of JSON; a refusal is {"refused": "..."}. Masks are stored as FOLDER/NUMBER.nii.gz.
 """
 
@@ -16,11 +16,17 @@ sys.modules.setdefault("pydicom_seg", types.ModuleType("pydicom_seg"))
 from monailabel.client import MONAILabelClient  # noqa: E402
 from monailabel.client.client import MONAILabelClientException  # noqa: E402
 
+SESSIONS: list[str] = []
+"""Ids of the sessions that were made here."""
+
 
 def answer(client: MONAILabelClient, request: dict, number: int, folder: Path) -> object:
     given = {name: value for name, value in request.items() if name != "do"}
     if request["do"] == "infer":
-        file, params = client.infer(given["model"], given.get("image", "scan"), given.get("params", {}))
+        session = SESSIONS[-1] if given.get("session") else None
+        file, params = client.infer(
+            given["model"], given.get("image", "scan"), given.get("params", {}), session_id=session
+        )
         shutil.move(file, folder / f"{number}.nii.gz")
         return params
     if request["do"] == "save":
@@ -29,6 +35,10 @@ def answer(client: MONAILabelClient, request: dict, number: int, folder: Path) -
         return client.next_sample(given["strategy"], {})
     if request["do"] == "upload":
         return client.upload_image(given["file"], given["image"])
+    if request["do"] == "create_session":
+        made = client.create_session(given["file"])
+        SESSIONS.append(made["session_id"])
+        return made
     return getattr(client, request["do"])()
 
 

@@ -26,9 +26,10 @@ from mois.session import InteractiveSession
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Endings of the images that are served."""
 _NAME = re.compile(r"[^\x00-\x1f/\\:.~-][^\x00-\x1f/\\:]{0,199}")
-"""A name of an image: one part of a path. It begins with no dot, and with nothing that a program takes for an option."""
+"""A name of an image: one part of a path, which begins neither with a dot nor with the sign of an option."""
 
 Result = TypeVar("Result")
+Action = Callable[[InteractiveSession, LesionNames], Result]
 
 
 def checked_id(name: object, what: str = "image") -> str:
@@ -58,7 +59,7 @@ class OpenImage:
     volume: Volume
     grid: SliceGrid
 
-    def do(self, action: Callable[[InteractiveSession, LesionNames], Result]) -> Result:
+    def do(self, action: Action[Result]) -> Result:
         """Do an action that may change the session.
 
         Raises:
@@ -67,11 +68,13 @@ class OpenImage:
         """
         return self.seat.do(lambda session: self._named(session, action))
 
-    def ask(self, question: Callable[[InteractiveSession, LesionNames], Result]) -> Result:
+    def ask(self, question: Action[Result]) -> Result:
         """Ask for something that leaves the session as it is."""
         return self.seat.ask(lambda session: self._named(session, question))
 
-    def _named(self, session: InteractiveSession, action: Callable[[InteractiveSession, LesionNames], Result]) -> Result:
+    def _named(
+        self, session: InteractiveSession, action: Callable[[InteractiveSession, LesionNames], Result]
+    ) -> Result:
         self.names.follow(session.state.lesions)
         try:
             return action(session, self.names)
@@ -106,6 +109,7 @@ class Images:
     folder: Path
     host: Host
     _names: dict[str, LesionNames] = field(default_factory=dict)
+    _seats: dict[tuple[str, str], Seat] = field(default_factory=dict)
     _open: dict[tuple[str, Path, int, int], OpenImage] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -141,6 +145,7 @@ class Images:
             if key not in self._open:
                 volume = self.read(file, subject)
                 seat = self.host.open(name, volume._replace(path="") if passing else volume)
+                seat = self._seats.setdefault((name, seat.key), seat)  # two files may hold the same image
                 names = self._names.setdefault(seat.key, LesionNames.load(names_file(seat)))
                 grid = SliceGrid.of(volume.shape, volume.affine, self.host.model.segmenter.settings.slice_axis)
                 self._open[key] = OpenImage(seat, names, volume, grid)

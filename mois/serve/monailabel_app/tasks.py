@@ -36,7 +36,7 @@ def click(opened: OpenImage, params: Mapping[str, Any]) -> Answer:
     return opened.do(lambda session, names: reader.click(session, names, points, opened.grid))
 
 
-def propagate(opened: OpenImage, params: Mapping[str, Any]) -> Answer:
+def propagate(opened: OpenImage, _params: Mapping[str, Any]) -> Answer:
     """Find all lesions like the exemplars. Clicks of any client are answered meanwhile."""
     opened.seat.propagate()
     return opened.ask(reader.show)
@@ -48,7 +48,7 @@ def reject(opened: OpenImage, params: Mapping[str, Any]) -> Answer:
     return propagate(opened, params)
 
 
-def lesions(opened: OpenImage, params: Mapping[str, Any]) -> Answer:
+def lesions(opened: OpenImage, _params: Mapping[str, Any]) -> Answer:
     """Return all lesions as they are."""
     return opened.ask(reader.show)
 

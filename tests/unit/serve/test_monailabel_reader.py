@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from mois.scans.image_files import write_volume
+from mois.serve.host import Host
 from mois.serve.monailabel_app import reader
+from mois.serve.monailabel_app.images import Images, checked_id
 from mois.serve.monailabel_app.lesion_names import LesionNames
-from mois.serve.monailabel_app.reader import LabelPoints
-from mois.serve.monailabel_app.studies import Studies, checked_id
+from mois.serve.monailabel_app.tasks import TASKS
 from mois.session import InteractiveSession
 from tests.support.session_fakes import lps, make_model, three_lesions
 
@@ -22,35 +23,32 @@ def voxel(place):
 
 
 @pytest.fixture
-def studies(tmp_path):
+def images(tmp_path):
     scan = three_lesions()
     write_volume(scan.image, scan.affine, tmp_path / "scan.nii.gz")
-    opened = Studies(tmp_path, make_model())
+    opened = Images(tmp_path, Host(tmp_path / "sessions", make_model()))
     yield opened
-    opened.close()
+    opened.host.close()
 
 
-def click(studies, label, foreground=(), background=()):
-    given = {
-        "label": label,
+def run(images, task, **params):
+    return TASKS[task].run(images.open(None, "scan"), params)
+
+
+def click(images, label, foreground=(), background=()):
+    points = {
         "foreground": [voxel(place) for place in foreground],
         "background": [voxel(place) for place in background],
     }
-    return studies.do(
-        "scan", lambda scan: reader.click(scan.session, scan.names, LabelPoints.read(given, scan.session), scan.grid)
-    )
+    return run(images, "click", label=label, **points)
 
 
-def propagate(studies):
-    return studies.do("scan", lambda scan: reader.propagate(scan.session, scan.names))
+def save(images, labels, names=None):
+    return images.open(None, "scan").do(lambda session, known: reader.accept(session, known, labels, names))
 
 
-def reject(studies, label):
-    return studies.do("scan", lambda scan: reader.reject(scan.session, scan.names, label))
-
-
-def save(studies, labels, names=None):
-    return studies.do("scan", lambda scan: reader.accept(scan.session, scan.names, labels, names))
+def look(images, question):
+    return images.open(None, "scan").seat.look(question)
 
 
 def in_python(*clicks):
@@ -60,35 +58,35 @@ def in_python(*clicks):
     return session
 
 
-def test_each_label_is_a_lesion_and_an_answer_holds_that_lesion_alone(studies):
-    click(studies, "first", [A1])
-    answer = click(studies, "second", [B1])
+def test_each_label_is_a_lesion_and_an_answer_holds_that_lesion_alone(images):
+    click(images, "first", [A1])
+    answer = click(images, "second", [B1])
 
     session = in_python((A1, None, True), (B1, None, True))
     assert np.array_equal(answer.labels, session.label_map() * (session.label_map() == 2))
     assert answer.params["label_names"] == {"second": 2}
 
 
-def test_points_sent_again_are_not_clicked_again(studies):
-    click(studies, "first", [A1])
+def test_points_sent_again_are_not_clicked_again(images):
+    click(images, "first", [A1])
     near = (2, 22, 22)
-    answer = click(studies, "first", [A1], [near])  # a viewer sends all points of the label
+    answer = click(images, "first", [A1], [near])  # a viewer sends all points of the label
 
     session = in_python((A1, None, True), (near, 1, False))
     assert np.array_equal(answer.labels, session.label_map())
-    assert studies.do("scan", lambda scan: [action.name for action in scan.session.actions]) == ["click", "click"]
+    assert look(images, lambda session: [action.name for action in session.actions]) == ["click", "click"]
 
 
-def test_a_lesion_is_drawn_again_when_points_were_taken_away(studies):
-    click(studies, "first", [A1], [(2, 22, 22)])
-    answer = click(studies, "first", [A1])
+def test_a_lesion_is_drawn_again_when_points_were_taken_away(images):
+    click(images, "first", [A1], [(2, 22, 22)])
+    answer = click(images, "first", [A1])
 
     assert np.array_equal(answer.labels > 0, in_python((A1, None, True)).label_map() > 0)
 
 
-def test_propagation_names_found_lesions_in_the_order_of_their_values(studies):
-    click(studies, "lesion 2", [A1])  # the name that lesion 2 would have
-    answer = propagate(studies)
+def test_propagation_names_found_lesions_in_the_order_of_their_values(images):
+    click(images, "lesion 2", [A1])  # the name that lesion 2 would have
+    answer = run(images, "propagate")
 
     values = np.unique(answer.labels[answer.labels > 0]).tolist()
     assert list(answer.params["label_names"].values()) == values
@@ -96,52 +94,52 @@ def test_propagation_names_found_lesions_in_the_order_of_their_values(studies):
     assert len(set(answer.params["label_names"])) == len(values) > 1
 
 
-def test_a_rejected_lesion_is_gone_and_a_saved_label_does_not_bring_it_back(studies):
-    click(studies, "first", [A1])
-    before = propagate(studies)
+def test_a_rejected_lesion_is_gone_and_a_saved_label_does_not_bring_it_back(images):
+    click(images, "first", [A1])
+    before = run(images, "propagate")
     wrong = next(row["label"] for row in before.params["lesions"] if row["origin"] == "found")
-    after = reject(studies, wrong)
+    after = run(images, "reject", label=wrong)
     assert wrong not in after.params["label_names"]
 
     names = {value: name for name, value in before.params["label_names"].items()}
-    saved = save(studies, before.labels.numpy(), names)  # the viewer still shows it
+    saved = save(images, before.labels.numpy(), names)  # the viewer still shows it
     assert saved.left_out == [wrong]
     assert "first" in saved.accepted
 
 
-def test_saving_accepts_the_lesions_of_the_label_and_leaves_the_others_open(studies):
-    click(studies, "first", [A1])
-    answer = propagate(studies)
+def test_saving_accepts_the_lesions_of_the_label_and_leaves_the_others_open(images):
+    click(images, "first", [A1])
+    answer = run(images, "propagate")
     only = np.where(answer.labels.numpy() == 1, 7, 0).astype(np.int32)
-    saved = save(studies, only, {7: "first"})
+    saved = save(images, only, {7: "first"})
 
-    state = studies.do("scan", lambda scan: scan.session.state)
+    state = look(images, lambda session: session.state)
     assert saved.accepted == ["first"]
     assert state.lesions[1].accepted
     assert saved.open
     assert not any(state.lesions[number].accepted for number in state.lesions if number != 1)
 
 
-def test_voxels_that_the_reader_changed_are_taken_as_drawn(studies):
-    labels = click(studies, "first", [A1]).labels.numpy().copy()
-    save(studies, labels)
+def test_voxels_that_the_reader_changed_are_taken_as_drawn(images):
+    labels = click(images, "first", [A1]).labels.numpy().copy()
+    save(images, labels)
     i, j, k = np.argwhere(labels == 1)[0]
     labels[i, j, k] = 0
     labels[2:4, 2:4, 0] = 9  # a lesion that the reader drew by hand
-    saved = save(studies, labels, {1: "first", 9: "by hand"})
+    saved = save(images, labels, {1: "first", 9: "by hand"})
 
     assert saved.accepted == ["first", "by hand"]
-    now = studies.do("scan", lambda scan: scan.session.label_map().numpy())
+    now = look(images, lambda session: session.label_map().numpy())
     assert np.array_equal(now > 0, labels > 0)
 
 
-def test_names_and_lesions_are_there_after_a_restart(studies):
-    click(studies, "first", [A1])
-    before = propagate(studies)
-    studies.close()
-    again = Studies(studies.folder, make_model())
-    after = again.do("scan", lambda scan: reader.show(scan.session, scan.names))
-    again.close()
+def test_names_and_lesions_are_there_after_a_restart(images):
+    click(images, "first", [A1])
+    before = run(images, "propagate")
+    images.host.close()
+    again = Images(images.folder, Host(images.folder / "sessions", make_model()))
+    after = run(again, "lesions")
+    again.host.close()
 
     assert np.array_equal(after.labels, before.labels)
     assert after.params == before.params
@@ -159,19 +157,16 @@ def test_names_and_lesions_are_there_after_a_restart(studies):
         ({"label": "a", "background": [[1, 2, 3]]}, "a has no lesion yet"),
     ],
 )
-def test_a_bad_request_is_refused_in_one_line(studies, given, message):
+def test_a_bad_request_is_refused_in_one_line(images, given, message):
     with pytest.raises(ValueError, match=message) as caught:
-        studies.do(
-            "scan",
-            lambda scan: reader.click(scan.session, scan.names, LabelPoints.read(given, scan.session), scan.grid),
-        )
+        run(images, "click", **given)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_label_cannot_be_rejected(studies):
-    click(studies, "first", [A1])
+def test_an_unknown_label_cannot_be_rejected(images):
+    click(images, "first", [A1])
     with pytest.raises(ValueError, match="label=other: has no lesion to reject; lesions: first"):
-        reject(studies, "other")
+        run(images, "reject", label="other")
 
 
 @pytest.mark.parametrize(
