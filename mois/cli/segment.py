@@ -44,8 +44,8 @@ def segment(
             {"lasso": [[x, y, z], ...]}, {"propagate": true}]}. Any prompt may be "positive": false. Points are LPS mm,
             {"ras": [x, y, z]} in mm, or {"voxel": [i, j, k]}; `lesion` is a name of yours and may be left out. Without
             any "propagate", there is one at the end.
-        out: Folder for lesions.nii.gz, confidence.nii.gz, lesions.csv, lesions.png, lesions.html, bank.safetensors and
-            the journal.
+        out: Folder for lesions.nii.gz, lesions.seg.nrrd, confidence.nii.gz, lesions.csv, lesions.png, lesions.html,
+            bank.safetensors and the journal.
         bank: Exemplars of another scan, from its bank.safetensors.
         subject: Name of the scan; by default the name of the file.
         patient: Name of the patient; by default the subject.

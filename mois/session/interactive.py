@@ -297,7 +297,7 @@ class InteractiveSession:
     # -- on the disk -----------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | None = None) -> Path:
-        """Write lesions.nii.gz, confidence.nii.gz, lesions.csv and bank.safetensors, and return their folder.
+        """Write lesions.nii.gz, lesions.seg.nrrd, confidence.nii.gz, lesions.csv, bank.safetensors; return the folder.
 
         Args:
             folder: None: the folder of the session. Another folder gets the journal and states too, and can be loaded;

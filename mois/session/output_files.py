@@ -1,4 +1,4 @@
-"""The result files of a session: lesions.nii.gz, confidence.nii.gz and lesions.csv."""
+"""The result files of a session: lesions.nii.gz, lesions.seg.nrrd, confidence.nii.gz and lesions.csv."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ from mois.files.csv_tables import csv_text
 from mois.files.json_records import read_record
 from mois.geometry import SliceGrid
 from mois.scans.image_files import write_volume
+from mois.scans.segments import Segment, write_segments
 from mois.session.state import Lesion, State
 
-RESULTS = ("lesions.nii.gz", "confidence.nii.gz", "lesions.csv", "lesions.png", "lesions.html", "bank.safetensors")
+RESULTS = (
+    "lesions.nii.gz",
+    "lesions.seg.nrrd",
+    "confidence.nii.gz",
+    "lesions.csv",
+    "lesions.png",
+    "lesions.html",
+    "bank.safetensors",
+)
 """Result files of a session, beside its journal."""
 RECORD = "results.json"
 """File with the SHA-256 of each result file, as it was written."""
@@ -124,8 +133,15 @@ def recorded_results(folder: Path) -> Iterator[None]:
         write_text(folder / RECORD, json.dumps({name: file_sha256(folder / name) for name in written}, indent=2) + "\n")
 
 
+def segments_of(rows: Sequence[LesionRow]) -> list[Segment]:
+    """Return a segment for each lesion, for viewers."""
+    return [Segment(row.id, f"lesion {row.id}", finished=row.status == "accepted") for row in rows]
+
+
 def write_lesion_files(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:
-    """Write lesions.nii.gz (int32) and confidence.nii.gz (float32), both on the scanner's grid, and lesions.csv.
+    """Write the lesions on the scanner's grid, and lesions.csv.
+
+    lesions.nii.gz (int32) and lesions.seg.nrrd hold the ids of lesions, confidence.nii.gz (float32) their confidence.
 
     Args:
         folder: Folder of the files.
@@ -134,11 +150,12 @@ def write_lesion_files(folder: Path, state: State, grid: SliceGrid, affine: Tens
         affine: From voxel indices of the scan to RAS mm, (4, 4).
         rows: Rows of lesions.csv.
     """
-    labels = state.label_map(grid.stack_shape)
+    labels = grid.to_volume(torch.from_numpy(state.label_map(grid.stack_shape)))
     confidence = np.zeros(grid.stack_shape, dtype=np.float32)
     for lesion in state.lesions.values():
         lesion.mask.paint(confidence, lesion.confidence)
-    write_volume(grid.to_volume(torch.from_numpy(labels)), affine, folder / "lesions.nii.gz")
+    write_volume(labels, affine, folder / "lesions.nii.gz")
+    write_segments(labels.numpy(), affine, segments_of(rows), folder / "lesions.seg.nrrd")
     write_volume(grid.to_volume(torch.from_numpy(confidence)), affine, folder / "confidence.nii.gz")
     lines = []
     for row in rows:

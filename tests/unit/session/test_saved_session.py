@@ -4,6 +4,7 @@ import csv
 import json
 
 import nibabel as nib
+import nrrd
 import numpy as np
 import pytest
 import torch
@@ -100,6 +101,9 @@ def test_results_are_files_on_the_scanners_grid(scan, tmp_path):
     assert np.allclose(labels.affine, scan.affine.numpy())
     assert np.array_equal(labels.get_fdata(), session.label_map().numpy())
     assert np.array_equal(sure.get_fdata()[labels.get_fdata() == 1], np.ones(cells(A1)))
+    segments, header = nrrd.read(str(tmp_path / "lesions.seg.nrrd"))
+    assert np.array_equal(segments, session.label_map().numpy())
+    assert (header["Segment0_Name"], header["Segment1_LabelValue"]) == ("lesion 1", "2")
     with (tmp_path / "lesions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["id"], row["origin"], row["exemplar"]) for row in rows] == [
