@@ -22,6 +22,7 @@ from mois.cli.old_options import evaluate_option, with_new_evaluate_keys, with_n
 from mois.cli.phantom import phantom
 from mois.cli.segment import segment
 from mois.cli.serve import serve
+from mois.cli.view import view
 from mois.machine.full_memory import ACCELERATOR, full_memory, memory_cure
 
 COMMANDS: list[Callable[..., None] | type] = [
@@ -35,16 +36,20 @@ COMMANDS: list[Callable[..., None] | type] = [
     segment,
     journal,
     serve,
+    view,
 ]
 
 HELP = ("-h", "--help")
 VERSION = "--version"
 
-LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions", "segment": "image"}
+LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions", "segment": "image", "view": "image"}
 """Commands whose first words are a list: the option of the list."""
 
 FIRST: dict[str, str] = {"curves": "run", "doctor": "root", "phantom": "out", "serve": "viewer"}
 """Commands whose first word is a value: the option of the value."""
+
+FLAGS: dict[str, tuple[str, ...]] = {"view": ("no_browser",)}
+"""Options that are written without a value."""
 
 
 class EvaluateParser(OneLineParser):
@@ -96,8 +101,9 @@ def with_options(given: Sequence[str]) -> list[str]:
         leading, count = [f"--{FIRST[command[0]]}={words[0]}"], 1
     else:
         count = 0
-    rest = words[count:]
-    if command == ["segment"]:
+    flags = {f"--{flag}" for flag in FLAGS.get("".join(command), ())}
+    rest = [f"{word}=true" if word in flags else word for word in words[count:]]
+    if command in (["segment"], ["view"]):
         leading, rest = _gathered("image", [*leading, *rest])
     return [*command, *leading, *_with_lists(rest, _takes_words(*command))]
 

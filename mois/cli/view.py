@@ -1,0 +1,65 @@
+"""`mois view`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mois.cli.messages import say
+
+
+def view(
+    image: list[str] | str,
+    bundle: Path | None = None,
+    studies: Path = Path("studies"),
+    port: int = 0,
+    no_browser: bool = False,
+    subject: str | None = None,
+    patient: str | None = None,
+    pixel_mm: float = 1.5,
+    memory_gib: float = 4.0,
+    device: str = "auto",
+) -> None:
+    """Show a scan in your browser: click lesions, find the others, accept or reject them. No medical device.
+
+    Only this computer reaches the page, and the page loads nothing from the internet. Give the same command again to
+    go on where you were.
+
+    Args:
+        image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series. For a model of several channels
+            NAME=FILE for each, in any order; the page shows the first channel.
+        bundle: The model: folder `bundle` of a training. By default the shipped model, which was not trained for your
+            lesions.
+        studies: Folder of the sessions.
+        port: Port of the page; 0 takes a free one.
+        no_browser: Print the address, and open no browser.
+        subject: Name of the scan; by default the name of the file.
+        patient: Name of the patient; by default the subject.
+        pixel_mm: Pixel size of the shipped model: the median lesion should be ten pixels across or more.
+        memory_gib: Features that are kept in memory, in GiB.
+        device: Device such as cpu or cuda; auto takes an accelerator if there is one.
+
+    Raises:
+        ValueError: If the image or the bundle cannot be used, or the port is taken.
+    """
+    import webbrowser
+
+    from mois.scans.channels import named_images
+    from mois.scans.volumes import read_images
+    from mois.serve.host import Host
+    from mois.serve.page import page_app
+    from mois.serve.running import bound_socket, serve, token_of
+    from mois.serve.shipped_model import served_model
+
+    model = served_model(bundle, pixel_mm, device)
+    images = named_images([image] if isinstance(image, str) else image, model.segmenter.settings.channels)
+    name = subject or next(iter(images.values())).name.split(".")[0]
+    volume = read_images(images, subject=name, patient=patient or name)
+    host = Host(studies, model, memory_gib)
+    listening = bound_socket("127.0.0.1", port)
+    token = token_of(studies)
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}/{token}/"
+    say(f"{address}\nCtrl-C ends it; sessions are in {studies}. No medical device: for research.")
+    listening.listen()
+    if not no_browser:
+        webbrowser.open(address)
+    serve(page_app(host, volume), listening, token, ended=host.close)

@@ -1,0 +1,245 @@
+"""One open page: what its reader does with the session, and what it is shown."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mois.errors import one_line
+from mois.serve.host import Seat
+from mois.serve.page_view import PageView, ShownMask, ShownMasks, Triple
+from mois.serve.refusals import Cancelled, Refusal
+from mois.session import InteractiveSession
+from mois.session.history import reachable_states
+
+EPOCH = secrets.token_hex(4)
+"""Name of this process: numbers of masks hold in one process only."""
+SILENT_S = 15.0
+"""A page that asked for nothing for so many seconds is taken for closed. Open pages ask every two seconds."""
+
+
+class Finding:
+    """A propagation in the background.
+
+    Args:
+        seat: Who propagates.
+    """
+
+    def __init__(self, seat: Seat) -> None:
+        self.share = 0.0
+        self.found: int | None = None
+        self.error = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(seat,), name="propagation", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
+
+    def cancel(self) -> None:
+        """Stop after the part under way. Then nothing has changed."""
+        self._stop.set()
+
+    def _run(self, seat: Seat) -> None:
+        try:
+            self.found = seat.propagate(progress=self._progress, cancelled=self._stop.is_set)
+        except Cancelled:
+            self.error = "Stopped; nothing has changed."
+        except Refusal as refusal:
+            self.error = refusal.text
+        except ValueError as error:
+            self.error = one_line(str(error))
+        except Exception:
+            self.error = "The server made a mistake while it searched; nothing has changed."
+            raise
+
+    def _progress(self, share: float) -> None:
+        self.share = share
+
+
+class PageReader:
+    """A page at the session of its scan.
+
+    Args:
+        seat: Its seat.
+        view: How the scan is shown.
+        numbers: Numbers of the masks, shared by all pages of the scan.
+    """
+
+    def __init__(self, seat: Seat, view: PageView, numbers: ShownMasks) -> None:
+        self.view = view
+        self._seat = seat
+        self._numbers = numbers
+        self._finding: Finding | None = None
+        self._heard = time.monotonic()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the page was not heard of for a while: its window was closed, or its browser ended."""
+        busy = self._finding is not None and self._finding.is_running
+        return not busy and time.monotonic() - self._heard > SILENT_S
+
+    def heard(self) -> None:
+        """Note that the page asked for something. It becomes the writer if nobody writes."""
+        self._heard = time.monotonic()
+        if not self._seat.writer:
+            self._seat.ask_to_write()
+
+    def leave(self) -> None:
+        """Close the page."""
+        self.cancel()
+        self._seat.leave()
+
+    # -- what changes the session --------------------------------------------------------------------------------------
+
+    def draw(self, kind: str, voxels: Sequence[Triple], lesion: int | None, positive: bool) -> dict[str, Any]:
+        """Click, or draw a box, scribble or lasso, and return the lesion's id as result."""
+        points = [self.view.lps_mm(voxel) for voxel in voxels]
+        if kind == "click":
+            points = self._exactly(points, 1, "a click is one place.")
+            return self._answer(self._seat.do(lambda s: s.click(points[0], lesion, positive)))
+        if kind == "box":
+            points = self._exactly(points, 2, "a box is two corners.")
+            return self._answer(self._seat.do(lambda s: s.box(points[0], points[1], lesion, positive)))
+        if kind == "scribble":
+            return self._answer(self._seat.do(lambda s: s.scribble(points, lesion, positive)))
+        return self._answer(self._seat.do(lambda s: s.lasso(points, lesion, positive)))
+
+    def act(self, name: str, *arguments: int) -> dict[str, Any]:
+        """Do another action of the session: accept, reject, lock, unlock, remove, undo, redo or save."""
+        result = self._seat.do(lambda session: getattr(session, name)(*arguments))
+        return self._answer(str(result) if isinstance(result, Path) else result)
+
+    def propagate(self) -> dict[str, Any]:
+        """Begin to find all lesions like the exemplars. `state` says how far it is."""
+        if self._finding is None or not self._finding.is_running:
+            self._finding = Finding(self._seat)
+        return self.state()
+
+    def cancel(self) -> dict[str, Any]:
+        """Stop the propagation."""
+        if self._finding is not None:
+            self._finding.cancel()
+        return self.state()
+
+    def bank_in(self, content: bytes) -> dict[str, Any]:
+        """Add the exemplars of a bank's file, and return their number as result."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "bank.safetensors"
+            file.write_bytes(content)
+            try:
+                count = self._seat.do(lambda session: session.use_bank(file))
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(file), "this bank")) from None
+        return self._answer(count)
+
+    # -- what shows it -------------------------------------------------------------------------------------------------
+
+    def scan(self) -> dict[str, Any]:
+        """Return what stays the same: the scan's name and grid."""
+        view = self.view
+        return {
+            "subject": self._seat.look(lambda session: session.volume.subject),
+            "shape": view.shape,
+            "spacing_mm": view.spacing_mm,
+            "to_lps_mm": view.to_lps_mm.tolist(),
+            "slice_axis": view.slice_axis,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return what changes: lesions, exemplars, progress, and who writes."""
+        return {**self._seat.look(self._session_state), **self.pulse()}
+
+    def pulse(self) -> dict[str, Any]:
+        """Return the short part of the state: what an open page asks for again and again."""
+        finding = self._finding
+        return {
+            "epoch": EPOCH,
+            "actions": self._seat.look(lambda session: len(session.actions)),
+            "role": self._seat.role,
+            "writer": self._seat.writer,
+            "finding": {
+                "running": finding is not None and finding.is_running,
+                "share": 0.0 if finding is None else finding.share,
+                "found": None if finding is None else finding.found,
+                "error": "" if finding is None else finding.error,
+            },
+        }
+
+    def masks(self, numbers: Sequence[int]) -> dict[int, ShownMask]:
+        """Return masks of the current lesions by number. A number that is no longer in use is left out."""
+        wanted = set(numbers)
+        lesions = self._seat.look(lambda session: session.state).lesions.values()
+        return {
+            number: self.view.mask(lesion.mask)
+            for lesion in lesions
+            if (number := self._numbers.number(lesion.mask)[0]) in wanted
+        }
+
+    def preview(self, voxel: Triple, lesion: int | None, positive: bool) -> dict[str, Any]:
+        """Return what a click would show."""
+        shown = self._seat.preview(self.view.lps_mm(voxel), lesion, positive)
+        return {"lesion": shown.lesion, "mask": self.view.preview(shown)}
+
+    def suggest(self, count: int) -> list[dict[str, Any]]:
+        """Return where a click would help most."""
+        return [
+            {"at": self.view.voxel(each.point_lps_mm), "lesion": each.lesion, "reason": each.reason}
+            for each in self._seat.look(lambda session: session.suggest(count))
+        ]
+
+    def warnings(self) -> list[str]:
+        """Return where the exemplars do not cover the found lesions."""
+        return self._seat.look(lambda session: session.warnings())
+
+    def bank_out(self) -> bytes:
+        """Return the exemplars as the content of a bank's file."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "bank.safetensors"
+            self._seat.ask(lambda session: session.bank.save(file))
+            return file.read_bytes()
+
+    def _answer(self, result: Any) -> dict[str, Any]:
+        return {"result": result, "state": self.state()}
+
+    def _session_state(self, session: InteractiveSession) -> dict[str, Any]:
+        state, actions = session.state, session.actions
+        numbers, position = reachable_states(actions)
+        lesions = []
+        for row in session.lesions():
+            if row.id not in state.lesions:  # an action came between
+                continue
+            mask, at = self._numbers.number(state.lesions[row.id].mask)
+            lesions.append(
+                {
+                    "id": row.id,
+                    "ml": row.volume_ml,
+                    "confidence": row.confidence,
+                    "origin": row.origin,
+                    "status": row.status,
+                    "prompts": row.clicks,
+                    "mask": mask,
+                    "at": at,
+                }
+            )
+        return {
+            "can_undo": position > 0,
+            "can_redo": position < len(numbers) - 1,
+            "propagated": state.propagated,
+            "exemplars": len(state.exemplars),
+            "negative": sum(exemplar.negative for exemplar in state.exemplars.values()),
+            "lesions": lesions,
+        }
+
+    @staticmethod
+    def _exactly(points: list[Triple], count: int, text: str) -> list[Triple]:
+        if len(points) != count:
+            raise ValueError(text)
+        return points

@@ -1,0 +1,110 @@
+// The list of lesions. Only the rows in sight are in the page, so 300 lesions scroll as smoothly as three.
+
+const ROW = 44; // height of a row in pixels, as page.css has it
+const MORE = 4; // rows kept above and below those in sight
+
+const ORDERS = {
+  confidence: (a, b) => a.confidence - b.confidence || a.id - b.id,
+  volume: (a, b) => b.ml - a.ml || a.id - b.id,
+  id: (a, b) => a.id - b.id,
+};
+
+export const inMl = (ml) => (ml < 0.095 ? ml.toFixed(3) : ml < 9.95 ? ml.toFixed(2) : ml.toFixed(1));
+
+export const inWords = (lesion) =>
+  lesion.status !== "open" ? lesion.status : lesion.origin === "found" ? "found" : "prompted";
+
+export class LesionList {
+  constructor(element, onChoose) {
+    this.element = element;
+    this.onChoose = onChoose;
+    this.lesions = [];
+    this.order = "confidence";
+    this.chosen = null;
+    this.space = document.createElement("div");
+    this.space.className = "space";
+    this.space.setAttribute("role", "presentation");
+    element.append(this.space);
+    element.addEventListener("scroll", () => this.draw(), { passive: true });
+    element.addEventListener("click", (event) => {
+      const row = event.target.closest("[role=option]");
+      if (row) onChoose(Number(row.dataset.lesion));
+    });
+    new ResizeObserver(() => this.draw()).observe(element);
+  }
+
+  show(lesions, chosen) {
+    this.lesions = [...lesions].sort(ORDERS[this.order]);
+    this.chosen = chosen;
+    this.space.style.height = `${Math.max(1, this.lesions.length) * ROW}px`;
+    this.draw(true);
+  }
+
+  reorder(order) {
+    this.order = order;
+    this.show(this.lesions, this.chosen);
+  }
+
+  // the lesion after (or before) the chosen one
+  next(by) {
+    const at = this.lesions.findIndex((lesion) => lesion.id === this.chosen);
+    const index = at < 0 ? (by > 0 ? 0 : this.lesions.length - 1) : at + by;
+    return this.lesions[Math.min(this.lesions.length - 1, Math.max(0, index))]?.id ?? null;
+  }
+
+  reveal(id) {
+    const at = this.lesions.findIndex((lesion) => lesion.id === id);
+    if (at < 0) return;
+    const { scrollTop, clientHeight } = this.element;
+    if (at * ROW < scrollTop) this.element.scrollTop = at * ROW;
+    else if ((at + 1) * ROW > scrollTop + clientHeight) this.element.scrollTop = (at + 1) * ROW - clientHeight;
+    this.draw();
+  }
+
+  draw(anew = false) {
+    const { scrollTop, clientHeight } = this.element;
+    const first = Math.max(0, Math.floor(scrollTop / ROW) - MORE);
+    const last = Math.min(this.lesions.length, Math.ceil((scrollTop + clientHeight) / ROW) + MORE);
+    if (!anew && first === this.first && last === this.last) return;
+    [this.first, this.last] = [first, last];
+    const rows = this.lesions.slice(first, last).map((lesion, n) => this.row(lesion, first + n));
+    this.space.replaceChildren(...(rows.length ? rows : [empty()]));
+    if (this.chosen === null) this.element.removeAttribute("aria-activedescendant");
+    else this.element.setAttribute("aria-activedescendant", `lesion-${this.chosen}`);
+  }
+
+  row(lesion, index) {
+    const row = document.createElement("div");
+    row.id = `lesion-${lesion.id}`;
+    row.className = `lesion ${inWords(lesion)}`;
+    row.dataset.lesion = lesion.id;
+    row.setAttribute("role", "option");
+    row.setAttribute("aria-selected", String(lesion.id === this.chosen));
+    row.setAttribute("aria-posinset", index + 1);
+    row.setAttribute("aria-setsize", this.lesions.length);
+    row.style.top = `${index * ROW}px`;
+    const parts = [
+      ["mark", ""],
+      ["id", lesion.id],
+      ["state", lesion.type ? `${inWords(lesion)}, ${lesion.type}` : inWords(lesion)],
+      ["ml", `${inMl(lesion.ml)} ml`],
+      ["sure", `${Math.round(100 * lesion.confidence)} %`],
+    ];
+    for (const [name, text] of parts) {
+      const part = document.createElement("span");
+      part.className = name;
+      part.textContent = text;
+      row.append(part);
+    }
+    return row;
+  }
+}
+
+function empty() {
+  const row = document.createElement("div");
+  row.className = "empty";
+  row.setAttribute("role", "option");
+  row.setAttribute("aria-disabled", "true");
+  row.textContent = "None yet: click a lesion in the scan.";
+  return row;
+}

@@ -1,0 +1,290 @@
+// The page: joins the picture, the list, the tools and the keys with the server.
+
+import { getBytes, getJson, leaveAtEnd, post, put } from "./server.js";
+import { Viewer } from "./viewer.js";
+import { Painting } from "./painting.js";
+import { LesionList, inMl, inWords } from "./lesions.js";
+import { Tools } from "./tools.js";
+import { listen } from "./keys.js";
+
+const POLL_MS = 250;
+const WATCH_MS = 2000;
+const by = (id) => document.getElementById(id);
+
+let scan, state;
+let chosen = null;
+let correcting = false;
+let suggestions = [];
+let ask = Promise.resolve(); // one action after another
+
+const viewer = new Viewer(by("scan"), showPlace);
+const painting = new Painting(viewer);
+const list = new LesionList(by("list"), (id) => choose(id, true));
+const tools = new Tools(viewer, by("ink"), { hover, draw, say });
+
+function say(text, isError = false) {
+  by("says").textContent = text;
+  by("says").classList.toggle("error", isError);
+}
+
+// does an action after those before it, and shows its error in one line
+function act(action) {
+  ask = ask.then(action).catch((error) => say(error.message, true));
+  return ask;
+}
+
+async function done(path, body, text) {
+  const answer = await post(path, body);
+  await show(answer.state);
+  if (text) say(text(answer.result));
+  return answer.result;
+}
+
+async function show(next) {
+  state = next;
+  suggestions = [];
+  if (chosen !== null && !lesion(chosen)) [chosen, correcting] = [null, false];
+  list.show(state.lesions, chosen);
+  await painting.update(state.lesions, state.epoch, chosen);
+  showButtons();
+  by("count").textContent = state.lesions.length;
+  by("total").textContent = `${inMl(state.lesions.reduce((sum, each) => sum + each.ml, 0))} ml in all`;
+  by("exemplar-count").textContent = `${state.exemplars}, ${state.negative} of them negative`;
+  by("role").textContent = state.role === "writer" ? "" : `You watch; ${state.writer || "another page"} writes.`;
+  const warnings = state.propagated ? await getJson("warnings") : [];
+  by("warning-count").textContent = warnings.length;
+  by("warnings").replaceChildren(...warnings.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+}
+
+function showButtons() {
+  const one = lesion(chosen);
+  by("chosen-name").textContent = one
+    ? `Lesion ${one.id}: ${inWords(one)}, ${inMl(one.ml)} ml, ${Math.round(100 * one.confidence)} % sure`
+    : "No lesion is chosen.";
+  for (const id of ["accept", "reject", "lock", "remove", "correct"]) by(id).disabled = !one;
+  by("lock").firstChild.textContent = one && one.status !== "open" ? "Unlock " : "Lock ";
+  by("correct").setAttribute("aria-pressed", String(correcting));
+  by("undo").disabled = !state.can_undo;
+  by("redo").disabled = !state.can_redo;
+  by("working").hidden = !state.finding.running;
+  by("propagate").disabled = state.finding.running;
+  by("progress").value = state.finding.share;
+}
+
+const lesion = (id) => state?.lesions.find((each) => each.id === id) ?? null;
+
+function choose(id, jump = false) {
+  chosen = id;
+  if (id === null) correcting = false;
+  list.show(state.lesions, chosen);
+  painting.choose(chosen);
+  showButtons();
+  if (id === null) return;
+  list.reveal(id);
+  if (jump) viewer.moveTo(lesion(id).at);
+}
+
+// -- the pointer
+
+// the lesion that a prompt is for: null lets the session decide
+function target(voxel, positive) {
+  if (correcting && chosen !== null) return chosen;
+  const under = painting.lesionAt(voxel);
+  if (under && (!positive || under.origin === "prompted" || under.status !== "open")) return under.id;
+  return !positive && !under ? chosen : null;
+}
+
+let wanted = null; // the newest place for a preview; older ones are forgotten
+let asking = false;
+
+async function hover(voxel, positive = true) {
+  showPlace(voxel);
+  wanted = voxel && tools.tool === "click" ? [voxel.map(Math.round), positive] : null;
+  if (!wanted) painting.showPreview(null);
+  if (asking) return;
+  asking = true;
+  while (wanted) {
+    const [place, marks] = wanted;
+    wanted = null;
+    const body = { points: [place], lesion: target(place, marks), positive: marks };
+    const shown = await post("preview", body).catch(() => null); // a click there says why not
+    if (tools.tool === "click" && by("ink").matches(":hover")) painting.showPreview(shown?.mask ?? null);
+  }
+  asking = false;
+}
+
+function draw(kind, voxels, positive) {
+  wanted = null;
+  return act(async () => {
+    const drawing = kind === "click" || positive || correcting;
+    const body = { points: voxels, lesion: drawing ? target(voxels[0], positive) : null, positive };
+    say("…");
+    const id = await done(`draw/${kind}`, body);
+    const now = lesion(id);
+    if (now) choose(id);
+    say(now ? `Lesion ${id}: ${inMl(now.ml)} ml.` : "Nothing is found there again.");
+  });
+}
+
+function showPlace(voxel) {
+  const place = voxel ?? viewer.cross();
+  if (!scan || !state) return;
+  const row = (axis) => scan.to_lps_mm[axis].reduce((sum, v, n) => sum + v * (n < 3 ? place[n] : 1), 0);
+  const mm = [0, 1, 2].map((axis) => row(axis).toFixed(1));
+  const under = painting.lesionAt(place);
+  const text = under ? `lesion ${under.id}, ${inWords(under)}, ${inMl(under.ml)} ml` : "no lesion";
+  by("place").textContent = `LPS ${mm.join(", ")} mm: ${text}`;
+}
+
+// -- actions of buttons and keys
+
+const one = (path, text) => () => {
+  if (chosen !== null) act(() => done(`lesion/${path}`, { lesion: chosen }, () => text(chosen)));
+};
+
+const settle = (path, text) => () => {
+  const id = chosen;
+  if (id === null) return;
+  act(async () => {
+    const following = list.next(1);
+    await done(`lesion/${path}`, { lesion: id });
+    if (following !== null && following !== id && lesion(following)) choose(following, true);
+    say(text(id));
+  });
+};
+
+const actions = {
+  accept: settle("accept", (id) => `Lesion ${id} is accepted.`),
+  reject: settle("reject", (id) => `Lesion ${id} is rejected; it is not found again.`),
+  remove: settle("remove", (id) => `Lesion ${id} is removed; it may be found again.`),
+  lock: () => {
+    const open = lesion(chosen)?.status === "open";
+    one(open ? "lock" : "unlock", (id) => `Lesion ${id} is ${open ? "locked" : "open"}.`)();
+  },
+  undo: () => act(() => done("step/undo", {}, (worked) => (worked ? "Undone." : "There is nothing to undo."))),
+  redo: () => act(() => done("step/redo", {}, (worked) => (worked ? "Done again." : "There is nothing to redo."))),
+  save: () => act(() => done("step/save", {}, (folder) => `Saved in ${folder}`)),
+  propagate: () => act(find),
+  suggest: () => act(suggest),
+  correct: () => {
+    correcting = chosen !== null && !correcting;
+    showButtons();
+  },
+  negative: () => {
+    tools.negative = !tools.negative;
+    by("negative").setAttribute("aria-pressed", String(tools.negative));
+  },
+  bankOut: () => act(bankOut),
+  bankIn: () => by("bank-file").click(),
+  warnings: () => {
+    by("advice").open = true;
+    by("advice").querySelector("summary").focus();
+  },
+  nextLesion: () => choose(list.next(1), true),
+  lastLesion: () => choose(list.next(-1), true),
+  clickCross: (event) => draw("click", [viewer.cross()], tools.negative === event.shiftKey),
+  left: () => viewer.step(0, -1),
+  right: () => viewer.step(0, 1),
+  up: () => viewer.step(viewer.sliceAxis === 2 ? 1 : 2, 1),
+  down: () => viewer.step(viewer.sliceAxis === 2 ? 1 : 2, -1),
+  slice: () => viewer.step(viewer.sliceAxis, 1),
+  sliceBack: () => viewer.step(viewer.sliceAxis, -1),
+  escape: () => (state.finding.running ? post("cancel").then(() => say("Stopping…")) : choose(null)),
+  help: () => by("help").showModal(),
+};
+for (const tool of ["look", "click", "scribble", "box", "lasso"]) actions[tool] = () => useTool(tool);
+
+function useTool(tool) {
+  tools.use(tool);
+  for (const button of document.querySelectorAll("[data-tool]"))
+    button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
+}
+
+async function find() {
+  if (!state.exemplars) return say("Click a lesion first; then all that look like it can be found.", true);
+  await show(await post("propagate"));
+  say("Looking for lesions like these…");
+  follow(); // clicks go on meanwhile
+}
+
+async function follow() {
+  while (state.finding.running) {
+    await new Promise((wake) => setTimeout(wake, POLL_MS));
+    const next = await getJson("pulse").catch(() => null);
+    if (!next) return say("The server does not answer. Start mois view again; nothing that was done is lost.", true);
+    if (next.finding.running) {
+      state.finding = next.finding;
+      showButtons();
+    } else await act(async () => show(await getJson("state")));
+  }
+  const { found, error } = state.finding;
+  say(error || `${found} more ${found === 1 ? "lesion" : "lesions"} found.`, Boolean(error));
+}
+
+async function suggest() {
+  if (!suggestions.length) suggestions = await getJson("suggest");
+  if (!suggestions.length) return say("There is no suggestion; find all lesions first.");
+  const next = suggestions.shift();
+  choose(next.lesion, false);
+  viewer.moveTo(next.at);
+  say(next.lesion === null ? `Look here: ${next.reason}` : `Lesion ${next.lesion}: ${next.reason}`);
+}
+
+async function bankOut() {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([await getBytes("bank.safetensors")]));
+  link.download = "bank.safetensors";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  say(`${state.exemplars} exemplars are in the file.`);
+}
+
+by("bank-file").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  event.target.value = "";
+  if (file)
+    act(async () => {
+      const answer = await put("bank", file);
+      await show(answer.state);
+      say(`${answer.result} exemplars came in.`);
+    });
+});
+
+const BUTTONS = {
+  "bank-in": "bankIn",
+  "bank-out": "bankOut",
+  "help-button": "help",
+  cancel: "escape",
+};
+for (const id of ["accept", "reject", "lock", "remove", "correct", "undo", "redo", "save", "propagate", "suggest", "negative"])
+  BUTTONS[id] = id;
+for (const [id, action] of Object.entries(BUTTONS)) by(id).addEventListener("click", (event) => actions[action](event));
+for (const button of document.querySelectorAll("[data-tool]"))
+  button.addEventListener("click", () => useTool(button.dataset.tool));
+by("order").addEventListener("change", (event) => list.reorder(event.target.value));
+listen(actions, by("keys"));
+leaveAtEnd();
+
+// tells the server that the page is open, and shows what others did
+async function watch() {
+  const next = await getJson("pulse").catch(() => null);
+  const changed = next && ["actions", "role", "epoch", "writer"].some((name) => next[name] !== state[name]);
+  if (changed) act(async () => show(await getJson("state")));
+}
+
+async function open() {
+  scan = await getJson("scan");
+  by("subject").textContent = scan.subject;
+  viewer.sliceAxis = scan.slice_axis;
+  await viewer.open(await getBytes("image.nii"), scan.shape);
+  await show(await getJson("state"));
+  useTool("click");
+  const first = state.lesions[0];
+  if (first) viewer.moveTo(first.at);
+  say(first ? "The session goes on where it was." : "Click a lesion in the scan.");
+  setInterval(watch, WATCH_MS);
+  document.body.dataset.ready = "yes";
+}
+
+window.mois = { viewer, painting, tools, state: () => state }; // for tests
+act(open);
