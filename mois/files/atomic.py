@@ -20,6 +20,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from mois.errors import DataError
+from mois.machine.system_calls import open_flags
 
 _ABANDONED_S = 3600
 
@@ -41,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     _refuse_other(path, stat.S_IFREG)
     part = _beside(path, "part")
     try:
-        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        os.close(os.open(part, open_flags("O_WRONLY", "O_CREAT", "O_EXCL", "O_NOFOLLOW"), 0o666))
         allowed = stat.S_IMODE(part.stat().st_mode)
         with naming(path, part):
             yield part
@@ -117,7 +118,7 @@ def open_regular(path: Path) -> BufferedReader:
     """
     mode = path.stat().st_mode  # a socket cannot be opened
     if stat.S_ISREG(mode):
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, open_flags("O_RDONLY", "O_NONBLOCK", "O_CLOEXEC"))
         mode = os.fstat(handle).st_mode
         if stat.S_ISREG(mode):
             return os.fdopen(handle, "rb")

@@ -1,25 +1,35 @@
 """A folder that one process writes into at a time.
 
-The lock is a file `.lock` in the folder, held by `flock`. The system releases it when the process ends in any way. The
-file names the process that holds it. A file system may not support such locks. Then the process that the file names is
-searched on this machine. If the file names another machine, one warning says so.
+The lock is a file `.lock` in the folder, held by `flock` (on Windows by `msvcrt.locking`). The system releases it when
+the process ends in any way. The file names the process that holds it. A file system may not support such locks. Then
+the process that the file names is searched on this machine. If the file names another machine, one warning says so.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
 import stat
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mois.machine.system_calls import (
+    after_fork_in_child,
+    lock_file,
+    open_flags,
+    process_runs,
+    read_at,
+    write_at,
+)
+
 NAME = ".lock"
+_FLAGS = open_flags("O_RDWR", "O_CREAT", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")
 _ERRORS_OF_HELD_LOCK = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -52,7 +62,7 @@ class FolderLock:
         """Release the folder, and remove it if this lock made it and it is empty. A second call does nothing."""
         if self._file < 0:
             return
-        if self._is_ours():
+        if self._is_ours() and sys.platform != "win32":  # Windows removes no open file; there the file stays, unlocked
             self._path.unlink(missing_ok=True)
         self.forget()
         if self._made:  # an empty folder that we made does not stay
@@ -67,8 +77,10 @@ class FolderLock:
 
     def _open(self) -> int:
         other = f"{self._path} is no regular file; remove it, or choose another folder."
+        if self._path.is_symlink():  # where there is no O_NOFOLLOW
+            raise ValueError(other)
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            file = os.open(self._path, _FLAGS, 0o666)
         except OSError as error:
             if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # a folder, a link, a socket
                 raise ValueError(other) from error
@@ -77,7 +89,7 @@ class FolderLock:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise ValueError(other)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(file)
             except OSError as error:
                 self._refuse_holder(file, known=error.errno in _ERRORS_OF_HELD_LOCK)
         except BaseException:
@@ -101,7 +113,8 @@ class FolderLock:
         on_this_machine = host == socket.gethostname()
         holder_name = f"process {process} on {host}" if process else "another process"
         holder_name = "this process, elsewhere" if on_this_machine and process == os.getpid() else holder_name
-        if known or (on_this_machine and isinstance(process, int) and process != os.getpid() and _runs(process)):
+        other = on_this_machine and isinstance(process, int) and process != os.getpid() and process_runs(process)
+        if known or other or _held_here(file):
             raise ValueError(
                 f"{self.folder} is being written by {holder_name}; wait until it ends, or choose another folder."
             )
@@ -123,7 +136,7 @@ class FolderLock:
         if os.fstat(self._file).st_size and not _read(self._file):
             return
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text.encode(), 0)
+        write_at(self._file, text.encode(), 0)
 
 
 @contextmanager
@@ -141,21 +154,16 @@ _HOLDERS: list[FolderLock] = []
 
 def _read(file: int) -> dict[str, Any]:
     try:
-        content = json.loads(os.pread(file, 1000, 0))
+        content = json.loads(read_at(file, 1000, 0))
     except (ValueError, RecursionError):
         return {}
     whole = isinstance(content, dict) and type(content.get("process")) is int and type(content.get("host")) is str
     return content if whole else {}
 
 
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # the process belongs to another user
-        return True
-    return True
+def _held_here(file: int) -> bool:
+    """Return whether another part of this process holds this file."""
+    return any(os.path.samestat(os.fstat(file), os.fstat(lock._file)) for lock in _HOLDERS)
 
 
 def _forget_all() -> None:
@@ -163,4 +171,4 @@ def _forget_all() -> None:
         lock.forget()
 
 
-os.register_at_fork(after_in_child=_forget_all)  # a data worker may outlive its training, and must not hold the folder
+after_fork_in_child(_forget_all)  # a data worker may outlive its training, and must not hold the folder

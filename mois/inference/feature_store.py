@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mois.interfaces import with_channels
+from mois.machine.system_calls import read_at, write_at
 from mois.records import Features
 
 GIB = 1 << 30
@@ -169,7 +169,7 @@ class FeatureStore:
         view, place = memoryview(data), slot * len(data)
         try:
             while view:
-                written = os.pwrite(self._file.fileno(), view, place)
+                written = write_at(self._file.fileno(), view, place)
                 view, place = view[written:], place + written
         except OSError as error:
             raise OSError(
@@ -181,7 +181,7 @@ class FeatureStore:
 
     def _read(self, row: int) -> tuple[Tensor, ...]:
         size = self._bytes_per_row()
-        data = bytearray(os.pread(self._file.fileno(), size, self._slots[row] * size))
+        data = bytearray(read_at(self._file.fileno(), size, self._slots[row] * size))
         if len(data) != size:
             raise OSError(f"{tempfile.gettempdir()}: features written there cannot be read back; is the disk full?")
         flat = torch.frombuffer(data, dtype=self.dtype).to(self._device, non_blocking=True)

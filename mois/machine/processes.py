@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import torch
 
+from mois.machine.system_calls import installed_memory_bytes
+
 Item = TypeVar("Item")
 LONGEST_WAIT_H = 24
 """Longest wait for the slowest process, in hours. In a continued evaluation, one process may have all the work. A
@@ -107,7 +109,7 @@ def lost_contact(error: BaseException) -> bool:
 
 def memory_bytes() -> int:
     """Return the memory of this machine, or of its container if that has less, in bytes."""
-    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine_bytes = installed_memory_bytes()
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
     except OSError:

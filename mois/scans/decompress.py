@@ -56,14 +56,20 @@ def _serve() -> None:
     import SimpleITK as sitk  # noqa: N813 - its name everywhere
 
     for name in sys.stdin.buffer:
-        signal.alarm(TIMEOUT_S)
+        _end_after(TIMEOUT_S)
         file = name.rstrip(b"\n").decode(errors="surrogateescape")
         picture = sitk.GetArrayFromImage(sitk.ReadImage(file, imageIO="GDCMImageIO"))
         picture = np.ascontiguousarray(picture.reshape(picture.shape[-2:]))
         sys.stdout.buffer.write(f"{picture.dtype.str} {picture.shape[0]} {picture.shape[1]}\n".encode())
         sys.stdout.buffer.write(picture.tobytes())
         sys.stdout.buffer.flush()
-        signal.alarm(0)
+        _end_after(0)
+
+
+def _end_after(seconds: int) -> None:
+    """End this process after some seconds, 0: never. Windows cannot, so a damaged picture may take long there."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from mois.files.atomic import naming, read_regular, whole_file
 from mois.files.folder_lock import FolderLock
 from mois.files.json_records import as_record, parse_json
 from mois.files.tensor_records import check_features, parse_tensors
+from mois.machine.system_calls import open_flags, sync_folder
 from mois.session.header import bank_name
 from mois.session.journal import FORMAT_VERSION, NAME, Action, Journal, LineWriter, append_line, has_begun
 from mois.session.masks import BoxMask
@@ -77,13 +78,14 @@ class SessionStore:
             if journal is None:
                 check_free(folder)
             (folder / STATES).mkdir(exist_ok=True)
-            self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+            flags = open_flags("O_RDWR", "O_CREAT", "O_APPEND", "O_NOFOLLOW")
+            self._file = os.open(folder / NAME, flags, 0o666)
             os.ftruncate(self._file, 0 if journal is None else journal.size)
         except BaseException:
             self.close()
             raise
         os.fsync(self._file)
-        _sync_folder(folder)
+        sync_folder(folder)
         self._lines = LineWriter(version) if journal is None else LineWriter(journal.version, journal.last)
         self._names: dict[int, tuple[object, str]] = {}  # id of an array's owner -> owner (kept alive), name of array
 
@@ -144,7 +146,7 @@ class SessionStore:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return hashlib.sha256(data).hexdigest()
 
     def _name(self, owner: object, number: int, new: dict[str, Tensor], make: Any) -> str:
@@ -306,12 +308,3 @@ def copy_session(
 
 def _path(folder: Path, number: int) -> Path:
     return folder / STATES / f"{number:06d}.safetensors"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the list of files of a folder is on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
