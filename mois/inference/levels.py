@@ -37,6 +37,10 @@ SURE = 1e-4
 MOST_LESIONS = 16
 """Lesions that are left out in turn."""
 
+BARELY = 1e-6
+"""Weight of the exemplar that is left out. It has no say, but keeps its room. So a propagation that keeps fewer tokens
+of each exemplar the more there are keeps as many of the others as in the question itself."""
+
 
 class Outlined(NamedTuple):
     """N lesions of a scan that the reader outlined, and that are exemplars.
@@ -168,9 +172,9 @@ def _without_own(
     for own, row, mask in list(zip(*lesions, strict=True))[:MOST_LESIONS]:
         inside = mask.cpu() > 0.5
         if bool(inside.any()):
-            others = prepared.valid.clone()
-            others[0, own] = False
-            answers = segmenter.opinions(encoded, np.array([row]), prepared.map(valid=others))
+            weight = prepared.weight.clone()
+            weight[0, own] = BARELY
+            answers = segmenter.opinions(encoded, np.array([row]), prepared.map(weight=weight))
             plain = None if answers.plain is None else answers.plain[0, 0][inside]
             found.append(Inside(answers.probability[0, 0][inside], plain))
     return found

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mois.inference.lesion_maps import LesionMaps, TileAnswers
-from mois.inference.levels import EVEN, HALF, LONE_LEVEL, Outlined, ScanRule, mixed, rule_of, shifted
+from mois.inference.levels import BARELY, EVEN, HALF, LONE_LEVEL, Outlined, ScanRule, mixed, rule_of, shifted
 from mois.inference.segmenter import VolumeSegmenter
 from mois.records import Exemplars
 
@@ -33,7 +33,8 @@ class Answers:
         return questions[0]
 
     def opinions(self, encoded: object, rows: np.ndarray, prepared: Exemplars) -> TileAnswers:
-        self.asked.append(prepared.valid[0].tolist())
+        self.asked.append((prepared.weight[0] > BARELY).tolist())
+        assert bool(prepared.present.all())  # the exemplar that is left out keeps its room
         shown = MASKS[rows].unsqueeze(1)
         return TileAnswers(self.inside * shown, plain=None if self.plain is None else self.plain * shown)
 
