@@ -68,10 +68,10 @@ def stroke(plane: Mask) -> list[tuple[int, int]]:
     along = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
     depth = ndimage.distance_transform_edt(np.pad(plane, 1))[1:-1, 1:-1]
     at = [np.quantile(along, 0.5 + share) for share in (-REACH, -REACH / 2, 0.0, REACH / 2, REACH)]
-    width = max(1.0, float(np.ptp(along)) / 10)
+    count = max(1, len(pixels) // 5)
     line = []
     for place in at:
-        near = pixels[np.abs(along - place) <= width].astype(int)
+        near = pixels[np.argsort(np.abs(along - place), kind="stable")[:count]].astype(int)
         row, column = max(near.tolist(), key=lambda pixel: depth[pixel[0], pixel[1]])
         line.append((row, column))
     return line
