@@ -58,25 +58,25 @@ class SessionHistory:
         self._idle_since = time.perf_counter()
 
     @classmethod
-    def load(cls, folder: Path, journal: Journal, model: LesionModel, volume: Volume) -> SessionHistory:
+    def load(cls, folder: Path, journal: Journal, models: Sequence[LesionModel], volume: Volume) -> SessionHistory:
         """Open the folder of a session, and read its states and banks.
 
         Args:
             folder: Folder of the session.
             journal: Its journal.
-            model: The model that the session was made with.
+            models: The models that the session was made with.
             volume: The scan.
 
         Raises:
             ValueError: If a file is missing or damaged, or another process has the folder.
         """
-        grid = SliceGrid.of(volume.shape, volume.affine, model.segmenter.settings.slice_axis)
+        grid = SliceGrid.of(volume.shape, volume.affine, models[0].segmenter.settings.slice_axis)
         store = SessionStore(folder, journal)
         try:
             reader = StateReader(store, journal.actions, grid.stack_shape)
             numbers, position = reachable_states(journal.actions)
             states = [(0, State()), *((number, reader.read(number)) for number in numbers[1:])]
-            banks = read_banks(folder, partial(model.read_bank, volume=volume))
+            banks = read_banks(folder, partial(read_bank, models, volume))
         except BaseException:
             store.close()
             raise
@@ -182,6 +182,21 @@ class SessionHistory:
         if self._store is not None:
             self._store.close()
             self._store = None
+
+
+def read_bank(models: Sequence[LesionModel], volume: Volume, path: Path) -> ExemplarBank:
+    """Read a bank of one of the models of a session.
+
+    Raises:
+        ValueError: If it suits none of them; the message is that for the first model.
+    """
+    refused: ValueError | None = None
+    for model in models:
+        try:
+            return model.read_bank(path, volume)
+        except ValueError as error:
+            refused = refused or error
+    raise refused or ValueError(f"{path}: no model was given.")
 
 
 def reachable_states(actions: Sequence[Action]) -> tuple[list[int], int]:

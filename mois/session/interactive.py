@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mois.inference.segmenter import VolumeSegmenter
-from mois.lesions import InstanceMap
 from mois.records import Volume
-from mois.session.advice import Influence, Suggestion, coverage_warnings, suggestions
 from mois.session.header import bank_name, checked_scan, new_header
-from mois.session.history import SessionHistory
-from mois.session.journal import Action, find_journal, read_journal
+from mois.session.history import SessionHistory, read_bank
+from mois.session.journal import find_journal, read_journal
 from mois.session.masks import checked_mask, pack_mask
-from mois.session.output_files import LesionRow, lesion_rows, recorded_results, write_lesion_files
+from mois.session.models.typed_workbench import TypedWorkbench
+from mois.session.output_files import recorded_results, write_lesion_files
 from mois.session.points import as_floats
-from mois.session.state import Preview, State
+from mois.session.session_view import Point, SessionView
 from mois.session.store import read_banks
-from mois.session.workbench import Workbench
 from mois.sharing.bank import ExemplarBank
+from mois.sharing.bundle import Bundle
 from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
 from mois.sharing.lesion_model import LesionModel, one_model
 
-Point = Sequence[float] | Tensor
 
-
-class InteractiveSession:
+class InteractiveSession(SessionView):
     """Lesions of one scan, clicked, found and corrected. Each action is on the disk before the next action begins.
 
     Points are LPS millimetres: x to the patient's left, y to the back, z to the head. A tile of a slice is encoded
@@ -44,6 +40,7 @@ class InteractiveSession:
         volume: The scan. Its lesions are not read.
         out: Folder of the session, new or empty. None keeps the session in memory until it is saved.
         history: A session to go on with, as `load` reads it. None begins a new session.
+        models: Models of further types of lesions, by type; see `use`.
         calibration: Old form, works for one more version: a field of `model`.
         identity: Old form, works for one more version: a field of `model`.
 
@@ -58,13 +55,15 @@ class InteractiveSession:
         out: Path | None = None,
         *,
         history: SessionHistory | None = None,
+        models: Mapping[str, LesionModel] | None = None,
         calibration: Calibration | None = None,
         identity: ModelIdentity | None = None,
     ) -> None:
         model = one_model(model, calibration, identity)
-        self._history = history if history is not None else SessionHistory(new_header(model, volume))
-        self._bench = Workbench(model, volume, self._history.scan_key, self._history.banks)
-        self._history.begin(None if out is None else Path(out))
+        history = history if history is not None else SessionHistory(new_header(model, volume))
+        super().__init__(TypedWorkbench(model, volume, history.scan_key, history.banks, models), history)
+        self._types.check(history.actions)
+        history.begin(None if out is None else Path(out))
 
     # -- actions of the reader -----------------------------------------------------------------------------------------
 
@@ -223,6 +222,24 @@ class InteractiveSession:
         self._history.add_bank(name, brought)
         return int(self._act("use_bank", bank=name))
 
+    def use(self, type: str, model: LesionModel | Bundle | None = None) -> None:
+        """Go on with the lesions of a type, which a model of their own finds.
+
+        Each type has its own exemplars, bank, thresholds and calibration. A tile is encoded again only if the model
+        has another backbone. Prompts that name no lesion, `propagate`, `suggest` and `bank` are for this type from now
+        on. Lesions that other types have keep their voxels.
+
+        Args:
+            type: Name of the type, such as plexiform. "" is that of the model with which the session began.
+            model: Its model. None: the session has it already.
+
+        Raises:
+            ValueError: If the session has no model of this type, or another one.
+        """
+        if model is not None:
+            self._types.add(type, model.model() if isinstance(model, Bundle) else model)
+        self._act("use", type=type, model=self._types.digest(type))
+
     def reweigh(self, exemplar: str, weight: float) -> None:
         """Give an exemplar a weight: a weight of 2 counts as two equal exemplars, a weight of 0 leaves it out."""
         self._act("reweigh", exemplar=exemplar, weight=float(weight))
@@ -238,61 +255,6 @@ class InteractiveSession:
     def redo(self) -> bool:
         """Undo the latest undo, and return whether there was an undo."""
         return bool(self._act("redo"))
-
-    # -- what a session shows -----------------------------------------------------------------------------------------
-
-    @property
-    def volume(self) -> Volume:
-        """The scan."""
-        return self._bench.volume
-
-    @property
-    def state(self) -> State:
-        """The current state. A state never changes; an action replaces it by another state."""
-        return self._history.state
-
-    @property
-    def actions(self) -> tuple[Action, ...]:
-        """All actions so far, as in the journal."""
-        return tuple(self._history.actions)
-
-    @property
-    def bank(self) -> ExemplarBank:
-        """The exemplars as a new bank. A change of this bank does not change the session."""
-        return self._bench.on_scan.bank(self.state)
-
-    def label_map(self) -> Tensor:
-        """Return the lesions on the scanner's grid, (I, J, K) int32, with the id of the lesion as value."""
-        stack: InstanceMap = self.state.label_map(self._bench.grid.stack_shape)
-        return self._bench.grid.to_volume(torch.from_numpy(stack))
-
-    def lesions(self) -> list[LesionRow]:
-        """Return the rows of lesions.csv, by id."""
-        return lesion_rows(self.state, self._bench.grid, self._bench.voxel_ml)
-
-    def preview(self, point_lps_mm: Point, lesion: int | None = None, positive: bool = True) -> Preview:
-        """Return what `click` with the same arguments would show on its slice. The session does not change.
-
-        Raises:
-            ValueError: As `click` raises it.
-                If other lesions own all voxels of the lesion, `click` raises an error, but `preview` does not.
-        """
-        return self._bench.preview(self.state, as_floats(point_lps_mm), lesion, positive)
-
-    def suggest(self, count: int = 1) -> list[Suggestion]:
-        """Return the places where a click would help most, after `propagate`."""
-        return suggestions(self.state, self._bench.grid, self._bench.voxel_ml, count)
-
-    def warnings(self) -> list[str]:
-        """Return warnings where the exemplars do not cover the found lesions: in size, intensity, place or look."""
-        return coverage_warnings(self.state, self._bench.grid)
-
-    def attribute(self) -> list[Influence]:
-        """Return how much each exemplar helps or harms, the most helpful first.
-
-        Each is left out in turn, and none are merged. 20 take 2 s, 100 take 12 s (nano, 20 judged lesions, one core).
-        """
-        return self._bench.influences(self.state)
 
     # -- on the disk -----------------------------------------------------------------------------------------------
 
@@ -314,7 +276,9 @@ class InteractiveSession:
             self._history.copy_to(target)
         with recorded_results(target):
             write_lesion_files(target, self.state, self._bench.grid, self.volume.affine, self.lesions())
-            self.bank.save(target / "bank.safetensors")
+            for name in self.types:
+                bank = self._types.of(name).on_scan.bank(self.state.of_type(name))
+                bank.save(target / (f"bank.{name}.safetensors" if name else "bank.safetensors"))
         return target
 
     def close(self) -> None:
@@ -328,6 +292,7 @@ class InteractiveSession:
         model: LesionModel | VolumeSegmenter,
         volume: Volume | None = None,
         *,
+        models: Mapping[str, LesionModel] | None = None,
         calibration: Calibration | None = None,
         identity: ModelIdentity | None = None,
     ) -> InteractiveSession:
@@ -337,6 +302,7 @@ class InteractiveSession:
             folder: Folder of the session.
             model: The model that the session was made with.
             volume: The scan that the session was made on. None reads it from the path that the journal states.
+            models: Models of the further types of the session, by type.
             calibration: Old form, works for one more version: a field of `model`.
             identity: Old form, works for one more version: a field of `model`.
 
@@ -347,9 +313,9 @@ class InteractiveSession:
         folder, model = Path(folder), one_model(model, calibration, identity)
         journal = read_journal(folder)
         volume = checked_scan(journal, model, volume)
-        history = SessionHistory.load(folder, journal, model, volume)
+        history = SessionHistory.load(folder, journal, [model, *(models or {}).values()], volume)
         try:
-            return cls(model, volume, history=history)
+            return cls(model, volume, history=history, models=models)
         except BaseException:
             history.close()
             raise
@@ -362,6 +328,7 @@ class InteractiveSession:
         volume: Volume | None = None,
         out: Path | None = None,
         *,
+        models: Mapping[str, LesionModel] | None = None,
         calibration: Calibration | None = None,
         identity: ModelIdentity | None = None,
     ) -> InteractiveSession:
@@ -372,6 +339,7 @@ class InteractiveSession:
             model: The model that the session was made with.
             volume: The scan that the session was made on. None reads it from the path that the journal states.
             out: Folder of the new session, new or empty. None keeps it in memory.
+            models: Models of the further types of the session, by type.
             calibration: Old form, works for one more version: a field of `model`.
             identity: Old form, works for one more version: a field of `model`.
 
@@ -381,10 +349,13 @@ class InteractiveSession:
         model = one_model(model, calibration, identity)
         recorded = read_journal(Path(journal))
         volume = checked_scan(recorded, model, volume)
-        banks = read_banks(find_journal(Path(journal)).parent, partial(model.read_bank, volume=volume))
-        session = cls(model, volume, out, history=SessionHistory(recorded.about, recorded.version, banks))
+        known = partial(read_bank, [model, *(models or {}).values()], volume)
+        history = SessionHistory(
+            recorded.about, recorded.version, read_banks(find_journal(Path(journal)).parent, known)
+        )
+        session = cls(model, volume, out, history=history, models=models)
         try:
-            session._history.repeat(recorded.actions, session._bench.apply, journal)
+            session._history.repeat(recorded.actions, session._types.apply, journal)
         except BaseException:
             session.close()
             raise
@@ -392,7 +363,7 @@ class InteractiveSession:
 
     def _act(self, name: str, **arguments: Any) -> Any:
         """Do an action, write it down, and return its result."""
-        return self._history.act(name, arguments, self._bench.apply)
+        return self._history.act(name, arguments, self._types.apply)
 
 
 def _negative(positive: bool) -> dict[str, bool]:

@@ -81,6 +81,12 @@ class _Bank:
 
 
 @dataclass(frozen=True)
+class _Use:
+    type: str
+    model: str
+
+
+@dataclass(frozen=True)
 class _Weight:
     exemplar: str
     weight: float
@@ -109,6 +115,7 @@ ACTION_ARGUMENTS: dict[str, type] = {
     "lock": _Lesion,
     "unlock": _Lesion,
     "use_bank": _Bank,
+    "use": _Use,
     "reweigh": _Weight,
     "forget": _Exemplar,
     "undo": _NoArguments,

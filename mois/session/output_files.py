@@ -48,7 +48,8 @@ class LesionRow:
         origin: `prompted` or `found`.
         status: `open`, `accepted` or `locked`.
         exemplar: Key of the lesion's own exemplar, or of the exemplar that the lesion is most like.
-        clicks: Number of prompts: clicks, boxes and masks.
+        clicks: Number of prompts of all kinds.
+        type: Type of the lesion. The file has this column if the session has several models.
     """
 
     id: int
@@ -61,6 +62,7 @@ class LesionRow:
     status: str
     exemplar: str
     clicks: int
+    type: str = ""
 
 
 def lesion_rows(state: State, grid: SliceGrid, voxel_ml: float) -> list[LesionRow]:
@@ -82,6 +84,7 @@ def _row(number: int, lesion: Lesion, grid: SliceGrid, voxel_ml: float) -> Lesio
         status,
         lesion.explained_by,
         len(lesion.prompts),
+        lesion.type,
     )
 
 
@@ -157,10 +160,12 @@ def write_lesion_files(folder: Path, state: State, grid: SliceGrid, affine: Tens
     write_volume(labels, affine, folder / "lesions.nii.gz")
     write_segments(labels.numpy(), affine, segments_of(rows), folder / "lesions.seg.nrrd")
     write_volume(grid.to_volume(torch.from_numpy(confidence)), affine, folder / "confidence.nii.gz")
+    typed = any(row.type for row in rows)
+    columns = [field.name for field in fields(LesionRow) if typed or field.name != "type"]
     lines = []
     for row in rows:
-        plain = asdict(row)
+        plain = {name: value for name, value in asdict(row).items() if name in columns}
         for name in ("volume_ml", "x_lps_mm", "y_lps_mm", "z_lps_mm", "confidence"):
             plain[name] = f"{plain[name]:.4f}"
         lines.append(plain)
-    write_text(folder / "lesions.csv", csv_text([field.name for field in fields(LesionRow)], lines))
+    write_text(folder / "lesions.csv", csv_text(columns, lines))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -84,6 +84,7 @@ class Lesion:
         novelty: Distance to this exemplar. The mean distance between exemplars is 1.
         area_mm2: Area in mm2 on the slice on which the lesion is largest.
         mean_intensity: Mean normalised intensity on this slice.
+        type: Type of the lesion, in a session of several models; "" for the model with which it began.
     """
 
     mask: BoxMask
@@ -97,6 +98,7 @@ class Lesion:
     novelty: float = 0.0
     area_mm2: float = 0.0
     mean_intensity: float = 0.0
+    type: str = ""
 
     @property
     def owns(self) -> bool:
@@ -130,6 +132,8 @@ class State:
         unsure: Candidates of the latest propagation whose probability is too low, highest first.
         next_id: Id of the next lesion.
         propagated: Whether a propagation was done.
+        type: Type for which actions are that name no lesion.
+        exemplar_types: Types of exemplars by key, where they are not "".
     """
 
     lesions: dict[int, Lesion] = field(default_factory=dict)
@@ -138,6 +142,17 @@ class State:
     unsure: tuple[UnsureLesion, ...] = ()
     next_id: int = 1
     propagated: bool = False
+    type: str = ""
+    exemplar_types: dict[str, str] = field(default_factory=dict)
+
+    def of_type(self, name: str) -> State:
+        """Return the state with the lesions, exemplars and rejected lesions of one type alone."""
+        return replace(
+            self,
+            lesions={number: lesion for number, lesion in self.lesions.items() if lesion.type == name},
+            exemplars={key: each for key, each in self.exemplars.items() if self.exemplar_types.get(key, "") == name},
+            rejected={key: mask for key, mask in self.rejected.items() if self.exemplar_types.get(key, "") == name},
+        )
 
     def owned(self, but: int | None = None) -> list[BoxMask]:
         """Return the masks of locked and prompted lesions, except lesion `but`."""
@@ -239,7 +254,7 @@ class UnsureLesionRecord:
 
 @dataclass(frozen=True)
 class StateRecord:
-    """A `State` as JSON. The key `maybes` holds the unsure lesions."""
+    """A `State` as JSON. The key `maybes` holds the unsure lesions. A session of one model has no types."""
 
     lesions: dict[str, LesionRecord]
     exemplars: tuple[ExemplarRecord, ...]
@@ -247,6 +262,9 @@ class StateRecord:
     maybes: tuple[UnsureLesionRecord, ...]
     next_id: int
     propagated: bool
+    type: str = ""
+    lesion_types: dict[str, str] = field(default_factory=dict)
+    exemplar_types: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= self.next_id <= MOST_LESIONS:
@@ -254,6 +272,12 @@ class StateRecord:
         for key in self.lesions:
             if not (re.fullmatch("[1-9][0-9]{0,9}", key) and int(key) < self.next_id):
                 raise ValueError(f"a lesion has the id {key[:20]!r}")
+        if unknown := sorted(self.lesion_types.keys() - self.lesions.keys()):
+            raise ValueError(f"lesion {unknown[0][:20]!r} has a type but no mask")
+
+
+TYPE_KEYS = ("type", "lesion_types", "exemplar_types")
+"""Keys of a `StateRecord` that a session of one model does not write."""
 
 
 def _check_array(name: str) -> None:

@@ -35,6 +35,7 @@ from mois.session.journal import FORMAT_VERSION, NAME, Action, Journal, LineWrit
 from mois.session.masks import BoxMask
 from mois.session.output_files import check_free
 from mois.session.state import (
+    TYPE_KEYS,
     ExemplarRecord,
     Lesion,
     LesionRecord,
@@ -126,7 +127,8 @@ class SessionStore:
             return {**vars(given), "mask": None if given.mask is None else mask(given.mask)}
 
         def lesion(kept: Lesion) -> dict[str, Any]:
-            return {**vars(kept), "mask": mask(kept.mask), "prompts": [prompt(each) for each in kept.prompts]}
+            plain = {name: value for name, value in vars(kept).items() if name != "type"}
+            return {**plain, "mask": mask(kept.mask), "prompts": [prompt(each) for each in kept.prompts]}
 
         def exemplar(kept: Exemplar) -> dict[str, Any]:
             tokens = {name: self._name(each, number, new, each.contiguous) for name, each in kept.tokens.items()}
@@ -139,6 +141,7 @@ class SessionStore:
             "maybes": [asdict(each) for each in state.unsure],
             "next_id": state.next_id,
             "propagated": state.propagated,
+            **_types(state),
         }
         path = _path(self.folder, number)
         data = save(new, {"state": json.dumps(content, allow_nan=False)})
@@ -182,12 +185,17 @@ class StateReader:
         """
         content = self._file(number)[1]
         return State(
-            {int(key): self._lesion(entry) for key, entry in content.lesions.items()},
+            {
+                int(key): self._lesion(entry, content.lesion_types.get(key, ""))
+                for key, entry in content.lesions.items()
+            },
             {entry.key: self._exemplar(entry) for entry in content.exemplars},
             {key: self._mask(entry) for key, entry in content.rejected.items()},
             tuple(UnsureLesion(**vars(entry)) for entry in content.maybes),
             content.next_id,
             content.propagated,
+            content.type,
+            content.exemplar_types,
         )
 
     def _file(self, number: int) -> tuple[dict[str, Tensor], StateRecord]:
@@ -201,7 +209,9 @@ class StateReader:
                 if recorded and recorded != hashlib.sha256(data).hexdigest():
                     raise DataError("was changed after it was written")
                 tensors, metadata = parse_tensors(data, path.name)
-                content = as_record(parse_json(metadata.get("state", ""), path.name), StateRecord, path.name)
+                content = as_record(
+                    parse_json(metadata.get("state", ""), path.name), StateRecord, path.name, later=TYPE_KEYS
+                )
             except (OSError, ValueError) as error:
                 raise DataError(
                     f"{path}: is missing or damaged ({error}); replay the session's {NAME} into another folder."
@@ -237,9 +247,9 @@ class StateReader:
             raise DataError(f"{self._store.folder}: a prompt on slice {entry.slice_index} lies outside the scan.")
         return Prompt(**{**vars(entry), "mask": None if entry.mask is None else self._mask(entry.mask)})
 
-    def _lesion(self, entry: LesionRecord) -> Lesion:
+    def _lesion(self, entry: LesionRecord, kind: str) -> Lesion:
         prompts = tuple(self._prompt(prompt) for prompt in entry.prompts)
-        return Lesion(**{**vars(entry), "mask": self._mask(entry.mask), "prompts": prompts})
+        return Lesion(**{**vars(entry), "mask": self._mask(entry.mask), "prompts": prompts}, type=kind)
 
     def _exemplar(self, entry: ExemplarRecord) -> Exemplar:
         tokens = {name: self._array(array) for name, array in entry.tokens.items()}
@@ -304,6 +314,13 @@ def copy_session(
             store.append(replace(action, state=written.get(action.number, "")))
     finally:
         store.close()
+
+
+def _types(state: State) -> dict[str, Any]:
+    """Return the types of a state as JSON; nothing if there are none."""
+    lesions = {str(number): each.type for number, each in state.lesions.items() if each.type}
+    types = {"type": state.type, "lesion_types": lesions, "exemplar_types": state.exemplar_types}
+    return types if any(types.values()) else {}
 
 
 def _path(folder: Path, number: int) -> Path:

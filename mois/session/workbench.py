@@ -13,7 +13,7 @@ from mois.records import Volume
 from mois.session.advice import Influence, each_left_out, influences, lesions_on_tiles
 from mois.session.found_lesions import confidence, describe_lesions, find_lesions, keep_ids, nearest_exemplars
 from mois.session.masks import BoxMask
-from mois.session.model_on_scan import ModelOnScan
+from mois.session.models.model_on_scan import ModelOnScan
 from mois.session.prompts.given_prompts import (
     box_prompt,
     click_prompt,
@@ -39,10 +39,22 @@ class Workbench:
         scan: Stands for the scan's content in the keys of its exemplars. It is empty in a session of format 1, whose
             keys hold the subject alone.
         banks: Exemplar banks that actions can name. The session adds to them.
+        type: Type of the lesions that the model finds.
+        on_scan: The model on the scan, if it is made already.
     """
 
-    def __init__(self, model: LesionModel, volume: Volume, scan: str, banks: Mapping[str, ExemplarBank]) -> None:
-        self.on_scan = on_scan = ModelOnScan(model, volume, scan)
+    def __init__(
+        self,
+        model: LesionModel,
+        volume: Volume,
+        scan: str,
+        banks: Mapping[str, ExemplarBank],
+        *,
+        type: str = "",
+        on_scan: ModelOnScan | None = None,
+    ) -> None:
+        self.on_scan = on_scan = on_scan if on_scan is not None else ModelOnScan(model, volume, scan)
+        self.type = type
         self.model, self.segmenter, self.encoded, self.grid = model, model.segmenter, on_scan.encoded, on_scan.grid
         self.volume = volume
         self.banks = banks
@@ -204,7 +216,7 @@ class Workbench:
                 f"lesion {number}: all its voxels would belong to locked or prompted lesions; correct these lesions."
             )
         lesions = dict(state.lesions)
-        lesions[number] = Lesion(mask, "prompted", prompts, explained_by=self.on_scan.key(number))
+        lesions[number] = Lesion(mask, "prompted", prompts, explained_by=self.on_scan.key(number), type=self.type)
         for other, lesion in state.lesions.items():
             if other == number or lesion.owns or not (shared := lesion.mask.overlap(mask)):
                 continue
@@ -249,6 +261,7 @@ class Workbench:
                 novelty=float(novelty[index]),
                 area_mm2=appearance.area_mm2[index],
                 mean_intensity=appearance.mean_intensity[index],
+                type=self.type,
             )
         next_id = max([state.next_id, *(number + 1 for number in ids)])
         return replace(state, lesions=lesions, unsure=unsure, next_id=next_id, propagated=True), len(ids)

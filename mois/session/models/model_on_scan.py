@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import LesionMaps
 from mois.inference.levels import Outlined, ScanRule, rule_of
 from mois.records import Exemplars, Volume
@@ -19,6 +20,11 @@ from mois.session.state import Prompt, State
 from mois.sharing.bank import Exemplar, ExemplarBank
 from mois.sharing.lesion_model import LesionModel
 
+_ENCODING = (
+    "pixel_mm", "tile_px", "overlap", "slice_axis", "normalisation", "channels", "air_level", "precision",
+)  # fmt: skip
+"""Settings that decide which tiles a scan has, and their features."""
+
 
 class ModelOnScan:
     """A model on the scan of a session. It knows no state, but keeps its latest answer.
@@ -27,18 +33,30 @@ class ModelOnScan:
         model: The model.
         volume: The scan. Its lesions are not read.
         scan: Stands for the scan's content in the keys of its exemplars; see `Workbench`.
+        others: Other models on the scan. Encoded tiles are taken from one that encodes the same tiles alike.
     """
 
-    def __init__(self, model: LesionModel, volume: Volume, scan: str) -> None:
+    def __init__(self, model: LesionModel, volume: Volume, scan: str, others: Sequence[ModelOnScan] = ()) -> None:
         self.model = model
         self.segmenter = segmenter = model.segmenter
         self.scan = scan
         self.volume = volume
         self.normalisation = segmenter.normalisation(volume)
-        self.encoded = segmenter.encode(volume, lazy=True)
+        alike = next((other for other in others if self._encodes_as(other)), None)
+        self.encoded: EncodedVolume = segmenter.encode(volume, lazy=True) if alike is None else alike.encoded
         self.grid = self.encoded.grid
         self.prompted = PromptSegmenter(segmenter, self.encoded)
         self._latest: tuple[list[Exemplar], LesionMaps] | None = None  # exemplars of the latest propagation, its answer
+
+    def _encodes_as(self, other: ModelOnScan) -> bool:
+        """Return whether another model encodes the same tiles to the same features."""
+        same_weights = self.model.identity.adapter_sha256 == other.model.identity.adapter_sha256
+        mine, theirs = self.segmenter.settings, other.segmenter.settings
+        return (
+            same_weights
+            and self.model.identity.behaviour == other.model.identity.behaviour
+            and all(getattr(mine, name) == getattr(theirs, name) for name in _ENCODING)
+        )
 
     def key(self, lesion: int) -> str:
         """Return the key of a lesion's exemplar."""
