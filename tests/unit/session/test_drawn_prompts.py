@@ -7,6 +7,7 @@ import torch
 from mois.session import InteractiveSession
 from mois.session.journal import read_journal
 from mois.session.prompts import slice_answers
+from mois.session.prompts.given_prompts import drawn_voxels
 from tests.support.fake_model import TYPE_A, box, make_scan
 from tests.support.session_fakes import as_stack, count, journal_of, key_of, lps, make_model, three_lesions
 
@@ -274,3 +275,32 @@ def test_a_lesion_that_is_cut_is_not_tracked_from_what_was_cut_off():
     session.click(lps(scan, 1, 20, 20))
     session.lasso(square(scan, 4, 10, 10, 30, 30), 1, positive=False)  # all of it on slice 4
     assert np.flatnonzero(lesion(session, 1).any((1, 2))).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_drawn_holds_and_is_replayed(scan, seed):
+    """Drawings at random places: on their voxels the latest holds, unless another lesion owns them."""
+    rng = np.random.default_rng(seed)
+    session = InteractiveSession(make_model(), scan)
+    for _ in range(8):
+        kind, positive = str(rng.choice(["scribble", "lasso", "box"])), bool(rng.random() < 0.6)
+        ids = list(session.state.lesions)
+        number = int(rng.choice(ids)) if ids and rng.random() < 0.6 else None
+        index, row, column = [(2, 20, 20), (3, 46, 32), (2, 40, 12)][rng.integers(3)]
+        places = line(scan, index, *(np.array((row, column)) + rng.uniform(-9, 9, (5, 2))))
+        try:
+            number = session.box(*places[:2], number, positive) if kind == "box" else getattr(session, kind)(
+                places, number, positive
+            )  # fmt: skip
+        except ValueError:  # such as a scribble across another lesion
+            continue
+        if number not in session.state.lesions or (positive and kind != "scribble"):
+            continue
+        prompt = session.state.lesions[number].prompts[-1]
+        drawn, owned = (np.zeros(session._bench.grid.stack_shape, dtype=bool) for _ in range(2))
+        drawn_voxels(session._bench.grid, prompt).paint(drawn, True)
+        for mask in session.state.owned(but=number):
+            mask.paint(owned, True)
+        assert np.array_equal(lesion(session, number)[drawn & ~owned], np.full((drawn & ~owned).sum(), positive))
+    replayed = InteractiveSession.replay(journal_of(session), make_model(), scan)
+    assert torch.equal(replayed.label_map(), session.label_map())
