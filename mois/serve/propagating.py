@@ -14,16 +14,16 @@ def prepare_propagation(session: InteractiveSession) -> Iterator[float]:
     The session does not change. Actions between two parts are allowed: if one of them changes the exemplars, the
     search begins again with the new ones, and the share goes back to 0.
     """
-    on_scan = session._bench.on_scan
     while True:
-        exemplars = list(session.state.exemplars.values())
-        search = Search(on_scan.segmenter, on_scan.encoded, [on_scan.exemplars_in_use(session.state)[1]])
+        on_scan, shown = session._bench.on_scan, session._shown  # of the current type of lesions
+        exemplars = list(shown.exemplars.values())
+        search = Search(on_scan.segmenter, on_scan.encoded, [on_scan.exemplars_in_use(shown)[1]])
         for share in search.parts(tile_by_tile=True):
-            if not _same(exemplars, list(session.state.exemplars.values())):
+            if not _same(exemplars, list(session._shown.exemplars.values())):
                 break
             yield min(share, 0.99)
         else:
-            on_scan.answer(session.state, search.answers[0])
+            on_scan.answer(session._shown, search.answers[0])
             yield 1.0
             return
         yield 0.0

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mois.inference.segmenter import VolumeSegmenter
+from mois.serve.propagating import prepare_propagation
 from mois.session import InteractiveSession
 from mois.session.journal import read_journal
 from mois.sharing.bank import ExemplarBank
@@ -98,6 +99,21 @@ def test_tiles_are_encoded_again_only_by_another_backbone_or_other_tiles(scan):
     session.use("same")
     session.click(lps(scan, 2, 20, 20))
     assert session._types.of("same").segmenter.backbone.encoded == 0  # the first model's store encodes
+
+
+def test_a_propagation_in_parts_is_that_of_the_current_type(scan, monkeypatch):
+    expected = two_types(scan).label_map()
+    session = InteractiveSession(make_model(), scan)
+    session.click(lps(scan, 2, 20, 20))
+    session.propagate()
+    session.use("round", other_model())
+    parts = prepare_propagation(session)
+    next(parts)
+    session.click(lps(scan, 2, 40, 12))  # between two parts: the search begins again
+    assert list(parts)[-1] == 1.0
+    monkeypatch.setattr(session._bench.segmenter, "find", None)  # all is found
+    session.propagate()
+    assert torch.equal(session.label_map(), expected)
 
 
 def test_undo_goes_back_to_the_type_before(scan):
