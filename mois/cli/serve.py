@@ -17,10 +17,10 @@ VIEWERS_ENVIRONMENT = Path(__file__).parents[2] / ".venv-viewers"
 
 
 def serve(
-    viewer: Literal["monailabel"],
+    viewer: Literal["monailabel", "nninteractive"],
     studies: Path,
     bundle: Path | None = None,
-    port: int = 8000,
+    port: int | None = None,
     host: str = "127.0.0.1",
     pixel_mm: float = 1.5,
     memory_gib: float = 4.0,
@@ -29,11 +29,12 @@ def serve(
     """Serve scans to a viewer, such as 3D Slicer. No medical device.
 
     Args:
-        viewer: Program that the server speaks to: monailabel.
-        studies: Folder of the scans: NIfTI, NRRD or MHA files. Sessions and saved labels are written there, too.
+        viewer: Program that the server speaks to: monailabel, or nninteractive (3D Slicer's extension nnInteractive).
+        studies: monailabel: folder of the scans: NIfTI, NRRD or MHA files. Sessions and saved labels are written there,
+            too. nninteractive: folder of sessions; it is made if it is missing.
         bundle: The model: folder `bundle` of a training. By default the shipped model, which was not trained for your
             lesions.
-        port: Port of the server.
+        port: Port of the server; by default 8000 (monailabel) or 1527 (nninteractive).
         host: Address of the server; by default, only programs on this machine reach it.
         pixel_mm: Pixel size of the shipped model: the median lesion should be ten pixels across or more.
         memory_gib: Features that all scans keep in memory together, in GiB.
@@ -42,8 +43,10 @@ def serve(
     Raises:
         ValueError: If the folder is missing, the bundle cannot be used, or the server of the viewer is not installed.
     """
-    if viewer != "monailabel":
-        raise ValueError(f"viewer={viewer} is unknown; choose monailabel.")
+    if viewer == "nninteractive":
+        _serve_nninteractive(studies, bundle, 1527 if port is None else port, host, pixel_mm, device, memory_gib)
+        return
+    port = 8000 if port is None else port
     from mois.serve.monailabel_app.server import is_installed
     from mois.serve.shipped_model import served_model
 
@@ -70,6 +73,27 @@ def _serve_monailabel(studies: Path, model: LesionModel, memory_gib: float, host
     say(f"MONAI Label server: http://{host}:{listening.getsockname()[1]}/{token}")
     say("Give this address to 3D Slicer. It holds a secret. Ctrl-C ends the server.")
     serve_app(app, listening, token, ended=sessions.close)
+
+
+def _serve_nninteractive(
+    studies: Path, bundle: Path | None, port: int, address: str, pixel_mm: float, device: str, memory_gib: float
+) -> None:
+    """Serve the protocol of nnInteractive."""
+    try:
+        from mois.serve.host import Host
+        from mois.serve.nninteractive.routes import nninteractive_app
+        from mois.serve.running import bound_socket, token_of
+        from mois.serve.running import serve as serve_app
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed; install the server: pip install 'mois[serve]'") from error
+    from mois.serve.shipped_model import served_model
+
+    listening = bound_socket(address, port)
+    token = token_of(studies)
+    served = Host(studies, served_model(bundle, pixel_mm, device), memory_gib)
+    url = f"http://{address}:{listening.getsockname()[1]}"
+    say(f"nnInteractive server: {url}, API key {token}; or address {url}/{token} without a key; Ctrl-C ends it")
+    serve_app(nninteractive_app(served), listening, token, ended=served.close)
 
 
 def _go_on_in_the_environment_of_viewers() -> None:
