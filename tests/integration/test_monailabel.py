@@ -11,6 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -38,21 +39,29 @@ PIXEL_MM = 3.0
 @contextlib.contextmanager
 def server(studies: Path, *options: str):
     """Start `mois serve monailabel`, and give its address."""
-    command = ["serve", "monailabel", "--studies", studies, "--port", 0, "--pixel_mm", PIXEL_MM, *options]
-    log = studies.parent / "server.log"
+    with started(PYTHON, "-m", "mois.cli", *serving(studies), *options, where=studies.parent) as (url, _):
+        yield url
+
+
+def serving(studies: Path) -> list[str]:
+    return ["serve", "monailabel", "--studies", str(studies), "--port", "0", "--pixel_mm", str(PIXEL_MM)]
+
+
+@contextlib.contextmanager
+def started(*command: object, where: Path):
+    """Start a server in a folder, and give its address and its process."""
+    log = where / "server.log"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment["PATH"] = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{environment['PATH']}"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [str(part) for part in (PYTHON, "-m", "mois.cli", *command)],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            cwd=studies.parent,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            [str(part) for part in command], stdout=stream, stderr=subprocess.STDOUT, cwd=where, env=environment
         )
         try:
-            yield wait_for_address(process, log)
+            yield wait_for_address(process, log), process
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 def wait_for_address(process: subprocess.Popen, log: Path) -> str:
@@ -339,3 +348,103 @@ def test_the_log_names_no_image(small):
     assert "scan.nii" not in text
     assert "mine" not in text
     assert "Traceback" not in text
+
+
+def test_the_scan_on_which_an_action_helps_most_comes_next(small, tmp_path):
+    url, _ = small
+    *_, offered = play(
+        url,
+        tmp_path / "answers",
+        infer("click", label="a", foreground=[[20, 20, 2]]),
+        infer("propagate"),
+        {"do": "next", "strategy": "expected_gain"},
+    )
+    assert offered["id"] == ("scan" if "suggestion" in offered else "later")
+
+
+def test_a_second_client_is_told_who_writes(small, tmp_path):
+    url, _ = small
+    scan = three_lesions()
+    file = tmp_path / "shared.nii.gz"
+    write_volume(scan.image + 2, scan.affine, file)
+    shared = {"image": "shared"}
+    _, first, second, look = play(
+        url,
+        tmp_path / "answers",
+        {"do": "upload", "file": str(file), "image": "shared"},
+        infer("click", label="a", foreground=[[20, 20, 2]], client_id="anna") | shared,
+        infer("click", label="b", foreground=[[12, 40, 2]], client_id="ben") | shared,
+        infer("lesions", client_id="ben") | shared,
+    )
+    assert first["label_names"] == {"a": 1}
+    assert "Status: 409" in second["refused"]
+    assert "anna writes to this scan" in second["refused"]
+    assert look["label_names"] == {"a": 1}
+
+
+def test_a_client_goes_on_after_the_server_was_killed(tmp_path):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    scan = three_lesions()
+    write_volume(scan.image, scan.affine, studies / "scan.nii.gz")
+    click = infer("click", label="a", foreground=[[20, 20, 2]])
+    with started(PYTHON, "-m", "mois.cli", *serving(studies), where=tmp_path) as (url, process):
+        play(url, tmp_path / "before", click, infer("click", label="b", foreground=[[12, 40, 2]]), infer("lesions"))
+        process.kill()
+        process.wait(60)
+    with server(studies) as again:
+        assert again.rpartition("/")[2] == url.rpartition("/")[2]  # the address of before, but for the port
+        corrected = infer("click", label="a", foreground=[[20, 20, 2]], background=[[24, 24, 2]])
+        lesions, _ = play(again, tmp_path / "after", infer("lesions"), corrected)
+    assert lesions["label_names"] == {"a": 1, "b": 2}
+    assert np.array_equal(
+        read_image(tmp_path / "before" / "2.nii.gz")[0], read_image(tmp_path / "after" / "0.nii.gz")[0]
+    )
+
+
+PAGE = (ROOT / "docs" / "viewers" / "monailabel.md").read_text("utf-8")
+
+
+def test_the_page_is_followed_from_the_scan_to_the_accepted_lesions(tmp_path):
+    bash = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert bash[0] == "make viewers\n"
+    *prepare, serve = bash[1].splitlines()
+    lines = [line.replace("mois ", f"{ROOT / '.venv' / 'bin' / 'python'} -m mois.cli ", 1) for line in prepare]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(["bash", "-ec", "\n".join(lines)], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    mois, *options = serve.split()
+    assert mois == "mois"
+    command = [ROOT / ".venv" / "bin" / "python", "-m", "mois.cli", *options, "--port", "0"]
+    with started(*command, where=tmp_path) as (url, _):  # goes on in .venv-viewers by itself
+        (python,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+        shown = re.search(r'"(http://127.0.0.1:8000/[^"]+)"', python)
+        (tmp_path / "page.py").write_text(python.replace(shown[1], url), encoding="utf-8")
+        done = subprocess.run(
+            [str(PYTHON), "page.py"], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=900
+        )
+        assert done.returncode == 0, done.stderr
+        names, accepted = done.stdout.splitlines()
+        assert names.startswith("{'lesion 1': 1, 'lesion 2': 2, ")
+        assert accepted.startswith("['lesion 1', 'lesion 2'")
+        labels = read_image(tmp_path / "scans" / "labels" / "final" / "scan.nii.gz")[0]
+        free = np.argwhere(labels[40:120, 40:120, 14] == 0)[3000] + [40, 40]
+        seconds = click_during_a_propagation(url, [*free.tolist(), 14])
+        assert seconds < 10  # on a busy machine; docs/viewers/monailabel.md has the time on a free one
+    (subject,) = read_dataset(tmp_path / "scans" / "dataset")
+    assert subject.read().lesions.max() >= 2
+
+
+def click_during_a_propagation(url: str, place: list[int]) -> float:
+    """Return the seconds in which a click is answered while a propagation runs."""
+    body, kind = form(params="{}")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, url, "POST", "/infer/propagate?image=scan", body, **{"Content-Type": kind})
+        time.sleep(0.3)
+        given, _ = form(params=json.dumps({"label": "during", "foreground": [place]}))
+        begin = time.monotonic()
+        status, text = ask(url, "POST", "/infer/click?image=scan&output=json", given, **{"Content-Type": kind})
+        seconds = time.monotonic() - begin
+        assert status == 200, text
+        assert not running.done()
+        assert running.result()[0] == 200
+    return seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
 
@@ -147,7 +149,8 @@ class LesionApp(MONAILabelApp):
             raise ValueError(f"model={str(name)[:40]!a}: there is no such task; choose {', '.join(self._infers)}.")
         file, params = self._infers[name]({**request, "opened": self._opened(request)})
         if "suggestion" in params and "session" not in request:
-            self.datastore().update_image_info(request["image"], {"suggestion": params["suggestion"]})
+            with suppress(ImageNotFoundException):  # a file that the server has not listed yet
+                self.datastore().update_image_info(request["image"], {"suggestion": params["suggestion"]})
         return {"label": file, "tag": DefaultLabelTag.ORIGINAL, "file": file, "params": params}
 
     def _opened(self, request: Mapping[str, Any]) -> OpenImage:

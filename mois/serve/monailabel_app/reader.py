@@ -103,6 +103,8 @@ def click(session: InteractiveSession, names: LesionNames, points: LabelPoints, 
         lesion, done = None, []
     if lesion is None and not points.foreground:
         raise ValueError(f"{points.name} has no lesion yet; click a place inside the lesion first.")
+    if lesion is None:
+        _check_free(session, names, grid, points.foreground[0])
     for place, positive, point in wanted:
         if (place, positive) not in done:
             lesion = session.click(point, lesion, positive)
@@ -117,6 +119,16 @@ def click(session: InteractiveSession, names: LesionNames, points: LabelPoints, 
         session.volume.affine,
         {"label_names": {points.name: lesion}, "lesions": _rows(session, names, only=lesion)},
     )
+
+
+def _check_free(
+    session: InteractiveSession, names: LesionNames, grid: SliceGrid, point_lps_mm: Sequence[float]
+) -> None:
+    """Refuse the first click of a label in a lesion of another label, unless that lesion was only found."""
+    at = stack_point(grid, point_lps_mm).voxel
+    for number, lesion in session.state.lesions.items():
+        if lesion.owns and lesion.mask.on_slice(at[0], grid.stack_shape[1:])[at[1:]]:
+            raise ValueError(f"this place belongs to {names.of(number)}; choose that label to correct it.")
 
 
 def _done_clicks(session: InteractiveSession, lesion: int) -> list[tuple[tuple[float, float, float], bool]]:

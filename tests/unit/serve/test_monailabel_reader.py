@@ -163,6 +163,12 @@ def test_a_bad_request_is_refused_in_one_line(images, given, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_click_in_a_lesion_of_another_label_names_that_label(images):
+    click(images, "first", [A1])
+    with pytest.raises(ValueError, match="this place belongs to first; choose that label"):
+        click(images, "second", [A1])
+
+
 def test_an_unknown_label_cannot_be_rejected(images):
     click(images, "first", [A1])
     with pytest.raises(ValueError, match="label=other: has no lesion to reject; lesions: first"):
