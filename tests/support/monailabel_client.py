@@ -22,6 +22,7 @@ SESSIONS: list[str] = []
 
 def answer(client: MONAILabelClient, request: dict, number: int, folder: Path) -> object:
     given = {name: value for name, value in request.items() if name != "do"}
+    client._client_id = given.get("params", {}).pop("client_id", None)  # it writes its own name into the parameters
     if request["do"] == "infer":
         session = SESSIONS[-1] if given.get("session") else None
         file, params = client.infer(

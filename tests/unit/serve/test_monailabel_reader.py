@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from mois.scans.image_files import write_volume
 from mois.serve.host import Host
@@ -12,6 +13,7 @@ from mois.serve.monailabel_app.images import Images, checked_id
 from mois.serve.monailabel_app.lesion_names import LesionNames
 from mois.serve.monailabel_app.tasks import TASKS
 from mois.session import InteractiveSession
+from tests.support.scan_files import ORIENTATIONS, stored_otherwise
 from tests.support.session_fakes import lps, make_model, three_lesions
 
 A1, A2, B1 = (2, 20, 20), (3, 46, 32), (2, 40, 12)  # slice, row, column of a voxel in each lesion
@@ -187,3 +189,21 @@ def test_a_free_name_is_never_that_of_a_rejected_lesion():
     names = LesionNames({"lesion 2": 1}, rejected=["lesion 3"])
     names.follow([1, 2, 3])
     assert names.ids == {"lesion 2": 1, "lesion 4": 2, "lesion 5": 3}
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS[::7])
+def test_voxels_are_those_of_the_file_however_it_is_stored(tmp_path, order, signs):
+    scan = three_lesions()
+    array, affine = stored_otherwise(scan.image.numpy(), scan.affine.numpy(), order, signs)
+    lesions, _ = stored_otherwise((scan.lesions == 1).numpy().astype(np.int16), scan.affine.numpy(), order, signs)
+    write_volume(array, torch.from_numpy(affine), tmp_path / "scan.nii.gz")
+    images = Images(tmp_path, Host(tmp_path / "sessions", make_model()))
+    inside = np.argwhere(lesions)
+    middle = inside[np.argmin(((inside - inside.mean(0)) ** 2).sum(1))].tolist()
+    answer = run(images, "click", label="a", foreground=[middle])
+    images.host.close()
+
+    drawn = answer.labels.numpy() > 0
+    assert drawn.shape == lesions.shape
+    assert drawn[tuple(middle)]
+    assert (drawn & (lesions > 0)).sum() > 0.7 * drawn.sum()

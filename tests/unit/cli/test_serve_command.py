@@ -1,0 +1,25 @@
+"""`mois serve` before a server starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from mois.cli import main
+from mois.cli import serve as command
+
+
+def said(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", *map(str, arguments)])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_without_its_environment_the_server_of_monai_label_says_how_to_make_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "VIEWERS_ENVIRONMENT", tmp_path / "none")
+    assert "make viewers" in said(capsys, "monailabel", "--studies", tmp_path)
+
+
+def test_another_viewer_is_refused(tmp_path, capsys):
+    assert "monailabel" in said(capsys, "paint", "--studies", tmp_path)
