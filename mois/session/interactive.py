@@ -180,8 +180,23 @@ class InteractiveSession(SessionView):
         return int(self._act("mask", mask=packed, lesion=lesion, **_negative(positive)))
 
     def propagate(self) -> int:
-        """Find all lesions like the exemplars in the whole scan, and return the number of found lesions."""
+        """Find all lesions like the exemplars of the current type, and return the number of found lesions."""
         return int(self._act("propagate"))
+
+    def propagate_all(self) -> dict[str, int]:
+        """Propagate for each type that has an exemplar, the current type last; return the number found by type.
+
+        Each step is an action of its own, which undo takes back.
+        """
+        current, found = self.state.type, dict[str, int]()
+        for name in sorted(self.types, key=lambda each: each == current):
+            if self.state.of_type(name).exemplars:
+                if name != self.state.type:
+                    self.use(name)
+                found[name] = self.propagate()
+        if self.state.type != current:
+            self.use(current)
+        return found
 
     def accept(self, lesion: int) -> None:
         """Accept a lesion as right. It is locked, and becomes an exemplar."""

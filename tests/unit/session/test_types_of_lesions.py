@@ -101,6 +101,19 @@ def test_tiles_are_encoded_again_only_by_another_backbone_or_other_tiles(scan):
     assert session._types.of("same").segmenter.backbone.encoded == 0  # the first model's store encodes
 
 
+def test_all_types_are_propagated_and_the_current_type_stays(scan):
+    session = two_types(scan)
+    before = session.label_map()
+    session.use("unused", other_model(peak_threshold=0.9))
+    session.use("")
+    assert session.propagate_all() == {"round": 0, "": 1}
+    assert session.state.type == ""
+    assert torch.equal(session.label_map(), before)
+    session.use("unused")
+    assert session.propagate_all() == {"": 1, "round": 0}
+    assert session.state.type == "unused"
+
+
 def test_a_propagation_in_parts_is_that_of_the_current_type(scan, monkeypatch):
     expected = two_types(scan).label_map()
     session = InteractiveSession(make_model(), scan)
