@@ -151,12 +151,14 @@ def _difference(action: Action, request: RequestedAction | None, names: Mapping[
     if request.name in PROMPT_ACTIONS:
         wanted["lesion"] = names.get(request.lesion) if request.lesion is not None else None
     for key in {**action.arguments, **wanted}:
-        before, now = action.arguments.get(key), wanted.get(key)
+        usual = True if key == "positive" else None  # boxes and masks do not state it
+        before, now = action.arguments.get(key, usual), wanted.get(key, usual)
         if key == "mask":
             if not same_masks(before, now):
                 return f"{request.where}: another mask"
         elif before != now or type(before) is not type(now):
-            apart = "another bank" if key == "bank" else f"{key}={_shown(key, before)} there, {_shown(key, now)} now"
+            long = {"bank": "another bank", "points_lps_mm": "other points"}
+            apart = long[key] if key in long else f"{key}={_shown(key, before)} there, {_shown(key, now)} now"
             return f"{request.where}: {apart}"
     return None
 

@@ -19,13 +19,14 @@ from mois.session.playing import play, requested_actions
 from mois.session.prompts.prompt_file import read_prompts
 from mois.sharing.bank import ExemplarBank
 from tests.support.datasets import save_nifti
-from tests.support.session_fakes import lps, make_model, three_lesions
+from tests.support.session_fakes import as_stack, lps, make_model, three_lesions
 
 SCAN = three_lesions()
 A = lps(SCAN, 2, 20, 20)
 B = lps(SCAN, 3, 46, 32)
 A_LESS = {"click": lps(SCAN, 2, 23, 23), "lesion": "a", "positive": False}
 BOX = {"box": [lps(SCAN, 2, 35, 7), lps(SCAN, 2, 45, 17)]}
+LINE = {"scribble": [lps(SCAN, 2, 18, 18), lps(SCAN, 2, 18, 22), lps(SCAN, 2, 22, 22)]}
 
 
 def ask(folder: Path, entries: list[dict[str, Any]], bank: ExemplarBank | None = None) -> list[Any]:
@@ -65,6 +66,13 @@ def folder(tmp_path: Path) -> Path:
         (BOX, {"box": [BOX["box"][0], lps(SCAN, 2, 44, 17)]}, "entry 1: corners_lps_mm="),
         (BOX, {"box": [BOX["box"][1], BOX["box"][0]]}, "entry 1: corners_lps_mm="),
         ({"mask": "mask.nii.gz"}, {"mask": "other.nii.gz"}, "entry 1: another mask"),
+        (LINE, LINE, None),
+        (LINE, {"scribble": LINE["scribble"][::-1]}, "entry 1: other points"),
+        (LINE, {"lasso": LINE["scribble"]}, "entry 1: scribble there, lasso now"),
+        (LINE, {**LINE, "positive": False}, "entry 1: positive=True there, False now"),
+        (BOX, {**BOX, "positive": True}, None),
+        (BOX, {**BOX, "positive": False}, "entry 1: positive=True there, False now"),
+        ({**BOX, "positive": False}, BOX, "entry 1: positive=False there, True now"),
     ],
 )
 def test_another_first_entry_is_refused(
@@ -101,6 +109,29 @@ def test_a_changed_entry_behind_the_first_is_refused_by_its_number(folder: Path,
     with pytest.raises(ValueError, match="other prompts") as refused:
         run(folder, change(entries))
     assert any(part in str(refused.value) for part in said.split("|"))
+
+
+def test_drawings_of_a_file_are_those_of_a_session(folder: Path) -> None:
+    entries = [
+        {**LINE, "lesion": "a"},
+        {"lasso": [{"voxel": [28, 40, 3]}, {"voxel": [35, 40, 3]}, {"voxel": [35, 51, 3]}, {"voxel": [28, 51, 3]}]},
+        {**LINE, "lesion": "a", "positive": False},
+        {**BOX, "lesion": "c"},
+        {"mask": "mask.nii.gz", "lesion": "c", "positive": False},
+        {"scribble": [lps(SCAN, 5, 10, 40), lps(SCAN, 5, 14, 40)], "positive": False},
+        {"propagate": True},
+    ]
+    session, _ = run(folder, entries)
+    names = ["scribble", "lasso", "scribble", "box", "mask", "scribble", "propagate"]
+    assert [action.name for action in session.actions] == names
+    assert [action.result for action in session.actions[:6]] == [1, 2, 1, 3, 3, 4]
+    labels = as_stack(session.label_map())
+    assert not (labels[2, 18, 18:23] == 1).any()
+    assert (labels[3, 41:51, 29:35] == 2).all()
+    assert len(session.state.rejected) == 1
+    assert run(folder, entries)[0].actions == session.actions
+    again = run(folder, [*entries, {"click": A, "lesion": "a"}])[0]
+    assert again.actions[-1].result == 1
 
 
 def test_the_same_file_again_does_nothing_and_names_may_change_together(folder: Path) -> None:
