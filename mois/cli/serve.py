@@ -18,7 +18,7 @@ VIEWERS_ENVIRONMENT = Path(__file__).parents[2] / ".venv-viewers"
 
 def serve(
     viewer: Literal["monailabel", "nninteractive"],
-    studies: Path,
+    studies: Path = Path("studies"),
     bundle: Path | None = None,
     port: int | None = None,
     host: str = "127.0.0.1",

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from mois.inference.feature_store import FeatureBudget
 from mois.records import Volume
 from mois.scans.channels import named_images
@@ -28,7 +30,7 @@ class Host:
 
     - A scan has one session, by its voxels and grid. It is found again after a restart, where its last action left it.
     - The first client of a scan writes. The others watch, until the writer leaves or does nothing for ten minutes.
-    - All scans share one budget of memory for features.
+    - All scans share one budget of memory for features. While nobody waits, the tiles of open scans are encoded.
     - At most `most_open` sessions are open. The session that was not used for longest is closed; its folder holds it.
 
     Args:
@@ -68,6 +70,7 @@ class Host:
         study.opened(volume)
         seat = Seat(self, study, client)
         study.claim(seat)
+        self.queue.submit_steps(partial(_encode, study), Urgency.IDLE)
         return seat
 
     def read(self, scan: Path, subject: str = "", patient: str = "") -> Volume:
@@ -79,7 +82,7 @@ class Host:
     def _make_room(self, wanted: Study) -> None:
         """Close the sessions that were not used for longest, so that one more can be opened."""
         with self._lock:
-            others = [study for study in self._known.values() if study is not wanted and study.is_open]
+            others = [study for study in self._known.values() if study is not wanted and study.session is not None]
         others.sort(key=lambda study: study.used)
         for study in others[: max(0, len(others) + 1 - self._most_open)]:
             study.close()
@@ -90,6 +93,20 @@ class Host:
         with self._lock:
             for study in self._known.values():
                 study.close()
+
+
+def _encode(study: Study) -> Steps[None]:
+    """Encode the tiles of a scan, one after another, as long as its session is open."""
+    session = study.session
+    if session is None:
+        return
+    encoded = session._bench.on_scan.encoded
+    for row in range(encoded.shown):
+        if study.session is not session:
+            return
+        if row not in encoded.store:
+            encoded.select(np.array([row]))
+            yield
 
 
 class Seat:

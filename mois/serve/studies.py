@@ -67,9 +67,9 @@ class Study:
         return self.folder / "session"
 
     @property
-    def is_open(self) -> bool:
-        """Whether the session is in memory."""
-        return self._session is not None
+    def session(self) -> InteractiveSession | None:
+        """The session, if it is open."""
+        return self._session
 
     def opened(self, volume: Volume | None = None) -> InteractiveSession:
         """Return the session; it is loaded or begun if it is not open.

@@ -32,7 +32,7 @@ from mois.serve.shipped_model import served_model
 from mois.session import InteractiveSession
 from tests.support.paths import ROOT
 
-PIXEL_MM, LARGE_PIXEL_MM = 3.0, 1.5
+PIXEL_MM = 3.0
 Scan = tuple[np.ndarray, list[float], list[tuple[int, ...]]]
 """Voxels, spacing, and voxels to click."""
 
@@ -51,10 +51,10 @@ def phantoms(folder: Path, count: int, clicks: int) -> list[Scan]:
 
 
 @contextmanager
-def server(studies: Path, *options: str, pixel_mm: float = PIXEL_MM) -> Iterator[tuple[str, str, int]]:
+def server(studies: Path, *options: str) -> Iterator[tuple[str, str, int]]:
     """Address, key and process of a server."""
     log = (studies.parent / f"{studies.name}.log").open("w+", encoding="utf-8")
-    command = ["serve", "nninteractive", f"--studies={studies}", "--port=0", f"--pixel_mm={pixel_mm}", "--device=cpu"]
+    command = ["serve", "nninteractive", f"--studies={studies}", "--port=0", f"--pixel_mm={PIXEL_MM}", "--device=cpu"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mois.cli", *command, *options],
         stdout=log,
@@ -184,7 +184,7 @@ def large(out: Path) -> dict[str, float]:
         for x, y, z in places:
             image[(i - x) ** 2 + (j - y) ** 2 + (3 * (k - z)) ** 2 < 15**2] += 80
         scans.append((image, [1.0, 1.0, 6.0], places))
-    with server(out / "studies_large", "--memory_gib=2", pixel_mm=LARGE_PIXEL_MM) as (url, key, process):
+    with server(out / "studies_large", "--memory_gib=2") as (url, key, process):
         clients = [connect(url, key, scan) for scan in scans]
         for client, scan in zip(clients, scans, strict=True):
             for place in scan[2][:3]:

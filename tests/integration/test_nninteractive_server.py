@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import nibabel
+import nrrd
 import numpy as np
 import pytest
 
@@ -58,8 +58,8 @@ def test_story_on_a_phantom_gives_the_label_map_of_python(tmp_path: Path) -> Non
     session = InteractiveSession(model, scan(image, spacing))
     play_python(session, places[:5], outside := places[0])
     with served(tmp_path / "studies", model) as url, connect(url, image, spacing) as client:
-        (tmp_path / "lesions.nii.gz").write_bytes(play_client(client, places[:5], outside))
-    labels = np.asarray(nibabel.load(tmp_path / "lesions.nii.gz").dataobj)
+        (tmp_path / "lesions.seg.nrrd").write_bytes(play_client(client, places[:5], outside))
+    labels = nrrd.read(str(tmp_path / "lesions.seg.nrrd"))[0]
     assert np.array_equal(labels, session.label_map().numpy())
     assert len(np.unique(labels)) > 3
 
@@ -153,8 +153,8 @@ class Server:
 def labels_of(client, folder: Path) -> np.ndarray:
     answer = further_paths(client).post("/result", json={})
     assert answer.status_code == 200, answer.text
-    (folder / "labels.nii.gz").write_bytes(answer.content)
-    return np.asarray(nibabel.load(folder / "labels.nii.gz").dataobj)
+    (folder / "lesions.seg.nrrd").write_bytes(answer.content)
+    return nrrd.read(str(folder / "lesions.seg.nrrd"))[0]
 
 
 def play(server: Server, spacing: list[float], kill_after_s: float | None) -> object:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mois.inference.feature_store import FeatureBudget, FeatureStore
+from mois.serve.device_queue import Urgency
 from mois.serve.host import Host
 from mois.serve.refusals import Cancelled, Watching
 from mois.session import InteractiveSession
@@ -69,7 +70,7 @@ def test_least_used_session_is_closed_and_opened_again(tmp_path):
     first = host.open("a", one)
     first.do(lambda s: s.click(lps(one, 2, 20, 20)))
     second = host.open("b", other)
-    assert (first._study.is_open, second._study.is_open) == (False, True)
+    assert (first._study.session is None, second._study.session is None) == (True, False)
     first.do(lambda s: s.propagate())
     assert [action.name for action in first.look(lambda s: s.actions)] == ["click", "propagate"]
     host.close()
@@ -93,6 +94,13 @@ def test_click_of_the_reader_during_a_propagation_counts(host):
         session.click(lps(scan, *place))
     session.propagate()
     assert torch.equal(seat.look(lambda s: s.label_map()), session.label_map())
+
+
+def test_scan_is_encoded_while_nobody_waits(host):
+    seat = host.open("a", plain(three_lesions()))
+    encoded = seat.look(lambda s: s._bench.on_scan.encoded)
+    seat.ask(lambda s: None, Urgency.IDLE)  # behind the tiles
+    assert encoded.store.encoded == encoded.shown
 
 
 def test_cancelled_propagation_changes_nothing(host):

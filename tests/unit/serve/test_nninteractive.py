@@ -2,17 +2,21 @@
 
 import contextlib
 import random
+import re
 import struct
 
 import httpx
 import nibabel
+import nrrd
 import numpy as np
 import pytest
 
+from mois.serve.nninteractive.leases import Leases
 from mois.serve.nninteractive.wire import pack, unpack
 from mois.serve.refusals import Refusal
 from mois.session import InteractiveSession
 from tests.support.nninteractive_story import TOKEN, further_paths, play_client, play_python, scan, served, told
+from tests.support.paths import ROOT
 from tests.support.session_fakes import make_model, three_lesions
 
 remote = pytest.importorskip("nnInteractive.inference.remote")
@@ -40,8 +44,6 @@ def labels_of(content, tmp_path):
     file = tmp_path / ("result.seg.nrrd" if content.startswith(b"NRRD") else "result.nii.gz")
     file.write_bytes(content)
     if file.suffix == ".nrrd":
-        import nrrd
-
         return nrrd.read(str(file))[0]
     return np.asarray(nibabel.load(file).dataobj)
 
@@ -99,15 +101,24 @@ def test_lease_that_ended_is_said_and_the_same_image_finds_its_lesions(url):
         assert again.undo()
 
 
-def test_idle_and_silent_leases_end(tmp_path):
-    with served(tmp_path / "studies", make_model(), idle_s=0.2, silent_s=60.0) as url:
-        client = connect(url)
-        assert 0 < client.lease_status()["remaining_seconds"] <= 0.2
-        import time
-
-        time.sleep(0.3)
-        with pytest.raises(remote.SessionExpiredError):
-            client.heartbeat()
+def test_idle_and_silent_leases_end(monkeypatch):
+    now, ended = [100.0], []
+    monkeypatch.setattr("mois.serve.nninteractive.leases.time.monotonic", lambda: now[0])
+    leases = Leases(2, idle_s=60.0, silent_s=10.0, ended=ended.append)
+    idle, silent = leases.claim(lambda number: number), leases.claim(lambda number: number)
+    with pytest.raises(Refusal, match="2 clients are at work"):
+        leases.claim(lambda number: number)
+    for seconds in range(9, 55, 9):  # one shows that it is alive, and the other says nothing
+        now[0] = 100.0 + seconds
+        assert leases.of(idle.token, acts=False) is idle
+    assert ended == [2]
+    with pytest.raises(Refusal, match="has ended"):
+        leases.of(silent.token, acts=True)
+    assert leases.left_s(idle) == 60.0 - 54.0
+    now[0] = 161.0
+    with pytest.raises(Refusal, match="has ended"):
+        leases.of(idle.token, acts=True)
+    assert ended == [2, 1]
 
 
 def test_second_client_is_told_who_writes_and_a_full_server_says_so(tmp_path):
@@ -190,6 +201,20 @@ def test_suggestion_selection_and_placed_result(url, tmp_path):
         assert np.allclose(nibabel.load(tmp_path / "placed.nii.gz").affine, affine)
         assert http.post("/result", json={"affine": [[0] * 4] * 4}).status_code == 400
         assert told(http.get("/progress")) == {"share": 1.0}
+
+
+def test_page_of_the_docs_works_word_by_word(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "viewers" / "nninteractive.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {"address": url, "key": TOKEN, "image": IMAGE}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 3
+    assert names["client"].target_buffer[20, 20, 2]
+    assert nrrd.read("lesions.seg.nrrd")[0].max() >= 1
+    assert "mois serve nninteractive\n" in page
+    names["client"].close()
 
 
 def test_wrong_requests_are_answered_in_one_line(url):
