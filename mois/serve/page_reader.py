@@ -180,13 +180,16 @@ class PageReader:
         return {
             number: self.view.mask(lesion.mask)
             for lesion in lesions
-            if (number := self._numbers.number(lesion.mask)[0]) in wanted
+            if (number := self._numbers.number(lesion.mask).number) in wanted
         }
 
     def preview(self, voxel: Triple, lesion: int | None, positive: bool) -> dict[str, Any]:
-        """Return what a click would show."""
-        shown = self._seat.preview(self.view.lps_mm(voxel), lesion, positive)
-        return {"lesion": shown.lesion, "mask": self.view.preview(shown)}
+        """Return what a click would show; `why` says in one line why the click would be refused."""
+        try:
+            shown = self._seat.preview(self.view.lps_mm(voxel), lesion, positive)
+        except ValueError as error:
+            return {"lesion": None, "mask": None, "why": one_line(str(error))}
+        return {"lesion": shown.lesion, "mask": self.view.preview(shown), "why": ""}
 
     def suggest(self, count: int) -> list[dict[str, Any]]:
         """Return where a click would help most."""
@@ -213,20 +216,18 @@ class PageReader:
         state, actions = session.state, session.actions
         numbers, position = reachable_states(actions)
         lesions = []
-        for row in session.lesions():
-            if row.id not in state.lesions:  # an action came between
-                continue
-            mask, at = self._numbers.number(state.lesions[row.id].mask)
+        for number, lesion in state.lesions.items():
+            shown = self._numbers.number(lesion.mask)
             lesions.append(
                 {
-                    "id": row.id,
-                    "ml": row.volume_ml,
-                    "confidence": row.confidence,
-                    "origin": row.origin,
-                    "status": row.status,
-                    "prompts": row.clicks,
-                    "mask": mask,
-                    "at": at,
+                    "id": number,
+                    "ml": shown.voxels * session.volume.voxel_ml,
+                    "confidence": lesion.confidence,
+                    "origin": lesion.origin,
+                    "status": "accepted" if lesion.accepted else "locked" if lesion.locked else "open",
+                    "prompts": len(lesion.prompts),
+                    "mask": shown.number,
+                    "at": shown.at,
                 }
             )
         return {

@@ -41,6 +41,20 @@ class ShownMask(NamedTuple):
     bits: str
 
 
+class NumberedMask(NamedTuple):
+    """What the list of lesions says of a mask.
+
+    Attributes:
+        number: Its number.
+        at: Voxel to show it at.
+        voxels: Number of its voxels.
+    """
+
+    number: int
+    at: tuple[int, int, int]
+    voxels: int
+
+
 class PageView:
     """Conversion between the page's voxels and a session's places and masks.
 
@@ -146,13 +160,13 @@ class ShownMasks:
     def __init__(self, view: PageView) -> None:
         self._view = view
         self._numbers = count(1)
-        self._known: WeakKeyDictionary[BoxMask, tuple[int, tuple[int, int, int]]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[BoxMask, NumberedMask] = WeakKeyDictionary()
 
-    def number(self, mask: BoxMask) -> tuple[int, tuple[int, int, int]]:
+    def number(self, mask: BoxMask) -> NumberedMask:
         """Return the number of a mask, and the voxel to show it at."""
         known = self._known.get(mask)
         if known is None:
-            known = self._known[mask] = next(self._numbers), self._view.middle(mask)
+            known = self._known[mask] = NumberedMask(next(self._numbers), self._view.middle(mask), mask.voxels)
         return known
 
 

@@ -1,13 +1,20 @@
 """The page in a browser: a reader's story with mouse and keys gives what the session gives in Python."""
 
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
 
+from datamodules.phantoms.lesion_types import NAMED_TYPES
+from datamodules.phantoms.phantom import write_dataset
 from mois.geometry import SliceGrid
+from mois.scans.volumes import read_volume
 from mois.serve.page_view import PageView
+from mois.serve.shipped_model import served_model
 from mois.session import InteractiveSession
 from tests.support.browser import OpenPage, chromium, needs_chromium, served_page
+from tests.support.fake_model import TYPE_A, box, make_scan
 from tests.support.session_fakes import make_model, three_lesions
 
 pytestmark = [needs_chromium, pytest.mark.slow]
@@ -55,3 +62,127 @@ def test_story_on_a_small_scan(browser, tmp_path):
         shown = np.asanyarray(nib.as_closest_canonical(nib.Nifti1Image(saved_map(folder), scan.affine.numpy())).dataobj)
         assert np.array_equal(painted.reshape(view.shape, order="F"), shown > 0)
         assert page.errors == []
+
+
+def test_three_hundred_lesions_scroll_smoothly_and_axe_finds_nothing_serious(browser, tmp_path):
+    places = [(s, r, c) for s in (1, 4, 7, 10, 13) for r in range(8, 150, 16) for c in range(8, 115, 16)][:305]
+    boxes = [(TYPE_A, box((s, s + 2), (r, r + 8), (c, c + 8))) for s, r, c in places]
+    scan = make_scan(boxes, shape=(16, 160, 128))._replace(path="")
+    with served_page(make_model(), scan, tmp_path / "studies") as url:
+        page = OpenPage(browser, url)
+        page.click((scan.shape[0] - 1 - 12, scan.shape[1] - 1 - 12, 1))
+        page.propagate()
+        count = len(page.state()["lesions"])
+        assert count >= 300  # the clicked lesion may cover its neighbours
+        rows = page.page.locator("#list .lesion")
+        assert rows.count() < 40  # only those in sight
+        shared = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others slow the frames down as much
+        assert min(page.page.evaluate(FRAMES) for _ in range(3)) <= 100 * shared
+        assert rows.first.get_attribute("aria-setsize") == str(count)
+        assert serious(page.page) == []
+        page.press("?")
+        assert serious(page.page) == []
+        assert page.errors == []
+
+
+FRAMES = """() => new Promise((done) => {
+  const list = document.getElementById("list");
+  let [longest, last, step] = [0, performance.now(), 0];
+  const frame = (now) => {
+    longest = Math.max(longest, now - last);
+    last = now;
+    list.scrollTop = (list.scrollHeight * step) / 120;
+    if (step++ < 120) requestAnimationFrame(frame);
+    else done(longest);
+  };
+  requestAnimationFrame((now) => { last = now; requestAnimationFrame(frame); });
+})"""
+"""Longest of 120 frames, in ms, while the list is scrolled from its first to its last lesion."""
+
+
+def serious(page) -> list[str]:
+    """What axe-core says against the page: serious and critical findings."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [f"{each['id']}: {each['nodes'][0]['html']}" for each in found if each["impact"] in ("serious", "critical")]
+
+
+def test_drawings_of_every_kind_and_errors_in_one_line(browser, tmp_path):
+    scan = three_lesions()._replace(path="")
+
+    def voxel(index, row, column):
+        return (scan.shape[0] - 1 - column, scan.shape[1] - 1 - row, index)
+
+    with served_page(make_model(), scan, tmp_path / "studies") as url:
+        page = OpenPage(browser, url)
+        for key, places in (
+            ("3", [voxel(2, 20, 18), voxel(2, 20, 22)]),
+            ("4", [voxel(2, 35, 7), voxel(2, 45, 17)]),
+            ("5", [voxel(3, 38, 26), voxel(3, 54, 26), voxel(3, 54, 38), voxel(3, 38, 38)]),
+        ):
+            page.press(key)
+            page.after_action(lambda places=places: page.drag(places))
+        assert [row["origin"] for row in page.state()["lesions"]] == ["prompted"] * 3
+        page.press("n")
+        page.press("3")
+        page.after_action(lambda: page.drag([voxel(2, 20, 18), voxel(2, 20, 22)]))
+        assert len(page.state()["lesions"]) == 3
+        x, y = page.place(voxel(2, 20, 20), plane=0 if page.page.evaluate("mois.viewer.sliceAxis") else 1)
+        page.page.mouse.click(x, y)
+        assert page.says().startswith("Draw in the ")
+        assert page.is_error()
+        page.press("2")
+        page.press("Escape")
+        page.press("n")
+        page.page.evaluate("() => { window.fetch = () => Promise.reject(new TypeError()); }")
+        page.press("z")
+        page.wait(page.is_error)
+        assert page.says().startswith("The server does not answer.")
+
+
+@pytest.mark.ci
+def test_story_on_a_phantom_is_that_of_python(browser, tmp_path):
+    """5 clicks on 3 lesions, a correction, propagate, reject one, accept two, save; 28 x 256 x 160."""
+    write_dataset(tmp_path / "scans", subjects=1, seed=3, types=[NAMED_TYPES["ring"]])
+    (image,) = (tmp_path / "scans" / "imagesTr").glob("*.nii.gz")
+    (truth,) = (tmp_path / "scans" / "instancesTr").glob("*.nii.gz")
+    scan = read_volume(image, None, subject="scan", patient="scan", classes={})
+    session = InteractiveSession(served_model(None, 1.5, "cpu"), scan)
+    view = PageView(scan, SliceGrid.of(scan.shape, scan.affine))
+    ids = np.asanyarray(nib.as_closest_canonical(nib.load(truth)).dataobj)
+    sizes = np.bincount(ids.ravel().astype(np.int64))
+    sizes[0] = 0
+    with served_page(served_model(None, 1.5, "cpu"), scan, tmp_path / "studies") as url:
+        page = OpenPage(browser, url)
+
+        def click(place, lesion=None, positive=True):
+            page.click(place, negative=not positive)
+            return session.click(view.lps_mm(place), lesion, positive)
+
+        for count, number in enumerate(np.argsort(-sizes)[:3]):
+            inside = np.argwhere(ids == number)
+            middle = inside[np.argmin(((inside - inside.mean(0)) ** 2).sum(1))].tolist()
+            lesion = click(middle)
+            if count < 2:
+                click([middle[0] + 1, *middle[1:]], lesion)
+        beside = np.argwhere(in_view(scan, session.label_map().numpy()) == lesion)
+        edge = beside[np.argmax(np.abs(beside - middle).sum(1))].tolist()
+        click(edge, lesion, positive=False)
+        page.propagate()
+        session.propagate()
+        found = [row.id for row in session.lesions() if row.origin == "found"]
+        for name, lesion in (("r", found[0]), ("a", found[1]), ("a", 1)):
+            page.choose(lesion)
+            page.after_action(lambda name=name: page.press(name))
+            session.reject(lesion) if name == "r" else session.accept(lesion)
+        page.press("s")
+        page.wait(lambda: page.says().startswith("Saved in"))
+        (folder,) = (tmp_path / "studies").glob("*/session")
+        assert len(session.lesions()) > 5
+        assert np.array_equal(saved_map(folder), session.label_map().numpy())
+        assert page.errors == []
+
+
+def in_view(scan, labels):
+    return np.asanyarray(nib.as_closest_canonical(nib.Nifti1Image(labels, scan.affine.numpy())).dataobj)

@@ -18,7 +18,13 @@ from mois.serve.running import bound_socket, serve, token_of
 from mois.sharing.lesion_model import LesionModel
 
 CHROMIUM = Path("/usr/bin/chromium")
-SOFTWARE = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
+SOFTWARE = [
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--no-sandbox",
+    "--disable-gpu-rasterization",
+]
 
 needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium")
 

@@ -29,6 +29,8 @@ export const KEYS = [
   ["ArrowDown", "Cross down", "down"],
   ["PageUp", "Next slice", "slice"],
   ["PageDown", "Slice before it", "sliceBack"],
+  ["+", "Larger, around the cross (or Ctrl and the wheel)", "larger"],
+  ["-", "Smaller", "smaller"],
   ["Escape", "Stop the search; leave the chosen lesion", "escape"],
   ["?", "This list", "help"],
 ];

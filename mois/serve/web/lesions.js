@@ -25,6 +25,8 @@ export class LesionList {
     this.space.className = "space";
     this.space.setAttribute("role", "presentation");
     element.append(this.space);
+    this.rows = new Map(); // index in the list -> its row
+    this.none = this.space.appendChild(empty());
     element.addEventListener("scroll", () => this.draw(), { passive: true });
     element.addEventListener("click", (event) => {
       const row = event.target.closest("[role=option]");
@@ -61,43 +63,60 @@ export class LesionList {
     this.draw();
   }
 
+  // draws the rows in sight; rows that leave are used again for those that come
   draw(anew = false) {
     const { scrollTop, clientHeight } = this.element;
     const first = Math.max(0, Math.floor(scrollTop / ROW) - MORE);
     const last = Math.min(this.lesions.length, Math.ceil((scrollTop + clientHeight) / ROW) + MORE);
     if (!anew && first === this.first && last === this.last) return;
     [this.first, this.last] = [first, last];
-    const rows = this.lesions.slice(first, last).map((lesion, n) => this.row(lesion, first + n));
-    this.space.replaceChildren(...(rows.length ? rows : [empty()]));
+    const free = [];
+    for (const [index, row] of this.rows)
+      if (anew || index < first || index >= last) {
+        free.push(row);
+        this.rows.delete(index);
+      }
+    for (let index = first; index < last; index++)
+      if (!this.rows.has(index)) {
+        const row = free.pop() ?? this.space.appendChild(newRow());
+        fill(row, this.lesions[index], index, this.lesions.length, this.chosen);
+        this.rows.set(index, row);
+      }
+    for (const row of free) row.remove();
+    this.none.hidden = this.lesions.length > 0;
     if (this.chosen === null) this.element.removeAttribute("aria-activedescendant");
     else this.element.setAttribute("aria-activedescendant", `lesion-${this.chosen}`);
   }
+}
 
-  row(lesion, index) {
-    const row = document.createElement("div");
-    row.id = `lesion-${lesion.id}`;
-    row.className = `lesion ${inWords(lesion)}`;
-    row.dataset.lesion = lesion.id;
-    row.setAttribute("role", "option");
-    row.setAttribute("aria-selected", String(lesion.id === this.chosen));
-    row.setAttribute("aria-posinset", index + 1);
-    row.setAttribute("aria-setsize", this.lesions.length);
-    row.style.top = `${index * ROW}px`;
-    const parts = [
-      ["mark", ""],
-      ["id", lesion.id],
-      ["state", lesion.type ? `${inWords(lesion)}, ${lesion.type}` : inWords(lesion)],
-      ["ml", `${inMl(lesion.ml)} ml`],
-      ["sure", `${Math.round(100 * lesion.confidence)} %`],
-    ];
-    for (const [name, text] of parts) {
-      const part = document.createElement("span");
-      part.className = name;
-      part.textContent = text;
-      row.append(part);
-    }
-    return row;
+function newRow() {
+  const row = document.createElement("div");
+  row.setAttribute("role", "option");
+  for (const name of ["mark", "id", "state", "ml", "sure"]) {
+    const part = document.createElement("span");
+    part.className = name;
+    if (name !== "mark") part.append("");
+    row.append(part);
   }
+  return row;
+}
+
+function fill(row, lesion, index, count, chosen) {
+  const words = inWords(lesion);
+  row.id = `lesion-${lesion.id}`;
+  row.className = `lesion ${words}`;
+  row.dataset.lesion = lesion.id;
+  row.setAttribute("aria-selected", String(lesion.id === chosen));
+  row.setAttribute("aria-posinset", index + 1);
+  row.setAttribute("aria-setsize", count);
+  row.style.top = `${index * ROW}px`;
+  const texts = [
+    lesion.id,
+    lesion.type ? `${words}, ${lesion.type}` : words,
+    `${inMl(lesion.ml)} ml`,
+    `${Math.round(100 * lesion.confidence)} %`,
+  ];
+  texts.forEach((text, n) => (row.children[n + 1].firstChild.data = text));
 }
 
 function empty() {

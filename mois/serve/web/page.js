@@ -107,7 +107,8 @@ async function hover(voxel, positive = true) {
     const [place, marks] = wanted;
     wanted = null;
     const body = { points: [place], lesion: target(place, marks), positive: marks };
-    const shown = await post("preview", body).catch(() => null); // a click there says why not
+    const shown = await post("preview", body).catch(() => null);
+    if (shown?.why) by("place").textContent += `; a click is refused: ${shown.why}`;
     if (tools.tool === "click" && by("ink").matches(":hover")) painting.showPreview(shown?.mask ?? null);
   }
   asking = false;
@@ -189,6 +190,8 @@ const actions = {
   down: () => viewer.step(viewer.sliceAxis === 2 ? 1 : 2, -1),
   slice: () => viewer.step(viewer.sliceAxis, 1),
   sliceBack: () => viewer.step(viewer.sliceAxis, -1),
+  larger: () => viewer.zoom(1.25),
+  smaller: () => viewer.zoom(1 / 1.25),
   escape: () => (state.finding.running ? post("cancel").then(() => say("Stopping…")) : choose(null)),
   help: () => by("help").showModal(),
 };

@@ -97,6 +97,7 @@ export class Tools {
     const plane = this.viewer.planeAt(...this.at(event));
     if (plane === null) return;
     event.preventDefault();
+    if (event.ctrlKey) return this.viewer.zoom(event.deltaY > 0 ? 1 / 1.25 : 1.25);
     this.viewer.step(plane, event.deltaY > 0 ? -1 : 1);
   }
 

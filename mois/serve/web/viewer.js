@@ -102,6 +102,16 @@ export class Viewer {
     this.niivue.drawScene();
   }
 
+  // larger or smaller, around the cross
+  zoom(factor) {
+    const { niivue } = this;
+    const middle = niivue.frac2mm([0.5, 0.5, 0.5]);
+    const cross = niivue.frac2mm(niivue.scene.crosshairPos);
+    const scale = Math.min(16, Math.max(1, niivue.scene.pan2Dxyzmm[3] * factor));
+    const pan = [0, 1, 2].map((axis) => (scale > 1 ? middle[axis] - cross[axis] : 0));
+    niivue.setPan2Dxyzmm([...pan, scale]);
+  }
+
   step(axis, by) {
     const voxel = this.cross();
     voxel[axis] = Math.min(this.shape[axis] - 1, Math.max(0, voxel[axis] + by));

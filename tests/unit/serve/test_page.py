@@ -105,6 +105,9 @@ def test_preview_changes_nothing(page, scan):
     assert shown["lesion"] == 1
     assert shown["mask"][1][2] == 1  # one slice
     assert page.get("state").json()["actions"] == 0
+    outside = page.post("preview", json={"points": [[-5, 0, 0]]}).json()
+    assert outside["mask"] is None
+    assert "outside" in outside["why"]
 
 
 def test_bank_goes_out_and_comes_in(page, scan):
@@ -153,7 +156,6 @@ def test_only_so_many_pages(page):
         ("lesion/accept", {"lesion": 99}),
         ("lesion/close", {"lesion": 1}),
         ("step/close", {}),
-        ("preview", {"points": [[-5, 0, 0]]}),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(page, path, body):
