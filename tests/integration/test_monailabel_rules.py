@@ -54,6 +54,7 @@ def small(tmp_path_factory: pytest.TempPathFactory):
         ("GET", "/datastore/image?image=none", 404),
         ("GET", "/session/11111111-1111-1111-1111-111111111111", 404),
         ("GET", "/session/..%2F..", 404),
+        ("GET", "/session/11111111-1111-1111-1111-111111111111?image=true", 404),
         ("GET", "/train/", 404),
     ],
 )
@@ -171,6 +172,7 @@ def test_the_log_names_no_image(small):
     _, studies = small
     text = (studies.parent / "server.log").read_text("utf-8")
     assert "scan.nii" not in text
+    assert str(studies) not in text
     assert "mine" not in text
     assert "Traceback" not in text
 

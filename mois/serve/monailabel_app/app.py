@@ -72,7 +72,19 @@ class ImageStore(LocalDatastore):
     def __init__(self, images: Images) -> None:
         self._images = images
         self.saved: dict[str, dict[str, Any]] = {}
-        super().__init__(str(images.folder), extensions=[f"*{ending}" for ending in ENDINGS], auto_reload=True)
+        super().__init__(str(images.folder), extensions=[f"*{ending}" for ending in ENDINGS], auto_reload=False)
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the images without a saved label, as they are in the folder now."""
+        self.refresh()  # instead of a thread that watches the folder with all sessions
+        unlabeled: list[str] = super().get_unlabeled_images(label_tag, labels)
+        return unlabeled
+
+    def status(self) -> dict[str, Any]:
+        """Return how many images and labels are in the folder now."""
+        self.refresh()
+        known: dict[str, Any] = super().status()
+        return known
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Store an uploaded image."""

@@ -174,6 +174,8 @@ def only_known(app: App) -> App:
             if not any(method == scope["method"] and path.fullmatch(scope["path"]) for method, path in ROUTES):
                 raise Refusal(404, "this path or method does not exist.")
             for name, value in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
+                if name == "image" and scope["path"].startswith("/session/"):
+                    raise Refusal(404, "an image that was sent is not sent back.")
                 if name in NAMES and value:
                     checked_id(value, name)
         await app(scope, receive, send)
