@@ -16,6 +16,7 @@ from mois.cli.demo import demo
 from mois.cli.doctor import doctor
 from mois.cli.evaluate import evaluate
 from mois.cli.export import export_nnunet
+from mois.cli.follow_up import follow_up
 from mois.cli.journal import journal
 from mois.cli.messages import say
 from mois.cli.old_options import evaluate_option, with_new_evaluate_keys, with_new_options
@@ -35,6 +36,7 @@ COMMANDS: list[Callable[..., None] | type] = [
     compare,
     segment,
     journal,
+    follow_up,
     serve,
     view,
 ]
@@ -42,7 +44,13 @@ COMMANDS: list[Callable[..., None] | type] = [
 HELP = ("-h", "--help")
 VERSION = "--version"
 
-LEADING: dict[str, str] = {"compare": "runs", "journal": "sessions", "segment": "image", "view": "image"}
+LEADING: dict[str, str] = {
+    "compare": "runs",
+    "follow_up": "scans",
+    "journal": "sessions",
+    "segment": "image",
+    "view": "image",
+}
 """Commands whose first words are a list: the option of the list."""
 
 FIRST: dict[str, str] = {"curves": "run", "doctor": "root", "phantom": "out", "serve": "viewer"}

@@ -138,7 +138,7 @@ def recorded_results(folder: Path) -> Iterator[None]:
 
 def segments_of(rows: Sequence[LesionRow]) -> list[Segment]:
     """Return a segment for each lesion, for viewers."""
-    return [Segment(row.id, f"lesion {row.id}", finished=row.status == "accepted") for row in rows]
+    return [Segment(row.id, f"{row.type or 'lesion'} {row.id}", finished=row.status == "accepted") for row in rows]
 
 
 def write_lesion_files(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from mois.lesions import InstanceMap
 from mois.records import Volume
 from mois.session.advice import Influence, Suggestion, coverage_warnings, suggestions
+from mois.session.follow_up import Comparison, HasLesions, TimePoint, compare_time_points, time_point_of
 from mois.session.history import SessionHistory
 from mois.session.journal import Action
 from mois.session.models.typed_workbench import TypedWorkbench
@@ -87,6 +89,14 @@ class SessionView:
         """
         number = self.state.lesions[lesion].type if lesion in self.state.lesions else self.state.type
         return self._types.of(number).preview(self.state, as_floats(point_lps_mm), lesion, positive)
+
+    def compare(self, earlier: HasLesions | TimePoint | Path) -> Comparison:
+        """Match the lesions with those of an earlier time point: a session, its folder, or a scan with a label map.
+
+        Raises:
+            ValueError: If the scans are of two patients, or show no common part of the body.
+        """
+        return compare_time_points(time_point_of(earlier), time_point_of(self))
 
     def suggest(self, count: int = 1) -> list[Suggestion]:
         """Return the places where a click would help most, after `propagate`."""
