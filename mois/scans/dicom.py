@@ -76,10 +76,7 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         DataError: If it is no series of parallel, evenly spaced pictures, naming the entry and the files.
     """
     with _quiet():
-        headers = _headers(path)
-        _check_one_series(path, headers)
-        slices = [one for file, header in headers for one in _slices(file, header)]
-        slices, step = _in_order(path, slices)
+        slices, step = _series(path)
         first = slices[0]
         shape = (*first.size, len(slices))
         check_size(path, shape, np.dtype(np.float64))
@@ -93,6 +90,34 @@ def read_dicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     affine = np.eye(4)
     affine[:3, :2], affine[:3, 2], affine[:3, 3] = first.axes, step, first.position
     return voxels, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _series(path: Path) -> tuple[list[_Slice], NDArray[np.float64]]:
+    """Return the pictures of a series, sorted, and the step from one to the next, LPS mm."""
+    headers = _headers(path)
+    _check_one_series(path, headers)
+    return _in_order(path, [one for file, header in headers for one in _slices(file, header)])
+
+
+def headers_in_order(path: Path) -> tuple[list[Any], list[int]]:
+    """Return the headers of the files of a series, and which voxel slice each of their pictures is.
+
+    Args:
+        path: As for `read_dicom`.
+
+    Returns:
+        pydicom data sets without pixels: one for each slice of the volume, or one of many frames. Then, for each
+        picture in their order, its index along K in the volume of `read_dicom`.
+
+    Raises:
+        DataError: As `read_dicom`.
+    """
+    with _quiet():
+        slices, _ = _series(path)
+    if slices[0].frame is None:
+        return [one.header for one in slices], list(range(len(slices)))
+    place = {one.frame: number for number, one in enumerate(slices)}
+    return [slices[0].header], [place[frame] for frame in sorted(place, key=lambda frame: frame or 0)]
 
 
 @contextmanager
