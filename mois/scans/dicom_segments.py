@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,7 +63,8 @@ def write_dicom_segments(
     for number, segment in enumerate(segments, start=1):
         numbers[segment.value] = number
     frames = np.ascontiguousarray(numbers[labels][:, :, places].transpose(2, 1, 0))
-    written = _segmentation(headers, frames, segments, version)
+    with warnings.catch_warnings(action="ignore"):  # highdicom's would show the patient's name
+        written = _segmentation(headers, frames, segments, version)
     content = io.BytesIO()
     written.save_as(content)
     write_bytes(path, content.getvalue())

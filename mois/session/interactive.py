@@ -290,7 +290,7 @@ class InteractiveSession(SessionView):
         if own is None or target.resolve() != own.resolve():
             self._history.copy_to(target)
         with recorded_results(target):
-            write_lesion_files(target, self.state, self._bench.grid, self.volume.affine, self.lesions())
+            write_lesion_files(target, self.state, self._bench.grid, self.volume, self.lesions())
             for name in self.types:
                 bank = self._types.of(name).on_scan.bank(self.state.of_type(name))
                 bank.save(target / (f"bank.{name}.safetensors" if name else "bank.safetensors"))

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+import mois
+from mois.errors import DataError
 from mois.files.atomic import file_sha256, write_text
 from mois.files.csv_tables import csv_text
 from mois.files.json_records import read_record
 from mois.geometry import SliceGrid
+from mois.records import Volume
+from mois.scans.dicom_segments import can_write, is_series, write_dicom_segments
 from mois.scans.image_files import write_volume
 from mois.scans.segments import Segment, write_segments
 from mois.session.state import Lesion, State
@@ -23,6 +29,7 @@ from mois.session.state import Lesion, State
 RESULTS = (
     "lesions.nii.gz",
     "lesions.seg.nrrd",
+    "lesions.dcm",
     "confidence.nii.gz",
     "lesions.csv",
     "lesions.png",
@@ -141,24 +148,42 @@ def segments_of(rows: Sequence[LesionRow]) -> list[Segment]:
     return [Segment(row.id, f"{row.type or 'lesion'} {row.id}", finished=row.status == "accepted") for row in rows]
 
 
-def write_lesion_files(folder: Path, state: State, grid: SliceGrid, affine: Tensor, rows: Sequence[LesionRow]) -> None:
+def _write_for_series(folder: Path, labels: NDArray[Any], volume: Volume, segments: Sequence[Segment]) -> None:
+    """Write lesions.dcm for a scan from DICOM. Where that cannot be, a warning says why; the other files are there."""
+    path = folder / "lesions.dcm"
+    path.unlink(missing_ok=True)
+    if not segments or not volume.path or not is_series(Path(volume.path)):
+        return
+    if not can_write():
+        warnings.warn("lesions.dcm (DICOM-SEG) is not written: install mois[dicom].", stacklevel=2)
+        return
+    try:
+        write_dicom_segments(labels, Path(volume.path), segments, path, mois.__version__)
+    except (DataError, OSError) as error:
+        warnings.warn(f"lesions.dcm (DICOM-SEG) is not written: {error}", stacklevel=2)
+
+
+def write_lesion_files(folder: Path, state: State, grid: SliceGrid, volume: Volume, rows: Sequence[LesionRow]) -> None:
     """Write the lesions on the scanner's grid, and lesions.csv.
 
     lesions.nii.gz (int32) and lesions.seg.nrrd hold the ids of lesions, confidence.nii.gz (float32) their confidence.
+    A scan from DICOM gets lesions.dcm (DICOM-SEG), too.
 
     Args:
         folder: Folder of the files.
         state: State with the lesions.
         grid: Grid of the scan.
-        affine: From voxel indices of the scan to RAS mm, (4, 4).
+        volume: The scan.
         rows: Rows of lesions.csv.
     """
     labels = grid.to_volume(torch.from_numpy(state.label_map(grid.stack_shape)))
     confidence = np.zeros(grid.stack_shape, dtype=np.float32)
     for lesion in state.lesions.values():
         lesion.mask.paint(confidence, lesion.confidence)
+    affine, segments = volume.affine, segments_of(rows)
     write_volume(labels, affine, folder / "lesions.nii.gz")
-    write_segments(labels.numpy(), affine, segments_of(rows), folder / "lesions.seg.nrrd")
+    write_segments(labels.numpy(), affine, segments, folder / "lesions.seg.nrrd")
+    _write_for_series(folder, labels.numpy(), volume, segments)
     write_volume(grid.to_volume(torch.from_numpy(confidence)), affine, folder / "confidence.nii.gz")
     typed = any(row.type for row in rows)
     columns = [field.name for field in fields(LesionRow) if typed or field.name != "type"]

@@ -30,6 +30,7 @@ def labels(shape):
 
 
 @pytest.mark.parametrize(("tilt", "turn"), [(0, 0), (0, 20), (15, 30)])
+@pytest.mark.filterwarnings("error")
 def test_segments_of_a_series_read_back(tmp_path: Path, tilt: float, turn: float) -> None:
     series = write_dicom(tmp_path / "series", scan(), affine(tilt, turn), add_names)
     voxels, _ = read_image(series)
@@ -76,3 +77,23 @@ def test_what_is_a_series_and_what_a_segmentation_needs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="voxels, the label map"):
         write_dicom_segments(given[1:], series, SEGMENTS, tmp_path / "lesions.dcm", "1.0")
     assert not (tmp_path / "lesions.dcm").exists()
+
+
+def test_a_session_on_a_series_writes_segments_that_refer_to_it(tmp_path: Path) -> None:
+    from mois.scans.volumes import read_volume
+    from mois.session import InteractiveSession
+    from tests.support.session_fakes import make_model, three_lesions
+
+    given = three_lesions()
+    series = write_dicom(tmp_path / "series", given.image.numpy().astype(np.int16), given.affine.numpy(), add_names)
+    volume = read_volume(series, None, subject="s", patient="s", classes={})
+    session = InteractiveSession(make_model(), volume, tmp_path / "out")
+    session.save()
+    assert not (tmp_path / "out" / "lesions.dcm").exists()  # no lesion, no segment
+    mask = np.zeros(volume.shape, bool)
+    mask[10:14, 12:15, 1:3] = True
+    session.mask(mask)
+    session.save()
+    seg = highdicom.seg.segread(tmp_path / "out" / "lesions.dcm")
+    assert int(seg.pixel_array.sum()) == 24
+    assert (tmp_path / "out" / "results.json").read_text().count("lesions.dcm") == 1
