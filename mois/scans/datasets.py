@@ -93,8 +93,9 @@ class SubjectFiles:
 def read_dataset(root: Path) -> list[SubjectFiles]:
     """List the scans of a dataset in the nnU-Net raw layout: imagesTr, then imagesTs, each sorted by name.
 
-    The folder holds dataset.json, imagesTr, labelsTr, imagesTs and labelsTs. It may also hold instancesTr and
-    instancesTs (lesion ids), and subjects.csv (subject, patient, session, site).
+    The folder holds dataset.json, imagesTr, labelsTr, imagesTs and labelsTs. An image is a file, or a folder
+    SUBJECT_0000 that holds one DICOM series. The dataset may also hold instancesTr and instancesTs (lesion ids), and
+    subjects.csv (subject, patient, session, site).
 
     Args:
         root: The folder of the dataset.
@@ -127,13 +128,15 @@ def list_scans(root: Path) -> list[SubjectFiles]:
     scans: list[SubjectFiles] = []
     for part in ("Tr", "Ts"):
         images: dict[str, dict[int, Path]] = {}
-        for path in sorted((root / f"images{part}").glob(f"*{ending}")):
+        for path in _images(root / f"images{part}", ending):
             name, _, channel = path.name.removesuffix(ending).rpartition("_")
             if not (name and channel.isdigit() and len(channel) == 4):
                 raise DataError(f"{path}: images are called SUBJECT_0000{ending} (0000 is the channel); rename it.")
             if as_text(name) != name:
                 raise DataError(f"{path}: its name is no UTF-8; rename it, and its label map.")
-            images.setdefault(name, {})[int(channel)] = path
+            if int(channel) in images.setdefault(name, {}):
+                raise DataError(f"{path}: scan {name} has this image as a file, too; keep one of them.")
+            images[name][int(channel)] = path
         if twice := [name for name in images if sum(one_form(name) == one_form(one) for one in images) > 1]:
             raise DataError(
                 f"{root / f'images{part}'}: two scans are called {twice[0]}, whose letters are stored in two ways; "
@@ -161,6 +164,12 @@ def list_scans(root: Path) -> list[SubjectFiles]:
     if not scans:
         raise DataError(f"{root / 'imagesTr'}: no images (SUBJECT_0000{ending}); {_advice_without_images(root)}.")
     return scans
+
+
+def _images(folder: Path, ending: str) -> list[Path]:
+    """Return the images of a folder: files with this ending, and folders SUBJECT_0000 with one DICOM series each."""
+    series = [path for path in folder.glob("[!.]*_[0-9][0-9][0-9][0-9]") if path.is_dir()]
+    return sorted([*folder.glob(f"*{ending}"), *series])
 
 
 def _advice_for_missing_subject(subject: str, people: Mapping[str, object]) -> str:

@@ -8,10 +8,12 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
+import torch
 from pydicom.dataset import Dataset
 
 from mois.errors import DataError
-from mois.scans.image_files import read_image
+from mois.scans.datasets import read_dataset
+from mois.scans.image_files import read_image, write_volume
 from tests.support.scan_files import affine, compress_by_itk, refused, scan, write_dicom, write_frames
 
 
@@ -178,3 +180,23 @@ def test_lossless_jpeg_that_shows_low_values_white_is_refused(tmp_path):
     assert inverted.min() > scan().max()  # what ITK makes of it, and why it is refused
     with pytest.raises(DataError, match=r"03.dcm: MONOCHROME1 in lossless JPEG or JPEG-LS .*; .*gdcmconv --raw"):
         read_image(tmp_path / "a")
+
+
+def test_a_folder_of_dicom_is_an_image_of_a_dataset(tmp_path):
+    root = tmp_path / "data"
+    (root / "imagesTr").mkdir(parents=True)
+    (root / "labelsTr").mkdir()
+    (root / "dataset.json").write_text('{"labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}')
+    voxels, found = read_image(write_dicom(root / "imagesTr" / "b_0000", scan(), affine(turn=20)))
+    labels = np.zeros(voxels.shape, np.uint8)
+    labels[1:3, 2, 3] = 1
+    write_volume(labels, torch.from_numpy(found), root / "labelsTr" / "b.nii.gz")
+    write_volume(voxels, torch.from_numpy(found), root / "imagesTr" / "a_0000.nii.gz")
+    scans = read_dataset(root)
+    assert [one.subject for one in scans] == ["a", "b"]
+    volume = scans[1].read()
+    assert np.array_equal(volume.image.numpy(), voxels)
+    assert np.array_equal(volume.lesions.numpy(), labels)
+    write_volume(voxels, torch.from_numpy(found), root / "imagesTr" / "b_0000.nii.gz")
+    with pytest.raises(DataError, match="scan b has this image as a file, too"):
+        read_dataset(root)
