@@ -223,6 +223,7 @@ class PageReader:
                     "id": number,
                     "ml": shown.voxels * session.volume.voxel_ml,
                     "confidence": lesion.confidence,
+                    "type": lesion.type,
                     "origin": lesion.origin,
                     "status": "accepted" if lesion.accepted else "locked" if lesion.locked else "open",
                     "prompts": len(lesion.prompts),

@@ -157,7 +157,11 @@ def test_story_on_a_phantom_is_that_of_python(browser, tmp_path):
         page = OpenPage(browser, url)
 
         def click(place, lesion=None, positive=True):
+            if lesion is not None:  # prompts are for the chosen lesion, wherever they are
+                page.press("c")
             page.click(place, negative=not positive)
+            if lesion is not None:
+                page.press("c")
             return session.click(view.lps_mm(place), lesion, positive)
 
         for count, number in enumerate(np.argsort(-sizes)[:3]):
@@ -178,6 +182,7 @@ def test_story_on_a_phantom_is_that_of_python(browser, tmp_path):
             session.reject(lesion) if name == "r" else session.accept(lesion)
         page.press("s")
         page.wait(lambda: page.says().startswith("Saved in"))
+        page.page.screenshot(path=str(tmp_path / "page.png"))
         (folder,) = (tmp_path / "studies").glob("*/session")
         assert len(session.lesions()) > 5
         assert np.array_equal(saved_map(folder), session.label_map().numpy())

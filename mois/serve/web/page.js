@@ -184,8 +184,8 @@ const actions = {
   nextLesion: () => choose(list.next(1), true),
   lastLesion: () => choose(list.next(-1), true),
   clickCross: (event) => draw("click", [viewer.cross()], tools.negative === event.shiftKey),
-  left: () => viewer.step(0, -1),
-  right: () => viewer.step(0, 1),
+  left: () => sideways(1),
+  right: () => sideways(-1),
   up: () => viewer.step(viewer.sliceAxis === 2 ? 1 : 2, 1),
   down: () => viewer.step(viewer.sliceAxis === 2 ? 1 : 2, -1),
   slice: () => viewer.step(viewer.sliceAxis, 1),
@@ -196,6 +196,12 @@ const actions = {
   help: () => by("help").showModal(),
 };
 for (const tool of ["look", "click", "scribble", "box", "lasso"]) actions[tool] = () => useTool(tool);
+
+// the patient's right is on the left of the picture; in a sagittal picture the back is
+function sideways(by) {
+  if (viewer.sliceAxis === 0) viewer.step(1, -by);
+  else viewer.step(0, by);
+}
 
 function useTool(tool) {
   tools.use(tool);
