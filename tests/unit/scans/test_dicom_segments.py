@@ -11,7 +11,7 @@ from mois.errors import DataError
 from mois.scans.dicom_segments import is_series, write_dicom_segments
 from mois.scans.image_files import read_image
 from mois.scans.segments import Segment
-from tests.support.scan_files import affine, scan, write_dicom
+from tests.support.scan_files import affine, scan, write_dicom, write_frames
 
 highdicom = pytest.importorskip("highdicom")
 SEGMENTS = [Segment(1, "lesion 1"), Segment(7, "lesion 7")]
@@ -97,3 +97,26 @@ def test_a_session_on_a_series_writes_segments_that_refer_to_it(tmp_path: Path) 
     seg = highdicom.seg.segread(tmp_path / "out" / "lesions.dcm")
     assert int(seg.pixel_array.sum()) == 24
     assert (tmp_path / "out" / "results.json").read_text().count("lesions.dcm") == 1
+
+
+def test_segments_of_one_file_of_many_frames_read_back(tmp_path: Path) -> None:
+    import pydicom
+
+    path = write_frames(tmp_path / "frames.dcm", scan(), affine(turn=20))
+    one = pydicom.dcmread(path)
+    add_names(one, 0)
+    one.ContentDate, one.ContentTime = "20260101", "120000"
+    one.save_as(path)
+    voxels, _ = read_image(path)
+    given = labels(voxels.shape)
+    write_dicom_segments(given, path, SEGMENTS, tmp_path / "lesions.dcm", "1.0")
+    seg = highdicom.seg.segread(tmp_path / "lesions.dcm")
+    frames = seg.get_pixels_by_source_frame(
+        one.SOPInstanceUID,
+        list(range(1, voxels.shape[2] + 1)),
+        combine_segments=True,
+        assert_missing_frames_are_empty=True,
+        ignore_spatial_locations=True,
+    )
+    back = np.array([0, 1, 7])[frames].transpose(2, 1, 0)[:, :, ::-1]  # `write_frames` writes the last one first
+    assert np.array_equal(back, given)
