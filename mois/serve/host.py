@@ -24,6 +24,9 @@ from mois.sharing.lesion_model import LesionModel
 
 Result = TypeVar("Result")
 
+MOST_RESTARTS = 3
+"""So often a propagation begins again because an action changed the exemplars. Then actions on its scan wait for it."""
+
 
 class Host:
     """Keeps the sessions of all clients in a folder, and does their work on one device.
@@ -149,6 +152,8 @@ class Seat:
             ValueError: As the action raises it.
         """
         self._write()
+        if self._study.restarts >= MOST_RESTARTS:
+            urgency = max(urgency, Urgency.PROPAGATION)  # after the propagation, which came first
         return self._host.queue.submit(partial(self._held, action), urgency).result()
 
     def ask(self, question: Callable[[InteractiveSession], Result], urgency: Urgency = Urgency.CLICK) -> Result:
@@ -170,6 +175,9 @@ class Seat:
     ) -> int:
         """Find all lesions like the exemplars; clicks of all clients are answered meanwhile. Return their number.
 
+        A click that changes the exemplars makes it begin again, three times at most. Then further actions on this scan
+        are done after it.
+
         Args:
             progress: Is told the share that is done, 0 to 1. It goes back to 0 if a click changed the exemplars.
             cancelled: Asked after each part whether to stop.
@@ -185,6 +193,7 @@ class Seat:
             while session is not self._study.opened():  # closed meanwhile, and opened again
                 session = self._study.opened()
                 for share in prepare_propagation(session):
+                    self._study.restarts += share == 0
                     if progress is not None:
                         progress(share)
                     if cancelled is not None and cancelled():
@@ -195,7 +204,10 @@ class Seat:
                         break
             return self._held(lambda session: session.propagate())
 
-        return self._host.queue.submit_steps(parts).result()
+        try:
+            return self._host.queue.submit_steps(parts).result()
+        finally:
+            self._study.restarts = 0
 
     def ask_to_write(self) -> bool:
         """Become the writer if nobody writes, or the writer did nothing for ten minutes. Return whether it worked."""

@@ -7,7 +7,7 @@ import torch
 
 from mois.inference.feature_store import FeatureBudget, FeatureStore
 from mois.serve.device_queue import Urgency
-from mois.serve.host import Host
+from mois.serve.host import MOST_RESTARTS, Host
 from mois.serve.refusals import Cancelled, Watching
 from mois.session import InteractiveSession
 from tests.support.fake_model import TYPE_A, make_scan
@@ -94,6 +94,30 @@ def test_click_of_the_reader_during_a_propagation_counts(host):
         session.click(lps(scan, *place))
     session.propagate()
     assert torch.equal(seat.look(lambda s: s.label_map()), session.label_map())
+
+
+def test_actions_without_a_pause_do_not_hold_a_propagation_up(host):
+    scan = plain(three_lesions())
+    seat = host.open("a", scan)
+    seat.do(lambda s: s.click(lps(scan, 2, 20, 20)))
+    (key,) = seat.look(lambda s: s.state.exemplars)
+    threads = []
+
+    def progress(share):
+        assert len(threads) < 100
+        weight = 2.0 + len(threads)
+        threads.append(threading.Thread(target=seat.do, args=(lambda s: s.reweigh(key, weight),)))
+        threads[-1].start()
+        threads[-1].join(0.1)
+
+    seat.propagate(progress=progress)
+    for thread in threads:
+        thread.join()
+    names = [action.name for action in seat.look(lambda s: s.actions)]
+    before = names.index("propagate")
+    assert MOST_RESTARTS <= before - 1 <= 2 * MOST_RESTARTS  # one during each search, one before the next begins
+    assert names.count("reweigh") == len(threads)  # those that waited are done after it
+    seat.do(lambda s: s.undo())
 
 
 def test_scan_is_encoded_while_nobody_waits(host):
