@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mois.cli.extras import need_extra
 from mois.cli.messages import say
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def serve(
     Raises:
         ValueError: If the folder is missing, the bundle cannot be used, or the server of the viewer is not installed.
     """
+    need_extra("serve", "fastapi", "uvicorn", "blosc2")
     if viewer == "nninteractive":
         _serve_nninteractive(studies, bundle, 1527 if port is None else port, host, pixel_mm, device, memory_gib)
         return

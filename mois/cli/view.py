@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mois.cli.extras import need_extra
 from mois.cli.messages import say
 
 
@@ -39,8 +40,9 @@ def view(
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
 
     Raises:
-        ValueError: If the image or the bundle cannot be used, or the port is taken.
+        ValueError: If the image or the bundle cannot be used, the port is taken, or the extra `serve` is missing.
     """
+    need_extra("serve", "fastapi", "uvicorn")
     import webbrowser
 
     from mois.scans.channels import named_images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mois.cli import main
+from mois.cli import extras, main
 from mois.cli import serve as command
 
 
@@ -23,3 +23,13 @@ def test_without_its_environment_the_server_of_monai_label_says_how_to_make_it(t
 
 def test_another_viewer_is_refused(tmp_path, capsys):
     assert "monailabel" in said(capsys, "paint", "--studies", tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [("serve", "nninteractive"), ("serve", "monailabel"), ("view", "scan.nii.gz")])
+def test_without_the_extra_the_line_says_how_to_install_it(capsys, monkeypatch, arguments):
+    monkeypatch.setattr(extras, "find_spec", lambda package: None)
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "fastapi is not installed; install the extra: pip install 'mois[serve]'" in line
