@@ -12,6 +12,7 @@ def view(
     image: list[str] | str,
     bundle: Path | None = None,
     studies: Path = Path("studies"),
+    earlier: Path | None = None,
     port: int = 0,
     no_browser: bool = False,
     subject: str | None = None,
@@ -31,10 +32,12 @@ def view(
         bundle: The model: folder `bundle` of a training. By default the shipped model, which was not trained for your
             lesions.
         studies: Folder of the sessions.
+        earlier: Folder of a saved session on an earlier scan of the patient. The page then says which lesions are the
+            same, new or gone.
         port: Port of the page; 0 takes a free one.
         no_browser: Print the address, and open no browser.
         subject: Name of the scan; by default the name of the file.
-        patient: Name of the patient; by default the subject.
+        patient: Name of the patient; by default the patient of the earlier scan, or the subject.
         pixel_mm: Pixel size of the shipped model: the median lesion should be ten pixels across or more.
         memory_gib: Features that are kept in memory, in GiB.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
@@ -51,11 +54,14 @@ def view(
     from mois.serve.page import page_app
     from mois.serve.running import bound_socket, serve, token_of
     from mois.serve.shipped_model import served_model
+    from mois.session.follow_up import read_time_point
 
     model = served_model(bundle, pixel_mm, device)
     images = named_images([image] if isinstance(image, str) else image, model.segmenter.settings.channels)
     name = subject or next(iter(images.values())).name.split(".")[0]
-    volume = read_images(images, subject=name, patient=patient or name)
+    before = None if earlier is None else read_time_point(earlier, patient=patient)
+    who = patient or (name if before is None else before.volume.patient)
+    volume = read_images(images, subject=name, patient=who)
     host = Host(studies, model, memory_gib)
     listening = bound_socket("127.0.0.1", port)
     token = token_of(studies)
@@ -64,4 +70,4 @@ def view(
     listening.listen()
     if not no_browser:
         webbrowser.open(address)
-    serve(page_app(host, volume), listening, token, ended=host.close)
+    serve(page_app(host, volume, before), listening, token, ended=host.close)

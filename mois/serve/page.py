@@ -19,6 +19,7 @@ from mois.serve.page_reader import PageReader
 from mois.serve.page_view import PageView, ShownMask, ShownMasks
 from mois.serve.refusals import Refusal
 from mois.serve.running import plain_app
+from mois.session.follow_up import TimePoint
 
 WEB = Path(__file__).parent / "web"
 """Files of the page."""
@@ -77,10 +78,12 @@ class Pages:
     Args:
         host: The host of the session.
         volume: The scan.
+        earlier: An earlier time point of the patient.
     """
 
-    def __init__(self, host: Host, volume: Volume) -> None:
+    def __init__(self, host: Host, volume: Volume, earlier: TimePoint | None = None) -> None:
         self._host = host
+        self._earlier = earlier
         self._volume = volume
         self._view = PageView(
             volume, SliceGrid.of(volume.shape, volume.affine, host.model.segmenter.settings.slice_axis)
@@ -99,7 +102,7 @@ class Pages:
                 if len(self._readers) >= MOST_READERS:
                     raise Refusal(503, f"{MOST_READERS} pages are open; close one.")
                 seat = self._host.open(f"page {name[:4]}", self._volume)
-                self._readers[name] = PageReader(seat, self._view, self._numbers)
+                self._readers[name] = PageReader(seat, self._view, self._numbers, self._earlier)
             reader = self._readers[name]
             reader.heard()
             return reader
@@ -115,10 +118,10 @@ class Pages:
             reader.leave()
 
 
-def page_app(host: Host, volume: Volume) -> FastAPI:
-    """Return the application of the page for one scan."""
+def page_app(host: Host, volume: Volume, earlier: TimePoint | None = None) -> FastAPI:
+    """Return the application of the page for one scan, with an earlier time point of its patient if there is one."""
     app = plain_app("mois view")
-    pages = Pages(host, volume)
+    pages = Pages(host, volume, earlier)
     _add_files(app)
     _add_actions(app, pages)
     _add_views(app, pages)
@@ -217,6 +220,14 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
     @app.get("/warnings")
     def warnings(reader: Reader) -> list[str]:
         return pages.reader(reader).warnings()
+
+    @app.get("/follow_up")
+    def follow_up(reader: Reader) -> dict[str, Any]:
+        return pages.reader(reader).follow_up()
+
+    @app.get("/follow_up.csv")
+    def follow_up_table(reader: Reader) -> Response:
+        return Response(pages.reader(reader).follow_up_table(), media_type="text/csv")
 
     @app.get("/bank.safetensors")
     def bank_out(reader: Reader) -> Response:

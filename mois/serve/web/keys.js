@@ -23,6 +23,7 @@ export const KEYS = [
   ["o", "Bank out: the exemplars as a file", "bankOut"],
   ["i", "Bank in: exemplars of another scan", "bankIn"],
   ["w", "Read the warnings", "warnings"],
+  ["t", "Compare with the earlier scan", "compare"],
   ["ArrowLeft", "Cross to the left of the picture", "left"],
   ["ArrowRight", "Cross to the right of the picture", "right"],
   ["ArrowUp", "Cross up", "up"],

@@ -6,6 +6,7 @@ import { Painting } from "./painting.js";
 import { LesionList, inMl, inWords } from "./lesions.js";
 import { Tools } from "./tools.js";
 import { listen } from "./keys.js";
+import { showChanges } from "./follow_up.js";
 
 const POLL_MS = 250;
 const WATCH_MS = 2000;
@@ -177,6 +178,8 @@ const actions = {
   },
   bankOut: () => act(bankOut),
   bankIn: () => by("bank-file").click(),
+  compare: () => act(compare),
+  changesOut: () => act(() => download("follow_up.csv")),
   warnings: () => {
     by("advice").open = true;
     by("advice").querySelector("summary").focus();
@@ -240,12 +243,30 @@ async function suggest() {
 }
 
 async function bankOut() {
+  await download("bank.safetensors");
+  say(`${state.exemplars} exemplars are in the file.`);
+}
+
+async function download(name) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([await getBytes("bank.safetensors")]));
-  link.download = "bank.safetensors";
+  link.href = URL.createObjectURL(new Blob([await getBytes(name)]));
+  link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  say(`${state.exemplars} exemplars are in the file.`);
+}
+
+async function compare() {
+  if (!scan.earlier) return say("No earlier scan is open; start mois view with --earlier FOLDER.", true);
+  by("follow-up").open = true;
+  say("Comparing with the earlier scan…");
+  const changes = await getJson("follow_up");
+  showChanges(by("follow-up"), changes, (row) => {
+    const now = row.lesions.find((id) => lesion(id));
+    if (now === undefined) viewer.moveTo(row.at); // gone: where it was
+    else choose(now, true);
+  });
+  const count = (status) => changes.rows.filter((row) => row.status === status).length;
+  say(`Against ${scan.earlier}: ${count("same")} the same, ${count("new")} new, ${count("gone")} gone.`);
 }
 
 by("bank-file").addEventListener("change", (event) => {
@@ -262,10 +283,11 @@ by("bank-file").addEventListener("change", (event) => {
 const BUTTONS = {
   "bank-in": "bankIn",
   "bank-out": "bankOut",
+  "changes-out": "changesOut",
   "help-button": "help",
   cancel: "escape",
 };
-for (const id of ["accept", "reject", "lock", "remove", "correct", "undo", "redo", "save", "propagate", "suggest", "negative"])
+for (const id of ["accept", "reject", "lock", "remove", "correct", "undo", "redo", "save", "propagate", "suggest", "negative", "compare"])
   BUTTONS[id] = id;
 for (const [id, action] of Object.entries(BUTTONS)) by(id).addEventListener("click", (event) => actions[action](event));
 for (const button of document.querySelectorAll("[data-tool]"))
@@ -284,6 +306,7 @@ async function watch() {
 async function open() {
   scan = await getJson("scan");
   by("subject").textContent = scan.subject;
+  by("follow-up").hidden = !scan.earlier;
   viewer.sliceAxis = scan.slice_axis;
   await viewer.open(await getBytes("image.nii"), scan.shape);
   await show(await getJson("state"));

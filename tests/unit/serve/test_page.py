@@ -9,6 +9,7 @@ from mois.serve.host import Host
 from mois.serve.page import POLICY, page_app
 from mois.serve.safety import Guard
 from mois.session import InteractiveSession
+from mois.session.follow_up import time_point_of
 from tests.support.session_fakes import lps, make_model, three_lesions
 
 TOKEN = "secret-of-this-server-0123456789"
@@ -179,3 +180,30 @@ def test_page_of_another_site_cannot_act(page, scan):
     answer = page.post("draw/click", json={"points": [voxel(scan, 2, 20, 20)]}, headers={"Origin": "http://evil.org"})
     assert answer.status_code == 403
     assert page.get(f"http://127.0.0.1:1/{'x' * len(TOKEN)}/state").status_code == 401
+
+
+def test_lesions_of_an_earlier_scan_are_the_same_new_or_gone(host, scan):
+    earlier = InteractiveSession(make_model(), scan._replace(subject="before"))
+    earlier.click(lps(scan, 2, 20, 20))
+    app = Guard(page_app(host, scan, time_point_of(earlier)), TOKEN, frozenset({"127.0.0.1:1"}))
+    with TestClient(app, base_url=f"http://127.0.0.1:1/{TOKEN}/", headers=FIRST) as page:
+        assert page.get("scan").json()["earlier"] == "before"
+        click(page, scan, 2, 20, 20)
+        new = click(page, scan, 2, 40, 12).json()["result"]
+        changes = page.get("follow_up").json()
+        assert [(row["status"], row["earlier"], row["lesions"]) for row in changes["rows"]] == [
+            ("same", [1], [1]),
+            ("new", [], [new]),
+        ]
+        assert changes["rows"][0]["change_percent"] == 0
+        assert changes["total"]["ml_now"] == pytest.approx(sum(row["ml_now"] for row in changes["rows"]))
+        assert abs(changes["rows"][1]["at"][2] - 2) <= 1
+        lines = page.get("follow_up.csv").text.splitlines()
+        assert [line.split(",")[0] for line in lines] == ["status", "same", "new", "total"]
+
+
+def test_without_an_earlier_scan_there_is_nothing_to_compare(page):
+    assert page.get("scan").json()["earlier"] == ""
+    answer = page.get("follow_up")
+    assert answer.status_code == 404
+    assert "--earlier" in answer.json()["error"]
