@@ -13,6 +13,7 @@ from mois.scans.volumes import read_volume
 from mois.serve.page_view import PageView
 from mois.serve.shipped_model import served_model
 from mois.session import InteractiveSession
+from mois.session.follow_up import time_point_of
 from tests.support.browser import OpenPage, chromium, needs_chromium, served_page
 from tests.support.fake_model import TYPE_A, box, make_scan
 from tests.support.session_fakes import make_model, three_lesions
@@ -106,6 +107,28 @@ def serious(page) -> list[str]:
 
     found = Axe().run(page).response["violations"]
     return [f"{each['id']}: {each['nodes'][0]['html']}" for each in found if each["impact"] in ("serious", "critical")]
+
+
+def test_an_earlier_scan_is_compared_with(browser, tmp_path):
+    scan = three_lesions()._replace(path="")
+    view = PageView(scan, SliceGrid.of(scan.shape, scan.affine))
+    both, new = ((scan.shape[0] - 1 - column, scan.shape[1] - 1 - row, 2) for row, column in ((20, 20), (40, 12)))
+    earlier = InteractiveSession(make_model(), scan._replace(subject="before"))
+    earlier.click(view.lps_mm(both))
+    with served_page(make_model(), scan, tmp_path / "studies", time_point_of(earlier)) as url:
+        page = OpenPage(browser, url)
+        page.click(both)
+        page.click(new)
+        page.press("t")
+        page.wait(lambda: page.says().startswith("Against before"))
+        assert page.says() == "Against before: 1 the same, 1 new, 0 gone."
+        rows = page.page.locator("#changes tbody tr")
+        assert [row.split()[:2] for row in rows.all_inner_texts()] == [["same", "1"], ["new", "2"]]
+        page.choose(1)
+        rows.nth(1).locator("button").click()
+        assert page.page.inner_text("#chosen-name").startswith("Lesion 2")
+        assert serious(page.page) == []
+        assert page.errors == []
 
 
 def test_drawings_of_every_kind_and_errors_in_one_line(browser, tmp_path):

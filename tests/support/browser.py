@@ -15,6 +15,7 @@ from mois.records import Volume
 from mois.serve.host import Host
 from mois.serve.page import page_app
 from mois.serve.running import bound_socket, serve, token_of
+from mois.session.follow_up import TimePoint
 from mois.sharing.lesion_model import LesionModel
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -30,13 +31,15 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium")
 
 
 @contextmanager
-def served_page(model: LesionModel, scan: Volume, studies: Path) -> Iterator[str]:
+def served_page(
+    model: LesionModel, scan: Volume, studies: Path, earlier: TimePoint | None = None
+) -> Iterator[str]:
     """Serve the page of a scan, and yield its address."""
     host = Host(studies, model)
     listening = bound_socket("127.0.0.1", 0)
     listening.listen()
     token = token_of(studies)
-    threading.Thread(target=serve, args=(page_app(host, scan), listening, token), daemon=True).start()
+    threading.Thread(target=serve, args=(page_app(host, scan, earlier), listening, token), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/{token}/"
     finally:
