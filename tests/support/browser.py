@@ -31,9 +31,7 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium")
 
 
 @contextmanager
-def served_page(
-    model: LesionModel, scan: Volume, studies: Path, earlier: TimePoint | None = None
-) -> Iterator[str]:
+def served_page(model: LesionModel, scan: Volume, studies: Path, earlier: TimePoint | None = None) -> Iterator[str]:
     """Serve the page of a scan, and yield its address."""
     host = Host(studies, model)
     listening = bound_socket("127.0.0.1", 0)
