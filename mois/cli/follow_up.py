@@ -10,9 +10,9 @@ from mois.cli.messages import say
 def follow_up(
     scans: list[Path], images: list[str] | None = None, patient: str | None = None, out: Path = Path("follow_up.csv")
 ) -> None:
-    """Compare the lesions of two time points of a patient: same, new and gone, with their volumes.
+    """Compare the lesions of two time points of a patient: same, new and gone.
 
-    Scans on different grids are registered first (rigid).
+    Each has its volumes, before and now. Scans on different grids are registered first (rigid).
 
     Args:
         scans: The earlier and the later time point: folders of saved sessions, or label maps with lesion ids; the words

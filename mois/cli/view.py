@@ -21,7 +21,7 @@ def view(
     memory_gib: float = 4.0,
     device: str = "auto",
 ) -> None:
-    """Show a scan in your browser: click lesions, find the others, accept or reject them. No medical device.
+    """Show a scan in your browser: click lesions, find the others. No medical device.
 
     Only this computer reaches the page, and the page loads nothing from the internet. Give the same command again to
     go on where you were.

@@ -172,7 +172,7 @@ def apart(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_bad_scan_of_one_process_ends_all_with_its_line(make_dataset: Make, tmp_path: Path) -> None:
     root = make_dataset(subjects=1, held_out=2)
     for number in (1, 2):

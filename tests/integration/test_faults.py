@@ -158,6 +158,7 @@ def test_a_training_that_meets_one_fault_after_another_is_the_same_training(
     assert validations(tmp_path) == whole.validations
 
 
+@pytest.mark.ci
 def test_a_job_that_slurm_takes_away_is_requeued_and_goes_on(
     whole: Whole,
     tmp_path: Path,

@@ -65,6 +65,7 @@ def test_story_on_a_small_scan(browser, tmp_path):
         assert page.errors == []
 
 
+@pytest.mark.ci
 def test_three_hundred_lesions_scroll_smoothly_and_axe_finds_nothing_serious(browser, tmp_path):
     places = [(s, r, c) for s in (1, 4, 7, 10, 13) for r in range(8, 150, 16) for c in range(8, 115, 16)][:305]
     boxes = [(TYPE_A, box((s, s + 2), (r, r + 8), (c, c + 8))) for s, r, c in places]

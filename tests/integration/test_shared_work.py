@@ -44,7 +44,7 @@ def measured(folder: Path) -> Any:
     return without_time(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_two_processes_evaluate_as_one(three_test_scans: Path, tmp_path: Path) -> None:
     model = random_bundle(tmp_path / "bundle")
     command = [

@@ -26,7 +26,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return kept
 
 
-@pytest.mark.parametrize("adapter", [FROZEN, LATE], ids=["frozen", "late"])
+@pytest.mark.parametrize(
+    "adapter", [pytest.param(FROZEN, id="frozen"), pytest.param(LATE, id="late", marks=pytest.mark.ci)]
+)
 def test_a_cache_changes_nothing_but_the_time(
     make_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], adapter: list[str]
 ) -> None:
