@@ -26,14 +26,14 @@ from mois.cli.messages import explain
 from mois.cli.train import MoisCLI
 from mois.errors import DataError
 from mois.evaluation.figures import SubjectReport
-from mois.files.json_records import read_json, read_record
+from mois.files.json_records import as_record, parse_json, read_json, read_record
 from mois.files.tensor_records import parse_tensors, read_tensors
 from mois.files.text import read_table
 from mois.report.results import Results
 from mois.scans.dataset_description import read_description as read_dataset
 from mois.session.journal import read_journal
 from mois.session.prompts.prompt_file import read_prompts
-from mois.session.state import StateRecord
+from mois.session.state import TYPE_KEYS, StateRecord
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.bundle_record import read_description
 from mois.sharing.identity import ModelIdentity
@@ -120,9 +120,7 @@ def splits(path: Path) -> None:
 
 def state(path: Path) -> StateRecord:
     content = parse_tensors(path.read_bytes(), str(path)).metadata.get("state", "")
-    file = path.with_suffix(".json")
-    file.write_text(content, encoding="utf-8", errors="surrogatepass")
-    return read_record(file, StateRecord)
+    return as_record(parse_json(content, path.name), StateRecord, path.name, later=TYPE_KEYS)
 
 
 class Parsed(MoisCLI):
