@@ -52,7 +52,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
     if host in ("", "0.0.0.0", "::", "*"):
         raise ValueError(f"host={host!r} stands for all addresses; name the one address that clients use.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # Only of a socket that names its protocol does asyncio switch off the wait of 40 ms for more to send.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

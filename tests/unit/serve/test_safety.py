@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 
 import httpx
 import pytest
@@ -137,3 +138,10 @@ def test_all_addresses_at_once_are_refused():
         bound_socket("0.0.0.0", 0)
     with bound_socket("127.0.0.1", 0) as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
+
+
+def test_answers_do_not_wait_for_more_to_send():
+    with bound_socket("127.0.0.1", 0) as listening:
+        listening.listen()
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            assert accepted.proto == socket.IPPROTO_TCP  # what asyncio asks before it sets TCP_NODELAY
