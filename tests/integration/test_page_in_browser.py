@@ -1,7 +1,5 @@
 """The page in a browser: a reader's story with mouse and keys gives what the session gives in Python."""
 
-import os
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -78,8 +76,7 @@ def test_three_hundred_lesions_scroll_smoothly_and_axe_finds_nothing_serious(bro
         assert count >= 300  # the clicked lesion may cover its neighbours
         rows = page.page.locator("#list .lesion")
         assert rows.count() < 40  # only those in sight
-        shared = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others slow the frames down as much
-        assert min(page.page.evaluate(FRAMES) for _ in range(3)) <= 100 * shared
+        assert min(page.page.evaluate(FRAMES) for _ in range(3)) <= 100  # 33 on two free cores
         assert rows.first.get_attribute("aria-setsize") == str(count)
         assert serious(page.page) == []
         page.press("?")
