@@ -7,8 +7,6 @@ STUDIES/SCAN-MODEL/            digests of the scan and of the model
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from mois.files.atomic import refuse_links
 from mois.records import Volume
 from mois.scans.image_files import write_volume
 from mois.session import InteractiveSession
-from mois.session.header import about_model
+from mois.session.header import about_model, model_digest
 from mois.session.journal import NAME, has_begun, read_journal
 from mois.sharing.lesion_model import LesionModel
 
@@ -34,9 +32,7 @@ WRITER_IDLE_S = 600.0
 def study_key(model: LesionModel, volume: Volume) -> str:
     """Return the name of a scan's folder: a digest of its voxels and grid, and one of model and settings."""
     about = about_model(model, volume)
-    of_model = {name: about[name] for name in ("model", "inference", "calibration")}
-    digest = hashlib.sha256(json.dumps(of_model, sort_keys=True).encode()).hexdigest()
-    return f"{about['scan_sha256'][:16]}-{digest[:8]}"
+    return f"{about['scan_sha256'][:16]}-{model_digest(about)[:8]}"
 
 
 class Study:

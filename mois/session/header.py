@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,6 +91,16 @@ def about_model(model: LesionModel, volume: Volume) -> dict[str, Any]:
     return about_session(
         segmenter.settings, segmenter.device, volume, model.identity, model.calibration, segmenter.tracking.maps
     )
+
+
+def model_digest(about: dict[str, Any]) -> str:
+    """Return a digest of what the voxels depend on besides scan and actions: model, settings and calibration.
+
+    Args:
+        about: What `about_model` returned.
+    """
+    kept = {name: about[name] for name in ("model", "inference", "calibration")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_scan(header: dict[str, Any]) -> Volume:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from mois.records import Volume
-from mois.session.header import about_model
+from mois.session.header import about_model, model_digest
 from mois.session.journal import PROMPT_ACTIONS, Action
 from mois.session.models.model_on_scan import ModelOnScan
 from mois.session.state import State
@@ -65,7 +63,7 @@ class TypedWorkbench:
         """
         if not TYPE_NAME.fullmatch(name):
             raise ValueError(f"type={name!r}: write 1 to 40 letters, digits, - or _, such as plexiform.")
-        digest = _digest(model, self._volume)
+        digest = model_digest(about_model(model, self._volume))
         if self._digests.get(name, digest) != digest:
             raise ValueError(f"type={name} has another model in this session; choose another type.")
         if name in self._benches:
@@ -148,10 +146,3 @@ class TypedWorkbench:
     def _same_model(self, type: str, model: str) -> None:
         if self.digest(type) != model:
             raise ValueError(f"type={type} was made with another model, settings or calibration; give the same bundle.")
-
-
-def _digest(model: LesionModel, volume: Volume) -> str:
-    """Return a digest of what the voxels depend on besides scan and actions."""
-    about = about_model(model, volume)
-    kept = {name: about[name] for name in ("model", "inference", "calibration")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
