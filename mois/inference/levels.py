@@ -173,7 +173,7 @@ def _without_own(
         inside = mask.cpu() > 0.5
         if bool(inside.any()):
             weight = prepared.weight.clone()
-            weight[0, own] = BARELY
+            weight[0, own] = weight[0, own].clamp(max=BARELY)  # what the reader gave no weight takes no room
             answers = segmenter.opinions(encoded, np.array([row]), prepared.map(weight=weight))
             plain = None if answers.plain is None else answers.plain[0, 0][inside]
             found.append(Inside(answers.probability[0, 0][inside], plain))

@@ -30,11 +30,12 @@ class Answers:
 
     def prepare(self, questions: list[Exemplars], *, merge: bool = True) -> Exemplars:
         assert not merge  # merged exemplars cannot be left out
-        return questions[0]
+        self.question = questions[0]
+        return self.question
 
     def opinions(self, encoded: object, rows: np.ndarray, prepared: Exemplars) -> TileAnswers:
         self.asked.append((prepared.weight[0] > BARELY).tolist())
-        assert bool(prepared.present.all())  # the exemplar that is left out keeps its room
+        assert torch.equal(prepared.present, self.question.present)  # what is left out keeps its room
         shown = MASKS[rows].unsqueeze(1)
         return TileAnswers(self.inside * shown, plain=None if self.plain is None else self.plain * shown)
 
@@ -59,6 +60,12 @@ def test_each_lesion_is_looked_for_without_its_own_exemplar() -> None:
     answers = Answers(0.4)
     _level(answers, torch.full((2, 4, 4), 0.4))
     assert answers.asked == [[False, True, True], [True, False, True], [True, True, False]]
+
+
+def test_an_exemplar_without_weight_takes_no_room_when_it_is_left_out() -> None:
+    answers = Answers(0.4)
+    _level(answers, torch.full((2, 4, 4), 0.4), _exemplars(3).map(weight=torch.tensor([[1.0, 0.0, 1.0]])))
+    assert answers.asked == [[False, False, True], [True, False, True], [True, False, False]]
 
 
 def test_the_level_follows_unsure_exemplars_down_as_far_as_little_else_is_found() -> None:
