@@ -17,6 +17,7 @@ from mois.cli.doctor import doctor
 from mois.cli.evaluate import evaluate
 from mois.cli.export import export_nnunet
 from mois.cli.follow_up import follow_up
+from mois.cli.init import init
 from mois.cli.journal import journal
 from mois.cli.messages import say
 from mois.cli.old_options import evaluate_option, with_new_evaluate_keys, with_new_options
@@ -29,6 +30,7 @@ from mois.machine.full_memory import ACCELERATOR, full_memory, memory_cure
 COMMANDS: list[Callable[..., None] | type] = [
     phantom,
     doctor,
+    init,
     demo,
     curves,
     export_nnunet,
@@ -53,7 +55,7 @@ LEADING: dict[str, str] = {
 }
 """Commands whose first words are a list: the option of the list."""
 
-FIRST: dict[str, str] = {"curves": "run", "doctor": "root", "phantom": "out", "serve": "viewer"}
+FIRST: dict[str, str] = {"curves": "run", "doctor": "root", "init": "root", "phantom": "out", "serve": "viewer"}
 """Commands whose first word is a value: the option of the value."""
 
 FLAGS: dict[str, tuple[str, ...]] = {"view": ("no_browser",)}

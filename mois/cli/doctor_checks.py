@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
 from mois.cli.arguments import as_options
 from mois.tracking.wandb_server import SERVER_TIMEOUT_S, choose, logged_in_key, wandb_server, why_unreachable
 
-if TYPE_CHECKING:  # torch is imported where it is needed: it may be missing
-    from mois.scans.dataset_facts import ScanFacts
-    from mois.scans.datasets import SubjectFiles
-
 DISK_NEEDED_GB = 5.0
 MEMORY_NEEDED_GB = 4.0
-_IMAGE = re.compile(
-    r"(?P<subject>.+?)(?P<channel>_\d{4})?(\.[^\W\d][^\W_]*)*"
-)  # image of any format, or a folder of DICOM
 
 
 class Finding(NamedTuple):
@@ -96,15 +88,20 @@ def devices() -> Iterator[Finding]:
         yield Finding("device", memory_gb >= MEMORY_NEEDED_GB, text)
 
 
-def disk(folder: Path) -> Finding:
-    """Check the free space for runs."""
+def disk(folder: Path, needed_gb: float = DISK_NEEDED_GB) -> Finding:
+    """Check the free space for runs.
+
+    Args:
+        folder: Folder for runs; it need not exist.
+        needed_gb: Space that is enough, in GB.
+    """
     there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
     if not os.access(there, os.W_OK):  # also False on a read-only file system
         cure = "ask for the right to it, or set trainer.default_root_dir to another folder"
         return Finding("disk", False, f"{there} cannot be written to; {cure}")
     free_gb = shutil.disk_usage(there).free / 1e9
-    if free_gb < DISK_NEEDED_GB:
-        cure = f"make room, or set trainer.default_root_dir to another disk ({DISK_NEEDED_GB:g} GB will do)"
+    if free_gb < needed_gb:
+        cure = f"make room, or set trainer.default_root_dir to another disk ({needed_gb:g} GB will do)"
         return Finding("disk", False, f"{free_gb:.1f} GB free in {folder}; {cure}")
     return Finding("disk", True, f"{free_gb:.0f} GB free in {folder}")
 
@@ -130,79 +127,28 @@ def tracking() -> Finding:
 def dataset(root: Path) -> Iterator[Finding]:
     """Read every scan of an nnU-Net raw dataset. Yield the faults by file, then a summary."""
     from mois.errors import DataError
-    from mois.scans.dataset_description import read_description
-    from mois.scans.datasets import list_scans
 
     try:
-        scans = list_scans(root)
+        from mois.cli.dataset_survey import survey
+
+        found = survey(root)
     except DataError as error:
         yield Finding("data", False, as_options(str(error), root="--root"))
         return
     from mois.scans.dataset_facts import describe
 
-    description = read_description(root / "dataset.json")
-    ending = description.file_ending
-    facts, faults = [], 0
-    for scan in scans:
-        scan_facts, wrong = _examine_scan(root, scan, ending)
-        facts += [] if scan_facts is None else [scan_facts]
-        faults += len(wrong)
-        yield from (Finding("data", False, fault) for fault in wrong)
-    lesions = sum(len(each.classes) for each in facts)
-    strays = list(_strays(root, scans, ending))
-    yield from (Finding("data", False, stray) for stray in strays)
-    faults += len(strays)
-    train = sum(not scan.held_out for scan in scans)
+    yield from (Finding("data", False, fault) for fault in found.faults)
+    lesions = sum(len(each.classes) for each in found.facts)
+    faults = len(found.faults)
+    train = sum(not scan.held_out for scan in found.scans)
     text = (
-        f"{_count(train, 'scan')} to train on, {len(scans) - train} held out, {_count(lesions, 'lesion')}, "
+        f"{_count(train, 'scan')} to train on, {len(found.scans) - train} held out, {_count(lesions, 'lesion')}, "
         f"{_count(faults, 'fault')} to mend"
     )
     yield Finding("data", faults == 0 and lesions > 0, text + ("" if lesions else "; annotate some lesions"))
-    yield from (Finding(topic, True, text) for topic, text in (describe(facts, description) if facts else ()))
+    lines = describe(found.facts, found.description) if found.facts else ()
+    yield from (Finding(topic, True, text) for topic, text in lines)
 
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _examine_scan(root: Path, scan: SubjectFiles, ending: str) -> tuple[ScanFacts | None, list[str]]:
-    """Return facts and faults of a scan. The facts are None if it cannot be read."""
-    from mois.errors import DataError
-    from mois.scans.dataset_facts import ScanFacts
-
-    facts: ScanFacts | None = None
-    wrong = []
-    if 0 not in scan.images:
-        first = scan.images[min(scan.images)]
-        cure = f"call it {scan.subject}_0000{ending}, or set data.init_args.channel"
-        wrong.append(f"{first}: scan {scan.subject} has no channel 0 (its name ends in {min(scan.images):04d}); {cure}")
-    if not scan.held_out and scan.label is None and scan.instances is None:
-        cure = f"add labelsTr/{scan.subject}{ending}, all 0 if it has no lesion, or move its image out of imagesTr"
-        wrong.append(f"{root}: training scan {scan.subject} has no label map; {cure}")
-    for channel in scan.images:
-        try:
-            volume = scan.read(channel)
-            facts = facts or ScanFacts.of(volume, scan.instances is not None)
-        except DataError as error:
-            wrong.append(str(error))
-    return facts, wrong
-
-
-def _strays(root: Path, scans: Sequence[SubjectFiles], ending: str) -> Iterator[str]:
-    """Yield a fault for each image of another format, and for each map without a scan."""
-    for part, held_out in (("Tr", False), ("Ts", True)):
-        read = {scan.subject for scan in scans if scan.held_out == held_out}
-        files = sorted(file for kind in ("labels", "instances") for file in (root / f"{kind}{part}").glob(f"*{ending}"))
-        maps = {file: name for file in files if (name := file.name.removesuffix(ending)) not in read}
-        unread: dict[str, Path] = {}  # the first image of each scan
-        for path in sorted((root / f"images{part}").glob("*")):
-            words = _IMAGE.fullmatch(path.name)
-            if words and words["subject"] not in read and (words["channel"] or words["subject"] in maps.values()):
-                unread.setdefault(words["subject"], path)
-        for name, path in unread.items():
-            cure = f"convert it to {name}_0000{ending}, or move it away"
-            yield f"{path}: scan {name} is not read: dataset.json declares file_ending {ending}; {cure}"
-        for path, name in maps.items():
-            if name not in unread:
-                cure = "add the image, or remove the map"
-                yield f"{path}: there is no image images{part}/{name}_0000{ending}; {cure}"

@@ -48,6 +48,11 @@ class ScanFacts(NamedTuple):
         volumes_ml: (L,) float64.
         touching: Number of lesions that touch another lesion.
         instances: Whether the lesions come from a map of lesion ids.
+        subject: Name of the scan.
+        patient: Name of the patient.
+        slices: Number of slices of the scan.
+        lesion_slices: (L,) int64, number of slices that show the lesion.
+        voxel_ml: Volume of a voxel.
     """
 
     spacing_mm: tuple[float, float, float]
@@ -57,6 +62,11 @@ class ScanFacts(NamedTuple):
     volumes_ml: npt.NDArray[np.float64]
     touching: int
     instances: bool
+    subject: str
+    patient: str
+    slices: int
+    lesion_slices: npt.NDArray[np.int64]
+    voxel_ml: float
 
     @classmethod
     def of(cls, volume: Volume, instances: bool) -> ScanFacts:
@@ -82,6 +92,11 @@ class ScanFacts(NamedTuple):
             pixels.sum(0) * volume.voxel_ml,
             len({int(lesion) for pair in pairs for lesion in pair}),
             instances,
+            volume.subject,
+            volume.patient,
+            len(lesions),
+            (pixels > 0).sum(0),
+            volume.voxel_ml,
         )
 
 
@@ -117,6 +132,18 @@ def propose(diameters_mm: npt.NDArray[np.float64], crowded: bool, voxel_mm: floa
     return Proposal(pixel_mm, next((edge for edge in PATCHES_PX if edge >= large_px), PATCHES_PX[-1]))
 
 
+def proposal_for(scans: Sequence[ScanFacts]) -> Proposal:
+    """Return the proposed sizes for scans with one lesion or more between them."""
+    diameters = np.concatenate([scan.diameters_mm for scan in scans])
+    voxel_mm = float(np.median([min(scan.spacing_mm[1:]) for scan in scans]))
+    return propose(diameters, is_crowded(scans), voxel_mm)
+
+
+def is_crowded(scans: Sequence[ScanFacts]) -> bool:
+    """Return whether many lesions touch another lesion."""
+    return sum(scan.touching for scan in scans) >= CROWDED_SHARE * sum(len(scan.classes) for scan in scans)
+
+
 def describe(scans: Sequence[ScanFacts], description: DatasetDescription) -> Iterator[tuple[str, str]]:
     """Yield lines about a dataset, each with its topic.
 
@@ -133,8 +160,7 @@ def describe(scans: Sequence[ScanFacts], description: DatasetDescription) -> Ite
     yield "lesions", _lesions(scans, diameters, volumes, description.classes)
     touching = sum(scan.touching for scan in scans)
     yield "touching", _touching(touching, len(diameters), all(scan.instances for scan in scans if len(scan.classes)))
-    voxel_mm = float(np.median([min(scan.spacing_mm[1:]) for scan in scans]))
-    proposal = propose(diameters, touching >= CROWDED_SHARE * len(diameters), voxel_mm)
+    proposal = proposal_for(scans)
     yield "proposal", _proposal(proposal, diameters, scans)
     if further := _measures(diameters, volumes, max(scan.spacing_mm[1] for scan in scans)):
         yield "measures", further
@@ -199,18 +225,40 @@ def _measures(diameters: npt.NDArray[np.float64], volumes: npt.NDArray[np.float6
     """Return settings of the evaluation that fit these lesions better than the defaults; "" if the defaults fit."""
     advice = []
     middle = float(np.median(diameters))
-    if not middle / 16 <= TOLERANCE_MM <= middle / 2:
-        tolerance = float(f"{max(middle / 8, voxel_mm):.1g}")
+    if (tolerance := surface_tolerance(diameters, voxel_mm)) is not None:
         advice.append(
             f"surface_mm {tolerance:g} (the usual {TOLERANCE_MM:g} mm is {TOLERANCE_MM / middle:.0%} of a "
             "median lesion)"
         )
-    bins = np.digitize(volumes, BINS_ML)
-    if np.bincount(bins).max() > 0.9 * len(volumes):
-        edges = sorted({float(f"{edge:.2g}") for edge in np.quantile(volumes, (0.25, 0.5, 0.75))})
+    if (edges := size_bins(volumes)) is not None:
         text = ",".join(f"{edge:g}" for edge in edges)
         advice.append(f"bins_ml [{text}] (of the usual ones, one holds nearly all lesions)")
     return f"for model.protocol and mois evaluate: {'; '.join(advice)}" if advice else ""
+
+
+def surface_tolerance(diameters: npt.NDArray[np.float64], voxel_mm: float) -> float | None:
+    """Return a tolerance of the surface Dice in mm that fits the lesions; None if the usual 2 mm fit.
+
+    Args:
+        diameters: (L,) diameters of all lesions in mm, L >= 1.
+        voxel_mm: Edge of a voxel in a slice, in mm.
+    """
+    middle = float(np.median(diameters))
+    if middle / 16 <= TOLERANCE_MM <= middle / 2:
+        return None
+    return float(f"{max(middle / 8, voxel_mm):.1g}")
+
+
+def size_bins(volumes: npt.NDArray[np.float64]) -> list[float] | None:
+    """Return volumes in ml between size bins of about as many lesions each; None if the usual bins fit.
+
+    Args:
+        volumes: (L,) volumes of all lesions in ml, L >= 1.
+    """
+    bins = np.digitize(volumes, BINS_ML)
+    if np.bincount(bins).max() <= 0.9 * len(volumes):
+        return None
+    return sorted({float(f"{edge:.2g}") for edge in np.quantile(volumes, (0.25, 0.5, 0.75))})
 
 
 def _span(values: Sequence[float]) -> str:
