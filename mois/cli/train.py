@@ -67,6 +67,7 @@ from mois.training.export import BundleSettings, export_bundles
 from mois.training.module import ExemplarSegmenter
 from mois.training.rank_watch import RankWatch
 from mois.training.signals import StopAtSignal
+from mois.training.time_limit import TimeLimit
 from mois.training.whole_scans import recorded_figures
 
 TRAINER_DEFAULTS = {
@@ -156,6 +157,12 @@ class MoisCLI(LightningCLI):
             help="Bundle of another training whose adapter and propagation a new training begins with.",
         )
         parser.add_argument("--dry_step", type=bool, default=True, help="Show before a training what a step will cost.")
+        parser.add_argument(
+            "--minutes",
+            type=float | None,
+            default=None,
+            help="End a training within so many minutes, its validations included; a shorter training ends by itself.",
+        )
         parser.add_argument(
             "--validate_first",
             type=bool,
@@ -340,6 +347,8 @@ class MoisCLI(LightningCLI):
         ]
         callbacks += [CostTable(bool(self.settings["dry_step"])), CacheAdvice(), DataShares(), SeldomReadBar()]
         callbacks += [SeedEachStep(int(seed)), StopAtSignal(), EpochLines()]
+        if (minutes := self.settings["minutes"]) is not None:
+            callbacks.append(TimeLimit(minutes))
         if checkpointing:
             kept = self.settings["checkpoints"]
             callbacks.append(BestCheckpoint(self.checkpoints, kept["monitor"], kept["mode"]))

@@ -291,6 +291,10 @@ class ExemplarSegmenter(LightningModule):
             for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
                 group["lr"] = rate * self.optimisation.factor(schedule.last_epoch, self._steps)
 
+    def expect_steps(self, steps: int) -> None:
+        """Take another number of steps for the schedule of the learning rate, in the midst of a training."""
+        self._steps = max(1, steps)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the adapter as it is after its share of the steps: its gradients are dropped."""
         if not self.optimisation.adapter_learns(self.global_step, self._steps):

@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "config",
     "ckpt_path",
     "dry_step",
+    "minutes",
     "validate_first",
     "tracking",
     "checkpoints",
