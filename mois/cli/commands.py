@@ -6,11 +6,13 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from jsonargparse import auto_cli
 
 from mois.cli.arguments import OneLineParser, command_line
 from mois.cli.compare import compare
+from mois.cli.configs import configs
 from mois.cli.curves import curves
 from mois.cli.demo import demo
 from mois.cli.doctor import doctor
@@ -24,14 +26,16 @@ from mois.cli.old_options import evaluate_option, with_new_evaluate_keys, with_n
 from mois.cli.phantom import phantom
 from mois.cli.segment import segment
 from mois.cli.serve import serve
+from mois.cli.usage import TRAINING
 from mois.cli.view import view
 from mois.machine.full_memory import ACCELERATOR, full_memory, memory_cure
 
-COMMANDS: list[Callable[..., None] | type] = [
+COMMANDS: list[Callable[..., None]] = [
     phantom,
     doctor,
     init,
     demo,
+    configs,
     curves,
     export_nnunet,
     evaluate,
@@ -42,6 +46,12 @@ COMMANDS: list[Callable[..., None] | type] = [
     serve,
     view,
 ]
+
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {}
+"""Commands of two words, such as `mois bank ls`: first word, second word, function."""
+
+GROUP_HELP: dict[str, str] = {}
+"""One line on each first word."""
 
 HELP = ("-h", "--help")
 VERSION = "--version"
@@ -55,7 +65,14 @@ LEADING: dict[str, str] = {
 }
 """Commands whose first words are a list: the option of the list."""
 
-FIRST: dict[str, str] = {"curves": "run", "doctor": "root", "init": "root", "phantom": "out", "serve": "viewer"}
+FIRST: dict[str, str] = {
+    "configs": "name",
+    "curves": "run",
+    "doctor": "root",
+    "init": "root",
+    "phantom": "out",
+    "serve": "viewer",
+}
 """Commands whose first word is a value: the option of the value."""
 
 FLAGS: dict[str, tuple[str, ...]] = {"view": ("no_browser",)}
@@ -78,11 +95,22 @@ def run(given: Sequence[str]) -> None:
 
         say(f"mois {code_version()}")
         return
+    if given[0] in TRAINING:
+        from mois.cli.train import main
+
+        main(given)
+        return
     with command_line(given), memory_cure(partial(_what_frees_memory, given[0])):
         words, parser_class = with_options(given), OneLineParser
         if given[0] == "evaluate":
             words, parser_class = list(with_new_options(words, evaluate_option)), EvaluateParser
-        auto_cli(COMMANDS, args=words, as_positional=False, parser_class=parser_class, prog="mois")
+        auto_cli(components(), args=words, as_positional=False, parser_class=parser_class, prog="mois")
+
+
+def components() -> dict[str, Any]:
+    """Return all commands but those of a training, as the parser takes them."""
+    groups = {name: {"_help": GROUP_HELP[name], **group} for name, group in GROUPS.items()}
+    return {**{command.__name__: command for command in COMMANDS}, **groups}
 
 
 def _what_frees_memory(command: str, error: BaseException) -> str:
@@ -94,28 +122,38 @@ def _what_frees_memory(command: str, error: BaseException) -> str:
 
 def overview() -> str:
     """Return all commands, one on each line."""
-    width = max(len(command.__name__) for command in COMMANDS)
-    firsts = {command.__name__: (command.__doc__ or "").partition("\n")[0] for command in COMMANDS}
-    lines = [f"  {name:{width}}  {first}" for name, first in firsts.items()]
+    lines_of = {
+        **TRAINING,
+        **{name: (command.__doc__ or "").partition("\n")[0] for name, command in _by_name().items()},
+    }
+    width = max(map(len, lines_of))
+    lines = [f"  {name:{width}}  {first}" for name, first in lines_of.items()]
     return "\n".join(["mois COMMAND ...; what a command takes: mois COMMAND --help", "", *lines])
+
+
+def _by_name() -> dict[str, Callable[..., None]]:
+    """Return the function of each command but those of a training, by its one or two words."""
+    groups = {f"{name} {second}": command for name, group in GROUPS.items() for second, command in group.items()}
+    return {**{command.__name__: command for command in COMMANDS}, **groups}
 
 
 def with_options(given: Sequence[str]) -> list[str]:
     """Return `compare A B --names a,b` as `compare --runs=["A", "B"] --names=["a", "b"]`; see `LEADING` and `FIRST`."""
-    command, words = given[:1], list(given[1:])
+    length = 2 if given and given[0] in GROUPS else 1
+    name, words = " ".join(given[:length]), list(given[length:])
     count = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     leading: list[str] = []
-    if command and command[0] in LEADING and count:
-        leading = [f"--{LEADING[command[0]]}={json.dumps(words[:count])}"]
-    elif command and command[0] in FIRST and count:
-        leading, count = [f"--{FIRST[command[0]]}={words[0]}"], 1
+    if name in LEADING and count:
+        leading = [f"--{LEADING[name]}={json.dumps(words[:count])}"]
+    elif name in FIRST and count:
+        leading, count = [f"--{FIRST[name]}={words[0]}"], 1
     else:
         count = 0
-    flags = {f"--{flag}" for flag in FLAGS.get("".join(command), ())}
+    flags = {f"--{flag}" for flag in FLAGS.get(name, ())}
     rest = [f"{word}=true" if word in flags else word for word in words[count:]]
-    if command in (["segment"], ["view"]):
+    if name in ("segment", "view"):
         leading, rest = _gathered("image", [*leading, *rest])
-    return [*command, *leading, *_with_lists(rest, _takes_words(*command))]
+    return [*given[:length], *leading, *_with_lists(rest, _takes_words(name))]
 
 
 def _gathered(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -133,9 +171,9 @@ def _gathered(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:
     return ([f"--{option}={json.dumps(values)}"] if values else []), others
 
 
-def _takes_words(name: str = "") -> set[str]:
+def _takes_words(name: str) -> set[str]:
     """Return the options of a command that take a list of words."""
-    command = next((command for command in COMMANDS if command.__name__ == name), None)
+    command = _by_name().get(name)
     parameters = inspect.signature(command).parameters.values() if command else ()
     return {one.name for one in parameters if str(one.annotation).startswith("list[str]")}
 

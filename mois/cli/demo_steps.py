@@ -31,7 +31,6 @@ from mois.files.text import read_text
 from mois.machine.interrupts import GIVE_COMMAND_AGAIN, HOW_TO_GO_ON
 from mois.sharing.bundle import copy_bundle
 
-ROOT = Path(__file__).parents[2]
 WORDS = ("right", "wrong", "swapped", "no_exemplars", "unprompted_dice", "lesion_f1")
 
 
@@ -86,9 +85,9 @@ def run_demo(out: Path, seed: int, config: Path) -> dict[str, Any]:
             console.print(f"{name}: done already, {done}", style="dim")
             return
         command = [*arguments, *common, "--trainer.default_root_dir", str(out / name)]
-        console.rule(f"{name}: python train.py {' '.join(command)}")
+        console.rule(f"{name}: mois {' '.join(command)}")
         with minutes.of(name):
-            failed = run_command([sys.executable, str(ROOT / "train.py"), *command])
+            failed = run_command([sys.executable, "-m", "mois", *command])
         if failed:
             raise SystemExit(failed)
         if name == "fit":

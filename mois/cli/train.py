@@ -1,4 +1,4 @@
-"""`python train.py fit | validate | test | predict`: LightningCLI with our defaults, loggers and errors of one line."""
+"""`mois fit | validate | test | predict` and train.py: LightningCLI with our defaults, loggers, errors of one line."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from mois.cli.memory_advice import what_frees_memory
 from mois.cli.old_training_options import TrainingNames
 from mois.cli.resuming import checkpoint_path, compared_run, deciding_figure
 from mois.cli.settings import read_settings
+from mois.cli.shipped_configs import with_shipped_configs
 from mois.cli.training_checks import (
     channels_of_data,
     check_accelerator,
@@ -380,7 +381,7 @@ def quieten() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line. A mistake in it or in the data ends in one line; MOIS_TRACEBACK=1 shows the traceback."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = with_shipped_configs(sys.argv[1:] if arguments is None else arguments)
     if list(arguments[:1]) == ["--version"]:
         sys.stdout.write(f"mois {code_version()}\n")
         return

@@ -12,17 +12,24 @@ import json
 import re
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from mois.cli.settings import COMMAND_LINE, Setting, Unknown, class_of, read_settings, type_of
+from mois.cli.settings import COMMAND_LINE, CONFIGS, Setting, Unknown, class_of, read_settings, type_of
+from mois.cli.shipped_configs import config_names
 from mois.errors import one_line
 
 PLUG_IN_MODULES = ("adapters", "datamodules", "mois.propagation", "mois.backbones")
-TRAINING = ("fit", "validate", "test", "predict")
-"""Commands of train.py."""
+TRAINING = {
+    "fit": "Train a model by a config; it leaves the bundle of the best checkpoint.",
+    "validate": "Score a checkpoint, or the untrained model, on the validation scans.",
+    "test": "Score a checkpoint, or the untrained model, on the test scans, with a report.",
+    "predict": "Write label maps of the test scans without scores.",
+}
+"""Commands of a training, which have a parser of their own (`train.py`): one line on each."""
 
-WITHOUT_OPTION = ("segment", "curves", "doctor", "phantom", "compare", "journal")
+WITHOUT_OPTION = ("segment", "configs", "curves", "doctor", "phantom", "compare", "journal")
 """Commands that take words without an option, directly after the command."""
 
 SYNONYMS = {
@@ -72,9 +79,8 @@ def explain_usage(message: str, parser: ArgumentParser, arguments: Sequence[str]
     if match := re.match(r"Option '([^']+)' is not accepted", message):
         return _unknown_init_arg(match.group(1), settings)
     if match := re.match(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.*)\)", message):
-        if match.group(1) in TRAINING:
-            return f"{match.group(1)} is a command of train.py: python train.py {match.group(1)}"
-        choices = re.findall(r"\w+", match.group(2))
+        first = arguments[0] == match.group(1)  # not the second word of a command of two words
+        choices = list(dict.fromkeys([*(TRAINING if first else ()), *re.findall(r"\w+", match.group(2))]))
         return f"{match.group(1)} is no command; {_did_you_mean(match.group(1), choices)}"
     if match := re.match(r'expected "subcommand" to be one of {(.*)}', message):
         return f"no command was given; choose one of {match.group(1).replace(',', ', ')}"
@@ -131,7 +137,8 @@ def _explain_value(key: str, reason: str, settings: Sequence[Setting]) -> str:
     if match := re.search(r"Not a valid subclass of (\w+)\. Got value: (.*)", reason):
         return f"{key}={_null(match.group(2))} is not allowed; give a class ({match.group(1)}) by its import path"
     if match := re.search(r"File does not exist: '([^']+)'", reason):
-        return f"{key}: there is no file {match.group(1)}"
+        shipped = _shipped_config(match.group(1)) if key in CONFIGS else ""
+        return f"{key}: there is no file {match.group(1)}{shipped}"
     if match := re.search(r"Unable to load config [\"']([^\"']+)[\"']", reason):
         value = match.group(1)
         if not value.endswith((".yaml", ".yml", ".json")):
@@ -273,6 +280,12 @@ def _parameters(class_path: str) -> list[str]:
         return list(inspect.signature(kind).parameters) if kind is not None else []
     except ValueError:
         return []
+
+
+def _shipped_config(file: str) -> str:
+    """Return the end of a message on a missing config: the shipped config that was meant, or how to list them."""
+    close = difflib.get_close_matches(Path(file).stem, config_names(), n=1)
+    return f"; did you mean {close[0]}, a shipped config?" if close else "; `mois configs` lists the shipped ones"
 
 
 def _null(value: str) -> str:

@@ -262,10 +262,10 @@ def test_the_demo_ends_in_a_summary_and_goes_on_where_it_was(
     killed_at = "fit"
 
     def here(command: list[str]) -> int:
-        commands.append(command[2])
-        if command[2] == killed_at:
+        commands.append(command[3])
+        if command[3] == killed_at:
             return 1
-        main(command[2:])
+        main(command[3:])
         return 0
 
     monkeypatch.setattr("mois.cli.demo_steps.run_command", here)

@@ -26,8 +26,3 @@ def test_the_demos_figures_are_those_of_the_files(tmp_path: Path) -> None:
     gain = demo._gain(before, after)
     assert gain["mean"] == pytest.approx(0.2)
     assert gain["ci95"] == pytest.approx([0.1, 0.3])
-
-
-def test_the_training_script_and_the_configs_are_found() -> None:
-    assert (demo.ROOT / "train.py").is_file()
-    assert (demo.ROOT / "configs" / "demo.yaml").is_file()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mois import __version__
 from mois.cli import main as mois_main
-from mois.cli.commands import COMMANDS, with_options
+from mois.cli.commands import COMMANDS, GROUPS, with_options
 from mois.cli.doctor_checks import Finding
+from mois.cli.shipped_configs import config_names, describe_config, find_config, with_shipped_configs
+from mois.cli.train import main as train_main
+from mois.cli.usage import TRAINING
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("work_elsewhere")
@@ -20,7 +24,11 @@ pytestmark = pytest.mark.usefixtures("work_elsewhere")
     ("arguments", "line"),
     [
         (["doctr"], "doctr is no command; did you mean doctor?"),
-        (["fit", "--config=c.yaml"], "fit is a command of train.py: python train.py fit"),
+        (["fitt", "--config=c.yaml"], "fitt is no command; did you mean fit?"),
+        (["fit", "--config=c.yaml"], "config: there is no file HERE/c.yaml; `mois configs` lists the shipped ones"),
+        (["fit", "--config=dmo"], "config: there is no file HERE/dmo; did you mean demo, a shipped config?"),
+        (["configs", "dmo"], f"dmo is no shipped config; there is {', '.join(config_names())}."),
+        (["configs", "--out=c.yaml"], "out=c.yaml is for one config; name it: mois configs NAME --out c.yaml"),
         (
             ["segment", "--bundle=b", "scan.nii.gz"],
             "scan.nii.gz belongs to no option; write it right behind the command, segment scan.nii.gz ...",
@@ -52,7 +60,7 @@ def test_wrong_mois_commands_end_in_one_line(
 ) -> None:
     with pytest.raises(SystemExit):
         mois_main(arguments)
-    assert capsys.readouterr().err == f"error: {line}\n"
+    assert capsys.readouterr().err == f"error: {line.replace('HERE', str(Path.cwd()))}\n"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +85,12 @@ def test_words_become_the_lists_that_options_take(given: list[str], parsed: list
 def test_all_commands_are_listed_a_line_each(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     mois_main(given)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == [command.__name__ for command in COMMANDS]
+    words = [f"{name} {second}" for name, group in GROUPS.items() for second in group]
+    assert [line[2:].partition("  ")[0] for line in lines[2:]] == [
+        *TRAINING,
+        *(command.__name__ for command in COMMANDS),
+        *words,
+    ]
     assert all(len(line) <= 100 and line.endswith(".") for line in lines[2:])
 
 
@@ -113,3 +126,45 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     for program in (mois, train):
         program(["--version"])
         assert capsys.readouterr().out.startswith(f"mois {__version__}")
+
+
+def test_mois_fit_takes_the_command_line_of_train_py(capsys: pytest.CaptureFixture[str]) -> None:
+    helps = []
+    for program in (mois_main, train_main):
+        with pytest.raises(SystemExit, match="0"):
+            program(["test", "--help"])
+        helps.append(capsys.readouterr().out)
+    assert helps[0] == helps[1]
+    assert "--start_from" in helps[0]
+
+
+def test_python_m_mois_is_the_same_program() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "mois", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith(f"mois {__version__}")
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_shipped_config_has_one_line_and_can_be_written(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = describe_config(find_config(name))
+    assert line.endswith(".")
+    assert len(line) <= 120
+    mois_main(["configs"])
+    assert line in capsys.readouterr().out
+    out = tmp_path / "mine.yaml"
+    mois_main(["configs", name, "--out", str(out)])
+    assert out.read_text(encoding="utf-8") == (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        mois_main(["configs", name, "--out", str(out)])
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_the_name_of_a_shipped_config_stands_for_its_file_unless_the_user_has_such_a_file() -> None:
+    demo, ddp = (str(ROOT / "configs" / file) for file in ("demo.yaml", "trainer/ddp.yaml"))
+    given = ["--config", "demo", "--config=configs/demo.yaml", "--trainer", "trainer/ddp", "--trainer=null"]
+    assert with_shipped_configs(given) == ["--config", demo, f"--config={demo}", "--trainer", ddp, "--trainer=null"]
+    Path("demo").touch()
+    assert with_shipped_configs(["--config", "demo", "-c"]) == ["--config", "demo", "-c"]

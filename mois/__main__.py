@@ -1,0 +1,5 @@
+"""`python -m mois`."""
+
+from mois.cli import script
+
+script()
