@@ -16,6 +16,8 @@ import grimp
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "images" / "rooms.svg"
 OUTER = ("adapters", "datamodules")
+PROGRAM = "__main__"
+"""The module that `python -m mois` runs; it is no room."""
 
 BOX_WIDTH, BOX_HEIGHT, GAP, ROW_HEIGHT, MARGIN = 118, 36, 18, 82, 20  # pixels
 
@@ -25,7 +27,8 @@ def layers() -> list[list[str]]:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     inside = next(contract for contract in contracts if contract.get("containers") == ["mois"])
-    first, second, *others = [[room.strip() for room in re.split("[|:]", layer)] for layer in inside["layers"]]
+    named = [layer for layer in inside["layers"] if layer != PROGRAM]
+    first, second, *others = [[room.strip() for room in re.split("[|:]", layer)] for layer in named]
     return [first, [OUTER[0], *second, OUTER[1]], *others]
 
 
@@ -46,7 +49,7 @@ def room_of(module: str) -> str | None:
     package, _, rest = module.partition(".")
     if package in OUTER:
         return package
-    return rest.partition(".")[0] or None
+    return None if rest == PROGRAM else rest.partition(".")[0] or None
 
 
 def reduced(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:

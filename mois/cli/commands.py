@@ -122,12 +122,9 @@ def _what_frees_memory(command: str, error: BaseException) -> str:
 
 def overview() -> str:
     """Return all commands, one on each line."""
-    lines_of = {
-        **TRAINING,
-        **{name: (command.__doc__ or "").partition("\n")[0] for name, command in _by_name().items()},
-    }
-    width = max(map(len, lines_of))
-    lines = [f"  {name:{width}}  {first}" for name, first in lines_of.items()]
+    firsts = {name: (command.__doc__ or "").partition("\n")[0] for name, command in _by_name().items()}
+    width = max(map(len, [*TRAINING, *firsts]))
+    lines = [f"  {name:{width}}  {first}" for name, first in {**TRAINING, **firsts}.items()]
     return "\n".join(["mois COMMAND ...; what a command takes: mois COMMAND --help", "", *lines])
 
 

@@ -283,9 +283,9 @@ def _parameters(class_path: str) -> list[str]:
 
 
 def _shipped_config(file: str) -> str:
-    """Return the end of a message on a missing config: the shipped config that was meant, or how to list them."""
+    """Return the end of a message on a missing config: the shipped config that was meant, if there is one."""
     close = difflib.get_close_matches(Path(file).stem, config_names(), n=1)
-    return f"; did you mean {close[0]}, a shipped config?" if close else "; `mois configs` lists the shipped ones"
+    return f"; did you mean {close[0]}, a shipped config?" if close else ""
 
 
 def _null(value: str) -> str:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("work_elsewhere")
     [
         (["doctr"], "doctr is no command; did you mean doctor?"),
         (["fitt", "--config=c.yaml"], "fitt is no command; did you mean fit?"),
-        (["fit", "--config=c.yaml"], "config: there is no file HERE/c.yaml; `mois configs` lists the shipped ones"),
+        (["fit", "--config=c.yaml"], "config: there is no file HERE/c.yaml"),
         (["fit", "--config=dmo"], "config: there is no file HERE/dmo; did you mean demo, a shipped config?"),
         (["configs", "dmo"], f"dmo is no shipped config; there is {', '.join(config_names())}."),
         (["configs", "--out=c.yaml"], "out=c.yaml is for one config; name it: mois configs NAME --out c.yaml"),
