@@ -82,8 +82,9 @@ class TimeLimit(Callback):
         needed_s = self._step_s * (planned - trainer.global_step) + between_s
         steps = planned if needed_s <= left_s else trainer.global_step + max(0.0, left_s) // max(self._step_s, 1e-6)
         steps = int(trainer.strategy.broadcast(steps))
-        if hasattr(pl_module, "expect_steps"):
-            pl_module.expect_steps(steps)
+        expect_steps = getattr(pl_module, "expect_steps", None)
+        if callable(expect_steps):
+            expect_steps(steps)
         if steps < planned:
             trainer.check_val_every_n_epoch = trainer.max_epochs  # no validation but the last takes time
             say(trainer, f"minutes={self.limit_s / 60:g}: time for about {steps} of {planned:.0f} steps")
