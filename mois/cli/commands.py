@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from mois.cli.arguments import OneLineParser, command_line
+from mois.cli.bank import list_banks, merge_bank_files, show_bank
 from mois.cli.compare import compare
 from mois.cli.configs import configs
 from mois.cli.curves import curves
@@ -47,16 +48,20 @@ COMMANDS: list[Callable[..., None]] = [
     view,
 ]
 
-GROUPS: dict[str, dict[str, Callable[..., None]]] = {}
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "bank": {"ls": list_banks, "show": show_bank, "merge": merge_bank_files},
+}
 """Commands of two words, such as `mois bank ls`: first word, second word, function."""
 
-GROUP_HELP: dict[str, str] = {}
+GROUP_HELP: dict[str, str] = {"bank": "List, show or merge exemplar banks."}
 """One line on each first word."""
 
 HELP = ("-h", "--help")
 VERSION = "--version"
 
 LEADING: dict[str, str] = {
+    "bank ls": "places",
+    "bank merge": "banks",
     "compare": "runs",
     "follow_up": "scans",
     "journal": "sessions",
@@ -66,6 +71,7 @@ LEADING: dict[str, str] = {
 """Commands whose first words are a list: the option of the list."""
 
 FIRST: dict[str, str] = {
+    "bank show": "file",
     "configs": "name",
     "curves": "run",
     "doctor": "root",

@@ -82,11 +82,10 @@ def explain_usage(message: str, parser: ArgumentParser, arguments: Sequence[str]
         first = arguments[0] == match.group(1)  # not the second word of a command of two words
         choices = list(dict.fromkeys([*(TRAINING if first else ()), *re.findall(r"\w+", match.group(2))]))
         return f"{match.group(1)} is no command; {_did_you_mean(match.group(1), choices)}"
-    if match := re.match(r'expected "subcommand" to be one of {(.*)}', message):
+    if match := re.match(r'expected "(?:\w+\.)?subcommand" to be one of {(.*)}', message):
         return f"no command was given; choose one of {match.group(1).replace(',', ', ')}"
     if match := re.match(r"the following arguments are required: (.*)", message):
-        prefixes = tuple(f"{name}." for name in _subparsers(parser))
-        keys = [key.partition(".")[2] if key.startswith(prefixes) else key for key in match.group(1).split(", ")]
+        keys = [_without_command(key, parser) for key in match.group(1).split(", ")]
         return f"not set: {', '.join(keys)}; set it with --{keys[0]}=VALUE, or in a file given with --config FILE"
     if match := re.match(r"argument (?:-\w+/)?--(\S+): expected (?:one|at least one) argument", message):
         return f"{match.group(1)} has no value; write --{match.group(1)}=VALUE"
@@ -249,8 +248,8 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def _known_keys(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    inner = _subparsers(parser)
-    parser = next((inner[name] for name in arguments if name in inner), parser)
+    for word in arguments:  # a command has one word or two
+        parser = _subparsers(parser).get(word, parser)
     return [action.dest for action in parser._actions]
 
 
@@ -264,6 +263,13 @@ def _init_args(settings: Sequence[Setting]) -> list[str]:
 def _subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
     choices = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
     return dict(choices[0]) if choices else {}
+
+
+def _without_command(key: str, parser: ArgumentParser) -> str:
+    """Return the key of a setting without the words of its command: "out" of "bank.merge.out"."""
+    first, _, rest = key.partition(".")
+    inner = _subparsers(parser)
+    return _without_command(rest, inner[first]) if first in inner else key
 
 
 def _classes(module: str) -> list[str]:

@@ -309,9 +309,19 @@ class ExemplarBank:
         Raises:
             ValueError: If the file is no bank, is damaged or of another format, or `check` refuses the bank.
         """
+        bank = cls.read(path)
+        bank.check(identity, pixel_mm, normalisation, str(path), channels)
+        return bank
+
+    @classmethod
+    def read(cls, path: Path) -> ExemplarBank:
+        """Read a bank of any model, such as to list it.
+
+        Raises:
+            ValueError: If the file is no bank, is damaged or of another format.
+        """
         record, tensors = read_bank(Path(path))
         bank = cls(record.identity, record.pixel_mm, record.normalisation, record.channels)
-        bank.check(identity, pixel_mm, normalisation, str(path), channels)
         for index, facts in enumerate(record.exemplars):
             bank.add(Exemplar(tokens={name: token[index].clone() for name, token in tensors.items()}, **vars(facts)))
         bank.version = record.version
