@@ -1,8 +1,22 @@
-"""Adapters make a frozen backbone trainable: LoRA and related methods of peft, the whole backbone, or nothing."""
+"""Adapters make a frozen backbone trainable: methods of peft, bottlenecks, the whole backbone, or nothing."""
 
+from adapters.bottleneck import Bottleneck
 from adapters.lora import IA3, LoHa, LoKr, Lora
 from adapters.peft_adapter import PeftAdapter
+from adapters.peft_methods import Peft, PeftMethod
 from adapters.placement import Placement
 from adapters.plain import Frozen, Full
 
-__all__ = ["IA3", "Frozen", "Full", "LoHa", "LoKr", "Lora", "PeftAdapter", "Placement"]
+__all__ = [
+    "IA3",
+    "Bottleneck",
+    "Frozen",
+    "Full",
+    "LoHa",
+    "LoKr",
+    "Lora",
+    "Peft",
+    "PeftAdapter",
+    "PeftMethod",
+    "Placement",
+]

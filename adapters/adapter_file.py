@@ -26,16 +26,19 @@ def read_adapter(folder: Path, wanted: Mapping[str, Tensor], prefix: str = "") -
     """
     file = folder / NAME
     tensors = {name.removeprefix(prefix): each for name, each in read_tensor_file(file, f"{file}").tensors.items()}
-    check_values(tensors, f"{file}")
+    whole = {name for name, tensor in wanted.items() if not tensor.is_floating_point()}  # places of trained numbers
+    check_values({name: tensor for name, tensor in tensors.items() if name not in whole}, f"{file}")
     missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     reshaped = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & tensors.keys())
         if tensors[name].shape != wanted[name].shape
     ]
+    retyped = [name for name in sorted(whole & tensors.keys()) if tensors[name].dtype != wanted[name].dtype]
+    sorts = (("missing", missing), ("unknown", unknown), ("of another shape", reshaped), ("of another type", retyped))
     faults = [
         f"{len(names)} {word}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for word, names in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
+        for word, names in sorts
         if names
     ]
     if faults:

@@ -1,15 +1,10 @@
-"""LoRA and related adapters of peft. Each class holds the arguments of one peft configuration."""
+"""Short names for four adapters of peft. Each class holds the arguments of one peft configuration."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from adapters.peft_adapter import PeftAdapter
+from adapters.peft_methods import Peft
 from adapters.placement import Placement
 from mois.sharing.old_settings import PLACEMENT, accepts_old_arguments
-
-if TYPE_CHECKING:
-    from peft import PeftConfig
 
 
 def checked_rank(rank: int) -> int:
@@ -23,7 +18,7 @@ def checked_rank(rank: int) -> int:
     return rank
 
 
-class Lora(PeftAdapter):
+class Lora(Peft):
     """Low-rank updates of weights. With `dora`, direction and length of a weight are learned apart.
 
     Args:
@@ -43,17 +38,11 @@ class Lora(PeftAdapter):
         dora: bool = False,
         placement: Placement = Placement(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(placement)
-        self.rank, self.alpha, self.dora = checked_rank(rank), alpha, dora
-
-    def config(self, targets: list[str]) -> PeftConfig:
-        """See `PeftAdapter.config`."""
-        from peft import LoraConfig
-
-        return LoraConfig(r=self.rank, lora_alpha=self.alpha, use_dora=self.dora, target_modules=targets)
+        settings = {"r": checked_rank(rank), "lora_alpha": alpha, "use_dora": dora}
+        super().__init__({"class_path": "peft.LoraConfig", "init_args": settings}, placement)
 
 
-class LoHa(PeftAdapter):
+class LoHa(Peft):
     """Element-wise products of two low-rank updates. They have a higher rank at the same size.
 
     Args:
@@ -71,17 +60,11 @@ class LoHa(PeftAdapter):
         alpha: int = 8,
         placement: Placement = Placement(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(placement)
-        self.rank, self.alpha = checked_rank(rank), alpha
-
-    def config(self, targets: list[str]) -> PeftConfig:
-        """See `PeftAdapter.config`."""
-        from peft import LoHaConfig
-
-        return LoHaConfig(r=self.rank, alpha=self.alpha, target_modules=targets)
+        settings = {"r": checked_rank(rank), "alpha": alpha}
+        super().__init__({"class_path": "peft.LoHaConfig", "init_args": settings}, placement)
 
 
-class LoKr(PeftAdapter):
+class LoKr(Peft):
     """Kronecker products of small matrices. They have the fewest parameters for a full rank.
 
     Args:
@@ -99,17 +82,11 @@ class LoKr(PeftAdapter):
         alpha: int = 16,
         placement: Placement = Placement(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(placement)
-        self.rank, self.alpha = checked_rank(rank), alpha
-
-    def config(self, targets: list[str]) -> PeftConfig:
-        """See `PeftAdapter.config`."""
-        from peft import LoKrConfig
-
-        return LoKrConfig(r=self.rank, alpha=self.alpha, target_modules=targets)
+        settings = {"r": checked_rank(rank), "alpha": alpha}
+        super().__init__({"class_path": "peft.LoKrConfig", "init_args": settings}, placement)
 
 
-class IA3(PeftAdapter):
+class IA3(Peft):
     """A learned scale for each output channel. This is the smallest adapter.
 
     Args:
@@ -118,8 +95,6 @@ class IA3(PeftAdapter):
     Source: Liu et al., Few-shot parameter-efficient fine-tuning, arXiv 2205.05638.
     """
 
-    def config(self, targets: list[str]) -> PeftConfig:
-        """See `PeftAdapter.config`."""
-        from peft import IA3Config
-
-        return IA3Config(target_modules=targets, feedforward_modules=[])
+    @accepts_old_arguments(PLACEMENT)
+    def __init__(self, placement: Placement = Placement()) -> None:  # noqa: B008 (frozen)
+        super().__init__({"class_path": "peft.IA3Config", "init_args": {"feedforward_modules": []}}, placement)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,10 @@ class Frozen(Adapter):
     def load(self, folder: Path) -> None:
         """See `Adapter.load`."""
         read_adapter(folder, {})
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """See `Adapter.disabled`: the backbone is always as it was."""
+        return nullcontext()
 
 
 class Full(Adapter):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -313,4 +314,24 @@ class Adapter(ABC):
 
         Raises:
             ValueError: If a tensor is missing or left over; the message lists them.
+        """
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Return a context in which the attached backbone answers exactly as before `attach`.
+
+        An adapter that trains the backbone's own tensors has none: the default refuses.
+
+        Raises:
+            ValueError: If the adapter cannot be switched off.
+        """
+        raise ValueError(f"model.adapter={type(self).__name__} trains the backbone's own tensors; it cannot be off.")
+
+    def merge(self) -> None:  # noqa: B027 (most adapters have nothing to do)
+        """Fold the adapter into the attached backbone's own tensors. Its tensors then have the names of `weights`.
+
+        It is done once, and cannot be undone. The default does nothing: an adapter without layers of its own has
+        nothing to fold.
+
+        Raises:
+            ValueError: If the adapter computes what the backbone's own layers cannot.
         """

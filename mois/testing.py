@@ -6,8 +6,9 @@ does not hold.
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from mois.backbones.example_answers import IDENTITY, answers, largest_change, without_gradient
 from mois.backbones.sam2 import SAM2
 from mois.interfaces import Adapter, Backbone, Memory, Propagation
 from mois.records import Episode, Exemplars, Features, MaskPrediction, Prompts, Volume
@@ -203,33 +205,97 @@ def _check_channels(propagation: Propagation, backbone: Backbone) -> None:
 
 
 def check_adapter(adapter: Adapter, backbone: Backbone | None = None, propagation: Propagation | None = None) -> None:
-    """Check an adapter that was not attached yet: only trained tensors change, and save and load are a round trip."""
+    """Check an adapter that was not attached yet.
+
+    - Attached, it changes no answer (`IDENTITY`).
+    - Each trained tensor gets a gradient; after one step, those of the adapter's own get one other than 0. Nothing
+      else changes.
+    - What `save` wrote gives the same tensors and answers in another backbone.
+    - `disabled`, if the adapter has it, gives the first answers back exactly.
+    - `merge`, if the adapter can do it, keeps the answers (`TOLERANCE`) and leaves the backbone's own tensors alone.
+    """
     from mois.propagation import Similarity
 
     backbone = backbone or nano_backbone()
     propagation = propagation or Similarity()
     propagation.build(backbone)
-    images, _ = example_patches(1, backbone.patch_px)
-    before = backbone.encode(images)
+    others = copy.deepcopy((adapter, backbone, propagation))
+    with torch.no_grad():
+        before = answers(backbone)
+    own = {name: (tensor, tensor.detach().clone()) for name, tensor in backbone.state_dict(keep_vars=True).items()}
     adapter.attach(backbone, propagation)
-    _require(
-        _close(before.levels[-1], backbone.encode(images).levels[-1]), "attaching alone changes what the backbone sees"
-    )
-    trained = [p for p in backbone.parameters() if p.requires_grad]
-    frozen = {name: p.detach().clone() for name, p in backbone.named_parameters() if not p.requires_grad}
-    with tempfile.TemporaryDirectory() as folder:
+    with torch.no_grad():
+        changed = largest_change(before, answers(backbone))
+    _require(changed <= IDENTITY, f"attaching alone changes what the backbone answers (by {changed:.1g})")
+    _train_two_steps(backbone, own.keys())
+    for name, (tensor, first) in own.items():
+        _require(tensor.requires_grad or torch.equal(tensor, first), f"{name} is frozen, and changed")
+    _check_saved(adapter, backbone, *others)
+    _check_disabled(adapter, backbone, before)
+    _check_merged(adapter, backbone, own.keys())
+
+
+def _train_two_steps(backbone: Backbone, own: Collection[str]) -> None:
+    """Train what an adapter trains of a backbone, and check the gradients.
+
+    Args:
+        backbone: Backbone with the adapter.
+        own: Names of the backbone's tensors without the adapter. An example may give one of them a gradient of 0.
+    """
+    trained = {name: tensor for name, tensor in backbone.named_parameters() if tensor.requires_grad}
+    if not trained:
+        return
+    optimiser = torch.optim.AdamW(trained.values(), lr=1e-3)
+    for step in range(2):
+        idle = without_gradient(backbone)
+        if step:
+            idle += [name for name in trained.keys() - own if not trained[name].grad.any()]  # type: ignore[union-attr]
+        of_all = f"of {len(trained)} trained tensors get no gradient{' after one step' if step else ''}"
+        _require(not idle, f"{len(idle)} {of_all}: {', '.join(idle[:5])}")
+        optimiser.step()
+
+
+def _check_saved(
+    adapter: Adapter, backbone: Backbone, other: Adapter, fresh: Backbone, propagation: Propagation
+) -> None:
+    """Check that what an adapter saves gives the same model in another backbone, by another adapter like it."""
+    other.attach(fresh, propagation)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         adapter.save(Path(folder))
-        with torch.no_grad():
-            kept = [p.detach().clone() for p in trained]
-            for parameter in trained:
-                parameter.add_(0.1)
-        adapter.load(Path(folder))
-        _require(
-            all(torch.equal(a, b) for a, b in zip(kept, trained, strict=True)),
-            "load does not give back what save wrote",
-        )
-    for name, parameter in backbone.named_parameters():
-        _require(name not in frozen or torch.equal(frozen[name], parameter), f"{name} is frozen, and changed")
+        other.load(Path(folder))
+        saved, loaded = backbone.state_dict(), fresh.state_dict()
+        apart = sorted(saved.keys() ^ loaded.keys()) or [k for k in saved if not torch.equal(saved[k], loaded[k])]
+        _require(not apart, f"load does not give back what save wrote: {', '.join(apart[:5])}")
+        same = all(torch.equal(one, two) for one, two in zip(answers(backbone), answers(fresh), strict=True))
+        _require(same, "a saved and loaded adapter gives other answers")
+
+
+def _check_disabled(adapter: Adapter, backbone: Backbone, before: list[Tensor]) -> None:
+    """Check that an adapter that is off gives the first answers, and is as it was afterwards."""
+    if type(adapter).disabled is Adapter.disabled:
+        return
+    trained = [name for name, tensor in backbone.named_parameters() if tensor.requires_grad]
+    with torch.no_grad():
+        on = answers(backbone)
+        with adapter.disabled():
+            off = answers(backbone)
+        again = answers(backbone)
+    _require(all(map(torch.equal, before, off)), "a disabled adapter does not give the backbone's answers exactly")
+    same = trained == [name for name, tensor in backbone.named_parameters() if tensor.requires_grad]
+    _require(same and all(map(torch.equal, on, again)), "an adapter that was disabled is not as it was before")
+
+
+def _check_merged(adapter: Adapter, backbone: Backbone, names: Collection[str]) -> None:
+    """Check that a merged adapter keeps the answers. `merge` may refuse with a ValueError."""
+    with torch.no_grad():
+        apart = answers(backbone)
+        try:
+            adapter.merge()
+        except ValueError:
+            return
+        changed = largest_change(apart, answers(backbone))
+    _require(changed <= TOLERANCE, f"merging changes what the backbone answers (by {changed:.1g})")
+    _require(backbone.state_dict().keys() == names, "a merged backbone has other tensors than a plain one")
 
 
 def check_datamodule(datamodule: LightningDataModule) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -326,7 +327,9 @@ def _parsed(spec: ClassSpec, base: type, role: str, path: Path) -> tuple[Argumen
 
 
 def _is_trusted(class_path: str, trust: Sequence[str]) -> bool:
-    return any(class_path.startswith(f"{module}.") for module in (*OURS, *trust))
+    """Return whether a class may be made. A configuration of peft is settings alone, which `adapters.Peft` checks."""
+    settings_of_peft = re.fullmatch(r"peft\.\w+Config", class_path) is not None
+    return settings_of_peft or any(class_path.startswith(f"{module}.") for module in (*OURS, *trust))
 
 
 def _class_paths(plain: Any) -> Iterator[str]:

@@ -217,10 +217,11 @@ class _Meter:
 
     def pack(self, tensor: Tensor) -> tuple[str, Tensor]:
         """Count the bytes of a saved tensor; each storage counts once."""
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._known.add(storage.data_ptr())
-            self.bytes[self._part] = self.bytes.get(self._part, 0) + storage.nbytes()
+        for dense in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):
+            storage = dense.untyped_storage()
+            if storage.data_ptr() not in self._known:
+                self._known.add(storage.data_ptr())
+                self.bytes[self._part] = self.bytes.get(self._part, 0) + storage.nbytes()
         return self._part, tensor.detach()  # an output would hold its own node, and the whole graph with it
 
     def unpack(self, saved: tuple[str, Tensor]) -> Tensor:

@@ -27,6 +27,7 @@ from tests.support.paths import ROOT
 from tests.support.small_runs import SCANS, SMALL, config, data, folder, losses, rows, train, validations
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+ADAPTERS = sorted((ROOT / "configs" / "adapters").glob("*.yaml"))
 TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
 TESTED = {
     "compare_propagations", "demo", "ms_lesions", "neurofibroma", "pretrain_nano", "pretrain_nano_2", "sam2",
@@ -58,7 +59,7 @@ def write_brains(root: Path) -> None:
 
 def test_every_config_is_short_and_says_how_to_run_it() -> None:
     assert {file.stem for file in CONFIGS} == TESTED  # a new one needs a test below
-    for file in (*CONFIGS, *TRAINERS):
+    for file in (*CONFIGS, *ADAPTERS, *TRAINERS):
         lines = file.read_text(encoding="utf-8").splitlines()
         assert len(lines) <= 30
         assert lines[0].startswith("# ")
@@ -73,6 +74,20 @@ def test_demo_trains(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
     assert saved["model"]["inference"]["pixel_mm"] == 2  # unset: that of the data
     assert json.loads((tmp_path / "run" / "bundle" / "bundle.json").read_text())["inference"]["pixel_mm"] == 2
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "hra" else pytest.param(name, marks=pytest.mark.ci) for name in (f.stem for f in ADAPTERS)]
+)
+def test_each_adapter_trains_and_its_bundle_loads(name: str, make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    scans = data(make_dataset(subjects=2), val_subjects="[p1]", batch_size=1)
+    chosen = [config("demo.yaml"), config(f"adapters/{name}.yaml")]
+    train("fit", *chosen, *SCANS, *ONE_PROCESS, *scans, "--trainer.max_steps=2", folder(tmp_path / "run"))
+    assert list(losses(tmp_path / "run")) == [0, 1]
+    made = Bundle.load(tmp_path / "run" / "bundle", "cpu")
+    given = yaml.safe_load((ROOT / "configs" / "adapters" / f"{name}.yaml").read_text(encoding="utf-8"))
+    arguments = (made.identity.arguments or {})["adapter"]
+    assert arguments.get("config") == given["model"]["adapter"].get("init_args", {}).get("config")
 
 
 def test_the_template_trains_a_copy_with_nothing_but_its_marked_lines_set(

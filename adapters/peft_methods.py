@@ -1,0 +1,102 @@
+"""Any method of peft as an adapter, named by its configuration class."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+
+from adapters.peft_adapter import PeftAdapter
+from adapters.placement import Placement
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftType
+
+_KEY = "model.adapter.init_args.config"
+
+PLACED = (
+    "target_modules", "target_parameters", "exclude_modules", "modules_to_save", "layers_to_transform",
+    "layers_pattern", "layer_replication", "trainable_token_indices",
+)  # fmt: skip
+"""Settings of peft that say where a method goes. `Placement` says that here."""
+
+REFUSED = ("megatron_config", "megatron_core", "inference_mode", "runtime_config")
+"""Settings of peft that import other programs, or switch the training off."""
+
+
+class PeftMethod(TypedDict):
+    """A method of peft: its configuration class, such as peft.LoHaConfig, and the arguments of that class."""
+
+    class_path: str
+    init_args: NotRequired[dict[str, Any]]
+
+
+class Peft(PeftAdapter):
+    """A method of peft, by its configuration.
+
+    A method that cannot adapt the backbone is refused when it is attached: one that changes answers before any
+    training, one with a tensor that gets no gradient, one that peft cannot inject, or one that changes the backbone's
+    own weights.
+
+    Args:
+        config: Configuration class of peft, and its arguments.
+        placement: Where the adapter goes.
+
+    Raises:
+        ValueError: If the class path is no configuration class of peft, or an argument is one that `placement` decides.
+
+    Examples:
+        The same in a configuration::
+
+            model:
+              adapter:
+                class_path: adapters.Peft
+                init_args:
+                  config: {class_path: peft.HRAConfig, init_args: {r: 4}}
+                  placement: {parts: [trunk], stages: [4]}
+    """
+
+    def __init__(self, config: PeftMethod, placement: Placement = Placement()) -> None:  # noqa: B008 (frozen)
+        super().__init__(placement)
+        self.class_path, self.arguments = str(config["class_path"]), dict(config.get("init_args") or {})
+        if not re.fullmatch(r"peft\.\w+Config", self.class_path):
+            raise ValueError(
+                f"{_KEY}.class_path={self.class_path} is no configuration class of peft; name one, such as "
+                "peft.LoHaConfig."
+            )
+        for name in PLACED:
+            if name in self.arguments:
+                raise ValueError(
+                    f"{_KEY}.init_args.{name} is decided by model.adapter.init_args.placement; leave it out."
+                )
+        for name in REFUSED:
+            if name in self.arguments:
+                raise ValueError(f"{_KEY}.init_args.{name} cannot be set here; leave it out.")
+
+    @property
+    def method(self) -> str:
+        """See `PeftAdapter.method`."""
+        return self.class_path
+
+    def config(self, targets: list[str]) -> PeftConfig:
+        """See `PeftAdapter.config`.
+
+        Raises:
+            ValueError: If this version of peft lacks the class, the class does not adapt layers, or an argument is
+                unknown.
+        """
+        import peft  # costs 5 seconds to import
+
+        kind = getattr(peft, self.class_path.removeprefix("peft."), None)
+        if not (isinstance(kind, type) and issubclass(kind, peft.PeftConfig)):
+            raise ValueError(f"peft {peft.__version__} has no configuration class of this name")
+        method: Any = kind
+        known = {field.name for field in fields(method) if field.init}
+        if "target_modules" not in known:
+            raise ValueError("it adapts no layers (it has no target_modules)")
+        if unknown := sorted(self.arguments.keys() - known):
+            raise ValueError(f"it takes no {', '.join(unknown)}")
+        made: PeftConfig = method(**self.arguments, target_modules=targets)
+        if hasattr(peft.PEFT_TYPE_TO_TUNER_MAPPING.get(cast("PeftType", made.peft_type)), "update_and_allocate"):
+            raise ValueError("it changes its ranks by a call after each step of the training, which is not made")
+        return made
