@@ -12,7 +12,8 @@ def follow_up(
 ) -> None:
     """Compare the lesions of two time points of a patient: same, new and gone.
 
-    Each has its volumes, before and now. Scans on different grids are registered first (rigid).
+    Each has its volumes, before and now. Scans on different grids are registered first (rigid). Lesions whose place the
+    other scan does not show are `outside`.
 
     Args:
         scans: The earlier and the later time point: folders of saved sessions, or label maps with lesion ids; the words
@@ -29,16 +30,23 @@ def follow_up(
     if len(scans) != 2 or len(images or scans) != 2:
         raise ValueError("scans: give two time points, the earlier first (and two images, or none).")
     files = [Path(image) for image in images] if images else [None, None]
-    both = [read_time_point(scan, file, patient) for scan, file in zip(scans, files, strict=True)]
+    earlier, now = (read_time_point(scan, file, patient) for scan, file in zip(scans, files, strict=True))
     if images and not patient:
-        both = [both[0], both[1]._replace(volume=both[1].volume._replace(patient=both[0].volume.patient))]
-    comparison = compare_time_points(*both)
+        now = now._replace(volume=now.volume._replace(patient=earlier.volume.patient))
+    comparison = compare_time_points(earlier, now)
     write_comparison(comparison, out)
     for row in comparison_rows(comparison):
-        change = f"{float(row['change_percent']):+.0f} %" if row["change_percent"] else ""
-        names = f"{row['earlier'] or '-'} -> {row['lesions'] or '-'}" if row["status"] != "total" else ""
-        line = f"{row['status']:7} {names:14} {float(row['ml_before']):9.2f} ml {float(row['ml_now']):9.2f} ml {change}"
-        say(line.rstrip())
+        say(_line(row))
     if comparison.registered:
         say(f"the scans lie on different grids: registered, {comparison.moved_mm:.0f} mm apart")
     say(f"table in {out}")
+
+
+def _line(row: dict[str, str]) -> str:
+    """Return a row of the table as a line."""
+    names = f"{row['earlier'] or '-'} -> {row['lesions'] or '-'}" if row["outside_percent"] else ""
+    before, now = (f"{float(row[name]):9.2f} ml" if row[name] else f"{'-':>9}   " for name in ("ml_before", "ml_now"))
+    change = f"{float(row['change_percent']):+.0f} %" if row["change_percent"] else ""
+    if row["earlier"] and row["lesions"] and not change:
+        change = f"cut off: {float(row['outside_percent']):.0f} % outside the other scan"
+    return f"{row['status'].replace('_', ' '):13} {names:14} {before} {now} {change}".rstrip()

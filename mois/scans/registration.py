@@ -18,6 +18,8 @@ COARSE_MM = 4.0
 _LEVELS = ((4, 2.0), (2, 1.0), (1, 0.0))
 """Shrinking and smoothing (voxels) of the steps from coarse to fine."""
 _SAMPLED = 0.25
+LEAST_ALIKE = 0.1
+"""Mutual information (nats) that registered scans must have. Phantoms of one patient have 0.51 or more, noise 0.03."""
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_VOXELS = 4_000_000
 
@@ -36,7 +38,7 @@ def register(fixed: Volume, moving: Volume) -> NDArray[np.float64]:
         (4, 4), from RAS mm of `fixed` to RAS mm of `moving`.
 
     Raises:
-        ValueError: If the scans do not overlap anywhere.
+        ValueError: If the scans do not overlap anywhere, or look alike nowhere.
     """
     import SimpleITK as sitk  # noqa: N813 - its name everywhere
 
@@ -49,7 +51,11 @@ def register(fixed: Volume, moving: Volume) -> NDArray[np.float64]:
             continue
     if not ends:
         raise ValueError("the scans show no common part of the body; give two scans of one patient and one region.")
-    transform = min(ends, key=lambda end: end[0])[1]
+    value, transform = min(ends, key=lambda end: end[0])
+    if value > -LEAST_ALIKE:
+        raise ValueError(
+            "the scans look alike nowhere, so they cannot be registered; give two scans of one patient and one region."
+        )
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
     matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))

@@ -94,7 +94,7 @@ class SessionView:
         """Match the lesions with those of an earlier time point: a session, its folder, or a scan with a label map.
 
         Raises:
-            ValueError: If the scans are of two patients, or show no common part of the body.
+            ValueError: If the scans are of two patients, or cannot be registered.
         """
         return compare_time_points(time_point_of(earlier), time_point_of(self))
 

@@ -1,0 +1,74 @@
+"""A scan with its lesions: a time point of a patient, and where it is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mois.errors import DataError
+from mois.records import Volume
+from mois.scans.labels import whole_numbers
+from mois.scans.volumes import read_on_grid
+from mois.session.header import read_scan
+from mois.session.journal import NAME, find_journal, read_journal
+
+
+class TimePoint(NamedTuple):
+    """A scan with its lesions.
+
+    Attributes:
+        volume: The scan.
+        labels: Lesion ids on its grid, (I, J, K) int32.
+    """
+
+    volume: Volume
+    labels: Tensor
+
+
+class HasLesions(Protocol):
+    """A session, or anything else with a scan and its lesions."""
+
+    @property
+    def volume(self) -> Volume:
+        """The scan."""
+
+    def label_map(self) -> Tensor:
+        """Return the lesion ids on the grid of the scan, (I, J, K) int32."""
+
+
+def time_point_of(source: HasLesions | TimePoint | Path) -> TimePoint:
+    """Return a time point, given it, a session, or the folder of a saved session."""
+    if isinstance(source, TimePoint):
+        return source
+    return read_time_point(source) if isinstance(source, Path) else TimePoint(source.volume, source.label_map())
+
+
+def read_time_point(lesions: Path, image: Path | None = None, patient: str | None = None) -> TimePoint:
+    """Read a time point from files.
+
+    Args:
+        lesions: Folder of a saved session, or a label map.
+        image: Image of the scan. None takes the image that the session was made on; a label map needs it.
+        patient: Name of the patient. None takes that of the session, or the name of the label map.
+
+    Raises:
+        DataError: If a file is missing, or the label map is not on the grid of its scan.
+    """
+    if lesions.is_dir():
+        header: Mapping[str, str] = read_journal(find_journal(lesions)).header
+        labels, name = lesions / "lesions.nii.gz", str(header["patient"])
+        if not labels.is_file():
+            raise DataError(f"{lesions}: the session has no lesions.nii.gz; save it first.")
+    else:
+        header, labels, name = {}, lesions, lesions.name.partition(".")[0]
+        if image is None:
+            raise DataError(f"{lesions}: a label map does not say its scan ({NAME} does); give the image of the scan.")
+    about = {"subject": name, **header, "patient": patient or name}
+    volume = read_scan(dict(about) if image is None else {**about, "path": str(image), "channel_files": {}})
+    values = whole_numbers(read_on_grid(labels, volume.grid, "its scan", "the label map"), labels)
+    return TimePoint(volume, torch.from_numpy(np.ascontiguousarray(values, np.int32)))
