@@ -110,9 +110,10 @@ def read_scan(header: dict[str, Any]) -> Volume:
     return read_images(named or {"": Path(path)}, subject=subject, patient=patient)
 
 
-def new_header(model: LesionModel, volume: Volume) -> dict[str, Any]:
-    """Return the first line of a new session's journal."""
-    return about_model(model, volume) | {"session": uuid.uuid4().hex, "started": time_stamp()}
+def new_header(model: LesionModel, volume: Volume, type: str = "") -> dict[str, Any]:
+    """Return the first line of a new session's journal. A first type without a name is not written."""
+    first = {"type": type} if type else {}
+    return about_model(model, volume) | first | {"session": uuid.uuid4().hex, "started": time_stamp()}
 
 
 def checked_scan(journal: Journal, model: LesionModel, volume: Volume | None) -> Volume:
@@ -147,6 +148,7 @@ class About:
         started: Time of the start, ISO 8601.
         one_slice: Whether a scan of one slice is one picture. Earlier versions cut it into lines.
         channel_files: File of each channel by its name, for a scan of several channels.
+        type: Type of lesions with which the session began.
     """
 
     subject: str
@@ -160,6 +162,7 @@ class About:
     started: str
     one_slice: bool = False
     channel_files: dict[str, str] = field(default_factory=dict)
+    type: str = ""
 
 
 def check_about(header: dict[str, Any]) -> None:
@@ -173,7 +176,7 @@ def check_about(header: dict[str, Any]) -> None:
     """
     plain = {key: value for key, value in header.items() if key not in ("format", "format_version")}
     later = ("model.arguments", "model.behaviour", "one_slice") if header["format_version"] == 1 else ()
-    as_record(plain, About, "the session's first line", "begin a new session", later=(*later, "channel_files"))
+    as_record(plain, About, "the session's first line", "begin a new session", later=(*later, "channel_files", "type"))
 
 
 def scan_name(about: dict[str, Any]) -> str:

@@ -34,7 +34,8 @@ class SessionHistory:
         banks: Exemplar banks that were brought in, by name.
         store: The opened folder of the session. None keeps the session in memory.
         actions: Actions that are done, in order.
-        states: States that undo and redo can reach, each with the number of the action that led to it.
+        states: States that undo and redo can reach, each with the number of the action that led to it. Without any
+            the session begins.
         position: Index of the current state among `states`.
     """
 
@@ -45,7 +46,7 @@ class SessionHistory:
         banks: dict[str, ExemplarBank] | None = None,
         store: SessionStore | None = None,
         actions: Sequence[Action] = (),
-        states: Sequence[tuple[int, State]] = ((0, State()),),
+        states: Sequence[tuple[int, State]] = (),
         position: int = 0,
     ) -> None:
         self.header = header
@@ -53,7 +54,7 @@ class SessionHistory:
         self.banks = banks if banks is not None else {}
         self.actions = list(actions)
         self.position = position
-        self._states = list(states)
+        self._states = list(states) or [(0, State(type=self.first_type))]
         self._store = store
         self._idle_since = time.perf_counter()
 
@@ -75,7 +76,7 @@ class SessionHistory:
         try:
             reader = StateReader(store, journal.actions, grid.stack_shape)
             numbers, position = reachable_states(journal.actions)
-            states = [(0, State()), *((number, reader.read(number)) for number in numbers[1:])]
+            states = [(0, State(type=journal.about.get("type", ""))), *((number, reader.read(number)) for number in numbers[1:])]
             banks = read_banks(folder, partial(read_bank, models, volume))
         except BaseException:
             store.close()
@@ -106,6 +107,11 @@ class SessionHistory:
     def folder(self) -> Path | None:
         """Folder of the session; None while it is kept in memory."""
         return None if self._store is None else self._store.folder
+
+    @property
+    def first_type(self) -> str:
+        """Type of lesions with which the session began; "" has no name."""
+        return str(self.header.get("type", ""))
 
     @property
     def scan_key(self) -> str:

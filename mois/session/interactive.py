@@ -41,6 +41,7 @@ class InteractiveSession(SessionView):
         out: Folder of the session, new or empty. None keeps the session in memory until it is saved.
         history: A session to go on with, as `load` reads it. None begins a new session.
         models: Models of further types of lesions, by type; see `use`.
+        type: Name of the type that `model` finds, in a session of several types. `history` has its own.
         calibration: Old form, works for one more version: a field of `model`.
         identity: Old form, works for one more version: a field of `model`.
 
@@ -56,12 +57,14 @@ class InteractiveSession(SessionView):
         *,
         history: SessionHistory | None = None,
         models: Mapping[str, LesionModel] | None = None,
+        type: str = "",
         calibration: Calibration | None = None,
         identity: ModelIdentity | None = None,
     ) -> None:
         model = one_model(model, calibration, identity)
-        history = history if history is not None else SessionHistory(new_header(model, volume))
-        super().__init__(TypedWorkbench(model, volume, history.scan_key, history.banks, models), history)
+        history = history if history is not None else SessionHistory(new_header(model, volume, type))
+        types = TypedWorkbench(model, volume, history.scan_key, history.banks, models, history.first_type)
+        super().__init__(types, history)
         self._types.check(history.actions)
         history.begin(None if out is None else Path(out))
 
@@ -245,7 +248,8 @@ class InteractiveSession(SessionView):
         on. Lesions that other types have keep their voxels.
 
         Args:
-            type: Name of the type, such as plexiform. "" is that of the model with which the session began.
+            type: Name of the type, such as plexiform. "" is that of the model with which the session began, if it was
+                given no name.
             model: Its model. None: the session has it already.
 
         Raises:

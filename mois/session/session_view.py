@@ -48,7 +48,7 @@ class SessionView:
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Types of lesions that have a model; "" is that of the model with which the session began."""
+        """Types of lesions that have a model; first that of the model with which the session began."""
         return self._types.types
 
     @property

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import FileResponse, Response
@@ -258,28 +258,6 @@ def _add_prompts(app: FastAPI, at_work: AtWork) -> None:
 
 
 def _add_drawings(app: FastAPI, at_work: AtWork, most_voxels: int) -> None:
-    @app.post("/add_scribble_interaction")
-    def add_scribble(
-        lease: Annotated[Lease[_AtWork], Depends(at_work)],
-        meta: Annotated[_Drawn, Depends(_meta(_Drawn))],
-        body: Annotated[bytes, Depends(_body)],
-    ) -> Response:
-        drawn = unpack(body, 3, most_voxels)
-        with lease.lock:
-            client, positive = lease.held.client, meta.include_interaction
-            return _answer(client.scribble(drawn, meta.interaction_bbox, positive, meta.run_prediction))
-
-    @app.post("/add_lasso_interaction")
-    def add_lasso(
-        lease: Annotated[Lease[_AtWork], Depends(at_work)],
-        meta: Annotated[_Drawn, Depends(_meta(_Drawn))],
-        body: Annotated[bytes, Depends(_body)],
-    ) -> Response:
-        drawn = unpack(body, 3, most_voxels)
-        with lease.lock:
-            client, positive = lease.held.client, meta.include_interaction
-            return _answer(client.lasso(drawn, meta.interaction_bbox, positive, meta.run_prediction))
-
     @app.post("/add_initial_seg_interaction")
     def add_initial_seg(
         lease: Annotated[Lease[_AtWork], Depends(at_work)],
@@ -289,6 +267,19 @@ def _add_drawings(app: FastAPI, at_work: AtWork, most_voxels: int) -> None:
         mask = unpack(body, 3, most_voxels)
         with lease.lock:
             return _answer(lease.held.client.mask(mask, meta.run_prediction))
+
+    @app.post("/add_{kind}_interaction")
+    def add_drawing(
+        kind: Literal["scribble", "lasso"],
+        lease: Annotated[Lease[_AtWork], Depends(at_work)],
+        meta: Annotated[_Drawn, Depends(_meta(_Drawn))],
+        body: Annotated[bytes, Depends(_body)],
+    ) -> Response:
+        drawn = unpack(body, 3, most_voxels)
+        with lease.lock:
+            client = lease.held.client
+            draw = client.scribble if kind == "scribble" else client.lasso
+            return _answer(draw(drawn, meta.interaction_bbox, meta.include_interaction, meta.run_prediction))
 
 
 def _add_propagation(app: FastAPI, at_work: AtWork) -> None:

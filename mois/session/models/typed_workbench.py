@@ -29,11 +29,12 @@ class TypedWorkbench:
     - Models whose backbone has the same weights and cuts the same tiles share the encoded tiles.
 
     Args:
-        model: The model of the type "", with which a session begins.
+        model: The model of the type with which a session begins.
         volume: The scan.
         scan: See `Workbench`.
         banks: Exemplar banks that actions can name.
         models: Models of further types.
+        first: Type with which the session begins. "" has no name.
     """
 
     def __init__(
@@ -43,16 +44,19 @@ class TypedWorkbench:
         scan: str,
         banks: Mapping[str, ExemplarBank],
         models: Mapping[str, LesionModel] | None = None,
+        first: str = "",
     ) -> None:
+        if first:
+            _check_name(first)
         self._volume, self._scan, self._banks = volume, scan, banks
-        self._benches: dict[str, Workbench] = {"": Workbench(model, volume, scan, banks)}
-        self._digests: dict[str, str] = {}
+        self._benches: dict[str, Workbench] = {first: Workbench(model, volume, scan, banks, type=first)}
+        self._digests = {first: model_digest(about_model(model, volume))} if first else {}
         for name, further in (models or {}).items():
             self.add(name, further)
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The types that have a model; "" first."""
+        """The types that have a model; first the one with which the session began."""
         return tuple(self._benches)
 
     def add(self, name: str, model: LesionModel) -> None:
@@ -61,8 +65,7 @@ class TypedWorkbench:
         Raises:
             ValueError: If the name cannot be one, the type has another model, or this model slices the scan otherwise.
         """
-        if not TYPE_NAME.fullmatch(name):
-            raise ValueError(f"type={name!r}: write 1 to 40 letters, digits, - or _, such as plexiform.")
+        _check_name(name)
         digest = model_digest(about_model(model, self._volume))
         if self._digests.get(name, digest) != digest:
             raise ValueError(f"type={name} has another model in this session; choose another type.")
@@ -82,7 +85,7 @@ class TypedWorkbench:
             ValueError: If the session has no model of this type.
         """
         if name not in self._benches:
-            known = ", ".join(self.types[1:]) or "none"
+            known = ", ".join(name for name in self.types if name) or "none"
             raise ValueError(f"type={name} has no model in this session (there is {known}); give its model.")
         return self._digests.get(name, "")
 
@@ -146,3 +149,8 @@ class TypedWorkbench:
     def _same_model(self, type: str, model: str) -> None:
         if self.digest(type) != model:
             raise ValueError(f"type={type} was made with another model, settings or calibration; give the same bundle.")
+
+
+def _check_name(name: str) -> None:
+    if not TYPE_NAME.fullmatch(name):
+        raise ValueError(f"type={name!r}: write 1 to 40 letters, digits, - or _, such as plexiform.")

@@ -207,3 +207,24 @@ def test_a_type_that_cannot_be_used_is_told_in_one_line(session, act, message):
         act(session)
     assert "\n" not in str(refused.value)
     assert session.state is state
+
+
+def test_the_first_type_may_have_a_name(scan, tmp_path):
+    session = InteractiveSession(make_model(), scan, tmp_path / "out", type="long", models={"round": other_model()})
+    session.click(lps(scan, 2, 20, 20))
+    session.use("round")
+    session.click(lps(scan, 2, 40, 12))
+    session.use("long")
+    assert session.types == ("long", "round")
+    assert types(session) == {1: ("long", "prompted"), 2: ("round", "prompted")}
+    with pytest.raises(ValueError, match="type=long has another model"):
+        session.use("long", other_model())
+    session.close()
+    loaded = InteractiveSession.load(tmp_path / "out", make_model(), scan, models={"round": other_model()})
+    assert types(loaded) == types(session)
+    assert loaded.propagate_all() == {"round": 0, "long": 1}
+    while loaded.undo():
+        pass
+    assert loaded.state.type == "long"
+    with pytest.raises(ValueError, match="type='a b'"):
+        InteractiveSession(make_model(), scan, type="a b")
