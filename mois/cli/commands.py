@@ -81,6 +81,13 @@ FIRST: dict[str, str] = {
 }
 """Commands whose first word is a value: the option of the value."""
 
+REPEATED: dict[str, tuple[str, ...]] = {
+    "segment": ("image", "bundle"),
+    "serve": ("bundle",),
+    "view": ("image", "bundle"),
+}
+"""Options that may be given several times: each word is an entry of a list."""
+
 FLAGS: dict[str, tuple[str, ...]] = {"view": ("no_browser",)}
 """Options that are written without a value."""
 
@@ -154,8 +161,9 @@ def with_options(given: Sequence[str]) -> list[str]:
         count = 0
     flags = {f"--{flag}" for flag in FLAGS.get(name, ())}
     rest = [f"{word}=true" if word in flags else word for word in words[count:]]
-    if name in ("segment", "view"):
-        leading, rest = _gathered("image", [*leading, *rest])
+    for option in REPEATED.get(name, ()):
+        gathered, rest = _gathered(option, [*leading, *rest])
+        leading, rest = [], [*gathered, *rest]
     return [*given[:length], *leading, *_with_lists(rest, _takes_words(name))]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mois.cli.messages import say
+from mois.cli.typed_bundles import typed_bundles
 
 if TYPE_CHECKING:
     from mois.records import Volume
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def segment(
     image: list[str] | str,
-    bundle: Path,
+    bundle: list[str] | Path,
     prompts: Path,
     out: Path,
     bank: Path | None = None,
@@ -38,15 +39,16 @@ def segment(
     Args:
         image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series. For a model of several channels
             NAME=FILE for each, in any order: mois segment FLAIR=a.nii.gz T2=b.nii.gz.
-        bundle: The model: folder `bundle` of a training.
+        bundle: The model: folder `bundle` of a training. Several types of lesions: --bundle TYPE=DIR, once for each.
         prompts: JSON file: {"prompts": [{"click": [x, y, z], "lesion": "a"}, {"click": [x, y, z], "lesion": "a",
             "positive": false}, {"box": [[x, y, z], [x, y, z]]}, {"mask": "a.nii.gz"}, {"scribble": [[x, y, z], ...]},
             {"lasso": [[x, y, z], ...]}, {"propagate": true}]}. Any prompt may be "positive": false. Points are LPS mm,
             {"ras": [x, y, z]} in mm, or {"voxel": [i, j, k]}; `lesion` is a name of yours and may be left out. Without
-            any "propagate", there is one at the end.
+            any "propagate", there is one at the end. With several bundles, "type" says which an entry is for; without
+            it, an entry is for the first, and a propagation for all.
         out: Folder for lesions.nii.gz, lesions.seg.nrrd, confidence.nii.gz, lesions.csv, lesions.png, lesions.html,
             bank.safetensors and the journal.
-        bank: Exemplars of another scan, from its bank.safetensors.
+        bank: Exemplars of another scan, from its bank.safetensors; of the first bundle.
         subject: Name of the scan; by default the name of the file.
         patient: Name of the patient; by default the subject.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
@@ -64,9 +66,11 @@ def segment(
     from mois.sharing.bundle import Bundle
     from mois.sharing.bundle_record import read_description
 
-    entries = read_prompts(prompts)
+    entries, bundles = read_prompts(prompts), typed_bundles(bundle)
+    types = list(bundles)
+    first = bundles[types[0]]
     with warnings.catch_warnings(action="ignore"):  # to load the bundle gives the same warnings
-        record = read_description(bundle)
+        record = read_description(first)
     images = named_images([image] if isinstance(image, str) else image, record.inference.channels)
     name = subject or next(iter(images.values())).name.split(".")[0]
     volume = read_images(images, subject=name, patient=patient or name)
@@ -74,13 +78,14 @@ def segment(
     exemplars = (
         None if bank is None else ExemplarBank.load(bank, record.identity, about.pixel_mm, channels=about.channels)
     )
-    requested = requested_actions(entries, volume, exemplars)
+    requested = requested_actions(entries, volume, exemplars, types)
     doubted = ras_warnings(requested, volume)
     for warning in doubted:
         say(warning)
     again = _check_out(out, record, device, volume, requested)  # first, because making the model takes long
-    model = Bundle.load(bundle, device, trust or (), backbone_weights).model()
-    session = _open_session(model, volume, out, again)
+    loaded = {name: Bundle.load(folder, device, trust or (), backbone_weights) for name, folder in bundles.items()}
+    models = {name: each.model() for name, each in loaded.items()}
+    session = _open_session(models, volume, out, again)
     for kept in play(session, requested, out, exemplars).kept:
         say(f"{kept} stays: it was done before entries were added to the prompts")
     session.save()
@@ -108,18 +113,19 @@ def _check_out(
     journal = read_journal(out)
     now = (record.inference, chosen_device(device), volume, record.identity, record.calibration)
     check_origin(journal.header, about_session(*now, track_memory=None))
-    match(journal.actions, requested, out)
+    match(journal.actions, requested, out, str(journal.header.get("type", "")))
     check_unchanged(out)
     return True
 
 
-def _open_session(model: LesionModel, volume: Volume, out: Path, again: bool) -> InteractiveSession:
-    """Load the session of a folder, or begin a new session there."""
+def _open_session(models: dict[str, LesionModel], volume: Volume, out: Path, again: bool) -> InteractiveSession:
+    """Load the session of a folder, or begin a new session there with the first of the models by type."""
     from mois.session import InteractiveSession
 
+    (first, model), *further = models.items()
     if not again:
-        return InteractiveSession(model, volume, out)
-    session = InteractiveSession.load(out, model, volume)
+        return InteractiveSession(model, volume, out, type=first, models=dict(further))
+    session = InteractiveSession.load(out, model, volume, models=dict(further))
     say(f"going on after {len(session.actions)} actions in {out}")
     return session
 

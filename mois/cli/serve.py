@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from mois.cli.extras import need_extra
 from mois.cli.messages import say
+from mois.cli.typed_bundles import served_models
 
 if TYPE_CHECKING:
-    from mois.sharing.lesion_model import LesionModel
+    from mois.serve.served_models import ServedModels
 
 VIEWERS_ENVIRONMENT = Path(__file__).parents[2] / ".venv-viewers"
 """Environment of the server of MONAI Label, made by `make viewers`."""
@@ -20,7 +21,7 @@ VIEWERS_ENVIRONMENT = Path(__file__).parents[2] / ".venv-viewers"
 def serve(
     viewer: Literal["monailabel", "nninteractive"],
     studies: Path = Path("studies"),
-    bundle: Path | None = None,
+    bundle: list[str] | Path | None = None,
     port: int | None = None,
     host: str = "127.0.0.1",
     pixel_mm: float = 1.5,
@@ -34,7 +35,8 @@ def serve(
         studies: monailabel: folder of the scans: NIfTI, NRRD or MHA files. Sessions and saved labels are written there,
             too. nninteractive: folder of sessions; it is made if it is missing.
         bundle: The model: folder `bundle` of a training. By default the shipped model, which was not trained for your
-            lesions.
+            lesions. nninteractive: --bundle TYPE=DIR several times, for several types of lesions, of which the first is
+            that of plain clients.
         port: Port of the server; by default 8000 (monailabel) or 1527 (nninteractive).
         host: Address of the server; by default, only programs on this machine reach it.
         pixel_mm: Pixel size of the shipped model: the median lesion should be ten pixels across or more.
@@ -46,20 +48,23 @@ def serve(
     """
     need_extra("serve", "fastapi", "uvicorn", "blosc2")
     if viewer == "nninteractive":
-        _serve_nninteractive(studies, bundle, 1527 if port is None else port, host, pixel_mm, device, memory_gib)
+        models = served_models(bundle, pixel_mm, device)
+        _serve_nninteractive(studies, models, 1527 if port is None else port, host, memory_gib)
         return
     port = 8000 if port is None else port
     from mois.serve.monailabel_app.server import is_installed
-    from mois.serve.shipped_model import served_model
 
     if not is_installed():
         _go_on_in_the_environment_of_viewers()
     if not studies.is_dir():
         raise ValueError(f"studies={studies}: there is no such folder; make it, and put scans into it.")
-    _serve_monailabel(studies.resolve(), served_model(bundle, pixel_mm, device), memory_gib, host, port)
+    models = served_models(bundle, pixel_mm, device)
+    if models.further:
+        raise ValueError("the server of MONAI Label serves one type of lesions; give one --bundle.")
+    _serve_monailabel(studies.resolve(), models, memory_gib, host, port)
 
 
-def _serve_monailabel(studies: Path, model: LesionModel, memory_gib: float, host: str, port: int) -> None:
+def _serve_monailabel(studies: Path, models: ServedModels, memory_gib: float, host: str, port: int) -> None:
     """Serve the images of a folder through the server of MONAI Label."""
     from mois.serve.host import Host
     from mois.serve.monailabel_app.images import Images
@@ -68,7 +73,7 @@ def _serve_monailabel(studies: Path, model: LesionModel, memory_gib: float, host
     from mois.serve.running import serve as serve_app
 
     listening = bound_socket(host, port)
-    sessions = Host(studies / "sessions", model, memory_gib)
+    sessions = Host(studies / "sessions", models, memory_gib)
     images = Images(studies, sessions)
     token = token_of(sessions.studies)
     app = application(images)
@@ -77,9 +82,7 @@ def _serve_monailabel(studies: Path, model: LesionModel, memory_gib: float, host
     serve_app(app, listening, token, ended=sessions.close)
 
 
-def _serve_nninteractive(
-    studies: Path, bundle: Path | None, port: int, address: str, pixel_mm: float, device: str, memory_gib: float
-) -> None:
+def _serve_nninteractive(studies: Path, models: ServedModels, port: int, address: str, memory_gib: float) -> None:
     """Serve the protocol of nnInteractive."""
     try:
         from mois.serve.host import Host
@@ -88,11 +91,10 @@ def _serve_nninteractive(
         from mois.serve.running import serve as serve_app
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed; install the server: pip install 'mois[serve]'") from error
-    from mois.serve.shipped_model import served_model
 
     listening = bound_socket(address, port)
     token = token_of(studies)
-    served = Host(studies, served_model(bundle, pixel_mm, device), memory_gib)
+    served = Host(studies, models, memory_gib)
     url = f"http://{address}:{listening.getsockname()[1]}"
     say(f"nnInteractive server: {url}, API key {token}; or address {url}/{token} without a key; Ctrl-C ends it")
     serve_app(nninteractive_app(served), listening, token, ended=served.close)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from mois.cli.extras import need_extra
 from mois.cli.messages import say
+from mois.cli.typed_bundles import served_models
 
 
 def view(
     image: list[str] | str,
-    bundle: Path | None = None,
+    bundle: list[str] | Path | None = None,
     studies: Path = Path("studies"),
     earlier: Path | None = None,
     port: int = 0,
@@ -30,7 +31,7 @@ def view(
         image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series. For a model of several channels
             NAME=FILE for each, in any order; the page shows the first channel.
         bundle: The model: folder `bundle` of a training. By default the shipped model, which was not trained for your
-            lesions.
+            lesions. Several types of lesions: --bundle TYPE=DIR, once for each.
         studies: Folder of the sessions.
         earlier: Folder of a saved session on an earlier scan of the patient. The page then says which lesions are the
             same, new or gone.
@@ -53,16 +54,15 @@ def view(
     from mois.serve.host import Host
     from mois.serve.page import page_app
     from mois.serve.running import bound_socket, serve, token_of
-    from mois.serve.shipped_model import served_model
     from mois.session.follow_up import read_time_point
 
-    model = served_model(bundle, pixel_mm, device)
-    images = named_images([image] if isinstance(image, str) else image, model.segmenter.settings.channels)
+    models = served_models(bundle, pixel_mm, device)
+    images = named_images([image] if isinstance(image, str) else image, models.first.segmenter.settings.channels)
     name = subject or next(iter(images.values())).name.split(".")[0]
     before = None if earlier is None else read_time_point(earlier, patient=patient)
     who = patient or (name if before is None else before.volume.patient)
     volume = read_images(images, subject=name, patient=who)
-    host = Host(studies, model, memory_gib)
+    host = Host(studies, models, memory_gib)
     listening = bound_socket("127.0.0.1", port)
     token = token_of(studies)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/{token}/"

@@ -17,6 +17,7 @@ from mois.scans.volumes import read_images
 from mois.serve.device_queue import DeviceQueue, Steps, Urgency
 from mois.serve.propagating import prepare_propagation
 from mois.serve.refusals import Cancelled, Watching
+from mois.serve.served_models import ServedModels
 from mois.serve.studies import Study, study_key
 from mois.session import InteractiveSession
 from mois.session.state import Preview
@@ -38,20 +39,25 @@ class Host:
 
     Args:
         studies: Folder of all sessions. It is made if it is missing, for this user alone.
-        model: The model.
+        models: The model, or the models of several types of lesions.
         memory_gib: Features that all scans keep in memory together, in GiB.
         most_open: Largest number of open sessions.
     """
 
-    def __init__(self, studies: Path, model: LesionModel, memory_gib: float = 4.0, most_open: int = 8) -> None:
+    def __init__(
+        self, studies: Path, models: LesionModel | ServedModels, memory_gib: float = 4.0, most_open: int = 8
+    ) -> None:
         self.studies = studies
-        self.model = model
+        self.models = models if isinstance(models, ServedModels) else ServedModels(models)
+        self.model = self.models.first
         self.queue = DeviceQueue()
         self._most_open = most_open
         self._lock = threading.Lock()
         self._known: dict[str, Study] = {}
         studies.mkdir(mode=0o700, parents=True, exist_ok=True)
-        model.segmenter.budget = FeatureBudget(memory_gib)
+        self._budget = FeatureBudget(memory_gib)
+        for model in self.models.all:
+            model.segmenter.budget = self._budget
 
     def open(self, client: str, scan: Volume | Path, *, subject: str = "", patient: str = "") -> Seat:
         """Open the session of a scan for a client.
@@ -68,7 +74,7 @@ class Host:
         volume = scan if isinstance(scan, Volume) else self.read(scan, subject, patient)
         key = study_key(self.model, volume)
         with self._lock:
-            study = self._known.setdefault(key, Study(self.studies / key, self.model))
+            study = self._known.setdefault(key, Study(self.studies / key, self.models))
         self._make_room(study)
         study.opened(volume)
         seat = Seat(self, study, client)
@@ -81,6 +87,18 @@ class Host:
         images = named_images([str(scan)], self.model.segmenter.settings.channels)
         name = subject or scan.name.split(".")[0]
         return read_images(images, subject=name, patient=patient or name)
+
+    def load_model(self, bundle: Path) -> LesionModel:
+        """Return the model of a bundle that a reader adds.
+
+        Raises:
+            ValueError: If the folder is no bundle, or this server takes none.
+        """
+        if self.models.load is None:
+            raise ValueError("this server takes no further bundles.")
+        model = self.models.load(bundle)
+        model.segmenter.budget = self._budget
+        return model
 
     def _make_room(self, wanted: Study) -> None:
         """Close the sessions that were not used for longest, so that one more can be opened."""
@@ -208,6 +226,18 @@ class Seat:
             return self._host.queue.submit_steps(parts).result()
         finally:
             self._study.restarts = 0
+
+    def add_type(self, name: str, bundle: Path) -> None:
+        """Go on with a new type of lesions, which the model of a bundle finds.
+
+        Raises:
+            Watching: If another client writes.
+            ValueError: If the folder is no bundle, the name cannot be one, or the type has another model.
+        """
+        self._write()
+        folder = bundle.resolve()
+        model = self._host.load_model(folder)
+        self._host.queue.submit(partial(self._study.add_type, name, folder, model), Urgency.CLICK).result()
 
     def ask_to_write(self) -> bool:
         """Become the writer if nobody writes, or the writer did nothing for ten minutes. Return whether it worked."""

@@ -66,6 +66,18 @@ class Chosen(BaseModel):
     lesion: int
 
 
+class TypeOfLesions(BaseModel):
+    """A type of lesions.
+
+    Attributes:
+        name: Its name.
+        bundle: Folder of the bundle of a new type, on the computer of the server; None for a type that is there.
+    """
+
+    name: Annotated[str, Field(max_length=40)]
+    bundle: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+
+
 class Numbers(BaseModel):
     """Numbers of masks."""
 
@@ -166,9 +178,13 @@ def _add_actions(app: FastAPI, pages: Pages) -> None:
     def step(action: Literal["undo", "redo", "save"], reader: Reader) -> dict[str, Any]:
         return pages.reader(reader).act(action)
 
+    @app.post("/type")
+    def use(body: TypeOfLesions, reader: Reader) -> dict[str, Any]:
+        return pages.reader(reader).use(body.name, None if body.bundle is None else Path(body.bundle))
+
     @app.post("/propagate")
-    def propagate(reader: Reader) -> dict[str, Any]:
-        return pages.reader(reader).propagate()
+    def propagate(reader: Reader, every_type: bool = False) -> dict[str, Any]:
+        return pages.reader(reader).propagate(every_type)
 
     @app.post("/cancel")
     def cancel(reader: Reader) -> dict[str, Any]:

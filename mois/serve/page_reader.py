@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 from mois.errors import one_line
 from mois.files.csv_tables import csv_text
+from mois.serve.finding import Finding
 from mois.serve.host import Seat
 from mois.serve.page_view import PageView, ShownMask, ShownMasks, Triple
-from mois.serve.refusals import Cancelled, Refusal
+from mois.serve.refusals import Refusal
 from mois.session import InteractiveSession
 from mois.session.follow_up import Comparison, TimePoint, columns, comparison_rows
 from mois.session.history import reachable_states
@@ -23,47 +23,6 @@ EPOCH = secrets.token_hex(4)
 """Name of this process: numbers of masks hold in one process only."""
 SILENT_S = 15.0
 """A page that asked for nothing for so many seconds is taken for closed. Open pages ask every two seconds."""
-
-
-class Finding:
-    """A propagation in the background.
-
-    Args:
-        seat: Who propagates.
-    """
-
-    def __init__(self, seat: Seat) -> None:
-        self.share = 0.0
-        self.found: int | None = None
-        self.error = ""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(seat,), name="propagation", daemon=True)
-        self._thread.start()
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it goes on."""
-        return self._thread.is_alive()
-
-    def cancel(self) -> None:
-        """Stop after the part under way. Then nothing has changed."""
-        self._stop.set()
-
-    def _run(self, seat: Seat) -> None:
-        try:
-            self.found = seat.propagate(progress=self._progress, cancelled=self._stop.is_set)
-        except Cancelled:
-            self.error = "Stopped; nothing has changed."
-        except Refusal as refusal:
-            self.error = refusal.text
-        except ValueError as error:
-            self.error = one_line(str(error))
-        except Exception:
-            self.error = "The server made a mistake while it searched; nothing has changed."
-            raise
-
-    def _progress(self, share: float) -> None:
-        self.share = share
 
 
 class PageReader:
@@ -121,10 +80,16 @@ class PageReader:
         result = self._seat.do(lambda session: getattr(session, name)(*arguments))
         return self._answer(str(result) if isinstance(result, Path) else result)
 
-    def propagate(self) -> dict[str, Any]:
-        """Begin to find all lesions like the exemplars. `state` says how far it is."""
+    def use(self, name: str, bundle: Path | None = None) -> dict[str, Any]:
+        """Go on with the lesions of a type. With a bundle, the type is a new one, whose lesions its model finds."""
+        if bundle is not None:
+            return self._answer(self._seat.add_type(name, bundle))
+        return self._answer(self._seat.do(lambda session: session.use(name)))
+
+    def propagate(self, every_type: bool) -> dict[str, Any]:
+        """Begin to find all lesions like the exemplars, of the current type or of all. `state` says how far it is."""
         if self._finding is None or not self._finding.is_running:
-            self._finding = Finding(self._seat)
+            self._finding = Finding(self._seat, every_type)
         return self.state()
 
     def cancel(self) -> dict[str, Any]:
@@ -264,12 +229,15 @@ class PageReader:
                     "at": shown.at,
                 }
             )
+        exemplars = state.of_type(state.type).exemplars.values()
         return {
             "can_undo": position > 0,
             "can_redo": position < len(numbers) - 1,
             "propagated": state.propagated,
-            "exemplars": len(state.exemplars),
-            "negative": sum(exemplar.negative for exemplar in state.exemplars.values()),
+            "type": state.type,
+            "types": session.types,
+            "exemplars": len(exemplars),
+            "negative": sum(exemplar.negative for exemplar in exemplars),
             "lesions": lesions,
         }
 

@@ -2,6 +2,7 @@
 
 STUDIES/SCAN-MODEL/            digests of the scan and of the model
     scan.nii                   the scan, if a client sent it; otherwise the session names its file
+    types.json                 bundles of the types of lesions that a reader added
     session/                   the session, as `InteractiveSession` writes it
 """
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from mois.files.atomic import refuse_links
 from mois.records import Volume
 from mois.scans.image_files import write_volume
+from mois.serve.served_models import ServedModels, write_added_type
 from mois.session import InteractiveSession
 from mois.session.header import about_model, model_digest
 from mois.session.journal import NAME, has_begun, read_journal
@@ -40,7 +42,7 @@ class Study:
 
     Args:
         folder: Folder of the study.
-        model: The model.
+        models: The models of the server.
 
     Attributes:
         used: Time of the latest use, as `time.monotonic` gives it.
@@ -48,13 +50,13 @@ class Study:
         restarts: How often the propagation under way began again, since an action changed the exemplars.
     """
 
-    def __init__(self, folder: Path, model: LesionModel) -> None:
+    def __init__(self, folder: Path, models: ServedModels) -> None:
         self.folder = folder
         self.used = time.monotonic()
         self.writer: Seat | None = None
         self.restarts = 0
         self._wrote = 0.0
-        self._model = model
+        self._models = models
         self._session: InteractiveSession | None = None
         self._session_lock = threading.RLock()
         self._writer_lock = threading.Lock()
@@ -97,10 +99,11 @@ class Study:
             yield self.opened()
 
     def _load(self, volume: Volume | None) -> InteractiveSession:
+        header = read_journal(self.session_folder).header
         if volume is not None:  # the same scan under another name is the same scan
-            header = read_journal(self.session_folder).header
             volume = volume._replace(subject=header["subject"], patient=header["patient"], path=header["path"])
-        return InteractiveSession.load(self.session_folder, self._model, volume)
+        models = self._models.beside(str(header.get("type", "")), self.folder)
+        return InteractiveSession.load(self.session_folder, self._models.first, volume, models=models)
 
     def _begin(self, volume: Volume | None) -> InteractiveSession:
         if volume is None:
@@ -110,7 +113,19 @@ class Study:
             file = self.folder / "scan.nii"
             write_volume(volume.image, volume.affine, file)
             volume = volume._replace(path=str(file))
-        return InteractiveSession(self._model, volume, self.session_folder)
+        of, models = self._models, self._models.beside(self._models.type, self.folder)
+        return InteractiveSession(of.first, volume, self.session_folder, type=of.type, models=models)
+
+    def add_type(self, name: str, bundle: Path, model: LesionModel) -> None:
+        """Go on with a new type of lesions. After a restart, its bundle is loaded again.
+
+        Raises:
+            ValueError: If the name cannot be one, or the type has another model.
+        """
+        with self.held() as session:
+            session._types.add(name, model)
+            write_added_type(self.folder, name, bundle)  # first: without it, the session could not be opened again
+            session.use(name)
 
     def touch(self) -> None:
         """Note that the session is in use."""

@@ -76,7 +76,8 @@ class SessionHistory:
         try:
             reader = StateReader(store, journal.actions, grid.stack_shape)
             numbers, position = reachable_states(journal.actions)
-            states = [(0, State(type=journal.about.get("type", ""))), *((number, reader.read(number)) for number in numbers[1:])]
+            begin = State(type=journal.about.get("type", ""))
+            states = [(0, begin), *((number, reader.read(number)) for number in numbers[1:])]
             banks = read_banks(folder, partial(read_bank, models, volume))
         except BaseException:
             store.close()

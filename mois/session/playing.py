@@ -29,37 +29,58 @@ class RequestedAction:
         name: Name of the action.
         arguments: All arguments except `lesion`, the id, which is not known yet.
         lesion: The user's name for the lesion, or None.
+        type: Type of lesions that is the current one during the action.
     """
 
     where: str
     name: str
     arguments: Mapping[str, Any]
     lesion: str | None = None
+    type: str = ""
 
 
 def requested_actions(
-    entries: Sequence[PromptEntry], volume: Volume, bank: ExemplarBank | None = None
+    entries: Sequence[PromptEntry], volume: Volume, bank: ExemplarBank | None = None, types: Sequence[str] = ("",)
 ) -> list[RequestedAction]:
     """Return the actions that a prompt file requests, once its points and masks are checked against the scan.
 
     Args:
         entries: Entries of the prompt file.
         volume: The scan.
-        bank: Exemplar bank to begin with, or None.
+        bank: Exemplar bank to begin with, or None. It is of the first type.
+        types: Types of lesions that have a model. An entry without a type is for the first of them, or for the type of
+            its lesion. A propagation without a type is done for each type that has prompts.
 
     Raises:
         ValueError: If an entry does not fit; the message names the entry.
     """
     shape = (volume.image.shape[0], volume.image.shape[1], volume.image.shape[2])
     grid = SliceGrid.of(shape, volume.affine)
-    actions = [] if bank is None else [RequestedAction("the bank", "use_bank", {"bank": bank_name(bank)})]
+    actions = []
+    if bank is not None:
+        actions.append(RequestedAction("the bank", "use_bank", {"bank": bank_name(bank)}, type=types[0]))
     for entry in entries:
         where = f"entry {entry.number}" if entry.number else "the propagation at the end"
         try:
-            actions.append(RequestedAction(where, entry.kind, _arguments(entry, volume, grid), entry.lesion))
+            arguments, kinds = _arguments(entry, volume, grid), _types_of(entry, actions, types)
+            actions += [RequestedAction(where, entry.kind, arguments, entry.lesion, kind) for kind in kinds]
         except ValueError as error:
             raise ValueError(f"prompts, {where}: {error}") from error
     return actions
+
+
+def _types_of(entry: PromptEntry, before: Sequence[RequestedAction], types: Sequence[str]) -> list[str]:
+    """Return the types for which an entry is; see `requested_actions`."""
+    if entry.type is not None and entry.type not in types:
+        known = ", ".join(name for name in types if name) or "none"
+        raise ValueError(f"type={entry.type} has no bundle (there is {known}); give --bundle {entry.type}=DIR.")
+    if entry.kind == "propagate" and entry.type is None:
+        prompted = {action.type for action in before}
+        return [name for name in types if name in prompted] or [types[0]]
+    named = [action.type for action in before if entry.lesion is not None and action.lesion == entry.lesion]
+    if named and entry.type not in (None, named[0]):
+        raise ValueError(f"lesion {entry.lesion} has type={named[0]} already; choose another name.")
+    return [entry.type if entry.type is not None else named[0] if named else types[0]]
 
 
 def _arguments(entry: PromptEntry, volume: Volume, grid: SliceGrid) -> dict[str, Any]:
@@ -110,7 +131,7 @@ class DoneActions:
     kept: Sequence[str]
 
 
-def match(done: Sequence[Action], requested: Sequence[RequestedAction], out: Path) -> DoneActions:
+def match(done: Sequence[Action], requested: Sequence[RequestedAction], out: Path, first_type: str = "") -> DoneActions:
     """Compare the actions of a session with the requested actions, argument by argument.
 
     A prompt file without a propagation ends with a propagation. If entries are appended to it later, the session has
@@ -120,14 +141,18 @@ def match(done: Sequence[Action], requested: Sequence[RequestedAction], out: Pat
         done: Actions of the session.
         requested: Requested actions.
         out: Folder of the session, for messages.
+        first_type: Type of lesions with which the session began.
 
     Raises:
         ValueError: If the session did something else.
     """
-    count, names, kept = 0, dict[str, int](), list[str]()
+    count, names, kept, kind = 0, dict[str, int](), list[str](), first_type
     for action in done:
+        if action.name == "use":
+            kind = str(action.arguments["type"])
+            continue
         wanted = requested[count] if count < len(requested) else None
-        difference = _difference(action, wanted, names)
+        difference = _difference(action, kind, wanted, names)
         if wanted is not None and difference is None:
             count += 1
             if wanted.lesion is not None:
@@ -141,12 +166,14 @@ def match(done: Sequence[Action], requested: Sequence[RequestedAction], out: Pat
     return DoneActions(count, names, kept)
 
 
-def _difference(action: Action, request: RequestedAction | None, names: Mapping[str, int]) -> str | None:
-    """Return in words how a done action differs from a requested action; None if they are the same."""
+def _difference(action: Action, kind: str, request: RequestedAction | None, names: Mapping[str, int]) -> str | None:
+    """Return in words how an action done for a type differs from a requested action; None if they are the same."""
     if request is None:
         return f"its action {action.number}, {action.name}, is not requested now"
     if action.name != request.name:
         return f"{request.where}: {action.name} there, {request.name} now"
+    if kind != request.type:
+        return f"{request.where}: for type={kind or 'none'} there, {request.type or 'none'} now"
     wanted = dict(request.arguments)
     if request.name in PROMPT_ACTIONS:
         wanted["lesion"] = names.get(request.lesion) if request.lesion is not None else None
@@ -184,10 +211,12 @@ def play(
     Raises:
         ValueError: If the session did something else before, or an action cannot be done.
     """
-    done = match(session.actions, requested, out)
+    done = match(session.actions, requested, out, session.types[0])
     names = dict(done.names)
     for request in requested[done.count :]:
         lesion = names.get(request.lesion) if request.lesion is not None else None
+        if session.state.type != request.type:
+            session.use(request.type)
         if request.name == "use_bank" and bank is not None:
             session.use_bank(bank)
             continue

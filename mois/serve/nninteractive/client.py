@@ -173,6 +173,12 @@ class Client:
         self._done.append((self.lesion, 1))
         return found
 
+    def use(self, name: str) -> None:
+        """Go on with the lesions of another type. The next prompt begins a lesion of it."""
+        self.seat.do(lambda session: session.use(name))
+        self._done.append((self.lesion, 1))
+        self.reset()
+
     def judge(self, verdict: str, lesion: int | None) -> Patch:
         """Accept, reject or remove a lesion; without an id, the current one."""
         number = self.lesion if lesion is None else lesion
@@ -197,6 +203,10 @@ class Client:
     def lesions(self) -> list[dict[str, Any]]:
         """Return all lesions, as in lesions.csv."""
         return self.seat.look(lambda session: [asdict(row) for row in session.lesions()])
+
+    def types(self) -> dict[str, Any]:
+        """Return the types of lesions, and for which of them the next lesion is."""
+        return self.seat.look(lambda session: {"type": session.state.type, "types": session.types})
 
     def suggestions(self, count: int) -> list[dict[str, Any]]:
         """Return the voxels where a click would help most."""

@@ -77,6 +77,10 @@ class _Lesion(BaseModel):
     lesion: Annotated[int, Field(gt=0, lt=2**31)] | None = None
 
 
+class _Type(BaseModel):
+    type: Annotated[str, Field(max_length=40)]
+
+
 class _Count(BaseModel):
     count: Annotated[int, Field(gt=0, le=100)] = 1
 
@@ -328,7 +332,14 @@ def _add_lesions(app: FastAPI, at_work: AtWork) -> None:
             "writer": client.seat.writer,
             "actions": client.actions,
             "lesions": client.lesions(),
+            **client.types(),
         }
+
+    @app.post("/use")
+    def use(lease: Annotated[Lease[_AtWork], Depends(at_work)], given: _Type) -> dict[str, Any]:
+        with lease.lock:
+            lease.held.client.use(given.type)
+            return lease.held.client.types()
 
     @app.post("/suggest")
     def suggest(lease: Annotated[Lease[_AtWork], Depends(at_work)], given: _Count) -> dict[str, Any]:

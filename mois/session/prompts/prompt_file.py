@@ -28,6 +28,7 @@ class PromptEntry:
         lesion: The user's name for the lesion, or None.
         positive: Whether the prompt marks the lesion, and not what lies outside it.
         number: Number of the entry in the file, from 1; 0 for the propagation that is added at the end.
+        type: Type of the lesion, or of the lesions to find; None leaves it out.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class PromptEntry:
     lesion: str | None = None
     positive: bool = True
     number: int = 0
+    type: str | None = None
 
 
 def read_prompts(path: Path) -> list[PromptEntry]:
@@ -71,17 +73,19 @@ def _entry(path: Path, number: int, entry: Any) -> PromptEntry:
     kinds = [key for key in ENTRY_KINDS if key in entry]
     if len(kinds) != 1:
         raise refuse(f"it needs exactly one of {', '.join(ENTRY_KINDS)}")
-    allowed = () if kinds[0] == "propagate" else ("lesion", "positive")
+    allowed = ("type",) if kinds[0] == "propagate" else ("lesion", "positive", "type")
     for key in entry:
         if key != kinds[0] and key not in allowed:
-            known = f"may have {' and '.join(allowed)} besides" if allowed else "has nothing besides"
-            raise refuse(f"{key!r} does not belong to a {kinds[0]}, which {known}")
+            raise refuse(f"{key!r} does not belong to a {kinds[0]}, which may have {' and '.join(allowed)} besides")
     lesion, positive = entry.get("lesion"), entry.get("positive", True)
     if lesion is not None and (not isinstance(lesion, str) or not lesion or lesion != lesion.strip()):
         raise refuse("lesion must be a name in quotes, without blanks around it")
     if not isinstance(positive, bool):
         raise refuse("positive must be true or false, without quotes")
-    return PromptEntry(kinds[0], _given(path, kinds[0], entry[kinds[0]], refuse), lesion, positive, number)
+    kind = entry.get("type")
+    if kind is not None and not isinstance(kind, str):
+        raise refuse("type must be a name in quotes")
+    return PromptEntry(kinds[0], _given(path, kinds[0], entry[kinds[0]], refuse), lesion, positive, number, kind)
 
 
 def _given(path: Path, kind: str, given: Any, refuse: Callable[[str], ValueError]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from adapters import Frozen
 from mois.backbones import SAM2
 from mois.cli import main
+from mois.cli.typed_bundles import typed_bundles
 from mois.files.json_records import DIGEST, sealed
 from mois.inference.settings import InferenceSettings
 from mois.propagation import Similarity
@@ -233,3 +235,42 @@ def test_advice_names_what_the_exemplars_lack():
     assert next(effects[key] for key in effects if key.startswith("scan:3@")).effect == pytest.approx(
         0.0, abs=1e-3
     )  # the other type helps none of these
+
+
+def test_segment_with_a_bundle_for_each_type_of_lesions(files, capsys):
+    entries = [
+        {"click": lps(three_lesions(), 2, 20, 20), "lesion": "a"},
+        {"click": lps(three_lesions(), 2, 40, 12), "lesion": "b", "type": "round"},
+    ]
+    prompts = files / "typed.json"
+    prompts.write_text(json.dumps(entries))
+    command = ["segment", str(files / "scan.nii.gz"), f"--prompts={prompts}", f"--out={files / 'typed'}"]
+    bundles = [f"--bundle=long={files / 'bundle'}", "--bundle", f"round={files / 'bundle'}"]
+    main([*command, *bundles])
+    with (files / "typed" / "lesions.csv").open() as file:
+        rows = {row["id"]: row["type"] for row in csv.DictReader(file)}
+    assert (rows["1"], rows["2"]) == ("long", "round")
+    actions = [action.name for action in read_journal(files / "typed").actions]
+    assert actions == ["click", "use", "click", "use", "propagate", "use", "propagate"]
+    assert (files / "typed" / "bank.round.safetensors").exists()
+    entries += [{"click": lps(three_lesions(), 2, 17, 17), "lesion": "a", "positive": False}]
+    prompts.write_text(json.dumps(entries))
+    main([*command, *bundles])
+    assert "the propagation after entry 2 stays" in capsys.readouterr().out
+    assert [action.name for action in read_journal(files / "typed").actions][7:] == [
+        "use", "click", "propagate", "use", "propagate"
+    ]  # fmt: skip
+    entries[1]["type"] = "flat"
+    prompts.write_text(json.dumps(entries))
+    with pytest.raises(SystemExit):
+        main([*command, *bundles])
+    assert "entry 2: type=flat has no bundle (there is long, round)" in capsys.readouterr().err
+
+
+def test_a_further_bundle_needs_a_type(tmp_path):
+    assert typed_bundles(tmp_path) == {"": tmp_path}
+    assert typed_bundles(["a/b=c", "round=d"]) == {"": Path("a/b=c"), "round": Path("d")}
+    with pytest.raises(ValueError, match="needs a type: --bundle TYPE=b"):
+        typed_bundles(["a", "b"])
+    with pytest.raises(ValueError, match="round has a bundle already"):
+        typed_bundles(["round=a", "round=b"])

@@ -1,0 +1,55 @@
+"""The bundles of a command: one, or one for each type of lesion (`--bundle TYPE=DIR`, several times)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mois.session.models.typed_workbench import TYPE_NAME
+
+if TYPE_CHECKING:
+    from mois.serve.served_models import ServedModels
+    from mois.sharing.lesion_model import LesionModel
+
+
+def typed_bundles(given: Sequence[str] | str | Path | None) -> dict[str, Path]:
+    """Return the folder of each bundle by its type of lesions.
+
+    Args:
+        given: DIR or TYPE=DIR, once or several times. Only the first may have no type; its type is "".
+
+    Raises:
+        ValueError: If a further bundle has no type, or two have the same.
+    """
+    bundles: dict[str, Path] = {}
+    for word in [given] if isinstance(given, str | Path) else given or ():
+        name, equals, folder = str(word).partition("=")
+        if not equals or not TYPE_NAME.fullmatch(name) or Path(word).exists():
+            name, folder = "", str(word)
+        if not name and bundles:
+            raise ValueError(f"--bundle {word}: a further bundle needs a type: --bundle TYPE={folder}.")
+        if name in bundles:
+            raise ValueError(f"--bundle {word}: the type {name} has a bundle already; choose another.")
+        bundles[name] = Path(folder)
+    return bundles
+
+
+def served_models(given: Sequence[str] | str | Path | None, pixel_mm: float, device: str) -> ServedModels:
+    """Return the models of a server; without a bundle, the shipped model.
+
+    Args:
+        given: See `typed_bundles`.
+        pixel_mm: Pixel size of the shipped model.
+        device: Device of the models.
+    """
+    from mois.serve.served_models import ServedModels
+    from mois.serve.shipped_model import served_model
+    from mois.sharing.bundle import Bundle
+
+    def load(bundle: Path) -> LesionModel:
+        return Bundle.load(bundle, device).model()
+
+    (name, first), *further = (typed_bundles(given) or {"": None}).items()
+    models = {kind: load(bundle) for kind, bundle in further if bundle is not None}
+    return ServedModels(served_model(first, pixel_mm, device), name, models, load)
