@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mois.session.models.typed_workbench import TYPE_NAME
-
 if TYPE_CHECKING:
     from mois.serve.served_models import ServedModels
     from mois.sharing.lesion_model import LesionModel
@@ -22,6 +20,8 @@ def typed_bundles(given: Sequence[str] | str | Path | None) -> dict[str, Path]:
     Raises:
         ValueError: If a further bundle has no type, or two have the same.
     """
+    from mois.session.models.typed_workbench import TYPE_NAME
+
     bundles: dict[str, Path] = {}
     for word in [given] if isinstance(given, str | Path) else given or ():
         name, equals, folder = str(word).partition("=")

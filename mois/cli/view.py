@@ -35,7 +35,7 @@ def view(
         studies: Folder of the sessions.
         earlier: Folder of a saved session on an earlier scan of the patient. The page then says which lesions are the
             same, new or gone.
-        port: Port of the page; 0 takes a free one.
+        port: Port of the page; 0 takes the same one whenever you open this scan, or a free one if it is taken.
         no_browser: Print the address, and open no browser.
         subject: Name of the scan; by default the name of the file.
         patient: Name of the patient; by default the patient of the earlier scan, or the subject.
@@ -53,7 +53,8 @@ def view(
     from mois.scans.volumes import read_images
     from mois.serve.host import Host
     from mois.serve.page import page_app
-    from mois.serve.running import bound_socket, serve, token_of
+    from mois.serve.running import bound_socket, scan_socket, serve, token_of
+    from mois.serve.studies import study_key
     from mois.session.follow_up import read_time_point
 
     models = served_models(bundle, pixel_mm, device)
@@ -63,7 +64,7 @@ def view(
     who = patient or (name if before is None else before.volume.patient)
     volume = read_images(images, subject=name, patient=who)
     host = Host(studies, models, memory_gib)
-    listening = bound_socket("127.0.0.1", port)
+    listening = bound_socket("127.0.0.1", port) if port else scan_socket(study_key(models.first, volume))
     token = token_of(studies)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/{token}/"
     say(f"{address}\nCtrl-C ends it; sessions are in {studies}. No medical device: for research.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import logging
 import os
@@ -22,6 +23,8 @@ from mois.serve.refusals import Refusal
 from mois.serve.safety import LOG, App, Guard, Limits, error_body, place_of
 
 LOOPBACK = "127.0.0.1"
+FIRST_PORT, PORTS = 20_000, 12_000
+"""Ports below those that systems give to outgoing connections."""
 
 
 def token_of(studies: Path) -> str:
@@ -61,6 +64,19 @@ def bound_socket(host: str, port: int) -> socket.socket:
         listening.close()
         raise ValueError(f"{host}:{port} cannot be used ({error.strerror}); choose another port.") from error
     return listening
+
+
+def scan_socket(key: str) -> socket.socket:
+    """Return a socket of this machine for a scan: always the same port, so that an open page finds it after a restart.
+
+    Args:
+        key: Name of the scan's folder. If another program has its port, a free one is taken.
+    """
+    port = FIRST_PORT + int(hashlib.sha256(key.encode()).hexdigest(), 16) % PORTS
+    try:
+        return bound_socket(LOOPBACK, port)
+    except ValueError:
+        return bound_socket(LOOPBACK, 0)
 
 
 def is_loopback(host: str) -> bool:

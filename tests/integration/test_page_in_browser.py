@@ -9,12 +9,13 @@ from datamodules.phantoms.phantom import write_dataset
 from mois.geometry import SliceGrid
 from mois.scans.volumes import read_volume
 from mois.serve.page_view import PageView
+from mois.serve.served_models import ServedModels
 from mois.serve.shipped_model import served_model
 from mois.session import InteractiveSession
 from mois.session.follow_up import time_point_of
 from tests.support.browser import OpenPage, chromium, needs_chromium, served_page
 from tests.support.fake_model import TYPE_A, box, make_scan
-from tests.support.session_fakes import make_model, three_lesions
+from tests.support.session_fakes import make_model, other_model, three_lesions
 
 pytestmark = [needs_chromium, pytest.mark.slow]
 
@@ -105,6 +106,41 @@ def serious(page) -> list[str]:
 
     found = Axe().run(page).response["violations"]
     return [f"{each['id']}: {each['nodes'][0]['html']}" for each in found if each["impact"] in ("serious", "critical")]
+
+
+def test_types_are_chosen_by_key_and_have_colours(browser, tmp_path):
+    scan = three_lesions()._replace(path="")
+
+    def voxel(index, row, column):
+        return (scan.shape[0] - 1 - column, scan.shape[1] - 1 - row, index)
+
+    models = ServedModels(make_model(), "long", {"round": other_model()}, load=lambda bundle: other_model())
+    with served_page(models, scan, tmp_path / "studies") as url:
+        page = OpenPage(browser, url)
+        page.click(voxel(2, 20, 20))
+        page.after_action(lambda: page.press("x"))
+        assert page.says() == "The next lesion is of the type round."
+        page.click(voxel(2, 40, 12))
+        page.press("e")
+        page.wait(lambda: page.says().endswith("found.") or page.is_error())
+        assert [row["type"] for row in page.state()["lesions"]] == ["long", "round", "long"]
+        page.press("Escape")
+        rows = page.page.locator("#list .lesion")
+        assert sorted(rows.nth(n).get_attribute("class").split()[-1] for n in range(3)) == [
+            "type-0",
+            "type-0",
+            "type-1",
+        ]
+        painted = page.page.evaluate("[...new Set(mois.viewer.paint)].sort()")
+        assert painted == [0, 6, 7]
+        page.press("b")
+        page.page.fill("#new-type-name", "flat")
+        page.page.fill("#new-type-bundle", str(tmp_path))
+        assert serious(page.page) == []
+        page.after_action(lambda: page.press("Enter"))
+        assert page.state()["types"] == ["long", "round", "flat"]
+        assert serious(page.page) == []
+        assert page.errors == []
 
 
 def test_an_earlier_scan_is_compared_with(browser, tmp_path):

@@ -15,6 +15,7 @@ from mois.records import Volume
 from mois.serve.host import Host
 from mois.serve.page import page_app
 from mois.serve.running import bound_socket, serve, token_of
+from mois.serve.served_models import ServedModels
 from mois.session.follow_up import TimePoint
 from mois.sharing.lesion_model import LesionModel
 
@@ -31,7 +32,9 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium")
 
 
 @contextmanager
-def served_page(model: LesionModel, scan: Volume, studies: Path, earlier: TimePoint | None = None) -> Iterator[str]:
+def served_page(
+    model: LesionModel | ServedModels, scan: Volume, studies: Path, earlier: TimePoint | None = None
+) -> Iterator[str]:
     """Serve the page of a scan, and yield its address."""
     host = Host(studies, model)
     listening = bound_socket("127.0.0.1", 0)

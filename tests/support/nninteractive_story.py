@@ -17,6 +17,7 @@ from mois.serve.nninteractive.images import scan_of
 from mois.serve.nninteractive.routes import nninteractive_app
 from mois.serve.running import bound_socket, names_of
 from mois.serve.safety import Guard
+from mois.serve.served_models import ServedModels
 from mois.session import InteractiveSession
 from mois.sharing.lesion_model import LesionModel
 
@@ -24,7 +25,7 @@ TOKEN = "a-secret-of-the-tests-1234"
 
 
 @contextmanager
-def served(studies: Path, model: LesionModel, **limits: float) -> Iterator[str]:
+def served(studies: Path, model: LesionModel | ServedModels, **limits: float) -> Iterator[str]:
     """A server in a thread of this process; its address."""
     host = Host(studies, model)
     listening = bound_socket("127.0.0.1", 0)

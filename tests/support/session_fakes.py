@@ -59,6 +59,17 @@ def make_model(**changes: object) -> LesionModel:
     return LesionModel.of(make_segmenter(**changes))
 
 
+class OtherPropagation(FakePropagation):
+    """Another class, so another identity."""
+
+
+def other_model(**changes: object) -> LesionModel:
+    """Another model, for another type of lesions."""
+    torch.manual_seed(0)
+    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    return LesionModel.of(VolumeSegmenter(Clickable(), OtherPropagation(), settings))
+
+
 def bundled_nano() -> LesionModel:
     """The bundled model, at a scale at which it sees the lesions of `three_lesions`."""
     backbone, propagation = SAM2(size="nano", weights="bundled"), Similarity(weights="bundled")

@@ -1,5 +1,7 @@
 // The list of lesions. Only the rows in sight are in the page, so 300 lesions scroll as smoothly as three.
 
+import { colourOf } from "./types.js";
+
 const ROW = 44; // height of a row in pixels, as page.css has it
 const MORE = 4; // rows kept above and below those in sight
 
@@ -21,6 +23,7 @@ export class LesionList {
     this.lesions = [];
     this.order = "confidence";
     this.chosen = null;
+    this.types = [];
     this.space = document.createElement("div");
     this.space.className = "space";
     this.space.setAttribute("role", "presentation");
@@ -35,7 +38,8 @@ export class LesionList {
     new ResizeObserver(() => this.draw()).observe(element);
   }
 
-  show(lesions, chosen) {
+  show(lesions, chosen, types = this.types) {
+    this.types = types;
     this.lesions = [...lesions].sort(ORDERS[this.order]);
     this.chosen = chosen;
     this.space.style.height = `${Math.max(1, this.lesions.length) * ROW}px`;
@@ -79,7 +83,7 @@ export class LesionList {
     for (let index = first; index < last; index++)
       if (!this.rows.has(index)) {
         const row = free.pop() ?? this.space.appendChild(newRow());
-        fill(row, this.lesions[index], index, this.lesions.length, this.chosen);
+        fill(row, this.lesions[index], index, this.lesions.length, this.chosen, this.types);
         this.rows.set(index, row);
       }
     for (const row of free) row.remove();
@@ -101,10 +105,10 @@ function newRow() {
   return row;
 }
 
-function fill(row, lesion, index, count, chosen) {
+function fill(row, lesion, index, count, chosen, types) {
   const words = inWords(lesion);
   row.id = `lesion-${lesion.id}`;
-  row.className = `lesion ${words}`;
+  row.className = `lesion ${words}${colourOf(types, lesion.type)}`;
   row.dataset.lesion = lesion.id;
   row.setAttribute("aria-selected", String(lesion.id === chosen));
   row.setAttribute("aria-posinset", index + 1);

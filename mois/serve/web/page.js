@@ -7,9 +7,10 @@ import { LesionList, inMl, inWords } from "./lesions.js";
 import { Tools } from "./tools.js";
 import { listen } from "./keys.js";
 import { showChanges } from "./follow_up.js";
+import { Types, nameOf } from "./types.js";
+import { Connection } from "./connection.js";
 
 const POLL_MS = 250;
-const WATCH_MS = 2000;
 const by = (id) => document.getElementById(id);
 
 let scan, state;
@@ -21,6 +22,8 @@ let ask = Promise.resolve(); // one action after another
 const viewer = new Viewer(by("scan"), showPlace);
 const painting = new Painting(viewer);
 const list = new LesionList(by("list"), (id) => choose(id, true));
+const connection = new Connection(by("gone"), { pulse, back });
+const types = new Types({ use: useType, add: addType });
 const tools = new Tools(viewer, by("ink"), { hover, draw, say });
 
 function say(text, isError = false) {
@@ -30,7 +33,10 @@ function say(text, isError = false) {
 
 // does an action after those before it, and shows its error in one line
 function act(action) {
-  ask = ask.then(action).catch((error) => say(error.message, true));
+  ask = ask.then(action).catch((error) => {
+    connection.notes(error);
+    say(error.message, true);
+  });
   return ask;
 }
 
@@ -45,8 +51,9 @@ async function show(next) {
   state = next;
   suggestions = [];
   if (chosen !== null && !lesion(chosen)) [chosen, correcting] = [null, false];
-  list.show(state.lesions, chosen);
-  await painting.update(state.lesions, state.epoch, chosen);
+  list.show(state.lesions, chosen, state.types);
+  types.show(state);
+  await painting.update(state, chosen);
   showButtons();
   by("count").textContent = state.lesions.length;
   by("total").textContent = `${inMl(state.lesions.reduce((sum, each) => sum + each.ml, 0))} ml in all`;
@@ -68,7 +75,7 @@ function showButtons() {
   by("undo").disabled = !state.can_undo;
   by("redo").disabled = !state.can_redo;
   by("working").hidden = !state.finding.running;
-  by("propagate").disabled = state.finding.running;
+  for (const id of ["propagate", "propagate-types"]) by(id).disabled = state.finding.running;
   by("progress").value = state.finding.share;
 }
 
@@ -166,7 +173,10 @@ const actions = {
   undo: () => act(() => done("step/undo", {}, (worked) => (worked ? "Undone." : "There is nothing to undo."))),
   redo: () => act(() => done("step/redo", {}, (worked) => (worked ? "Done again." : "There is nothing to redo."))),
   save: () => act(() => done("step/save", {}, (folder) => `Saved in ${folder}`)),
-  propagate: () => act(find),
+  propagate: () => act(() => find("propagate")),
+  propagateTypes: () => act(() => find("propagate?every_type=true")),
+  nextType: () => useType(Types.next(state)),
+  addType: () => types.open(),
   suggest: () => act(suggest),
   correct: () => {
     correcting = chosen !== null && !correcting;
@@ -212,9 +222,20 @@ function useTool(tool) {
     button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
 }
 
-async function find() {
-  if (!state.exemplars) return say("Click a lesion first; then all that look like it can be found.", true);
-  await show(await post("propagate"));
+function useType(name) {
+  if (name === state.type) return say("There is one type of lesions; B adds another with its bundle.");
+  act(() => done("type", { name }, () => `The next lesion is of the type ${nameOf(name)}.`));
+}
+
+function addType(name, bundle) {
+  say("Loading the bundle…");
+  act(() => done("type", { name, bundle }, () => `The next lesion is of the new type ${name}.`));
+}
+
+async function find(path) {
+  const none = path === "propagate" ? !state.exemplars : !state.lesions.length;
+  if (none) return say("Click a lesion first; then all that look like it can be found.", true);
+  await show(await post(path));
   say("Looking for lesions like these…");
   follow(); // clicks go on meanwhile
 }
@@ -222,8 +243,8 @@ async function find() {
 async function follow() {
   while (state.finding.running) {
     await new Promise((wake) => setTimeout(wake, POLL_MS));
-    const next = await getJson("pulse").catch(() => null);
-    if (!next) return say("The server does not answer. Start mois view again; nothing that was done is lost.", true);
+    const next = await getJson("pulse").catch((error) => connection.notes(error) && null);
+    if (!next) return; // `back` says what became of it
     if (next.finding.running) {
       state.finding = next.finding;
       showButtons();
@@ -285,6 +306,8 @@ const BUTTONS = {
   "bank-out": "bankOut",
   "changes-out": "changesOut",
   "help-button": "help",
+  "propagate-types": "propagateTypes",
+  "add-type": "addType",
   cancel: "escape",
 };
 for (const id of ["accept", "reject", "lock", "remove", "correct", "undo", "redo", "save", "propagate", "suggest", "negative", "compare"])
@@ -296,11 +319,21 @@ by("order").addEventListener("change", (event) => list.reorder(event.target.valu
 listen(actions, by("keys"));
 leaveAtEnd();
 
-// tells the server that the page is open, and shows what others did
-async function watch() {
-  const next = await getJson("pulse").catch(() => null);
-  const changed = next && ["actions", "role", "epoch", "writer"].some((name) => next[name] !== state[name]);
-  if (changed) act(async () => show(await getJson("state")));
+// shows what others did; the question has told the server that the page is open
+function pulse(next) {
+  const changed = ["actions", "role", "epoch", "writer"].some((name) => next[name] !== state[name]);
+  if (changed) return act(async () => show(await getJson("state")));
+}
+
+// goes on when the server is back; a page that was not opened, or whose scan is another one now, is opened anew
+async function back() {
+  const now = await getJson("scan");
+  if (!document.body.dataset.ready || JSON.stringify(now) !== JSON.stringify(scan)) return location.reload();
+  const searched = state.finding.running;
+  const before = state.actions;
+  await show(await getJson("state"));
+  const lost = searched && state.actions === before ? " The search was lost; press F again." : "";
+  say(`The server is back; the session goes on after ${state.actions} actions.${lost}`);
 }
 
 async function open() {
@@ -314,9 +347,8 @@ async function open() {
   const first = state.lesions[0];
   if (first) viewer.moveTo(first.at);
   say(first ? "The session goes on where it was." : "Click a lesion in the scan.");
-  setInterval(watch, WATCH_MS);
   document.body.dataset.ready = "yes";
 }
 
 window.mois = { viewer, painting, tools, state: () => state }; // for tests
-act(open);
+act(open).then(() => connection.watch());

@@ -1,11 +1,13 @@
 // The lesions and the preview as they are painted. Knows which lesion lies under the pointer.
 
 import { post } from "./server.js";
-import { SHOWN } from "./viewer.js";
+import { SHOWN, shownType } from "./viewer.js";
 import { contains, unpack } from "./masks.js";
 
-function valueOf(lesion, chosen) {
+// in a session of several types the colour says the type, in a session of one it says the state
+function valueOf(lesion, chosen, types) {
   if (lesion.id === chosen) return SHOWN.chosen;
+  if (types.length > 1) return shownType(types.indexOf(lesion.type));
   if (lesion.status !== "open") return SHOWN.settled;
   return lesion.origin === "found" ? SHOWN.found : SHOWN.prompted;
 }
@@ -16,17 +18,19 @@ export class Painting {
     this.epoch = null;
     this.painted = new Map(); // id -> {number, mask, value}
     this.preview = null;
+    this.types = [];
   }
 
   // paints what differs from before; asks only for masks that are new
-  async update(lesions, epoch, chosen) {
+  async update({ lesions, epoch, types }, chosen) {
+    this.types = types;
     const same = (lesion) => epoch === this.epoch && this.painted.get(lesion.id)?.number === lesion.mask;
     const wanted = lesions.filter((lesion) => !same(lesion)).map((lesion) => lesion.mask);
     const masks = wanted.length ? await post("masks", { numbers: wanted }) : {};
     const next = new Map();
     for (const lesion of lesions) {
       const mask = same(lesion) ? this.painted.get(lesion.id).mask : masks[lesion.mask] && unpack(masks[lesion.mask]);
-      if (mask) next.set(lesion.id, { number: lesion.mask, mask, value: valueOf(lesion, chosen), lesion });
+      if (mask) next.set(lesion.id, { number: lesion.mask, mask, value: valueOf(lesion, chosen, types), lesion });
     }
     const gone = [];
     for (const [id, old] of this.painted) if (next.get(id)?.mask !== old.mask) gone.push(old.mask);
@@ -45,7 +49,7 @@ export class Painting {
   choose(chosen) {
     const changed = [];
     for (const each of this.painted.values()) {
-      const value = valueOf(each.lesion, chosen);
+      const value = valueOf(each.lesion, chosen, this.types);
       if (value !== each.value) changed.push([each.mask, value]);
       each.value = value;
     }

@@ -5,13 +5,27 @@ import { boxAround, eachVoxel } from "./masks.js";
 
 // what a voxel shows; the list says the same in words
 export const SHOWN = { found: 1, prompted: 2, settled: 3, chosen: 4, preview: 5 };
+// colours of types of lesions; page.css has the same
+export const TYPE_COLOURS = [
+  [255, 176, 0],
+  [64, 156, 255],
+  [60, 190, 110],
+  [255, 110, 80],
+  [190, 140, 255],
+  [0, 210, 210],
+  [225, 215, 90],
+  [200, 150, 110],
+];
+const FIRST_TYPE = 6; // value of a voxel of the first type
+const channel = (n, shown) => [...shown, ...TYPE_COLOURS.map((colour) => colour[n])];
 const COLOURS = {
-  R: [0, 255, 64, 60, 255, 255],
-  G: [0, 176, 156, 190, 255, 90],
-  B: [0, 0, 255, 110, 255, 200],
-  A: [0, 255, 255, 255, 255, 255],
-  labels: ["", "found", "prompted", "accepted or locked", "chosen", "preview"],
+  R: channel(0, [0, 255, 64, 60, 255, 255]),
+  G: channel(1, [0, 176, 156, 190, 255, 90]),
+  B: channel(2, [0, 0, 255, 110, 255, 200]),
+  A: [0, ...Array(FIRST_TYPE - 1 + TYPE_COLOURS.length).fill(255)],
+  labels: ["", "found", "prompted", "accepted or locked", "chosen", "preview", ...TYPE_COLOURS.map((_, n) => `type ${n + 1}`)],
 };
+export const shownType = (index) => FIRST_TYPE + (index % TYPE_COLOURS.length);
 const PAINT_UNIT = 7; // texture unit of NiiVue's drawing
 
 export class Viewer {

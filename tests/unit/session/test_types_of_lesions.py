@@ -1,27 +1,14 @@
 """Several models in one session, each for lesions of its own type."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from mois.inference.segmenter import VolumeSegmenter
 from mois.serve.propagating import prepare_propagation
 from mois.session import InteractiveSession
 from mois.session.journal import read_journal
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.lesion_model import LesionModel
-from tests.support.fake_model import FakePropagation
-from tests.support.session_fakes import SETTINGS, Clickable, journal_of, key_of, lps, make_model
-
-
-class OtherPropagation(FakePropagation):
-    """Another class, so another identity."""
-
-
-def other_model(**changes):
-    torch.manual_seed(0)
-    return LesionModel.of(VolumeSegmenter(Clickable(), OtherPropagation(), replace(SETTINGS, **changes)))
+from tests.support.session_fakes import journal_of, key_of, lps, make_model, other_model
 
 
 def two_types(scan, out=None):
