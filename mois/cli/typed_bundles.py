@@ -50,6 +50,7 @@ def served_models(given: Sequence[str] | str | Path | None, pixel_mm: float, dev
     def load(bundle: Path) -> LesionModel:
         return Bundle.load(bundle, device).model()
 
-    (name, first), *further = (typed_bundles(given) or {"": None}).items()
-    models = {kind: load(bundle) for kind, bundle in further if bundle is not None}
-    return ServedModels(served_model(first, pixel_mm, device), name, models, load)
+    bundles = typed_bundles(given)
+    name = next(iter(bundles), "")
+    models = {kind: load(bundle) for kind, bundle in bundles.items() if kind != name}
+    return ServedModels(served_model(bundles.get(name), pixel_mm, device), name, models, load)

@@ -82,9 +82,11 @@ class PageReader:
 
     def use(self, name: str, bundle: Path | None = None) -> dict[str, Any]:
         """Go on with the lesions of a type. With a bundle, the type is a new one, whose lesions its model finds."""
-        if bundle is not None:
-            return self._answer(self._seat.add_type(name, bundle))
-        return self._answer(self._seat.do(lambda session: session.use(name)))
+        if bundle is None:
+            self._seat.do(lambda session: session.use(name))
+        else:
+            self._seat.add_type(name, bundle)
+        return self._answer(name)
 
     def propagate(self, every_type: bool) -> dict[str, Any]:
         """Begin to find all lesions like the exemplars, of the current type or of all. `state` says how far it is."""
