@@ -18,7 +18,7 @@ from mois.cli.curves import curves
 from mois.cli.demo import demo
 from mois.cli.doctor import doctor
 from mois.cli.evaluate import evaluate
-from mois.cli.export import export_nnunet
+from mois.cli.export import export_nnunet, export_sam2
 from mois.cli.follow_up import follow_up
 from mois.cli.init import init
 from mois.cli.journal import journal
@@ -50,10 +50,14 @@ COMMANDS: list[Callable[..., None]] = [
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "bank": {"ls": list_banks, "show": show_bank, "merge": merge_bank_files},
+    "export": {"sam2": export_sam2, "nnunet": export_nnunet},
 }
 """Commands of two words, such as `mois bank ls`: first word, second word, function."""
 
-GROUP_HELP: dict[str, str] = {"bank": "List, show or merge exemplar banks."}
+GROUP_HELP: dict[str, str] = {
+    "bank": "List, show or merge exemplar banks.",
+    "export": "Write a model for other programs of SAM 2, or a dataset for nnU-Net.",
+}
 """One line on each first word."""
 
 HELP = ("-h", "--help")

@@ -1,10 +1,55 @@
-"""`mois export_nnunet`."""
+"""`mois export sam2 | nnunet`; `mois export_nnunet` is the older name of the second."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from mois.cli.messages import say
+
+
+def export_sam2(
+    bundle: Path,
+    out: Path,
+    layout: Literal["meta", "transformers"] = "meta",
+    trust: list[str] | None = None,
+    backbone_weights: Path | None = None,
+) -> None:
+    """Write a bundle's backbone, with its adapter merged, as a checkpoint of SAM 2.1 for other programs.
+
+    Clicks give the same masks there. The propagation, which finds the lesions that look like exemplars, is not part of
+    such a checkpoint.
+
+    Args:
+        bundle: Folder `bundle` of a training.
+        out: File to write (.pt or .safetensors); with the layout transformers, a folder.
+        layout: Names of the tensors: those of Meta's sam2, or those of transformers.
+        trust: Modules outside this project whose classes the bundle may name.
+        backbone_weights: File of the backbone's weights, if it is not where it was in the training.
+
+    Raises:
+        ValueError: If the bundle cannot be loaded, its backbone is not SAM 2.1, or its adapter cannot be merged.
+    """
+    from mois.backbones import SAM2
+    from mois.backbones.checkpoint_export import write_meta, write_transformers
+    from mois.sharing.bundle import Bundle
+
+    if out.exists():
+        raise ValueError(f"out={out} exists; name another one.")
+    made = Bundle.load(bundle, "cpu", trust or (), backbone_weights)
+    backbone = made.backbone
+    if not isinstance(backbone, SAM2):
+        raise ValueError(f"bundle={bundle} is of {type(backbone).__name__}, which other programs do not know.")
+    made.adapter.merge()
+    size, tensors = backbone.identity.name, backbone.weights()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if layout == "transformers":
+        write_transformers(tensors, size, backbone.patch_px, out)
+        say(f"{out}: SAM 2.1 {size} for transformers.Sam2VideoModel.from_pretrained")
+    else:
+        write_meta(tensors, out)
+        known = " (sam2 itself has no configuration of this size)" if size == "nano" else ""
+        say(f"{out}: SAM 2.1 {size} with the names of Meta, at {backbone.patch_px} px{known}")
 
 
 def export_nnunet(

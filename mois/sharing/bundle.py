@@ -148,6 +148,7 @@ class Bundle:
         identity: Identity of the model. Exemplar banks and sessions belong to one identity.
         provenance: Code, data, weights and settings that made the model.
         figures: Figures of the best validation, by name; None for a figure that could not be measured.
+        adapter: The adapter, attached to the backbone.
     """
 
     path: Path
@@ -158,6 +159,7 @@ class Bundle:
     identity: ModelIdentity
     provenance: dict[str, Any]
     figures: dict[str, float | None]
+    adapter: Adapter
 
     def segmenter(self) -> VolumeSegmenter:
         """Return the segmenter, which turns a volume and exemplars into lesions."""
@@ -223,6 +225,7 @@ class Bundle:
             identity,
             content.provenance,
             content.figures,
+            adapter,
         )
 
 
