@@ -207,6 +207,15 @@ class NiftiDataModule(LightningDataModule):
                         total.update(f"{split} {part.relative_to(self.root)} {file_sha256(part)}\n".encode())
         return total.hexdigest()
 
+    def scan_names(self) -> list[str]:
+        """Return the names of all scans and patients of the splits, which `tracking.names=hashed` hides."""
+        subjects = [subject for split in self.splits for subject in split]
+        return sorted({name for subject in subjects for name in (subject.subject, subject.patient)})
+
+    def class_names(self) -> dict[int, str]:
+        """Return the names of the lesion types by class, as dataset.json has them."""
+        return {number: name for split in self.splits for subject in split for number, name in subject.classes.items()}
+
     def _prepare_training(self) -> None:
         subjects = self.splits.train
         if not subjects:

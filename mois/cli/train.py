@@ -44,7 +44,8 @@ from mois.machine.processes import first_rank
 from mois.sharing.calibration import Calibration
 from mois.sharing.provenance import code_version
 from mois.sharing.start_from import start_from
-from mois.tracking.loggers import LateLoggers, TrackingSettings, make_loggers
+from mois.tracking.loggers import LateLoggers, make_loggers
+from mois.tracking.settings import TrackingSettings
 from mois.tracking.tracker import Tracker
 from mois.training.callbacks import (
     AllLearn,
@@ -65,6 +66,7 @@ from mois.training.checkpoints.run_record import RunRecord
 from mois.training.checkpoints.same_run import Resumed
 from mois.training.epoch_lines import EpochLines, say
 from mois.training.export import BundleSettings, export_bundles
+from mois.training.model_artifacts import record_model
 from mois.training.module import ExemplarSegmenter
 from mois.training.rank_watch import RankWatch
 from mois.training.signals import StopAtSignal
@@ -291,8 +293,8 @@ class MoisCLI(LightningCLI):
             export_bundles(self.model, self.folder, model, validation, settings, normalisation)
             say(self.trainer, f"bundle: {self.folder / 'bundle'}")
         rank_zero_info(delivered)
-        if best.is_file() and self.settings["tracking"]["artifact"]:
-            tracker.file(f"{self.folder.name}-best", best, kind="model")
+        if self.tracking.artifact:
+            record_model(tracker, best, self.model, self.settings["start_from"])
 
     def before_test(self) -> None:
         """Give the test the calibration of the checkpoint's bundle, for the confidence of every candidate."""
@@ -305,6 +307,11 @@ class MoisCLI(LightningCLI):
     def settings(self) -> Any:
         """Parsed settings of the command."""
         return self.config[self.subcommand]
+
+    @property
+    def tracking(self) -> TrackingSettings:
+        """What loggers record of the run."""
+        return TrackingSettings(**self.settings["tracking"].as_dict())
 
     @property
     def folder(self) -> Path:
@@ -329,11 +336,18 @@ class MoisCLI(LightningCLI):
         if given is False:
             return False
         resume_step = self.resumed.get("step", 0) if self.subcommand == "fit" else None
-        tracking = TrackingSettings(**self.settings["tracking"].as_dict())
+        tracking = self.tracking
         if given not in (None, True):  # loggers of the user, beside metrics.csv
             tracking.wandb = "disabled"
-        own = make_loggers(self.folder, tracking, run_id=self.resumed.get("run_id"), resume_step=resume_step)
-        return own + (given if isinstance(given, list) else [given] if isinstance(given, Logger) else [])
+        others = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
+        return make_loggers(
+            self.folder,
+            tracking,
+            run_id=self.resumed.get("run_id"),
+            resume_step=resume_step,
+            job=str(self.subcommand),
+            others=others,
+        )
 
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         seed = self.settings["seed_everything"]

@@ -1,61 +1,36 @@
-"""Loggers of a run: metrics.csv in its folder, and W&B. A slow or missing W&B server does not stop the run."""
+"""Loggers of a run: metrics.csv in its folder, and W&B. Which of them get pseudonyms instead of names."""
 
 from __future__ import annotations
 
 import csv
-import json
-import os
-import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.loggers import CSVLogger as LightningCsvLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from mois.errors import DataError
 from mois.files.atomic import naming, whole_file
 from mois.files.text import read_table
-from mois.tracking.wandb_server import (
-    SERVER_TIMEOUT_S,
-    choose,
-    first_line,
-    forget_unknown_mode,
-    wandb_server,
-    why_unreachable,
-)
-
-FINISH_TIMEOUT_S = 30.0
-"""Seconds to wait for uploads to W&B at the end of a run."""
-
-
-@dataclass
-class TrackingSettings:
-    """What W&B records, beside the files in the run's folder.
-
-    Attributes:
-        wandb: "auto", "offline" or "disabled". "auto" records online with WANDB_API_KEY, or with WANDB_MODE=online and
-            the key of `wandb login`, if the server accepts the key; else offline.
-        project: Project at W&B; WANDB_PROJECT overrides it.
-        name: Name shown at W&B; by default the name of the run's folder.
-        tags: Tags at W&B.
-        artifact: Whether the best checkpoint becomes an artifact at W&B when a training ends.
-    """
-
-    wandb: Literal["auto", "offline", "disabled"] = "auto"
-    project: str = "mois"
-    name: str | None = None
-    tags: list[str] = field(default_factory=list)
-    artifact: bool = True
+from mois.tracking.names import Names
+from mois.tracking.settings import TrackingSettings
+from mois.tracking.wandb_logger import CarefulWandbLogger
+from mois.tracking.wandb_server import choose
 
 
 def make_loggers(
-    folder: Path, settings: TrackingSettings, *, run_id: str | None = None, resume_step: int | None = None
+    folder: Path,
+    settings: TrackingSettings,
+    *,
+    run_id: str | None = None,
+    resume_step: int | None = None,
+    job: str = "",
+    others: Sequence[Logger] = (),
 ) -> list[Logger]:
-    """Return the loggers of a run: always `metrics.csv`, and W&B unless it is disabled.
+    """Return the loggers of a run: always `metrics.csv`, and W&B unless it is disabled or there are other loggers.
 
     Args:
         folder: Folder of the run.
@@ -63,11 +38,33 @@ def make_loggers(
         run_id: Id at W&B of the run that goes on, from its checkpoint; None starts a new run at W&B.
         resume_step: Step from which a training goes on. Later rows of metrics.csv are dropped, except rows of tests.
             0 drops all rows, None keeps all rows.
+        job: The command, such as "fit": the type of the job at W&B.
+        others: Loggers of the user, which record instead of W&B.
     """
-    loggers: list[Logger] = [CsvLogger(folder, resume_step)]
-    if choose(settings.wandb).mode != "disabled":
-        loggers.append(CarefulWandbLogger(folder, settings, run_id))
-    return loggers
+    names = Names(hashes_names(settings, others))
+    loggers: list[Logger] = [CsvLogger(folder, resume_step, names)]
+    if not others and choose(settings.wandb).mode != "disabled":
+        loggers.append(CarefulWandbLogger(folder, settings, run_id, names=names, job=job))
+    return [*loggers, *others]
+
+
+def hashes_names(settings: TrackingSettings, others: Sequence[Logger] = ()) -> bool:
+    """Return whether loggers get pseudonyms: if the user says so, else where a logger may send its records away.
+
+    Args:
+        settings: What the user says.
+        others: Loggers of the user, which record instead of W&B.
+    """
+    if settings.names is not None:
+        return settings.names == "hashed"
+    return any(map(_sends, others)) if others else choose(settings.wandb).mode == "online"
+
+
+def _sends(logger: Logger) -> bool:
+    """Return whether a logger may record on another machine. Of unknown loggers it is expected."""
+    if isinstance(logger, MLFlowLogger):
+        return "://" in str(logger._tracking_uri) and not str(logger._tracking_uri).startswith(("file:", "sqlite:"))
+    return not isinstance(logger, (TensorBoardLogger, LightningCsvLogger, CsvLogger))
 
 
 class CsvLogger(Logger):
@@ -76,10 +73,12 @@ class CsvLogger(Logger):
     Args:
         folder: Folder of the run.
         resume_step: See `make_loggers`.
+        names: Pseudonyms for the other loggers of the run.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+    def __init__(self, folder: Path, resume_step: int | None = None, names: Names | None = None) -> None:
         super().__init__()
+        self.names = names or Names()
         self._folder = folder
         self._resume_step = resume_step
         self._columns: list[str] | None = None
@@ -136,135 +135,6 @@ class CsvLogger(Logger):
             writer.writeheader()
             writer.writerows(rows)
         return columns
-
-
-class CarefulWandbLogger(WandbLogger):
-    """Logger of Lightning for W&B that never raises an error, waits long or asks the user.
-
-    Args:
-        folder: Folder of the run.
-        settings: What W&B records.
-        run_id: Id at W&B of the run that goes on; None makes a new id.
-        server_timeout_s: Seconds that the server has to answer.
-
-    Attributes:
-        run_id: Id of the run at W&B. Checkpoints hold it, so that a resumed run goes on as the same run at W&B.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        settings: TrackingSettings,
-        run_id: str | None = None,
-        server_timeout_s: float = SERVER_TIMEOUT_S,
-    ) -> None:
-        self.run_id = run_id or secrets.token_hex(4)
-        self._setting = settings.wandb
-        self._server_timeout_s = server_timeout_s
-        super().__init__(
-            name=settings.name or folder.resolve().name,
-            save_dir=str(folder),
-            id=self.run_id,
-            project=os.environ.get("WANDB_PROJECT", settings.project),
-            tags=settings.tags,
-        )
-        del self._wandb_init["anonymous"]  # W&B would warn at every start
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """Run at W&B. It starts at its first use, on rank 0 only."""
-        if self._experiment is None:
-            self._experiment = self._start()
-            self._guard(lambda wandb_run: wandb_run.define_metric("trainer/global_step"))
-            self._guard(
-                lambda wandb_run: wandb_run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-            )
-        return self._experiment
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scalars, pictures or tables at a step of the training."""
-        values = dict(metrics) if step is None else {**metrics, "trainer/global_step": step}
-        self._guard(lambda wandb_run: wandb_run.log(values))
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any) -> None:
-        """Record settings. Values that JSON cannot hold become texts."""
-        settings = json.loads(json.dumps(dict(params) if isinstance(params, Mapping) else vars(params), default=str))
-        self._guard(lambda wandb_run: wandb_run.config.update(settings, allow_val_change=True))
-
-    @rank_zero_only
-    def log_table(self, *args: Any, **kwargs: Any) -> None:
-        """Record a table. W&B refuses columns of mixed types; that does not stop the run."""
-        self._guard(lambda _: super(CarefulWandbLogger, self).log_table(*args, **kwargs))
-
-    @rank_zero_only
-    def log_file(self, name: str, path: Path, kind: str) -> None:
-        """Record a file as a versioned artifact."""
-        import wandb
-
-        def record(wandb_run: Any) -> None:
-            artifact = wandb.Artifact(name, type=kind)
-            artifact.add_file(str(path))
-            wandb_run.log_artifact(artifact)
-
-        self._guard(record)
-
-    @rank_zero_only
-    def finish(self) -> None:
-        """End the run at W&B. Wait for uploads, at most `FINISH_TIMEOUT_S`."""
-        if self._experiment is not None:
-            self._guard(lambda wandb_run: wandb_run.finish())
-            self._experiment = None
-
-    def _guard(self, action: Callable[[Any], object]) -> None:
-        try:
-            action(self.experiment)
-        except Exception as error:  # no error of W&B may stop the run
-            import wandb
-
-            rank_zero_warn(f"W&B stopped recording ({first_line(error)}); the run goes on, its folder holds everything")
-            self._experiment = wandb.init(mode="disabled")
-
-    def _start(self) -> Any:
-        import wandb
-
-        choice = choose(self._setting)
-        forget_unknown_mode()
-        server = wandb_server()
-        settings = wandb.Settings(
-            base_url=server,
-            console="off",
-            disable_git=True,  # the commit is in the run's provenance
-            silent=True,
-            init_timeout=self._server_timeout_s,
-            login_timeout=self._server_timeout_s,
-            finish_timeout=FINISH_TIMEOUT_S,
-            reinit="finish_previous",
-        )
-        reason: str | None = choice.reason
-        if choice.mode == "online":
-            reason = why_unreachable(server, choice.key, self._server_timeout_s)
-            try:
-                if reason is None:
-                    run = wandb.init(**self._wandb_init, mode="online", settings=settings)
-                    rank_zero_info(f"W&B: {run.url}")
-                    return run
-            except Exception as error:  # the server refused or ended the connection
-                reason = first_line(error)
-                self.run_id = secrets.token_hex(4)  # W&B does not accept the id of a failed start again
-        if reason:
-            rank_zero_warn(f"W&B is recorded offline, because {reason}; upload it later with `wandb sync`")
-        try:
-            run = wandb.init(
-                **{**self._wandb_init, "id": self.run_id, "resume": None}, mode="offline", settings=settings
-            )
-        except Exception as error:  # such as a folder that W&B cannot write to
-            rank_zero_warn(f"W&B records nothing ({first_line(error)}); the run goes on, its folder holds everything")
-            return wandb.init(mode="disabled")
-        rank_zero_info(f"W&B: recorded offline; upload with: wandb sync {Path(run.dir).parent}")
-        return run
 
 
 class LateLoggers(Callback):

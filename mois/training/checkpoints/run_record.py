@@ -14,8 +14,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from mois.files.atomic import write_text
 from mois.sharing.provenance import collect_provenance
 from mois.sharing.remarks import trained_on_remarks
-from mois.tracking.loggers import CarefulWandbLogger
 from mois.tracking.tracker import Tracker
+from mois.tracking.wandb_logger import CarefulWandbLogger
 from mois.training.checkpoints.checkpoint_content import RECORD, ValidationRecord
 from mois.training.checkpoints.same_run import Resumed, check_same_data
 
@@ -61,7 +61,8 @@ class RunRecord(Callback):
         model: Any = pl_module
         model.provenance = self.record
         tracker = Tracker.of(trainer)
-        tracker.settings(self.record)
+        tracker.know(*_names_and_paths(datamodule))
+        tracker.settings({**_place(self.config), **self.record})
         if trainer.is_global_zero:
             command = "" if stage == "fit" else f"_{getattr(stage, 'value', stage)}"  # Lightning's enum prints its name
             provenance.write(tracker.folder / f"provenance{command}.json")
@@ -97,3 +98,17 @@ class RunRecord(Callback):
                 if reports
             },
         }
+
+
+def _names_and_paths(datamodule: object) -> tuple[list[str], list[Path]]:
+    """Return the names of scans and patients of a datamodule, and its folder; a datamodule of others may lack them."""
+    asked, root = getattr(datamodule, "scan_names", None), getattr(datamodule, "root", None)
+    return list(asked()) if callable(asked) else [], [Path(root)] if root else []
+
+
+def _place(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the experiment and the fold of a run: by them, runs are grouped."""
+    folder = Path((config.get("trainer") or {}).get("default_root_dir") or ".")
+    split = ((config.get("data") or {}).get("init_args") or {}).get("split") or {}
+    experiment = (config.get("tracking") or {}).get("experiment") or folder.resolve().name
+    return {"experiment": experiment, "fold": split.get("fold")}

@@ -17,8 +17,10 @@ import torch
 import wandb
 
 from mois.cli.doctor_checks import tracking as doctors_tracking
-from mois.tracking.loggers import CarefulWandbLogger, CsvLogger, TrackingSettings, make_loggers
+from mois.tracking.loggers import CsvLogger, make_loggers
+from mois.tracking.settings import TrackingSettings
 from mois.tracking.tracker import Tracker
+from mois.tracking.wandb_logger import CarefulWandbLogger
 from mois.tracking.wandb_server import Choice, choose, logged_in_key, why_unreachable
 from tests.support.paths import ROOT
 from tests.support.wandb_records import read_back
@@ -94,7 +96,7 @@ def test_offline_run_holds_what_was_recorded(tmp_path: Path) -> None:
     tracker.scalars({"train/loss": 0.25}, step=4)
     tracker.picture("val/overlay", torch.full((2, 3, 3), 255, dtype=torch.uint8), step=4, caption="found 1 of 2")
     tracker.table("val/lesions", ["lesion", "volume_ml"], [[1, 0.5], [2, 12.0]], step=4)
-    tracker.file("report", report)
+    tracker.artifact("report", report)
     tracker.finish()
 
     records = read_back(tmp_path)
