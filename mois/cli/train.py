@@ -24,6 +24,7 @@ from mois.cli.old_training_options import TrainingNames
 from mois.cli.resuming import checkpoint_path, compared_run, deciding_figure
 from mois.cli.settings import read_settings
 from mois.cli.shipped_configs import with_shipped_configs
+from mois.cli.training_callbacks import training_callbacks
 from mois.cli.training_checks import (
     channels_of_data,
     check_accelerator,
@@ -47,16 +48,6 @@ from mois.sharing.start_from import start_from
 from mois.tracking.loggers import LateLoggers, make_loggers
 from mois.tracking.settings import TrackingSettings
 from mois.tracking.tracker import Tracker
-from mois.training.callbacks import (
-    AllLearn,
-    CacheAdvice,
-    CostTable,
-    DataShares,
-    SeedEachStep,
-    SeldomReadBar,
-    StartToBeat,
-    StopAtNaN,
-)
 from mois.training.checkpoints.best_checkpoint import SCORE, BestCheckpoint, what_is_delivered
 from mois.training.checkpoints.checkpoint_content import RECORD, CheckProgress, ValidationRecord
 from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO, read_training
@@ -64,12 +55,11 @@ from mois.training.checkpoints.last_checkpoint import LastCheckpoint, how_to_go_
 from mois.training.checkpoints.resume_point import ResumePoint
 from mois.training.checkpoints.run_record import RunRecord
 from mois.training.checkpoints.same_run import Resumed
-from mois.training.epoch_lines import EpochLines, say
+from mois.training.epoch_lines import say
 from mois.training.export import BundleSettings, export_bundles
-from mois.training.model_artifacts import record_model
 from mois.training.module import ExemplarSegmenter
 from mois.training.rank_watch import RankWatch
-from mois.training.signals import StopAtSignal
+from mois.training.records.model_artifacts import record_model
 from mois.training.time_limit import TimeLimit
 from mois.training.whole_scans import recorded_figures
 
@@ -351,17 +341,9 @@ class MoisCLI(LightningCLI):
 
     def _callbacks(self, checkpointing: bool) -> list[Callback]:
         seed = self.settings["seed_everything"]
-        callbacks: list[Callback] = [
-            self.rank_watch,
-            CheckProgress(),
-            ResumePoint(),
-            RunRecord(self.plain_config(), seed, self.resumed_run, self.resumed.get("provenance")),
-            AllLearn(),
-            StopAtNaN(),
-            StartToBeat(),
-        ]
-        callbacks += [CostTable(bool(self.settings["dry_step"])), CacheAdvice(), DataShares(), SeldomReadBar()]
-        callbacks += [SeedEachStep(int(seed)), StopAtSignal(), EpochLines()]
+        record = RunRecord(self.plain_config(), seed, self.resumed_run, self.resumed.get("provenance"))
+        callbacks = [self.rank_watch, CheckProgress(), ResumePoint(), record]
+        callbacks += training_callbacks(bool(self.settings["dry_step"]), int(seed), self.tracking.scans)
         if (minutes := self.settings["minutes"]) is not None:
             callbacks.append(TimeLimit(minutes))
         if checkpointing:

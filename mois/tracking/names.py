@@ -134,4 +134,5 @@ def _looks_like_path(text: str) -> bool:
         return False
     if text.startswith(("/", "~", "./", "../", "\\\\")) or _DRIVE.match(text):
         return True
-    return ("/" in text or "\\" in text) and not _FIGURE.fullmatch(text)
+    words = (word for word in re.split(r"[\s,;:()]+", text) if "/" in word or "\\" in word)
+    return any(not _FIGURE.fullmatch(word) for word in words)

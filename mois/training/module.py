@@ -103,6 +103,7 @@ class ExemplarSegmenter(LightningModule):
         self.provenance: dict[str, Any] = {}  # set by the command line, written with every result
         self.step_0: dict[str, float] = {}  # figures of the validation before the first step
         self.validated: dict[str, float] = {}  # figures of the validation of the present weights
+        self.pictured_scans = 1  # number of validation scans whose results are written, on the first process
         self.calibrations: dict[str, Calibration] = {}  # of the tested checkpoint, by propagation prefix
         # A checkpoint holds only the trained tensors. on_load_checkpoint checks that all of them are there.
         self.strict_loading = False
@@ -176,9 +177,10 @@ class ExemplarSegmenter(LightningModule):
 
     def validation_step(self, volume: Volume, batch_idx: int) -> None:
         """Score a whole scan of the validation. The first scan of each validation is also logged as pictures."""
-        out = self.results_folder("validation") if batch_idx == 0 and self.global_rank == 0 else None
+        pictured = batch_idx < self.pictured_scans and self.global_rank == 0
+        out = self.results_folder("validation") if pictured else None
         self._score(volume, out)
-        if out is not None:
+        if out is not None and batch_idx == 0:
             for report in self.reports[""][-1].classes:
                 overlay = out / "overlays" / f"{volume.subject}_class{report.target_class}.png"
                 Tracker.of(self.trainer).picture(f"val/overlay_class{report.target_class}", overlay, self.global_step)

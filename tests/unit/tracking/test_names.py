@@ -40,13 +40,14 @@ def test_settings_lose_every_path_and_every_list_of_scans() -> None:
         "split": {"val_subjects": ["unknown_scan"], "fold": 2},
         "monitor": "val/attention/score",
         "class_path": "mois.backbones.SAM2",
+        "delivered": "best.ckpt is of step 4 (val/score 0.50)",
         "rate": 0.5,
         "trained_on": ["b"],
     }
     told = names.settings(given)
     hidden = [told["root"], told["weights"], told["out"], *told["split"]["val_subjects"], *told["trained_on"]]
     assert all(word.startswith(("id-", "path-")) for word in hidden)
-    kept = ("monitor", "class_path", "rate")
+    kept = ("monitor", "class_path", "delivered", "rate")
     assert {name: told[name] for name in kept} == {name: given[name] for name in kept}
     assert told["split"]["fold"] == 2
     assert names.settings(told) == told
