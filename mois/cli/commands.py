@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+from mois.cli.adapt import adapt
 from mois.cli.arguments import OneLineParser, command_line
 from mois.cli.bank import list_banks, merge_bank_files, show_bank
 from mois.cli.compare import compare
@@ -35,6 +36,7 @@ COMMANDS: list[Callable[..., None]] = [
     phantom,
     doctor,
     init,
+    adapt,
     demo,
     configs,
     curves,

@@ -37,6 +37,21 @@ class Survey(NamedTuple):
     faults: list[str]
     description: DatasetDescription
 
+    def uneven_channels(self, root: Path) -> Iterator[str]:
+        """Yield a fault for each image that a training scan lacks and another one has.
+
+        Args:
+            root: Folder of the dataset.
+        """
+        training = [scan for scan in self.scans if not scan.held_out]
+        every = sorted({channel for scan in training for channel in scan.images})
+        for scan in training:
+            for channel in every:
+                if channel not in scan.images:
+                    file = f"{scan.subject}_{channel:04d}{self.description.file_ending}"
+                    lacks = f"has no image of channel {channel}, which other scans have"
+                    yield f"{root}: scan {scan.subject} {lacks}; add {file}, or move that of the others away"
+
     def for_plan(self, root: Path) -> DatasetFacts:
         """Return what a plan needs to know, of the scans to train on.
 

@@ -22,8 +22,8 @@ def plan_dataset(root: Path, option: str) -> Plan:
     """
     try:
         found = survey(root, contrasts=True)
-        if found.faults:
-            first, *others = found.faults
+        if faults := [*found.faults, *found.uneven_channels(root)]:
+            first, *others = faults
             more = f" ({len(others)} more: mois doctor {root})" if others else ""
             raise DataError(f"{first.rstrip('.')}{more}")
         return make_plan(found.for_plan(root))

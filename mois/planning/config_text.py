@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from mois.planning.plan import Plan
+from mois.sharing.bundle_record import ModelSpec
 
 WIDTH = 62
 """Column at which comments begin, where the setting is shorter."""
 
 
-def config_text(plan: Plan, file: Path) -> str:
+def config_text(plan: Plan, file: Path, start: ModelSpec | None = None) -> str:
     """Return the YAML of a plan.
 
     Args:
         plan: The plan.
         file: Where the config will lie, for the command in its first line.
+        start: Classes of the bundle that the training begins with; None for the bundled nano.
     """
-    lines = [(f"python train.py fit --config {file}", ""), *_trainer(plan), *_model(plan), *_data(plan)]
+    parts = _parts(plan) if start is None else _parts_of_bundle(start)
+    lines = [(f"python train.py fit --config {file}", ""), *_trainer(plan), *parts, *_model(plan), *_data(plan)]
     (first, _), *rest = lines
     return "\n".join([f"# {first}", *(_line(setting, why) for setting, why in rest)]) + "\n"
 
@@ -38,7 +42,13 @@ def _trainer(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "  check_val_every_n_epoch: 2", "and once before the first step"
 
 
-def _model(plan: Plan) -> Iterator[tuple[str, str]]:
+def _parts_of_bundle(start: ModelSpec) -> Iterator[tuple[str, str]]:
+    yield "model:", "backbone, adapter and propagation as in the bundle that the training begins with"
+    for name, spec in asdict(start).items():
+        yield f"  {name}: {json.dumps(spec)}", ""
+
+
+def _parts(plan: Plan) -> Iterator[tuple[str, str]]:
     parts = plan.adaptation.parts
     yield "model:", ""
     yield "  backbone: {class_path: mois.backbones.SAM2, init_args: {size: nano, weights: bundled-2}}", ""
@@ -50,6 +60,9 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     else:
         yield "  adapter: {class_path: adapters.Frozen}", plan.adaptation.reason
     yield "  propagation: {class_path: mois.propagation.LearnedMatching, init_args: {weights: bundled-2}}", ""
+
+
+def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "  learning: {corrections: 2}", ""
     yield "  inference:", ""
     yield "    {overlap: 0.25, threshold: 0.5, peak_threshold: 0.6, clicks: matched, level: mixed,", ""

@@ -42,6 +42,7 @@ class Plan:
 
     Attributes:
         root: Folder of the dataset.
+        scans: Number of scans to train and validate on.
         channel: Number of the image that is used.
         sizes: Edge of a pixel in mm, and edge of patches and tiles in pixels.
         clip: Number of slices that a lesion is tracked over.
@@ -59,6 +60,7 @@ class Plan:
     """
 
     root: Path
+    scans: int
     channel: int
     sizes: Proposal
     clip: int
@@ -117,6 +119,7 @@ def make_plan(facts: DatasetFacts) -> Plan:
     batch = rules.choose_batch(sizes.patch_px)
     return Plan(
         root=facts.root,
+        scans=len(scans),
         channel=rules.choose_channel(facts.contrasts),
         sizes=sizes,
         clip=clip,

@@ -1,0 +1,35 @@
+"""`mois adapt`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def adapt(
+    data: Path,
+    out: Path,
+    minutes: float | None = None,
+    start_from: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Adapt the bundled nano to the lesions of a dataset, and write a bundle.
+
+    The figures of the model before the training and of the bundle are compared at the end. The bundle is never worse
+    on the scans that validate: if nothing better was found, it is the model before the training, and a line says so.
+    An adaptation that was stopped goes on where it was, with the same command.
+
+    Args:
+        data: Dataset in nnU-Net's raw layout, with some annotated scans.
+        out: Folder of the bundle; it must not exist. The training lies beside it, in OUT_training.
+        minutes: Minutes that the training may take, its validations included; by default as long as the plan says.
+        start_from: Bundle to begin with, instead of the bundled nano: adapts it further.
+        seed: Seed of data and training.
+        device: Device such as cpu or gpu; auto takes an accelerator if there is one.
+
+    Raises:
+        ValueError: If the folder `out` exists or cannot be written to, or the dataset has a fault.
+    """
+    from mois.cli.adaptation import Request, run_adaptation
+
+    run_adaptation(Request(data, out, minutes, start_from, seed, device))

@@ -1,0 +1,126 @@
+"""The steps of `mois adapt`: plan and checks, training, bundle, comparison of before and after."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from mois.cli.arguments import command_line
+from mois.cli.doctor_checks import disk
+from mois.cli.messages import say
+from mois.cli.planned import plan_dataset
+from mois.cli.train import MoisCLI, quieten
+from mois.files.atomic import write_text
+from mois.files.text import read_text
+from mois.machine.interrupts import GIVE_COMMAND_AGAIN, HOW_TO_GO_ON
+from mois.planning.config_text import config_text
+from mois.planning.plan import Plan
+from mois.report.adaptation_page import Adaptation, write_adaptation_page
+from mois.sharing.bundle import copy_bundle
+from mois.sharing.bundle_record import ModelSpec, read_description
+
+DISK_NEEDED_GB = 0.5
+"""Space for the checkpoints of the nano, its predictions and pictures."""
+
+PLAN = "plan.yaml"
+
+
+class Request(NamedTuple):
+    """What a user asks of `mois adapt`; see its arguments."""
+
+    data: Path
+    out: Path
+    minutes: float | None
+    start_from: Path | None
+    seed: int
+    device: str
+
+    @property
+    def training(self) -> Path:
+        """Folder of the training."""
+        return self.out.with_name(f"{self.out.name}_training")
+
+
+def run_adaptation(request: Request) -> None:
+    """Plan, train, and write the bundle with a comparison of before and after.
+
+    Raises:
+        ValueError: If the folder of the bundle exists or cannot be written to, or the dataset has a fault.
+    """
+    _check_out(request)
+    if request.minutes is not None and not request.minutes > 0:
+        raise ValueError(f"minutes={request.minutes:g}: a training needs time; choose more than 0.")
+    start = None if request.start_from is None else read_description(request.start_from).model
+    plan = plan_dataset(request.data, "--data")
+    for line in [*plan.summary(), *_what_follows(plan)]:
+        say(line)
+    file = _write_plan(request, plan, start)
+    arguments = _arguments(request, file)
+    os.environ.setdefault(HOW_TO_GO_ON, f"{GIVE_COMMAND_AGAIN}: the adaptation goes on where it was")
+    quieten()
+    with command_line(arguments):
+        trained = MoisCLI(arguments)
+    bundle = request.training / "bundle"
+    record = read_description(bundle)
+    result = Adaptation(
+        plan.summary(),
+        dict(getattr(trained.model, "step_0", {})),
+        {name: value for name, value in record.figures.items() if value is not None},
+        str(record.provenance.get("delivered", "")),
+        record.calibration,
+        trained.model.global_step,
+    )
+    page = write_adaptation_page(request.training / "adaptation.html", result, request.training)
+    copy_bundle(bundle, request.out)
+    for line in result.lines():
+        say(line)
+    say(f"report: {page}")
+    say(f"bundle: {request.out}; use it with: mois segment SCAN --bundle {request.out} --prompts F --out RESULT")
+
+
+def _check_out(request: Request) -> None:
+    """Refuse a folder that exists, and a disk that cannot take the training."""
+    if request.out.exists():
+        raise ValueError(f"out={request.out} is there already; choose another folder, or remove it.")
+    space = disk(request.out.parent, DISK_NEEDED_GB)
+    if not space.good:
+        raise ValueError(f"out={request.out}: {space.text}.".replace("set trainer.default_root_dir to", "choose"))
+
+
+def _what_follows(plan: Plan) -> list[str]:
+    """Return what follows from the scans for what can be known of the result."""
+    split = plan.split
+    if plan.scans == 1:
+        return ["one scan: it trains and validates, so nothing is known of other patients; look at results yourself"]
+    if split.val_slab:
+        return ["the scans that validate also train, on other slices; nothing is known of other patients"]
+    return []
+
+
+def _write_plan(request: Request, plan: Plan, start: ModelSpec | None) -> Path:
+    """Write the config of the training, unless the same adaptation began before; return its path."""
+    file = request.training / PLAN
+    text = config_text(plan, file, start)
+    if file.is_file():
+        if read_text(file) != text:
+            raise ValueError(
+                f"{request.training} holds another adaptation (other scans or settings); choose another --out, or "
+                "remove it."
+            )
+        say(f"going on with the training in {request.training}")
+    else:
+        write_text(file, text)
+    return file
+
+
+def _arguments(request: Request, file: Path) -> list[str]:
+    """Return the arguments of `train.py`."""
+    arguments = ["fit", "--config", str(file), "--trainer.default_root_dir", str(request.training)]
+    arguments += ["--seed_everything", str(request.seed), "--trainer.accelerator", request.device]
+    arguments += ["--ckpt_path", "last"]  # the start, if there is none
+    if request.minutes is not None:
+        arguments += ["--minutes", str(request.minutes)]
+    if request.start_from is not None:
+        arguments += ["--start_from", str(request.start_from)]
+    return arguments
