@@ -28,6 +28,7 @@ from mois.cli.old_options import evaluate_option, with_new_evaluate_keys, with_n
 from mois.cli.phantom import phantom
 from mois.cli.segment import segment
 from mois.cli.serve import serve
+from mois.cli.try_bundle import try_bundle
 from mois.cli.usage import TRAINING
 from mois.cli.view import view
 from mois.machine.full_memory import ACCELERATOR, full_memory, memory_cure
@@ -36,6 +37,7 @@ COMMANDS: list[Callable[..., None]] = [
     phantom,
     doctor,
     init,
+    try_bundle,
     adapt,
     demo,
     configs,
@@ -76,16 +78,17 @@ LEADING: dict[str, str] = {
 }
 """Commands whose first words are a list: the option of the list."""
 
-FIRST: dict[str, str] = {
-    "bank show": "file",
-    "configs": "name",
-    "curves": "run",
-    "doctor": "root",
-    "init": "root",
-    "phantom": "out",
-    "serve": "viewer",
+FIRST: dict[str, tuple[str, ...]] = {
+    "bank show": ("file",),
+    "configs": ("name",),
+    "curves": ("run",),
+    "doctor": ("root",),
+    "init": ("root",),
+    "phantom": ("out",),
+    "serve": ("viewer",),
+    "try": ("bundle", "scan"),
 }
-"""Commands whose first word is a value: the option of the value."""
+"""Commands whose first words are values: the options of the values, in their order."""
 
 REPEATED: dict[str, tuple[str, ...]] = {
     "segment": ("image", "bundle"),
@@ -162,7 +165,8 @@ def with_options(given: Sequence[str]) -> list[str]:
     if name in LEADING and count:
         leading = [f"--{LEADING[name]}={json.dumps(words[:count])}"]
     elif name in FIRST and count:
-        leading, count = [f"--{FIRST[name]}={words[0]}"], 1
+        leading = [f"--{option}={word}" for option, word in zip(FIRST[name], words[:count], strict=False)]
+        count = len(leading)
     else:
         count = 0
     flags = {f"--{flag}" for flag in FLAGS.get(name, ())}

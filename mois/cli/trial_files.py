@@ -1,0 +1,66 @@
+"""Finds and reads the labels beside a scan, for `mois try`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from mois.errors import DataError
+from mois.records import Volume
+from mois.scans.dataset_description import FILE_ENDINGS, read_description
+from mois.scans.image_files import read_image
+from mois.scans.labels import whole_numbers
+from mois.scans.volumes import read_volume
+
+SUFFIXES = ("_seg", "_label", "_mask", "_dseg", "-label", "-seg", ".seg")
+
+
+def read_labelled(scan: Path, labels: Path | None, needed: bool, target_class: int | None) -> tuple[Volume, int]:
+    """Read a scan with its labels.
+
+    Args:
+        scan: File of the image, or a folder of DICOM.
+        labels: Label map; None looks for one beside the scan, if labels are needed.
+        needed: Whether lesions are needed.
+        target_class: The class that is wanted; None takes the class with most lesions.
+
+    Returns:
+        The scan, and the class; 0 if no labels were read.
+
+    Raises:
+        DataError: If labels are needed and there are none, or no lesion of the class is in them.
+    """
+    name = scan.name.split(".")[0]
+    if not needed and labels is None:
+        return read_volume(scan, None, subject=name, patient=name, classes={}), 0
+    found = labels if labels is not None else labels_beside(scan)
+    if found is None:
+        raise DataError(f"{scan}: there are no labels beside it; give --labels MAP, or --prompts FILE.")
+    values = np.unique(whole_numbers(read_image(found)[0], found))
+    classes = {int(value): str(value) for value in values if value}
+    volume = read_volume(scan, found, subject=name, patient=name, classes=classes)
+    counts = Counter(volume.classes.values())
+    chosen = target_class if target_class is not None else max(counts, key=lambda one: (counts[one], -one), default=0)
+    if not counts.get(chosen):
+        what = "a lesion (voxels above 0)" if target_class is None else f"a lesion of class {target_class}"
+        raise DataError(f"{found}: does not hold {what}; give another label map, or --prompts FILE.")
+    return volume, chosen
+
+
+def labels_beside(scan: Path) -> Path | None:
+    """Return the label map of a scan: in labelsTr or labelsTs of its dataset, or beside it under a usual name."""
+    ending = next((one for one in FILE_ENDINGS if scan.name.endswith(one)), "")
+    stem = scan.name.removesuffix(ending)
+    part = re.fullmatch(r"images(Tr|Ts)", scan.parent.name)
+    if part:
+        root, subject = scan.parent.parent, re.sub(r"_\d{4}$", "", stem)
+        ending = read_description(root / "dataset.json").file_ending if (root / "dataset.json").is_file() else ending
+        file = root / f"labels{part[1]}" / f"{subject}{ending}"
+        return file if file.is_file() else None
+    names = [f"{stem}{suffix}{one}" for suffix in SUFFIXES for one in FILE_ENDINGS]
+    bids = stem.rpartition("_")[0]  # sub-01_FLAIR beside sub-01_dseg
+    names += [f"{bids}{suffix}{one}" for suffix in ("_dseg", "_mask") for one in FILE_ENDINGS] if bids else []
+    return next((scan.parent / name for name in names if (scan.parent / name).is_file()), None)

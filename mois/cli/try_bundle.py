@@ -1,0 +1,116 @@
+"""`mois try`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mois.cli.messages import say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mois.evaluation.actions.pixel_trials import PixelTrial
+    from mois.records import Volume
+    from mois.sharing.lesion_model import LesionModel
+
+COLUMNS = (
+    "pixel_mm", "prompted", "found", "volume_ml", "seconds", "prompted_dice", "unprompted_dice", "lesion_f1",
+    "false_lesions",
+)  # fmt: skip
+SHIPPED = "shipped"
+
+
+def try_bundle(
+    bundle: Path,
+    scan: Path,
+    prompts: Path | None = None,
+    labels: Path | None = None,
+    target_class: int | None = None,
+    pixel_mm: list[float] | None = None,
+    count: int = 5,
+    out: Path = Path("try"),
+    device: str = "auto",
+) -> None:
+    """Show what a model finds in a scan at a few pixel sizes, before any training.
+
+    Args:
+        bundle: Folder of the bundle; the word shipped stands for the model that ships with the package.
+        scan: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series.
+        prompts: Prompt file, as for mois segment.
+        labels: Label map of the scan. By default the one beside it: labelsTr of its dataset, or NAME_seg, NAME_label,
+            NAME_mask or NAME_dseg in its folder. Some of its lesions are clicked, and the others are to be found.
+        target_class: Class of the labels whose lesions are clicked; by default the class with most lesions.
+        pixel_mm: Pixel sizes to try, in mm. By default that of the bundle, its half and its double; with labels also
+            the size at which the median lesion is 12 pixels across.
+        count: Number of lesions that are clicked, with labels.
+        out: Folder for try.png and try.csv.
+        device: Device such as cpu or cuda; auto takes an accelerator if there is one.
+
+    Raises:
+        ValueError: If there are neither prompts nor labels, or a file cannot be used.
+    """
+    from mois.cli.trial_files import read_labelled
+    from mois.evaluation.actions.pixel_trials import click_annotated, try_pixel_size
+    from mois.files.atomic import write_text
+    from mois.files.csv_tables import csv_text
+    from mois.report.trial_picture import draw_trials
+    from mois.serve.shipped_model import served_model
+    from mois.session.prompts.prompt_file import read_prompts
+
+    entries = None if prompts is None else read_prompts(prompts)
+    model = served_model(None if str(bundle) == SHIPPED else bundle, 1.5, device)
+    if len(model.segmenter.settings.channels) > 1:
+        raise ValueError(f"bundle={bundle} sees several channels, mois try takes one image; use mois evaluate.")
+    volume, chosen = read_labelled(scan, labels, needed=prompts is None, target_class=target_class)
+    annotated = None if prompts is not None else click_annotated(volume, chosen, count)
+    asked = entries if entries is not None else annotated.entries if annotated is not None else ()
+    trials = []
+    for size in pixel_mm or _sizes(model, volume, chosen):
+        trials.append(try_pixel_size(model, volume, size, asked, annotated))
+        say(_line(trials[-1]))
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "try.csv", csv_text(COLUMNS, [_row(trial) for trial in trials]))
+    picture = draw_trials(out / "try.png", volume, trials, annotated)
+    if annotated is not None:
+        say(f"most of the others are found with {_best(trials).pixel_mm:g} mm per pixel, before any training")
+    say(f"{picture} and {out / 'try.csv'}")
+
+
+def _sizes(model: LesionModel, volume: Volume, chosen: int) -> list[float]:
+    """Return the pixel sizes to try, ascending."""
+    from mois.scans.dataset_facts import ScanFacts, proposal_for
+
+    own = model.segmenter.settings.pixel_mm
+    if not chosen:
+        return [own / 2, own, 2 * own]
+    proposed = proposal_for([ScanFacts.of(volume, instances=True)]).pixel_mm
+    return sorted({own, proposed / 2, proposed, 2 * proposed})
+
+
+def _best(trials: Sequence[PixelTrial]) -> PixelTrial:
+    def score(trial: PixelTrial) -> float:
+        value = math.nan if trial.figures is None else trial.figures.unprompted_dice
+        return -1.0 if math.isnan(value) else value
+
+    return max(trials, key=score)
+
+
+def _row(trial: PixelTrial) -> list[object]:
+    found = len({*trial.found[trial.found > 0].tolist()})
+    first = [trial.pixel_mm, len(trial.prompted), found, round(trial.volume_ml, 3), round(trial.seconds, 1)]
+    if trial.figures is None:
+        return [*first, None, None, None, None]
+    figures = trial.figures
+    measured = (figures.prompted_dice, figures.unprompted_dice, figures.lesion_f1)
+    return [*first, *(None if math.isnan(value) else round(value, 3) for value in measured), figures.false_lesions]
+
+
+def _line(trial: PixelTrial) -> str:
+    """Return a row of the table in words."""
+    cells = zip(COLUMNS[1:], _row(trial)[1:], strict=True)
+    return f"{trial.pixel_mm:g} mm: " + ", ".join(f"{name} {value}" for name, value in cells if value is not None)
+
+
+try_bundle.__name__ = "try"  # a word of Python, so no function can be called so

@@ -1,0 +1,71 @@
+"""`mois try`: the shipped model on a scan, with the labels beside it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mois.cli import main as mois_main
+from mois.cli.trial_files import labels_beside
+
+Make = Callable[..., Path]
+
+
+@pytest.mark.ci
+def test_labels_beside_a_scan_are_clicked(
+    make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = make_dataset(subjects=1) / "imagesTr" / "p0_0000.nii.gz"
+    out = tmp_path / "out"
+    mois_main(
+        ["try", "shipped", str(scan), "--pixel_mm", "[1,2]", "--count", "2", "--out", str(out), "--device", "cpu"]
+    )
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("1 mm: prompted 2, found ")
+    assert said[-1] == f"{out / 'try.png'} and {out / 'try.csv'}"
+    with (out / "try.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["pixel_mm"]) for row in rows] == [1, 2]
+    assert all(0 <= float(row["unprompted_dice"]) <= 1 for row in rows)
+
+    prompts = tmp_path / "prompts.json"  # a prompt file needs no labels
+    prompts.write_text(json.dumps({"prompts": [{"click": {"voxel": [20, 4, 20]}}]}), encoding="utf-8")
+    command = ["try", "shipped", str(scan), "--prompts", str(prompts), "--pixel_mm", "[2]", "--out", str(out)]
+    mois_main([*command, "--device", "cpu"])
+    with (out / "try.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["prompted"], row["unprompted_dice"]) == ("1", "")
+
+
+def test_a_scan_without_labels_needs_prompts(
+    make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_dataset(subjects=1)
+    shutil.rmtree(root / "labelsTr")
+    scan = root / "imagesTr" / "p0_0000.nii.gz"
+    with pytest.raises(SystemExit):
+        mois_main(["try", "shipped", str(scan), "--out", str(tmp_path / "out")])
+    line = f"error: {scan}: there are no labels beside it; give --labels MAP, or --prompts FILE.\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("scan", "labels"),
+    [
+        ("imagesTr/p0_0000.nii.gz", "labelsTr/p0.nii.gz"),
+        ("a.nii.gz", "a_seg.nii.gz"),
+        ("a.nii.gz", "a_label.nrrd"),
+        ("sub-1_FLAIR.nii.gz", "sub-1_dseg.nii.gz"),
+        ("a.nii.gz", None),
+    ],
+)
+def test_labels_beside(tmp_path: Path, scan: str, labels: str | None) -> None:
+    for name in (scan, labels or "b_seg.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert labels_beside(tmp_path / scan) == (None if labels is None else tmp_path / labels)

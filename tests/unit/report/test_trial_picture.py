@@ -1,0 +1,59 @@
+"""The picture of `mois try`: a row for each pixel size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mois.evaluation.actions.pixel_trials import Annotated, PixelTrial, TrialFigures, _score, click_annotated
+from mois.records import Volume
+from mois.report.trial_picture import draw_trials
+
+
+def scan() -> Volume:
+    """Return a scan of 40 x 40 x 6 voxels of 1 mm, with lesions of 9, 27 and 75 voxels on one or three slices."""
+    lesions = torch.zeros(40, 40, 6, dtype=torch.int32)
+    lesions[5:8, 5:8, 1] = 4
+    lesions[20:23, 5:8, 1:4] = 7
+    lesions[20:25, 20:25, 2:5] = 9
+    image = torch.rand(40, 40, 6, generator=torch.Generator().manual_seed(0)) + 3 * (lesions > 0)
+    affine = torch.diag(torch.tensor([-1.0, -1.0, 3.0, 1.0], dtype=torch.float64))  # i to the left, j to the back
+    return Volume("a", "a", image, affine, lesions, {4: 1, 7: 1, 9: 1})
+
+
+def test_the_middle_lesion_is_clicked_in_its_middle() -> None:
+    annotated = click_annotated(scan(), 1, count=5)
+    assert annotated.clicked == (7,)  # half of three lesions; of the sizes 9, 27 and 75 the middle one first
+    click, propagation = annotated.entries
+    assert click.given == pytest.approx([21.0, 6.0, 3.0])  # the first of its slices, voxel (21, 6, 1), LPS mm
+    assert propagation.kind == "propagate"
+
+
+def test_figures_by_hand() -> None:
+    """Truth: 2 voxels clicked, 4 others. Answer: both and one more of the clicked, 2 of the 4 others, a false one."""
+    truth = np.array([[[1, 1, 0, 0, 2, 2, 2, 2, 0, 0]]], np.int32)
+    answer = np.array([[[1, 1, 1, 0, 5, 5, 0, 0, 0, 8]]], np.int32)
+    figures = _score(answer, (1,), Annotated(truth, (1,), ()))
+    assert figures.prompted_dice == pytest.approx(2 * 2 / (2 + 3))
+    assert figures.unprompted_dice == pytest.approx(2 * 2 / (4 + 3))
+    assert figures.lesion_f1 == pytest.approx(2 / 3)  # one found, one false
+    assert figures.false_lesions == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_row_for_each_size(tmp_path: Path, known: bool) -> None:
+    volume = scan()
+    annotated = click_annotated(volume, 1, count=1) if known else None
+    lesions = np.moveaxis(volume.lesions.numpy(), -1, 0)
+    figures = TrialFigures(0.5, 0.5, 0.5, 0) if known else None
+    trials = [PixelTrial(size, lesions.copy(), (7,), 1.0, 2.0, figures) for size in (0.5, 1.0)]
+    path = draw_trials(tmp_path / "try.png", volume, trials, annotated)
+    with Image.open(path) as picture:
+        one_row = picture.height / picture.width
+    path = draw_trials(tmp_path / "try.png", volume, trials[:1], annotated)
+    with Image.open(path) as picture:
+        assert picture.height / picture.width < one_row
