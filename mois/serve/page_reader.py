@@ -135,6 +135,7 @@ class PageReader:
         return {
             "epoch": EPOCH,
             "actions": self._seat.look(lambda session: len(session.actions)),
+            "encoded": self._seat.look(_share_encoded),
             "role": self._seat.role,
             "writer": self._seat.writer,
             "finding": {
@@ -248,3 +249,9 @@ class PageReader:
         if len(points) != count:
             raise ValueError(text)
         return points
+
+
+def _share_encoded(session: InteractiveSession) -> float:
+    """Return the share of the scan's tiles that are encoded: a click on others waits for them."""
+    encoded = session._bench.on_scan.encoded
+    return sum(row in encoded.store for row in range(encoded.shown)) / max(1, encoded.shown)

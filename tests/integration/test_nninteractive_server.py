@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -25,8 +23,8 @@ from mois.serve.host import Host
 from mois.serve.nninteractive.routes import nninteractive_app
 from mois.serve.shipped_model import served_model
 from mois.session import InteractiveSession
+from tests.support.killed_server import KilledServer
 from tests.support.nninteractive_story import TOKEN, further_paths, play_client, play_python, scan, served, told
-from tests.support.paths import ROOT
 from tests.support.session_fakes import make_model, three_lesions
 
 remote = pytest.importorskip("nnInteractive.inference.remote")
@@ -121,35 +119,6 @@ STEPS = [
 ]
 
 
-class Server:
-    """A server that can be killed and started again."""
-
-    def __init__(self, studies: Path) -> None:
-        self.starter = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.killed_server", str(studies)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.start()
-
-    def start(self) -> None:
-        self.starter.stdin.write("start\n")
-        self.starter.stdin.flush()
-        process, port = self.starter.stdout.readline().split()
-        self.process, self.url = int(process), f"http://127.0.0.1:{port}"
-
-    def kill(self) -> None:
-        os.kill(self.process, signal.SIGKILL)
-
-    def end(self) -> None:
-        self.starter.kill()
-        self.starter.wait()
-
-
 def labels_of(client, folder: Path) -> np.ndarray:
     answer = further_paths(client).post("/result", json={})
     assert answer.status_code == 200, answer.text
@@ -157,7 +126,7 @@ def labels_of(client, folder: Path) -> np.ndarray:
     return nrrd.read(str(folder / "lesions.seg.nrrd"))[0]
 
 
-def play(server: Server, spacing: list[float], kill_after_s: float | None) -> object:
+def play(server: KilledServer, spacing: list[float], kill_after_s: float | None) -> object:
     """Play the story; the client goes on after the server was killed. The client after the last step."""
     client, done = connect(server.url, IMAGE, spacing), 0
     killing = threading.Timer(kill_after_s or 0.0, server.kill if kill_after_s is not None else lambda: None)
@@ -182,7 +151,7 @@ def play(server: Server, spacing: list[float], kill_after_s: float | None) -> ob
 
 
 def test_client_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:
-    chance, server = random.Random(0), Server(tmp_path / "studies")
+    chance, server = random.Random(0), KilledServer("nninteractive", tmp_path / "studies")
     try:
         begin = time.perf_counter()
         expected = labels_of(play(server, SPACING, None), tmp_path)

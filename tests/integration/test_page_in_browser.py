@@ -79,6 +79,9 @@ def test_three_hundred_lesions_scroll_smoothly_and_axe_finds_nothing_serious(bro
         assert rows.count() < 40  # only those in sight
         assert min(page.page.evaluate(FRAMES) for _ in range(3)) <= 100  # 33 on two free cores
         assert rows.first.get_attribute("aria-setsize") == str(count)
+        page.press("j")
+        page.page.locator("#list").evaluate("list => { list.scrollTop = list.scrollHeight; }")
+        page.page.wait_for_timeout(100)  # the chosen lesion is far above those in sight
         assert serious(page.page) == []
         page.press("?")
         assert serious(page.page) == []
@@ -139,7 +142,13 @@ def test_types_are_chosen_by_key_and_have_colours(browser, tmp_path):
         assert serious(page.page) == []
         page.after_action(lambda: page.press("Enter"))
         assert page.state()["types"] == ["long", "round", "flat"]
-        assert serious(page.page) == []
+        for width in (1400, 800, 480):
+            page.page.set_viewport_size({"width": width, "height": 850})
+            page.page.wait_for_timeout(200)
+            assert serious(page.page) == []
+            assert page.page.evaluate("document.documentElement.scrollWidth") == width
+            below = "document.getElementById('{}').getBoundingClientRect()".format
+            assert page.page.evaluate(f"{below('scan')}.bottom <= {below('list-head')}.top") == (width < 900)
         assert page.errors == []
 
 

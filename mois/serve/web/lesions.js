@@ -35,7 +35,10 @@ export class LesionList {
       const row = event.target.closest("[role=option]");
       if (row) onChoose(Number(row.dataset.lesion));
     });
-    new ResizeObserver(() => this.draw()).observe(element);
+    new ResizeObserver(() => {
+      this.draw();
+      if (this.chosen !== null) this.reveal(this.chosen);
+    }).observe(element);
   }
 
   show(lesions, chosen, types = this.types) {
@@ -88,7 +91,8 @@ export class LesionList {
       }
     for (const row of free) row.remove();
     this.none.hidden = this.lesions.length > 0;
-    if (this.chosen === null) this.element.removeAttribute("aria-activedescendant");
+    const drawn = [...this.rows.keys()].some((index) => this.lesions[index].id === this.chosen);
+    if (!drawn) this.element.removeAttribute("aria-activedescendant");
     else this.element.setAttribute("aria-activedescendant", `lesion-${this.chosen}`);
   }
 }

@@ -69,13 +69,15 @@ function showButtons() {
   by("chosen-name").textContent = one
     ? `Lesion ${one.id}: ${inWords(one)}, ${inMl(one.ml)} ml, ${Math.round(100 * one.confidence)} % sure`
     : "No lesion is chosen.";
-  for (const id of ["accept", "reject", "lock", "remove", "correct"]) by(id).disabled = !one;
+  const watches = state.role !== "writer";
+  for (const id of ["accept", "reject", "lock", "remove", "correct"]) by(id).disabled = !one || watches;
+  for (const id of ["save", "add-type", "type", "bank-in"]) by(id).disabled = watches;
   by("lock").firstChild.textContent = one && one.status !== "open" ? "Unlock " : "Lock ";
   by("correct").setAttribute("aria-pressed", String(correcting));
-  by("undo").disabled = !state.can_undo;
-  by("redo").disabled = !state.can_redo;
+  by("undo").disabled = !state.can_undo || watches;
+  by("redo").disabled = !state.can_redo || watches;
   by("working").hidden = !state.finding.running;
-  for (const id of ["propagate", "propagate-types"]) by(id).disabled = state.finding.running;
+  for (const id of ["propagate", "propagate-types"]) by(id).disabled = state.finding.running || watches;
   by("progress").value = state.finding.share;
 }
 
@@ -319,8 +321,14 @@ by("order").addEventListener("change", (event) => list.reorder(event.target.valu
 listen(actions, by("keys"));
 leaveAtEnd();
 
+function showEncoded(share) {
+  by("encoding").hidden = share === 1;
+  by("encoding").textContent = `Preparing the scan: ${Math.floor(100 * share)} %. You can click; it takes longer.`;
+}
+
 // shows what others did; the question has told the server that the page is open
 function pulse(next) {
+  showEncoded(next.encoded);
   const changed = ["actions", "role", "epoch", "writer"].some((name) => next[name] !== state[name]);
   if (changed) return act(async () => show(await getJson("state")));
 }
@@ -343,6 +351,7 @@ async function open() {
   viewer.sliceAxis = scan.slice_axis;
   await viewer.open(await getBytes("image.nii"), scan.shape);
   await show(await getJson("state"));
+  showEncoded(state.encoded);
   useTool("click");
   const first = state.lesions[0];
   if (first) viewer.moveTo(first.at);

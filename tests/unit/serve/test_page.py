@@ -101,6 +101,11 @@ def test_masks_are_given_by_number_and_only_while_they_are_shown(page, scan):
     assert page.post("masks", json={"numbers": [row["mask"]]}).json() == {}
 
 
+def test_pulse_says_how_much_of_the_scan_is_encoded(page):
+    while (share := page.get("pulse").json()["encoded"]) < 1:
+        assert share >= 0
+
+
 def test_preview_changes_nothing(page, scan):
     shown = page.post("preview", json={"points": [voxel(scan, 2, 20, 20)]}).json()
     assert shown["lesion"] == 1
