@@ -15,8 +15,9 @@ from mois.geometry import restore_stack
 from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.levels import EVEN, ScanRule, mixed, shifted
-from mois.inference.parting import part_by_cores
-from mois.lesions import InstanceMap, split_touching
+from mois.inference.parting import part_by_cores_steps
+from mois.lesions import InstanceMap, split_touching_steps
+from mois.machine.steps import Steps, finish, some_slices
 from mois.records import Exemplars
 
 
@@ -37,7 +38,25 @@ class LesionMaps(NamedTuple):
 
     def by_rule(self, rule: ScanRule) -> LesionMaps:
         """Return the maps as the exemplars of the scan decide: answers mixed, log-odds shifted, the waist known."""
-        return self.mixed(rule.plain).at_level(rule.level)._replace(plain=None, waist_mm=rule.waist_mm)
+        return finish(self.by_rule_steps(rule))
+
+    def by_rule_steps(self, rule: ScanRule) -> Steps[LesionMaps]:
+        """Do what `by_rule` does, a few slices at a time."""
+        if rule.level == EVEN and (self.plain is None or not rule.plain):
+            return self._replace(plain=None, waist_mm=rule.waist_mm)
+        probability = torch.empty_like(self.probability)
+        cores = None if self.cores is None else torch.empty_like(self.cores)
+        for slices in some_slices(probability.shape):
+            here = self.on_slices(slices).mixed(rule.plain).at_level(rule.level)
+            probability[slices] = here.probability
+            if cores is not None and here.cores is not None:
+                cores[slices] = here.cores
+            yield None
+        return LesionMaps(probability, cores, waist_mm=rule.waist_mm)
+
+    def on_slices(self, slices: slice) -> LesionMaps:
+        """Return the maps on some slices."""
+        return LesionMaps(*(part[slices] if isinstance(part, Tensor) else part for part in self))  # type: ignore[arg-type]
 
     def mixed(self, share: float) -> LesionMaps:
         """Return the maps with the log-odds of the plain answer mixed into those of the probability."""
@@ -107,26 +126,30 @@ class BlendedAnswers:
             for name, part in further.items():
                 self._further[name][:, slice_index] = self.encoded.tiles.blend(part[here], tiles).half()
 
-    def restored(self) -> list[LesionMaps]:
+    def restored_steps(self) -> Steps[list[LesionMaps]]:
         """Return the answer to each question on the scan's own pixels."""
         stacks = {"probability": self._probability} | self._further
-        restored = {name: self._restore(part) for name, part in stacks.items()}
+        restored = {}
+        for name, part in stacks.items():
+            restored[name] = yield from self._restore(part)
         return [
             LesionMaps(**{name: part[index] for name, part in restored.items()})  # type: ignore[arg-type]
             for index in range(len(self._probability))
         ]
 
-    def _restore(self, stacks: Tensor) -> Tensor:
+    def _restore(self, stacks: Tensor) -> Steps[Tensor]:
         restored = torch.empty(len(stacks), *self.encoded.grid.stack_shape, dtype=stacks.dtype)
-        for number, stack in enumerate(stacks):  # one stack at a time, to save memory
-            restored[number] = restore_stack(stack.float(), self.encoded.grid).to(stacks.dtype)
+        for number, stack in enumerate(stacks):
+            for slices in some_slices(restored.shape[1:]):  # a few at a time, to save memory, too
+                restored[number, slices] = restore_stack(stack[slices].float(), self.encoded.grid).to(stacks.dtype)
+                yield None
         return restored
 
 
 def parting_of(
     maps: LesionMaps, prominence_mm: float | None, min_voxels: int, spacing_mm: Spacing | Edges | None
-) -> Callable[[InstanceMap], InstanceMap] | None:
-    """Return the function that parts touching lesions of an instance map; None if nothing says where to part.
+) -> Callable[[InstanceMap], Steps[InstanceMap]] | None:
+    """Return the function that parts touching lesions of an instance map, in steps; None if nothing says where to part.
 
     Args:
         maps: The answer. A waist that is known parts lesions by their shape; without it, cores part them.
@@ -145,8 +168,10 @@ def parting_of(
         what = "cores part" if by_cores else f"inference.split_prominence_mm={prominence_mm} parts"
         raise ValueError(f"{what} touching lesions, which needs the spacing in mm; pass spacing_mm.")
     if by_cores and maps.cores is not None:
-        return partial(part_by_cores, cores=maps.cores.numpy(), spacing_mm=spacing_mm, min_voxels=min_voxels)
-    return partial(split_touching, spacing_mm=spacing_mm, prominence_mm=prominence_mm or 0.0, min_voxels=min_voxels)
+        return partial(part_by_cores_steps, cores=maps.cores.numpy(), spacing_mm=spacing_mm, min_voxels=min_voxels)
+    return partial(
+        split_touching_steps, spacing_mm=spacing_mm, prominence_mm=prominence_mm or 0.0, min_voxels=min_voxels
+    )
 
 
 def side_by_side(questions: Sequence[Exemplars]) -> Exemplars:

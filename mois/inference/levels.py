@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mois.inference.parting import waist_of
+from mois.machine.steps import Steps, finish, some_slices
 from mois.records import Exemplars
 
 if TYPE_CHECKING:
@@ -73,6 +74,13 @@ class ScanRule(NamedTuple):
 def rule_of(
     segmenter: VolumeSegmenter, encoded: EncodedVolume, exemplars: Exemplars, lesions: Outlined, answer: LesionMaps
 ) -> ScanRule:
+    """Return what the exemplars of a scan decide; see `rule_steps`."""
+    return finish(rule_steps(segmenter, encoded, exemplars, lesions, answer))
+
+
+def rule_steps(
+    segmenter: VolumeSegmenter, encoded: EncodedVolume, exemplars: Exemplars, lesions: Outlined, answer: LesionMaps
+) -> Steps[ScanRule]:
     """Return what the exemplars of a scan decide.
 
     Each lesion is left out in turn, and the other exemplars look for it. At each level they find a share of the lesion
@@ -100,23 +108,37 @@ def rule_of(
     positive = int((exemplars.present & ~exemplars.negative).sum())
     if positive < 2:  # without any, it is the answer to no exemplars
         return ScanRule(level=LONE_LEVEL if positive else EVEN, waist_mm=waist_mm)
-    return _best(_without_own(segmenter, encoded, exemplars, lesions), answer)._replace(waist_mm=waist_mm)
+    left_out = yield from _without_own(segmenter, encoded, exemplars, lesions)
+    rule = yield from _best(left_out, answer)
+    return rule._replace(waist_mm=waist_mm)
 
 
-def _best(left_out: Sequence[Inside], answer: LesionMaps) -> ScanRule:
+def _best(left_out: Sequence[Inside], answer: LesionMaps) -> Steps[ScanRule]:
     """Return the share of the plain answer and the level with the largest recall x recall / share of the scan."""
     levels = torch.tensor(LEVELS)
     best, rule = 0.0, ScanRule()
     for plain in (0.0,) if answer.plain is None else (0.0, HALF):
-        probability = answer.mixed(plain).probability
-        shown = probability[probability > 0]
-        if not len(shown) or not left_out:
+        if not left_out:
+            continue
+        shown, reached = yield from _counts(answer, plain, levels)
+        if not shown:
             continue
         recall = torch.stack([_share_above(inside.mixed(plain), levels) for inside in left_out]).mean(0)
-        worth = recall.square() / _share_above(shown, levels).clamp(min=1 / len(shown))
+        worth = recall.square() / (reached / shown).clamp(min=1 / shown)
         if float(worth.max()) > best:
             best, rule = float(worth.max()), ScanRule(plain, LEVELS[int(worth.argmax())])
     return rule
+
+
+def _counts(answer: LesionMaps, plain: float, levels: Tensor) -> Steps[tuple[int, Tensor]]:
+    """Return how many voxels of a scan are not air, and how many reach each level, (levels,) float32."""
+    shown, reached = 0, torch.zeros(len(levels), dtype=torch.int64)
+    for slices in some_slices(answer.probability.shape):
+        probability = answer.on_slices(slices).mixed(plain).probability
+        shown += int(torch.count_nonzero(probability > 0))
+        reached += torch.stack([torch.count_nonzero(probability >= level) for level in levels])
+        yield None
+    return shown, reached.float()
 
 
 def mixed(probability: Tensor, plain: Tensor, share: float) -> Tensor:
@@ -165,7 +187,7 @@ class Inside(NamedTuple):
 @torch.inference_mode()
 def _without_own(
     segmenter: VolumeSegmenter, encoded: EncodedVolume, exemplars: Exemplars, lesions: Outlined
-) -> list[Inside]:
+) -> Steps[list[Inside]]:
     """Return what the other exemplars find of each lesion."""
     prepared = segmenter.prepare([exemplars], merge=False)
     found = []
@@ -177,6 +199,7 @@ def _without_own(
             answers = segmenter.opinions(encoded, np.array([row]), prepared.map(weight=weight))
             plain = None if answers.plain is None else answers.plain[0, 0][inside]
             found.append(Inside(answers.probability[0, 0][inside], plain))
+            yield None
     return found
 
 

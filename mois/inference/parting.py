@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from mois.grid import Edges, Spacing, edges_of
 from mois.lesions import InstanceMap, Mask
+from mois.machine.steps import Steps, finish
 
 # All numbers below were chosen on phantoms, round and plexiform: with true cores, and SURE with learned cores.
 SURE = 0.9
@@ -97,6 +98,13 @@ def part_by_cores(
     Returns:
         Instance map (S, H, W) int32, ids 1..K. The parts of a lesion have consecutive ids.
     """
+    return finish(part_by_cores_steps(lesions, cores, spacing_mm, min_voxels))
+
+
+def part_by_cores_steps(
+    lesions: InstanceMap, cores: npt.NDArray[np.floating], spacing_mm: Spacing | Edges, min_voxels: int = 1
+) -> Steps[InstanceMap]:
+    """Do what `part_by_cores` does, lesion by lesion."""
     slices_mm, rows_mm, columns_mm = (float(np.linalg.norm(edge)) for edge in edges_of(spacing_mm))
     out = np.zeros_like(lesions)
     count = 0
@@ -108,6 +116,7 @@ def part_by_cores(
         parts = _join_small(_link(regions, slices_mm, rows_mm * columns_mm)[regions.ids], min_voxels)
         out[where] += np.where(inside, parts + count, 0).astype(np.int32)
         count += int(parts.max())
+        yield None
     return out
 
 

@@ -1,8 +1,8 @@
-"""A propagation in parts, so that other work can be done between two parts."""
+"""A propagation in steps, so that other work can be done between two steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import torch
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.execution import tiles_at_once
 from mois.inference.lesion_maps import BlendedAnswers, LesionMaps, TileAnswers
+from mois.machine.steps import Steps, finish
 from mois.records import Exemplars
 
 if TYPE_CHECKING:
@@ -19,32 +20,26 @@ if TYPE_CHECKING:
 
 
 class Search:
-    """Finds lesions like R sets of exemplars in a whole scan, part by part.
+    """Finds lesions like R sets of exemplars in a whole scan, step by step.
 
     Args:
         segmenter: The model.
         encoded: The scan.
         questions: R sets of exemplars, B = 1 each and any K.
-
-    Attributes:
-        answers: One answer for each set, once all parts are done.
     """
 
     def __init__(self, segmenter: VolumeSegmenter, encoded: EncodedVolume, questions: Sequence[Exemplars]) -> None:
         self.segmenter = segmenter
         self.encoded = encoded
         self.questions = questions
-        self.answers: list[LesionMaps] = []
 
     def whole(self) -> list[LesionMaps]:
-        """Do all parts, and return the answers."""
-        for _ in self.parts():
-            pass
-        return self.answers
+        """Do all steps, and return one answer for each set."""
+        return finish(self.steps())
 
     @torch.inference_mode()
-    def parts(self, *, tile_by_tile: bool = False) -> Iterator[float]:
-        """Do one part after another. After each part, yield the share of the tiles that are done, 0 to 1.
+    def steps(self, *, tile_by_tile: bool = False) -> Steps[list[LesionMaps]]:
+        """Yield the share of the tiles that are done after each step, and return one answer for each set.
 
         Args:
             tile_by_tile: Also stop after each tile that had to be encoded. The answers do not depend on it.
@@ -64,9 +59,7 @@ class Search:
                         yield done / all_tiles
                 opinions.append(segmenter.opinions(encoded, part, prepared))
                 done += len(part)
-                if done < all_tiles:
-                    yield done / all_tiles
+                yield done / all_tiles
             if opinions:
                 blended.add(slices, rows, TileAnswers.cat(opinions))
-        self.answers = blended.restored()
-        yield 1.0
+        return (yield from blended.restored_steps())

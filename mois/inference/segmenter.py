@@ -30,7 +30,8 @@ from mois.inference.search import Search
 from mois.inference.settings import InferenceSettings
 from mois.intensities import Normalisation, doubt
 from mois.interfaces import Backbone, Propagation, TrackingRules
-from mois.lesions import Candidates, InstanceMap, find_candidates
+from mois.lesions import Candidates, InstanceMap, find_candidates_steps
+from mois.machine.steps import Steps, finish
 from mois.records import Exemplars, Features, MaskPrediction, Prompts, Volume
 from mois.scans.channels import channels_of, normalised_stack
 
@@ -370,10 +371,16 @@ class VolumeSegmenter:
         Raises:
             ValueError: If touching lesions are to be parted and the spacing is missing.
         """
+        return finish(self.candidates_steps(answer, voxel_ml, spacing_mm))
+
+    def candidates_steps(
+        self, answer: LesionMaps | Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None
+    ) -> Steps[Candidates]:
+        """Do what `candidates` does, in steps."""
         maps = answer if isinstance(answer, LesionMaps) else LesionMaps(answer)
         min_voxels = self.min_voxels(voxel_ml)
         part = parting_of(maps, self.settings.split_prominence_mm, min_voxels, spacing_mm)
-        return find_candidates(maps.probability.numpy(), self.settings.threshold, min_voxels, part)
+        return find_candidates_steps(maps.probability.numpy(), self.settings.threshold, min_voxels, part)
 
     def min_voxels(self, voxel_ml: float) -> int:
         """Return the size in voxels of the smallest lesion that is kept, for voxels of this volume in millilitres."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import Future
 from enum import IntEnum
 from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
+from mois.machine.steps import Steps
+
 Result = TypeVar("Result")
-Steps = Generator[Any, None, Result]
-"""Work in parts. More urgent work is done between two parts."""
 
 
 class Urgency(IntEnum):
@@ -28,7 +28,7 @@ class DeviceQueue:
     """Does all work of all clients, one piece after another, in one thread.
 
     - The most urgent piece goes first; among equals, the one that came first.
-    - Work in parts lets more urgent pieces in between its parts.
+    - Work in steps lets more urgent pieces in between its steps.
     - An error goes to the client whose work it was. The queue goes on.
     """
 
@@ -47,25 +47,25 @@ class DeviceQueue:
     def submit_steps(
         self, begin: Callable[[], Steps[Result]], urgency: Urgency = Urgency.PROPAGATION
     ) -> Future[Result]:
-        """Put work in parts into the queue.
+        """Put work in steps into the queue.
 
         Args:
-            begin: Returns the generator of the parts. What the generator returns is the result.
-            urgency: How urgent each part is.
+            begin: Returns the generator of the steps. What the generator returns is the result.
+            urgency: How urgent each step is.
         """
         future: Future[Result] = Future()
         self._put(urgency, next(self._numbers), begin(), future)
         return future
 
     def close(self) -> None:
-        """End the thread after the part under way. Work that waits is cancelled."""
+        """End the thread after the step under way. Work that waits is cancelled."""
         with self._changed:
             self._closed = True
             waiting, self._waiting = self._waiting, []
             self._changed.notify_all()
         for _, _, steps, future in waiting:
             steps.close()
-            if not future.cancel():  # between two of its parts
+            if not future.cancel():  # between two of its steps
                 future.set_exception(RuntimeError("the server ends"))
         if threading.current_thread() is not self._thread:
             self._thread.join()

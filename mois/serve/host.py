@@ -11,11 +11,11 @@ from typing import TypeVar
 import numpy as np
 
 from mois.inference.feature_store import FeatureBudget
+from mois.machine.steps import Steps
 from mois.records import Volume
 from mois.scans.channels import named_images
 from mois.scans.volumes import read_images
-from mois.serve.device_queue import DeviceQueue, Steps, Urgency
-from mois.serve.propagating import prepare_propagation
+from mois.serve.device_queue import DeviceQueue, Urgency
 from mois.serve.refusals import Cancelled, Watching
 from mois.serve.served_models import ServedModels
 from mois.serve.studies import Study, study_key
@@ -25,8 +25,8 @@ from mois.sharing.lesion_model import LesionModel
 
 Result = TypeVar("Result")
 
-MOST_RESTARTS = 3
-"""So often a propagation begins again because an action changed the exemplars. Then actions on its scan wait for it."""
+NEARLY = 0.99
+"""Share of a propagation that is done before its lesions are there."""
 
 
 class Host:
@@ -121,13 +121,13 @@ def _encode(study: Study) -> Steps[None]:
     session = study.session
     if session is None:
         return
-    encoded = session._bench.on_scan.encoded
+    encoded = session.encoded
     for row in range(encoded.shown):
         if study.session is not session:
             return
         if row not in encoded.store:
             encoded.select(np.array([row]))
-            yield
+            yield None
 
 
 class Seat:
@@ -170,8 +170,6 @@ class Seat:
             ValueError: As the action raises it.
         """
         self._write()
-        if self._study.restarts >= MOST_RESTARTS:
-            urgency = max(urgency, Urgency.PROPAGATION)  # after the propagation, which came first
         return self._host.queue.submit(partial(self._held, action), urgency).result()
 
     def ask(self, question: Callable[[InteractiveSession], Result], urgency: Urgency = Urgency.CLICK) -> Result:
@@ -191,41 +189,47 @@ class Seat:
     def propagate(
         self, progress: Callable[[float], None] | None = None, cancelled: Callable[[], bool] | None = None
     ) -> int:
-        """Find all lesions like the exemplars; clicks of all clients are answered meanwhile. Return their number.
+        """Find all lesions like the exemplars; actions of all clients are done meanwhile. Return their number.
 
-        A click that changes the exemplars makes it begin again, three times at most. Then further actions on this scan
-        are done after it.
+        An action that changes the exemplars makes it begin again, behind the propagations of other clients. So it ends
+        once no such action comes for as long as one search takes.
 
         Args:
-            progress: Is told the share that is done, 0 to 1. It goes back to 0 if a click changed the exemplars.
-            cancelled: Asked after each part whether to stop.
+            progress: Is told the share that is done, 0 to 1. It goes back to 0 if an action changed the exemplars.
+            cancelled: Asked after each step whether to stop.
 
         Raises:
             Watching: If another client writes.
             Cancelled: If it was cancelled. Then nothing has changed.
         """
         self._write()
+        found = None
+        while found is None:
+            if progress is not None:
+                progress(0.0)
+            found = self._host.queue.submit_steps(partial(self._propagated, progress, cancelled)).result()
+        if progress is not None:
+            progress(1.0)
+        return found
 
-        def parts() -> Steps[int]:
-            session: InteractiveSession | None = None
-            while session is not self._study.opened():  # closed meanwhile, and opened again
-                session = self._study.opened()
-                for share in prepare_propagation(session):
-                    self._study.restarts += share == 0
-                    if progress is not None:
-                        progress(share)
-                    if cancelled is not None and cancelled():
-                        raise Cancelled
-                    self._study.touch()
-                    yield
-                    if session is not self._study.opened():
-                        break
-            return self._held(lambda session: session.propagate())
-
-        try:
-            return self._host.queue.submit_steps(parts).result()
-        finally:
-            self._study.restarts = 0
+    def _propagated(
+        self, progress: Callable[[float], None] | None, cancelled: Callable[[], bool] | None
+    ) -> Steps[int | None]:
+        """Propagate, and return the number of found lesions; None if the propagation must begin again."""
+        session = self._study.opened()
+        for share in session.prepare_propagation():
+            if progress is not None:
+                progress(min(share, NEARLY))
+            if cancelled is not None and cancelled():
+                raise Cancelled
+            self._study.touch()
+            yield share
+            if session is not self._study.session:  # closed meanwhile
+                return None
+            if self._study.writer not in (self, None):  # its client left
+                raise Watching(self.writer)
+        with self._study.held() as now:
+            return now.propagate() if now is session and now.is_prepared else None
 
     def add_type(self, name: str, bundle: Path) -> None:
         """Go on with a new type of lesions, which the model of a bundle finds.

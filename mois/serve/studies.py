@@ -47,14 +47,12 @@ class Study:
     Attributes:
         used: Time of the latest use, as `time.monotonic` gives it.
         writer: The client that writes; None if nobody does.
-        restarts: How often the propagation under way began again, since an action changed the exemplars.
     """
 
     def __init__(self, folder: Path, models: ServedModels) -> None:
         self.folder = folder
         self.used = time.monotonic()
         self.writer: Seat | None = None
-        self.restarts = 0
         self._wrote = 0.0
         self._models = models
         self._session: InteractiveSession | None = None

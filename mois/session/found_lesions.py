@@ -16,6 +16,7 @@ from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import LesionMaps
 from mois.inference.segmenter import VolumeSegmenter
 from mois.lesions import InstanceMap
+from mois.machine.steps import Steps, finish
 from mois.session.masks import BoxMask
 from mois.session.state import Lesion, State, UnsureLesion
 from mois.sharing.bank import Exemplar, measure_mask
@@ -24,6 +25,9 @@ from mois.sharing.calibration import Calibration
 MAX_UNSURE = 50
 """Number of unsure candidates that are kept for suggestions."""
 
+FoundLesions = tuple[list[tuple[BoxMask, float]], tuple[UnsureLesion, ...]]
+"""Found lesions, each a mask and its highest probability; and unsure candidates."""
+
 
 def find_lesions(
     segmenter: VolumeSegmenter,
@@ -31,7 +35,7 @@ def find_lesions(
     state: State,
     answer: LesionMaps,
     voxel_ml: float,
-) -> tuple[list[tuple[BoxMask, float]], tuple[UnsureLesion, ...]]:
+) -> FoundLesions:
     """Return the found lesions and the unsure candidates of an answer.
 
     A candidate that lies by half or more in a prompted, locked or rejected lesion is left out. Any other candidate
@@ -48,18 +52,20 @@ def find_lesions(
         Found lesions, each a mask and its highest probability, in the order of their first voxel; and the candidates
         that did not reach `peak_threshold`, the highest first.
     """
+    return finish(find_lesions_steps(segmenter, encoded, state, answer, voxel_ml))
+
+
+def find_lesions_steps(
+    segmenter: VolumeSegmenter, encoded: EncodedVolume, state: State, answer: LesionMaps, voxel_ml: float
+) -> Steps[FoundLesions]:
+    """Do what `find_lesions` does, in steps."""
     settings = segmenter.settings
-    pieces = segmenter.candidates(answer, voxel_ml, encoded.grid.edges_mm).lesions
-    taken, owned = np.zeros(pieces.shape, dtype=bool), np.zeros(pieces.shape, dtype=bool)
-    for mask in (*state.owned(), *state.rejected.values()):
-        mask.paint(taken, True)
-    for mask in state.owned():
-        mask.paint(owned, True)
-    size = np.bincount(pieces.ravel())
-    gone = 2 * np.bincount(pieces[taken], minlength=len(size)) >= size
-    gone[0] = True
-    pieces = np.where(owned | gone[pieces], 0, pieces).astype(np.int32)
+    candidates = yield from segmenter.candidates_steps(answer, voxel_ml, encoded.grid.edges_mm)
+    yield None
+    pieces = _free_voxels(candidates.lesions, state)
+    yield None
     separate = cc3d.connected_components(pieces, connectivity=26, out_dtype=np.uint32).astype(np.int32)
+    yield None
     values = answer.probability.numpy()
     least = segmenter.min_voxels(voxel_ml)
     found: list[tuple[BoxMask, float]] = []
@@ -67,6 +73,7 @@ def find_lesions(
     for number, where in enumerate(ndimage.find_objects(separate), start=1):
         if where is None:
             continue
+        yield None
         inside = separate[where] == number
         if inside.sum() < least:
             continue
@@ -80,6 +87,22 @@ def find_lesions(
             unsure.append(UnsureLesion((int(point[0]), int(point[1]), int(point[2])), peak, int(inside.sum())))
     unsure.sort(key=lambda candidate: -candidate.peak)
     return found, tuple(unsure[:MAX_UNSURE])
+
+
+def _free_voxels(candidates: InstanceMap, state: State) -> InstanceMap:
+    """Return the candidates (S, H, W) without what prompted, locked and rejected lesions take; see `find_lesions`."""
+    taken, owned = np.zeros(candidates.shape, dtype=bool), np.zeros(candidates.shape, dtype=bool)
+    for mask in (*state.owned(), *state.rejected.values()):
+        mask.paint(taken, True)
+    for mask in state.owned():
+        mask.paint(owned, True)
+    inside = candidates > 0  # few of all voxels
+    candidate = candidates[inside]
+    size = np.bincount(candidate, minlength=1)
+    gone = 2 * np.bincount(candidates[taken], minlength=len(size)) >= size
+    free = np.zeros_like(candidates)
+    free[inside] = np.where(owned[inside] | gone[candidate], 0, candidate)
+    return free
 
 
 def keep_ids(
@@ -126,8 +149,10 @@ class LesionAppearance:
     mean_intensity: list[float]
 
 
-def describe_lesions(segmenter: VolumeSegmenter, encoded: EncodedVolume, masks: Sequence[BoxMask]) -> LesionAppearance:
-    """Describe N lesions as if they were exemplars."""
+def describe_lesions_steps(
+    segmenter: VolumeSegmenter, encoded: EncodedVolume, masks: Sequence[BoxMask]
+) -> Steps[LesionAppearance]:
+    """Describe N lesions as if they were exemplars, in steps."""
     tokens: dict[str, list[Tensor]] = {}
     areas, means = np.zeros(len(masks)), np.zeros(len(masks))
     slices = np.array([mask.largest_slice() for mask in masks], dtype=np.int64)
@@ -141,6 +166,7 @@ def describe_lesions(segmenter: VolumeSegmenter, encoded: EncodedVolume, masks: 
             tokens.setdefault(name, []).append(token[0].float().cpu())
         for number, (index, shape) in zip(batch, items, strict=True):
             areas[number], means[number], _ = measure_mask(encoded.pictures[index], shape, segmenter.settings.pixel_mm)
+        yield None
     back = torch.from_numpy(np.argsort(order))
     return LesionAppearance(
         {name: torch.cat(parts)[back] for name, parts in tokens.items()}, areas.tolist(), means.tolist()

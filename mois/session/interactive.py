@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mois.session.header import bank_name, checked_scan, new_header
 from mois.session.history import SessionHistory, read_bank
 from mois.session.journal import find_journal, read_journal
 from mois.session.masks import checked_mask, pack_mask
+from mois.session.models.prepared_propagation import prepare_propagation
 from mois.session.models.typed_workbench import TypedWorkbench
 from mois.session.output_files import recorded_results, write_lesion_files
 from mois.session.points import as_floats
@@ -185,6 +186,13 @@ class InteractiveSession(SessionView):
     def propagate(self) -> int:
         """Find all lesions like the exemplars of the current type, and return the number of found lesions."""
         return int(self._act("propagate"))
+
+    def prepare_propagation(self) -> Iterator[float]:
+        """Compute the next `propagate` in steps, and yield the share that is done after each. Nothing changes.
+
+        Actions can be done between two steps. If one changes the exemplars, the steps end early; begin again.
+        """
+        return prepare_propagation(self._types, lambda: self.state)
 
     def propagate_all(self) -> dict[str, int]:
         """Propagate for each type that has an exemplar, the current type last; return the number found by type.

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mois.inference.encoded_volume import EncodedVolume
 from mois.lesions import InstanceMap
 from mois.records import Volume
 from mois.session.advice import Influence, Suggestion, coverage_warnings, suggestions
@@ -55,6 +56,16 @@ class SessionView:
     def volume(self) -> Volume:
         """The scan."""
         return self._bench.volume
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the next `propagate` is computed already, and takes no time."""
+        return self._types.is_prepared(self.state)
+
+    @property
+    def encoded(self) -> EncodedVolume:
+        """The scan as tiles, as the model of the current type encodes them."""
+        return self._bench.encoded
 
     @property
     def state(self) -> State:

@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from mois.machine.steps import Steps, finish
 from mois.records import Volume
 from mois.session.advice import Influence, each_left_out, influences, lesions_on_tiles
-from mois.session.found_lesions import confidence, describe_lesions, find_lesions, keep_ids, nearest_exemplars
+from mois.session.found_lesions import (
+    confidence,
+    describe_lesions_steps,
+    find_lesions_steps,
+    keep_ids,
+    nearest_exemplars,
+)
 from mois.session.masks import BoxMask
 from mois.session.models.model_on_scan import ModelOnScan
 from mois.session.prompts.given_prompts import (
@@ -242,11 +249,16 @@ class Workbench:
         return number, (*old.prompts, prompt)
 
     def _propagate(self, state: State) -> StateAndResult:
-        answer = self.on_scan.answer(state)
-        found, unsure = find_lesions(self.segmenter, self.encoded, state, answer, self.voxel_ml)
+        return finish(self.propagate_steps(state))
+
+    def propagate_steps(self, state: State) -> Steps[StateAndResult]:
+        """Return the state after a propagation, and the number of found lesions, in steps."""
+        answer = yield from self.on_scan.answer_steps(state)
+        found, unsure = yield from find_lesions_steps(self.segmenter, self.encoded, state, answer, self.voxel_ml)
         masks, peaks = [mask for mask, _ in found], [peak for _, peak in found]
         ids = keep_ids(state.lesions, masks, self.grid.stack_shape, state.next_id)
-        appearance = describe_lesions(self.segmenter, self.encoded, masks)
+        yield None
+        appearance = yield from describe_lesions_steps(self.segmenter, self.encoded, masks)
         exemplars = list(state.exemplars.values())
         nearest, novelty = nearest_exemplars(appearance, exemplars)
         confidences = confidence(self.model.calibration, peaks)

@@ -31,11 +31,12 @@ from mois.geometry import SliceGrid
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
+from mois.machine.steps import finish
 from mois.propagation import Similarity
 from mois.records import Exemplars, Volume
 from mois.scans.datasets import read_dataset
 from mois.session import InteractiveSession
-from mois.session.found_lesions import describe_lesions
+from mois.session.found_lesions import describe_lesions_steps
 from mois.session.masks import BoxMask
 from mois.sharing.bundle import Bundle, write_bundle
 from mois.sharing.bundle_record import ModelSpec
@@ -81,14 +82,16 @@ def lesions(repeats: int) -> Outcome:
     propagation.build(backbone)
     segmenter = VolumeSegmenter(backbone, propagation.eval(), replace(SETTINGS, tile_px=512))
     arms: dict[str, Callable[[], object]] = {}
+
+    def described(segmenter: VolumeSegmenter, encoded: EncodedVolume, masks: list[BoxMask]) -> object:
+        return finish(describe_lesions_steps(segmenter, encoded, masks))
+
     for count in LESIONS:
         volume = phantom(7, count)
         encoded = segmenter.encode(volume)
         asked = true_exemplars(segmenter, encoded, volume, count)
         arms[f"lesions_{count}"] = functools.partial(find, segmenter, encoded, volume, asked)
-        arms[f"described_{count}"] = functools.partial(
-            describe_lesions, segmenter, encoded, true_masks(encoded, volume)
-        )
+        arms[f"described_{count}"] = functools.partial(described, segmenter, encoded, true_masks(encoded, volume))
     seconds = interleaved(arms, repeats)
     few, many = f"lesions_{LESIONS[0]}", f"lesions_{LESIONS[-1]}"
     figures = {f"{many}_vs_{LESIONS[0]}": seconds[many] / seconds[few]}

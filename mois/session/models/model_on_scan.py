@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import LesionMaps
-from mois.inference.levels import Outlined, ScanRule, rule_of
+from mois.inference.levels import Outlined, ScanRule, rule_steps
+from mois.inference.search import Search
+from mois.machine.steps import Steps, finish
 from mois.records import Exemplars, Volume
 from mois.session.found_lesions import outline
 from mois.session.masks import BoxMask
@@ -46,7 +48,7 @@ class ModelOnScan:
         self.encoded: EncodedVolume = segmenter.encode(volume, lazy=True) if alike is None else alike.encoded
         self.grid = self.encoded.grid
         self.prompted = PromptSegmenter(segmenter, self.encoded)
-        self._latest: tuple[list[Exemplar], LesionMaps] | None = None  # exemplars of the latest propagation, its answer
+        self._latest: tuple[list[object], LesionMaps] | None = None  # what the latest answer depends on, and it
 
     def _encodes_as(self, other: ModelOnScan) -> bool:
         """Return whether another model encodes the same tiles to the same features."""
@@ -128,20 +130,31 @@ class ModelOnScan:
             negative=negative,
         )
 
-    def answer(self, state: State, found: LesionMaps | None = None) -> LesionMaps:
-        """Return where lesions like the exemplars are; `found` by a search already. The latest answer is kept."""
+    def answer(self, state: State) -> LesionMaps:
+        """Return where lesions like the exemplars are. The latest answer is kept."""
+        return finish(self.answer_steps(state, tile_by_tile=False))
+
+    def answer_steps(self, state: State, *, tile_by_tile: bool = True) -> Steps[LesionMaps]:
+        """Do what `answer` does, in steps.
+
+        Args:
+            state: State of the session.
+            tile_by_tile: A step encodes one tile at most. The answer does not depend on it.
+        """
         keys, exemplars = self.exemplars_in_use(state)
-        used = [state.exemplars[key] for key in keys]
+        masks = [each.mask for number, each in state.lesions.items() if self.key(number) in keys]
+        used: list[object] = [*(state.exemplars[key] for key in keys), *masks]
         if self._latest is not None:
             before, answer = self._latest
             if len(used) == len(before) and all(map(operator.is_, used, before)):
                 return answer
-        answer = self.segmenter.find(self.encoded, exemplars) if found is None else found
-        answer = answer.by_rule(self._rule(state, keys, exemplars, answer))
+        (answer,) = yield from Search(self.segmenter, self.encoded, [exemplars]).steps(tile_by_tile=tile_by_tile)
+        rule = yield from self._rule(state, keys, exemplars, answer)
+        answer = yield from answer.by_rule_steps(rule)
         self._latest = used, answer
         return answer
 
-    def _rule(self, state: State, keys: Sequence[str], exemplars: Exemplars, answer: LesionMaps) -> ScanRule:
+    def _rule(self, state: State, keys: Sequence[str], exemplars: Exemplars, answer: LesionMaps) -> Steps[ScanRule]:
         """Return what the lesions of this scan that are exemplars decide (`mois.inference.levels`)."""
         if not self.segmenter.settings.by_exemplars:  # no lesion need be outlined
             return ScanRule()
@@ -153,7 +166,7 @@ class ModelOnScan:
         if not items:
             return ScanRule()
         outlined = Outlined(np.array(own), *self.segmenter.on_tiles(self.encoded, items))
-        return rule_of(self.segmenter, self.encoded, exemplars, outlined, answer)
+        return (yield from rule_steps(self.segmenter, self.encoded, exemplars, outlined, answer))
 
     @staticmethod
     def _slice_of(mask: BoxMask, prompts: Sequence[Prompt]) -> int:

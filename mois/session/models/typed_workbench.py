@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from mois.machine.steps import Steps
 from mois.records import Volume
 from mois.session.header import about_model, model_digest
 from mois.session.journal import PROMPT_ACTIONS, Action
@@ -51,6 +52,7 @@ class TypedWorkbench:
         self._volume, self._scan, self._banks = volume, scan, banks
         self._benches: dict[str, Workbench] = {first: Workbench(model, volume, scan, banks, type=first)}
         self._digests = {first: model_digest(about_model(model, volume))} if first else {}
+        self._prepared: tuple[State, StateAndResult] | None = None  # a propagation that is computed, of which state
         for name, further in (models or {}).items():
             self.add(name, further)
 
@@ -112,6 +114,8 @@ class TypedWorkbench:
         if name == "use":
             self._same_model(**arguments)
             return replace(state, type=str(arguments["type"]), unsure=()), None
+        if name == "propagate" and (prepared := self._prepared) is not None and prepared[0] is state:
+            return prepared[1]
         kind = self._type_for(state, arguments)
         after, result = self._apply(kind, name, state, arguments)
         met = state.lesions.get(result) if name in PROMPT_ACTIONS and not arguments.get("positive", True) else None
@@ -119,17 +123,46 @@ class TypedWorkbench:
             return self._apply(met.type, name, state, arguments)
         return after, result
 
+    def answer_steps(self, state: State) -> Steps[None]:
+        """Compute where lesions like the exemplars of the current type are. Their workbench keeps the answer."""
+        yield from self._benches[state.type].on_scan.answer_steps(state.of_type(state.type))
+
+    def propagation_steps(self, state: State) -> Steps[None]:
+        """Compute the action `propagate` on a state. The action then takes its result from here."""
+        hidden = self._found_by_others(state.type, state)
+        outcome = yield from self._benches[state.type].propagate_steps(self._seen(state.type, state, hidden))
+        self._prepared = state, self._merged(state.type, state, hidden, *outcome)
+
+    def is_prepared(self, state: State) -> bool:
+        """Return whether the action `propagate` on a state is computed already."""
+        return self._prepared is not None and self._prepared[0] is state
+
     def _apply(self, kind: str, name: str, state: State, arguments: Mapping[str, Any]) -> StateAndResult:
         """Do an action on the workbench of a type."""
-        others = {n for n, each in state.lesions.items() if each.type != kind and not each.owns}
-        hidden = others if name == "propagate" else set()
+        hidden = self._found_by_others(kind, state) if name == "propagate" else set()
+        after, result = self._benches[kind].apply(name, self._seen(kind, state, hidden), arguments)
+        others = state.exemplars.keys() - state.of_type(kind).exemplars.keys()
+        if name == "use_bank" and (shared := sorted(others & after.exemplars.keys())):
+            raise ValueError(f"exemplar {shared[0]} is in the bank of another type already; forget it there first.")
+        return self._merged(kind, state, hidden, after, result)
+
+    @staticmethod
+    def _found_by_others(kind: str, state: State) -> set[int]:
+        """Return the open lesions of other types. To a propagation they are locked."""
+        return {n for n, each in state.lesions.items() if each.type != kind and not each.owns}
+
+    @staticmethod
+    def _seen(kind: str, state: State, hidden: set[int]) -> State:
+        """Return what the workbench of a type sees of a state."""
         lesions = {n: replace(each, locked=True) if n in hidden else each for n, each in state.lesions.items()}
+        return replace(state.of_type(kind), lesions=lesions)
+
+    @staticmethod
+    def _merged(kind: str, state: State, hidden: set[int], after: State, result: Any) -> StateAndResult:
+        """Return the state after an action of a type, with what its workbench did not see; and the result."""
         own = state.of_type(kind)
-        after, result = self._benches[kind].apply(name, replace(own, lesions=lesions), arguments)
         exemplars = {key: each for key, each in state.exemplars.items() if key not in own.exemplars}
         rejected = {key: each for key, each in state.rejected.items() if key not in own.rejected}
-        if name == "use_bank" and (shared := sorted(exemplars.keys() & after.exemplars.keys())):
-            raise ValueError(f"exemplar {shared[0]} is in the bank of another type already; forget it there first.")
         types = {key: state.exemplar_types[key] for key in exemplars if key in state.exemplar_types}
         return replace(
             after,

@@ -1,14 +1,12 @@
 """Sessions of several clients on several scans: writers and watchers, restarts, room, propagation in parts."""
 
-import threading
-
 import pytest
 import torch
 
 from mois.inference.feature_store import FeatureBudget, FeatureStore
 from mois.serve.device_queue import Urgency
-from mois.serve.host import MOST_RESTARTS, Host
-from mois.serve.refusals import Cancelled, Watching
+from mois.serve.host import Host
+from mois.serve.refusals import Watching
 from mois.session import InteractiveSession
 from tests.support.fake_model import TYPE_A, make_scan
 from tests.support.session_fakes import A1, B1, lps, make_model, three_lesions
@@ -76,64 +74,11 @@ def test_least_used_session_is_closed_and_opened_again(tmp_path):
     host.close()
 
 
-def test_click_of_the_reader_during_a_propagation_counts(host):
-    scan = plain(three_lesions())
-    seat, session = host.open("a", scan), InteractiveSession(make_model(), scan)
-    seat.do(lambda s: s.click(lps(scan, 2, 20, 20)))
-    clicks = []
-
-    def progress(share):
-        if not clicks:  # from another thread: this one is the device's
-            clicks.append(threading.Thread(target=seat.do, args=(lambda s: s.click(lps(scan, 2, 40, 12)),)))
-            clicks[0].start()
-            clicks[0].join(0.2)
-
-    seat.propagate(progress=progress)
-    assert [action.name for action in seat.look(lambda s: s.actions)] == ["click", "click", "propagate"]
-    for place in ((2, 20, 20), (2, 40, 12)):
-        session.click(lps(scan, *place))
-    session.propagate()
-    assert torch.equal(seat.look(lambda s: s.label_map()), session.label_map())
-
-
-def test_actions_without_a_pause_do_not_hold_a_propagation_up(host):
-    scan = plain(three_lesions())
-    seat = host.open("a", scan)
-    seat.do(lambda s: s.click(lps(scan, 2, 20, 20)))
-    (key,) = seat.look(lambda s: s.state.exemplars)
-    threads = []
-
-    def progress(share):
-        assert len(threads) < 100
-        weight = 2.0 + len(threads)
-        threads.append(threading.Thread(target=seat.do, args=(lambda s: s.reweigh(key, weight),)))
-        threads[-1].start()
-        threads[-1].join(0.1)
-
-    seat.propagate(progress=progress)
-    for thread in threads:
-        thread.join()
-    names = [action.name for action in seat.look(lambda s: s.actions)]
-    before = names.index("propagate")
-    assert MOST_RESTARTS <= before - 1 <= 2 * MOST_RESTARTS  # one during each search, one before the next begins
-    assert names.count("reweigh") == len(threads)  # those that waited are done after it
-    seat.do(lambda s: s.undo())
-
-
 def test_scan_is_encoded_while_nobody_waits(host):
     seat = host.open("a", plain(three_lesions()))
     encoded = seat.look(lambda s: s._bench.on_scan.encoded)
     seat.ask(lambda s: None, Urgency.IDLE)  # behind the tiles
     assert encoded.store.encoded == encoded.shown
-
-
-def test_cancelled_propagation_changes_nothing(host):
-    scan = plain(three_lesions())
-    seat = host.open("a", scan)
-    seat.do(lambda s: s.click(lps(scan, 2, 20, 20)))
-    with pytest.raises(Cancelled):
-        seat.propagate(cancelled=lambda: True)
-    assert [action.name for action in seat.look(lambda s: s.actions)] == ["click"]
 
 
 def test_linked_study_is_refused(host, tmp_path):

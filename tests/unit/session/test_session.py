@@ -305,8 +305,8 @@ def test_the_scan_is_gone_through_again_only_for_other_exemplars(monkeypatch):
     scan, segmenter = three_lesions(), make_segmenter()
     session = InteractiveSession(LesionModel.of(segmenter), scan)
     asked = []
-    find = segmenter.find
-    monkeypatch.setattr(segmenter, "find", lambda *given: asked.append(given) or find(*given))
+    prepare = segmenter.prepare
+    monkeypatch.setattr(segmenter, "prepare", lambda *given: asked.append(given) or prepare(*given))
     session.click(lps(scan, 2, 20, 20))
     found = session.propagate()
     first = session.label_map()

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from mois.serve.propagating import prepare_propagation
 from mois.session import InteractiveSession
 from mois.session.journal import read_journal
 from mois.sharing.bank import ExemplarBank
@@ -101,17 +100,18 @@ def test_all_types_are_propagated_and_the_current_type_stays(scan):
     assert session.state.type == "unused"
 
 
-def test_a_propagation_in_parts_is_that_of_the_current_type(scan, monkeypatch):
+def test_a_propagation_in_steps_is_that_of_the_current_type(scan, monkeypatch):
     expected = two_types(scan).label_map()
     session = InteractiveSession(make_model(), scan)
     session.click(lps(scan, 2, 20, 20))
     session.propagate()
     session.use("round", other_model())
-    parts = prepare_propagation(session)
-    next(parts)
-    session.click(lps(scan, 2, 40, 12))  # between two parts: the search begins again
-    assert list(parts)[-1] == 1.0
-    monkeypatch.setattr(session._bench.segmenter, "find", None)  # all is found
+    steps = session.prepare_propagation()
+    next(steps)
+    session.click(lps(scan, 2, 40, 12))  # between two steps: the search ends
+    assert (list(steps), session.is_prepared) == ([], False)
+    assert list(session.prepare_propagation())
+    monkeypatch.setattr(session._bench.segmenter, "opinions", None)  # all is found
     session.propagate()
     assert torch.equal(session.label_map(), expected)
 
