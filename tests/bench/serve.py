@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession
 
@@ -26,13 +27,14 @@ from datamodules.phantoms.lesion_types import NAMED_TYPES
 from datamodules.phantoms.phantom import write_dataset
 from mois.files.atomic import write_text
 from mois.scans.image_files import read_image
-from mois.serve.host import Host
 from mois.serve.nninteractive.images import scan_of
 from mois.serve.shipped_model import served_model
 from mois.session import InteractiveSession
 from tests.support.paths import ROOT
 
 PIXEL_MM = 3.0
+DURING = 40
+"""Clicks during propagations."""
 Scan = tuple[np.ndarray, list[float], list[tuple[int, ...]]]
 """Voxels, spacing, and voxels to click."""
 
@@ -51,25 +53,32 @@ def phantoms(folder: Path, count: int, clicks: int) -> list[Scan]:
 
 
 @contextmanager
-def server(studies: Path, *options: str) -> Iterator[tuple[str, str, int]]:
-    """Address, key and process of a server."""
-    log = (studies.parent / f"{studies.name}.log").open("w+", encoding="utf-8")
-    command = ["serve", "nninteractive", f"--studies={studies}", "--port=0", f"--pixel_mm={PIXEL_MM}", "--device=cpu"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mois.cli", *command, *options],
-        stdout=log,
-        stderr=log,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+def process(command: list[str], log: Path, until: str) -> Iterator[tuple[str, int]]:
+    """A command of mois in a process of its own: what it said first, and the number of the process."""
+    with log.open("w", encoding="utf-8") as file:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        running = subprocess.Popen(
+            [sys.executable, "-m", "mois.cli", *command], stdout=file, stderr=file, env=environment
+        )
     try:
-        while "API key" not in (said := Path(log.name).read_text("utf-8")):
+        while until not in log.read_text("utf-8"):
+            if running.poll() is not None:
+                raise RuntimeError(log.read_text("utf-8"))
             time.sleep(0.1)
         time.sleep(1)
-        words = said.split()
-        yield words[words.index("server:") + 1].strip(","), words[words.index("key") + 1].strip(";"), process.pid
+        yield log.read_text("utf-8"), running.pid
     finally:
-        process.terminate()
-        process.wait()
+        running.terminate()
+        running.wait()
+
+
+@contextmanager
+def server(studies: Path, *options: str) -> Iterator[tuple[str, str, int]]:
+    """Address, key and process of a server."""
+    command = ["serve", "nninteractive", f"--studies={studies}", "--port=0", f"--pixel_mm={PIXEL_MM}", "--device=cpu"]
+    with process([*command, *options], studies.with_suffix(".log"), "API key") as (said, number):
+        words = said.split()
+        yield words[words.index("server:") + 1].strip(","), words[words.index("key") + 1].strip(";"), number
 
 
 def connect(url: str, key: str, scan: Scan) -> nnInteractiveRemoteInferenceSession:
@@ -108,50 +117,83 @@ def in_python(scan: Scan, folder: Path) -> list[float]:
     return took
 
 
-def previews(scan: Scan, folder: Path) -> list[float]:
-    """Milliseconds of previews through the queue of the host."""
-    host = Host(folder, served_model(None, PIXEL_MM, "cpu"))
-    seat = host.open("bench", scan_of(scan[0][None], {"spacing": scan[1]}, ()))
-    seat.propagate()
-    affine, took = seat.look(lambda session: session.volume.affine.numpy()), []
-    for place in scan[2]:
-        x, y, z = (affine @ [*place, 1.0])[:3]
-        took.append(timed(lambda point=(-x, -y, z): seat.preview(point)))
-    host.close()
+@contextmanager
+def page(file: Path, studies: Path) -> Iterator[httpx.Client]:
+    """The page of a scan, as its script talks to it."""
+    command = ["view", str(file), f"--studies={studies}", f"--pixel_mm={PIXEL_MM}", "--device=cpu", "--no_browser"]
+    with process(command, studies.with_suffix(".log"), "Ctrl-C") as (said, _):
+        address = next(word for word in said.split() if word.startswith("http://"))
+        with httpx.Client(base_url=address, headers={"X-Reader": "benchmark01"}, timeout=600) as client:
+            yield client
+
+
+def previews(file: Path, studies: Path, scan: Scan) -> list[float]:
+    """Milliseconds of previews over HTTP, each at another place in or beside a lesion of an encoded scan."""
+    affine, took, chance = read_image(file)[1], [], np.random.default_rng(0)
+    aside = chance.integers((-2, -2, 0), (3, 3, 1), (len(scan[2]), 3))
+    places = np.clip(np.array(scan[2]) + aside, 0, np.array(scan[0].shape) - 1).tolist()
+    with page(file, studies) as client:
+        client.post("/propagate").raise_for_status()
+        while client.get("/pulse").json()["finding"]["running"]:
+            time.sleep(0.1)
+        to_view = np.linalg.inv(np.array(client.get("/scan").json()["to_lps_mm"]))
+        for place in places:
+            point = to_view @ np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine) @ [*place, 1.0]
+            body = {"points": [point[:3].tolist()]}
+            took.append(timed(lambda body=body: client.post("/preview", json=body).raise_for_status()))
     return took
 
 
-def during_propagation(client: nnInteractiveRemoteInferenceSession, places: list[tuple[int, ...]]) -> list[float]:
-    """Milliseconds of clicks of a client during its own propagation of a scan that is not encoded yet."""
-    going = threading.Thread(target=lambda: client._http.post("/propagate", timeout=3600).raise_for_status())
-    going.start()
-    took: list[float] = []
-    for place in places:
-        time.sleep(0.2)
-        if not going.is_alive():
-            break
+def during_propagations(client: nnInteractiveRemoteInferenceSession, scan: Scan, clicks: int) -> list[float]:
+    """Milliseconds of clicks of a client, each at a random moment of a propagation of its own.
+
+    The click and the propagation are taken back. So each propagation searches the whole scan, with three exemplars.
+    """
+    for place in distinct(scan[2])[:3]:
         client.reset_interactions()
-        took.append(timed(lambda place=place: client.add_point_interaction(place, include_interaction=True)))
+        client.add_point_interaction(place, include_interaction=True)
+    chance, took, whole_ms = np.random.default_rng(0), [], timed(lambda: propagate(client))
+    client.undo()
+    while len(took) < clicks:
+        going = threading.Thread(target=propagate, args=(client,))
+        going.start()
+        time.sleep(chance.uniform(0, whole_ms / 1000))
+        client.reset_interactions()
+        in_time = going.is_alive()
+        place = distinct(scan[2])[3 + len(took) % (len(distinct(scan[2])) - 3)]
+        ms = timed(lambda place=place: client.add_point_interaction(place, include_interaction=True))
+        going.join()
         client.undo()
-    going.join()
+        client.undo()
+        if in_time:
+            took.append(ms)
     return took
+
+
+def distinct(places: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return list(dict.fromkeys(places))
+
+
+def propagate(client: nnInteractiveRemoteInferenceSession) -> None:
+    client._http.post("/propagate", timeout=3600).raise_for_status()
 
 
 def small(out: Path, clicks: int) -> dict[str, float]:
     scans = phantoms(out / "data", 4, clicks)
     figures = summary("python", in_python(scans[0], out / "session"))
-    figures |= summary("preview", previews(scans[0], out / "previews"))
+    file = next(iter(sorted((out / "data" / "imagesTr").glob("*.nii.gz"))))
+    figures |= summary("preview", previews(file, out / "page", scans[0]))
     with server(out / "studies") as (url, key, _):
         client = connect(url, key, scans[0])
-        figures |= summary("during_propagation", during_propagation(client, scans[0][2]))
-        client._http.post("/propagate", timeout=3600).raise_for_status()
+        propagate(client)
+        figures |= summary("during_propagation", during_propagations(client, scans[0], DURING))
         figures |= summary("http", http := clicked(client, scans[0][2]))
         inside = in_the_session(out / "studies", clicks)
         figures |= summary("overhead", [whole - part for whole, part in zip(http, inside, strict=True)])
         client.close()
         clients = [connect(url, key, scan) for scan in scans]
         for client in clients:
-            client._http.post("/propagate", timeout=3600).raise_for_status()
+            propagate(client)
         took: list[list[float]] = [[] for _ in clients]
         threads = [
             threading.Thread(target=lambda n=n: took[n].extend(clicked(clients[n], scans[n][2][: clicks // 4])))
@@ -190,7 +232,7 @@ def large(out: Path) -> dict[str, float]:
             for place in scan[2][:3]:
                 client.reset_interactions()
                 client.add_point_interaction(place, include_interaction=True)
-            client._http.post("/propagate", timeout=3600).raise_for_status()
+            propagate(client)
         status = Path(f"/proc/{process}/status").read_text("ascii")
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     return {"resident_peak_gib": peak / 2**20}
