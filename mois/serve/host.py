@@ -226,7 +226,9 @@ class Seat:
             yield share
             if session is not self._study.session:  # closed meanwhile
                 return None
-            if self._study.writer not in (self, None):  # its client left
+            if self._study.writer is self:
+                self._study.claim(self)  # it is at work
+            elif self._study.writer is not None:  # its client left
                 raise Watching(self.writer)
         with self._study.held() as now:
             return now.propagate() if now is session and now.is_prepared else None
