@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, field_validator
 from mois.geometry import SliceGrid
 from mois.records import Volume
 from mois.serve.host import Host
+from mois.serve.page_earlier import EarlierScan
 from mois.serve.page_reader import PageReader
 from mois.serve.page_view import PageView, ShownMask, ShownMasks
 from mois.serve.refusals import Refusal
@@ -95,11 +96,10 @@ class Pages:
 
     def __init__(self, host: Host, volume: Volume, earlier: TimePoint | None = None) -> None:
         self._host = host
-        self._earlier = earlier
         self._volume = volume
-        self._view = PageView(
-            volume, SliceGrid.of(volume.shape, volume.affine, host.model.segmenter.settings.slice_axis)
-        )
+        grid = SliceGrid.of(volume.shape, volume.affine, host.model.segmenter.settings.slice_axis)
+        self._view = PageView(volume, grid)
+        self._earlier = None if earlier is None else EarlierScan(earlier, volume, grid, self._view)
         self._numbers = ShownMasks(self._view)
         self._readers: dict[str, PageReader] = {}
         self._lock = threading.Lock()
@@ -137,6 +137,7 @@ def page_app(host: Host, volume: Volume, earlier: TimePoint | None = None) -> Fa
     _add_files(app)
     _add_actions(app, pages)
     _add_views(app, pages)
+    _add_earlier(app, pages)
     return app
 
 
@@ -237,6 +238,14 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
     def warnings(reader: Reader) -> list[str]:
         return pages.reader(reader).warnings()
 
+    @app.get("/bank.safetensors")
+    def bank_out(reader: Reader) -> Response:
+        return Response(pages.reader(reader).bank_out(), media_type="application/octet-stream")
+
+
+def _add_earlier(app: FastAPI, pages: Pages) -> None:
+    """Add what shows the earlier scan of the patient."""
+
     @app.get("/follow_up")
     def follow_up(reader: Reader) -> dict[str, Any]:
         return pages.reader(reader).follow_up()
@@ -245,6 +254,10 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
     def follow_up_table(reader: Reader) -> Response:
         return Response(pages.reader(reader).follow_up_table(), media_type="text/csv")
 
-    @app.get("/bank.safetensors")
-    def bank_out(reader: Reader) -> Response:
-        return Response(pages.reader(reader).bank_out(), media_type="application/octet-stream")
+    @app.get("/earlier")
+    def earlier(reader: Reader) -> dict[str, Any]:
+        return pages.reader(reader).earlier.lesions()
+
+    @app.get("/earlier.nii")
+    def earlier_image(reader: Reader) -> Response:
+        return Response(pages.reader(reader).earlier.picture(), media_type="application/octet-stream")

@@ -13,10 +13,11 @@ from mois.errors import one_line
 from mois.files.csv_tables import csv_text
 from mois.serve.finding import Finding
 from mois.serve.host import Seat
+from mois.serve.page_earlier import EarlierScan
 from mois.serve.page_view import PageView, ShownMask, ShownMasks, Triple
 from mois.serve.refusals import Refusal
 from mois.session import InteractiveSession
-from mois.session.follow_up import Comparison, TimePoint, columns, comparison_rows
+from mois.session.follow_up import columns, comparison_rows
 from mois.session.history import reachable_states
 
 EPOCH = secrets.token_hex(4)
@@ -32,10 +33,10 @@ class PageReader:
         seat: Its seat.
         view: How the scan is shown.
         numbers: Numbers of the masks, shared by all pages of the scan.
-        earlier: An earlier time point of the patient.
+        earlier: An earlier scan of the patient.
     """
 
-    def __init__(self, seat: Seat, view: PageView, numbers: ShownMasks, earlier: TimePoint | None = None) -> None:
+    def __init__(self, seat: Seat, view: PageView, numbers: ShownMasks, earlier: EarlierScan | None = None) -> None:
         self.view = view
         self._earlier = earlier
         self._seat = seat
@@ -122,7 +123,7 @@ class PageReader:
             "spacing_mm": view.spacing_mm,
             "to_lps_mm": view.to_lps_mm.tolist(),
             "slice_axis": view.slice_axis,
-            "earlier": "" if self._earlier is None else self._earlier.volume.subject,
+            "earlier": "" if self._earlier is None else self._earlier.subject,
         }
 
     def state(self) -> dict[str, Any]:
@@ -175,33 +176,26 @@ class PageReader:
         """Return where the exemplars do not cover the found lesions."""
         return self._seat.look(lambda session: session.warnings())
 
+    @property
+    def earlier(self) -> EarlierScan:
+        """The earlier scan.
+
+        Raises:
+            Refusal: If none is open.
+        """
+        if self._earlier is None:
+            raise Refusal(404, "no earlier scan is open; start mois view with --earlier FOLDER.")
+        return self._earlier
+
     def follow_up(self) -> dict[str, Any]:
-        """Return what became of the lesions of the earlier time point, and their volumes in millilitres."""
-        compared = self._compared()
-        rows = [
-            {
-                "status": change.status,
-                "earlier": change.earlier,
-                "lesions": change.lesions,
-                "ml_before": change.ml_before,
-                "ml_now": change.ml_now,
-                "change_percent": change.change_percent,
-                "at": self.view.voxel(change.centre_lps_mm),
-            }
-            for change in compared.changes
-        ]
-        total = {"ml_before": compared.ml_before, "ml_now": compared.ml_now, "change_percent": compared.change_percent}
-        return {"rows": rows, "total": total}
+        """Return what became of the lesions of the earlier time point, and after how many actions of the session."""
+        actions, labels = self._seat.look(lambda session: (len(session.actions), session.label_map()))
+        return {"actions": actions, **self.earlier.changes(labels)}
 
     def follow_up_table(self) -> str:
         """Return the same as CSV."""
-        return csv_text(columns(), comparison_rows(self._compared()))
-
-    def _compared(self) -> Comparison:
-        earlier = self._earlier
-        if earlier is None:
-            raise Refusal(404, "no earlier scan is open; start mois view with --earlier FOLDER.")
-        return self._seat.look(lambda session: session.compare(earlier))
+        labels = self._seat.look(lambda session: session.label_map())
+        return csv_text(columns(), comparison_rows(self.earlier.compare(labels)))
 
     def bank_out(self) -> bytes:
         """Return the exemplars as the content of a bank's file."""

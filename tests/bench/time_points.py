@@ -127,7 +127,7 @@ def measure(patients: int, where: SecondScan | None) -> Tally:
         for change in compare_time_points(earlier, now).changes:
             lesion = (change.lesions or change.earlier)[0]
             true = tuple((lesion,) if lesion in each else () for each in (now_ml, then_ml))
-            not_shown = lesion in whole_ml and lesion not in now_ml
+            not_shown = where is not None and where.part < 1 and lesion in whole_ml and lesion not in now_ml
             if (change.lesions, change.earlier) != true or (not_shown and change.status != "outside"):
                 continue
             tally.right += 1

@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from datamodules.phantoms.lesion_types import NAMED_TYPES
 from datamodules.phantoms.phantom import write_dataset
@@ -12,7 +13,7 @@ from mois.serve.page_view import PageView
 from mois.serve.served_models import ServedModels
 from mois.serve.shipped_model import served_model
 from mois.session import InteractiveSession
-from mois.session.follow_up import time_point_of
+from mois.session.follow_up import TimePoint, time_point_of
 from tests.support.browser import OpenPage, chromium, needs_chromium, served_page
 from tests.support.fake_model import TYPE_A, box, make_scan
 from tests.support.session_fakes import make_model, other_model, three_lesions
@@ -172,6 +173,72 @@ def test_an_earlier_scan_is_compared_with(browser, tmp_path):
         assert page.page.inner_text("#chosen-name").startswith("Lesion 2")
         assert serious(page.page) == []
         assert page.errors == []
+
+
+def test_the_earlier_scan_is_beside_and_both_move_together(browser, tmp_path, monkeypatch):
+    scan = three_lesions()._replace(path="")
+    view = PageView(scan, SliceGrid.of(scan.shape, scan.affine))
+    both, gone = ((scan.shape[0] - 1 - column, scan.shape[1] - 1 - row, 2) for row, column in ((20, 20), (40, 12)))
+    earlier = InteractiveSession(make_model(), scan._replace(subject="before"))
+    earlier.click(view.lps_mm(both))
+    earlier.click(view.lps_mm(gone))
+    motion = np.eye(4)
+    motion[:3, 3] = 30, 0, 0
+    moved = torch.linalg.inv(torch.from_numpy(motion)) @ scan.affine
+    point = TimePoint(earlier.volume._replace(affine=moved), earlier.label_map())
+    monkeypatch.setattr("mois.session.follow_up.alignment.register", lambda *_: motion)
+
+    def crosses():
+        return page.page.evaluate("[mois.viewer.cross(), mois.earlier.viewer.cross()]")
+
+    with served_page(make_model(), scan, tmp_path / "studies", point) as url:
+        page = OpenPage(browser, url)
+        page.click(both)
+        page.press("v")
+        page.wait(lambda: page.says().startswith("The earlier scan is beside"))
+        assert "Earlier: before, registered (30 mm apart)" in page.page.inner_text("#earlier")
+        page.press("t")
+        page.wait(lambda: page.says() == "Against before: 1 the same, 0 new, 1 gone.")
+        rows = page.page.locator("#changes tbody tr")
+        for row, words in ((0, "lesion 1, "), (1, "lesion 2, ")):
+            rows.nth(row).locator("button").click()
+            now, then = crosses()
+            assert now == then
+            assert words in page.page.inner_text("#earlier .place")
+        painted = np.array(page.page.evaluate("Array.from(mois.earlier.viewer.paint)"))
+        assert sorted(set(painted)) == [0, 1, 2]  # the chosen one stands out
+        assert (painted > 0).sum() == (point.labels > 0).sum()
+        box = page.page.locator("#earlier canvas").bounding_box()
+        page.page.mouse.click(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+        page.press("+")
+        now, then = crosses()
+        assert now == then != list(gone)
+        zooms = "[mois.viewer, mois.earlier.viewer].map(each => [...each.niivue.scene.pan2Dxyzmm].join())"
+        assert len(set(page.page.evaluate(zooms))) == 1
+        page.after_action(lambda: page.press("z"))
+        assert page.page.is_visible("#follow-up-old")
+        assert serious(page.page) == []
+        page.press("v")
+        assert not page.page.is_visible("#earlier")
+        page.press("v")
+        page.wait(lambda: page.page.is_visible("#earlier canvas"))
+        page.click(gone)  # the picture of now takes clicks where it is now
+        assert page.errors == []
+
+
+def test_an_earlier_scan_that_cannot_be_registered_leaves_the_page_as_it_was(browser, tmp_path):
+    scan = three_lesions()._replace(path="", patient="p")
+    other = TimePoint(scan._replace(patient="q", subject="before"), torch.zeros(scan.shape, dtype=torch.int32))
+    with served_page(make_model(), scan, tmp_path / "studies", other) as url:
+        page = OpenPage(browser, url)
+        for key in ("v", "t"):
+            page.press(key)
+            page.wait(page.is_error)
+            assert page.says() == (
+                "the scans are of two patients, q and p; give two scans of one patient, or name the patient alike."
+            )
+            page.click((scan.shape[0] - 1 - 20, scan.shape[1] - 1 - 20, 2))
+        assert not page.page.is_visible("#earlier")
 
 
 def test_drawings_of_every_kind_and_errors_in_one_line(browser, tmp_path):

@@ -27,6 +27,7 @@ export const KEYS = [
   ["i", "Bank in: exemplars of another scan", "bankIn"],
   ["w", "Read the warnings", "warnings"],
   ["t", "Compare with the earlier scan", "compare"],
+  ["v", "Earlier scan beside this one, on or off", "beside"],
   ["ArrowLeft", "Cross to the left of the picture", "left"],
   ["ArrowRight", "Cross to the right of the picture", "right"],
   ["ArrowUp", "Cross up", "up"],

@@ -6,7 +6,8 @@ import { Painting } from "./painting.js";
 import { LesionList, inMl, inWords } from "./lesions.js";
 import { Tools } from "./tools.js";
 import { listen } from "./keys.js";
-import { showChanges } from "./follow_up.js";
+import { EarlierPicture } from "./earlier.js";
+import { FollowUp } from "./follow_up.js";
 import { Types, nameOf } from "./types.js";
 import { Connection } from "./connection.js";
 
@@ -24,6 +25,8 @@ const painting = new Painting(viewer);
 const list = new LesionList(by("list"), (id) => choose(id, true));
 const connection = new Connection(by("gone"), { pulse, back });
 const types = new Types({ use: useType, add: addType });
+const earlier = new EarlierPicture(by("earlier"), viewer);
+const followUp = new FollowUp(by("follow-up"), earlier, { jump, say, subject: () => scan.earlier });
 const tools = new Tools(viewer, by("ink"), { hover, draw, say });
 
 function say(text, isError = false) {
@@ -33,11 +36,16 @@ function say(text, isError = false) {
 
 // does an action after those before it, and shows its error in one line
 function act(action) {
-  ask = ask.then(action).catch((error) => {
-    connection.notes(error);
-    say(error.message, true);
-  });
+  ask = ask.then(action).catch(complain);
   return ask;
+}
+
+// looks at something; actions need not wait for it
+const aside = (look) => look().catch(complain);
+
+function complain(error) {
+  connection.notes(error);
+  say(error.message, true);
 }
 
 async function done(path, body, text) {
@@ -55,6 +63,7 @@ async function show(next) {
   types.show(state);
   await painting.update(state, chosen);
   showButtons();
+  followUp.changed(state.actions);
   by("count").textContent = state.lesions.length;
   by("total").textContent = `${inMl(state.lesions.reduce((sum, each) => sum + each.ml, 0))} ml in all`;
   by("exemplar-count").textContent = `${state.exemplars}, ${state.negative} of them negative`;
@@ -88,6 +97,7 @@ function choose(id, jump = false) {
   if (id === null) correcting = false;
   list.show(state.lesions, chosen);
   painting.choose(chosen);
+  followUp.choose(chosen);
   showButtons();
   if (id === null) return;
   list.reveal(id);
@@ -190,7 +200,8 @@ const actions = {
   },
   bankOut: () => act(bankOut),
   bankIn: () => by("bank-file").click(),
-  compare: () => act(compare),
+  compare: () => aside(() => followUp.compare()),
+  beside: () => aside(() => followUp.showBeside()),
   changesOut: () => act(() => download("follow_up.csv")),
   warnings: () => {
     by("advice").open = true;
@@ -278,18 +289,11 @@ async function download(name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-async function compare() {
-  if (!scan.earlier) return say("No earlier scan is open; start mois view with --earlier FOLDER.", true);
-  by("follow-up").open = true;
-  say("Comparing with the earlier scan…");
-  const changes = await getJson("follow_up");
-  showChanges(by("follow-up"), changes, (row) => {
-    const now = row.lesions.find((id) => lesion(id));
-    if (now === undefined) viewer.moveTo(row.at); // gone: where it was
-    else choose(now, true);
-  });
-  const count = (status) => changes.rows.filter((row) => row.status === status).length;
-  say(`Against ${scan.earlier}: ${count("same")} the same, ${count("new")} new, ${count("gone")} gone.`);
+// a row of the table: a lesion of now, or the place of one that is gone
+function jump(row) {
+  const now = row.lesions.find((id) => lesion(id));
+  choose(now ?? null);
+  if (row.at) viewer.moveTo(row.at);
 }
 
 by("bank-file").addEventListener("change", (event) => {
@@ -312,7 +316,7 @@ const BUTTONS = {
   "add-type": "addType",
   cancel: "escape",
 };
-for (const id of ["accept", "reject", "lock", "remove", "correct", "undo", "redo", "save", "propagate", "suggest", "negative", "compare"])
+for (const id of ["accept", "reject", "lock", "remove", "correct", "undo", "redo", "save", "propagate", "suggest", "negative", "compare", "beside"])
   BUTTONS[id] = id;
 for (const [id, action] of Object.entries(BUTTONS)) by(id).addEventListener("click", (event) => actions[action](event));
 for (const button of document.querySelectorAll("[data-tool]"))
@@ -359,5 +363,5 @@ async function open() {
   document.body.dataset.ready = "yes";
 }
 
-window.mois = { viewer, painting, tools, state: () => state }; // for tests
+window.mois = { viewer, earlier, painting, tools, state: () => state }; // for tests
 act(open).then(() => connection.watch());

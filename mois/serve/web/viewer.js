@@ -29,8 +29,9 @@ export const shownType = (index) => FIRST_TYPE + (index % TYPE_COLOURS.length);
 const PAINT_UNIT = 7; // texture unit of NiiVue's drawing
 
 export class Viewer {
-  constructor(canvas, onMove) {
+  constructor(canvas, onMove, colours = COLOURS) {
     this.canvas = canvas;
+    this.colours = colours;
     this.niivue = new Niivue({
       backColor: [0.067, 0.075, 0.09, 1],
       crosshairColor: [0.35, 0.75, 0.95, 0.8],
@@ -59,7 +60,7 @@ export class Viewer {
     await niivue.loadFromArrayBuffer(bytes, "scan.nii");
     this.shape = shape;
     niivue.createEmptyDrawing();
-    niivue.setDrawColormap(COLOURS);
+    niivue.setDrawColormap(this.colours);
     niivue.setDrawOpacity(0.4);
     niivue.drawRimOpacity = 0.95;
     niivue.drawScene();
@@ -124,6 +125,42 @@ export class Viewer {
     const scale = Math.min(16, Math.max(1, niivue.scene.pan2Dxyzmm[3] * factor));
     const pan = [0, 1, 2].map((axis) => (scale > 1 ? middle[axis] - cross[axis] : 0));
     niivue.setPan2Dxyzmm([...pan, scale]);
+  }
+
+  // from now on, what moves the cross or the zoom of one picture moves those of the other; both show the same voxels
+  linkTo(other) {
+    other.takeOver(this);
+    other.follow(this);
+    this.follow(other);
+  }
+
+  follow(leader) {
+    const draw = leader.niivue.drawScene.bind(leader.niivue);
+    const place = ({ crosshairPos, pan2Dxyzmm } = leader.niivue.scene) => String([...crosshairPos, ...pan2Dxyzmm]);
+    let last = place();
+    leader.niivue.drawScene = () => {
+      draw();
+      const moved = place() !== last;
+      last = place();
+      if (moved && !leader.apart) this.takeOver(leader);
+    };
+  }
+
+  takeOver({ niivue: { scene } }) {
+    const own = this.niivue.scene;
+    own.crosshairPos = [...scene.crosshairPos];
+    own.pan2Dxyzmm = [...scene.pan2Dxyzmm];
+    this.apart = true; // the leader is there already
+    this.niivue.createOnLocationChange();
+    this.niivue.drawScene();
+    this.apart = false;
+  }
+
+  // a place of its own, until one of both pictures is moved again
+  moveApart(voxel) {
+    this.apart = true;
+    this.moveTo(voxel);
+    this.apart = false;
   }
 
   step(axis, by) {

@@ -1,5 +1,6 @@
 """The page's paths: what they answer, refuse, and leave alone."""
 
+import numpy as np
 import pytest
 import torch
 from starlette.testclient import TestClient
@@ -9,7 +10,7 @@ from mois.serve.host import Host
 from mois.serve.page import POLICY, page_app
 from mois.serve.safety import Guard
 from mois.session import InteractiveSession
-from mois.session.follow_up import time_point_of
+from mois.session.follow_up import TimePoint, time_point_of
 from tests.support.session_fakes import lps, make_model, three_lesions
 
 TOKEN = "secret-of-this-server-0123456789"
@@ -205,6 +206,51 @@ def test_lesions_of_an_earlier_scan_are_the_same_new_or_gone(host, scan):
         assert abs(changes["rows"][1]["at"][2] - 2) <= 1
         lines = page.get("follow_up.csv").text.splitlines()
         assert [line.split(",")[0] for line in lines] == ["status", "same", "new", "total"]
+
+
+def test_the_earlier_scan_is_given_on_the_grid_of_now(host, scan, monkeypatch):
+    earlier = InteractiveSession(make_model(), scan._replace(subject="before"))
+    earlier.click(lps(scan, 2, 20, 20))
+    earlier.click(lps(scan, 2, 40, 12))
+    motion = np.eye(4)
+    motion[:3, :3] = np.diag([-1, 1, 1])  # as a scan whose voxels run the other way
+    there = time_point_of(earlier)
+    turned = torch.from_numpy(motion) @ there.volume.affine
+    other = TimePoint(there.volume._replace(affine=turned), there.labels)
+    monkeypatch.setattr("mois.session.follow_up.alignment.register", lambda *_: motion)
+    app = Guard(page_app(host, scan, other), TOKEN, frozenset({"127.0.0.1:1"}))
+    with TestClient(app, base_url=f"http://127.0.0.1:1/{TOKEN}/", headers=FIRST) as page:
+        about = page.get("earlier").json()
+        assert (about["subject"], about["registered"]) == ("before", True)
+        assert [row["id"] for row in about["lesions"]] == [1, 2]
+        assert about["lesions"][0]["ml"] == pytest.approx(earlier.lesions()[0].volume_ml)
+        assert page.get("earlier.nii").content == page.get("image.nii").content
+        click(page, scan, 2, 20, 20)
+        changes = page.get("follow_up").json()
+        same, gone = changes["rows"]
+        assert same["at"] == same["earlier_at"]
+        assert gone["at"] == gone["earlier_at"] == about["lesions"][1]["at"]
+        assert changes["actions"] == 1
+        assert changes["in_both"] is None
+
+
+def test_scans_that_cannot_be_registered_are_refused_in_one_line_and_searched_once(host, scan, monkeypatch):
+    searched = []
+
+    def refuse(*scans):
+        searched.append(scans)
+        raise ValueError("the scans look alike nowhere.")
+
+    monkeypatch.setattr("mois.session.follow_up.alignment.register", refuse)
+    shifted = scan.affine + torch.eye(4, dtype=torch.float64).roll(3, 1)
+    other = TimePoint(scan._replace(affine=shifted), torch.zeros(scan.shape, dtype=torch.int32))
+    app = Guard(page_app(host, scan, other), TOKEN, frozenset({"127.0.0.1:1"}))
+    with TestClient(app, base_url=f"http://127.0.0.1:1/{TOKEN}/", headers=FIRST) as page:
+        for path in ("earlier", "earlier.nii", "follow_up", "follow_up.csv"):
+            answer = page.get(path)
+            assert (answer.status_code, answer.json()["error"]) == (400, "the scans look alike nowhere.")
+        assert click(page, scan, 2, 20, 20).status_code == 200
+    assert len(searched) == 1
 
 
 def test_without_an_earlier_scan_there_is_nothing_to_compare(page):
