@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -96,7 +97,10 @@ class Host:
         """
         if self.models.load is None:
             raise ValueError("this server takes no further bundles.")
-        model = self.models.load(bundle)
+        try:
+            model = self.models.load(bundle)
+        except OSError as error:
+            raise ValueError(f"bundle={str(bundle)[:80]} cannot be read ({error.strerror}).") from error
         model.segmenter.budget = self._budget
         return model
 
@@ -241,7 +245,7 @@ class Seat:
             ValueError: If the folder is no bundle, the name cannot be one, or the type has another model.
         """
         self._write()
-        folder = bundle.resolve()
+        folder = Path(os.path.abspath(os.path.expanduser(bundle)))  # noqa: PTH100, PTH111 - these never fail
         model = self._host.load_model(folder)
         self._host.queue.submit(partial(self._study.add_type, name, folder, model), Urgency.CLICK).result()
 

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 from mois.serve.host import Host
 from mois.serve.page import page_app
 from mois.serve.served_models import ServedModels, added_types
+from mois.sharing.bundle import Bundle
 from tests.support.nninteractive_story import TOKEN, further_paths, served, told
 from tests.support.session_fakes import lps, make_model, other_model, three_lesions
 
@@ -84,6 +85,17 @@ def test_type_that_a_reader_added_is_there_after_a_restart(scan, tmp_path):
     (study / "types.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="holds no bundles by type"):
         Host(tmp_path / "studies", models).open("a", scan)
+
+
+@pytest.mark.parametrize("bundle", ["\0", "a" * 4000, "/dev/zero", "/proc/self", "..", "none", "~", "\ud800"])
+def test_folder_that_is_no_bundle_is_refused_in_one_line(scan, tmp_path, bundle):
+    host = Host(tmp_path / "studies", ServedModels(make_model(), load=lambda path: Bundle.load(path, "cpu").model()))
+    with TestClient(page_app(host, scan), headers=READER) as page:
+        refused = page.post("type", content=json.dumps({"name": "round", "bundle": bundle}))
+        assert refused.status_code in (400, 422)
+        assert "\n" not in refused.json()["error"]
+        assert page.get("state").json()["types"] == [""]
+    host.close()
 
 
 def test_session_of_one_type_goes_on_with_a_name_for_it(scan, tmp_path):
