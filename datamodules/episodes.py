@@ -1,14 +1,14 @@
 """Draws episodes from prepared scans. Seed, epoch and index decide an episode, on every process.
 
 Group 0 of an episode is a lesion class of the subject. Group 1 has another source (`EpisodeMix`). If a subject lacks
-the source, the next source is taken: another class, a transplant, normal anatomy, nothing (padding alone).
+the source, the next source is taken: another class, a transplant, normal anatomy, nothing (padding alone). Places that
+a reader rejected are no lesions; they take the turn of transplants and anatomy in `REJECTED_SHARE` of the episodes.
 No exemplar lies on the slice of the query, and no exemplar is a lesion in the query.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.assembly import CHANCES, DrawnExemplar, assemble
+from datamodules.assembly import DrawnExemplar, assemble
+from datamodules.chance import draw_chance, torch_seeded_by
 from datamodules.cores import lesion_cores
 from datamodules.foreign import Painter, anatomy, cut_from, paint_random_types, plant, window_on_body
-from datamodules.subjects import Patch, PatchWindow, PreparedSubject
+from datamodules.subjects import REJECTED_KIND, Patch, PatchWindow, PreparedSubject
 from datamodules.transforms import Augmentation
 from mois.lesions import renumber
 from mois.records import Episode
@@ -29,6 +30,9 @@ from mois.records import Episode
 SOURCES = ("other_class", "transplant", "anatomy")
 FURTHER_CONTRASTS = (-1.0, 1.5)
 """Contrast of a foreign lesion in a further sequence, as a multiple of that in the first."""
+REJECTED_SHARE = 0.5
+"""Share of the second groups that show places which a reader rejected, where there are some and no other class is
+drawn. Queries on the background lie around them as often."""
 _TRIES = 8
 
 
@@ -138,7 +142,7 @@ class EpisodeDataset(Dataset[Episode]):
     ) -> None:
         if views < 0:
             raise ValueError(f"data.init_args.views={views} must be 1 or more, or 0 for ever new patches.")
-        self.subjects = [subject for subject in subjects if len(subject.table.lesion)]
+        self.subjects = [subject for subject in subjects if subject.has_lesions]
         self.settings = settings
         self.seed = seed
         self.painter = painter
@@ -159,14 +163,6 @@ class EpisodeDataset(Dataset[Episode]):
 
     def _view(self, epoch: int) -> int:
         return epoch % self.views if self.views else epoch
-
-
-@contextmanager
-def torch_seeded_by(rng: np.random.Generator) -> Iterator[None]:
-    """Seed torch's global generator from `rng` within this context. TorchIO draws from this generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**62)))
-        yield
 
 
 def collate(episodes: Sequence[Episode]) -> Episode:
@@ -200,18 +196,23 @@ def draw_episode(
     second = others[rng.integers(len(others))] if source == "other_class" and others else None
     query = _draw_query(subject, settings, first, second, rng)
     kinds = _kinds(subject, query.patch.lesions)
-    lesions = query.patch.lesions > 0
+    lesions = kinds > 0
     group = _exemplars(subject, query.allowed & (subject.table.kind == first), settings, rng)
     other = _Group([], torch.zeros_like(lesions), is_lesion=False)
     if second is not None:
         rows = query.allowed & (subject.table.kind == second)
         other = _Group(_exemplars(subject, rows, settings, rng), kinds == second, is_lesion=True)
+    if not other.exemplars and subject.has_rejected and rng.random() < REJECTED_SHARE:
+        rows = query.allowed & (subject.table.kind == REJECTED_KIND)
+        other = _Group(_exemplars(subject, rows, settings, rng), torch.zeros_like(lesions), is_lesion=False)
     if not other.exemplars and source != "anatomy":
         other = _transplants(subject, painter, donors, query, settings, rng)
     if not other.exemplars:
         other = _normal(subject, query, settings, rng)
     clip = _draw_clip(subject, settings, rng)
-    query_masks = torch.stack([kinds == first, other.target, lesions, _cores(query.patch.lesions, other.planted)])
+    query_masks = torch.stack(
+        [kinds == first, other.target, lesions, _cores(query.patch.lesions * lesions, other.planted)]
+    )
     is_lesion = torch.tensor([bool(group), other.is_lesion])
     drawn = assemble(
         [group, other.exemplars],
@@ -223,11 +224,6 @@ def draw_episode(
         settings.sequences,
     )
     return drawn._replace(group_is_lesion=is_lesion, chance=chance)
-
-
-def draw_chance(rng: np.random.Generator) -> Tensor:
-    """Draw the random numbers of an episode for the training step, (64,) float32. They are drawn first."""
-    return torch.from_numpy(rng.random(CHANCES, np.float32))
 
 
 def _draw_kind(subject: PreparedSubject, rng: np.random.Generator) -> int:
@@ -275,7 +271,7 @@ def _draw_query(
         if attempt >= _TRIES - 2:  # keep this lesion for an exemplar: it may be the only lesion
             window = window_on_body(subject, size, rng, table.slice[table.lesion == table.lesion[row]])
         elif background:
-            window = window_on_body(subject, size, rng)
+            window = _window_on_background(subject, size, rng)
         else:
             window = _window_at(subject, row, size // 3, size, rng)
         patch = subject.cut(window)
@@ -283,7 +279,7 @@ def _draw_query(
         allowed = (table.slice != window.slice) & ~np.isin(table.lesion, seen)
         score = 4 * bool((allowed & (table.kind == first)).any())
         score += 2 * (second is not None and bool((allowed & (table.kind == second)).any()))
-        here = set(np.unique(table.kind[np.isin(table.lesion, seen)]).tolist())
+        here = set(np.unique(table.kind[np.isin(table.lesion, seen)]).tolist()) - {REJECTED_KIND}
         score += not here if lesion_free else not together or {first, second} <= here
         if score > best_score:
             best, best_score = _Query(window, patch, allowed), score
@@ -292,6 +288,14 @@ def _draw_query(
     if best is None:
         raise RuntimeError(f"no query window was drawn for {subject.name}")
     return best
+
+
+def _window_on_background(subject: PreparedSubject, size: int, rng: np.random.Generator) -> PatchWindow:
+    """Return a window around tissue; of a scan with rejected places, often around one of them."""
+    if not subject.has_rejected or rng.random() >= REJECTED_SHARE:
+        return window_on_body(subject, size, rng)
+    row = subject.sampler.draw(subject.table.kind == REJECTED_KIND)
+    return _window_at(subject, row, size // 3, size, rng)
 
 
 def _window_at(subject: PreparedSubject, row: int, jitter_px: int, size: int, rng: np.random.Generator) -> PatchWindow:
@@ -375,13 +379,13 @@ def _normal(subject: PreparedSubject, query: _Query, settings: EpisodeSettings, 
 
 def _area_mm2(subject: PreparedSubject, rng: np.random.Generator) -> float:
     """Draw the area of a foreign lesion in mm2, like the subject's own lesions: its size must not give it away."""
-    row = subject.sampler.draw(np.ones(len(subject.table.lesion), bool))
+    row = subject.sampler.draw(subject.table.kind != REJECTED_KIND)
     return float(subject.table.area_px[row]) * subject.pixel_mm**2 * float(np.exp(rng.normal(0, 0.4)))
 
 
 def _draw_clip(subject: PreparedSubject, settings: EpisodeSettings, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Return T slices around a lesion of any class, (T, ..., P, P), and its masks (T, P, P)."""
-    row = subject.sampler.draw(np.ones(len(subject.table.lesion), bool))
+    row = subject.sampler.draw(subject.table.kind != REJECTED_KIND)
     window = _window_at(subject, row, settings.patch_px // 4, settings.patch_px, rng)
     middle = settings.clip // 2
     patches = [subject.cut(window._replace(slice=window.slice + step)) for step in range(-middle, middle + 1)]

@@ -226,7 +226,7 @@ class NiftiDataModule(LightningDataModule):
         self._prepared = [entry.subject for entry in entries]
         self._checked |= {subject.subject for subject in subjects}
         self._slabs = {entry.subject.name: entry.slab for entry in entries if entry.slab is not None}
-        empty = [prepared.name for prepared in self._prepared if not len(prepared.table.lesion)]
+        empty = [prepared.name for prepared in self._prepared if not prepared.has_lesions]
         if len(empty) == len(self._prepared):
             raise DataError(
                 f"{subjects[0].label}: none of the {len(subjects)} training scans has a lesion (voxels above 0); "
@@ -276,14 +276,14 @@ class NiftiDataModule(LightningDataModule):
             self.instances,
             self.split.val_slab,
         )
-        more = (self.channels,) if self.channels else ()
+        more = ((self.channels,) if self.channels else ()) + (("rejected",) if subject.rejected_class else ())
         return key_of(self._files(subject), (*shaped_by, sorted(subject.classes), str(self._rule(subject)), *more))
 
     def _rule(self, subject: SubjectFiles) -> Normalisation:
         return rule_of_channels(self.normalisation, self.channels, subject.channels.get(self.channel, ""))
 
     def _prepare(self, subject: SubjectFiles) -> Entry:
-        volume = self._read(subject, "train on")
+        volume = self._read(subject, "train on", rejected=True)
         for channel, _ in channels_of(volume, self.channels):
             if said := doubt(channel.image, self.normalisation.for_channel(channel.name)):
                 warnings.warn(f"scan {volume.subject}: {said}", stacklevel=1)
@@ -296,6 +296,7 @@ class NiftiDataModule(LightningDataModule):
             usable=None if slab is None else usable_slices(volume, slab, self.slice_axis),
             normalisation=self.normalisation,
             channels=self.channels,
+            rejected_class=subject.rejected_class,
         )
         return Entry(prepared, slab)
 
@@ -319,10 +320,10 @@ class NiftiDataModule(LightningDataModule):
         images = [subject.images.get(number) for number in subject.numbers(self.channel, self.channels)]
         return [*images, subject.label, subject.instances if self.instances else None]
 
-    def _read(self, subject: SubjectFiles, to: str = "") -> Volume:
+    def _read(self, subject: SubjectFiles, to: str = "", *, rejected: bool = False) -> Volume:
         if to:
             self._check_annotated(subject, to)
-        return subject.read(self.channel, instances=self.instances, channels=self.channels)
+        return subject.read(self.channel, instances=self.instances, channels=self.channels, rejected=rejected)
 
     def _slab(self, volume: Volume) -> range:
         return slab_slices(volume, self.split.val_slab, self.slice_axis)

@@ -11,7 +11,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_episode, torch_seeded_by
+from datamodules.chance import torch_seeded_by
+from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_episode
 from datamodules.loading import EpisodeLoader, VolumeLoader, check_counts, rank_and_world
 from datamodules.phantoms.lesion_types import HELD_BACK, draw_lesion_types
 from datamodules.phantoms.phantom import Phantom, make_phantom, make_slab

@@ -6,7 +6,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.episodes import EpisodeMix, EpisodeSettings, draw_chance
+from datamodules.chance import draw_chance
+from datamodules.episodes import EpisodeMix, EpisodeSettings
 from datamodules.pretraining import NewTypeEpisodes
 from datamodules.transforms import Augmentation
 from mois.records import Episode

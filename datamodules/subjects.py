@@ -22,6 +22,8 @@ from mois.scans.channels import normalised_stack
 
 BODY = 0.1
 """Normalised intensity above which a pixel is tissue."""
+REJECTED_KIND = -1
+"""Class of places that a reader rejected: no lesions."""
 _BODY_PIXELS = 20_000
 _ID_TYPES = (torch.uint8, torch.int16, torch.int32)
 
@@ -31,7 +33,7 @@ class LesionSlices(NamedTuple):
 
     Attributes:
         lesion: (R,) int64, lesion id.
-        kind: (R,) int64, class of the lesion.
+        kind: (R,) int64, class of the lesion; `REJECTED_KIND` for a place that a reader rejected.
         slice: (R,) int64, number of the slice.
         area_px: (R,) int64, pixels of the lesion on this slice.
         volume_ml: (R,) float64, volume of the whole lesion in millilitres.
@@ -129,7 +131,17 @@ class PreparedSubject:
     @cached_property
     def kinds(self) -> list[int]:
         """Classes of its lesions."""
-        return [int(kind) for kind in np.unique(self.table.kind)]
+        return [int(kind) for kind in np.unique(self.table.kind) if kind != REJECTED_KIND]
+
+    @property
+    def has_lesions(self) -> bool:
+        """Whether there is a lesion; places that a reader rejected are none."""
+        return bool(self.kinds)
+
+    @cached_property
+    def has_rejected(self) -> bool:
+        """Whether a reader rejected a place."""
+        return bool((self.table.kind == REJECTED_KIND).any())
 
     def window(self, slice_: int, row: float, column: float, patch_px: int) -> PatchWindow:
         """Return the window around a pixel, moved into the picture if necessary."""
@@ -174,6 +186,7 @@ def prepare_volume(
     usable: Tensor | None = None,
     normalisation: Normalisation | None = None,
     channels: Sequence[str] = (),
+    rejected_class: int = 0,
 ) -> PreparedSubject:
     """Prepare a scan.
 
@@ -185,6 +198,7 @@ def prepare_volume(
         usable: (S,) bool. All other slices become blank, image and lesions, so that nothing is learned from them.
         normalisation: Rule of the intensities; None is `auto`.
         channels: Names of the channels to prepare; none for the only image.
+        rejected_class: Class of places that a reader rejected; 0 for none.
 
     Raises:
         DataError: If the patch is more than 4 times as large as the scan's slices.
@@ -203,7 +217,8 @@ def prepare_volume(
     voxel_ml = volume.voxel_ml
     volumes_ml = {int(i): int(n) * voxel_ml for i, n in zip(ids, counts, strict=True) if i}
     names = (volume.subject, volume.patient)
-    return prepare_stack(image, lesions, volume.classes, volumes_ml, names, (pixel_mm, grid.gap_mm), patch_px)
+    kinds = {lesion: REJECTED_KIND if kind == rejected_class else kind for lesion, kind in volume.classes.items()}
+    return prepare_stack(image, lesions, kinds, volumes_ml, names, (pixel_mm, grid.gap_mm), patch_px)
 
 
 def prepare_stack(

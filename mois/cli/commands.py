@@ -16,6 +16,7 @@ from mois.cli.bank import list_banks, merge_bank_files, show_bank
 from mois.cli.compare import compare
 from mois.cli.configs import configs
 from mois.cli.curves import curves
+from mois.cli.dataset_from_sessions import from_sessions
 from mois.cli.demo import demo
 from mois.cli.doctor import doctor
 from mois.cli.evaluate import evaluate
@@ -54,12 +55,14 @@ COMMANDS: list[Callable[..., None]] = [
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "bank": {"ls": list_banks, "show": show_bank, "merge": merge_bank_files},
+    "dataset": {"from-sessions": from_sessions},
     "export": {"sam2": export_sam2, "nnunet": export_nnunet},
 }
 """Commands of two words, such as `mois bank ls`: first word, second word, function."""
 
 GROUP_HELP: dict[str, str] = {
     "bank": "List, show or merge exemplar banks.",
+    "dataset": "Make a dataset for a training.",
     "export": "Write a model for other programs of SAM 2, or a dataset for nnU-Net.",
 }
 """One line on each first word."""
@@ -71,6 +74,7 @@ LEADING: dict[str, str] = {
     "bank ls": "places",
     "bank merge": "banks",
     "compare": "runs",
+    "dataset from-sessions": "sessions",
     "follow_up": "scans",
     "journal": "sessions",
     "segment": "image",

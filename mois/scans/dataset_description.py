@@ -11,6 +11,9 @@ from mois.errors import DataError
 from mois.files.text import read_json
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+REJECTED = "rejected"
+"""Name of the class of places that a reader rejected. They are no lesions: a training shows them as wrong exemplars."""
+
 _LARGEST_LABEL = 2**31 - 1
 
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from mois.errors import DataError, as_text
 from mois.files.atomic import named, one_form
 from mois.files.text import read_table
 from mois.records import Volume
 from mois.scans.channels import channel_numbers
-from mois.scans.dataset_description import FILE_ENDINGS, read_description
+from mois.scans.dataset_description import FILE_ENDINGS, REJECTED, read_description
 from mois.scans.volumes import read_volume
 
 
@@ -64,20 +66,28 @@ class SubjectFiles:
                 )
         return numbers
 
-    def read(self, channel: int = 0, *, instances: bool = True, channels: Sequence[str] = ()) -> Volume:
+    @property
+    def rejected_class(self) -> int:
+        """The class of places that a reader rejected; 0 if the dataset has none."""
+        return next((number for number, name in self.classes.items() if name == REJECTED), 0)
+
+    def read(
+        self, channel: int = 0, *, instances: bool = True, channels: Sequence[str] = (), rejected: bool = False
+    ) -> Volume:
         """Read the scan with its lesions.
 
         Args:
             channel: Number of the image, if no names are given.
             instances: Whether to use the map of lesion ids, if the scan has one.
             channels: Names of a model's channels, to read them all.
+            rejected: Whether to keep places that a reader rejected. They are no lesions, and are background otherwise.
 
         Raises:
             DataError: If a channel is missing or a file is broken.
         """
         first, *others = self.numbers(channel, channels)
         ids = self.instances if instances else None
-        return read_volume(
+        volume = read_volume(
             self.images[first],
             ids or self.label,
             subject=self.subject,
@@ -88,6 +98,15 @@ class SubjectFiles:
             channel=self.channels.get(first, ""),
             further={self.channels[number]: self.images[number] for number in others},
         )
+        return volume if rejected or not self.rejected_class else _without(volume, self.rejected_class)
+
+
+def _without(volume: Volume, kind: int) -> Volume:
+    """Return a scan without the lesions of a class."""
+    classes = {lesion: other for lesion, other in volume.classes.items() if other != kind}
+    kept = torch.isin(volume.lesions, torch.tensor([*classes], dtype=volume.lesions.dtype))
+    declared = tuple(other for other in volume.declared if other != kind)
+    return volume._replace(lesions=volume.lesions * kept, classes=classes, declared=declared)
 
 
 def read_dataset(root: Path) -> list[SubjectFiles]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,6 @@ def about_session(
         calibration: Calibration of the confidence of found lesions, or None.
         track_memory: Value of `inference.track_memory` with this backbone; None before the model is loaded.
     """
-    images = {id(channel.image): channel.image for channel, _ in channels_of(volume, settings.channels)}
-    digest = hashlib.sha256()
-    for image in images.values():
-        digest.update(np.ascontiguousarray(array_of(image)).tobytes())
-    digest.update(volume.affine.double().cpu().numpy().tobytes())
     kept = {name: value for name, value in asdict(settings).items() if name != "memory_gib"}
     kept["precision"] = resolve_precision(device, settings.precision)  # `auto` differs by device
     rule = rule_of_channels(settings.normalisation, settings.channels, volume.channel)  # `auto` differs by scan
@@ -72,12 +68,27 @@ def about_session(
         "patient": volume.patient,
         "path": as_text(volume.path),
         **({"channel_files": _channel_files(volume)} if volume.further else {}),
-        "scan_sha256": digest.hexdigest(),
+        "scan_sha256": scan_digest(volume, settings.channels),
         "one_slice": _is_one_slice(volume, settings.slice_axis),
         "model": identity.as_dict(),
         "inference": kept,
         "calibration": None if calibration is None else calibration.as_dict(),
     }
+
+
+def scan_digest(volume: Volume, channels: Sequence[str]) -> str:
+    """Return the SHA-256 of the voxels and the grid of a scan.
+
+    Args:
+        volume: The scan.
+        channels: Names of the channels that a model sees; none for one image of any name.
+    """
+    images = {id(channel.image): channel.image for channel, _ in channels_of(volume, channels)}
+    digest = hashlib.sha256()
+    for image in images.values():
+        digest.update(np.ascontiguousarray(array_of(image)).tobytes())
+    digest.update(volume.affine.double().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _channel_files(volume: Volume) -> dict[str, str]:

@@ -1,0 +1,77 @@
+"""`mois dataset from-sessions`: what a reader judged becomes a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mois.cli import main as mois_main
+from mois.errors import DataError
+from mois.records import Volume
+from mois.scans.datasets import read_dataset
+from mois.scans.image_files import write_volume
+from mois.session import InteractiveSession
+from mois.session.dataset_export import read_judged
+from tests.support.session_fakes import lps, make_model, three_lesions
+
+
+def judged(folder: Path, name: str = "a") -> Volume:
+    """Write a scan and a session: A1 clicked, A2 found and rejected, B1 found later, if at all."""
+    folder.mkdir()
+    scan = three_lesions()
+    file = folder / f"{name}.nii.gz"
+    write_volume(scan.image, scan.affine, file)
+    scan = scan._replace(path=str(file), subject=name, patient=f"patient_{name}")
+    session = InteractiveSession(make_model(), scan, folder / "session")
+    session.click(lps(scan, 2, 20, 20))
+    session.propagate()
+    session.reject(2)
+    session.close()
+    return scan
+
+
+def test_judged_lesions_become_instances_and_rejected_ones_a_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = [judged(tmp_path / name, name) for name in ("a", "b")]
+    out = tmp_path / "raw"
+    folders = [str(tmp_path / name / "session") for name in ("a", "b")]
+    mois_main(["dataset", "from-sessions", *folders, "--out", str(out)])
+    said = capsys.readouterr().out
+    assert said == f"2 scans in {out}: 2 lesion, 2 rejected; adapt with: mois adapt --data {out} --out BUNDLE\n"
+    first, second = read_dataset(out)
+    assert (first.subject, first.patient, second.patient) == ("a", "patient_a", "patient_b")
+    assert first.classes == {1: "lesion", 2: "rejected"}
+    volume, whole = first.read(), first.read(rejected=True)
+    np.testing.assert_array_equal(volume.image, scans[0].image)
+    assert volume.classes == {1: 1}
+    assert whole.classes == {1: 1, 2: 2}
+    true = scans[0].lesions.numpy()
+    assert set(np.unique(true[volume.lesions.numpy() == 1])) == {1}  # A1 is lesion 1 of the scan
+    assert set(np.unique(true[whole.lesions.numpy() == 2])) <= {0, 2}
+
+    with pytest.raises(SystemExit):
+        mois_main(["dataset", "from-sessions", folders[0], "--out", str(out)])
+    assert capsys.readouterr().err == f"error: out={out} is there already; choose another folder, or remove it.\n"
+    with pytest.raises(SystemExit):
+        mois_main(["dataset", "from-sessions", folders[0], folders[0], "--out", str(tmp_path / "twice")])
+    assert "are both on scan a; leave one out." in capsys.readouterr().err
+
+
+def test_an_undone_verdict_is_none(tmp_path: Path) -> None:
+    scan = judged(tmp_path / "a")
+    session = InteractiveSession.load(tmp_path / "a" / "session", make_model(), scan)
+    session.undo()
+    session.close()
+    read = read_judged(tmp_path / "a" / "session")
+    assert read.types == {1: "lesion"}
+    assert read.open == 1  # found, and not judged: background
+
+
+def test_a_scan_that_changed_is_refused(tmp_path: Path) -> None:
+    scan = judged(tmp_path / "a")
+    write_volume(scan.image + 1, scan.affine, Path(scan.path))
+    with pytest.raises(DataError, match="is not the scan of session"):
+        read_judged(tmp_path / "a" / "session")
