@@ -6,6 +6,7 @@ from adapters.peft_adapter import PeftAdapter
 from adapters.peft_methods import Peft, PeftMethod
 from adapters.placement import Placement
 from adapters.plain import Frozen, Full
+from mois.machine.own_packages import warn_of_hidden_package
 
 __all__ = [
     "IA3",
@@ -20,3 +21,5 @@ __all__ = [
     "PeftMethod",
     "Placement",
 ]
+
+warn_of_hidden_package("adapters")

@@ -2,5 +2,8 @@
 
 from datamodules.nifti import NiftiDataModule
 from datamodules.pretraining import PretrainDataModule
+from mois.machine.own_packages import warn_of_hidden_package
 
 __all__ = ["NiftiDataModule", "PretrainDataModule"]
+
+warn_of_hidden_package("datamodules")

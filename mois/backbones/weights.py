@@ -160,7 +160,7 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(hf_hub_download(hub_id, file, local_files_only=True))
     except LocalEntryNotFoundError:
-        reason = _why_unreachable(constants.ENDPOINT)
+        reason = why_unreachable(constants.ENDPOINT)
     if reason is None:
         try:
             return Path(hf_hub_download(hub_id, file))
@@ -172,7 +172,7 @@ def _download(hub_id: str) -> Path:
     )
 
 
-def _why_unreachable(address: str) -> str | None:
+def why_unreachable(address: str) -> str | None:
     """Return why a server is unreachable, or None. The client of the hub would try six times, each with a message."""
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT_S).close()

@@ -13,6 +13,7 @@ from jsonargparse import auto_cli
 from mois.cli.adapt import adapt
 from mois.cli.arguments import OneLineParser, command_line
 from mois.cli.bank import list_banks, merge_bank_files, show_bank
+from mois.cli.bundle import pull, push
 from mois.cli.compare import compare
 from mois.cli.configs import configs
 from mois.cli.curves import curves
@@ -57,6 +58,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "bank": {"ls": list_banks, "show": show_bank, "merge": merge_bank_files},
     "dataset": {"from-sessions": from_sessions},
     "export": {"sam2": export_sam2, "nnunet": export_nnunet},
+    "bundle": {"push": push, "pull": pull},
 }
 """Commands of two words, such as `mois bank ls`: first word, second word, function."""
 
@@ -64,6 +66,7 @@ GROUP_HELP: dict[str, str] = {
     "bank": "List, show or merge exemplar banks.",
     "dataset": "Make a dataset for a training.",
     "export": "Write a model for other programs of SAM 2, or a dataset for nnU-Net.",
+    "bundle": "Share bundles over the Hugging Face hub.",
 }
 """One line on each first word."""
 
@@ -84,6 +87,8 @@ LEADING: dict[str, str] = {
 
 FIRST: dict[str, tuple[str, ...]] = {
     "bank show": ("file",),
+    "bundle push": ("bundle", "repo"),
+    "bundle pull": ("repo",),
     "configs": ("name",),
     "curves": ("run",),
     "doctor": ("root",),
