@@ -15,7 +15,7 @@ def export_sam2(
     trust: list[str] | None = None,
     backbone_weights: Path | None = None,
 ) -> None:
-    """Write a bundle's backbone, with its adapter merged, as a checkpoint of SAM 2.1 for other programs.
+    """Write a bundle's backbone, with its adapter merged, as a checkpoint of SAM 2.1.
 
     Clicks give the same masks there. The propagation, which finds the lesions that look like exemplars, is not part of
     such a checkpoint.
