@@ -155,6 +155,28 @@ def check_leak(splits: Mapping[str, Sequence[SubjectFiles]]) -> None:
                 )
 
 
+def folds_of(subjects: Sequence[SubjectFiles], settings: SplitSettings, root: Path, seed: int = 0) -> list[Fold]:
+    """Return all folds of a dataset, as `divide` numbers them.
+
+    Args:
+        subjects: All scans of the dataset.
+        settings: File of the folds, and the scans that are left out because they test.
+        root: Folder of the dataset, where splits_final.json may lie.
+        seed: Seed of the folds, if there is no such file.
+
+    Raises:
+        DataError: If there is only one patient, or a named scan does not exist.
+    """
+    test = pick(subjects, settings.test_subjects or [], "data.init_args.split.test_subjects")
+    rest = [subject for subject in subjects if not subject.held_out and subject not in test]
+    return _folds(rest, settings, root, seed)
+
+
+def _folds(rest: Sequence[SubjectFiles], settings: SplitSettings, root: Path, seed: int) -> list[Fold]:
+    file = settings.file or root / "splits_final.json"
+    return read_splits(file) if settings.file or file.exists() else patient_folds(rest, seed=seed)
+
+
 def divide(subjects: Sequence[SubjectFiles], settings: SplitSettings, root: Path, seed: int = 0) -> Splits:
     """Return the scans of each split.
 
@@ -177,7 +199,7 @@ def divide(subjects: Sequence[SubjectFiles], settings: SplitSettings, root: Path
     rest = [subject for subject in subjects if not subject.held_out and subject not in test and subject not in val]
     if settings.fold is not None:
         file = settings.file or root / "splits_final.json"
-        folds = read_splits(file) if settings.file or file.exists() else patient_folds(rest, seed=seed)
+        folds = _folds(rest, settings, root, seed)
         if not 0 <= settings.fold < len(folds):
             raise DataError(f"{key}.fold={settings.fold}: there are {len(folds)} folds; choose 0 to {len(folds) - 1}.")
         fold = folds[settings.fold]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from mois.machine.interrupts import GIVE_COMMAND_AGAIN, ctrl_c_ends
 
-GOES_ON = ("adapt", "demo", "evaluate", "segment")
+GOES_ON = ("adapt", "demo", "evaluate", "folds", "segment", "sweep")
 """Commands that find their earlier results and go on."""
 
 

@@ -14,6 +14,7 @@ from mois.errors import DataError
 from mois.evaluation.scored_systems import Scans
 from mois.scans.datasets import read_dataset
 from mois.sharing.old_settings import SPLIT
+from mois.sharing.provenance import data_arguments
 
 
 class ScanChoice(NamedTuple):
@@ -47,7 +48,7 @@ def choose_scans(data: Path, choice: ScanChoice, provenance: Mapping[str, Any]) 
     Raises:
         ValueError: If no scan is chosen, a scan lacks the image of this channel, or the class is not declared.
     """
-    given = SPLIT.with_group(((provenance.get("config") or {}).get("data") or {}).get("init_args") or {})
+    given = SPLIT.with_group(data_arguments(provenance))
     same = bool(given.get("root")) and Path(given["root"]).resolve() == data.resolve()
     options = split_options(given) if same else {}
     if choice.fold is not None:

@@ -22,6 +22,7 @@ from mois.cli.demo import demo
 from mois.cli.doctor import doctor
 from mois.cli.evaluate import evaluate
 from mois.cli.export import export_nnunet, export_sam2
+from mois.cli.folds import folds, with_training_options
 from mois.cli.follow_up import follow_up
 from mois.cli.init import init
 from mois.cli.journal import journal
@@ -30,6 +31,7 @@ from mois.cli.old_options import evaluate_option, with_new_evaluate_keys, with_n
 from mois.cli.phantom import phantom
 from mois.cli.segment import segment
 from mois.cli.serve import serve
+from mois.cli.sweep import sweep
 from mois.cli.try_bundle import try_bundle
 from mois.cli.usage import TRAINING
 from mois.cli.view import view
@@ -47,6 +49,8 @@ COMMANDS: list[Callable[..., None]] = [
     export_nnunet,
     evaluate,
     compare,
+    folds,
+    sweep,
     segment,
     journal,
     follow_up,
@@ -95,6 +99,7 @@ FIRST: dict[str, tuple[str, ...]] = {
     "init": ("root",),
     "phantom": ("out",),
     "serve": ("viewer",),
+    "sweep": ("file",),
     "try": ("bundle", "scan"),
 }
 """Commands whose first words are values: the options of the values, in their order."""
@@ -169,6 +174,7 @@ def with_options(given: Sequence[str]) -> list[str]:
     """Return `compare A B --names a,b` as `compare --runs=["A", "B"] --names=["a", "b"]`; see `LEADING` and `FIRST`."""
     length = 2 if given and given[0] in GROUPS else 1
     name, words = " ".join(given[:length]), list(given[length:])
+    words = with_training_options(words) if name == "folds" else words
     count = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     leading: list[str] = []
     if name in LEADING and count:

@@ -106,7 +106,7 @@ def evaluate(
         metrics = evaluate_scans(evaluation, scans, out, console, processes)
         if processes.first:
             write_evaluation_report(evaluation, scans, out)
-            _show(metrics, out)
+            show_figures(metrics, out)
 
 
 def _refuse_contradictions(
@@ -142,7 +142,8 @@ def _refuse_sessions(predictions: Path | None, reader: ReaderOptions, protocol: 
             raise ValueError(f"{option} needs a model to work with; give --bundle instead of --predictions.")
 
 
-def _show(metrics: Mapping[str, Any], out: Path) -> None:
+def show_figures(metrics: Mapping[str, Any], out: Path) -> None:
+    """Print the figures of all scans with their intervals, and remarks on them."""
     from rich.table import Table
 
     from mois.cli.terminal import PlainConsole

@@ -48,6 +48,7 @@ from mois.sharing.start_from import start_from
 from mois.tracking.loggers import LateLoggers, make_loggers
 from mois.tracking.settings import TrackingSettings
 from mois.tracking.tracker import Tracker
+from mois.tracking.wandb_server import trial_of_agent
 from mois.training.checkpoints.best_checkpoint import SCORE, BestCheckpoint, what_is_delivered
 from mois.training.checkpoints.checkpoint_content import RECORD, CheckProgress, ValidationRecord
 from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO, read_training
@@ -194,7 +195,7 @@ class MoisCLI(LightningCLI):
         check_strategy(trainer["strategy"], trainer["devices"])
         check_accelerator(trainer["accelerator"])
         if trainer["default_root_dir"] is None:
-            trainer["default_root_dir"] = str(Path("runs") / self._name())
+            trainer["default_root_dir"] = str(Path("runs") / self._name() / trial_of_agent())
         if trainer["precision"] is None:
             trainer["precision"] = choose_precision(trainer["accelerator"])
         check_precision(str(trainer["precision"]), trainer["accelerator"])

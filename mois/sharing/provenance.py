@@ -97,6 +97,20 @@ def collect_provenance(module: object, datamodule: object, config: dict[str, Any
     )
 
 
+def data_arguments(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return data.init_args of a training, with the seed of its folds; empty if its record has none.
+
+    A config has one seed for data, model and training, so data.init_args lacks it.
+
+    Args:
+        provenance: Record of the training.
+    """
+    config = provenance.get("config") or {}
+    given = (config.get("data") or {}).get("init_args") or {}
+    seed = {"seed": config["seed_everything"]} if type(config.get("seed_everything")) is int else {}
+    return {**seed, **given} if given else {}
+
+
 def content_of(setting: object) -> str | None:
     """Return the SHA-256 of the file that a setting names (of a bundle: its bundle.json); None for other settings."""
     try:

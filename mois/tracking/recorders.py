@@ -160,7 +160,7 @@ class OfMLflow:
 
     def picture(self, name: str, pixels: Pixels, step: int, caption: str) -> None:
         """Record a picture. MLflow has no captions."""
-        self.logger.experiment.log_image(self.logger.run_id, pixels, key=name, step=step)
+        self.logger.experiment.log_image(self.logger.run_id, pixels, key=name, step=step, synchronous=True)
 
     def masks(self, name: str, picture: MaskedPicture, step: int, caption: str) -> None:
         """Record a slice beside its masks."""

@@ -20,6 +20,7 @@ from mois.tracking.wandb_server import (
     choose,
     first_line,
     forget_unknown_mode,
+    trial_of_agent,
     wandb_server,
     why_unreachable,
 )
@@ -53,7 +54,7 @@ class CarefulWandbLogger(WandbLogger):
         job: str = "",
     ) -> None:
         self.names = names or Names()
-        self.run_id = run_id or secrets.token_hex(4)
+        self.run_id = run_id or trial_of_agent() or secrets.token_hex(4)
         self._setting = settings.wandb
         self._server_timeout_s = server_timeout_s
         super().__init__(

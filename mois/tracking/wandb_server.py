@@ -75,6 +75,11 @@ def forget_unknown_mode() -> None:
         del os.environ["WANDB_MODE"]
 
 
+def trial_of_agent() -> str:
+    """Return the id of the run that an agent of a W&B sweep asks for; "" outside of a sweep."""
+    return os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""
+
+
 def wandb_server() -> str:
     """Return the address of the configured W&B server."""
     import wandb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.result_files import add_confidence, write_result_files
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import means
+from mois.files.atomic import write_text
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.shared_work import SharedWork
 from mois.records import Volume
@@ -143,7 +145,11 @@ def write_test_results(
     protocol: ProtocolSettings,
     calibration: Calibration | None,
 ) -> None:
-    """Write metrics.json, tables and report.html of a test. A calibration adds the confidence of each candidate."""
+    """Write metrics.json, tables and report.html of a test. A calibration adds the confidence of each candidate.
+
+    `reports.json` holds the whole report on each scan, so that tests of several folds can be put together.
+    """
+    write_text(folder / "reports.json", json.dumps([report.to_json() for report in reports], allow_nan=False) + "\n")
     write_result_files(folder, reports, record, protocol=protocol)
     if calibration is not None:
         add_confidence(folder / "candidates.csv", calibration)

@@ -28,7 +28,7 @@ NOT_IMPORTED = {
     "scipy-stubs": "types alone",
     "schemathesis": "a program",
 }
-EXTRAS = ("nnunet", "dicom", "serve")
+EXTRAS = ("nnunet", "dicom", "serve", "sweep")
 OWN_ENVIRONMENT = {"monailabel"}
 """In requirements-viewers.txt: made by `make viewers`."""
 
@@ -64,7 +64,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
         *declared(*EXTRAS),
         *OWN_ENVIRONMENT,
     }
-    assert imported("tests") - declared().keys() - declared("dev", *EXTRAS).keys() - OWN_ENVIRONMENT == set()
+    assert imported("tests") - declared().keys() - declared("dev", "loggers", *EXTRAS).keys() - OWN_ENVIRONMENT == set()
 
 
 def test_every_package_that_is_declared_is_imported() -> None:
@@ -74,7 +74,9 @@ def test_every_package_that_is_declared_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [*declared().values(), *declared("dev", "dicom", "serve").values()], ids=lambda line: line.name
+    "line",
+    [*declared().values(), *declared("dev", "dicom", "serve", "sweep", "loggers").values()],
+    ids=lambda line: line.name,
 )
 def test_every_requirement_has_a_lower_bound_that_the_pinned_version_keeps(line: Requirement) -> None:
     assert {one.operator for one in line.specifier} & {">=", "=="}

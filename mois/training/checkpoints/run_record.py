@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from mois.files.atomic import write_text
-from mois.sharing.provenance import collect_provenance
+from mois.sharing.provenance import collect_provenance, data_arguments
 from mois.sharing.remarks import trained_on_remarks
 from mois.tracking.tracker import Tracker
 from mois.tracking.wandb_logger import CarefulWandbLogger
@@ -69,8 +69,7 @@ class RunRecord(Callback):
 
     def _trained_on(self, datamodule: object, stage: str) -> list[str]:
         asked = getattr(datamodule, "trained_on", None)  # a datamodule of others may lack it
-        given = ((self.training.get("config") or {}).get("data") or {}).get("init_args") or {}
-        return list(asked(given, stage)) if callable(asked) else []
+        return list(asked(data_arguments(self.training), stage)) if callable(asked) else []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the earlier values of changed settings at the top of config.yaml."""

@@ -1,0 +1,30 @@
+"""`mois sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def sweep(file: Path, out: Path | None = None, trials: int | None = None, seed: int = 0) -> None:
+    """Try settings of a training, and say which did best.
+
+    `wandb agent` takes the same file. A sweep that was stopped goes on where it was, with the same command: a trial
+    that was under way goes on from its last checkpoint. Needs the extra `sweep` (optuna).
+
+    Args:
+        file: File of the sweep, such as configs/sweeps/learning_rate.yaml; the word after `mois sweep`.
+        out: Folder of the trials; by default runs/NAME, by the name of the file.
+        trials: Number of trials in all; by default `run_cap` in the file.
+        seed: Seed of the choices.
+
+    Raises:
+        ValueError: If the file is no sweep, optuna is missing, or the folder holds another sweep.
+    """
+    from mois.cli.sweep_file import SweepFile
+    from mois.cli.sweep_trials import SweepTrials
+    from mois.files.folder_lock import locked
+
+    plan = SweepFile.read(file)
+    out = Path("runs") / file.stem if out is None else out
+    with locked(out):
+        SweepTrials.open(plan, out, seed).run(plan.trials(trials))

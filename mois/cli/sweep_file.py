@@ -1,0 +1,136 @@
+"""The file of a sweep, in the layout of W&B: which settings are tried, how they are chosen, and what is best."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mois.files.text import read_text
+
+Method = Literal["bayes", "random", "grid"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """The values that a setting may have.
+
+    Attributes:
+        values: All values; empty for a range.
+        low: Lower end of a range.
+        high: Upper end of a range.
+        log: Whether the range is searched by its logarithm.
+        whole: Whether the values of the range are whole numbers.
+    """
+
+    values: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+    @classmethod
+    def of(cls, name: str, given: Mapping[str, Any]) -> Parameter:
+        """Read `{values: [...]}`, `{value: ...}` or `{min: ..., max: ..., distribution: ...}`.
+
+        Raises:
+            ValueError: If it is none of these.
+        """
+        if "values" in given or "value" in given:
+            return cls(values=tuple(given["values"]) if "values" in given else (given["value"],))
+        kind = given.get("distribution")
+        ends = given.get("min"), given.get("max")
+        numbers = [end for end in ends if isinstance(end, (int, float)) and math.isfinite(end)]
+        kinds = (None, "uniform", "int_uniform", "log_uniform_values")
+        if len(numbers) < 2 or kind not in kinds or numbers[0] > numbers[1]:
+            raise ValueError(
+                f"parameters.{name}={dict(given)}: give values, a value, or min and max, with a distribution of "
+                "uniform, int_uniform or log_uniform_values."
+            )
+        whole = kind == "int_uniform" or (kind is None and all(isinstance(end, int) for end in ends))
+        return cls(low=numbers[0], high=numbers[1], log=kind == "log_uniform_values", whole=whole)
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """A sweep.
+
+    Attributes:
+        name: Name of the file.
+        method: How values are chosen.
+        metric: Figure of the validation that decides.
+        maximise: Whether more is better.
+        parameters: Setting to its values.
+        command: Words of the command; `${args}` stands for the chosen settings.
+        program: Program that `${program}` stands for.
+        run_cap: Number of trials, if the file says it.
+    """
+
+    name: str
+    method: Method
+    metric: str
+    maximise: bool
+    parameters: dict[str, Parameter]
+    command: tuple[str, ...]
+    program: str
+    run_cap: int | None
+
+    @classmethod
+    def read(cls, path: Path) -> SweepFile:
+        """Read the file of a sweep.
+
+        Raises:
+            ValueError: If a key is missing or has another value than it may have.
+        """
+        content = yaml.safe_load(read_text(path))
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is no sweep; it must have the keys method, metric, parameters and command.")
+        missing = [key for key in ("method", "metric", "parameters", "command") if not content.get(key)]
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}; see configs/sweeps for examples.")
+        metric, method = content["metric"], content["method"]
+        if method not in ("bayes", "random", "grid"):
+            raise ValueError(f"{path}: method={method} must be bayes, random or grid.")
+        if not isinstance(metric, dict) or metric.get("goal") not in ("maximize", "minimize") or "name" not in metric:
+            raise ValueError(f"{path}: metric={metric} must be {{name: val/score, goal: maximize}}, or minimize.")
+        parameters = {name: Parameter.of(name, given) for name, given in content["parameters"].items()}
+        if method == "grid" and any(not one.values for one in parameters.values()):
+            raise ValueError(f"{path}: method=grid needs values for each parameter, not a range.")
+        words = tuple(str(word) for word in content["command"])
+        if "${args}" not in words:
+            raise ValueError(f"{path}: command must have the word ${{args}}, where the settings go.")
+        cap = content.get("run_cap")
+        name, program = str(metric["name"]), str(content.get("program", "train.py"))
+        return cls(path.stem, method, name, metric["goal"] == "maximize", parameters, words, program, cap)
+
+    def trials(self, given: int | None) -> int:
+        """Return the number of trials that the user or the file wants.
+
+        Raises:
+            ValueError: If neither says it, or it is below 1.
+        """
+        count = given if given is not None else self.run_cap
+        if count is None or count < 1:
+            raise ValueError(f"trials={count}: give --trials 1 or more, or run_cap in the file of the sweep.")
+        return count
+
+    def words(self, chosen: Mapping[str, Any]) -> list[str]:
+        """Return the command of a trial, as `wandb agent` would make it.
+
+        Args:
+            chosen: Setting to its value.
+        """
+        words: list[str] = []
+        for word in self.command:
+            if word == "${args}":
+                words += [f"--{name}={value}" for name, value in chosen.items()]
+            elif word == "${interpreter}" or word in ("python", "python3"):
+                words.append(sys.executable)
+            elif word != "${env}":
+                words.append(self.program if word == "${program}" else word)
+        return words

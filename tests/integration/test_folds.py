@@ -1,0 +1,81 @@
+"""`mois folds`: every scan is tested by a model that never saw it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from datamodules.splits import SplitSettings, folds_of
+from mois.cli import main as mois_main
+from mois.cli.folds import with_training_options
+from mois.scans.datasets import read_dataset
+from tests.support.datasets import write_dataset
+from tests.support.small_runs import LORA, data
+
+pytestmark = pytest.mark.usefixtures("same_process")
+
+
+def test_options_of_the_training_are_settings_of_the_folds() -> None:
+    words = [
+        "--config=a.yaml",
+        "--only=[1]",
+        "--trainer.max_epochs",
+        "3",
+        "--data.init_args.root=d",
+        "--checkpoint",
+        "best",
+    ]
+    own = ["--training=a.yaml", "--only=[1]", "--checkpoint=best"]
+    settings = json.dumps(["--trainer.max_epochs=3", "--data.init_args.root=d"])
+    assert with_training_options(words) == [*own, f"--settings={settings}"]
+
+
+def test_folds_leave_the_test_scans_out(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", subjects=4, held_out=1)
+    folds = folds_of(read_dataset(root), SplitSettings(test_subjects=["p3", "p4"]), root)
+    assert sorted(name for fold in folds for name in fold.val) == ["p0", "p1", "p2"]
+    assert all(set(fold.train) | set(fold.val) == {"p0", "p1", "p2"} for fold in folds)
+
+
+@pytest.mark.ci
+def test_folds_of_six_patients_give_six_rows_and_go_on_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_dataset(tmp_path / "data", subjects=6, lesions=6)
+    (tmp_path / "small.yaml").write_text("seed_everything: 3\n", encoding="utf-8")
+    small = [*LORA, *data(root, episodes_per_epoch=1, num_workers=0), "--trainer.max_steps=1", "--dry_step=false"]
+    made: list[str] = []
+
+    def here(command: Sequence[str]) -> int:
+        if len(made) == 2:  # killed in the training of the second fold
+            made.append("killed")
+            return 1
+        made.append(command[3])
+        mois_main(command[3:])
+        return 0
+
+    monkeypatch.setattr("mois.cli.fold_steps.run_command", here)
+    asked = ["folds", f"--config={tmp_path / 'small.yaml'}", f"--out={tmp_path / 'folds'}", *small]
+    with pytest.raises(SystemExit):
+        mois_main(asked)
+    mois_main(asked)
+    assert made == ["fit", "test", "killed", *["fit", "test"] * 4]
+    mois_main(asked)
+    assert len(made) == 11  # nothing again
+
+    with (tmp_path / "folds" / "test" / "subjects.csv").open() as file:
+        subjects = list(csv.DictReader(file))
+    assert [row["subject"] for row in subjects] == [f"p{number}" for number in range(6)]
+    metrics = json.loads((tmp_path / "folds" / "test" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["summary"]["n_patients"] == 6
+    assert len(metrics["summary"]["prompted"]["dice"]["ci95"]) == 2
+    for number in range(5):
+        provenance = json.loads((tmp_path / "folds" / f"fold{number}" / "provenance_test.json").read_text())
+        assert provenance["trained_on"] == []
+    assert (tmp_path / "folds" / "test" / "report.html").is_file()
+    mois_main(["compare", str(tmp_path / "folds"), str(tmp_path / "folds" / "fold0"), f"--out={tmp_path / 'compared'}"])
+    assert "6 patients" in capsys.readouterr().out

@@ -1,0 +1,141 @@
+"""`mois sweep`: the file in W&B's layout, and trials that survive a kill."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mois.cli import main as mois_main
+from mois.cli.sweep_file import Parameter, SweepFile
+from tests.support.paths import ROOT
+
+# A training of some tenths of a second: it goes on from its folder, and its figure is best at a rate of 0.01.
+PROGRAM = """
+import math, pathlib, sys, time
+given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+folder = pathlib.Path(given["trainer.default_root_dir"])
+folder.mkdir(parents=True, exist_ok=True)
+with (folder / "starts.txt").open("a") as starts:
+    starts.write(given["rate"] + "\\n")
+time.sleep(float(given["wait"]))
+score = -abs(math.log10(float(given["rate"])) + 2) + int(given["rank"]) / 100
+(folder / "metrics.csv").write_text(f"step,val/score\\n1,-9\\n2,{score}\\n3,\\n")
+"""
+
+
+def write_sweep(folder: Path, **changes: object) -> Path:
+    (folder / "fit.py").write_text(PROGRAM, encoding="utf-8")
+    content = {
+        "program": str(folder / "fit.py"),
+        "method": "bayes",
+        "metric": {"name": "val/score", "goal": "maximize"},
+        "run_cap": 8,
+        "parameters": {
+            "rate": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1.0},
+            "rank": {"values": [4, 8]},
+            "wait": {"value": 0.0},
+        },
+        "command": ["${env}", "${interpreter}", "${program}", "${args}"],
+        **changes,
+    }
+    file = folder / "rates.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return file
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_shipped_sweeps_can_be_read_and_name_settings_of_their_config() -> None:
+    files = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+    assert files
+    for file in files:
+        plan = SweepFile.read(file)
+        words = plan.words(dict.fromkeys(plan.parameters, 1))
+        assert words[0] == sys.executable
+        assert words[1:3] == ["train.py", "fit"]
+        config = yaml.safe_load((ROOT / words[words.index("--config") + 1]).read_text(encoding="utf-8"))
+        assert {name.split(".")[0] for name in plan.parameters} <= config.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "hyperband"}, "method=hyperband must be bayes, random or grid"),
+        ({"metric": {"name": "val/score"}}, "maximize"),
+        ({"parameters": {}}, "lacks parameters"),
+        ({"parameters": {"rate": {"min": 1}}}, "parameters.rate"),
+        ({"command": ["python"]}, "args"),
+        ({"method": "grid"}, "method=grid needs values"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SweepFile.read(write_sweep(tmp_path, **changes))
+
+
+def test_ranges_are_whole_numbers_only_where_both_ends_are() -> None:
+    assert Parameter.of("a", {"min": 1, "max": 4}).whole
+    assert not Parameter.of("a", {"min": 1, "max": 4.0}).whole
+    assert Parameter.of("a", {"min": 1, "max": 4, "distribution": "int_uniform"}).whole
+
+
+def test_a_sweep_finds_the_best_and_is_not_made_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna", reason="the extra sweep is not installed")
+    file, out = write_sweep(tmp_path, run_cap=3, method="random"), tmp_path / "out"
+    mois_main(["sweep", str(file), f"--out={out}"])
+    before = rows(out)
+    assert len(before) == 3
+    assert len({row["rate"] for row in before}) == 3
+    best = json.loads((out / "best.json").read_text())
+    assert best["val/score"] == max(float(row["val/score"]) for row in before)
+    mois_main(["sweep", str(file), f"--out={out}", "--trials=5"])
+    after = rows(out)
+    assert after[:3] == before
+    assert len({row["rate"] for row in after}) == 5
+    assert len(list(out.glob("trial*/starts.txt"))) == 5
+    with pytest.raises(SystemExit):
+        mois_main(["sweep", str(write_sweep(tmp_path, method="bayes")), f"--out={out}"])
+    assert "holds another sweep" in capsys.readouterr().err
+
+
+@pytest.mark.ci
+def test_eight_trials_killed_twice_end_with_eight(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra sweep is not installed")
+    slow = {"rate": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1.0}, "rank": {"values": [4, 8]}}
+    file, out = write_sweep(tmp_path, parameters={**slow, "wait": {"value": 1.0}}), tmp_path / "out"
+    command = [sys.executable, "-m", "mois", "sweep", str(file), f"--out={out}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for trials_before in (2, 5):
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        wait_for(out / f"trial{trials_before}" / "starts.txt", process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert [row["trial"] for row in rows(out)] == [str(number) for number in range(8)]
+    assert all(row["val/score"] for row in rows(out))
+    starts = {
+        folder.name: (folder / "starts.txt").read_text().split() for folder in out.glob("trial*") if folder.is_dir()
+    }
+    assert len(starts) == 8
+    assert {name: len(rates) for name, rates in starts.items() if len(rates) > 1} == {"trial2": 2, "trial5": 2}
+    assert all(len(set(rates)) == 1 for rates in starts.values())  # a trial goes on with its own settings
+
+
+def wait_for(file: Path, process: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not file.exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
