@@ -226,9 +226,9 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
     def masks(body: Numbers, reader: Reader) -> dict[int, ShownMask]:
         return pages.reader(reader).masks(body.numbers)
 
-    @app.post("/preview")
-    def preview(body: Drawn, reader: Reader) -> dict[str, Any]:
-        return pages.reader(reader).preview(body.points[0], body.lesion, body.positive)
+    @app.post("/preview/{kind}")
+    def preview(kind: Literal["click", "box", "scribble", "lasso"], body: Drawn, reader: Reader) -> dict[str, Any]:
+        return pages.reader(reader).preview(kind, body.points, body.lesion, body.positive)
 
     @app.get("/suggest")
     def suggest(reader: Reader, count: Annotated[int, Query(ge=1, le=20)] = 5) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mois.errors import one_line
 from mois.files.csv_tables import csv_text
@@ -19,6 +19,7 @@ from mois.serve.refusals import Refusal
 from mois.session import InteractiveSession
 from mois.session.follow_up import columns, comparison_rows
 from mois.session.history import reachable_states
+from mois.session.workbench import DrawingKind
 
 EPOCH = secrets.token_hex(4)
 """Name of this process: numbers of masks hold in one process only."""
@@ -157,10 +158,16 @@ class PageReader:
             if (number := self._numbers.number(lesion.mask).number) in wanted
         }
 
-    def preview(self, voxel: Triple, lesion: int | None, positive: bool) -> dict[str, Any]:
-        """Return what a click would show; `why` says in one line why the click would be refused."""
+    def preview(
+        self, kind: DrawingKind | Literal["click"], voxels: Sequence[Triple], lesion: int | None, positive: bool
+    ) -> dict[str, Any]:
+        """Return what a click or a drawing would show; `why` says in one line why it would be refused."""
         try:
-            shown = self._seat.preview(self.view.lps_mm(voxel), lesion, positive)
+            points = [self.view.lps_mm(voxel) for voxel in voxels]
+            if kind == "click":
+                shown = self._seat.preview(points[0], lesion, positive)
+            else:
+                shown = self._seat.ask(lambda session: session.preview_drawing(kind, points, lesion, positive))
         except ValueError as error:
             return {"lesion": None, "mask": None, "why": one_line(str(error))}
         return {"lesion": shown.lesion, "mask": self.view.preview(shown), "why": ""}

@@ -19,7 +19,7 @@ from mois.session.models.typed_workbench import TypedWorkbench
 from mois.session.output_files import LesionRow, lesion_rows
 from mois.session.points import as_floats
 from mois.session.state import Preview, State
-from mois.session.workbench import Workbench
+from mois.session.workbench import DrawingKind, Workbench
 from mois.sharing.bank import ExemplarBank
 
 Point = Sequence[float] | Tensor
@@ -100,6 +100,18 @@ class SessionView:
         """
         number = self.state.lesions[lesion].type if lesion in self.state.lesions else self.state.type
         return self._types.of(number).preview(self.state, as_floats(point_lps_mm), lesion, positive)
+
+    def preview_drawing(
+        self, kind: DrawingKind, points_lps_mm: Sequence[Point], lesion: int | None = None, positive: bool = True
+    ) -> Preview:
+        """Return what a box (two corners), scribble or lasso would show on its slice. The session does not change.
+
+        Raises:
+            ValueError: As the drawing raises it; or if it would reject a found lesion, or is on none at all.
+        """
+        number = self.state.lesions[lesion].type if lesion in self.state.lesions else self.state.type
+        points = [as_floats(point) for point in points_lps_mm]
+        return self._types.of(number).preview_drawing(self.state, kind, points, lesion, positive)
 
     def compare(self, earlier: HasLesions | TimePoint | Path) -> Comparison:
         """Match the lesions with those of an earlier time point: a session, its folder, or a scan with a label map.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ from mois.sharing.lesion_model import LesionModel
 
 StateAndResult = tuple[State, Any]
 """The state after an action, and what the action returns to the reader."""
+
+
+DrawingKind = Literal["box", "scribble", "lasso"]
+DRAWINGS = {"box": box_prompt, "scribble": scribble_prompt, "lasso": lasso_prompt}
 
 
 class Workbench:
@@ -70,8 +75,8 @@ class Workbench:
             "click": self._click,
             "box": self._box,
             "mask": self._mask,
-            "scribble": self._scribble,
-            "lasso": self._lasso,
+            "scribble": partial(self._draw, "scribble"),
+            "lasso": partial(self._draw, "lasso"),
             "propagate": self._propagate,
             "accept": self._accept,
             "reject": self._reject,
@@ -102,7 +107,30 @@ class Workbench:
             ValueError: As the click raises it, as far as the clicked slice decides.
         """
         prompt = click_prompt(self.grid, point_lps_mm, positive)
-        number, prompts = self._all_prompts(state, self._clicked(state, prompt, lesion, point_lps_mm), prompt)
+        return self._preview(state, prompt, self._clicked(state, prompt, lesion, point_lps_mm))
+
+    def preview_drawing(
+        self,
+        state: State,
+        kind: DrawingKind,
+        points_lps_mm: Sequence[Sequence[float]],
+        lesion: int | None = None,
+        positive: bool = True,
+    ) -> Preview:
+        """Return what a box, scribble or lasso would show on its slice.
+
+        Raises:
+            ValueError: As the drawing raises it, as far as its slice decides; or if it would take a lesion away.
+        """
+        prompt, lesion = self._drawn(kind, state, points_lps_mm, lesion, positive)
+        if lesion is None and not positive:
+            lesion = self._lesion_under(state, prompt)
+            if lesion is None or state.lesions[lesion].origin == "found":
+                raise ValueError("the drawing says what must not be found; there is no lesion to show.")
+        return self._preview(state, prompt, lesion)
+
+    def _preview(self, state: State, prompt: Prompt, lesion: int | None) -> Preview:
+        number, prompts = self._all_prompts(state, lesion, prompt)
         index, axis = prompt.slice_index, self.grid.order[0]
         plane = self.on_scan.prompted.on_slice(prompts, index)
         mask = BoxMask.of(plane[None], (index, 0, 0)).minus(state.owned(but=number)).on_slice(index, plane.shape)
@@ -138,38 +166,45 @@ class Workbench:
         lesion: int | None = None,
         positive: bool = True,
     ) -> StateAndResult:
-        prompt = box_prompt(self.grid, corners_lps_mm, positive)
-        if lesion is None and positive:  # the found lesion in the middle
+        return self._draw("box", state, corners_lps_mm, lesion, positive)
+
+    def _draw(
+        self,
+        kind: DrawingKind,
+        state: State,
+        points_lps_mm: Sequence[Sequence[float]],
+        lesion: int | None,
+        positive: bool,
+    ) -> StateAndResult:
+        return self._area(state, *self._drawn(kind, state, points_lps_mm, lesion, positive))
+
+    def _drawn(
+        self,
+        kind: DrawingKind,
+        state: State,
+        points_lps_mm: Sequence[Sequence[float]],
+        lesion: int | None,
+        positive: bool,
+    ) -> tuple[Prompt, int | None]:
+        """Return a drawing as a prompt, and the lesion that it is for. A positive one may be for a found lesion."""
+        prompt = DRAWINGS[kind](self.grid, points_lps_mm, positive)
+        if lesion is not None or not positive:
+            return prompt, lesion
+        if kind == "box":  # the found lesion in the middle
             middle = np.array(prompt.points).mean(0).tolist()
-            lesion = self._found_under(state, replace(prompt, kind="click", points=(tuple(middle),)))
-        return self._area(state, prompt, lesion)
+            return prompt, self._found_under(state, replace(prompt, kind="click", points=(tuple(middle),)))
+        for number in self._lesions_under(state, prompt) if kind == "scribble" else ():
+            if state.lesions[number].owns:
+                raise ValueError(
+                    f"points_lps_mm: the scribble crosses lesion {number}; give lesion={number} to correct it, or "
+                    "take the place out of it first (positive=False)."
+                )
+        return prompt, self._found_under(state, prompt)
 
     def _mask(
         self, state: State, mask: Mapping[str, Any], lesion: int | None = None, positive: bool = True
     ) -> StateAndResult:
         return self._area(state, mask_prompt(self.grid, mask, positive), lesion)
-
-    def _lasso(
-        self, state: State, points_lps_mm: Sequence[Sequence[float]], lesion: int | None, positive: bool
-    ) -> StateAndResult:
-        prompt = lasso_prompt(self.grid, points_lps_mm, positive)
-        if lesion is None and positive:
-            lesion = self._found_under(state, prompt)
-        return self._area(state, prompt, lesion)
-
-    def _scribble(
-        self, state: State, points_lps_mm: Sequence[Sequence[float]], lesion: int | None, positive: bool
-    ) -> StateAndResult:
-        prompt = scribble_prompt(self.grid, points_lps_mm, positive)
-        if lesion is None and positive:
-            for number in self._lesions_under(state, prompt):
-                if state.lesions[number].owns:
-                    raise ValueError(
-                        f"points_lps_mm: the scribble crosses lesion {number}; give lesion={number} to correct it, or "
-                        "take the place out of it first (positive=False)."
-                    )
-            lesion = self._found_under(state, prompt)
-        return self._area(state, prompt, lesion)
 
     def _area(self, state: State, prompt: Prompt, lesion: int | None) -> StateAndResult:
         """Take a prompt with many voxels: for a lesion, or as a word on what must not be found.

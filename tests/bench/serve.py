@@ -140,7 +140,7 @@ def previews(file: Path, studies: Path, scan: Scan) -> list[float]:
         for place in places:
             point = to_view @ np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine) @ [*place, 1.0]
             body = {"points": [point[:3].tolist()]}
-            took.append(timed(lambda body=body: client.post("/preview", json=body).raise_for_status()))
+            took.append(timed(lambda body=body: client.post("/preview/click", json=body).raise_for_status()))
     return took
 
 

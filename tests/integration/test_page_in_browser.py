@@ -257,6 +257,17 @@ def test_drawings_of_every_kind_and_errors_in_one_line(browser, tmp_path):
             page.press(key)
             page.after_action(lambda places=places: page.drag(places))
         assert [row["origin"] for row in page.state()["lesions"]] == ["prompted"] * 3
+        page.press("z")
+        page.wait(lambda: len(page.state()["lesions"]) == 2)
+        first, *others = [page.place(place) for place in places]
+        page.page.mouse.move(*first)
+        page.page.mouse.down()
+        for place in others:
+            page.page.mouse.move(*place, steps=4)
+        page.wait(lambda: 5 in page.page.evaluate("[...new Set(mois.viewer.paint)]"))  # the preview, while it is drawn
+        page.after_action(page.page.mouse.up)
+        assert 5 not in page.page.evaluate("[...new Set(mois.viewer.paint)]")
+        assert len(page.state()["lesions"]) == 3
         page.press("n")
         page.press("3")
         page.after_action(lambda: page.drag([voxel(2, 20, 18), voxel(2, 20, 22)]))

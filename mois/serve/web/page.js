@@ -27,7 +27,7 @@ const connection = new Connection(by("gone"), { pulse, back });
 const types = new Types({ use: useType, add: addType });
 const earlier = new EarlierPicture(by("earlier"), viewer);
 const followUp = new FollowUp(by("follow-up"), earlier, { jump, say, subject: () => scan.earlier });
-const tools = new Tools(viewer, by("ink"), { hover, draw, say });
+const tools = new Tools(viewer, by("ink"), { hover, preview, draw, say });
 
 function say(text, isError = false) {
   by("says").textContent = text;
@@ -114,22 +114,35 @@ function target(voxel, positive) {
   return !positive && !under ? chosen : null;
 }
 
-let wanted = null; // the newest place for a preview; older ones are forgotten
+let pointer = null; // the place under the pointer
+let wanted = null; // the newest prompt to preview; older ones are forgotten
 let asking = false;
 
-async function hover(voxel, positive = true) {
+// the lesion that the session decides on is that of its negative drawings
+const asked = (kind, points, positive) => ({
+  points,
+  lesion: kind === "click" || positive || correcting ? target(points[0], positive) : null,
+  positive,
+});
+
+function hover(voxel, positive = true) {
+  pointer = voxel;
   showPlace(voxel);
-  wanted = voxel && tools.tool === "click" ? [voxel.map(Math.round), positive] : null;
+  preview(voxel && tools.tool === "click" ? ["click", [voxel.map(Math.round)], positive] : null);
+}
+
+async function preview(prompt) {
+  wanted = prompt;
   if (!wanted) painting.showPreview(null);
   if (asking) return;
   asking = true;
   while (wanted) {
-    const [place, marks] = wanted;
+    const [[kind, ...given], before] = [wanted, state];
     wanted = null;
-    const body = { points: [place], lesion: target(place, marks), positive: marks };
-    const shown = await post("preview", body).catch(() => null);
-    if (shown?.why) by("place").textContent += `; a click is refused: ${shown.why}`;
-    if (tools.tool === "click" && by("ink").matches(":hover")) painting.showPreview(shown?.mask ?? null);
+    const shown = await post(`preview/${kind}`, asked(kind, ...given)).catch(() => null);
+    if (state !== before) continue; // an action was done meanwhile
+    if (shown?.why && kind === "click") by("place").textContent += `; a click is refused: ${shown.why}`;
+    if (tools.shows(kind)) painting.showPreview(shown?.mask ?? null);
   }
   asking = false;
 }
@@ -137,10 +150,8 @@ async function hover(voxel, positive = true) {
 function draw(kind, voxels, positive) {
   wanted = null;
   return act(async () => {
-    const drawing = kind === "click" || positive || correcting;
-    const body = { points: voxels, lesion: drawing ? target(voxels[0], positive) : null, positive };
     say("…");
-    const id = await done(`draw/${kind}`, body);
+    const id = await done(`draw/${kind}`, asked(kind, voxels, positive));
     const now = lesion(id);
     if (now) choose(id);
     say(now ? `Lesion ${id}: ${inMl(now.ml)} ml.` : "Nothing is found there again.");

@@ -4,7 +4,7 @@ const PLANES = ["sagittal", "coronal", "axial"];
 const CLOSE = 3; // pixels: a shorter movement is no line
 
 export class Tools {
-  // on: {hover(voxel), preview(voxel, positive), draw(kind, voxels, positive), say(text)}
+  // on: {hover(voxel, positive), preview([kind, voxels, positive]), draw(kind, voxels, positive), say(text)}
   constructor(viewer, ink, on) {
     this.viewer = viewer;
     this.ink = ink;
@@ -15,7 +15,10 @@ export class Tools {
     ink.addEventListener("pointerdown", (event) => this.down(event));
     ink.addEventListener("pointermove", (event) => this.move(event));
     ink.addEventListener("pointerup", (event) => this.up(event));
-    ink.addEventListener("pointercancel", () => this.drop());
+    ink.addEventListener("pointercancel", () => {
+      this.drop();
+      this.on.hover(null);
+    });
     ink.addEventListener("pointerleave", () => this.on.hover(null));
     ink.addEventListener("contextmenu", (event) => event.preventDefault());
     ink.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
@@ -74,18 +77,30 @@ export class Tools {
     places.push([x, y]);
     voxels.push(voxel);
     this.draw();
+    const drawn = this.drawn();
+    if (drawn) this.on.preview(drawn);
   }
 
   up() {
-    const line = this.line;
+    if (!this.line) return;
+    const { voxels, positive } = this.line;
+    const drawn = this.tool === "click" ? ["click", [voxels[0].map(Math.round)], positive] : this.drawn();
     this.drop();
-    if (!line) return;
-    const { voxels, positive } = line;
-    if (this.tool === "click") this.on.draw("click", [voxels[0].map(Math.round)], positive);
-    else if (this.tool === "box" && voxels.length > 1) this.on.draw("box", [voxels[0], voxels.at(-1)], positive);
-    else if (this.tool === "lasso" && voxels.length > 2) this.on.draw("lasso", voxels, positive);
-    else if (this.tool === "scribble" && voxels.length > 1) this.on.draw("scribble", voxels, positive);
+    if (drawn) this.on.draw(...drawn);
     else this.on.say("Keep the button down while you draw.", true);
+  }
+
+  // what is drawn so far: [kind, voxels, positive]; null if it is too short
+  drawn() {
+    const { voxels, positive } = this.line;
+    const least = { box: 2, scribble: 2, lasso: 3 }[this.tool];
+    if (!(voxels.length >= least)) return null;
+    return [this.tool, this.tool === "box" ? [voxels[0], voxels.at(-1)] : voxels, positive];
+  }
+
+  // whether the preview of a prompt of this kind is still of use
+  shows(kind) {
+    return kind === this.tool && (kind === "click" ? this.ink.matches(":hover") : this.line !== null);
   }
 
   drop() {

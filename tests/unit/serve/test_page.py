@@ -108,11 +108,11 @@ def test_pulse_says_how_much_of_the_scan_is_encoded(page):
 
 
 def test_preview_changes_nothing(page, scan):
-    shown = page.post("preview", json={"points": [voxel(scan, 2, 20, 20)]}).json()
+    shown = page.post("preview/click", json={"points": [voxel(scan, 2, 20, 20)]}).json()
     assert shown["lesion"] == 1
     assert shown["mask"][1][2] == 1  # one slice
     assert page.get("state").json()["actions"] == 0
-    outside = page.post("preview", json={"points": [[-5, 0, 0]]}).json()
+    outside = page.post("preview/click", json={"points": [[-5, 0, 0]]}).json()
     assert outside["mask"] is None
     assert "outside" in outside["why"]
 

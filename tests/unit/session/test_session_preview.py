@@ -213,3 +213,37 @@ def test_a_preview_refuses_what_the_click_refuses(which, message):
     for act in (session.preview, session.click):
         with pytest.raises(ValueError, match=message):
             act(**which)
+
+
+DRAWINGS = {
+    "box": [(2, 15, 15), (2, 25, 25)],
+    "scribble": [(2, 18, 18), (2, 20, 22)],
+    "lasso": [(2, 15, 15), (2, 15, 25), (2, 25, 25), (2, 25, 15)],
+}
+
+
+@pytest.mark.parametrize(("model", "kind"), [*(("fake", kind) for kind in DRAWINGS), ("nano", "scribble")])
+def test_a_drawing_shows_what_its_preview_showed(model, kind, nano):
+    scan = three_lesions()
+    session = InteractiveSession(nano if model == "nano" else make_model(), scan)
+    points = [lps(scan, *voxel) for voxel in DRAWINGS[kind]]
+    small = [lps(scan, 2, row, column) for row, column in ((15, 15), (18, 18), (15, 18))]
+    less = small[:2] if kind == "box" else small
+    for given, which in ((points, {}), (less, {"lesion": 1, "positive": False})):
+        shown, state = session.preview_drawing(kind, given, **which), session.state
+        assert session.state is state
+        lesion = session.box(*given, **which) if kind == "box" else getattr(session, kind)(given, **which)
+        assert shown.lesion == lesion
+        assert torch.equal(shown.mask, session.label_map().select(shown.axis, shown.index) == lesion)
+        assert shown.mask.any()
+
+
+def test_a_negative_drawing_without_a_lesion_has_no_preview():
+    scan = three_lesions()
+    session = InteractiveSession(make_model(), scan)
+    points = [lps(scan, *voxel) for voxel in DRAWINGS["scribble"]]
+    with pytest.raises(ValueError, match="what must not be found"):
+        session.preview_drawing("scribble", points, positive=False)
+    session.scribble(points)
+    with pytest.raises(ValueError, match="the scribble crosses lesion 1"):
+        session.preview_drawing("scribble", points)
