@@ -15,6 +15,7 @@ from mois.cli.arguments import OneLineParser, command_line
 from mois.cli.bank import list_banks, merge_bank_files, show_bank
 from mois.cli.bundle import pull, push
 from mois.cli.compare import compare
+from mois.cli.completion import completion
 from mois.cli.configs import configs
 from mois.cli.curves import curves
 from mois.cli.dataset_from_sessions import from_sessions
@@ -56,6 +57,7 @@ COMMANDS: list[Callable[..., None]] = [
     follow_up,
     serve,
     view,
+    completion,
 ]
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
@@ -93,6 +95,7 @@ FIRST: dict[str, tuple[str, ...]] = {
     "bank show": ("file",),
     "bundle push": ("bundle", "repo"),
     "bundle pull": ("repo",),
+    "completion": ("shell",),
     "configs": ("name",),
     "curves": ("run",),
     "doctor": ("root",),

@@ -249,7 +249,7 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 
 def _known_keys(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     for word in arguments:  # a command has one word or two
-        parser = _subparsers(parser).get(word, parser)
+        parser = subparsers(parser).get(word, parser)
     return [action.dest for action in parser._actions]
 
 
@@ -260,7 +260,8 @@ def _init_args(settings: Sequence[Setting]) -> list[str]:
     return [f"{owner}.init_args.{name}" for owner in owners for name in _parameters(named[owner])]
 
 
-def _subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+def subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    """Return the parser of each command of a parser, by the command's word."""
     choices = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
     return dict(choices[0]) if choices else {}
 
@@ -268,7 +269,7 @@ def _subparsers(parser: ArgumentParser) -> dict[str, ArgumentParser]:
 def _without_command(key: str, parser: ArgumentParser) -> str:
     """Return the key of a setting without the words of its command: "out" of "bank.merge.out"."""
     first, _, rest = key.partition(".")
-    inner = _subparsers(parser)
+    inner = subparsers(parser)
     return _without_command(rest, inner[first]) if first in inner else key
 
 
