@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -204,7 +205,7 @@ class NiftiDataModule(LightningDataModule):
             for subject in subjects:
                 for file in self._files(subject):
                     for part in [] if file is None else parts_of(file):
-                        total.update(f"{split} {part.relative_to(self.root)} {file_sha256(part)}\n".encode())
+                        total.update(f"{split} {os.path.relpath(part, self.root)} {file_sha256(part)}\n".encode())
         return total.hexdigest()
 
     def scan_names(self) -> list[str]:

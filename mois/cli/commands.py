@@ -76,6 +76,9 @@ GROUP_HELP: dict[str, str] = {
 }
 """One line on each first word."""
 
+_USUAL_NAME = 16
+"""Longer names of commands are not aligned: that would leave too little room for the lines of all others."""
+
 HELP = ("-h", "--help")
 VERSION = "--version"
 
@@ -162,7 +165,7 @@ def _what_frees_memory(command: str, error: BaseException) -> str:
 def overview() -> str:
     """Return all commands, one on each line."""
     firsts = {name: (command.__doc__ or "").partition("\n")[0] for name, command in _by_name().items()}
-    width = max(map(len, [*TRAINING, *firsts]))
+    width = max(len(name) for name in [*TRAINING, *firsts] if len(name) <= _USUAL_NAME)
     lines = [f"  {name:{width}}  {first}" for name, first in {**TRAINING, **firsts}.items()]
     return "\n".join(["mois COMMAND ...; what a command takes: mois COMMAND --help", "", *lines])
 

@@ -8,7 +8,7 @@ from mois.cli.messages import say
 
 
 def from_sessions(sessions: list[str], out: Path) -> None:
-    """Make a dataset of sessions: lesions, and rejected places as wrong exemplars.
+    """Make a dataset of the lesions that readers judged in sessions.
 
     Prompted, accepted and locked lesions become lesions. Rejected ones become the class `rejected`: a training shows
     them as exemplars of what must not be found, and nothing scores them. Found lesions that nobody judged become

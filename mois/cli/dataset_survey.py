@@ -10,9 +10,9 @@ from typing import NamedTuple
 from mois.errors import DataError
 from mois.planning.contrast import lesion_contrast
 from mois.planning.plan import DatasetFacts
-from mois.scans.dataset_description import DatasetDescription, read_description
+from mois.scans.dataset_description import DatasetDescription
 from mois.scans.dataset_facts import ScanFacts
-from mois.scans.datasets import SubjectFiles, list_scans
+from mois.scans.datasets import SubjectFiles, describe_dataset, list_scans
 
 _IMAGE = re.compile(
     r"(?P<subject>.+?)(?P<channel>_\d{4})?(\.[^\W\d][^\W_]*)*"
@@ -86,7 +86,7 @@ def survey(root: Path, contrasts: bool = False) -> Survey:
         DataError: If the folder holds no dataset.
     """
     scans = list_scans(root)
-    description = read_description(root / "dataset.json")
+    description = describe_dataset(root)
     ending = description.file_ending
     found = Survey(scans, [], [], [], description)
     for scan in scans:

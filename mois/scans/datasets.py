@@ -1,4 +1,4 @@
-"""Lists the scans of a dataset folder in the nnU-Net raw layout, each with its files."""
+"""Lists the scans of a dataset folder, in the nnU-Net raw layout or in that of BIDS, each with its files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from mois.files.atomic import named, one_form
 from mois.files.text import read_table
 from mois.records import Volume
 from mois.scans.channels import channel_numbers
-from mois.scans.dataset_description import FILE_ENDINGS, REJECTED, read_description
+from mois.scans.dataset_description import FILE_ENDINGS, REJECTED, DatasetDescription, read_description
+from mois.scans.layouts.bids import is_bids, read_bids
 from mois.scans.volumes import read_volume
 
 
@@ -112,7 +113,8 @@ def _without(volume: Volume, kind: int) -> Volume:
 def read_dataset(root: Path) -> list[SubjectFiles]:
     """List the scans of a dataset in the nnU-Net raw layout: imagesTr, then imagesTs, each sorted by name.
 
-    The folder holds dataset.json, imagesTr, labelsTr, imagesTs and labelsTs. An image is a file, or a folder
+    A BIDS dataset with lesion masks as derivatives is read as well (`mois.scans.layouts.bids`); all of it may train.
+    Otherwise the folder holds dataset.json, imagesTr, labelsTr, imagesTs and labelsTs. An image is a file, or a folder
     SUBJECT_0000 that holds one DICOM series. The dataset may also hold instancesTr and instancesTs (lesion ids), and
     subjects.csv (subject, patient, session, site).
 
@@ -124,7 +126,9 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
             ending, or the ending in another case.
     """
     scans = list_scans(root)
-    ending = read_description(root / "dataset.json").file_ending
+    if is_bids(root):
+        return scans
+    ending = describe_dataset(root).file_ending
     for part, held_out in (("Tr", False), ("Ts", True)):
         channels = {scan.subject: scan.images for scan in scans if scan.held_out == held_out}
         for path in sorted((root / f"images{part}").glob("[!.]*")):
@@ -142,6 +146,8 @@ def read_dataset(root: Path) -> list[SubjectFiles]:
 
 def list_scans(root: Path) -> list[SubjectFiles]:
     """List the scans like `read_dataset`, without a check of other files beside the images."""
+    if is_bids(root):
+        return _bids_scans(root)
     classes, ending, channels = read_description(root / "dataset.json")
     people = _read_people(root / "subjects.csv")
     scans: list[SubjectFiles] = []
@@ -183,6 +189,34 @@ def list_scans(root: Path) -> list[SubjectFiles]:
     if not scans:
         raise DataError(f"{root / 'imagesTr'}: no images (SUBJECT_0000{ending}); {_advice_without_images(root)}.")
     return scans
+
+
+def describe_dataset(root: Path) -> DatasetDescription:
+    """Return classes, channels and ending of a dataset.
+
+    Raises:
+        DataError: If the folder holds no dataset, or dataset.json cannot be used.
+    """
+    return read_bids(root)[1] if is_bids(root) else read_description(root / "dataset.json")
+
+
+def _bids_scans(root: Path) -> list[SubjectFiles]:
+    scans, description = read_bids(root)
+    number_of = {suffix: number for number, suffix in description.channels.items()}
+    return [
+        SubjectFiles(
+            scan.name,
+            scan.patient,
+            {number_of[suffix]: path for suffix, path in scan.images.items()},
+            scan.mask,
+            None,
+            description.classes,
+            session=scan.session,
+            site=scan.site,
+            channels=description.channels,
+        )
+        for scan in scans
+    ]
 
 
 def _images(folder: Path, ending: str) -> list[Path]:

@@ -1,0 +1,1 @@
+"""Layouts of dataset folders besides that of nnU-Net."""

@@ -1,0 +1,193 @@
+"""Reads BIDS datasets: images with lesion masks as derivatives, found by the entities in the names of files.
+
+    ROOT/dataset_description.json
+    ROOT/participants.tsv                                          optional: column site
+    ROOT/sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz
+    ROOT/derivatives/NAME/sub-01/ses-1/anat/sub-01_ses-1_label-lesion_mask.nii.gz, or ..._dseg.nii.gz
+
+The root may also be a folder of `derivatives`: its masks, with images beside them or in the dataset above.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mois.errors import DataError
+from mois.files.text import read_table
+from mois.scans.dataset_description import DatasetDescription
+from mois.scans.image_files import read_image
+from mois.scans.labels import whole_numbers
+
+ABOUT = "dataset_description.json"
+MASKS = ("dseg", "mask")
+ENDINGS = (".nii.gz", ".nii")
+_NO_IMAGES = (*MASKS, "probseg", "xfm", "warp", "sbref", "bold", "dwi")
+_NO_LESIONS = re.compile(r"brain|tissue|head|skull", re.IGNORECASE)
+_ENTITY = re.compile(r"([a-zA-Z]+)-([a-zA-Z0-9]+)")
+
+
+class BidsFile(NamedTuple):
+    """An image or a mask.
+
+    Attributes:
+        path: The file.
+        entities: Entities in its name, such as {"sub": "01", "ses": "1"}.
+        suffix: Last word of its name, such as "FLAIR".
+    """
+
+    path: Path
+    entities: dict[str, str]
+    suffix: str
+
+    @property
+    def scan(self) -> str:
+        """Name of the scan: patient and session."""
+        session = self.entities.get("ses")
+        return f"sub-{self.entities['sub']}" + (f"_ses-{session}" if session else "")
+
+
+class BidsScan(NamedTuple):
+    """An annotated scan of a BIDS dataset.
+
+    Attributes:
+        name: Patient and session, such as "sub-01_ses-1".
+        patient: Patient, such as "sub-01".
+        session: Session, such as "ses-1", or "".
+        site: Column `site` of participants.tsv, or "".
+        images: Suffix to image.
+        mask: Map of lesions.
+    """
+
+    name: str
+    patient: str
+    session: str
+    site: str
+    images: dict[str, Path]
+    mask: Path
+
+
+def is_bids(root: Path) -> bool:
+    """Return whether a folder is a BIDS dataset or a derivative, and no dataset of nnU-Net."""
+    return (root / ABOUT).is_file() and not (root / "dataset.json").is_file()
+
+
+def read_bids(root: Path) -> tuple[list[BidsScan], DatasetDescription]:
+    """List the annotated scans of a BIDS dataset, by name. Scans without a mask of lesions are left out.
+
+    Args:
+        root: Folder with dataset_description.json.
+
+    Raises:
+        DataError: If there is no mask of lesions, a scan has two of them, or a mask has no image in its space.
+    """
+    places = [root, *([root.parent.parent] if root.parent.name == "derivatives" else [])]
+    files = list({file.path: file for place in places for file in _files(place)}.values())
+    masks = _lesion_masks([file for file in files if file.suffix in MASKS and root in file.path.parents])
+    if not masks:
+        raise DataError(
+            f"{root}: no mask of lesions (sub-*_dseg.nii.gz, sub-*_label-lesion_mask.nii.gz) in it or its derivatives."
+        )
+    images = [file for file in files if file.suffix not in _NO_IMAGES]
+    sites = _sites(places)
+    scans = [
+        BidsScan(
+            name,
+            f"sub-{mask.entities['sub']}",
+            f"ses-{mask.entities['ses']}" if "ses" in mask.entities else "",
+            sites.get(f"sub-{mask.entities['sub']}", ""),
+            _images_of(mask, images),
+            mask.path,
+        )
+        for name, mask in sorted(masks.items())
+    ]
+    suffixes = sorted({suffix for scan in scans for suffix in scan.images})
+    return scans, DatasetDescription(_classes(list(masks.values()), places), ".nii.gz", dict(enumerate(suffixes)))
+
+
+def _files(root: Path) -> list[BidsFile]:
+    """Return the NIfTI files of all patients, of the dataset and of its derivatives."""
+    found = []
+    for path in sorted(root.rglob("sub-*.nii*")):
+        ending = next((one for one in ENDINGS if path.name.endswith(one)), None)
+        stem, _, suffix = path.name.removesuffix(ending or "").rpartition("_")
+        entities = dict(_ENTITY.findall(stem))
+        if ending and "sub" in entities and suffix and path.is_file():
+            found.append(BidsFile(path, entities, suffix))
+    return found
+
+
+def _lesion_masks(masks: Sequence[BidsFile]) -> dict[str, BidsFile]:
+    """Return the mask of lesions of each scan: one that is called so, else a segmentation, else another mask."""
+    chosen: dict[str, list[BidsFile]] = {}
+    for mask in masks:
+        chosen.setdefault(mask.scan, []).append(mask)
+    return {name: one for name, some in chosen.items() if (one := _one_of(name, some)) is not None}
+
+
+def _one_of(name: str, masks: Sequence[BidsFile]) -> BidsFile | None:
+    def said(mask: BidsFile) -> str:
+        return f"{mask.entities.get('label', '')} {mask.entities.get('desc', '')}"
+
+    others = [mask for mask in masks if not _NO_LESIONS.search(said(mask))]
+    for group in (
+        [mask for mask in masks if "lesion" in said(mask).lower()],
+        [mask for mask in others if mask.suffix == "dseg"],
+        [mask for mask in others if mask.suffix == "mask"],
+    ):
+        if len(group) > 1:
+            raise DataError(f"{group[0].path} and {group[1].path} are both lesions of {name}; move one away.")
+        if group:
+            return group[0]
+    return None
+
+
+def _images_of(mask: BidsFile, images: Sequence[BidsFile]) -> dict[str, Path]:
+    """Return the images of a mask by suffix: of its scan and in its space, with most entities in common.
+
+    Of equal ones, that beside the mask is taken, else that of the dataset itself.
+    """
+    there = [image for image in images if image.scan == mask.scan]
+    there = [image for image in there if image.entities.get("space") == mask.entities.get("space")]
+    if not there:
+        space = mask.entities.get("space")
+        where = f" in space-{space}" if space else ""
+        raise DataError(f"{mask.path}: there is no image of {mask.scan}{where}; add it, or move the mask away.")
+
+    def near(image: BidsFile) -> tuple[int, bool, bool]:
+        in_common = sum(mask.entities.get(key) == value for key, value in image.entities.items())
+        return in_common, image.path.parent == mask.path.parent, "derivatives" not in image.path.parts
+
+    best: dict[str, BidsFile] = {}
+    for image in there:
+        if image.suffix not in best or near(image) > near(best[image.suffix]):
+            best[image.suffix] = image
+    return {suffix: image.path for suffix, image in best.items()}
+
+
+def _sites(places: Sequence[Path]) -> dict[str, str]:
+    """Return the site of each patient, from the first participants.tsv with such a column."""
+    for place in places:
+        file = place / "participants.tsv"
+        if file.is_file() and {"participant_id", "site"} <= set((table := read_table(file)).columns):
+            return {row["participant_id"]: row["site"] for row in table.rows}
+    return {}
+
+
+def _classes(masks: Sequence[BidsFile], places: Sequence[Path]) -> dict[int, str]:
+    """Return the classes: of a *_dseg.tsv (index, name), else the values of all maps."""
+    if any(mask.suffix == "dseg" for mask in masks):
+        tables = [file for place in places for file in sorted(place.rglob("*_dseg.tsv"))]
+        tables += [file for place in places if (file := place / "dseg.tsv").is_file()]
+        for file in tables:
+            table = read_table(file)
+            if {"index", "name"} <= set(table.columns):
+                named = {int(row["index"]): row["name"] for row in table.rows if row["index"].isdecimal()}
+                return {index: name for index, name in named.items() if index}
+    values = {int(value) for mask in masks for value in np.unique(whole_numbers(read_image(mask.path)[0], mask.path))}
+    values.discard(0)
+    return {value: "lesion" if values == {1} else f"lesion {value}" for value in sorted(values)} or {1: "lesion"}

@@ -1,0 +1,94 @@
+"""BIDS datasets: patients, sessions and masks of lesions from the names of files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules import NiftiDataModule
+from datamodules.splits import SplitSettings
+from mois.cli.dataset_survey import survey
+from mois.errors import DataError
+from mois.planning.plan import make_plan
+from mois.scans.datasets import read_dataset
+from tests.support.datasets import save_nifti, scan_with_lesions
+
+PLACE = "sub-{patient}/{session}/anat/sub-{patient}_{session}"
+
+
+def write_bids(root: Path, mask: str = "label-lesion_mask", patients: int = 2, values: int = 1) -> Path:
+    """Write two sessions of each patient: FLAIR and T1w, and a mask as derivative."""
+    for patient in range(1, patients + 1):
+        for number, session in enumerate(("ses-1", "ses-2")):
+            image, classes, _ = scan_with_lesions(10 * patient + number)
+            place = PLACE.format(patient=f"{patient:02d}", session=session)
+            for suffix in ("FLAIR", "T1w"):
+                save_nifti(root / f"{place}_{suffix}.nii.gz", image)
+            save_nifti(root / "derivatives" / "lesions" / f"{place}_{mask}.nii.gz", np.minimum(classes, values))
+            save_nifti(root / "derivatives" / "bet" / f"{place}_desc-brain_mask.nii.gz", (image > 0).astype(np.uint8))
+    for folder in (root, root / "derivatives" / "lesions"):
+        (folder / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.9.0"}))
+    (root / "participants.tsv").write_text("participant_id\tsite\nsub-01\tA\nsub-02\tB\n")
+    return root
+
+
+@pytest.mark.parametrize("inner", ["", "derivatives/lesions"])
+def test_patients_and_sessions_come_from_entities(tmp_path: Path, inner: str) -> None:
+    root = write_bids(tmp_path / "bids") / inner
+    scans = read_dataset(root)
+    assert [(scan.subject, scan.patient, scan.session, scan.site) for scan in scans] == [
+        ("sub-01_ses-1", "sub-01", "ses-1", "A"),
+        ("sub-01_ses-2", "sub-01", "ses-2", "A"),
+        ("sub-02_ses-1", "sub-02", "ses-1", "B"),
+        ("sub-02_ses-2", "sub-02", "ses-2", "B"),
+    ]
+    assert scans[0].channels == {0: "FLAIR", 1: "T1w"}
+    assert scans[0].classes == {1: "lesion"}
+    assert scans[0].label == tmp_path / "bids" / (
+        "derivatives/lesions/sub-01/ses-1/anat/sub-01_ses-1_label-lesion_mask.nii.gz"
+    )
+    volume = scans[0].read(channels=["FLAIR", "T1w"])
+    assert len(volume.classes) == 12
+    assert [channel.name for channel in volume.further] == ["T1w"]
+
+
+def test_it_is_planned_and_split_by_patient(tmp_path: Path) -> None:
+    root = write_bids(tmp_path / "bids")
+    found = survey(root, contrasts=True)
+    assert found.faults == []
+    assert make_plan(found.for_plan(root)).split.val_subjects == ("sub-02_ses-1", "sub-02_ses-2")
+    data = NiftiDataModule(root, pixel_mm=2, patch_px=32, split=SplitSettings(val_subjects=["sub-02_ses-1"]))
+    with pytest.raises(DataError, match="patient sub-02 stands in train"):
+        data.setup("fit")
+    both = SplitSettings(val_subjects=["sub-02_ses-1", "sub-02_ses-2"])
+    data = NiftiDataModule(root / "derivatives" / "lesions", pixel_mm=2, patch_px=32, split=both)
+    data.setup("fit")
+    assert len(data.fingerprint()) == 64
+
+
+def test_a_segmentation_names_its_classes(tmp_path: Path) -> None:
+    root = write_bids(tmp_path / "bids", "dseg", values=2)
+    assert read_dataset(root)[0].classes == {1: "lesion 1", 2: "lesion 2"}  # values of the maps
+    (root / "derivatives" / "lesions" / "all_dseg.tsv").write_text("index\tname\n0\tbackground\n1\tbright\n2\tdark\n")
+    assert read_dataset(root)[0].classes == {1: "bright", 2: "dark"}
+
+
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
+    root = write_bids(tmp_path / "bids")
+    mask = root / "derivatives/lesions/sub-01/ses-1/anat/sub-01_ses-1_label-lesion_mask.nii.gz"
+    other = mask.with_name("sub-01_ses-1_space-T1w_label-lesion_mask.nii.gz")
+    other.write_bytes(mask.read_bytes())
+    with pytest.raises(DataError, match="are both lesions of sub-01_ses-1; move one away"):
+        read_dataset(root)
+    mask.unlink()
+    with pytest.raises(DataError, match="there is no image of sub-01_ses-1 in space-T1w; add it"):
+        read_dataset(root)
+    other.unlink()
+    assert len(read_dataset(root)) == 3  # a scan without a mask is left out
+    for path in root.rglob("*label-lesion_mask.nii.gz"):
+        path.unlink()
+    with pytest.raises(DataError, match="no mask of lesions"):
+        read_dataset(root)
