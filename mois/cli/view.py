@@ -33,8 +33,8 @@ def view(
         bundle: The model: folder `bundle` of a training. By default the shipped model, which was not trained for your
             lesions. Several types of lesions: --bundle TYPE=DIR, once for each.
         studies: Folder of the sessions.
-        earlier: Folder of a saved session on an earlier scan of the patient. The page then says which lesions are the
-            same, new or gone.
+        earlier: Folder of a saved session on an earlier scan of the patient. The page then shows this scan beside, and
+            says which lesions are the same, new or gone.
         port: Port of the page; 0 takes the same one whenever you open this scan, or a free one if it is taken.
         no_browser: Print the address, and open no browser.
         subject: Name of the scan; by default the name of the file.
@@ -63,6 +63,9 @@ def view(
     before = None if earlier is None else read_time_point(earlier, patient=patient)
     who = patient or (name if before is None else before.volume.patient)
     volume = read_images(images, subject=name, patient=who)
+    if before is not None:
+        count = len(before.labels.unique()) - bool((before.labels == 0).any())
+        say(f"compares with {before.volume.subject}, an earlier scan of {who} with {count} lesions")
     host = Host(studies, models, memory_gib)
     listening = bound_socket("127.0.0.1", port) if port else scan_socket(study_key(models.first, volume))
     token = token_of(studies)

@@ -44,13 +44,16 @@ def register(fixed: Volume, moving: Volume) -> NDArray[np.float64]:
 
     pictures = [_as_itk(*_on_straight_grid(volume)) for volume in (fixed, moving)]
     ends = []
-    for start in (sitk.Euler3DTransform(), _centred(*pictures)):
+    for first in (lambda *_: sitk.Euler3DTransform(), _centred):
         try:
-            ends.append(_search(pictures[0], pictures[1], start))
-        except RuntimeError:  # ITK: no voxel of one lies in the other
+            ends.append(_search(pictures[0], pictures[1], first(*pictures)))
+        except RuntimeError:  # ITK: no voxel of one lies in the other, or a picture is empty
             continue
     if not ends:
-        raise ValueError("the scans show no common part of the body; give two scans of one patient and one region.")
+        raise ValueError(
+            "the scans cannot be registered: they show no common part of the body, or one is empty or has too few "
+            "slices; give two scans of one patient and one region."
+        )
     value, transform = min(ends, key=lambda end: end[0])
     if value > -LEAST_ALIKE:
         raise ValueError(

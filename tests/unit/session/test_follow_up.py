@@ -188,6 +188,10 @@ def test_scans_that_look_alike_nowhere_are_not_registered():
     shifted[0, 3] += 1
     with pytest.raises(ValueError, match="look alike nowhere"):
         compare_time_points(earlier, TimePoint(earlier.volume._replace(image=other, affine=shifted), labels))
+    empty = earlier.volume._replace(image=torch.zeros_like(noise), affine=shifted)
+    for first, second in ((earlier.volume, empty), (empty, earlier.volume)):
+        with pytest.raises(ValueError, match="cannot be registered"):
+            register(first, second)
 
 
 @pytest.mark.slow
