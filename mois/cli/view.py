@@ -47,6 +47,8 @@ def view(
         ValueError: If the image or the bundle cannot be used, the port is taken, or the extra `serve` is missing.
     """
     need_extra("serve", "fastapi", "uvicorn")
+    if earlier is not None and not earlier.is_dir():
+        raise ValueError(f"earlier: {earlier} is no folder; give the folder of a saved session on the earlier scan.")
     import webbrowser
 
     from mois.scans.channels import named_images
@@ -64,8 +66,7 @@ def view(
     who = patient or (name if before is None else before.volume.patient)
     volume = read_images(images, subject=name, patient=who)
     if before is not None:
-        count = len(before.labels.unique()) - bool((before.labels == 0).any())
-        say(f"compares with {before.volume.subject}, an earlier scan of {who} with {count} lesions")
+        say(f"compares with {before.volume.subject}, an earlier scan of {who} with {before.lesion_count} lesions")
     host = Host(studies, models, memory_gib)
     listening = bound_socket("127.0.0.1", port) if port else scan_socket(study_key(models.first, volume))
     token = token_of(studies)

@@ -29,6 +29,11 @@ class TimePoint(NamedTuple):
     volume: Volume
     labels: Tensor
 
+    @property
+    def lesion_count(self) -> int:
+        """Number of lesions."""
+        return int(np.count_nonzero(np.unique(self.labels.numpy())))
+
 
 class HasLesions(Protocol):
     """A session, or anything else with a scan and its lesions."""

@@ -33,3 +33,10 @@ def test_without_the_extra_the_line_says_how_to_install_it(capsys, monkeypatch, 
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "fastapi is not installed; install the extra: pip install 'mois[serve]'" in line
+
+
+def test_an_earlier_scan_is_the_folder_of_a_session(capsys):
+    with pytest.raises(SystemExit):
+        main(["view", "scan.nii.gz", "--earlier", "lesions.nii.gz"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lesions.nii.gz is no folder; give the folder of a saved session on the earlier scan" in line
