@@ -104,6 +104,13 @@ class Backbone(nn.Module, ABC):
             levels = self.encode(torch.zeros(1, 64, 64, device=next(self.parameters()).device)).levels
         return "" if any(level.requires_grad for level in levels) else "encoder"
 
+    def encoder_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that decide what `encode` returns, by name. The default is all tensors.
+
+        Models whose encoders have the same tensors share the features of a scan.
+        """
+        return self.state_dict()
+
     def encode_frozen(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the output of the frozen part of `encode` for images (N, P, P): tensors (N, ...) for a cache."""
         features = self.encode(images)

@@ -113,6 +113,13 @@ class SAM2(Backbone):
             return f"trunk.{blocks}" if blocks else ""
         return "encoder"
 
+    def encoder_tensors(self) -> dict[str, Tensor]:
+        """See `Backbone.encoder_tensors`: the encoder, and the decoder's two layers for its fine levels."""
+        wanted = tuple(
+            f"sam.{part}." for part in ("image_encoder", "sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1")
+        )
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(wanted)}
+
     def encode_frozen(self, images: Tensor) -> tuple[Tensor, ...]:
         """See `Backbone.encode_frozen`."""
         if self.frozen_part() == "encoder":

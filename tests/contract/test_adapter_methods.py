@@ -9,11 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
-import yaml
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 import adapters
 from adapters import Bottleneck, Lora, Peft, Placement
@@ -21,18 +17,10 @@ from mois.backbones.example_answers import answers
 from mois.interfaces import Adapter, Backbone
 from mois.propagation import Sam2Only
 from mois.testing import ContractError, check_adapter, nano_backbone
-from tests.support.paths import ROOT
+from tests.support.adapter_methods import METHODS, adapter_of, train_by_two_ranks
 
-METHODS = {file.stem: file for file in sorted((ROOT / "configs" / "adapters").glob("*.yaml"))}
 OFTEN = ("bottleneck", "hra", "ia3", "pissa", "shira")
 """Methods of which each is of another kind; the other methods run in CI."""
-
-
-def adapter_of(name: str) -> Adapter:
-    """Return the adapter that a config in configs/adapters names."""
-    spec = yaml.safe_load(METHODS[name].read_text(encoding="utf-8"))["model"]["adapter"]
-    made: Adapter = getattr(adapters, spec["class_path"].removeprefix("adapters."))(**spec.get("init_args", {}))
-    return made
 
 
 def peft(name: str, **settings: Any) -> Peft:
@@ -189,43 +177,6 @@ def test_a_bottleneck_is_refused_where_it_cannot_go() -> None:
         Bottleneck().merge()
 
 
-class Total(nn.Module):
-    """A number that depends on all that a backbone answers."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, weight: float) -> Tensor:
-        """Return the number, times a weight."""
-        return weight * torch.stack([each.square().mean() for each in answers(self.backbone)]).sum()
-
-
-def _train_all(rank: int, folder: str) -> None:
-    """Train each adapter for two steps as one of two ranks, and compare the tensors of both."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    for name in METHODS:
-        torch.manual_seed(0)
-        backbone = nano_backbone()
-        adapter_of(name).attach(backbone, Sam2Only())
-        trained = [tensor for tensor in backbone.parameters() if tensor.requires_grad]
-        if not trained:
-            continue
-        backbone.zero_grad(set_to_none=True)
-        ranked = DistributedDataParallel(Total(backbone))
-        optimiser = torch.optim.SGD(trained, lr=1e-3)
-        for _ in range(2):
-            ranked(rank + 1.0).backward()
-            optimiser.step()
-            optimiser.zero_grad()
-        ours = torch.cat([tensor.detach().flatten() for tensor in trained])
-        theirs = ours.clone()
-        distributed.broadcast(theirs, 0)
-        assert torch.equal(ours, theirs), name
-    distributed.destroy_process_group()
-
-
 @pytest.mark.ci
 def test_two_ranks_train_every_method_without_a_search_for_unused_tensors(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_train_all, (str(tmp_path),), nprocs=2)
+    train_by_two_ranks(tmp_path, list(METHODS))

@@ -13,6 +13,7 @@ from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import LesionMaps
 from mois.inference.levels import Outlined, ScanRule, rule_steps
 from mois.inference.search import Search
+from mois.interfaces import Backbone
 from mois.machine.steps import Steps, finish
 from mois.records import Exemplars, Volume
 from mois.session.found_lesions import outline
@@ -52,12 +53,11 @@ class ModelOnScan:
 
     def _encodes_as(self, other: ModelOnScan) -> bool:
         """Return whether another model encodes the same tiles to the same features."""
-        same_weights = self.model.identity.adapter_sha256 == other.model.identity.adapter_sha256
         mine, theirs = self.segmenter.settings, other.segmenter.settings
         return (
-            same_weights
-            and self.model.identity.behaviour == other.model.identity.behaviour
+            self.model.identity.behaviour == other.model.identity.behaviour
             and all(getattr(mine, name) == getattr(theirs, name) for name in _ENCODING)
+            and _same_encoder(self.segmenter.backbone, other.segmenter.backbone)
         )
 
     def key(self, lesion: int) -> str:
@@ -192,3 +192,17 @@ class ModelOnScan:
             return None
         key = f"{exemplar.key}~{exemplar.sha256[:8]}"
         return None if key in present else key
+
+
+def _same_encoder(one: Backbone, other: Backbone) -> bool:
+    """Return whether two backbones encode with the same tensors. What an adapter changes elsewhere does not matter."""
+    if one is other:
+        return True
+    mine, theirs = one.encoder_tensors(), other.encoder_tensors()
+    return (
+        type(one) is type(other)
+        and mine.keys() == theirs.keys()
+        and all(
+            tensor.device == theirs[name].device and torch.equal(tensor, theirs[name]) for name, tensor in mine.items()
+        )
+    )
