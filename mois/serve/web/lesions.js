@@ -35,10 +35,8 @@ export class LesionList {
       const row = event.target.closest("[role=option]");
       if (row) onChoose(Number(row.dataset.lesion));
     });
-    new ResizeObserver(() => {
-      this.draw();
-      if (this.chosen !== null) this.reveal(this.chosen);
-    }).observe(element);
+    this.height = 0;
+    new ResizeObserver(() => this.resize()).observe(element);
   }
 
   show(lesions, chosen, types = this.types) {
@@ -68,6 +66,16 @@ export class LesionList {
     if (at * ROW < scrollTop) this.element.scrollTop = at * ROW;
     else if ((at + 1) * ROW > scrollTop + clientHeight) this.element.scrollTop = (at + 1) * ROW - clientHeight;
     this.draw();
+  }
+
+  // a chosen lesion that was in sight stays in sight
+  resize() {
+    const at = this.lesions.findIndex((lesion) => lesion.id === this.chosen);
+    const { scrollTop, clientHeight } = this.element;
+    const seen = at >= 0 && at * ROW < scrollTop + this.height && (at + 1) * ROW > scrollTop;
+    this.height = clientHeight;
+    this.draw();
+    if (seen) this.reveal(this.chosen);
   }
 
   // draws the rows in sight; rows that leave are used again for those that come

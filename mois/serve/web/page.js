@@ -63,6 +63,7 @@ async function show(next) {
   types.show(state);
   await painting.update(state, chosen);
   showButtons();
+  if (told) showPlace(told);
   followUp.changed(state.actions);
   by("count").textContent = state.lesions.length;
   by("total").textContent = `${inMl(state.lesions.reduce((sum, each) => sum + each.ml, 0))} ml in all`;
@@ -114,7 +115,6 @@ function target(voxel, positive) {
   return !positive && !under ? chosen : null;
 }
 
-let pointer = null; // the place under the pointer
 let wanted = null; // the newest prompt to preview; older ones are forgotten
 let asking = false;
 
@@ -126,7 +126,6 @@ const asked = (kind, points, positive) => ({
 });
 
 function hover(voxel, positive = true) {
-  pointer = voxel;
   showPlace(voxel);
   preview(voxel && tools.tool === "click" ? ["click", [voxel.map(Math.round)], positive] : null);
 }
@@ -158,9 +157,11 @@ function draw(kind, voxels, positive) {
   });
 }
 
+let told = null; // the place that the foot of the page tells of
+
 function showPlace(voxel) {
-  const place = voxel ?? viewer.cross();
   if (!scan || !state) return;
+  const place = (told = voxel ?? viewer.cross());
   const row = (axis) => scan.to_lps_mm[axis].reduce((sum, v, n) => sum + v * (n < 3 ? place[n] : 1), 0);
   const mm = [0, 1, 2].map((axis) => row(axis).toFixed(1));
   const under = painting.lesionAt(place);
