@@ -18,6 +18,7 @@ from mois.metrics.overlap import dice, match_lesions
 from mois.records import Volume
 from mois.session import InteractiveSession
 from mois.session.playing import play, requested_actions
+from mois.session.points import stack_point
 from mois.session.prompts.prompt_file import PromptEntry
 from mois.sharing.lesion_model import LesionModel
 
@@ -128,7 +129,10 @@ def try_pixel_size(
     settings = replace(model.segmenter.settings, pixel_mm=pixel_mm)
     segmenter = VolumeSegmenter(model.segmenter.backbone, model.segmenter.propagation, settings)
     session = InteractiveSession(LesionModel(segmenter, model.calibration, model.identity), volume)
-    play(session, requested_actions(entries, volume), Path())
+    if annotated is None:
+        play(session, requested_actions(entries, volume), Path())
+    else:
+        _click(session, entries)
     rows = session.lesions()
     lesions: InstanceMap = SliceGrid.of(volume.shape, volume.affine).to_stack(session.label_map()).numpy()
     session.close()
@@ -136,6 +140,18 @@ def try_pixel_size(
     seconds = time.monotonic() - start
     figures = None if annotated is None else _score(lesions, prompted, annotated)
     return PixelTrial(pixel_mm, lesions, prompted, sum(row.volume_ml for row in rows), seconds, figures)
+
+
+def _click(session: InteractiveSession, entries: Sequence[PromptEntry]) -> None:
+    """Click as a reader would: not where an earlier click already shows a lesion. Then propagate."""
+    grid = SliceGrid.of(session.volume.shape, session.volume.affine)
+    for entry in entries:
+        if entry.kind == "propagate":
+            session.propagate()
+            continue
+        place = stack_point(grid, entry.given).voxel
+        if not grid.to_stack(session.label_map())[place]:
+            session.click(entry.given)
 
 
 def _score(lesions: InstanceMap, prompted: Sequence[int], annotated: Annotated) -> TrialFigures:

@@ -9,9 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from mois.evaluation.actions.pixel_trials import Annotated, PixelTrial, TrialFigures, _score, click_annotated
+from mois.evaluation.actions.pixel_trials import (
+    Annotated,
+    PixelTrial,
+    TrialFigures,
+    _score,
+    click_annotated,
+    try_pixel_size,
+)
+from mois.geometry import SliceGrid
 from mois.records import Volume
 from mois.report.trial_picture import draw_trials
+from mois.session.prompts.prompt_file import PromptEntry
+from tests.support.fake_model import TYPE_A, box, make_scan
+from tests.support.session_fakes import make_model
 
 
 def scan() -> Volume:
@@ -57,3 +68,14 @@ def test_a_row_for_each_size(tmp_path: Path, known: bool) -> None:
     path = draw_trials(tmp_path / "try.png", volume, trials[:1], annotated)
     with Image.open(path) as picture:
         assert picture.height / picture.width < one_row
+
+
+def test_a_lesion_that_an_earlier_click_shows_is_not_clicked() -> None:
+    """The fake model segments all pixels of the clicked intensity, so one click shows both lesions at once."""
+    volume = make_scan([(TYPE_A, box((1, 4), (16, 24), (16, 24))), (TYPE_A, box((1, 4), (16, 24), (25, 33)))])
+    grid = SliceGrid.of(volume.shape, volume.affine)
+    points = [grid.to_lps_mm(torch.tensor([[2, 20, column]]))[0].tolist() for column in (20, 29)]
+    entries = (*(PromptEntry("click", point) for point in points), PromptEntry("propagate", True))
+    lesions = grid.to_stack(volume.lesions).numpy()
+    trial = try_pixel_size(make_model(), volume, 1.5, entries, Annotated(lesions, (1, 2), entries))
+    assert len(trial.prompted) == 1
