@@ -45,9 +45,13 @@ demo: setup
 test: setup
 	$(PYTEST) -m "not ci" $(ARGS)
 
-# The slower ones: fuzzing, trainings, whole predictors as oracles.
-test-ci: setup
+# The slower ones: fuzzing, trainings, whole predictors as oracles, nnU-Net.
+test-ci: $(STAMP)-nnunet
 	$(PYTEST) -m ci $(ARGS)
+
+$(STAMP)-nnunet: $(STAMP)
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[nnunet]'
+	@touch $@
 
 check: setup
 	$(VENV)/bin/ruff check $(SOURCES)

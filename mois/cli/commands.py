@@ -117,7 +117,7 @@ REPEATED: dict[str, tuple[str, ...]] = {
 }
 """Options that may be given several times: each word is an entry of a list."""
 
-FLAGS: dict[str, tuple[str, ...]] = {"view": ("no_browser",)}
+FLAGS: dict[str, tuple[str, ...]] = {"evaluate": ("log",), "view": ("no_browser",)}
 """Options that are written without a value."""
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mois.cli.evaluate_options import OutputOptions, ProtocolOptions, ReaderOptions, protocol_settings
+from mois.tracking.settings import TrackingSettings
 
 if TYPE_CHECKING:
+    from mois.evaluation.evaluate_scans import Evaluation
+    from mois.scans.datasets import SubjectFiles
     from mois.sharing.bundle import Bundle
 
 SplitName = Literal["train", "val", "test", "all"]
@@ -47,6 +50,8 @@ def evaluate(
     device: str = "auto",
     backbone_weights: Path | None = None,
     trust: list[str] | None = None,
+    log: bool = False,
+    tracking: TrackingSettings = TrackingSettings(),  # noqa: B008
 ) -> None:
     """Score a model, or another system's predictions, on labelled scans.
 
@@ -73,6 +78,8 @@ def evaluate(
             has its own device.
         backbone_weights: Weights of the bundle's backbone, if they lie elsewhere than at training.
         trust: Modules of others whose classes the bundle may name, such as my_module.
+        log: Record figures, lesions and pictures with W&B, as a training does.
+        tracking: What W&B records, with `--log`.
 
     Raises:
         ValueError: If neither or both of bundle and predictions are given, or a scan cannot be scored.
@@ -87,7 +94,6 @@ def evaluate(
     from mois.files.folder_lock import locked
     from mois.inference.execution import chosen_device
     from mois.machine.processes import joined
-    from mois.report.evaluation_page import write_evaluation_report
     from mois.sharing.bundle import Bundle
 
     settings = protocol_settings(reader, protocol, seed)
@@ -105,8 +111,26 @@ def evaluate(
         console = PlainConsole(stderr=True) if processes.first else None
         metrics = evaluate_scans(evaluation, scans, out, console, processes)
         if processes.first:
-            write_evaluation_report(evaluation, scans, out)
-            show_figures(metrics, out)
+            _present(evaluation, scans, metrics, out, tracking if log else None, [data, bundle, predictions])
+
+
+def _present(
+    evaluation: Evaluation,
+    scans: Sequence[SubjectFiles],
+    metrics: Mapping[str, Any],
+    out: Path,
+    tracking: TrackingSettings | None,
+    paths: Sequence[Path | None],
+) -> None:
+    """Write the report, record the results with W&B if asked for, and print the figures."""
+    from mois.report.evaluation_page import write_evaluation_report
+
+    write_evaluation_report(evaluation, scans, out)
+    if tracking is not None:
+        from mois.cli.log_evaluation import log_evaluation
+
+        log_evaluation(evaluation, scans, metrics, out, tracking, [path for path in paths if path is not None])
+    show_figures(metrics, out)
 
 
 def _refuse_contradictions(

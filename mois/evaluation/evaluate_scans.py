@@ -123,10 +123,7 @@ def _with_progress(scans: Sequence[SubjectFiles], what: str, console: Console | 
 
 def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path) -> None:
     """Write the results of all scans, from the stored result of each scan."""
-    files = {scan.subject: _scan_digest(scan, evaluation) for scan in scans}
-    reports = [
-        SubjectReport.from_json(_stored_result(out, scan.subject, files[scan.subject])["report"]) for scan in scans
-    ]
+    reports = stored_reports(evaluation, scans, out)
     lines = sorted(f"{scan.subject} {_files_digest(scan, evaluation)}\n" for scan in scans)
     provenance = {**evaluation.provenance, "data": hashlib.sha256("".join(lines).encode()).hexdigest()}
     write_result_files(out, reports, provenance, protocol=evaluation.protocol, seed=evaluation.seed)
@@ -137,12 +134,22 @@ def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path)
             ChangedScan(
                 scan.subject,
                 scan.patient,
-                _stored_result(out, scan.subject, files[scan.subject], "robustness")["figures"],
+                _stored_result(out, scan.subject, _scan_digest(scan, evaluation), "robustness")["figures"],
             )
             for scan in scans
         ]
         summary = summarise_changes(reports, changes, seed=evaluation.seed)
         write_text(out / "robustness.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def stored_reports(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path) -> list[SubjectReport]:
+    """Return the reports on scans that an evaluation has scored.
+
+    Raises:
+        ValueError: If the folder lacks one.
+    """
+    stored = [_stored_result(out, scan.subject, _scan_digest(scan, evaluation)) for scan in scans]
+    return [SubjectReport.from_json(result["report"]) for result in stored]
 
 
 def _refuse_another_evaluation(evaluation: Evaluation, out: Path) -> None:

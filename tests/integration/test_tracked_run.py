@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mois.cli import main as mois_main
 from mois.report.lesion_table import COLUMNS
 from mois.sharing.bundle import Bundle
 from mois.sharing.hidden_bundle import copy_with_pseudonyms
@@ -121,3 +122,21 @@ def test_plain_names_are_in_the_record_and_a_child_names_its_parent(tmp_path: Pa
     assert {one["type"] for one in made} >= {"model", "checkpoint"}
     (facts,) = [json.loads(one["metadata"]) for one in made if one["type"] == "model"]
     assert facts["made_from"]["parent"].startswith("bundle-")
+
+
+def test_an_evaluation_is_recorded_as_a_training_is(tmp_path: Path) -> None:
+    root, out = write_named_scans(tmp_path), tmp_path / "out"
+    asked = ["evaluate", f"--data={root}", f"--predictions={root / 'labelsTr'}", f"--out={out}", "--split=all"]
+    mois_main([*asked, "--protocol.counts=[]", "--log", "--tracking.wandb=offline", "--tracking.names=hashed"])
+    assert found_in(out / "wandb") | found_in(tmp_path / "staging") == {}
+    records = read_back(out)
+    history: list[Any] = [record["history"]["item"] for record in records if "history" in record]
+    (start, *_) = [record["run"] for record in records if "run" in record]
+    assert (start["run_group"], start["job_type"]) == ("out", "evaluate")
+    assert [item["test/unprompted_dice"] for item in history if "test/unprompted_dice" in item] == [1.0]
+    (table,) = [item["test/lesions.path"] for item in history if "test/lesions.path" in item]
+    (files,) = (out / "wandb").glob("offline-run-*/files")
+    rows = json.loads((files / table).read_text(encoding="utf-8"))["data"]
+    assert len(rows) == 36
+    assert {row[1] for row in rows} == {"bright", "dark"}
+    assert {"test/scan1.masks.truth.path", "test/scan2.masks.model.path"} <= {name for item in history for name in item}

@@ -143,6 +143,7 @@ def test_without_nnunet_it_says_what_to_install(make_dataset, tmp_path, monkeypa
         run_nnunet(make_dataset(1), tmp_path / "run", ReducedSettings(1.0), lambda line: None)
 
 
+@pytest.mark.ci
 def test_a_dataset_that_we_did_not_export_is_refused(make_dataset, tmp_path):
     pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
     with pytest.raises(DataError, match="no dataset that `mois export_nnunet` wrote"):
@@ -154,6 +155,7 @@ def test_thick_slices_get_flat_patches():
     assert default_size((1.0, 1.0, 1.0)) == Size((48, 64, 64), (12, 24, 48, 96))
 
 
+@pytest.mark.ci
 def test_the_reduced_plan_inherits_and_pools_by_nnunets_rule():
     pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
     full = {"spacing": [7.8, 3.0, 3.0], "batch_size": 9, "architecture": {"arch_kwargs": {"conv_bias": True}}}
@@ -173,6 +175,7 @@ def test_the_reduced_plan_inherits_and_pools_by_nnunets_rule():
         reduce_plan({"plans_name": "P", "configurations": {}}, Size((16, 64, 64), (8, 16)))
 
 
+@pytest.mark.ci
 def test_two_stages_are_refused():
     pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
     plans = {"plans_name": "P", "configurations": {"3d_fullres": {"spacing": [1.0, 1.0, 1.0]}}}
@@ -187,7 +190,7 @@ def test_cpu_seconds_count_work_and_not_waiting():
     assert cpu_seconds() - before < 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_it_trains_for_its_budget_predicts_on_the_scans_grid_and_goes_on(make_dataset, tmp_path):
     pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
     data = make_dataset(subjects=2, held_out=2)
