@@ -226,6 +226,28 @@ def test_the_earlier_scan_is_beside_and_both_move_together(browser, tmp_path, mo
         assert page.errors == []
 
 
+def test_what_the_other_scan_does_not_show_is_outside(browser, tmp_path, monkeypatch):
+    scan = three_lesions()._replace(path="")
+    view = PageView(scan, SliceGrid.of(scan.shape, scan.affine))
+    both, far = ((scan.shape[0] - 1 - column, scan.shape[1] - 1 - row, 2) for row, column in ((20, 20), (40, 12)))
+    earlier = InteractiveSession(make_model(), scan._replace(subject="before"))
+    earlier.click(view.lps_mm(both))
+    rows = slice(0, 30)  # the earlier scan shows these alone
+    part = TimePoint(scan._replace(subject="before", image=scan.image[:, rows]), earlier.label_map()[:, rows])
+    monkeypatch.setattr("mois.session.follow_up.alignment.register", lambda *_: np.eye(4))
+    with served_page(make_model(), scan, tmp_path / "studies", part) as url:
+        page = OpenPage(browser, url)
+        page.click(both)
+        page.click(far)
+        page.press("t")
+        page.wait(lambda: page.says() == "Against before: 1 the same, 0 new, 0 gone, 1 outside.")
+        assert page.page.inner_text("#follow-up-total").endswith("0 % where both scans show it")
+        page.page.locator("#changes tbody tr.outside button").click()
+        assert page.says() == "The earlier scan does not show the place of lesion 2."
+        assert np.abs(np.subtract(page.page.evaluate("mois.viewer.cross()"), far)).max() <= 1
+        assert page.errors == []
+
+
 def test_an_earlier_scan_that_cannot_be_registered_leaves_the_page_as_it_was(browser, tmp_path):
     scan = three_lesions()._replace(path="", patient="p")
     other = TimePoint(scan._replace(patient="q", subject="before"), torch.zeros(scan.shape, dtype=torch.int32))

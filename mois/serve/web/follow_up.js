@@ -76,10 +76,10 @@ export class FollowUp {
   jump(row) {
     this.on.jump(row);
     this.mark(row);
-    if (!this.picture.isShown) return;
-    if (String(row.at) !== String(row.earlier_at)) this.picture.moveApart(row.earlier_at);
-    if (row.status === "outside")
-      this.on.say(row.earlier.length ? "This scan does not show its place." : "The earlier scan does not show its place.");
+    if (row.earlier_at && String(row.at) !== String(row.earlier_at)) this.picture.moveApart(row.earlier_at);
+    if (row.status !== "outside") return;
+    const where = row.earlier.length ? "This scan does" : "The earlier scan does";
+    this.on.say(`${where} not show the place of lesion ${[...row.earlier, ...row.lesions].join(", ")}.`);
   }
 
   mark(row) {
