@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -61,11 +63,23 @@ class KilledServer:
         self._starter.wait()
 
 
+def free_again(port: int) -> socket.socket:
+    """A socket at a port, as soon as the system has taken it from the server that was killed."""
+    end = time.monotonic() + 20
+    while True:
+        try:
+            return bound_socket("127.0.0.1", port)
+        except ValueError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
 def main(viewer: str, studies: Path) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
-        listening = bound_socket("127.0.0.1", int(line))
+        listening = free_again(int(line))
         listening.listen()
         child = os.fork()
         if child == 0:
