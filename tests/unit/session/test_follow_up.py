@@ -180,6 +180,7 @@ def test_the_earlier_scan_is_drawn_on_the_grid_of_now():
     assert picture[now.shape[0] - 1].max() == 50  # the first 4 mm: the earlier scan shows nothing there
 
 
+@pytest.mark.slow
 def test_scans_that_look_alike_nowhere_are_not_registered():
     noise, other = (torch.rand(120, 120, 40, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     labels = torch.zeros(noise.shape, dtype=torch.int32)
