@@ -14,7 +14,7 @@ from torch import Tensor
 from mois.geometry import restore_stack
 from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume
-from mois.inference.levels import EVEN, ScanRule, mixed, shifted
+from mois.inference.levels import EVEN, NO_SHARES, ScanRule, Shares, mixed, shifted
 from mois.inference.parting import part_by_cores_steps
 from mois.lesions import InstanceMap, split_touching_steps
 from mois.machine.steps import Steps, finish, some_slices
@@ -28,12 +28,14 @@ class LesionMaps(NamedTuple):
         probability: (S, H, W) float32, probability of a lesion; 0 in air.
         cores: (S, H, W) float16, probability of the core of a lesion; None if the propagation answers without cores.
         plain: (S, H, W) float16, the plain answer of the propagation; None if it has none, or nobody asks for it.
+        alone: (S, H, W) float16, the answer without exemplars; None if nobody asks for it.
         waist_mm: How much thinner than the lesions beside it a waist is that parts them, in mm; 0: the cores part them.
     """
 
     probability: Tensor
     cores: Tensor | None = None
     plain: Tensor | None = None
+    alone: Tensor | None = None
     waist_mm: float = 0.0
 
     def by_rule(self, rule: ScanRule) -> LesionMaps:
@@ -42,12 +44,12 @@ class LesionMaps(NamedTuple):
 
     def by_rule_steps(self, rule: ScanRule) -> Steps[LesionMaps]:
         """Do what `by_rule` does, a few slices at a time."""
-        if rule.level == EVEN and (self.plain is None or not rule.plain):
-            return self._replace(plain=None, waist_mm=rule.waist_mm)
+        if rule.level == EVEN and rule.shares == NO_SHARES:
+            return self._replace(plain=None, alone=None, waist_mm=rule.waist_mm)
         probability = torch.empty_like(self.probability)
         cores = None if self.cores is None else torch.empty_like(self.cores)
         for slices in some_slices(probability.shape):
-            here = self.on_slices(slices).mixed(rule.plain).at_level(rule.level)
+            here = self.on_slices(slices).mixed(rule.shares).at_level(rule.level)
             probability[slices] = here.probability
             if cores is not None and here.cores is not None:
                 cores[slices] = here.cores
@@ -58,11 +60,9 @@ class LesionMaps(NamedTuple):
         """Return the maps on some slices."""
         return LesionMaps(*(part[slices] if isinstance(part, Tensor) else part for part in self))  # type: ignore[arg-type]
 
-    def mixed(self, share: float) -> LesionMaps:
-        """Return the maps with the log-odds of the plain answer mixed into those of the probability."""
-        if self.plain is None or not share:
-            return self
-        return self._replace(probability=mixed(self.probability, self.plain, share))
+    def mixed(self, shares: Shares) -> LesionMaps:
+        """Return the maps with the log-odds of the further answers mixed into those of the probability."""
+        return self._replace(probability=mixed(self.probability, self.plain, self.alone, shares))
 
     def at_level(self, level: float) -> LesionMaps:
         """Return the maps with their log-odds shifted, so that a probability of `level` becomes 0.5."""
@@ -79,11 +79,13 @@ class TileAnswers(NamedTuple):
         probability: (T, R, P, P) float32, probability of a lesion.
         cores: (T, R, P, P) float32, probability of a core; or None.
         plain: (T, R, P, P) float32, the plain answer as a probability; or None.
+        alone: (T, R, P, P) float32, the answer without exemplars, the same for all questions; or None.
     """
 
     probability: Tensor
     cores: Tensor | None = None
     plain: Tensor | None = None
+    alone: Tensor | None = None
 
     @classmethod
     def cat(cls, parts: Iterable[TileAnswers]) -> TileAnswers:
@@ -95,7 +97,7 @@ class TileAnswers(NamedTuple):
 class BlendedAnswers:
     """Answers to R questions, blended from tiles to stacks.
 
-    Cores and plain answers are kept as float16: each takes half as much memory again.
+    Cores and further answers are kept as float16: each takes half as much memory again.
 
     Args:
         encoded: The scan.
@@ -105,7 +107,7 @@ class BlendedAnswers:
     def __init__(self, encoded: EncodedVolume, questions: int) -> None:
         self.encoded = encoded
         self._probability = torch.zeros(questions, *encoded.pictures.shape)  # (R, S, h, w)
-        self._further: dict[str, Tensor] = {}  # cores and plain answers, by name
+        self._further: dict[str, Tensor] = {}  # cores and further answers, by name
 
     def add(self, slices: Iterable[int], rows: npt.NDArray[np.int64], answers: TileAnswers) -> None:
         """Blend all tiles of some slices.

@@ -48,7 +48,8 @@ class Search:
         prepared = segmenter.prepare(questions)
         blended = BlendedAnswers(encoded, len(questions))
         batch_size = segmenter.settings.batch_size
-        most = max(1, tiles_at_once(segmenter.device, encoded.tile_px, batch_size) // len(questions))
+        asked = len(questions) + (segmenter.settings.level == "pooled")  # and the question without exemplars
+        most = max(1, tiles_at_once(segmenter.device, encoded.tile_px, batch_size) // asked)
         done, all_tiles = 0, max(1, encoded.shown)
         for slices, rows in encoded.groups(batch_size):
             opinions: list[TileAnswers] = []

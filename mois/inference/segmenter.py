@@ -26,6 +26,7 @@ from mois.inference.feature_store import FeatureBudget, FeatureStore
 from mois.inference.lesion_maps import LesionMaps, TileAnswers, parting_of, side_by_side
 from mois.inference.lesion_tracking import Limits, Seeds, track_lesions
 from mois.inference.matched_masks import for_model, match_answer
+from mois.inference.opinions import opinions_on
 from mois.inference.search import Search
 from mois.inference.settings import InferenceSettings
 from mois.intensities import Normalisation, doubt
@@ -336,23 +337,9 @@ class VolumeSegmenter:
 
     @torch.inference_mode()
     def opinions(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
-        """Return everything that R prepared questions answer on some tiles; see `ask`.
-
-        The plain answer is there with `inference.level=mixed`, if the propagation has one.
-        """
-        tiles = len(rows)
-        # (R, K) -> (tiles * R, K), a view where R = 1
-        exemplars = prepared.each(lambda tensor: tensor.expand(tiles, *tensor.shape).flatten(0, 1))
+        """Return everything that R prepared questions answer on some tiles; see `ask` and `opinions_on`."""
         with self.autocast():
-            features = encoded.select(rows)
-            prediction = self.propagation(features, exemplars, self.backbone)
-            plain = self.propagation.plain_answer(features, exemplars) if self.settings.level == "mixed" else None
-        probability: Tensor = prediction.logits.float().sigmoid()
-        if self.settings.weigh_by_presence:
-            probability = probability * prediction.presence.float().sigmoid()[:, None, None]
-        shape = (tiles, -1, *probability.shape[1:])
-        further = (None if p is None else p.float().sigmoid().view(shape).cpu() for p in (prediction.cores, plain))
-        return TileAnswers(probability.view(shape).cpu(), *further)
+            return opinions_on(encoded.select(rows), prepared, self.propagation, self.backbone, self.settings)
 
     def candidates(
         self, answer: LesionMaps | Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None

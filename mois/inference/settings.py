@@ -51,7 +51,8 @@ class InferenceSettings:
         level: What a probability of 0.5 means. `fixed`: what the propagation says. `exemplars`: it is found for each
             scan, from how well the exemplars find each other and from how much of the scan they find
             (`mois.inference.levels`). `mixed`: so too, and the exemplars decide whether a plain comparison, of which
-            nothing was learned, has half a say (`Propagation.plain_answer`).
+            nothing was learned, has half a say (`Propagation.plain_answer`). `pooled`: the same, but if the model finds
+            the exemplars without any exemplar too, the level is found for the average of all three opinions.
             Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).
@@ -80,7 +81,7 @@ class InferenceSettings:
     memory_gib: float = 4.0
     split_prominence_mm: float | None = 0.0
     most_exemplars: int = 16
-    level: Literal["fixed", "exemplars", "mixed"] = "fixed"
+    level: Literal["fixed", "exemplars", "mixed", "pooled"] = "fixed"
     normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
     channels: tuple[str, ...] = ()
 

@@ -10,7 +10,21 @@ import pytest
 import torch
 
 from mois.inference.lesion_maps import LesionMaps, TileAnswers
-from mois.inference.levels import BARELY, EVEN, HALF, LONE_LEVEL, Outlined, ScanRule, mixed, rule_of, shifted
+from mois.inference.levels import (
+    BARELY,
+    EVEN,
+    LONE_LEVEL,
+    NO_SHARES,
+    PLAIN_HALF,
+    POOLED,
+    POOLED_WITHOUT_PLAIN,
+    Outlined,
+    ScanRule,
+    Shares,
+    mixed,
+    rule_of,
+    shifted,
+)
 from mois.inference.segmenter import VolumeSegmenter
 from mois.records import Exemplars
 
@@ -22,10 +36,13 @@ OUTLINED = Outlined(np.arange(3), np.arange(3), MASKS)
 class Answers:
     """A segmenter whose exemplars find each lesion with the same probability; it notes who was asked."""
 
-    def __init__(self, inside: float, level: str = "exemplars", plain: float | None = None) -> None:
+    def __init__(
+        self, inside: float, level: str = "exemplars", plain: float | None = None, alone: float | None = None
+    ) -> None:
         self.settings = SimpleNamespace(level=level, split_prominence_mm=0.0)
         self.inside = inside
         self.plain = plain
+        self.alone = alone
         self.asked: list[list[bool]] = []
 
     def prepare(self, questions: list[Exemplars], *, merge: bool = True) -> Exemplars:
@@ -37,7 +54,8 @@ class Answers:
         self.asked.append((prepared.weight[0] > BARELY).tolist())
         assert torch.equal(prepared.present, self.question.present)  # what is left out keeps its room
         shown = MASKS[rows].unsqueeze(1)
-        return TileAnswers(self.inside * shown, plain=None if self.plain is None else self.plain * shown)
+        plain, alone = (None if each is None else each * shown for each in (self.plain, self.alone))
+        return TileAnswers(self.inside * shown, plain=plain, alone=alone)
 
 
 def _exemplars(count: int, negative: int = 0) -> Exemplars:
@@ -123,24 +141,52 @@ def test_the_plain_answer_has_half_a_say_where_the_exemplars_find_each_other_bet
     probability = torch.tensor([0.3] * 10 + [0.05] * 90).view(1, 10, 10)
     plain = torch.tensor([0.7] * 5 + [0.1] * 95).view(1, 10, 10)
     rule = _rule(Answers(0.3, plain=0.7), LesionMaps(probability, plain=plain))
-    assert rule.plain == HALF
+    assert rule.shares == PLAIN_HALF
     # a plain answer that finds the lesions no better than the rest is not asked
     flat = torch.full((1, 10, 10), 0.7)
-    assert _rule(Answers(0.3, plain=0.7), LesionMaps(probability, plain=flat)).plain == 0
+    assert _rule(Answers(0.3, plain=0.7), LesionMaps(probability, plain=flat)).shares == NO_SHARES
     # without a plain answer there is nothing to choose
-    assert _rule(Answers(0.3), LesionMaps(probability)).plain == 0
+    assert _rule(Answers(0.3), LesionMaps(probability)).shares == NO_SHARES
 
 
 def test_both_answers_are_mixed_as_log_odds_and_air_stays_air() -> None:
     # odds 1/3 and 27: their geometric mean is 3, so 0.75
     probability, plain = torch.tensor([0.25, 0.0]), torch.tensor([27 / 28, 0.9])
-    assert mixed(probability, plain, 0.5).tolist() == pytest.approx([0.75, 0])
+    assert mixed(probability, plain, None, Shares(plain=0.5)).tolist() == pytest.approx([0.75, 0])
     maps = LesionMaps(probability.view(1, 1, 2), plain=plain.view(1, 1, 2).half())
-    judged = maps.by_rule(ScanRule(plain=0.5, level=0.25, waist_mm=2))  # odds 3 over odds 1/3: 9
+    judged = maps.by_rule(ScanRule(Shares(plain=0.5), level=0.25, waist_mm=2))  # odds 3 over odds 1/3: 9
     assert judged.plain is None
     assert judged.waist_mm == 2
     assert judged.probability.flatten().tolist() == pytest.approx([0.9, 0], abs=1e-3)
-    assert maps.mixed(0) is maps
+    assert maps.mixed(NO_SHARES).probability is maps.probability
+
+
+def test_a_model_that_finds_the_exemplars_alone_pools_its_answers() -> None:
+    # in the lesions: odds 1/3 with exemplars, 1 plainly, 27 alone; half, a quarter and a quarter of their logarithms:
+    # 3 ** (-1 / 2 + 3 / 4) = 3 ** (1 / 4)
+    maps = LesionMaps(torch.full((1, 1, 1), 0.25), None, torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), 27 / 28))
+    odds = 3**0.25
+    assert float(maps.mixed(POOLED).probability) == pytest.approx(odds / (1 + odds))
+    assert float(maps.mixed(POOLED_WITHOUT_PLAIN).probability) == pytest.approx(3 ** (1 / 3) / (1 + 3 ** (1 / 3)))
+    assert maps.by_rule(ScanRule(POOLED)).alone is None
+
+
+@pytest.mark.parametrize(("alone", "pools"), [(0.5, True), (0.49, False)])
+def test_the_answer_without_exemplars_has_a_say_if_it_finds_the_exemplars(alone: float, pools: bool) -> None:
+    scan = torch.tensor([0.4] * 10 + [0.05] * 90).view(1, 10, 10)
+    maps = LesionMaps(scan, plain=scan, alone=scan)
+    assert (_rule(Answers(0.4, "pooled", plain=0.4, alone=alone), maps).shares == POOLED) == pools
+    maps = maps._replace(plain=None)
+    without_plain = _rule(Answers(0.4, "pooled", alone=alone), maps)
+    assert without_plain.shares == (POOLED_WITHOUT_PLAIN if pools else NO_SHARES)
+
+
+def test_the_level_is_found_for_the_pooled_answer() -> None:
+    # pooled, the lesions have 0.5 and the rest stays below 0.2: log-odds (2 x -0.85 + 0.85 + 0.85) / 4 = 0
+    scan = torch.tensor([0.3] * 10 + [0.05] * 90).view(1, 10, 10)
+    alone = torch.tensor([0.7] * 10 + [0.01] * 90).view(1, 10, 10)
+    rule = _rule(Answers(0.3, "pooled", plain=0.7, alone=0.7), LesionMaps(scan, plain=alone, alone=alone))
+    assert rule == ScanRule(POOLED, level=0.1)  # the lowest level that leaves the rest out
 
 
 def test_compact_exemplars_in_dense_slices_give_a_waist() -> None:
