@@ -43,12 +43,12 @@ def plot_learning(run: Path, out: Path, window: int = 10) -> list[str]:
                 f"{path} has no train/right: this training logged no step, since it is shorter than "
                 "trainer.log_every_n_steps; lower that, or train longer."
             )
-        raise ValueError(f"{path} has no train/right; give the folder of a training (train.py fit).")
+        raise ValueError(f"{path} has no train/right; give the folder of a training (mois fit).")
     figure, panels = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.2), sharey=True, squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         for word, colour in WORDS.items():
             if f"train/{name}{word}" not in table:
-                raise DataError(f"{path} has no train/{name}{word}; give the folder of a training (train.py fit).")
+                raise DataError(f"{path} has no train/{name}{word}; give the folder of a training (mois fit).")
             training = table[["step", f"train/{name}{word}"]].dropna()
             panel.plot(
                 training["step"], training[f"train/{name}{word}"].rolling(window, min_periods=1).mean(), c=colour
@@ -76,7 +76,7 @@ def _numbers(path: Path) -> pd.DataFrame:
     """
     table = read_table(path)
     if "step" not in table.columns:
-        raise DataError(f"{path} has no column step; give the folder of a training (train.py fit).")
+        raise DataError(f"{path} has no column step; give the folder of a training (mois fit).")
     columns: dict[str, list[float]] = {}
     for name in table.columns:
         try:

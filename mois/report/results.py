@@ -93,7 +93,7 @@ class Results:
         if not path.is_file():
             raise ValueError(
                 f"{folder}: no {METRICS} in it; give a folder that mois evaluate wrote (its --out), or that of a run "
-                "which was tested (python train.py test)."
+                "which was tested (mois test)."
             )
         metrics = read_metrics(path, SCHEMA)
         refuse_links(folder, ("", "overlays", "overlays/worst"))
