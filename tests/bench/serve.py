@@ -33,6 +33,8 @@ from mois.session import InteractiveSession
 from tests.support.paths import ROOT
 
 PIXEL_MM = 3.0
+LARGE_PIXEL_MM = 1.5
+"""Of the large scans; what a server takes if nothing is said."""
 DURING = 40
 """Clicks during propagations."""
 Scan = tuple[np.ndarray, list[float], list[tuple[int, ...]]]
@@ -147,27 +149,33 @@ def previews(file: Path, studies: Path, scan: Scan) -> list[float]:
 def during_propagations(client: nnInteractiveRemoteInferenceSession, scan: Scan, clicks: int) -> list[float]:
     """Milliseconds of clicks of a client, each at a random moment of a propagation of its own.
 
-    The click and the propagation are taken back. So each propagation searches the whole scan, with three exemplars.
+    One more lesion is clicked before each propagation, so that the whole scan is searched. All is taken back after it.
     """
-    for place in distinct(scan[2])[:3]:
-        client.reset_interactions()
-        client.add_point_interaction(place, include_interaction=True)
+    places = distinct(scan[2])
+    for place in places[:3]:
+        click(client, place)
     chance, took, whole_ms = np.random.default_rng(0), [], timed(lambda: propagate(client))
     client.undo()
     while len(took) < clicks:
+        before, meanwhile = chance.choice(len(places) - 3, 2, replace=False) + 3
+        click(client, places[before])
         going = threading.Thread(target=propagate, args=(client,))
         going.start()
         time.sleep(chance.uniform(0, whole_ms / 1000))
         client.reset_interactions()
-        in_time = going.is_alive()
-        place = distinct(scan[2])[3 + len(took) % (len(distinct(scan[2])) - 3)]
-        ms = timed(lambda place=place: client.add_point_interaction(place, include_interaction=True))
+        in_time = client._http.get("/progress").json()["share"] < 1
+        ms = timed(lambda place=places[meanwhile]: client.add_point_interaction(place, include_interaction=True))
         going.join()
-        client.undo()
-        client.undo()
+        for _ in range(3):
+            client.undo()
         if in_time:
             took.append(ms)
     return took
+
+
+def click(client: nnInteractiveRemoteInferenceSession, place: tuple[int, ...]) -> None:
+    client.reset_interactions()
+    client.add_point_interaction(place, include_interaction=True)
 
 
 def distinct(places: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -175,7 +183,11 @@ def distinct(places: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def propagate(client: nnInteractiveRemoteInferenceSession) -> None:
-    client._http.post("/propagate", timeout=3600).raise_for_status()
+    answer = client._http.post("/propagate", timeout=3600)
+    if answer.status_code != 504:  # the server goes on after it has answered so
+        answer.raise_for_status()
+    while client._http.get("/progress").json()["share"] < 1:
+        time.sleep(1)
 
 
 def small(out: Path, clicks: int) -> dict[str, float]:
@@ -226,16 +238,31 @@ def large(out: Path) -> dict[str, float]:
         for x, y, z in places:
             image[(i - x) ** 2 + (j - y) ** 2 + (3 * (k - z)) ** 2 < 15**2] += 80
         scans.append((image, [1.0, 1.0, 6.0], places))
-    with server(out / "studies_large", "--memory_gib=2") as (url, key, process):
-        clients = [connect(url, key, scan) for scan in scans]
-        for client, scan in zip(clients, scans, strict=True):
-            for place in scan[2][:3]:
-                client.reset_interactions()
-                client.add_point_interaction(place, include_interaction=True)
-            propagate(client)
-        status = Path(f"/proc/{process}/status").read_text("ascii")
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    return {"resident_peak_gib": peak / 2**20}
+    with server(out / "studies_large", "--memory_gib=2", f"--pixel_mm={LARGE_PIXEL_MM}") as (url, key, number):
+        threads = [threading.Thread(target=at_work, args=(connect(url, key, scan), scan[2][:3])) for scan in scans]
+        opened_gib = resident_peak_gib(number)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        actions = [
+            len(file.read_text("utf-8").splitlines()) - 1 for file in (out / "studies_large").glob("*/*/*.jsonl")
+        ]
+        return {"opened_gib": opened_gib, "resident_peak_gib": resident_peak_gib(number), "actions": sum(actions)}
+
+
+def at_work(client: nnInteractiveRemoteInferenceSession, places: list[tuple[int, ...]]) -> None:
+    """Click some lesions, propagate once, and click another one."""
+    for place in places[:-1]:
+        click(client, place)
+    propagate(client)
+    click(client, places[-1])
+
+
+def resident_peak_gib(process: int) -> float:
+    """The most memory that a process has held so far."""
+    status = Path(f"/proc/{process}/status").read_text("ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
 
 
 def summary(name: str, took: list[float]) -> dict[str, float]:
