@@ -52,7 +52,9 @@ def placed_layers(backbone: Backbone, placement: Placement, patterns: Mapping[st
             and (part != "trunk" or _stage(available[part], name) in placement.stages)
         ]
         if not matched:
-            layers = [name for name, layer in available[part].named_modules() if isinstance(layer, nn.Linear)]
+            named = dict(available[part].named_modules())
+            layers = [name for name, layer in named.items() if isinstance(layer, nn.Linear)]
+            layers = layers or [name for name, layer in named.items() if isinstance(layer, nn.Conv2d)]
             raise ValueError(
                 f"model.adapter.init_args.placement: {part!r} with stages {placement.stages} matches no "
                 f"layer; there are {', '.join(layers)}."

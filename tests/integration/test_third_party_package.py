@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters import Lora, Placement
 from mois.sharing.bundle import Bundle
 from mois.testing import check_adapter, check_backbone, check_datamodule, check_propagation
 from tests.support.paths import ROOT
@@ -64,5 +65,9 @@ def test_each_part_keeps_its_contract(tmp_path: Path) -> None:
     package = import_module("mois_resnet")
     check_backbone(package.ResNetSAM(heads="random"))
     check_adapter(package.LateLayers(), package.ResNetSAM(heads="random"), package.MeanToken())
+    heads = Lora(placement=Placement(["decoder", "memory_attention", "memory_encoder"]))
+    check_adapter(heads, package.ResNetSAM(heads="random"), package.MeanToken())
+    with pytest.raises(ValueError, match=r"'trunk' with stages \(3, 4\) matches no layer; there are 0.0.conv1"):
+        Lora().attach(package.ResNetSAM(heads="random"), package.MeanToken())
     check_propagation(package.MeanToken())
     check_datamodule(package.Discs(tmp_path))

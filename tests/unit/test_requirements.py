@@ -46,7 +46,8 @@ def imported(*places: str) -> set[str]:
     files = [
         file for place in places for file in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))
     ]
-    names = {name for file in files for name in _modules(file)} - OURS - sys.stdlib_module_names
+    ours = [file for file in files if "third_party" not in file.parts]  # a package with requirements of its own
+    names = {name for file in ours for name in _modules(file)} - OURS - sys.stdlib_module_names
     where = packages_distributions()
     return {canonicalize_name(where[name][0]) if name in where else name for name in names}
 
