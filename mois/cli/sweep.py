@@ -12,7 +12,8 @@ def sweep(file: Path, out: Path | None = None, trials: int | None = None, seed: 
     that was under way goes on from its last checkpoint. Needs the extra `sweep` (optuna).
 
     Args:
-        file: File of the sweep, such as configs/sweeps/learning_rate.yaml; the word after `mois sweep`.
+        file: File of the sweep, such as configs/sweeps/learning_rate.yaml, or the name of a shipped one; the word after
+            `mois sweep`.
         out: Folder of the trials; by default runs/NAME, by the name of the file.
         trials: Number of trials in all; by default `run_cap` in the file.
         seed: Seed of the choices.
@@ -20,11 +21,12 @@ def sweep(file: Path, out: Path | None = None, trials: int | None = None, seed: 
     Raises:
         ValueError: If the file is no sweep, optuna is missing, or the folder holds another sweep.
     """
+    from mois.cli.shipped_configs import find_config
     from mois.cli.sweep_file import SweepFile
     from mois.cli.sweep_trials import SweepTrials
     from mois.files.folder_lock import locked
 
-    plan = SweepFile.read(file)
+    plan = SweepFile.read(file if file.is_file() else find_config(f"sweeps/{file.stem}"))
     out = Path("runs") / file.stem if out is None else out
     with locked(out):
         SweepTrials.open(plan, out, seed).run(plan.trials(trials))

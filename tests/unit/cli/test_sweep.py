@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from mois.cli import main as mois_main
+from mois.cli.shipped_configs import find_config
 from mois.cli.sweep_file import Parameter, SweepFile
 from tests.support.paths import ROOT
 
@@ -62,11 +64,13 @@ def test_shipped_sweeps_can_be_read_and_name_settings_of_their_config() -> None:
     assert files
     for file in files:
         plan = SweepFile.read(file)
-        words = plan.words(dict.fromkeys(plan.parameters, 1))
-        assert words[0] == sys.executable
-        assert words[1:3] == ["train.py", "fit"]
-        config = yaml.safe_load((ROOT / words[words.index("--config") + 1]).read_text(encoding="utf-8"))
+        chosen = {name: one.values[0] if one.values else one.low for name, one in plan.parameters.items()}
+        words = plan.words(chosen)
+        assert words[:4] == [sys.executable, "-m", "mois", "fit"]
+        config = yaml.safe_load(find_config(words[words.index("--config") + 1]).read_text(encoding="utf-8"))
         assert {name.split(".")[0] for name in plan.parameters} <= config.keys()
+        of_agent = create_sweep_command_args({"args": {name: {"value": value} for name, value in chosen.items()}})
+        assert words[-len(chosen) :] == of_agent["args"]  # as `wandb agent` gives them
 
 
 @pytest.mark.parametrize(
