@@ -348,7 +348,7 @@ def test_story_on_a_phantom_is_that_of_python(browser, tmp_path):
             session.reject(lesion) if name == "r" else session.accept(lesion)
         page.press("s")
         page.wait(lambda: page.says().startswith("Saved in"))
-        page.page.screenshot(path=str(tmp_path / "page.png"))
+        page.page.screenshot(path=str(tmp_path / "page.png"), timeout=180_000)
         (folder,) = (tmp_path / "studies").glob("*/session")
         assert len(session.lesions()) > 5
         assert np.array_equal(saved_map(folder), session.label_map().numpy())
