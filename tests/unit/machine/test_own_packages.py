@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 import subprocess
 import sys
 from pathlib import Path
@@ -45,12 +44,17 @@ def test_a_project_that_ours_hides_is_named_in_one_line_at_import(
     assert run.stderr.count("it hides the installed project adapters") == 1
 
 
+def editable(finder: object) -> bool:
+    """Return whether a finder belongs to an editable installation, which has packages of its own."""
+    return str(getattr(finder, "__module__", "")).startswith("__editable__")
+
+
 def test_a_project_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "datamodules")
     (tmp_path / "mois" / "machine").mkdir(parents=True)
     monkeypatch.setattr("mois.machine.own_packages.__file__", str(tmp_path / "mois" / "machine" / "own_packages.py"))
     monkeypatch.setattr("sys.path", [str(tmp_path)])
-    monkeypatch.setattr("sys.meta_path", [importlib.machinery.PathFinder])
+    monkeypatch.setattr("sys.meta_path", [finder for finder in sys.meta_path if not editable(finder)])
     monkeypatch.delitem(sys.modules, "datamodules", raising=False)
     with pytest.raises(ValueError, match=r"the project datamodules .* and mois were installed over each other"):
         refuse_foreign_packages(("datamodules",))

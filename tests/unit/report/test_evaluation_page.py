@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from mois.cli.evaluate import _show
+from mois.cli.evaluate import show_figures
 from mois.evaluation.figures import ClassReport, Figures, SubjectReport
 from mois.evaluation.result_files import write_result_files, write_rows
 from mois.evaluation.settings import ProtocolSettings
@@ -100,7 +100,7 @@ def test_what_right_and_no_exemplars_say_is_said(
     reports = [SubjectReport("p0", "p0", (ClassReport(1, figures, (), ()),), 0, {})]
     metrics = write_result_files(tmp_path, reports, None, protocol=ProtocolSettings())
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    _show(metrics, tmp_path)
+    show_figures(metrics, tmp_path)
     for said in (page, capsys.readouterr().out):
         assert ("The exemplars do harm here" in said) == harm
         assert ("wrong: not measured, there is one lesion class" in said) == (wrong is None)

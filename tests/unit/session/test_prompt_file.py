@@ -61,7 +61,7 @@ def test_a_file_without_a_propagation_ends_with_one(tmp_path: Path) -> None:
         ('{"lasso": [[1, 2, 3], [1, 2, 3]]}', "a lasso has 3 to 10000 points"),
         ('{"lasso": {"voxel": [1, 2, 3]}}', "a lasso has 3 to 10000 points"),
         ('{"mask": "m.nii.gz", "affine": true}', "'affine' does not belong to a mask, which may have lesion and"),
-        ('{"propagate": true, "lesion": "a"}', "'lesion' does not belong to a propagate, which has nothing besides"),
+        ('{"propagate": true, "lesion": "a"}', "'lesion' does not belong to a propagate, which may have type besides"),
         ('{"propagate": false}', "propagate must be true; leave the entry out"),
         ('{"propagate": 1}', "propagate must be true"),
         ('{"propagate": "true"}', "propagate must be true"),
