@@ -109,7 +109,7 @@ def rule_steps(
     plain answer. With `inference.level=pooled` it does so too, unless the model finds the exemplars without any
     exemplar (`FOUND`). Then it knows such lesions: its answers with and without exemplars and the plain answer are
     averaged. The exemplars say which lesions are meant; without them, outlines do not depend on how well a few lesions
-    were outlined.
+    were outlined. A question with negative exemplars is never averaged so.
 
     Args:
         segmenter: The model. With `inference.level=fixed` the level is 0.5.
@@ -132,6 +132,8 @@ def rule_steps(
     if positive < 2:  # without any, it is the answer to no exemplars
         return ScanRule(level=LONE_LEVEL if positive else EVEN, waist_mm=waist_mm)
     left_out = yield from _without_own(segmenter, encoded, exemplars, lesions)
+    if bool((exemplars.present & exemplars.negative).any()):
+        left_out = [inside._replace(alone=None) for inside in left_out]  # it knows nothing of what must not be found
     rule = yield from _best(left_out, answer)
     return rule._replace(waist_mm=waist_mm)
 

@@ -181,6 +181,14 @@ def test_the_answer_without_exemplars_has_a_say_if_it_finds_the_exemplars(alone:
     assert without_plain.shares == (POOLED_WITHOUT_PLAIN if pools else NO_SHARES)
 
 
+def test_negative_exemplars_are_not_outvoted_by_the_answer_that_knows_none() -> None:
+    scan = torch.tensor([0.4] * 10 + [0.05] * 90).view(1, 10, 10)
+    maps = LesionMaps(scan, plain=scan, alone=scan)
+    answers = Answers(0.4, "pooled", plain=0.4, alone=0.9)
+    assert _rule(answers, maps, _exemplars(3)).shares == POOLED
+    assert _rule(answers, maps, _exemplars(3, negative=1)).shares != POOLED
+
+
 def test_the_level_is_found_for_the_pooled_answer() -> None:
     # pooled, the lesions have 0.5 and the rest stays below 0.2: log-odds (2 x -0.85 + 0.85 + 0.85) / 4 = 0
     scan = torch.tensor([0.3] * 10 + [0.05] * 90).view(1, 10, 10)
