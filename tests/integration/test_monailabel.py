@@ -21,6 +21,7 @@ from mois.scans.image_files import read_image
 from mois.scans.volumes import read_volume
 from mois.serve.shipped_model import served_model
 from mois.session import InteractiveSession
+from tests.support.lesions_apart import largest_apart
 from tests.support.monailabel_server import (
     NEEDS_SERVER,
     PIXEL_MM,
@@ -48,11 +49,9 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]
 
 
 def middles(ids: np.ndarray, count: int) -> list[list[int]]:
-    """A voxel in the middle of each of the largest lesions."""
-    sizes = np.bincount(ids.ravel().astype(np.int64))
-    sizes[0] = 0
+    """A voxel in the middle of each of the largest lesions that lie apart."""
     found = []
-    for number in np.argsort(-sizes)[:count]:
+    for number in largest_apart(ids, count):
         inside = np.argwhere(ids == number)
         middle = inside[np.argmin(((inside - inside.mean(0)) ** 2).sum(1))]
         found.append([int(value) for value in middle])

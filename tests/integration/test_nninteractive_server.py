@@ -24,6 +24,7 @@ from mois.serve.nninteractive.routes import nninteractive_app
 from mois.serve.shipped_model import served_model
 from mois.session import InteractiveSession
 from tests.support.killed_server import KilledServer
+from tests.support.lesions_apart import largest_apart
 from tests.support.nninteractive_story import TOKEN, further_paths, play_client, play_python, scan, served, told
 from tests.support.session_fakes import make_model, three_lesions
 
@@ -45,9 +46,8 @@ def test_story_on_a_phantom_gives_the_label_map_of_python(tmp_path: Path) -> Non
     ids = read_image(next((tmp_path / "data" / "instancesTr").glob("*.nii.gz")))[0]
     spacing = [float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0)]
     across = int(np.argmax(spacing))
-    largest = np.argsort(np.bincount(ids.ravel().astype(np.int64))[1:])[::-1][:3] + 1
     places = []
-    for lesion in largest:  # two voxels of each, on its largest slice
+    for lesion in largest_apart(ids, 3):  # two voxels of each, on its largest slice
         where = np.argwhere(ids == lesion)
         slices, counts = np.unique(where[:, across], return_counts=True)
         there = where[where[:, across] == slices[counts.argmax()]]
