@@ -48,6 +48,7 @@ def test_there_are_at_least_18_methods_of_peft() -> None:
     "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.ci) for name in METHODS]
 )
 def test_methods_keep_the_contract(name: str) -> None:
+    torch.manual_seed(0)  # of the random starts: one in many leaves a tensor behind units that are never active
     check_adapter(adapter_of(name))
 
 
