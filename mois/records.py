@@ -244,6 +244,17 @@ class Exemplars:
         """Return the same exemplars with the axes (B, K) reshaped to (batch, count)."""
         return self.each(lambda tensor: tensor.reshape(batch, count, *tensor.shape[2:]))
 
+    def and_none(self, groups: int) -> Exemplars:
+        """Add a question without exemplars after every `groups` questions: (B x G, K) to (B x (G + 1), K).
+
+        So all questions are answered in one pass. In the row of an added question no exemplar is valid.
+        """
+        rows = torch.arange(len(self.valid), device=self.valid.device).view(-1, groups)
+        with_one_more = torch.cat([rows, rows[:, :1]], dim=1)
+        shown = (torch.arange(groups + 1, device=rows.device) < groups).expand_as(with_one_more).reshape(-1, 1)
+        more = self.each(lambda tensor: tensor[with_one_more.flatten()])
+        return more.map(valid=more.valid & shown)
+
     @staticmethod
     def cat(parts: Sequence[Exemplars]) -> Exemplars:
         """Join exemplars of the same queries along K."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mois.inference.lesion_maps import TileAnswers
@@ -30,7 +29,7 @@ def opinions_on(
     """
     tiles, questions = len(features.image), len(prepared.valid)
     alone_too = settings.level == "pooled"
-    asked = _and_none(prepared) if alone_too else prepared
+    asked = prepared.and_none(questions) if alone_too else prepared
     prediction = propagation(features, _on_each(asked, tiles), backbone)
     plain = None
     if settings.level in ("mixed", "pooled"):
@@ -48,14 +47,6 @@ def opinions_on(
         plain,
         probability[:, questions:].expand_as(probability[:, :questions]) if alone_too else None,
     )
-
-
-def _and_none(questions: Exemplars) -> Exemplars:
-    """Add a question without exemplars as the last one: (R, K) to (R + 1, K)."""
-    rows = torch.arange(len(questions.valid) + 1, device=questions.valid.device)
-    last = rows == len(rows) - 1
-    more = questions.each(lambda tensor: tensor[rows.clamp(max=len(rows) - 2)])
-    return more.map(valid=more.valid & ~last.unsqueeze(1))
 
 
 def _on_each(questions: Exemplars, tiles: int) -> Exemplars:

@@ -228,7 +228,7 @@ def find(
     batch, groups, count = episode.support_valid.shape
     exemplars = propagation.describe(support, shown, backbone).reshape(batch * groups, count)
     exemplars = exemplars.map(valid=exemplars.valid & _shown_count(episode) & episode.support_valid.flatten(0, 1))
-    questions = _and_without(_with_negatives(exemplars, episode, settings), groups)
+    questions = _with_negatives(exemplars, episode, settings).and_none(groups)
     prediction = propagation(query, questions, backbone)
     each = prediction.logits.unflatten(0, (batch, groups + 1))
     logits, alone = each[:, :groups], each[:, groups]
@@ -300,18 +300,6 @@ def _with_negatives(exemplars: Exemplars, episode: Episode, settings: EpisodeLea
     return Exemplars.cat(
         [exemplars, others.map(valid=others.valid & chosen, negative=torch.ones_like(others.negative))]
     )
-
-
-def _and_without(exemplars: Exemplars, groups: int) -> Exemplars:
-    """Add a question without exemplars as the last question of each query: (B x G, K) to (B x (G + 1), K).
-
-    All questions are answered in one pass. In the row of the added question no exemplar is valid (`Exemplars.valid`).
-    """
-    rows = torch.arange(len(exemplars.valid), device=exemplars.valid.device).view(-1, groups)
-    with_one_more = torch.cat([rows, rows[:, :1]], dim=1)
-    shown = (torch.arange(groups + 1, device=rows.device) < groups).expand_as(with_one_more).reshape(-1, 1)
-    more = exemplars.each(lambda tensor: tensor[with_one_more.flatten()])
-    return more.map(valid=more.valid & shown)
 
 
 def _shown_count(episode: Episode) -> Tensor:
