@@ -87,7 +87,16 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
-        self.file, self.start = folder / "best.ckpt", folder / "start.ckpt"
+
+    @property
+    def file(self) -> Path:
+        """best.ckpt, by the path that Lightning has for it: it removes a best checkpoint that has another path."""
+        return Path(self.dirpath or "") / "best.ckpt"
+
+    @property
+    def start(self) -> Path:
+        """start.ckpt, beside it."""
+        return self.file.with_name("start.ckpt")
 
     @property
     def state_key(self) -> str:

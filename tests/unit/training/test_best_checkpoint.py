@@ -124,6 +124,22 @@ def test_a_training_that_is_cut_has_the_same_best_checkpoint(name: str, cut: int
     assert on.best_model_score == whole.best_model_score or (on.best_model_score is whole.best_model_score is None)
 
 
+@pytest.mark.parametrize("folder", ["runs", "link", "~/runs"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_the_folder_may_be_relative_or_a_link(
+    folder: str, cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "link").symlink_to("runs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    figures = scores(0.3, 0.6)  # best.ckpt is the start, then the later model
+    if cut:
+        fit(Path(folder).expanduser(), START, figures[:1])
+    fit(Path(folder).expanduser(), START, figures, ckpt="last" if cut else None)
+    assert best_step(tmp_path / "runs") == 2
+
+
 def test_a_training_goes_on_from_its_start(tmp_path: Path) -> None:
     fit(tmp_path, START, scores(0.3))
     fit(tmp_path, START, scores(0.3, 0.4, 0.6), ckpt="best")  # best.ckpt is the start
