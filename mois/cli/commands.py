@@ -25,6 +25,7 @@ from mois.cli.evaluate import evaluate
 from mois.cli.export import export_nnunet, export_sam2
 from mois.cli.folds import folds, with_training_options
 from mois.cli.follow_up import follow_up
+from mois.cli.forgetting import forgetting
 from mois.cli.init import init
 from mois.cli.journal import journal
 from mois.cli.messages import say
@@ -50,6 +51,7 @@ COMMANDS: list[Callable[..., None]] = [
     export_nnunet,
     evaluate,
     compare,
+    forgetting,
     folds,
     sweep,
     segment,
@@ -88,6 +90,7 @@ LEADING: dict[str, str] = {
     "compare": "runs",
     "dataset from-sessions": "sessions",
     "follow_up": "scans",
+    "forgetting": "bundles",
     "journal": "sessions",
     "segment": "image",
     "view": "image",

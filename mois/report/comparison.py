@@ -123,7 +123,7 @@ def named_results(folders: Sequence[Path], names: Sequence[str] | None = None) -
         raise ValueError(f"names={list(names)}: give a different one for each of {len(folders)} folders.")
     if len({folder.resolve() for folder in folders}) != len(folders):
         raise ValueError("the same folder is given twice; a result is not compared with itself.")
-    chosen = list(names) if names is not None else _names(folders)
+    chosen = list(names) if names is not None else short_names(folders)
     return {name: Results.read(folder) for name, folder in zip(chosen, folders, strict=True)}
 
 
@@ -204,10 +204,10 @@ def _tested(folder: Path) -> Path:
     return within if not (folder / METRICS).is_file() and (within / METRICS).is_file() else folder
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Return a short name for each path: the last parts that differ."""
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """Return a short name for each path: the last parts that differ; the last part of a single path."""
     parts = [list(folder.resolve().parts) for folder in folders]
-    while len({one[-1] for one in parts}) == 1 and min(len(one) for one in parts) > 1:
+    while len(parts) > 1 and len({one[-1] for one in parts}) == 1 and min(len(one) for one in parts) > 1:
         parts = [one[:-1] for one in parts]
     length = 1
     while len({tuple(one[-length:]) for one in parts}) < len(parts):
