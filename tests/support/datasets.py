@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,13 +15,13 @@ SPACING_MM = (2.0, 6.0, 2.0)  # right-left, anterior-posterior, superior-inferio
 SHAPE = (40, 8, 48)
 
 
-def save_nifti(path: Path, array: NDArray, affine: NDArray | None = None) -> Path:
+def save_nifti(path: Path, array: NDArray[Any], affine: NDArray[Any] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array, np.diag([*SPACING_MM, 1.0]) if affine is None else affine), path)
     return path
 
 
-def scan_with_lesions(seed: int = 0, lesions: int = 12) -> tuple[NDArray, NDArray, NDArray]:
+def scan_with_lesions(seed: int = 0, lesions: int = 12) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return image, class map (1 bright, 2 dark, in turn) and lesion ids of cubes of 3 x 2 x 3 voxels in noise."""
     rng = np.random.default_rng(seed)
     image = rng.normal(100, 3, SHAPE).astype(np.float32)
