@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy.typing as npt
 import torch
 from nibabel.orientations import io_orientation
 from torch import Tensor
@@ -132,6 +133,12 @@ class SliceGrid:
         self._check(array, self.shape, "a scan")
         flips = [axis for axis, flip in enumerate(self.flipped) if flip]
         return array.permute(self.order).flip(flips).contiguous()
+
+    def view(self, array: Tensor) -> npt.NDArray[Any]:
+        """Return a scan's array (I, J, K) on the CPU as a stack (S, H, W) that shares its memory."""
+        self._check(array, self.shape, "a scan")
+        turned = array.numpy().transpose(self.order)
+        return turned[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
 
     def to_volume(self, stack: Tensor) -> Tensor:
         """Return a stack (S, H, W) as a scan's array (I, J, K): the exact inverse of `to_stack`."""

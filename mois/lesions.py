@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cc3d
 import numpy as np
@@ -87,6 +88,37 @@ def components(mask: npt.NDArray[np.bool_], min_voxels: int = 1) -> InstanceMap:
 Mask = npt.NDArray[np.bool_]
 
 InstanceMap = npt.NDArray[np.int32]
+
+
+class LesionVoxels(NamedTuple):
+    """The voxels of an instance map that belong to lesions: few, where a scan has many.
+
+    Attributes:
+        where: (N,) int64, ascending: the voxels' places in the flat map.
+        lesion: (N,) int32, the lesion of each.
+        shape: Shape of the map.
+    """
+
+    where: npt.NDArray[np.int64]
+    lesion: InstanceMap
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, lesions: InstanceMap) -> LesionVoxels:
+        """Return the voxels of an instance map of any shape."""
+        flat = lesions.reshape(-1)
+        where = np.flatnonzero(flat)
+        return cls(where, flat[where], lesions.shape)
+
+    def pick(self, keep: Mask) -> LesionVoxels:
+        """Return some of the voxels; `keep` is (N,) bool."""
+        return self._replace(where=self.where[keep], lesion=self.lesion[keep])
+
+    def map(self) -> InstanceMap:
+        """Return the instance map."""
+        lesions = np.zeros(self.shape, dtype=np.int32)
+        lesions.reshape(-1)[self.where] = self.lesion
+        return lesions
 
 
 def dilate_in_plane(mask: Mask, radius_px: int) -> Mask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -39,11 +40,17 @@ def lesion_kinds(true_map: InstanceMap, result_map: InstanceMap, report: ClassRe
         result_map: Instance map of the reader's final result.
         report: Which true lesions were prompted and found.
     """
+    return _kinds(true_map, result_map, report, match_lesions(result_map, true_map).false)
+
+
+def _kinds(
+    true_map: InstanceMap, result_map: InstanceMap, report: ClassReport, false: Sequence[int]
+) -> dict[str, Mask]:
+    """Return the masks to outline, if the false lesions are known; the maps may be some slices of the scan."""
     kinds = {
         row.lesion: "prompted" if row.role == "prompted" else "found" if row.found else "missed"
         for row in report.lesions
     }
-    false = match_lesions(result_map, true_map).false
     masks = {
         kind: np.isin(true_map, [lesion for lesion, style in kinds.items() if style == kind])
         for kind in list(STYLES)[:3]
@@ -57,13 +64,13 @@ def telling_slices(true_map: InstanceMap, result_map: InstanceMap, count: int = 
     """Return up to `count` slices, ascending, that show most of the true and found lesions."""
     covered: set[int] = set()
     lesions_on_slice = [
-        set(np.unique(t).tolist()) | {-lesion for lesion in np.unique(r).tolist()}
+        set(np.unique(t[t != 0]).tolist()) | {-lesion for lesion in np.unique(r[r != 0]).tolist()}
         for t, r in zip(true_map, result_map, strict=True)
     ]
     chosen: list[int] = []
     while len(chosen) < count:
-        best = max(range(len(lesions_on_slice)), key=lambda index: len(lesions_on_slice[index] - covered - {0}))
-        if not lesions_on_slice[best] - covered - {0}:
+        best = max(range(len(lesions_on_slice)), key=lambda index: len(lesions_on_slice[index] - covered))
+        if not lesions_on_slice[best] - covered:
             break
         covered |= lesions_on_slice[best]
         chosen.append(best)
@@ -89,6 +96,7 @@ def draw_overlay(
     report: ClassReport,
     pixel_mm: tuple[float, float],
     channel: str = "",
+    grey: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw a result.
 
@@ -99,18 +107,20 @@ def draw_overlay(
         report: Report on this class.
         pixel_mm: Height and width of a pixel.
         channel: Name of the image in dataset.json.
+        grey: What `grey_levels` gives for the image, if it is known.
     """
-    masks = lesion_kinds(true_map, result_map, report)
     slices = telling_slices(true_map, result_map) or [len(image) // 2]
+    false = match_lesions(result_map, true_map).false
+    masks = _kinds(true_map[slices], result_map[slices], report, false)
     panel_inches, pixel_aspect = 5.0, pixel_mm[0] / pixel_mm[1]
     width = panel_inches * image.shape[2] / (image.shape[1] * pixel_aspect)
     figure = Figure(figsize=(max(6.0, width * len(slices)), panel_inches + 1.0), facecolor="black")
     FigureCanvasAgg(figure)
-    black, white = grey_levels(image, channel)
-    for axes, index in zip(figure.subplots(1, len(slices), squeeze=False)[0], slices, strict=True):
+    black, white = grey or grey_levels(image, channel)
+    for number, (axes, index) in enumerate(zip(figure.subplots(1, len(slices), squeeze=False)[0], slices, strict=True)):
         axes.imshow(image[index], cmap="gray", vmin=black, vmax=white, aspect=pixel_aspect, interpolation="nearest")
         for kind, mask in masks.items():
-            outline(axes, mask[index], *STYLES[kind])
+            outline(axes, mask[number], *STYLES[kind])
         scale_bar(axes, image.shape[1:], pixel_mm[1])
         axes.set_title(f"slice {index + 1} of {len(image)}", color="white", fontsize=8)
         axes.set_axis_off()
@@ -137,10 +147,11 @@ def save_overlay(
     report: ClassReport,
     pixel_mm: tuple[float, float],
     channel: str = "",
+    grey: tuple[float, float] | None = None,
 ) -> None:
     """Write `draw_overlay` as PNG, whole or not at all."""
     with whole_file(path) as part:
-        draw_overlay(image, true_map, result_map, report, pixel_mm, channel).savefig(part, format="png", dpi=120)
+        draw_overlay(image, true_map, result_map, report, pixel_mm, channel, grey).savefig(part, format="png", dpi=120)
 
 
 def outline(

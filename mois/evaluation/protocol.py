@@ -17,16 +17,16 @@ from mois.clicks import correct, first_click
 from mois.evaluation.actions.curves import ReadersAtWork
 from mois.evaluation.figures import CandidateRow, ClassReport, Figures, PaperFigures, SubjectReport, mean_of, measured
 from mois.evaluation.reader import Reader
-from mois.evaluation.result_files import write_class
+from mois.evaluation.result_files import ScanFiles
 from mois.evaluation.scoring import (
     PAPER_CLICKS,
     PAPER_LESIONS,
     ClassResult,
     candidate_rows,
     curve_point,
+    grown,
     score_answer,
     score_by_paper,
-    unprompted_lesions,
 )
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ScanPlan
@@ -36,7 +36,7 @@ from mois.inference.levels import Outlined, rule_of
 from mois.inference.matched_masks import model_masks
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.shared_work import SharedWork, timed
-from mois.lesions import Candidates, InstanceMap
+from mois.lesions import Candidates, InstanceMap, LesionVoxels
 from mois.metrics.overlap import Overlap
 from mois.records import Exemplars, MaskPrediction, Prompts, Volume
 from mois.sharing.calibration import Calibration
@@ -184,6 +184,7 @@ def evaluate_volume(
     scan = ScanAtWork(segmenter, encoded, plan, settings, shared, seconds)
     prompted = prompt_lesions(scan)
     propagated = propagate(scan, prompted)
+    files = None if out is None else ScanFiles(volume, encoded.grid, plan.lesions, out)
     reports = []
     for target_class in plan.scored:
         report, result, final = score_class(scan, prompted, propagated, target_class)
@@ -191,9 +192,9 @@ def evaluate_volume(
             with scan.timed("actions"):
                 report = readers.add_curves(report)
         reports.append(report)
-        if out is not None:
+        if files is not None:
             with scan.timed("write"):
-                write_class(volume, scan.encoded.grid, plan.lesions, report, result, final, out)
+                files.write_class(report, result, final)
     return SubjectReport(
         subject=volume.subject,
         patient=volume.patient,
@@ -217,7 +218,7 @@ def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
     final = {scan.final_question(c) for c in scan.plan.scored}
     curve = {scan.question(c, n, k) for c in prompted for n in settings.counts for k in settings.every_clicks}
     queue = sorted({scan.final_question(c) for c in prompted} | curve | {NO_EXEMPLARS})
-    never_prompted = {c: lesions.only(plan.never) for c, plan in scan.plan.classes.items()} if scan.plan.scored else {}
+    never_prompted = {c: plan.never for c, plan in scan.plan.classes.items()} if scan.plan.scored else {}
     voxels = scan.encoded.pictures.numel() + lesions.index.size  # of one answer: blended pictures, and restored stack
     side_by_side = max(1, ANSWER_BYTES // (8 * voxels))  # float32, and float16 for cores and for plain answers
     candidates: dict[Question, Candidates] = {}
@@ -236,10 +237,10 @@ def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
                 scan_candidates = scan.segmenter.candidates(answer, lesions.voxel_ml, lesions.edges_mm)
                 found = scan_candidates.sure(scan.segmenter.settings.peak_threshold).lesions
             with scan.timed("score"):
-                for target_class, never_map in never_prompted.items():
-                    never[question, target_class] = Overlap.of(found, never_map, scan.plan.taken_out)
+                counts = lesions.count(LesionVoxels.of(found), scan.plan.taken_out)
+                never |= {(question, c): counts.overlap(those) for c, those in never_prompted.items()}
                 if question == NO_EXEMPLARS:
-                    false_without_exemplars = len(Overlap.of(found, lesions.index).apart())
+                    false_without_exemplars = len(counts.apart())
             if question in final:
                 candidates[question] = scan_candidates
     return Propagated(candidates, never, false_without_exemplars)
@@ -392,6 +393,8 @@ def _candidates(scan: ScanAtWork, propagated: Propagated, target_class: int) -> 
     """Return the candidates of a class outside of the prompted lesions."""
     question = scan.final_question(target_class)
     plan, lesions = scan.plan.classes[target_class], scan.plan.lesions
-    rest, taken_out = unprompted_lesions(lesions, plan, plan.order[: question.exemplars], scan.settings.margin_px)
+    prompted, candidates = plan.order[: question.exemplars], propagated.candidates[question]
     with scan.timed("score"):
-        return candidate_rows(propagated.candidates[question], rest, taken_out, lesions.voxel_ml)
+        taken_out = grown(lesions, prompted, scan.settings.margin_px)
+        counts = lesions.count(LesionVoxels.of(candidates.lesions), taken_out)
+        return candidate_rows(candidates, counts, set(plan.lesions).difference(prompted), lesions.voxel_ml)

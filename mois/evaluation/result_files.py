@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mois.evaluation.actions.points import ActionPoint
 from mois.evaluation.actions.statistics import summarise_actions
 from mois.evaluation.figures import ClassReport, CountPoint, SubjectReport, TrueLesionRow
-from mois.evaluation.overlays import save_overlay
+from mois.evaluation.overlays import grey_levels, save_overlay
 from mois.evaluation.result_records import read_rows
 from mois.evaluation.scoring import ClassResult
 from mois.evaluation.settings import ProtocolSettings
@@ -104,22 +106,43 @@ def add_confidence(path: Path, calibration: Calibration) -> None:
         write_rows(path, [{**row, "confidence": f"{value:.6f}"} for row, value in zip(rows, confidences, strict=True)])
 
 
-def write_class(
-    volume: Volume,
-    grid: SliceGrid,
-    lesions: TrueLesions,
-    report: ClassReport,
-    result: ClassResult,
-    final: InstanceMap,
-    out: Path,
-) -> None:
-    """Write the final result and the prompted lesions on the grid of the scan, and a picture of the final result."""
-    name = f"{volume.subject}_class{report.target_class}"
-    write_volume(grid.to_volume(torch.from_numpy(final)), volume.affine, out / "predictions" / f"{name}.nii.gz")
-    if result.tracked is not None and result.prompted:
-        prompted = np.array([0, *result.prompted], dtype=np.int32)[result.tracked]
-        write_volume(grid.to_volume(torch.from_numpy(prompted)), volume.affine, out / "prompted" / f"{name}.nii.gz")
-    image = grid.to_stack(volume.image.float().cpu()).numpy()
-    true = lesions.only([row.lesion for row in report.lesions])
-    edges_mm = (grid.row_mm, grid.column_mm)
-    save_overlay(out / "overlays" / f"{name}.png", image, true, final, report, edges_mm, volume.channel)
+@dataclass(frozen=True)
+class ScanFiles:
+    """Writes the results of one scan on its own grid, and pictures of them.
+
+    Attributes:
+        volume: The scan.
+        grid: Its slices.
+        lesions: Its true lesions.
+        out: Folder of the results.
+    """
+
+    volume: Volume
+    grid: SliceGrid
+    lesions: TrueLesions
+    out: Path
+
+    @cached_property
+    def image(self) -> npt.NDArray[np.float32]:
+        """Raw intensities (S, H, W)."""
+        return self.grid.to_stack(self.volume.image.float().cpu()).numpy()
+
+    @cached_property
+    def grey(self) -> tuple[float, float]:
+        """Intensities that are drawn black and white."""
+        return grey_levels(self.image, self.volume.channel)
+
+    def write_class(self, report: ClassReport, result: ClassResult, final: InstanceMap) -> None:
+        """Write the final result and the prompted lesions of a class, and a picture of the final result."""
+        name = f"{self.volume.subject}_class{report.target_class}"
+        self._write_map(final, self.out / "predictions" / f"{name}.nii.gz")
+        if result.tracked is not None and result.prompted:
+            prompted = np.array([0, *result.prompted], dtype=np.int32)[result.tracked]
+            self._write_map(prompted, self.out / "prompted" / f"{name}.nii.gz")
+        true = self.lesions.only([row.lesion for row in report.lesions])
+        edges_mm = (self.grid.row_mm, self.grid.column_mm)
+        path = self.out / "overlays" / f"{name}.png"
+        save_overlay(path, self.image, true, final, report, edges_mm, self.volume.channel, self.grey)
+
+    def _write_map(self, lesions: InstanceMap, path: Path) -> None:
+        write_volume(self.grid.to_volume(torch.from_numpy(lesions)), self.volume.affine, path)

@@ -10,9 +10,10 @@ import numpy as np
 from mois.evaluation.figures import CandidateRow, CountPoint, Figures, PaperFigures, TrueLesionRow, mean_of, measured
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ClassPlan, TrueLesions
-from mois.lesions import Candidates, InstanceMap, Mask, components, dilate_in_plane, lesion_volumes_ml, renumber
+from mois.lesions import Candidates, InstanceMap, LesionVoxels, Mask, components, dilate_in_plane
+from mois.metrics.counts import VoxelCounts
 from mois.metrics.overlap import Matches, Overlap, any_overlap, dice
-from mois.metrics.surface import surface_dice
+from mois.metrics.surface import surface_dice_of_voxels
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,35 @@ def score_answer(
         instance map.
     """
     result = answer.found if answer.tracked is None else join_tracked_and_found(answer.tracked, answer.found)
-    unprompted_map, taken_out = unprompted_lesions(true_lesions, plan, answer.prompted, settings.margin_px)
-    class_map = true_lesions.only(plan.lesions)
-    unprompted_overlap, scan_overlap = (
-        Overlap.of(answer.found, unprompted_map, taken_out),
-        Overlap.of(result, class_map),
-    )
+    taken_out = grown(true_lesions, answer.prompted, settings.margin_px)
+    found, final = LesionVoxels.of(answer.found), LesionVoxels.of(result)
+    counts, final_counts = true_lesions.count(found, taken_out), true_lesions.count(final)
+    rest = set(plan.lesions).difference(answer.prompted)
+    unprompted_overlap, scan_overlap = counts.overlap(rest), final_counts.overlap(plan.lesions)
     matches, scan_matches = unprompted_overlap.match(), scan_overlap.match()
-    own_dice = (
-        {} if answer.tracked is None else _own_dice(answer.tracked, true_lesions.only(answer.prompted), answer.prompted)
-    )
-    found_mask: Mask = (answer.found > 0) & ~(taken_out & (unprompted_map == 0))
+    own_dice = {} if answer.tracked is None else _own_dice(answer.tracked, true_lesions, answer.prompted)
+    kept = found.pick(_counts(found, true_lesions, rest, taken_out))
+    surfaces = [
+        surface_dice_of_voxels(
+            one.where, true.where, true_lesions.index.shape, true_lesions.edges_mm, settings.surface_mm
+        )
+        for one, true in ((kept, true_lesions.voxels_of(rest)), (final, true_lesions.voxels_of(plan.lesions)))
+    ]
     figures = replace(
         conditioning,
         prompted_dice=mean_of(list(own_dice.values())),
         prompted_lesions=len(own_dice),
         prompted_clicks=answer.clicks,
-        unprompted_surface_dice=measured(
-            surface_dice(found_mask, unprompted_map > 0, true_lesions.edges_mm, settings.surface_mm)
-        ),
-        scan_surface_dice=measured(surface_dice(result > 0, class_map > 0, true_lesions.edges_mm, settings.surface_mm)),
-        **_unprompted_figures(unprompted_overlap, matches, answer.found, true_lesions),
-        **_scan_figures(scan_overlap, scan_matches, result, true_lesions),
+        unprompted_surface_dice=measured(surfaces[0]),
+        scan_surface_dice=measured(surfaces[1]),
+        **_unprompted_figures(unprompted_overlap, matches, counts, true_lesions.voxel_ml),
+        **_scan_figures(scan_overlap, scan_matches, final_counts, true_lesions.voxel_ml),
     )
-    found_ml = lesion_volumes_ml(answer.found, true_lesions.voxel_ml) if matches.false else {}
-    false_ml = tuple(found_ml[lesion] for lesion in matches.false)
+    found_ml = dict(zip(counts.found_ids.tolist(), counts.found_voxels.tolist(), strict=True))
+    false_ml = tuple(found_ml[lesion] * true_lesions.voxel_ml for lesion in matches.false)
     rows = [
         *_lesion_rows(answer.prompted, true_lesions, plan, scan_overlap, scan_matches),
-        *_lesion_rows(set(plan.lesions).difference(answer.prompted), true_lesions, plan, unprompted_overlap, matches),
+        *_lesion_rows(rest, true_lesions, plan, unprompted_overlap, matches),
     ]
     rows_with_roles = tuple(
         replace(row, role="prompted", dice=own_dice.get(row.lesion, row.dice)) if row.lesion in answer.prompted else row
@@ -85,12 +87,16 @@ def score_answer(
     return figures, rows_with_roles, false_ml, result
 
 
-def unprompted_lesions(
-    true_lesions: TrueLesions, plan: ClassPlan, prompted: Sequence[int], margin_px: int
-) -> tuple[InstanceMap, Mask]:
-    """Return the unprompted lesions of a class, (S, H, W), and the mask of the prompted lesions with margin."""
-    rest = true_lesions.only([lesion for lesion in plan.lesions if lesion not in prompted])
-    return rest, dilate_in_plane(true_lesions.only(prompted) > 0, margin_px)
+def grown(true_lesions: TrueLesions, lesions: Iterable[int], margin_px: int) -> Mask:
+    """Return the mask of some true lesions with a margin in plane, (S, H, W)."""
+    return dilate_in_plane(true_lesions.only(lesions) > 0, margin_px)
+
+
+def _counts(found: LesionVoxels, true_lesions: TrueLesions, lesions: Iterable[int], ignore: Mask) -> Mask:
+    """Return which found voxels count, (N,): not ignored, or in one of the lesions that are scored."""
+    scored = np.concatenate([[False], np.isin(true_lesions.ids, np.fromiter(lesions, dtype=np.int32))])
+    on_scored: Mask = scored[true_lesions.index.reshape(-1)[found.where]]
+    return on_scored | ~ignore.reshape(-1)[found.where]
 
 
 def curve_point(
@@ -121,10 +127,19 @@ def curve_point(
     )
 
 
-def candidate_rows(candidates: Candidates, rest: InstanceMap, taken_out: Mask, voxel_ml: float) -> list[CandidateRow]:
-    """Return a row for each candidate outside of the prompted lesions. The row says if it is a lesion of the class."""
-    matches = Overlap.of(candidates.lesions, rest, taken_out).match()
-    voxels = np.bincount(candidates.lesions.reshape(-1), minlength=1)
+def candidate_rows(
+    candidates: Candidates, counts: VoxelCounts, rest: Iterable[int], voxel_ml: float
+) -> list[CandidateRow]:
+    """Return a row for each candidate outside of the prompted lesions. The row says if it is a lesion of the class.
+
+    Args:
+        candidates: The candidates of a class.
+        counts: Their voxels on the true lesions; the prompted lesions with their margin are the ignored region.
+        rest: Lesions of the class that were not prompted.
+        voxel_ml: Volume of a voxel.
+    """
+    matches = counts.overlap(rest).match()
+    voxels = dict(zip(counts.found_ids.tolist(), counts.found_voxels.tolist(), strict=True))
     hits = set(matches.pairs.values())
     return [
         CandidateRow(float(candidates.peaks[one - 1]), one in hits, float(voxels[one]) * voxel_ml)
@@ -150,15 +165,18 @@ def join_tracked_and_found(tracked_map: InstanceMap, found_map: InstanceMap) -> 
     if len(overlap.true_ids):
         same = 2 * overlap.shared.sum(1) >= overlap.found_voxels
         new[same] = overlap.true_ids[overlap.shared[same].argmax(1)]
-    renumbered = renumber(found_map, dict(zip(overlap.found_ids.tolist(), new.tolist(), strict=True)))
-    return np.where(tracked_map > 0, tracked_map, renumbered)
+    result = tracked_map.copy()
+    found = LesionVoxels.of(found_map)
+    found = found.pick(result.reshape(-1)[found.where] == 0)
+    result.reshape(-1)[found.where] = new[np.searchsorted(overlap.found_ids, found.lesion)]
+    return result
 
 
 def _unprompted_figures(
-    overlap: Overlap, matches: Matches, found_map: InstanceMap, true_lesions: TrueLesions
+    overlap: Overlap, matches: Matches, counts: VoxelCounts, voxel_ml: float
 ) -> dict[str, float | None]:
     """Return the figures of the propagated lesions, on the true lesions that were not prompted."""
-    apart = _apart(found_map, matches, true_lesions)
+    apart = len(counts.apart().intersection(matches.false))
     return {
         "unprompted_dice": measured(overlap.dice()),
         "lesion_f1": measured(matches.f1),
@@ -167,15 +185,13 @@ def _unprompted_figures(
         "false_lesions": len(matches.false),
         "false_apart": apart,
         "fragments": len(matches.false) - apart,
-        **{f"unprompted_{name}": value for name, value in _quality_and_volume(overlap, true_lesions.voxel_ml).items()},
+        **{f"unprompted_{name}": value for name, value in _quality_and_volume(overlap, voxel_ml).items()},
     }
 
 
-def _scan_figures(
-    overlap: Overlap, matches: Matches, result_map: InstanceMap, true_lesions: TrueLesions
-) -> dict[str, float | None]:
+def _scan_figures(overlap: Overlap, matches: Matches, counts: VoxelCounts, voxel_ml: float) -> dict[str, float | None]:
     """Return the figures of the reader's final result, on all lesions of the class."""
-    apart = _apart(result_map, matches, true_lesions)
+    apart = len(counts.apart().intersection(matches.false))
     return {
         "scan_dice": measured(overlap.dice()),
         "scan_lesion_f1": measured(matches.f1),
@@ -184,13 +200,8 @@ def _scan_figures(
         "scan_false_lesions": len(matches.false),
         "scan_false_apart": apart,
         "scan_fragments": len(matches.false) - apart,
-        **{f"scan_{name}": value for name, value in _quality_and_volume(overlap, true_lesions.voxel_ml).items()},
+        **{f"scan_{name}": value for name, value in _quality_and_volume(overlap, voxel_ml).items()},
     }
-
-
-def _apart(found_map: InstanceMap, matches: Matches, true_lesions: TrueLesions) -> int:
-    """Return how many false lesions touch no true lesion of any class."""
-    return len(Overlap.of(found_map, true_lesions.index).apart().intersection(matches.false))
 
 
 def _quality_and_volume(overlap: Overlap, voxel_ml: float) -> dict[str, float | None]:
@@ -204,9 +215,9 @@ def _quality_and_volume(overlap: Overlap, voxel_ml: float) -> dict[str, float | 
     }
 
 
-def _own_dice(tracked: InstanceMap, true_map: InstanceMap, prompted: Sequence[int]) -> dict[int, float]:
+def _own_dice(tracked: InstanceMap, true_lesions: TrueLesions, prompted: Sequence[int]) -> dict[int, float]:
     """Return the Dice of each prompted lesion with the mask of its own clicks; 0 if that mask is empty."""
-    overlap = Overlap.of(tracked, true_map)
+    overlap = true_lesions.count(LesionVoxels.of(tracked)).overlap(prompted)
     dice = overlap.lesion_dice()
     rows = {int(found): row for row, found in enumerate(overlap.found_ids)}
     columns = {int(lesion): column for column, lesion in enumerate(overlap.true_ids)}

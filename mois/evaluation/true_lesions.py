@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
@@ -19,8 +20,9 @@ from mois.evaluation.reader import Reader
 from mois.evaluation.settings import ProtocolSettings
 from mois.geometry import SliceGrid
 from mois.grid import Edges
-from mois.intensities import normalise
-from mois.lesions import InstanceMap, Mask, dilate_in_plane, lesion_volumes_ml
+from mois.intensities import levels, normalise
+from mois.lesions import InstanceMap, LesionVoxels, Mask, dilate_in_plane, lesion_volumes_ml
+from mois.metrics.counts import VoxelCounts
 from mois.records import Volume
 
 
@@ -128,10 +130,29 @@ class TrueLesions:
 
     def only(self, lesions: Iterable[int]) -> InstanceMap:
         """Return the instance map (S, H, W) int32 of some lesions, with their own ids."""
+        return self.voxels_of(lesions).map()
+
+    @cached_property
+    def voxels(self) -> LesionVoxels:
+        """Voxels of all lesions; `lesion` holds n + 1 for the n-th of `ids`."""
+        return LesionVoxels.of(self.index)
+
+    def voxels_of(self, lesions: Iterable[int]) -> LesionVoxels:
+        """Return the voxels of some lesions, with their own ids."""
         table = np.zeros(len(self.ids) + 1, dtype=np.int32)
         kept = np.isin(self.ids, np.fromiter(lesions, dtype=np.int32))
         table[1:][kept] = self.ids[kept]
-        return table[self.index]
+        ids = table[self.voxels.lesion]
+        return self.voxels._replace(lesion=ids).pick(ids > 0)
+
+    def count(self, found: LesionVoxels, ignore: Mask | None = None) -> VoxelCounts:
+        """Count how many voxels found lesions share with each true lesion, in one pass over the found lesions.
+
+        Args:
+            found: The found lesions.
+            ignore: (S, H, W) bool: found voxels that do not count, unless they lie in a lesion that is scored.
+        """
+        return VoxelCounts.of(found, self.index, self.ids, self.slice_voxels.sum(0), ignore)
 
     def largest_slice(self, lesion: int) -> int:
         """Return the slice on which a lesion is largest. The reader clicks it there."""
@@ -195,7 +216,8 @@ def _surroundings(
     if not len(ids):
         return {}
     raw = volume.image.float().cpu()
-    image = grid.to_stack(normalise(raw, channel=volume.channel, known=volume.levels)).numpy()
+    known = levels(raw, channel=volume.channel, known=volume.levels)
+    image, outside = grid.view(raw), None if known.outside is None else grid.view(known.outside.cpu())
     ends = torch.tensor(list(product(*((-0.5, size - 0.5) for size in index.shape))), dtype=torch.float64)
     lowest, highest = (float(end) for end in grid.to_lps_mm(ends)[:, 2].aminmax())
     surroundings = {}
@@ -209,6 +231,10 @@ def _surroundings(
         share = (z_mm - lowest) / (highest - lowest)
         third: BodyThird = "lower" if share < 1 / 3 else "middle" if share < 2 / 3 else "upper"
         ring = dilate_in_plane(inside, RING_PX) & (lesions_in_box == 0)
-        contrast = float(image[wide_box][inside].mean() - image[wide_box][ring].mean()) if ring.any() else None
+        contrast = None
+        if ring.any():
+            part = known._replace(outside=None if outside is None else torch.from_numpy(outside[wide_box].copy()))
+            seen = normalise(torch.from_numpy(image[wide_box].copy()), known.rule, known=part).numpy()
+            contrast = float(seen[inside].mean() - seen[ring].mean())
         surroundings[int(lesion)] = Surroundings(x_mm, y_mm, z_mm, third, contrast)
     return surroundings

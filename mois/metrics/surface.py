@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from itertools import product
 from math import nan
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from mois.grid import Edges, Spacing, edges_of
 
 SURFACE_MM = 2.0
 _Floats = npt.NDArray[np.float64]
+_Places = npt.NDArray[np.int64]
 _Corner = tuple[int, int, int]
 _Edge = frozenset[_Corner]
 _CORNERS: tuple[_Corner, ...] = tuple(product((0, 1), repeat=3))  # type: ignore[arg-type]  # of length 3
@@ -52,17 +54,36 @@ def surface_dice(
     Source: Nikolov et al., J Med Internet Res 23(7), 2021, e26151; the result equals that of their package
     surface-distance.
     """
-    if not true_mask.any():
+    found, true = np.flatnonzero(found_mask), np.flatnonzero(true_mask)
+    return surface_dice_of_voxels(found, true, true_mask.shape, spacing_mm, tolerance_mm)
+
+
+def surface_dice_of_voxels(
+    found: _Places,
+    true: _Places,
+    shape: tuple[int, ...],
+    spacing_mm: Spacing | Edges,
+    tolerance_mm: float = SURFACE_MM,
+) -> float:
+    """Return the surface Dice of two masks, each given by its voxels; see `surface_dice`.
+
+    Args:
+        found: (N,) int64, ascending: places of the mask's voxels in a flat scan.
+        true: (M,) int64, those of the true mask.
+        shape: (S, H, W) of the scan.
+        spacing_mm: As for `surface_dice`.
+        tolerance_mm: As for `surface_dice`.
+    """
+    if not len(true):
         return nan
-    found_mm, found_area = surface_cells(found_mask, spacing_mm)
-    true_mm, true_area = surface_cells(true_mask, spacing_mm)
-    if not len(found_mm):
+    edges = edges_of(spacing_mm)
+    found_cells, true_cells = _Cells.of(found, shape), _Cells.of(true, shape)
+    if not len(found_cells.at):
         return 0.0
+    found_area, true_area = found_cells.area(edges), true_cells.area(edges)
     near = 0.0
-    for points, area, others in ((found_mm, found_area, true_mm), (true_mm, true_area, found_mm)):
-        # the bound is exclusive, and distances are rounded
-        distance, _ = KDTree(others).query(points, distance_upper_bound=tolerance_mm * (1 + 1e-6) + 1e-9)
-        near += float(area[np.isfinite(distance)].sum())
+    for cells, area, others in ((found_cells, found_area, true_cells), (true_cells, true_area, found_cells)):
+        near += float(area[cells.near(others, edges, tolerance_mm)].sum())
     return near / float(found_area.sum() + true_area.sum())
 
 
@@ -76,19 +97,85 @@ def surface_cells(mask: npt.NDArray[np.bool_], spacing_mm: Spacing | Edges) -> t
     Returns:
         Middles of the cells that the surface goes through, (N, 3) in mm, and its area in each, (N,) in mm2.
     """
-    box = [np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
-    if not len(box[0]):
-        return np.zeros((0, 3)), np.zeros(0)
-    start = np.array([places[0] for places in box])
-    inside = np.pad(mask[tuple(slice(places[0], places[-1] + 1) for places in box)], 1).view(np.uint8)
-    size = tuple(edge - 1 for edge in inside.shape)
-    code = np.zeros(size, np.uint8)
-    for bit, corner in enumerate(_CORNERS):
-        code |= inside[tuple(slice(at, at + edge) for at, edge in zip(corner, size, strict=True))] << np.uint8(bit)
-    cells = np.argwhere((code != 0) & (code != _FULL))
     edges = edges_of(spacing_mm)
-    area = np.asarray(_areas(tuple(edges.ravel().tolist())))[code[tuple(cells.T)]]
-    return (cells + start - 0.5) @ edges, area
+    cells = _Cells.of(np.flatnonzero(mask), mask.shape)
+    return cells.middles(edges), cells.area(edges)
+
+
+class _Cells(NamedTuple):
+    """The N cells that a surface goes through.
+
+    Attributes:
+        at: (N, 3) int64, in ascending order. Cell (0, 0, 0) has voxel (0, 0, 0) as its last corner.
+        code: (N,) uint8, their codes.
+        codes: (S + 1, H + 1, W + 1) uint8, the codes of all cells.
+    """
+
+    at: npt.NDArray[np.int64]
+    code: npt.NDArray[np.uint8]
+    codes: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, voxels: _Places, shape: tuple[int, ...]) -> _Cells:
+        """Return the cells of a mask that is given by its voxels."""
+        size = tuple(edge + 1 for edge in shape)
+        codes = np.zeros(size, np.uint8)
+        flat = codes.reshape(-1)
+        steps = np.array([size[1] * size[2], size[2], 1])
+        last = np.stack(np.unravel_index(voxels, shape), axis=-1) @ steps
+        for bit, corner in enumerate(_CORNERS):
+            flat[last + int((1 - np.array(corner)) @ steps)] |= np.uint8(1 << bit)
+        touched = np.flatnonzero(flat)
+        touched = touched[flat[touched] != _FULL]
+        return cls(np.stack(np.unravel_index(touched, size), axis=-1), flat[touched], codes)
+
+    def middles(self, edges: _Floats) -> _Floats:
+        """Return the middles of the cells, (N, 3) in mm."""
+        return np.asarray((self.at - 0.5) @ edges)
+
+    def area(self, edges: _Floats) -> _Floats:
+        """Return the area of the surface in each cell, (N,) in mm2."""
+        return np.asarray(_areas(tuple(edges.ravel().tolist())))[self.code]
+
+    def near(self, others: _Cells, edges: _Floats, tolerance_mm: float) -> npt.NDArray[np.bool_]:
+        """Return whether a cell of another surface of the same scan lies within a tolerance of each cell, (N,)."""
+        reach_mm = tolerance_mm * (1 + 1e-6) + 1e-9  # the bound is exclusive, and distances are rounded
+        steps = _steps_within(reach_mm, edges)
+        if steps is None:
+            distance, _ = KDTree(others.middles(edges)).query(self.middles(edges), distance_upper_bound=reach_mm)
+            return np.isfinite(distance)
+        near = np.zeros(len(self.at), bool)
+        far = np.arange(len(near))
+        for step in steps:
+            there = self.at[far] + step
+            inside = ((there >= 0) & (there < others.codes.shape)).all(1)
+            code = others.codes[tuple(there[inside].T)]
+            met = np.zeros(len(far), bool)
+            met[inside] = (code != 0) & (code != _FULL)
+            near[far[met]] = True
+            far = far[~met]
+        return near
+
+
+MOST_STEPS = 150
+"""Steps from a cell to its neighbours that are looked up one after another; with more, a search tree is quicker."""
+
+
+def _steps_within(reach_mm: float, edges: _Floats) -> npt.NDArray[np.int64] | None:
+    """Return the steps between cells that are shorter than a distance, (N, 3), the shortest first.
+
+    Returns:
+        None if there are too many, or if rounding could decide whether a step is shorter.
+    """
+    most = np.floor(reach_mm * np.linalg.norm(np.linalg.inv(edges), axis=0) + 1e-6).astype(np.int64)
+    if np.prod(2 * most + 1) > 8 * MOST_STEPS:
+        return None
+    steps = np.array(list(product(*(range(-n, n + 1) for n in most.tolist()))))
+    length = np.linalg.norm(steps @ edges, axis=1)
+    near = length < reach_mm
+    if near.sum() > MOST_STEPS or (np.abs(length - reach_mm) < 1e-10).any():
+        return None
+    return np.asarray(steps[near][np.argsort(length[near], kind="stable")], dtype=np.int64)
 
 
 @lru_cache(maxsize=8)
