@@ -108,26 +108,25 @@ class _Cells(NamedTuple):
     Attributes:
         at: (N, 3) int64, in ascending order. Cell (0, 0, 0) has voxel (0, 0, 0) as its last corner.
         code: (N,) uint8, their codes.
-        codes: (S + 1, H + 1, W + 1) uint8, the codes of all cells.
+        size: (S + 1, H + 1, W + 1), how many cells the scan has along each axis.
     """
 
     at: npt.NDArray[np.int64]
     code: npt.NDArray[np.uint8]
-    codes: npt.NDArray[np.uint8]
+    size: tuple[int, ...]
 
     @classmethod
     def of(cls, voxels: _Places, shape: tuple[int, ...]) -> _Cells:
         """Return the cells of a mask that is given by its voxels."""
         size = tuple(edge + 1 for edge in shape)
-        codes = np.zeros(size, np.uint8)
-        flat = codes.reshape(-1)
+        flat = np.zeros(int(np.prod(size)), np.uint8)
         steps = np.array([size[1] * size[2], size[2], 1])
         last = np.stack(np.unravel_index(voxels, shape), axis=-1) @ steps
         for bit, corner in enumerate(_CORNERS):
             flat[last + int((1 - np.array(corner)) @ steps)] |= np.uint8(1 << bit)
         touched = np.flatnonzero(flat)
         touched = touched[flat[touched] != _FULL]
-        return cls(np.stack(np.unravel_index(touched, size), axis=-1), flat[touched], codes)
+        return cls(np.stack(np.unravel_index(touched, size), axis=-1), flat[touched], size)
 
     def middles(self, edges: _Floats) -> _Floats:
         """Return the middles of the cells, (N, 3) in mm."""
@@ -144,14 +143,17 @@ class _Cells(NamedTuple):
         if steps is None:
             distance, _ = KDTree(others.middles(edges)).query(self.middles(edges), distance_upper_bound=reach_mm)
             return np.isfinite(distance)
-        near = np.zeros(len(self.at), bool)
-        far = np.arange(len(near))
-        for step in steps:
-            there = self.at[far] + step
-            inside = ((there >= 0) & (there < others.codes.shape)).all(1)
-            code = others.codes[tuple(there[inside].T)]
-            met = np.zeros(len(far), bool)
-            met[inside] = (code != 0) & (code != _FULL)
+        # a table with a margin, in which every step from a cell ends
+        reach = np.abs(steps).max(0)
+        size = np.array(others.size) + 2 * reach
+        strides = np.array([size[1] * size[2], size[2], 1])
+        table = np.zeros(int(size.prod()), bool)
+        table[(others.at + reach) @ strides] = True
+        start = (self.at + reach) @ strides
+        near = table[start]
+        far = np.flatnonzero(~near)
+        for step in (steps[1:] @ strides).tolist():
+            met = table[start[far] + step]
             near[far[met]] = True
             far = far[~met]
         return near

@@ -55,7 +55,6 @@ def test_all_48_orientations_give_the_same_stack_and_round_trip(shape, spacing, 
         array, matrix = written_as(scan, affine, order, signs)
         grid = SliceGrid.of(tuple(array.shape), matrix, slice_axis)
         stack = grid.to_stack(array)
-        assert (grid.view(array) == stack.numpy()).all()
         assert torch.equal(grid.to_volume(stack), array)
         assert stack.shape == grid.stack_shape
         stacks.append(stack)

@@ -1,6 +1,7 @@
 """Scoring counts voxels of lesions only; its figures equal those of scoring on whole volumes, bit by bit."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -137,6 +138,17 @@ def test_the_surface_dice_is_the_same_by_steps_and_by_a_tree(
     assert surface_dice(found, true, spacing_mm, tolerance_mm) == expected
     monkeypatch.setattr(surface, "MOST_STEPS", 0)
     assert surface_dice(found, true, spacing_mm, tolerance_mm) == expected
+
+
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1), (1, -1, 1)])
+def test_a_view_of_a_scan_is_its_stack(axes: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = torch.diag(torch.tensor([1.0, 2.0, 5.0]) * torch.tensor(signs))[list(axes)]
+    image = torch.arange(24.0).reshape(2, 3, 4)
+    grid = SliceGrid.of(image.shape, affine)
+    np.testing.assert_array_equal(grid.view(image), grid.to_stack(image).numpy())
+    assert np.shares_memory(grid.view(image), image.numpy())
 
 
 def test_slices_that_tell_most_equal_those_of_whole_volumes() -> None:
