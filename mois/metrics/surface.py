@@ -150,7 +150,7 @@ class _Cells(NamedTuple):
         table = np.zeros(int(size.prod()), bool)
         table[(others.at + reach) @ strides] = True
         start = (self.at + reach) @ strides
-        near = table[start]
+        near: npt.NDArray[np.bool_] = table[start]
         far = np.flatnonzero(~near)
         for step in (steps[1:] @ strides).tolist():
             met = table[start[far] + step]

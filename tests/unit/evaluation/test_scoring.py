@@ -146,7 +146,7 @@ def test_a_view_of_a_scan_is_its_stack(axes: tuple[int, ...], signs: tuple[int, 
     affine = torch.eye(4, dtype=torch.float64)
     affine[:3, :3] = torch.diag(torch.tensor([1.0, 2.0, 5.0]) * torch.tensor(signs))[list(axes)]
     image = torch.arange(24.0).reshape(2, 3, 4)
-    grid = SliceGrid.of(image.shape, affine)
+    grid = SliceGrid.of((2, 3, 4), affine)
     np.testing.assert_array_equal(grid.view(image), grid.to_stack(image).numpy())
     assert np.shares_memory(grid.view(image), image.numpy())
 
