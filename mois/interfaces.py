@@ -176,6 +176,18 @@ class Backbone(nn.Module, ABC):
     def attend(self, features: Features, memory: Memory) -> Features:
         """Return the features with their coarsest level conditioned on the memory of each object."""
 
+    def attend_on(self, features: Features, image: Tensor, memory: Memory) -> Features:
+        """Return the features of M objects on N images, with the result of `attend` for each object.
+
+        A backbone can override it to compute the work of each image only once.
+
+        Args:
+            features: Features of N images.
+            image: (M,) int64, number of the image of each object.
+            memory: Memory of M objects.
+        """
+        return self.attend(features.select(image), memory)
+
     @abstractmethod
     def attention_stack(self, *, rotary_keys: bool = True) -> nn.Module:
         """Return a copy of this backbone's memory attention, weights included, for a propagation to train.

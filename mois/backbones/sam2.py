@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mois.backbones.attention_stack import AttentionStack
 from mois.backbones.frozen_prefix import frozen_blocks, is_trained, run_first, run_rest
+from mois.backbones.memory_reading import read_memory
 from mois.backbones.rules import FIRST, SAM2Rules
 from mois.backbones.sam2_network import Network, distance_code, tokens_in_a_row
 from mois.backbones.sizes import SIZES
@@ -199,6 +200,31 @@ class SAM2(Backbone):
     def attend(self, features: Features, memory: Memory) -> Features:
         """See `Backbone.attend`."""
         coarse = features.levels[-1]
+        tokens, position, pointer_tokens = self._memory_tokens(memory, coarse)
+        conditioned = self.sam.memory_attention(
+            curr=coarse.flatten(2).permute(2, 0, 1),
+            curr_pos=features.position.flatten(2).permute(2, 0, 1),
+            memory=tokens.transpose(0, 1),
+            memory_pos=position.transpose(0, 1),
+            num_obj_ptr_tokens=pointer_tokens,
+        )
+        levels = (*features.levels[:-1], conditioned.permute(1, 2, 0).reshape(coarse.shape))
+        return features._replace(levels=levels, conditioned=True)
+
+    def attend_on(self, features: Features, image: Tensor, memory: Memory) -> Features:
+        """See `Backbone.attend_on`."""
+        if torch.is_grad_enabled():
+            return super().attend_on(features, image, memory)
+        coarse = features.levels[-1]
+        tokens, position, pointer_tokens = self._memory_tokens(memory, coarse)
+        query, code = (part.flatten(2).transpose(1, 2) for part in (coarse, features.position))
+        read = read_memory(self.sam.memory_attention, query, code, image, tokens, position, pointer_tokens)
+        conditioned = read.transpose(1, 2).reshape(-1, *coarse.shape[1:])
+        picked = features._replace(levels=features.levels[:-1]).select(image)
+        return picked._replace(levels=(*picked.levels, conditioned), conditioned=True)
+
+    def _memory_tokens(self, memory: Memory, coarse: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Return the remembered tokens (N, L, M), their codes (N, L, M), and how many of the last are pointers."""
         batch, count, width = memory.pointers.shape
         last = self.sam.num_maskmem - 1
         order = [
@@ -212,15 +238,8 @@ class SAM2(Backbone):
         split = width // self.memory_width
         pointer_code = self.sam.obj_ptr_tpos_proj(code).repeat_interleave(split, 0).expand(batch, -1, -1)
         pointers = memory.pointers.reshape(batch, count * split, self.memory_width)
-        conditioned = self.sam.memory_attention(
-            curr=coarse.flatten(2).permute(2, 0, 1),
-            curr_pos=features.position.flatten(2).permute(2, 0, 1),
-            memory=torch.cat([memory.maps.flatten(3).transpose(2, 3).flatten(1, 2), pointers], 1).transpose(0, 1),
-            memory_pos=torch.cat([position.flatten(1, 2), pointer_code], 1).transpose(0, 1),
-            num_obj_ptr_tokens=count * split,
-        )
-        levels = (*features.levels[:-1], conditioned.permute(1, 2, 0).reshape(coarse.shape))
-        return features._replace(levels=levels, conditioned=True)
+        tokens = torch.cat([memory.maps.flatten(3).transpose(2, 3).flatten(1, 2), pointers], 1)
+        return tokens, torch.cat([position.flatten(1, 2), pointer_code], 1), count * split
 
     def attention_stack(self, *, rotary_keys: bool = True) -> nn.Module:
         """See `Backbone.attention_stack`."""

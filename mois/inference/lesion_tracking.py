@@ -252,25 +252,28 @@ def _track(
         going = np.flatnonzero(at_row >= 0)
         if not len(going):
             break
-        features = encoded.select(at_row[going])
+        distinct, number = np.unique(at_row[going], return_inverse=True)
+        features = encoded.select(distinct)
+        image = _on(number, features.position.device)
         known = [(step, clicked), *((step + behind, memory) for behind, memory in others)]
         memory = limits.rules.gather(known, recent, slices=len(rows))
         if len(going) < len(track):
             memory = _pick(memory, going)
-        answer = backbone.decode(backbone.attend(features, memory), None)
+        answer = backbone.decode(backbone.attend_on(features, image, memory), None)
         logits, kept = rule(track[going], at_row[going], answer)
         if not len(kept):
             break
         index = going[kept]
         kept_logits = _at(logits, kept)
         masks.append(Tracked(track[index], at_row[index], kept_logits.float()))
-        seen = features if len(kept) == len(going) else features.select(_on(kept, kept_logits.device))
+        if step == steps[index].max():
+            break  # nobody will read this slice
+        seen = features.select(_on(number[kept], kept_logits.device))
         remembered = for_model(kept_logits, encoded.tile_px)
         latest = backbone.remember_slice(seen, remembered, _at(answer.pointer, kept), _at(answer.presence, kept))
         recent = limits.rules.keep(latest, [_pick(part, index) for part in recent])
         clicked = _pick(clicked, index)
-        track, direction, steps = track[index], direction[index], steps[index]
-        start, tile = start[index], tile[index]
+        track, direction, steps, start, tile = (part[index] for part in (track, direction, steps, start, tile))
     return masks
 
 

@@ -106,11 +106,11 @@ def randomise(model: nn.Module) -> None:
             elif "embed" in name or "tpos" in name:
                 tensor.normal_(0, 0.5)
             elif "hypernetworks_mlps" in name and "layers.2" in name:
-                tensor *= 5
+                tensor.mul_(5)
             elif "cross_attn_image" in name:
-                tensor *= 3
+                tensor.mul_(3)
             elif name.startswith(("memory_encoder", "obj_ptr")):
-                tensor *= 2
+                tensor.mul_(2)
 
 
 def save_checkpoint(model: nn.Module, path: Path) -> Path:
