@@ -115,7 +115,7 @@ def _write_plan(request: Request, plan: Plan, start: ModelSpec | None) -> Path:
 
 
 def _arguments(request: Request, file: Path) -> list[str]:
-    """Return the arguments of `train.py`."""
+    """Return the words of `mois` for the training."""
     arguments = ["fit", "--config", str(file), "--trainer.default_root_dir", str(request.training)]
     arguments += ["--seed_everything", str(request.seed), "--trainer.accelerator", request.device]
     arguments += ["--ckpt_path", "last"]  # the start, if there is none

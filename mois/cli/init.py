@@ -27,4 +27,4 @@ def init(root: Path, out: Path = Path("config.yaml")) -> None:
     write_text(out, config_text(plan, out))
     for line in plan.summary():
         say(line)
-    say(f"config: {out}; train with: python train.py fit --config {out}")
+    say(f"config: {out}; train with: mois fit --config {out}")

@@ -105,7 +105,7 @@ class SweepFile:
         if "${args}" not in words:
             raise ValueError(f"{path}: command must have the word ${{args}}, where the settings go.")
         cap = content.get("run_cap")
-        name, program = str(metric["name"]), str(content.get("program", "train.py"))
+        name, program = str(metric["name"]), str(content.get("program", "mois"))
         return cls(path.stem, method, name, metric["goal"] == "maximize", parameters, words, program, cap)
 
     def trials(self, given: int | None) -> int:

@@ -1,4 +1,4 @@
-"""Writes a plan as a config that `python train.py fit` runs as it is. Each derived value says where it comes from."""
+"""Writes a plan as a config that `mois fit` runs as it is. Each derived value says where it comes from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def config_text(plan: Plan, file: Path, start: ModelSpec | None = None) -> str:
         start: Classes of the bundle that the training begins with; None for the bundled nano.
     """
     parts = _parts(plan) if start is None else _parts_of_bundle(start)
-    lines = [(f"python train.py fit --config {file}", ""), *_trainer(plan), *parts, *_model(plan), *_data(plan)]
+    lines = [(f"mois fit --config {file}", ""), *_trainer(plan), *parts, *_model(plan), *_data(plan)]
     (first, _), *rest = lines
     return "\n".join([f"# {first}", *(_line(setting, why) for setting, why in rest)]) + "\n"
 

@@ -50,7 +50,7 @@ def write_report(folder: Path, title: str = "") -> Path:
     """Write `report.html` from metrics.json, the tables and `overlays` in a folder of results.
 
     Args:
-        folder: Folder that `mois evaluate` or `train.py test` wrote.
+        folder: Folder that `mois evaluate` or `mois test` wrote.
         title: Title of the page; by default the folder's name.
 
     Returns:

@@ -84,7 +84,7 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path) -> Results:
-        """Read a folder that `mois evaluate` or `train.py test` wrote.
+        """Read a folder that `mois evaluate` or `mois test` wrote.
 
         Raises:
             ValueError: If the folder holds no metrics.json, or metrics.json has another layout.

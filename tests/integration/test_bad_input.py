@@ -302,9 +302,9 @@ def test_checkpoints_of_something_else_are_refused(
     assert refused("good.ckpt", good, f"{BACKBONE}seed=1").startswith("the checkpoint belongs to backbone nano (random")
     foreign = {name: value for name, value in good.items() if name != "backbone"}
     assert refused("foreign.ckpt", foreign) == (
-        "the checkpoint does not say which backbone it belongs to; give one that train.py wrote."
+        "the checkpoint does not say which backbone it belongs to; give one that a training wrote."
     )
-    not_ours = "it is no checkpoint of a training; give one that train.py wrote"
+    not_ours = "it is no checkpoint of a training; give one that a training wrote"
     assert refused("weights.ckpt", {"model": good["state_dict"]}) == (
         f"ckpt_path=weights.ckpt: {not_ours} (backbone weights go to model.backbone.init_args.weights)"
     )

@@ -176,4 +176,4 @@ def test_a_checkpoint_that_no_training_wrote_is_refused(capsys: pytest.CaptureFi
 def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(capsys: pytest.CaptureFixture[str]) -> None:
     with zipfile.ZipFile(CKPT, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(1 << 24))
-    assert "it is packed, which train.py never does" in failing(capsys, *resume())
+    assert "it is packed, which a training never does" in failing(capsys, *resume())

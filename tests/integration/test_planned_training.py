@@ -27,7 +27,7 @@ def test_the_config_of_a_plan_trains_as_it_is(
     root, out = make_dataset(subjects=3), tmp_path / "config.yaml"
     mois_main(["init", str(root), "--out", str(out)])
     said = capsys.readouterr().out
-    assert said.endswith(f"config: {out}; train with: python train.py fit --config {out}\n")
+    assert said.endswith(f"config: {out}; train with: mois fit --config {out}\n")
     train("fit", f"--config={out}", *QUICK, "--data.init_args.batch_size=1", folder(tmp_path / "run"))
     assert list(losses(tmp_path / "run")) == [0]
     data = yaml.safe_load(out.read_text(encoding="utf-8"))["data"]["init_args"]

@@ -1,4 +1,4 @@
-"""Saved labels as a dataset in the nnU-Net raw layout, for a training elsewhere. `python train.py fit` reads it."""
+"""Saved labels as a dataset in the nnU-Net raw layout, for a training elsewhere. `mois fit` reads it."""
 
 from __future__ import annotations
 

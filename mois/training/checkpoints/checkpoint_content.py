@@ -30,7 +30,7 @@ LARGEST_COUNT = 2**40
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path", "dirpath", "best_k_models")
 """Keys of paths by which `ModelCheckpoint` of Lightning removes files."""
 _VERSION = "pytorch-lightning_version"
-_CURE = "give a checkpoint that train.py wrote"
+_CURE = "give a checkpoint that a training wrote"
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """Form of a run's id at W&B, which makes a folder of that name."""
 
@@ -122,7 +122,7 @@ def check_fit(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], back
         if given[name].dtype != tensor.dtype:
             raise ValueError(
                 f"the checkpoint does not fit the model: {name} is {given[name].dtype} there and {tensor.dtype} "
-                "here; give a checkpoint that train.py wrote."
+                "here; give a checkpoint that a training wrote."
             )
         if given[name].shape != tensor.shape:
             raise ValueError(
@@ -130,7 +130,7 @@ def check_fit(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], back
                 f"{tuple(tensor.shape)} here; use the config it was trained with."
             )
     if "backbone" not in checkpoint:
-        raise ValueError("the checkpoint does not say which backbone it belongs to; give one that train.py wrote.")
+        raise ValueError("the checkpoint does not say which backbone it belongs to; give one that a training wrote.")
     theirs = as_record(checkpoint["backbone"], BackboneFacts, "the checkpoint's backbone", later=("behaviour",))
     _check_same_backbone(theirs, BackboneFacts.of(backbone))
     return theirs
@@ -184,11 +184,11 @@ def checked_training(content: Any, name: str) -> dict[str, Any]:
         name: Name of the file, for messages.
 
     Raises:
-        DataError: If it is no checkpoint of a training, or holds values that train.py never writes.
+        DataError: If it is no checkpoint of a training, or holds values that no training writes.
     """
     if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
         raise DataError(
-            f"{name}: it is no checkpoint of a training; give one that train.py wrote (backbone weights go to "
+            f"{name}: it is no checkpoint of a training; give one that a training wrote (backbone weights go to "
             "model.backbone.init_args.weights)"
         )
     for place, value in _leaves(content, name):

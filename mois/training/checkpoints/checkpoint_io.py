@@ -39,14 +39,14 @@ def read_checkpoint(path: Path) -> Any:
     try:
         with path.open("rb") as file, ZipFile(file) as archive:
             if any(member.compress_type != ZIP_STORED for member in archive.infolist()):  # torch never compresses them
-                raise DataError(f"ckpt_path={path}: it is packed, which train.py never does; {cure}")
+                raise DataError(f"ckpt_path={path}: it is packed, which a training never does; {cure}")
             damaged = archive.testzip()  # torch.load does not check the check sums
         if damaged is not None:
             raise DataError(f"ckpt_path={path}: it is damaged (the check sum of {damaged} is wrong); {cure}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         reason = "holds more than tensors and plain values, and loading it could run foreign code"
-        raise DataError(f"ckpt_path={path}: it {reason}; give a checkpoint that train.py wrote") from error
+        raise DataError(f"ckpt_path={path}: it {reason}; give a checkpoint that a training wrote") from error
     except (DataError, MemoryError):
         raise
     except Exception as error:  # any error of a damaged pickle; none of its code ran

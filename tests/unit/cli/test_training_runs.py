@@ -132,7 +132,7 @@ def test_a_checkpoint_that_runs_code_is_refused(failing: Callable[..., str]) -> 
     torch.save({"state_dict": Evil()}, "evil.ckpt", pickle_module=pickle)
     assert failing("test", *SMALL, "--ckpt_path=evil.ckpt") == (
         "ckpt_path=evil.ckpt: it holds more than tensors and plain values, and loading it could run foreign code; "
-        "give a checkpoint that train.py wrote"
+        "give a checkpoint that a training wrote"
     )
     assert not Path("hacked").exists()
 

@@ -133,7 +133,7 @@ def test_nothing_to_plan() -> None:
 
 def test_every_derived_value_of_a_config_says_where_it_comes_from() -> None:
     text = config_text(make_plan(facts(*(scan(f"p{number}") for number in range(10)))), Path("c.yaml"))
-    assert text.startswith("# python train.py fit --config c.yaml\n")
+    assert text.startswith("# mois fit --config c.yaml\n")
     for name in ("max_epochs", "adapter", "prompted", "split", "pixel_mm", "patch_px", "clip", "exemplars"):
         (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{name}:")]
         assert " # " in line
