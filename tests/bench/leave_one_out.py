@@ -48,7 +48,7 @@ def measure(out: Path, patient: str, seed: int, options: Sequence[str] = ()) -> 
         out: Folder of rows and runs.
         patient: Patient of the test; the other two train.
         seed: Seed of the training.
-        options: Further options of `mois fit`.
+        options: Further options of `python train.py fit`.
     """
     path = out / f"MS_{patient}_{seed}.json"
     if path.is_file():

@@ -84,9 +84,16 @@ def test_nothing_but_a_checkpoint_of_the_run_is_removed(tmp_path: Path) -> None:
     (own / "link.ckpt").symlink_to(other / "theirs.ckpt")
     io = SafeCheckpointIO(own)
     named = [own / "folder.ckpt", own / "notes.txt", own / "link.ckpt", other / "theirs.ckpt", own / "gone.ckpt", own]
-    for path in [*named, own / ".." / ".." / "other" / "theirs.ckpt", f"local://{other}", "memory://x", ""]:
+    paths: list[Path | str] = [
+        *named,
+        own / ".." / ".." / "other" / "theirs.ckpt",
+        f"local://{other}",
+        "memory://x",
+        "",
+    ]
+    for given in paths:
         with pytest.warns(UserWarning, match="is no checkpoint of this run and is not removed"):
-            io.remove_checkpoint(path)
+            io.remove_checkpoint(given)
     assert {*everything(own)} == {"link.ckpt", "notes.txt", "old.ckpt"}
     assert {*everything(other)} == {"theirs.ckpt"}
     io.remove_checkpoint(own / "old.ckpt")
