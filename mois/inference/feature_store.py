@@ -1,10 +1,11 @@
-"""Features of the tiles of a scan: in memory up to a budget, in a file beyond it."""
+"""Features of the tiles of a scan, and answers on it: in memory up to a budget, in a file beyond it."""
 
 from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,11 +51,12 @@ class FeatureBudget:
 
 
 class FeatureStore:
-    """Features of tiles by row number.
+    """Features of tiles by row number, and answers that never change.
 
     - A missing row is asked for -> its tile is encoded and kept. Tiles are encoded one at a time. So the features of a
       tile do not depend on the order of the requests.
     - The budget of memory is used up -> further rows go to a file. Features from the file are equal bit by bit.
+    - Answers are kept in the same way: within the same budget, else in a file, equal bit by bit.
     - Nothing is ever dropped. A scan is read from end to end many times, so dropping the oldest row would drop the row
       that is needed next.
 
@@ -78,15 +80,15 @@ class FeatureStore:
         self._budget = budget_gib if isinstance(budget_gib, FeatureBudget) else FeatureBudget(budget_gib)
         self._budget.use(self)
         self._kept: dict[int, tuple[Tensor, ...]] = {}
-        self._slots: dict[int, int] = {}
+        self._places: dict[int, int] = {}  # in the file, by row
         self._shapes: tuple[torch.Size, ...] = ()
         self._position: Tensor | None = None
+        self._answers: dict[Hashable, Tensor | _Filed] = {}
         self._reaches: list[Tensor] = []  # largest absolute value of each level that is not checked yet
-        # the file has no name: the system removes it when the process ends
-        self._file = tempfile.TemporaryFile(prefix="mois-features-")  # noqa: SIM115 - as long as the store
+        self._file = _File(self._budget.gib)
 
     def __contains__(self, row: int) -> bool:
-        return row in self._kept or row in self._slots
+        return row in self._kept or row in self._places
 
     def put(self, rows: npt.NDArray[np.int64], images: Tensor) -> None:
         """Encode images (N, P, P) at once, and keep their features as these rows."""
@@ -130,9 +132,35 @@ class FeatureStore:
         position = self._position.float().expand(len(rows), -1, -1, -1)
         return Features(levels, position, with_channels(images.to(self._device, non_blocking=True)))
 
+    def keep(self, subject: Hashable, answer: Tensor) -> None:
+        """Keep an answer on the scan that never changes, on the CPU, as long as the features.
+
+        Args:
+            subject: What it answers. Nothing else may have the same subject.
+            answer: The answer; nobody may change it later.
+        """
+        self._budget.use(self)
+        if self._budget.has_room(self, answer.nbytes):
+            self.kept_bytes += answer.nbytes
+            self._answers[subject] = answer
+        else:
+            self._answers[subject] = self._filed(answer)
+
+    def answer(self, subject: Hashable) -> Tensor | None:
+        """Return a kept answer, bit by bit as it was given; None if there is none."""
+        kept = self._answers.get(subject)
+        if not isinstance(kept, _Filed):
+            return kept
+        data = self._file.read(kept.place, kept.shape.numel() * kept.dtype.itemsize)
+        return torch.frombuffer(data, dtype=kept.dtype).view(kept.shape)
+
     def give_away(self, size: int) -> int:
-        """Write at least `size` bytes of kept features to the file, as far as there are so many. Return how many."""
+        """Write at least `size` bytes of what is kept to files, as far as there are so many. Return how many."""
         given = 0
+        for subject, answer in self._answers.items():
+            if given < size and isinstance(answer, Tensor):
+                self._answers[subject] = self._filed(answer)
+                given += answer.nbytes
         while self._kept and given < size:
             row = next(iter(self._kept))
             self._write(row, self._kept[row])
@@ -151,9 +179,9 @@ class FeatureStore:
             return
         reach, self._reaches = float(torch.stack(self._reaches).amax()), []
         if not reach <= torch.finfo(self.dtype).max:
+            self.kept_bytes -= len(self._kept) * self._bytes_per_row()
             self._kept.clear()
-            self.kept_bytes = 0
-            self._slots.clear()
+            self._places.clear()
             name = str(self.dtype).removeprefix("torch.")
             raise ValueError(
                 f"the backbone's features reach {reach:.3g}, which {name} cannot hold; check its weights "
@@ -164,9 +192,43 @@ class FeatureStore:
         return sum(shape.numel() for shape in self._shapes) * self.dtype.itemsize
 
     def _write(self, row: int, levels: tuple[Tensor, ...]) -> None:
-        data = torch.cat([level.flatten() for level in levels]).cpu().numpy().tobytes()
-        slot = len(self._slots)
-        view, place = memoryview(data), slot * len(data)
+        self._places[row] = self._file.append(torch.cat([level.flatten() for level in levels]))
+        self.rows_in_file += 1
+
+    def _read(self, row: int) -> tuple[Tensor, ...]:
+        data = self._file.read(self._places[row], self._bytes_per_row())
+        flat = torch.frombuffer(data, dtype=self.dtype).to(self._device, non_blocking=True)
+        parts = torch.split(flat, [shape.numel() for shape in self._shapes])
+        return tuple(part.view(shape) for part, shape in zip(parts, self._shapes, strict=True))
+
+    def _filed(self, answer: Tensor) -> _Filed:
+        return _Filed(self._file.append(answer.flatten()), answer.shape, answer.dtype)
+
+
+class _Filed(NamedTuple):
+    """An answer in the file: where, its shape, and its type."""
+
+    place: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class _File:
+    """A file that grows. It has no name: the system removes it when the process ends.
+
+    Args:
+        gib: Size of the memory that was used up, for the message of an error.
+    """
+
+    def __init__(self, gib: float) -> None:
+        self._gib = gib
+        self._bytes = 0
+        self._file = tempfile.TemporaryFile(prefix="mois-features-")  # noqa: SIM115 - as long as the store
+
+    def append(self, numbers: Tensor) -> int:
+        """Write numbers (n,) behind what is there, and return their place."""
+        place = start = self._bytes
+        view = memoryview(numbers.cpu().numpy().tobytes())
         try:
             while view:
                 written = write_at(self._file.fileno(), view, place)
@@ -174,16 +236,17 @@ class FeatureStore:
         except OSError as error:
             raise OSError(
                 f"{tempfile.gettempdir()}: features cannot be written there ({error.strerror}); make room, set TMPDIR "
-                f"to another folder, or raise inference.memory_gib={self._budget.gib:g}."
+                f"to another folder, or raise inference.memory_gib={self._gib:g}."
             ) from error
-        self._slots[row] = slot
-        self.rows_in_file += 1
+        self._bytes = place
+        return start
 
-    def _read(self, row: int) -> tuple[Tensor, ...]:
-        size = self._bytes_per_row()
-        data = bytearray(read_at(self._file.fileno(), size, self._slots[row] * size))
-        if len(data) != size:
-            raise OSError(f"{tempfile.gettempdir()}: features written there cannot be read back; is the disk full?")
-        flat = torch.frombuffer(data, dtype=self.dtype).to(self._device, non_blocking=True)
-        parts = torch.split(flat, [shape.numel() for shape in self._shapes])
-        return tuple(part.view(shape) for part, shape in zip(parts, self._shapes, strict=True))
+    def read(self, place: int, size: int) -> bytearray:
+        """Return `size` bytes from a place on."""
+        data = bytearray()
+        while len(data) < size:
+            part = read_at(self._file.fileno(), size - len(data), place + len(data))
+            if not part:
+                raise OSError(f"{tempfile.gettempdir()}: features written there cannot be read back; is the disk full?")
+            data += part
+        return data

@@ -79,7 +79,7 @@ class TileAnswers(NamedTuple):
         probability: (T, R, P, P) float32, probability of a lesion.
         cores: (T, R, P, P) float32, probability of a core; or None.
         plain: (T, R, P, P) float32, the plain answer as a probability; or None.
-        alone: (T, R, P, P) float32, the answer without exemplars, the same for all questions; or None.
+        alone: (T, 1, P, P) float32, the answer without exemplars, the same for all questions; or None.
     """
 
     probability: Tensor
@@ -138,6 +138,10 @@ class BlendedAnswers:
             LesionMaps(**{name: part[index] for name, part in restored.items()})  # type: ignore[arg-type]
             for index in range(len(self._probability))
         ]
+
+    def halved_steps(self) -> Steps[Tensor]:
+        """Return the probability of the first question on the scan's own pixels, (S, H, W) float16."""
+        return (yield from self._restore(self._probability[:1].half()))[0]
 
     def _restore(self, stacks: Tensor) -> Steps[Tensor]:
         restored = torch.empty(len(stacks), *self.encoded.grid.stack_shape, dtype=stacks.dtype)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import TileAnswers
 from mois.inference.settings import InferenceSettings
 from mois.interfaces import Backbone, Propagation
 from mois.records import Exemplars, Features
 
+if TYPE_CHECKING:
+    from mois.inference.segmenter import VolumeSegmenter
 
-def opinions_on(
+
+def answers_on(
     features: Features,
     prepared: Exemplars,
     propagation: Propagation,
     backbone: Backbone,
     settings: InferenceSettings,
 ) -> TileAnswers:
-    """Return everything that R prepared questions answer on T tiles.
+    """Return what R prepared questions answer on T tiles.
 
     Args:
         features: Features of T tiles.
@@ -25,28 +34,35 @@ def opinions_on(
         propagation: The propagation.
         backbone: The backbone that made the features.
         settings: The options `inference.*`. With `level=mixed` or `pooled` the plain answer is there, if the
-            propagation has one; with `pooled` also the answer without exemplars.
+            propagation has one and there are exemplars.
     """
-    tiles, questions = len(features.image), len(prepared.valid)
-    alone_too = settings.level == "pooled"
-    asked = prepared.and_none(questions) if alone_too else prepared
-    prediction = propagation(features, _on_each(asked, tiles), backbone)
-    plain = None
-    if settings.level in ("mixed", "pooled"):
-        plain = propagation.plain_answer(features, _on_each(prepared, tiles))
+    tiles = len(features.image)
+    asked = _on_each(prepared, tiles)
+    prediction = propagation(features, asked, backbone)
+    plain = propagation.plain_answer(features, asked) if settings.level in ("mixed", "pooled") else None
     probability: Tensor = prediction.logits.float().sigmoid()
     if settings.weigh_by_presence:
         probability = probability * prediction.presence.float().sigmoid()[:, None, None]
     shape = (tiles, -1, *probability.shape[1:])
-    probability = probability.view(shape).cpu()
     further = (None if p is None else p.float().sigmoid().view(shape).cpu() for p in (prediction.cores, plain))
-    cores, plain = further
-    return TileAnswers(
-        probability[:, :questions],
-        None if cores is None else cores[:, :questions],
-        plain,
-        probability[:, questions:].expand_as(probability[:, :questions]) if alone_too else None,
-    )
+    return TileAnswers(probability.view(shape).cpu(), *further)
+
+
+def alone_on(segmenter: VolumeSegmenter, encoded: EncodedVolume, rows: npt.NDArray[np.int64]) -> Tensor:
+    """Return the answer without exemplars on T tiles, (T, 1, P, P) float32, on the CPU.
+
+    It never changes, so it is kept with the features. Each tile is asked by itself: the bits of an answer do not depend
+    on which tiles were asked before.
+    """
+    answers = []
+    for row in rows.tolist():
+        subject = segmenter.subject("alone", row)
+        answer = encoded.store.answer(subject)
+        if answer is None:
+            answer = segmenter.ask(encoded, np.array([row]), segmenter.prepare([segmenter.no_exemplars(encoded)]))
+            encoded.store.keep(subject, answer)
+        answers.append(answer)
+    return torch.cat(answers)
 
 
 def _on_each(questions: Exemplars, tiles: int) -> Exemplars:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 class Search:
     """Finds lesions like R sets of exemplars in a whole scan, step by step.
+
+    A set without exemplars is asked apart from the others: no comparison is computed for it. With
+    `inference.level=pooled` its answer is needed for every question. It never changes, so it is kept with the features
+    of the scan.
 
     Args:
         segmenter: The model.
@@ -44,23 +48,51 @@ class Search:
         Args:
             tile_by_tile: Also stop after each tile that had to be encoded. The answers do not depend on it.
         """
-        segmenter, encoded, questions = self.segmenter, self.encoded, self.questions
-        prepared = segmenter.prepare(questions)
-        blended = BlendedAnswers(encoded, len(questions))
-        batch_size = segmenter.settings.batch_size
-        asked = len(questions) + (segmenter.settings.level == "pooled")  # and the question without exemplars
-        most = max(1, tiles_at_once(segmenter.device, encoded.tile_px, batch_size) // asked)
-        done, all_tiles = 0, max(1, encoded.shown)
-        for slices, rows in encoded.groups(batch_size):
-            opinions: list[TileAnswers] = []
-            for part in np.array_split(rows, ceil(len(rows) / most)) if len(rows) else ():
-                for row in part if tile_by_tile else ():
-                    if int(row) not in encoded.store:
-                        encoded.select(np.array([row]))
-                        yield done / all_tiles
-                opinions.append(segmenter.opinions(encoded, part, prepared))
-                done += len(part)
-                yield done / all_tiles
-            if opinions:
-                blended.add(slices, rows, TileAnswers.cat(opinions))
-        return (yield from blended.restored_steps())
+        empty = [question.count == 0 for question in self.questions]
+        pooled = self.segmenter.settings.level == "pooled" and not all(empty)
+        subject = self.segmenter.subject("alone")
+        alone = self.encoded.store.answer(subject) if pooled else None
+        with_exemplars = [question for question, nothing in zip(self.questions, empty, strict=True) if not nothing]
+        asked = {False: self._asked(with_exemplars)} if with_exemplars else {}
+        if any(empty) or (pooled and alone is None):
+            asked[True] = self._asked([self.segmenter.no_exemplars(self.encoded)])
+        yield from self._ask(list(asked.values()), tile_by_tile)
+        if pooled and alone is None:
+            alone = yield from asked[True].blended.halved_steps()
+            self.encoded.store.keep(subject, alone)
+        answers = {}
+        for nothing, each in asked.items():
+            if nothing in empty:
+                answers[nothing] = yield from each.blended.restored_steps()
+        found = iter(maps._replace(alone=alone) for maps in answers.get(False, ()))
+        return [answers[True][0] if nothing else next(found) for nothing in empty]
+
+    def _asked(self, questions: Sequence[Exemplars]) -> _Asked:
+        batch_size = self.segmenter.settings.batch_size
+        at_once = tiles_at_once(self.segmenter.device, self.encoded.tile_px, batch_size) // len(questions)
+        return _Asked(self.segmenter.prepare(questions), BlendedAnswers(self.encoded, len(questions)), max(1, at_once))
+
+    def _ask(self, asked: Sequence[_Asked], tile_by_tile: bool) -> Steps[None]:
+        """Ask all tiles, and blend the answers."""
+        encoded, done = self.encoded, 0
+        all_tiles = max(1, encoded.shown * len(asked))
+        for slices, rows in encoded.groups(self.segmenter.settings.batch_size):
+            for each in asked if len(rows) else ():
+                answers: list[TileAnswers] = []
+                for part in np.array_split(rows, ceil(len(rows) / each.at_once)):
+                    for row in part if tile_by_tile else ():
+                        if int(row) not in encoded.store:
+                            encoded.select(np.array([row]))
+                            yield done / all_tiles
+                    answers.append(self.segmenter.tile_answers(encoded, part, each.prepared))
+                    done += len(part)
+                    yield done / all_tiles
+                each.blended.add(slices, rows, TileAnswers.cat(answers))
+
+
+class _Asked(NamedTuple):
+    """Questions that are asked together: the prepared exemplars, their answers, and tiles that are asked at once."""
+
+    prepared: Exemplars
+    blended: BlendedAnswers
+    at_once: int

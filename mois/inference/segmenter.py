@@ -9,7 +9,7 @@ The results of the model go the same way back.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from math import ceil
 
 import numpy as np
@@ -26,7 +26,7 @@ from mois.inference.feature_store import FeatureBudget, FeatureStore
 from mois.inference.lesion_maps import LesionMaps, TileAnswers, parting_of, side_by_side
 from mois.inference.lesion_tracking import Limits, Seeds, track_lesions
 from mois.inference.matched_masks import for_model, match_answer
-from mois.inference.opinions import opinions_on
+from mois.inference.opinions import alone_on, answers_on
 from mois.inference.search import Search
 from mois.inference.settings import InferenceSettings
 from mois.intensities import Normalisation, doubt
@@ -74,6 +74,7 @@ class VolumeSegmenter:
         self.propagation = propagation
         self.settings = settings if settings is not None else InferenceSettings()
         self.settings.check_backbone(backbone)
+        self._own = object()  # nobody else's answers are mine
         self.budget: FeatureBudget | None = None  # shared by several scans; None: `memory_gib` for each scan
         self._encode = Compiled(backbone.encode) if self.settings.compile else backbone.encode
 
@@ -333,13 +334,22 @@ class VolumeSegmenter:
         Returns:
             (T, R, P, P) float32, on the CPU.
         """
-        return self.opinions(encoded, rows, prepared).probability
+        return self.tile_answers(encoded, rows, prepared).probability
 
     @torch.inference_mode()
-    def opinions(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
-        """Return everything that R prepared questions answer on some tiles; see `ask` and `opinions_on`."""
+    def tile_answers(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
+        """Return what R prepared questions answer on some tiles; see `ask` and `answers_on`."""
         with self.autocast():
-            return opinions_on(encoded.select(rows), prepared, self.propagation, self.backbone, self.settings)
+            return answers_on(encoded.select(rows), prepared, self.propagation, self.backbone, self.settings)
+
+    def opinions(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
+        """Return what `tile_answers` does; with `inference.level=pooled` also the answer without exemplars."""
+        answers = self.tile_answers(encoded, rows, prepared)
+        return answers if self.settings.level != "pooled" else answers._replace(alone=alone_on(self, encoded, rows))
+
+    def subject(self, *what: Hashable) -> Hashable:
+        """Return the subject under which an answer of this model is kept (`FeatureStore.keep`)."""
+        return (self._own, self.settings, *what)
 
     def candidates(
         self, answer: LesionMaps | Tensor, voxel_ml: float, spacing_mm: Spacing | Edges | None = None

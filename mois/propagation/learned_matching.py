@@ -163,7 +163,7 @@ class LearnedMatching(Propagation):
         """
         times = exemplars.valid.shape[0] // features.image.shape[0]  # R
         seen = self._embed(features)  # coarse (N, C, q, q), fine (N, F, h, h)
-        match = self._match(self._cells(features, seen), exemplars)  # maps (B, M, h, h), modulation (B, C)
+        match = self._match(features, seen, exemplars)  # maps (B, M, h, h), modulation (B, C)
         embedding = seen.repeat(times)
 
         hidden = self.enter(joined(embedding.coarse, functional.avg_pool2d(match.maps, 2)))  # (B, C, q, q)
@@ -207,12 +207,14 @@ class LearnedMatching(Propagation):
         learned = coarse + self.fine_cells(embedding.fine)
         return torch.cat([filter_bank(features.image), learned.float()], dim=1)
 
-    def _match(self, cells: Tensor, exemplars: Exemplars) -> _Match:
-        """Compare cells (N, F, h, h) with the tokens of B = N x R questions."""
-        rows, height, width = len(exemplars.valid), *cells.shape[-2:]
+    def _match(self, features: Features, seen: Embedding, exemplars: Exemplars) -> _Match:
+        """Compare the cells (N, F, h, h) of N images with the tokens of B = N x R questions."""
+        rows, height, width = len(exemplars.valid), *seen.fine.shape[-2:]
         nothing = self.no_exemplar.expand(rows, -1)
         if exemplars.count == 0:
-            return _Match(cells.new_zeros(rows, self.heads * MAPS, height, width), nothing)
+            maps = torch.zeros(rows, self.heads * MAPS, height, width, device=seen.fine.device)
+            return _Match(maps, nothing)
+        cells = self._cells(features, seen)
         some = (exemplars.present & ~exemplars.negative).any(1)  # (B,)
         with torch.autocast(cells.device.type, enabled=False):
             tokens = TokenSet.of(exemplars, TRAINING_TOKENS if self.training else 1, MOST_TOKENS)
