@@ -116,9 +116,10 @@ FIRST: dict[str, tuple[str, ...]] = {
 REPEATED: dict[str, tuple[str, ...]] = {
     "segment": ("image", "bundle"),
     "serve": ("bundle",),
+    "try": ("scan",),
     "view": ("image", "bundle"),
 }
-"""Options that may be given several times: each word is an entry of a list."""
+"""Options that may be given several times: each word is an entry of a list. One of them may be the last of `FIRST`."""
 
 FLAGS: dict[str, tuple[str, ...]] = {"evaluate": ("log",), "view": ("no_browser",)}
 """Options that are written without a value."""
@@ -189,7 +190,10 @@ def with_options(given: Sequence[str]) -> list[str]:
     if name in LEADING and count:
         leading = [f"--{LEADING[name]}={json.dumps(words[:count])}"]
     elif name in FIRST and count:
-        leading = [f"--{option}={word}" for option, word in zip(FIRST[name], words[:count], strict=False)]
+        options = FIRST[name]
+        leading = [f"--{option}={word}" for option, word in zip(options, words[:count], strict=False)]
+        if options[-1] in REPEATED.get(name, ()):
+            leading += [f"--{options[-1]}={word}" for word in words[len(options) : count]]
         count = len(leading)
     else:
         count = 0

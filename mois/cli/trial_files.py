@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,19 @@ from mois.records import Volume
 from mois.scans.dataset_description import FILE_ENDINGS, read_description
 from mois.scans.image_files import read_image
 from mois.scans.labels import whole_numbers
-from mois.scans.volumes import read_volume
+from mois.scans.volumes import read_images, read_volume
 
 SUFFIXES = ("_seg", "_label", "_mask", "_dseg", "-label", "-seg", ".seg")
 
 
-def read_labelled(scan: Path, labels: Path | None, needed: bool, target_class: int | None) -> tuple[Volume, int]:
+def read_labelled(
+    images: Mapping[str, Path], labels: Path | None, needed: bool, target_class: int | None
+) -> tuple[Volume, int]:
     """Read a scan with its labels.
 
     Args:
-        scan: File of the image, or a folder of DICOM.
-        labels: Label map; None looks for one beside the scan, if labels are needed.
+        images: Name of each channel to its file, or to a folder of DICOM; a single image may have the name "".
+        labels: Label map; None looks for one beside the first image, if labels are needed.
         needed: Whether lesions are needed.
         target_class: The class that is wanted; None takes the class with most lesions.
 
@@ -33,15 +36,18 @@ def read_labelled(scan: Path, labels: Path | None, needed: bool, target_class: i
     Raises:
         DataError: If labels are needed and there are none, or no lesion of the class is in them.
     """
+    (channel, scan), *others = images.items()
     name = scan.name.split(".")[0]
     if not needed and labels is None:
-        return read_volume(scan, None, subject=name, patient=name, classes={}), 0
+        return read_images(images, subject=name, patient=name), 0
     found = labels if labels is not None else labels_beside(scan)
     if found is None:
         raise DataError(f"{scan}: there are no labels beside it; give --labels MAP, or --prompts FILE.")
     values = np.unique(whole_numbers(read_image(found)[0], found))
     classes = {int(value): str(value) for value in values if value}
-    volume = read_volume(scan, found, subject=name, patient=name, classes=classes)
+    volume = read_volume(
+        scan, found, subject=name, patient=name, classes=classes, channel=channel, further=dict(others)
+    )
     counts = Counter(volume.classes.values())
     chosen = target_class if target_class is not None else max(counts, key=lambda one: (counts[one], -one), default=0)
     if not counts.get(chosen):

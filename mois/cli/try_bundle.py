@@ -24,7 +24,7 @@ SHIPPED = "shipped"
 
 def try_bundle(
     bundle: Path,
-    scan: Path,
+    scan: list[str] | str,
     prompts: Path | None = None,
     labels: Path | None = None,
     target_class: int | None = None,
@@ -37,10 +37,11 @@ def try_bundle(
 
     Args:
         bundle: Folder of the bundle; the word shipped stands for the model that ships with the package.
-        scan: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series.
+        scan: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series. For a model of several channels
+            NAME=FILE for each, in any order: mois try BUNDLE FLAIR=a.nii.gz T2=b.nii.gz.
         prompts: Prompt file, as for mois segment.
-        labels: Label map of the scan. By default the one beside it: labelsTr of its dataset, or NAME_seg, NAME_label,
-            NAME_mask or NAME_dseg in its folder. Some of its lesions are clicked, and the others are to be found.
+        labels: Label map of the scan. By default the one beside its first channel: labelsTr of its dataset, or NAME_seg,
+            NAME_label, NAME_mask or NAME_dseg in its folder. Some of its lesions are clicked, and the others are to be found.
         target_class: Class of the labels whose lesions are clicked; by default the class with most lesions.
         pixel_mm: Pixel sizes to try, in mm. By default that of the bundle, its half and its double; with labels also
             the size at which the median lesion is 12 pixels across.
@@ -56,14 +57,15 @@ def try_bundle(
     from mois.files.atomic import write_text
     from mois.files.csv_tables import csv_text
     from mois.report.trial_picture import draw_trials
+    from mois.scans.channels import named_images
     from mois.serve.shipped_model import served_model
     from mois.session.prompts.prompt_file import read_prompts
 
     entries = None if prompts is None else read_prompts(prompts)
     model = served_model(None if str(bundle) == SHIPPED else bundle, 1.5, device)
-    if len(model.segmenter.settings.channels) > 1:
-        raise ValueError(f"bundle={bundle} sees several channels, mois try takes one image; use mois evaluate.")
-    volume, chosen = read_labelled(scan, labels, needed=prompts is None, target_class=target_class)
+    given = [scan] if isinstance(scan, str) else scan
+    images = named_images(given, model.segmenter.settings.channels, "--scan")
+    volume, chosen = read_labelled(images, labels, needed=prompts is None, target_class=target_class)
     annotated = None if prompts is not None else click_annotated(volume, chosen, count)
     asked = entries if entries is not None else annotated.entries if annotated is not None else ()
     trials = []

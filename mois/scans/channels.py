@@ -153,12 +153,13 @@ def normalised_stack(
     return seen[0] if len(seen) == 1 else torch.stack(seen)
 
 
-def named_images(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+def named_images(given: Sequence[str], names: Sequence[str], option: str = "--image") -> dict[str, Path]:
     """Read which file is which channel, such as ["T2=b.nii.gz", "FLAIR=a.nii.gz"].
 
     Args:
         given: A file, or NAME=FILE for each channel, in any order.
         names: Names of the model's channels.
+        option: The option that takes the files, for messages.
 
     Returns:
         Name to file, in the order of the model's channels; "" for a file without a name.
@@ -170,17 +171,17 @@ def named_images(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     if len(given) == 1 and len(wanted) < 2 and (Path(given[0]).exists() or "=" not in given[0]):
         return {wanted[0] if wanted else "": Path(given[0])}
     files: dict[str, Path] = {}
-    said = f"--image {' '.join(given)}"
+    said = f"{option} {' '.join(given)}"
     sees = f"the model sees {', '.join(wanted)}" if wanted else "the model takes one image without a name"
     for one in given:
         name, equals, file = one.partition("=")
         match = next((other for other in wanted if _one_form(other) == _one_form(name)), None)
         if not equals or match is None or match in files:
-            cure = " ".join(f"--image {other}=FILE" for other in wanted) or "--image FILE"
+            cure = " ".join(f"{option} {other}=FILE" for other in wanted) or f"{option} FILE"
             raise DataError(f"{said}: {one} is none of its channels, or one twice; {sees}; give {cure}.")
         files[match] = Path(file)
     if missing := [name for name in wanted if name not in files]:
-        raise DataError(f"{said}: channel {missing[0]} is missing; {sees}; add --image {missing[0]}=FILE.")
+        raise DataError(f"{said}: channel {missing[0]} is missing; {sees}; add {option} {missing[0]}=FILE.")
     return {name: files[name] for name in wanted}
 
 

@@ -6,12 +6,14 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mois.cli import main as mois_main
 from mois.cli.trial_files import labels_beside
+from tests.support.example_bundles import EASY, random_bundle
 
 Make = Callable[..., Path]
 
@@ -52,6 +54,24 @@ def test_a_scan_without_labels_needs_prompts(
         mois_main(["try", "shipped", str(scan), "--out", str(tmp_path / "out")])
     line = f"error: {scan}: there are no labels beside it; give --labels MAP, or --prompts FILE.\n"
     assert capsys.readouterr().err == line
+
+
+def test_a_model_of_two_channels_takes_them_by_name(
+    make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_dataset(subjects=1)
+    t2 = root / "imagesTr" / "p0_0000.nii.gz"
+    t1 = shutil.copy(t2, root / "imagesTr" / "p0_0001.nii.gz")
+    bundle = random_bundle(tmp_path / "bundle", inference=replace(EASY, channels=("T2", "T1"), tile_px=32))
+    asked = ["--pixel_mm", "[4]", "--count", "1", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    mois_main(["try", str(bundle), f"T1={t1}", f"T2={t2}", *asked])
+    assert capsys.readouterr().out.startswith("4 mm: prompted 1, found ")
+    with pytest.raises(SystemExit):
+        mois_main(["try", str(bundle), str(t2), *asked])
+    given = (
+        f"error: --scan {t2}: {t2} is none of its channels, or one twice; the model sees T2, T1; give --scan T2=FILE"
+    )
+    assert capsys.readouterr().err == f"{given} --scan T1=FILE.\n"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ PLAIN = {
 EASY = InferenceSettings(pixel_mm=2.0, tile_px=64, threshold=0.02, peak_threshold=0.0, min_lesion_voxels=1)
 
 
-def random_bundle(folder: Path, provenance: dict[str, object] | None = None) -> Path:
+def random_bundle(
+    folder: Path, provenance: dict[str, object] | None = None, inference: InferenceSettings = EASY
+) -> Path:
     """Write a bundle into a folder, and return the folder."""
     backbone, adapter = SAM2(weights="random", seed=3), Frozen()
     propagation = Similarity(weights="random")
@@ -32,5 +34,5 @@ def random_bundle(folder: Path, provenance: dict[str, object] | None = None) -> 
         adapter.attach(backbone, propagation)
     sure = Calibration((0.1, 0.9), (0.2, 0.7), 4, 2)
     return write_bundle(
-        folder, ModelSpec.of(PLAIN), backbone, adapter, propagation, EASY, calibration=sure, provenance=provenance
+        folder, ModelSpec.of(PLAIN), backbone, adapter, propagation, inference, calibration=sure, provenance=provenance
     )

@@ -70,6 +70,7 @@ def test_wrong_mois_commands_end_in_one_line(
         (["segment", "a.nii", "--trust=lab,lib.x"], ["segment", '--image=["a.nii"]', '--trust=["lab", "lib.x"]']),
         (["segment", "A=a.nii", "B=b.nii"], ["segment", '--image=["A=a.nii", "B=b.nii"]']),
         (["segment", "--image", "A=a", "--out=o", "--image=B=b"], ["segment", '--image=["A=a", "B=b"]', "--out=o"]),
+        (["try", "b", "A=a", "B=b", "--count=2"], ["try", '--scan=["A=a", "B=b"]', "--bundle=b", "--count=2"]),
         (["compare", "A", "B", "--names=[a,b]"], ["compare", '--runs=["A", "B"]', "--names=[a,b]"]),
         (["evaluate", "--trust=null", "--out", "trust"], ["evaluate", "--trust=null", "--out", "trust"]),
         (["compare", "A", "B", "--out", "C"], ["compare", '--runs=["A", "B"]', "--out", "C"]),
