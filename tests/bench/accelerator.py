@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from adapters import Lora
 from mois.backbones import SAM2
 from mois.inference.feature_store import GIB
 from mois.propagation import Similarity
+from mois.records import Prompts
 from mois.testing import example_patches, nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names, pictures
 from mois.training.feature_cache import FeatureCache
@@ -60,7 +62,7 @@ def launches(episodes: int, *, bf16: bool = False) -> tuple[int, int]:
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                     outcome = learn(backbone, names([propagation]), episode, EpisodeLearning(corrections=7), 3)
                     total = torch.stack(list(outcome.losses.values())).sum()
-                total.backward()
+                total.backward()  # type: ignore[no-untyped-call]
     return sum(counter.counts.values()), len(pictures(backbone, episode))
 
 
@@ -69,6 +71,41 @@ def kernels(repeats: int) -> Outcome:
     del repeats  # the same every time
     one, images = launches(1)
     return Outcome({"kernels_per_step": one}, {"images": images, "kernels_per_step_bf16": launches(1, bf16=True)[0]})
+
+
+def answer_kernels(repeats: int) -> Outcome:
+    """Aten operations of a click, a tracked slice and a searched tile, fake CPU tensors (Hiera-tiny, 512 px)."""
+    del repeats  # the same every time
+    backbone, propagation = SAM2("tiny", "random", patch_px=512), Similarity()
+    propagation.build(backbone)
+    click = Prompts(torch.full((1, 1, 2), 256.0), torch.ones(1, 1, dtype=torch.int32))
+    images, masks = example_patches(1, 512)
+    with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True):
+        features = backbone.encode(images)
+        answer = backbone.decode(features, click)
+        known = backbone.remember_slice(features, answer.logits, answer.pointer, answer.presence)
+        exemplars = propagation.prepare(propagation.describe(features, masks, backbone))
+
+        def track() -> None:
+            memory = backbone.tracking.gather([(1, known)], [], slices=8)
+            seen = backbone.decode(backbone.attend(features, memory), None)
+            backbone.remember_slice(features, seen.logits, seen.pointer, seen.presence)
+
+        work: dict[str, Callable[[], object]] = {
+            "encoded_tile": lambda: backbone.encode(images),
+            "click": lambda: backbone.decode(features, click),
+            "tracked_slice": track,
+            "searched_tile": lambda: propagation(features, exemplars, backbone),
+        }
+        counts = {f"kernels_per_{name}": float(_operations(one)) for name, one in work.items()}
+    return Outcome({"kernels_per_tracked_slice": counts["kernels_per_tracked_slice"]}, counts)
+
+
+def _operations(work: Callable[[], object]) -> int:
+    work()  # tables are made
+    with Launches() as counter:
+        work()
+    return sum(counter.counts.values())
 
 
 def position_codes(repeats: int) -> Outcome:
@@ -100,9 +137,14 @@ def cache_hits(repeats: int) -> Outcome:
         cache = FeatureCache(Path(folder), gib=len(keys) / 2 * size / GIB)
         shares = []
         for _ in range(4):
-            found = [cache.read(key) is not None or cache.write(key, entry) for key in keys]
-            shares.append(sum(bool(one) for one in found) / len(keys))
+            found = 0
+            for key in keys:
+                if cache.read(key) is None:
+                    cache.write(key, entry)
+                else:
+                    found += 1
+            shares.append(found / len(keys))
     return Outcome({"cache_hits_half_room": min(shares[1:])}, {f"epoch_{n}": share for n, share in enumerate(shares)})
 
 
-MEASUREMENTS: list[Measurement] = [kernels, position_codes, cache_hits]
+MEASUREMENTS: list[Measurement] = [kernels, answer_kernels, position_codes, cache_hits]

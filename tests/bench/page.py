@@ -113,6 +113,18 @@ FIGURES = (
         "10,000 or less",
     ),
     (
+        "kernels_per_tracked_slice", 0,
+        "aten operations of a tracked slice: attention to the clicked slice, decoding, and its memory. The same for any "
+        "number of lesions. Hiera-tiny, 512 px.",
+        "none",
+    ),
+    (
+        "session_flops_vs_reference", 3,
+        "TFLOP of a session of 20 lesions with 3 clicks and a propagation ({session_tflop:0}), divided by those of the "
+        "reference ({reference_tflop:0}). Base_plus, 1024 px, counted calls; see below.",
+        ".017 or less: missed",
+    ),
+    (
         "barriers_per_step", 0,
         "barriers that a rank asks for in a step of two accumulated batches. Every step is logged; two ranks on a CPU.",
         "0",
@@ -168,7 +180,25 @@ TABLES: dict[str, tuple[Sequence[str], Sequence[Sequence[str]]]] = {
                 "operations of a step under CPU autocast to bfloat16, casts included", "{kernels_per_step_bf16:0}",
                 "`kernels`",
             ),
+            ("operations of a click (`decode`)", "{kernels_per_click:0}", "`answer_kernels`"),
+            ("operations of an encoded tile", "{kernels_per_encoded_tile:0}", "`answer_kernels`"),
+            ("operations of a tile that is searched with exemplars", "{kernels_per_searched_tile:0}", "`answer_kernels`"),
             ("all-reduces that a rank asks for at a step", "{all_reduces_per_step:2}", "`barriers`"),
+        ),
+    ),
+    "price": (
+        ("part", "calls", "TFLOP"),
+        (
+            ("encoder", "{encode_calls:0} tiles", "{encode_tflop:1}"),
+            (
+                "memory attention, {attending_tokens:0} tokens to {attended_maps:1} remembered maps", "{attend_calls:0}",
+                "**{attend_tflop:1}**",
+            ),
+            ("decoder, for clicks and tracking", "{decode_calls:0}", "{decode_tflop:1}"),
+            ("memory encoder", "{remember_calls:0}", "{remember_tflop:1}"),
+            ("search with exemplars (`Similarity`)", "{semantic_calls:0} tiles", "{semantic_tflop:1}"),
+            ("the session", "", "**{session_tflop:1}**"),
+            ("the reference, {slices:0} slices", "", "**{reference_tflop:0}**"),
         ),
     ),
     "plan": (

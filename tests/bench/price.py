@@ -1,0 +1,316 @@
+"""What a session costs at base_plus and 1024 px, beside the reference: `python -m tests.bench.price`.
+
+    a real session with the nano   ->  calls of the backbone, with the shapes that they had
+    base_plus on fake tensors      ->  FLOP of a call of each shape
+    calls x FLOP                   ->  the price, beside the formula of the reference
+
+The session: the default phantom, 20 lesions with 3 clicks each, and one propagation. A tile covers a whole slice, as an
+image of the reference does. The nano's tile has 512 pixels; base_plus has a tile of 1024 pixels for the same
+millimetres. So the sides of all grids count twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from datamodules.phantoms.lesion_types import draw_lesion_types
+from datamodules.phantoms.phantom import make_phantom
+from datamodules.pretraining import as_volume
+from mois.backbones import SAM2
+from mois.geometry import SliceGrid
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
+from mois.interfaces import with_channels
+from mois.memory import Memory
+from mois.propagation import Similarity
+from mois.records import Features, Prompts, Volume
+from mois.session import InteractiveSession
+from mois.sharing.lesion_model import LesionModel
+from tests.bench.measure import Measurement, Outcome
+
+LESIONS = 20
+CLICKS = 3
+TILE_PX = 512
+LARGE_PX = 1024
+TIMES = LARGE_PX // TILE_PX
+"""How often a cell of the nano's tile counts along a side."""
+
+REFERENCE_EXEMPLARS = 7
+REFERENCE_MEMORIES = 7
+
+
+class Call(NamedTuple):
+    """A call of the model, for one image or object.
+
+    Attributes:
+        part: encode, decode, attend, remember or semantic.
+        side: Cells along a side of the coarsest feature map.
+        maps: Memory maps that are attended to.
+        map_side: Cells along a side of a memory map.
+        pointers: Pointers that are attended to.
+        exemplars: Exemplars of a question.
+    """
+
+    part: str
+    side: int
+    maps: int = 0
+    map_side: int = 0
+    pointers: int = 0
+    exemplars: int = 0
+
+
+@dataclass
+class Calls:
+    """Calls of a model, counted while it works. A propagation's own calls of the decoder belong to its call.
+
+    Attributes:
+        counts: Number of calls of each shape.
+        slices: Slices of the scan.
+    """
+
+    counts: Counter[Call] = field(default_factory=Counter)
+    slices: int = 0
+    _inside: int = 0
+
+    @contextmanager
+    def of(self, segmenter: VolumeSegmenter) -> Iterator[Calls]:
+        """Count within this context."""
+        backbone, propagation = segmenter.backbone, segmenter.propagation
+        with (
+            mock.patch.object(backbone, "encode", self._counted(backbone.encode, _encoded)),
+            mock.patch.object(segmenter, "_encode", self._counted(backbone.encode, _encoded)),
+            mock.patch.object(backbone, "decode", self._counted(backbone.decode, _decoded)),
+            mock.patch.object(backbone, "attend", self._counted(backbone.attend, _attended)),
+            mock.patch.object(backbone, "remember_slice", self._counted(backbone.remember_slice, _remembered)),
+            mock.patch.object(backbone, "remember", self._counted(backbone.remember, _remembered)),
+            mock.patch.object(propagation, "forward", self._counted(propagation.forward, _asked)),
+        ):
+            yield self
+
+    def _counted(self, work: Callable[..., Any], read: Callable[..., tuple[Call, int]]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not self._inside:
+                one, times = read(*args)
+                self.counts[one] += times
+            self._inside += 1
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self._inside -= 1
+
+        return call
+
+    def total(self, part: str) -> int:
+        """Return the number of calls of a part."""
+        return sum(times for call, times in self.counts.items() if call.part == part)
+
+
+def _encoded(images: Tensor) -> tuple[Call, int]:
+    return Call("encode", images.shape[-1] // 16), len(images)
+
+
+def _decoded(features: Features, *_: Any) -> tuple[Call, int]:
+    return Call("decode", _side(features)), len(features.image)
+
+
+def _attended(features: Features, memory: Memory) -> tuple[Call, int]:
+    maps, pointers = memory.maps.shape[1], memory.pointers.shape[1]
+    return Call("attend", _side(features), maps, memory.maps.shape[-1], pointers), len(features.image)
+
+
+def _remembered(features: Features, *_: Any) -> tuple[Call, int]:
+    return Call("remember", _side(features)), len(features.image)
+
+
+def _asked(features: Features, exemplars: Any, *_: Any) -> tuple[Call, int]:
+    return Call("semantic", _side(features), exemplars=exemplars.count), len(exemplars.valid)
+
+
+def _side(features: Features) -> int:
+    height, width = features.levels[-1].shape[-2:]
+    return int(height) if height == width else round((int(height) * int(width)) ** 0.5)
+
+
+@cache
+def session_calls() -> Calls:
+    """Return the calls of the session, from encoding to the propagation."""
+    rng = np.random.default_rng(0)
+    volume = as_volume(make_phantom(rng, draw_lesion_types(rng, 2), lesions=(60, 60)), "phantom")
+    backbone, propagation = SAM2("nano", "bundled"), Similarity(weights="bundled")
+    propagation.build(backbone)
+    settings = replace(InferenceSettings(), tile_px=TILE_PX)
+    segmenter = VolumeSegmenter(backbone.eval(), propagation.eval(), settings)
+    calls = Calls(slices=SliceGrid.of(volume.shape, volume.affine).stack_shape[0])
+    with calls.of(segmenter):
+        session = InteractiveSession(LesionModel.of(segmenter), volume)
+        for truth in _largest(volume, LESIONS):
+            _click(session, volume, truth)
+        session.propagate()
+    return calls
+
+
+def _largest(volume: Volume, count: int) -> list[int]:
+    """Return the ids of the largest lesions, largest first, as the reference prompts them."""
+    voxels = torch.bincount(volume.lesions.flatten())
+    voxels[0] = 0
+    return voxels.argsort(descending=True)[:count].tolist()
+
+
+def _click(session: InteractiveSession, volume: Volume, truth: int) -> None:
+    """Click a lesion in its middle, then where its mask is most wrong."""
+    inside = volume.lesions == truth
+    lesion = session.click(_inner_point(volume, inside))
+    for _ in range(CLICKS - 1):
+        mask = session.label_map() == lesion
+        missed, false = inside & ~mask, mask & ~inside
+        positive = bool(missed.sum() >= false.sum())
+        wrong = missed if positive else false
+        session.click(_inner_point(volume, wrong if wrong.any() else inside), lesion=lesion, positive=positive)
+
+
+def _inner_point(volume: Volume, mask: Tensor) -> list[float]:
+    """Return the point of a mask that is nearest to its middle, in LPS mm."""
+    places = torch.nonzero(mask).double()
+    at = places[((places - places.mean(0)) ** 2).sum(1).argmin()]
+    x, y, z = (volume.affine[:3, :3] @ at + volume.affine[:3, 3]).tolist()
+    return [-x, -y, z]
+
+
+@cache
+def _large() -> tuple[SAM2, Similarity]:
+    backbone, propagation = SAM2("base_plus", "random", patch_px=LARGE_PX), Similarity()
+    propagation.build(backbone)
+    return backbone, propagation.eval()
+
+
+@cache
+def tflop(call: Call) -> float:
+    """Return the TFLOP of a call at base_plus; a multiply-add is two. Tensors have only a shape."""
+    backbone, propagation = _large()
+    with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True):
+        features = _features(backbone, torch.zeros(1, call.side * 16, call.side * 16))
+        work = _work(call, backbone, propagation, features)
+        work()  # tables are made
+        # attention as two products: torch counts no operations of the fused attention of CPUs
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            work()
+    return float(counter.get_total_flops()) / 1e12
+
+
+def _features(backbone: SAM2, image: Tensor) -> Features:
+    side = image.shape[-1]
+    levels = [torch.zeros(1, c, side // s, side // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+    return Features(tuple(levels), torch.zeros_like(levels[-1]), with_channels(image))
+
+
+def _work(call: Call, backbone: SAM2, propagation: Similarity, features: Features) -> Callable[[], object]:
+    """Return the work of a call."""
+    edge = features.image.shape[-1]
+    logits, pointer = torch.zeros(1, edge // 4, edge // 4), torch.zeros(1, backbone.width)
+    if call.part == "encode":
+        return lambda: backbone.encode(features.image)
+    if call.part == "decode":
+        click = Prompts(torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.int32))
+        return lambda: backbone.decode(features, click)
+    if call.part == "remember":
+        return lambda: backbone.remember_slice(features, logits, pointer, torch.ones(1))
+    if call.part == "semantic":
+        masks = torch.ones(1, *features.image.shape[-2:])
+        exemplars = propagation.describe(features, masks, backbone)
+        asked = propagation.prepare(exemplars.each(lambda tensor: tensor.repeat_interleave(max(call.exemplars, 1), 1)))
+        return lambda: propagation(features, asked, backbone)
+    maps = torch.zeros(1, call.maps, backbone.memory_width, call.map_side, call.map_side)
+    pointers = torch.zeros(1, call.pointers, backbone.width)
+    far = tuple(range(1, call.pointers + 1))
+    memory = Memory(maps, maps, pointers, (1,) * call.maps, (False,) * call.maps, far)
+    return lambda: backbone.attend(features, memory)
+
+
+def large(call: Call) -> Call:
+    """Return a call of the nano as base_plus has it: the same millimetres have more cells."""
+    return call._replace(side=call.side * TIMES, map_side=call.map_side * TIMES)
+
+
+def prices(calls: Calls) -> dict[str, float]:
+    """Return the TFLOP of each part."""
+    spent: dict[str, float] = {}
+    for call, times in calls.counts.items():
+        spent[call.part] = spent.get(call.part, 0.0) + times * tflop(large(call))
+    return spent
+
+
+def reference_tflop(slices: int, lesions: int = LESIONS, clicks: int = CLICKS) -> float:
+    """Return the TFLOP of the reference for the same clicks on a scan.
+
+    After each click, every slice is encoded and tracked again, with full memory. Each further lesion starts with an
+    encoded slice. Then every slice is searched with `REFERENCE_EXEMPLARS` exemplars, in an attention like that of a
+    memory.
+    """
+    cells = LARGE_PX // 16
+    encode, decode, remember = (tflop(Call(part, cells)) for part in ("encode", "decode", "remember"))
+    track = tflop(Call("attend", cells, REFERENCE_MEMORIES, cells, 16))
+    search = tflop(Call("attend", cells, REFERENCE_EXEMPLARS, cells, REFERENCE_EXEMPLARS))
+    tracking = lesions * clicks * slices * (encode + track + decode + remember) + lesions * encode
+    return tracking + slices * (encode + search + decode)
+
+
+def price(repeats: int) -> Outcome:
+    """FLOP of a session of 20 lesions x 3 clicks and a propagation at base_plus and 1024 px, against the reference."""
+    del repeats  # the same every time
+    calls = session_calls()
+    spent, reference = prices(calls), reference_tflop(calls.slices)
+    attended = {call: times for call, times in calls.counts.items() if call.part == "attend"}
+    count = sum(attended.values())
+    details = {f"{part}_tflop": value for part, value in spent.items()}
+    details |= {f"{part}_calls": calls.total(part) for part in spent}
+    details |= {
+        "reference_tflop": reference,
+        "session_tflop": sum(spent.values()),
+        "slices": calls.slices,
+        "attended_maps": sum(call.maps * times for call, times in attended.items()) / count,
+        "attending_tokens": sum((call.side * TIMES) ** 2 * times for call, times in attended.items()) / count,
+    }
+    return Outcome({"session_flops_vs_reference": sum(spent.values()) / reference}, details)
+
+
+MEASUREMENTS: list[Measurement] = [price]
+
+
+def main() -> None:
+    """Print the calls and their price."""
+    outcome = price(1)
+    calls, found = session_calls(), outcome.details
+    table = Table("part", "cells", "maps", "map cells", "pointers", "calls", "GFLOP a call", "TFLOP", box=None)
+    for call, times in sorted(calls.counts.items()):
+        one = tflop(large(call))
+        sides = large(call)
+        table.add_row(
+            call.part, f"{sides.side} x {sides.side}", str(call.maps or ""), str(sides.map_side or ""),
+            str(call.pointers or ""), str(times), f"{1000 * one:.1f}", f"{times * one:.2f}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{calls.slices} slices; session {found['session_tflop']:.1f} TFLOP, "
+        f"reference {found['reference_tflop']:.0f} TFLOP: 1 / "
+        f"{1 / outcome.figures['session_flops_vs_reference']:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
