@@ -114,8 +114,8 @@ FIGURES = (
     ),
     (
         "kernels_per_tracked_slice", 0,
-        "aten operations of a tracked slice: attention to the clicked slice, decoding, and its memory. The same for any "
-        "number of lesions. Hiera-tiny, 512 px.",
+        "aten operations of a tracked slice: attention to the clicked slice, decoding, and its memory. The same for "
+        "any number of lesions. Hiera-tiny, 512 px.",
         "none",
     ),
     (
@@ -182,7 +182,10 @@ TABLES: dict[str, tuple[Sequence[str], Sequence[Sequence[str]]]] = {
             ),
             ("operations of a click (`decode`)", "{kernels_per_click:0}", "`answer_kernels`"),
             ("operations of an encoded tile", "{kernels_per_encoded_tile:0}", "`answer_kernels`"),
-            ("operations of a tile that is searched with exemplars", "{kernels_per_searched_tile:0}", "`answer_kernels`"),
+            (
+                "operations of a tile that is searched with exemplars", "{kernels_per_searched_tile:0}",
+                "`answer_kernels`",
+            ),
             ("all-reduces that a rank asks for at a step", "{all_reduces_per_step:2}", "`barriers`"),
         ),
     ),
@@ -191,8 +194,8 @@ TABLES: dict[str, tuple[Sequence[str], Sequence[Sequence[str]]]] = {
         (
             ("encoder", "{encode_calls:0} tiles", "{encode_tflop:1}"),
             (
-                "memory attention, {attending_tokens:0} tokens to {attended_maps:1} remembered maps", "{attend_calls:0}",
-                "**{attend_tflop:1}**",
+                "memory attention, {attending_tokens:0} tokens to {attended_maps:1} remembered maps",
+                "{attend_calls:0}", "**{attend_tflop:1}**",
             ),
             ("decoder, for clicks and tracking", "{decode_calls:0}", "{decode_tflop:1}"),
             ("memory encoder", "{remember_calls:0}", "{remember_tflop:1}"),
