@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mois.backbones.layouts import transformers_name
-from mois.backbones.sizes import SIZES
+from mois.backbones.sizes import IMAGENET, SIZES
 from mois.files.atomic import whole_file, write_text
 
 POINTS = "prompt_encoder.point_embed.weight"
@@ -38,7 +38,7 @@ def write_meta(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def write_transformers(tensors: Mapping[str, Tensor], size: str, patch_px: int, folder: Path) -> None:
-    """Write a folder that `transformers.Sam2VideoModel.from_pretrained` loads.
+    """Write a folder that `Sam2Model`, `Sam2VideoModel` and their processors load with `from_pretrained`.
 
     Args:
         tensors: Tensors by Meta's names.
@@ -59,6 +59,34 @@ def write_transformers(tensors: Mapping[str, Tensor], size: str, patch_px: int, 
     with whole_file(folder / "model.safetensors") as part:
         save_file(plain, part, metadata={"format": "pt"})
     write_text(folder / "config.json", json.dumps(transformers_config(size, patch_px), indent=2) + "\n")
+    write_text(folder / "processor_config.json", json.dumps(processor_config(patch_px), indent=2) + "\n")
+
+
+def processor_config(patch_px: int) -> dict[str, Any]:
+    """Return the description, for transformers 5, of what is done to images and points before the model.
+
+    Args:
+        patch_px: Edge of the square input in pixels; the model's masks have a quarter of it.
+    """
+    edge, quarter = {"height": patch_px, "width": patch_px}, {"height": patch_px // 4, "width": patch_px // 4}
+    common = {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": list(IMAGENET[0]),
+        "image_std": list(IMAGENET[1]),
+        "resample": 2,
+        "rescale_factor": 1 / 255,
+        "size": edge,
+    }
+    return {
+        "processor_class": "Sam2VideoProcessor",
+        "target_size": patch_px,
+        "point_pad_value": -10,
+        "image_processor": {"image_processor_type": "Sam2ImageProcessor", "mask_size": quarter, **common},
+        "video_processor": {"video_processor_type": "Sam2VideoVideoProcessor", "return_metadata": False, **common},
+    }
 
 
 def transformers_config(size: str, patch_px: int) -> dict[str, Any]:

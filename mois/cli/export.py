@@ -45,7 +45,7 @@ def export_sam2(
     out.parent.mkdir(parents=True, exist_ok=True)
     if layout == "transformers":
         write_transformers(tensors, size, backbone.patch_px, out)
-        say(f"{out}: SAM 2.1 {size} for transformers.Sam2VideoModel.from_pretrained")
+        say(f"{out}: SAM 2.1 {size} for from_pretrained of transformers (Sam2Model, Sam2VideoModel, Sam2Processor)")
     else:
         write_meta(tensors, out)
         known = " (sam2 itself has no configuration of this size)" if size == "nano" else ""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sam2.build_sam import build_sam2
 from torch.nn import functional
-from transformers import Sam2VideoModel
+from transformers import Sam2Model, Sam2Processor, Sam2VideoModel, Sam2VideoProcessor
 
 from adapters import Bottleneck, Lora
 from mois.backbones import SAM2
@@ -99,6 +99,34 @@ def test_a_bundle_goes_to_transformers(bundle: Path, tmp_path: Path) -> None:
     made = Bundle.load(bundle, "cpu")
     made.adapter.merge()
     assert all(torch.equal(tensor, exported[name]) for name, tensor in made.backbone.weights().items())
+
+
+@pytest.mark.ci
+@torch.no_grad()
+def test_the_processor_and_model_of_transformers_answer_clicks_as_the_bundle_does(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    out = tmp_path / "hf"
+    main(["export", "sam2", "--bundle", str(bundle), "--out", str(out), "--layout", "transformers"])
+    processor, model = Sam2Processor.from_pretrained(out), Sam2Model.from_pretrained(out).eval()
+    assert Sam2VideoProcessor.from_pretrained(out).video_processor.size == {"height": PX, "width": PX}
+    made = Bundle.load(bundle, "cpu")
+    image = (255 * bodies(1, PX)[0]).round()  # (PX, PX), in bytes
+    features = made.backbone.encode(image[None] / 255)
+    picture = image.to(torch.uint8)[..., None].expand(-1, -1, 3).numpy()
+    overlaps = []
+    for point in PX * (0.15 + 0.7 * torch.rand(20, 2, generator=torch.Generator().manual_seed(0))):
+        given = processor(picture, input_points=[[[point.tolist()]]], input_labels=[[[1]]], return_tensors="pt")
+        assert given["pixel_values"].shape[-2:] == (PX, PX)
+        theirs = model(**given, multimask_output=True)
+        best = int(theirs.iou_scores[0, 0].argmax())
+        (masks,) = processor.post_process_masks(theirs.pred_masks, given["original_sizes"])
+        wanted = masks[0, best] > 0
+        answer = made.backbone.decode(features, Prompts(point[None, None], torch.ones(1, 1, dtype=torch.int32)))
+        mask = functional.interpolate(answer.logits[None], (PX, PX), mode="bilinear")[0, 0] > 0
+        overlaps.append(float((mask & wanted).sum() / (mask | wanted).sum().clamp(min=1)) if wanted.any() else 1.0)
+    assert min(overlaps) >= 0.99
 
 
 def failing(capsys: pytest.CaptureFixture[str], *words: str) -> str:
