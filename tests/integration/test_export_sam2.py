@@ -67,7 +67,8 @@ def test_metas_image_predictor_answers_clicks_as_the_bundle_does(bundle: Path, t
     seen = [(model, [model.encode(image[None]) for image in images]) for model in (ours, plain)]
     points = PX * (0.15 + 0.7 * torch.rand(CLICKS, 2, generator=torch.Generator().manual_seed(0)))
     labels = torch.ones(1, 1, dtype=torch.int32)
-    overlaps, base = [], []
+    overlaps: list[float] = []
+    base: list[float] = []
     for number, point in enumerate(points):
         masks, quality, _ = predictors[number % 5].predict(
             point[None].numpy(), labels[0].numpy(), multimask_output=True
