@@ -75,6 +75,16 @@ class Memory(NamedTuple):
             parts[0].slices,
         )
 
+    def part(self, number: int) -> Memory:
+        """Return the memory of one object, N = 1."""
+        return self._each(lambda part: part[number : number + 1])
+
+    @staticmethod
+    def stack(parts: Sequence[Memory]) -> Memory:
+        """Join memories of the same slices along N."""
+        maps, position, pointers = (torch.cat(part) for part in zip(*(part[:3] for part in parts), strict=True))
+        return parts[0]._replace(maps=maps, position=position, pointers=pointers)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Memory:
         maps, position, pointers = (change(part) for part in self[:3])
         return self._replace(maps=maps, position=position, pointers=pointers)

@@ -123,6 +123,24 @@ class Episode(NamedTuple):
     query_cores: Tensor = NO_CORES
 
 
+class Windows(NamedTuple):
+    """Where N square windows of equal sides lie on their tiles.
+
+    Attributes:
+        corners: (N, 2) int64, row and column of the first cell of each window on the coarsest level of its tile.
+        tile_px: Edge of a tile in pixels.
+    """
+
+    corners: Tensor
+    tile_px: int
+
+    def cut(self, code: Tensor, side: int) -> Tensor:
+        """Return the parts (N, C, side, side) of a map (C, h, w) of the tile that lie in the windows."""
+        line = torch.arange(side, device=self.corners.device)
+        rows, columns = (self.corners[:, axis, None] + line for axis in (0, 1))  # (N, side)
+        return code[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
+
+
 class Features(NamedTuple):
     """Features of N images, made by a backbone.
 
@@ -131,17 +149,20 @@ class Features(NamedTuple):
         position: Position code of the coarsest level, in the shape of that level.
         image: The input, (N, C, P, P), normalised intensities of C = 1 to 3 channels.
         conditioned: Whether the coarsest level has attended to the memory of an object (`Backbone.attend`).
+        windows: Where the images lie on tiles, if they are windows of tiles; else None.
     """
 
     levels: tuple[Tensor, ...]
     position: Tensor
     image: Tensor
     conditioned: bool = False
+    windows: Windows | None = None
 
     def select(self, index: Tensor | slice) -> Features:
         """Return the features of some of the images (an index, a mask or a slice over N)."""
         levels = tuple(level[index] for level in self.levels)
-        return Features(levels, self.position[index], self.image[index], self.conditioned)
+        windows = None if self.windows is None else self.windows._replace(corners=self.windows.corners[index])
+        return Features(levels, self.position[index], self.image[index], self.conditioned, windows)
 
     def repeat(self, times: int) -> Features:
         """Return every image `times` times in a row, (N * times, ...)."""

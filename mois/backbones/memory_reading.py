@@ -50,7 +50,7 @@ def read_memory(
         out = first[image[some]]
         for number, layer in enumerate(attention.layers):
             if number:
-                out = layer._forward_sa(out, query_position[:1])
+                out = layer._forward_sa(out, query_position[image[some]])
             out = out + layer.cross_attn_image(layer.norm2(out), key[some], memory[some], pointer_tokens)
             hidden = functional.relu(layer.linear1(layer.norm3(out)), inplace=True)
             out = out + layer.linear2(hidden)

@@ -16,7 +16,7 @@ from mois.backbones.attention_stack import AttentionStack
 from mois.backbones.frozen_prefix import frozen_blocks, is_trained, run_first, run_rest
 from mois.backbones.memory_reading import read_memory
 from mois.backbones.rules import FIRST, SAM2Rules
-from mois.backbones.sam2_network import Network, distance_code, tokens_in_a_row
+from mois.backbones.sam2_network import Network, codes_of_images, distance_code, tokens_in_a_row
 from mois.backbones.sizes import SIZES
 from mois.backbones.weights import load_weights
 from mois.interfaces import Backbone, Memory, TrackingRules, with_channels
@@ -279,14 +279,18 @@ class SAM2(Backbone):
         sparse, dense_prompt = self._embed_prompts(prompts, len(coarse), patch_px)
         if dense is not None:
             dense_prompt = dense_prompt + dense
-        masks, iou, tokens, presence = self.sam.sam_mask_decoder.predict_masks(
-            image_embeddings=coarse,
-            image_pe=self._grid_code(patch_px),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense_prompt,
-            repeat_image=False,
-            high_res_features=[fine, middle],
-        )
+        own_codes = None
+        if features.windows is not None:
+            own_codes = features.windows.cut(self._grid_code(features.windows.tile_px)[0], patch_px // 16)
+        with codes_of_images(self.sam.sam_mask_decoder.transformer, own_codes):
+            masks, iou, tokens, presence = self.sam.sam_mask_decoder.predict_masks(
+                image_embeddings=coarse,
+                image_pe=self._grid_code(patch_px),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense_prompt,
+                repeat_image=False,
+                high_res_features=[fine, middle],
+            )
         return _Decoded(masks, iou, tokens, presence)
 
     def _pointer(self, token: Tensor, presence: Tensor) -> Tensor:
@@ -307,7 +311,12 @@ class SAM2(Backbone):
         out = self.sam.memory_encoder(features.levels[-1], mask.to(features.levels[-1].dtype), skip_mask_sigmoid=True)
         absent = (~present).to(out["vision_features"].dtype).view(-1, 1, 1, 1)
         maps = out["vision_features"] + absent * self.sam.no_obj_embed_spatial.view(1, -1, 1, 1)
-        return Memory(maps.unsqueeze(1), out["vision_pos_enc"][0].unsqueeze(1), pointer.unsqueeze(1))
+        position = out["vision_pos_enc"][0]
+        if features.windows is not None:
+            edge = features.windows.tile_px // 16
+            code = self.sam.memory_encoder.position_encoding(maps[:1, :, :1, :1].expand(1, -1, edge, edge))[0]
+            position = features.windows.cut(code, maps.shape[-1])
+        return Memory(maps.unsqueeze(1), position.unsqueeze(1), pointer.unsqueeze(1))
 
     def _farthest(self, memory: Memory) -> int:
         """Return the distance of a pointer that is coded as 1."""

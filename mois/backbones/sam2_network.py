@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
@@ -114,11 +118,26 @@ class Network(SAM2Base):  # type: ignore[misc]
                     layer.k_proj.weight.copy_(layer.q_proj.weight)
 
 
-def tokens_in_a_row(_: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def tokens_in_a_row(transformer: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Put the channels of the maps last in memory. On a CPU the decoder takes a fifth less time, with equal results."""
     image, position, points = given
+    own_codes = getattr(transformer, "own_codes", None)
+    position = position if own_codes is None else own_codes
     channels_last = torch.channels_last
     return image.contiguous(memory_format=channels_last), position.contiguous(memory_format=channels_last), points
+
+
+@contextmanager
+def codes_of_images(transformer: Any, codes: Tensor | None) -> Iterator[None]:
+    """Give each image a position code of its own (N, D, h, w) in the decoder, which knows one for all; None: that one.
+
+    `tokens_in_a_row` must be a hook of the transformer.
+    """
+    transformer.own_codes = codes
+    try:
+        yield
+    finally:
+        transformer.own_codes = None
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -149,13 +168,15 @@ class _RotaryAttention(RoPEAttention):  # type: ignore[misc]
         Attention.__init__(self, width, num_heads=1, dropout=dropout, kv_in_dim=key_width)
         self.rope_k_repeat = many_grids
         self.freqs_cis = torch.empty(0)
+        self._tables: dict[tuple[int, torch.device], Tensor] = {}  # windows of several sides take turns
 
     def turns(self, cells: int, device: torch.device) -> Tensor:
         """Return the rotation of each pair of channels for each cell of a grid, (cells, width / 2) complex64."""
-        if len(self.freqs_cis) != cells or self.freqs_cis.device != device:
+        if (cells, device) not in self._tables:
             edge = round(cells**0.5)
             with torch.inference_mode(False):
-                self.freqs_cis = compute_axial_cis(self.internal_dim, edge, edge).to(device)
+                self._tables[cells, device] = compute_axial_cis(self.internal_dim, edge, edge).to(device)
+        self.freqs_cis = self._tables[cells, device]
         return self.freqs_cis
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume, Tracked
+from mois.inference.lesion_windows import LesionWindows, Remembered, Slice
 from mois.inference.matched_masks import CELL_PX, FollowedLesion, Picture, by_cell, for_model
 from mois.interfaces import Backbone, Memory, TrackingRules
 from mois.records import MaskPrediction
@@ -28,12 +29,14 @@ class Limits:
         rules: Which clicked slices and which latest slices are remembered.
         matched_pixel_mm: Edge of a pixel if masks are matched to the picture (`mois.inference.matched_masks`); None
             leaves masks as the model gives them. Matched masks have their own limits instead of `growth`.
+        windows: Whether a lesion is looked for in a window of the tile (`mois.inference.lesion_windows`).
     """
 
     range_mm: float
     growth: float
     rules: TrackingRules
     matched_pixel_mm: float | None = None
+    windows: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Seeds:
         """Return the memory of the clicked slices."""
         logits = for_model(self.logits, encoded.tile_px)
         return backbone.remember_slice(encoded.select(self.rows), logits, self.pointer, self.presence, hard=True)
+
+    def at_hand(self, encoded: EncodedVolume) -> Remembered:
+        """Return the clicked slices as lesion windows remember them."""
+        logits = for_model(self.logits, encoded.tile_px)
+        return Remembered(self.rows, logits, self.pointer, self.presence, hard=True)
 
     def within(self, limits: Limits, encoded: EncodedVolume) -> Seeds:
         """Return the lesions, with masks by cell if masks are matched to the picture."""
@@ -126,6 +134,58 @@ class _PictureRule:
         return masks, np.array(kept, dtype=np.int64)
 
 
+class _Memories(Protocol):
+    """What N tracks remember, and what the model answers with it."""
+
+    def answer(self, step: int, going: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> MaskPrediction:
+        """Return the answer for M tracks on their next slices, on whole tiles.
+
+        Args:
+            step: Number of slices from the start.
+            going: (M,) positions of the tracks.
+            rows: (M,) their tiles.
+        """
+
+    def keep(self, going: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], latest: Slice) -> None:
+        """Remember the slice that was answered last, and go on with the tracks at `going[kept]`."""
+
+
+class _WholeTiles:
+    """Memories of whole tiles.
+
+    Args:
+        backbone: The model.
+        encoded: The scan.
+        rules: Which slices are remembered.
+        clicked: Memories of clicked slices, each with its distance to the start in slices; the distance is positive if
+            the slice lies behind. The first is that of the start.
+    """
+
+    def __init__(
+        self, backbone: Backbone, encoded: EncodedVolume, rules: TrackingRules, clicked: Sequence[tuple[int, Memory]]
+    ) -> None:
+        self._backbone, self._encoded, self._rules, self._clicked = backbone, encoded, rules, clicked
+        self._recent: list[Memory] = []  # memories of the latest slices, newest first
+
+    def answer(self, step: int, going: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> MaskPrediction:
+        """See `_Memories`."""
+        distinct, self._number = np.unique(rows, return_inverse=True)
+        self._features = self._encoded.select(distinct)
+        image = _on(self._number, self._features.position.device)
+        known = [(step + behind, memory) for behind, memory in self._clicked]
+        memory = self._rules.gather(known, self._recent, slices=len(self._encoded.row_of))
+        if len(going) < len(memory.maps):
+            memory = _pick(memory, going)
+        return self._backbone.decode(self._backbone.attend_on(self._features, image, memory), None)
+
+    def keep(self, going: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], latest: Slice) -> None:
+        """See `_Memories`."""
+        seen = self._features.select(_on(self._number[kept], latest.logits.device))
+        memory = self._backbone.remember_slice(seen, *latest[1:])
+        self._recent = self._rules.keep(memory, [_pick(part, going[kept]) for part in self._recent])
+        self._clicked = [(behind, _pick(part, going[kept])) for behind, part in self._clicked]
+
+
 @torch.inference_mode()
 def track_lesions(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits: Limits, batch_size: int) -> Tracked:
     """Track N lesions in both directions, each from the slice on which it was clicked.
@@ -146,7 +206,6 @@ def track_lesions(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limi
     for first in range(0, len(seeds.rows), chunk):
         chunk_seeds = seeds[first : first + chunk]
         count = len(chunk_seeds.rows)
-        memory = chunk_seeds.remembered(backbone, encoded)
         both_ways = np.tile(np.arange(count), 2)
         starts = Seeds(
             chunk_seeds.rows[both_ways],
@@ -154,7 +213,13 @@ def track_lesions(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limi
         )
         direction = np.repeat([1, -1], count)
         steps = np.full(2 * count, int(limits.range_mm / encoded.grid.gap_mm))
-        parts = _track(backbone, encoded, starts, _pick(memory, both_ways), direction, steps, limits)
+        memories: _Memories
+        if limits.windows:
+            memories = LesionWindows(backbone, encoded, limits.rules, [(0, starts.at_hand(encoded))])
+        else:
+            memory = _pick(chunk_seeds.remembered(backbone, encoded), both_ways)
+            memories = _WholeTiles(backbone, encoded, limits.rules, [(0, memory)])
+        parts = _track(encoded, starts, memories, direction, steps, limits)
         masks += [Tracked(both_ways[tracked.lesion] + first, tracked.rows, tracked.logits) for tracked in parts]
     return _join(masks)
 
@@ -175,27 +240,24 @@ def track_one_lesion(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, l
     seeds = seeds.within(limits, encoded)
     places = encoded.places[seeds.rows][:, 0]
     reach = int(limits.range_mm / encoded.grid.gap_mm)
-    memories = [seeds[n : n + 1].remembered(backbone, encoded) for n in range(len(places))]
     masks = [Tracked(np.zeros(len(places), np.int64), seeds.rows, seeds.logits.float())]
     shown = (seeds.logits > 0).flatten(1).any(1).tolist()
+    whole = [] if limits.windows else [seeds[n : n + 1].remembered(backbone, encoded) for n in range(len(places))]
     for n, place in enumerate(places.tolist()):
         if not shown[n]:
             continue
         for direction in (1, -1):
             steps = min(reach, _slices_until_next_click(places.tolist(), shown, n, direction))
-            others = [
-                (direction * (place - int(other)), memories[m]) for m, other in enumerate(places) if m != n and shown[m]
-            ]
-            masks += _track(
-                backbone,
-                encoded,
-                seeds[n : n + 1],
-                memories[n],
-                np.array([direction]),
-                np.array([steps]),
-                limits,
-                others,
-            )
+            others = [m for m in range(len(places)) if m != n and shown[m]]
+            behind = [(m, direction * (place - int(places[m]))) for m in (n, *others)]
+            memories: _Memories
+            if limits.windows:
+                clicked = [(distance, seeds[m : m + 1].at_hand(encoded)) for m, distance in behind]
+                memories = LesionWindows(backbone, encoded, limits.rules, clicked)
+            else:
+                memories = _WholeTiles(backbone, encoded, limits.rules, [(by, whole[m]) for m, by in behind])
+            start = seeds[n : n + 1]
+            masks += _track(encoded, start, memories, np.array([direction]), np.array([steps]), limits)
     return _join(masks)
 
 
@@ -210,33 +272,27 @@ def _slices_until_next_click(places: Sequence[int], shown: Sequence[bool], n: in
 
 
 def _track(
-    backbone: Backbone,
     encoded: EncodedVolume,
     seeds: Seeds,
-    clicked: Memory,
+    memories: _Memories,
     direction: npt.NDArray[np.int64],
     steps: npt.NDArray[np.int64],
     limits: Limits,
-    others: Sequence[tuple[int, Memory]] = (),
 ) -> list[Tracked]:
     """Track N lesions, each in one direction, slice by slice.
 
     Args:
-        backbone: The model.
         encoded: The scan.
         seeds: Slices on which the tracks start.
-        clicked: Memory of those slices.
+        memories: What the tracks remember.
         direction: (N,) 1 or -1.
         steps: (N,) largest length of each track, in slices.
         limits: Where tracking ends.
-        others: Memories of further clicked slices, each with its distance to the start in slices; the distance is
-            positive if the slice lies behind. Only used with N = 1.
 
     Returns:
         The masks after the start, step by step; `lesion` is the number of the track.
     """
     rows = encoded.shown_rows()
-    recent: list[Memory] = []  # memories of the latest slices, newest first
     track = np.arange(len(seeds.rows))
     start, tile = encoded.places[seeds.rows].T
     rule: _Rule
@@ -252,14 +308,7 @@ def _track(
         going = np.flatnonzero(at_row >= 0)
         if not len(going):
             break
-        distinct, number = np.unique(at_row[going], return_inverse=True)
-        features = encoded.select(distinct)
-        image = _on(number, features.position.device)
-        known = [(step, clicked), *((step + behind, memory) for behind, memory in others)]
-        memory = limits.rules.gather(known, recent, slices=len(rows))
-        if len(going) < len(track):
-            memory = _pick(memory, going)
-        answer = backbone.decode(backbone.attend_on(features, image, memory), None)
+        answer = memories.answer(step, going, at_row[going])
         logits, kept = rule(track[going], at_row[going], answer)
         if not len(kept):
             break
@@ -268,11 +317,8 @@ def _track(
         masks.append(Tracked(track[index], at_row[index], kept_logits.float()))
         if step == steps[index].max():
             break  # nobody will read this slice
-        seen = features.select(_on(number[kept], kept_logits.device))
-        remembered = for_model(kept_logits, encoded.tile_px)
-        latest = backbone.remember_slice(seen, remembered, _at(answer.pointer, kept), _at(answer.presence, kept))
-        recent = limits.rules.keep(latest, [_pick(part, index) for part in recent])
-        clicked = _pick(clicked, index)
+        seen = for_model(kept_logits, encoded.tile_px)
+        memories.keep(going, kept, Slice(at_row[index], seen, _at(answer.pointer, kept), _at(answer.presence, kept)))
         track, direction, steps, start, tile = (part[index] for part in (track, direction, steps, start, tile))
     return masks
 

@@ -182,7 +182,8 @@ class VolumeSegmenter:
     def limits(self) -> Limits:
         """Where the tracking of a lesion ends."""
         matched_pixel_mm = self.settings.pixel_mm if self.settings.clicks == "matched" else None
-        return Limits(self.settings.track_mm, self.settings.track_growth, self.tracking, matched_pixel_mm)
+        windows = self.settings.window == "auto"
+        return Limits(self.settings.track_mm, self.settings.track_growth, self.tracking, matched_pixel_mm, windows)
 
     @property
     def tracking(self) -> TrackingRules:

@@ -28,6 +28,9 @@ class InferenceSettings:
         clicks: How a click becomes a lesion. `model`: as the model says, on the clicked slice and while it is tracked.
             `matched`: masks of the model are matched to the look of the clicked place, and tracking ends where the
             picture no longer shows the lesion (`mois.inference.matched_masks`).
+        window: Where a tracked lesion is looked for. `off`: on the whole tile. `auto`: in a square window of the tile
+            around the lesion, which moves and grows with it (`mois.inference.lesion_windows`). It costs less, and the
+            answers differ a little.
         track_mm: Largest distance from the clicked slice to which a lesion is tracked, in mm, in both directions.
         track_growth: Tracking ends if the area grows by more than this factor from one slice to the next.
         track_memory: Number of latest slices whose memory maps are kept, besides the clicked slices. Null takes the
@@ -69,6 +72,7 @@ class InferenceSettings:
     min_lesion_voxels: int = 4
     min_lesion_ml: float = 0.0
     clicks: Literal["model", "matched"] = "model"
+    window: Literal["off", "auto"] = "off"
     track_mm: float = 60.0
     track_growth: float = 4.0
     track_memory: int | None = None

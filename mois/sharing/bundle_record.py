@@ -161,10 +161,10 @@ def _exactly(present: Mapping[str, Any], wanted: Sequence[str], name: str) -> No
         raise ValueError(f"{name} holds {unknown[0]}, which format 1 does not have; {_CURE}.")
 
 
-_NOT_RECORDED: dict[str, Any] = {"channels": (), "clicks": "model"}
+_NOT_RECORDED: dict[str, Any] = {"channels": (), "clicks": "model", "window": "off"}
 """Values of settings that a bundle does not record, as earlier versions had none of these settings."""
 
-_LATER = ("inference.level", "inference.channels", "inference.clicks")
+_LATER = ("inference.level", "inference.channels", "inference.clicks", "inference.window")
 """Keys that the first bundles of format 2 lack; their absence means the default."""
 
 _IDENTITY_1 = ("backbone", "adapter_sha256", "propagation", "propagation_sha256")
