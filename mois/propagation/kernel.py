@@ -32,9 +32,15 @@ def kernel_mean(queries: Tensor, keys: Tensor, log_weight: Tensor, values: Tenso
     """
     count, width = keys.shape[-1], values.shape[-1]
     padded = -(-max(count + 1, width) // _MULTIPLE) * _MULTIPLE
-    own = (log_weight - keys.square().sum(-1)).unsqueeze(-1)
-    asked = torch.cat([2 * queries, queries.new_ones(*queries.shape[:-1], 1)], dim=-1)
-    asked = functional.pad(asked, (0, padded - count - 1))
+    own = 0.5 * (log_weight - keys.square().sum(-1)).unsqueeze(-1)
+    asked = torch.cat([queries, _one_and_zeros(queries, padded - count)], dim=-1)
     kept = functional.pad(torch.cat([keys, own], dim=-1), (0, padded - count - 1))
     meant = functional.pad(values, (0, padded - width))
-    return functional.scaled_dot_product_attention(asked, kept, meant, scale=1.0)[..., :width]
+    return functional.scaled_dot_product_attention(asked, kept, meant, scale=2.0)[..., :width]
+
+
+def _one_and_zeros(queries: Tensor, count: int) -> Tensor:
+    """Return the further `count` columns of the queries: 1, which meets what a token weighs by itself, and 0."""
+    columns = queries.new_zeros(count)
+    columns[:1] = 1
+    return columns.expand(*queries.shape[:-1], -1)

@@ -20,6 +20,7 @@ from mois.propagation.exemplar_tokens import (
     ZONE_TOKENS,
     Scale,
     TokenSet,
+    for_each_question,
     kernel_log_odds,
     take_tokens,
     zone_means,
@@ -232,8 +233,9 @@ class LearnedMatching(Propagation):
     def _compare(self, cells: Tensor, scale: Scale, keys: Tensor, tokens: TokenSet) -> Tensor:
         """Return the maps (B, heads x 7, n) of cells (N, n, F), given the standardised tokens (B, L, F)."""
         metric = self.metric * (0.5 * self.sharpness.clamp(-3, 5)).exp()[:, None, None]  # (heads, F, D)
-        asked = scale(cells.repeat_interleave(len(keys) // len(cells), 0))
-        queries = torch.einsum("bnf,hfd->bhnd", asked, metric)
+        asked = scale(for_each_question(cells, len(keys)))
+        queries = torch.matmul(asked, metric.transpose(0, 1).flatten(1))  # (B, n, heads x D): half of einsum's time
+        queries = queries.view(*queries.shape[:2], self.heads, -1).transpose(1, 2)
         compared = torch.einsum("blf,hfd->bhld", keys, metric)
         values, log_weight = self._values(tokens)  # (B, L, 5), (B, heads, L)
         values = torch.cat([values.unsqueeze(1).expand(-1, self.heads, -1, -1), compared], dim=3)

@@ -22,6 +22,7 @@ from mois.propagation.exemplar_tokens import (
     ZONE_WEIGHT,
     Scale,
     TokenSet,
+    _kept,
     kernel_log_odds,
     take_tokens,
     zones_of_tokens,
@@ -295,3 +296,30 @@ def test_the_filter_bank_deals_its_scales_out_to_the_channels_or_sees_each_at_ev
     assert torch.equal(dealt[:, :5], first[:, :5])  # 1 pixel
     assert torch.equal(dealt[:, 5:10], second[:, 5:10])  # 2 pixels
     assert torch.equal(filter_bank(image, every=True), torch.cat([first, second], dim=1))
+
+
+@pytest.mark.parametrize("most", [256, 640])
+@pytest.mark.parametrize("count", [1, 3, 5, 16, 33, 70, 150])
+def test_no_token_is_cut_off_for_want_of_room(count: int, most: int) -> None:
+    valid = torch.arange(count) < torch.arange(1, count + 1).unsqueeze(1)  # questions with 1, 2, ... count exemplars
+    tokens = {
+        "features": torch.randn(1, count, TOKENS, 2).expand(count, -1, -1, -1),
+        **{name: torch.ones(count, count, TOKENS) for name in ("inside", "weight")},
+    }
+    exemplars = Exemplars(tokens, valid, torch.zeros_like(valid))
+    taken = (TokenSet.of(exemplars, most=most).weight > 0).sum(1)
+    assert torch.equal(taken, _kept(exemplars, 1, most).flatten(1).sum(1))
+
+
+@pytest.mark.parametrize(("count", "room"), [(1, 120), (2, 240), (4, 240), (5, 240), (16, 252), (33, 270)])
+def test_the_tokens_of_a_question_take_no_more_room_than_they_fill(count: int, room: int) -> None:
+    # 2 exemplars keep 120 tokens each, 4 keep 60; 14, which may be all of 16, keep 18; 27 of 33 keep 10
+    exemplars = Exemplars(
+        {
+            name: torch.ones(1, count, TOKENS, *more)
+            for name, more in (("features", [2]), ("inside", []), ("weight", []))
+        },
+        torch.ones(1, count, dtype=torch.bool),
+        torch.zeros(1, count, dtype=torch.bool),
+    )
+    assert TokenSet.of(exemplars, most=256).weight.shape == (1, room)
