@@ -52,6 +52,7 @@ def evaluate(
     trust: list[str] | None = None,
     log: bool = False,
     tracking: TrackingSettings = TrackingSettings(),  # noqa: B008
+    score_processes: int | None = None,
 ) -> None:
     """Score a model, or another system's predictions, on labelled scans.
 
@@ -80,13 +81,14 @@ def evaluate(
         trust: Modules of others whose classes the bundle may name, such as my_module.
         log: Record figures, lesions and pictures with W&B, as a training does.
         tracking: What W&B records, with `--log`.
+        score_processes: Number of processes that score finished scans while the model goes on with the next scan; 0
+            scores each scan before the next. By default, the cores that are left, up to 4, and only for large scans.
 
     Raises:
         ValueError: If neither or both of bundle and predictions are given, or a scan cannot be scored.
     """
     _refuse_contradictions(bundle, predictions, prompted_masks, output)
-    _refuse_sessions(predictions, reader, protocol)
-
+    _refuse_options(predictions, reader, protocol, score_processes)
     from mois.cli.choose_scans import ScanChoice, choose_scans
     from mois.cli.terminal import PlainConsole
     from mois.evaluation.evaluate_scans import evaluate_scans
@@ -109,7 +111,7 @@ def evaluate(
             scans, trained_on = choose_scans(data, choice, model.provenance)
             evaluation = evaluation_of_bundle(base, model, trained_on)
         console = PlainConsole(stderr=True) if processes.first else None
-        metrics = evaluate_scans(evaluation, scans, out, console, processes)
+        metrics = evaluate_scans(evaluation, scans, out, console, processes, score_processes)
         if processes.first:
             _present(evaluation, scans, metrics, out, tracking if log else None, [data, bundle, predictions])
 
@@ -134,7 +136,10 @@ def _present(
 
 
 def _refuse_contradictions(
-    bundle: Path | None, predictions: Path | None, prompted_masks: Path | None, output: OutputOptions
+    bundle: Path | None,
+    predictions: Path | None,
+    prompted_masks: Path | None,
+    output: OutputOptions,
 ) -> None:
     if (bundle is None) == (predictions is None):
         raise ValueError("give one of --bundle (a model) and --predictions (another system's maps).")
@@ -156,8 +161,12 @@ def _channels_of(model: Bundle, channel: int) -> tuple[str, ...]:
     return channels
 
 
-def _refuse_sessions(predictions: Path | None, reader: ReaderOptions, protocol: ProtocolOptions) -> None:
-    """Refuse options that need a session with a model, if predictions of another system are scored."""
+def _refuse_options(
+    predictions: Path | None, reader: ReaderOptions, protocol: ProtocolOptions, score_processes: int | None
+) -> None:
+    """Refuse options out of range, and those that need a session with a model, if predictions are scored."""
+    if score_processes is not None and score_processes < 0:
+        raise ValueError(f"--score_processes={score_processes} must be 0 or more.")
     for option, asked in (
         (f"--reader.strategy={reader.strategy}", reader.strategy in ("suggested", "corrects")),
         ("--protocol.actions", bool(protocol.actions)),

@@ -28,14 +28,23 @@ from mois.evaluation.stored_scans import PARTS, store_scan, stored_scan
 from mois.files.atomic import file_sha256, refuse_links, write_text
 from mois.files.json_records import read_record
 from mois.machine.processes import Processes
+from mois.machine.worker_pool import WorkerPool, free_cores
 from mois.records import Volume
 from mois.scans.datasets import SubjectFiles
 from mois.sharing.calibration import Calibration
 from mois.sharing.provenance import plain_settings
 
 ONE_PROCESS = Processes()
-Score = Callable[[Volume, ProtocolSettings, Path | None], SubjectReport]
-"""Scores a scan. Writes its maps and pictures into the folder, unless the folder is None."""
+Score = Callable[[Volume, ProtocolSettings, Path | None], SubjectReport | Callable[[], SubjectReport]]
+"""Scores a scan. Writes its maps and pictures into the folder, unless the folder is None.
+
+The result is the report, or what is left to do for it: a picklable function, which another process may call.
+"""
+
+LARGE_VOXELS = 4_000_000
+"""Scans of so many voxels are scored by other processes. For smaller scans, starting a process takes longer."""
+MOST_SCORERS = 4
+"""Most processes that score, if nobody says how many: a scorer holds the maps of a scan."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ def evaluate_scans(
     out: Path,
     console: Console | None = None,
     processes: Processes = ONE_PROCESS,
+    scorers: int | None = 0,
 ) -> dict[str, Any]:
     """Score scans one after the other and write all results. Scans that `out` already holds are not scored again.
 
@@ -91,6 +101,8 @@ def evaluate_scans(
             `finished`, one JSON per scan.
         console: Where the progress is shown; None shows no progress.
         processes: Processes that share the scans; the first process writes the results of all scans.
+        scorers: Processes that score finished scans while the model goes on with the next scan. With 0, each scan is
+            scored before the next. None takes the cores that this process can spare, for large scans.
 
     Returns:
         The content of metrics.json.
@@ -105,11 +117,14 @@ def evaluate_scans(
             raise DataError(f"scan {scan.subject} has no label map to be scored by; add it, or leave the scan out.")
     _refuse_another_evaluation(evaluation, out)
     mine = processes.share(scans)
-    for scan in _with_progress(mine, f"evaluating {len(mine)} of {len(scans)} scans", console):
-        _score(evaluation, scan, out)
-    if evaluation.robustness:
-        for scan in _with_progress(mine, "changing the scans", console):
-            _score_changed(evaluation, scan, out)
+    least_voxels = LARGE_VOXELS if scorers is None else 0
+    with WorkerPool(min(free_cores(), MOST_SCORERS, len(mine) - 1) if scorers is None else scorers) as pool:
+        for scan in _with_progress(mine, f"evaluating {len(mine)} of {len(scans)} scans", console):
+            _score(evaluation, scan, out, pool, least_voxels)
+        if evaluation.robustness:
+            pool.finish()
+            for scan in _with_progress(mine, "changing the scans", console):
+                _score_changed(evaluation, scan, out)
     processes.wait()
     if processes.first:
         _write_all(evaluation, scans, out)
@@ -193,12 +208,21 @@ def _refuse_another_evaluation(evaluation: Evaluation, out: Path) -> None:
         )
 
 
-def _score(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
+def _score(evaluation: Evaluation, scan: SubjectFiles, out: Path, pool: WorkerPool, least_voxels: int) -> None:
     """Score a scan and store its result, unless it is stored already."""
     files = _scan_digest(scan, evaluation)
-    if stored_scan(out, scan.subject, files) is None:
-        report = evaluation.score(evaluation.read(scan), evaluation.protocol, out)
+    if stored_scan(out, scan.subject, files) is not None:
+        return
+
+    def store(report: SubjectReport) -> None:
         store_scan(out, scan.subject, files, {"report": report.to_json()})
+
+    volume = evaluation.read(scan)
+    work = evaluation.score(volume, evaluation.protocol, out)
+    if isinstance(work, SubjectReport):
+        store(work)
+    else:
+        pool.submit(f"scan {scan.subject}", work, store, here=volume.image.numel() < least_voxels)
 
 
 def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> None:
@@ -210,10 +234,9 @@ def _score_changed(evaluation: Evaluation, scan: SubjectFiles, out: Path) -> Non
     for name in CHANGES:
         if name not in figures:
             volume = volume or evaluation.read(scan)
-            report = evaluation.score(
-                change_scan(volume, name, evaluation.seed), protocol_of_changes(evaluation.protocol), None
-            )
-            figures[name] = robustness_figures(report)
+            changed = change_scan(volume, name, evaluation.seed)
+            work = evaluation.score(changed, protocol_of_changes(evaluation.protocol), None)
+            figures[name] = robustness_figures(work if isinstance(work, SubjectReport) else work())
             store_scan(out, scan.subject, files, {"figures": figures}, "robustness")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,27 +15,29 @@ from torch import Tensor
 
 from mois.clicks import correct, first_click
 from mois.evaluation.actions.curves import ReadersAtWork
-from mois.evaluation.figures import CandidateRow, ClassReport, Figures, PaperFigures, SubjectReport, mean_of, measured
+from mois.evaluation.figures import PaperFigures, SubjectReport
 from mois.evaluation.reader import Reader
 from mois.evaluation.result_files import ScanFiles
 from mois.evaluation.scoring import (
+    NO_EXEMPLARS,
     PAPER_CLICKS,
     PAPER_LESIONS,
-    ClassResult,
-    candidate_rows,
-    curve_point,
-    grown,
-    score_answer,
+    Answers,
+    FurtherResults,
+    PromptedClass,
+    Propagated,
+    Question,
     score_by_paper,
 )
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ScanPlan
+from mois.geometry import SliceGrid
 from mois.inference.encoded_volume import EncodedVolume, enlarge, mask_centre
 from mois.inference.lesion_maps import LesionMaps
 from mois.inference.levels import Outlined, rule_of
 from mois.inference.matched_masks import model_masks
 from mois.inference.segmenter import VolumeSegmenter
-from mois.inference.shared_work import SharedWork, timed
+from mois.inference.shared_work import SharedWork, on_clock, timed
 from mois.lesions import Candidates, InstanceMap, LesionVoxels
 from mois.metrics.overlap import Overlap
 from mois.records import Exemplars, MaskPrediction, Prompts, Volume
@@ -46,22 +48,6 @@ Made = TypeVar("Made")
 ANSWER_BYTES = 1 << 30
 """Memory for the probability maps of questions that are asked at once."""
 
-
-class Question(NamedTuple):
-    """A set of exemplars that is propagated: the first prompted lesions of a class, after some clicks on each.
-
-    Attributes:
-        target_class: Class of the prompted lesions; 0 without exemplars.
-        exemplars: Number of prompted lesions that are used.
-        clicks: Intended number of clicks on each.
-    """
-
-    target_class: int
-    exemplars: int
-    clicks: int
-
-
-NO_EXEMPLARS = Question(0, 0, 0)
 
 ClickAnswers = dict[int, tuple[MaskPrediction, npt.NDArray[np.int64]]]
 """Number of clicks to the masks of N lesions and the number of clicks that were made on each, (N,)."""
@@ -93,21 +79,6 @@ PromptedByClass = dict[int, dict[int, Prompted]]
 
 
 @dataclass(frozen=True)
-class Propagated:
-    """The results of all questions that are scored.
-
-    Attributes:
-        candidates: Candidates of each final question (`ScanAtWork.final_question`).
-        never: By question and class: overlap of the found lesions with the never-prompted lesions of the class.
-        false_without_exemplars: Lesions found without exemplars that touch no true lesion.
-    """
-
-    candidates: dict[Question, Candidates]
-    never: dict[tuple[Question, int], Overlap]
-    false_without_exemplars: int
-
-
-@dataclass(frozen=True)
 class ScanAtWork:
     """A scan that is being evaluated.
 
@@ -129,8 +100,7 @@ class ScanAtWork:
 
     def question(self, target_class: int, count: int, clicks: int) -> Question:
         """Return the question with the first `count` prompted lesions; with all of them if the class has fewer."""
-        used = min(count, len(self.plan.classes[target_class].order))
-        return Question(target_class, used, clicks) if used else NO_EXEMPLARS
+        return Question.of(self.plan.classes[target_class], target_class, count, clicks)
 
     def final_question(self, target_class: int) -> Question:
         """Return the question whose answer is the final result of the reader."""
@@ -172,6 +142,18 @@ def evaluate_volume(
     Raises:
         ValueError: If the dataset does not declare the class to score.
     """
+    return ask_about_volume(segmenter, volume, settings, out, shared, calibration)()
+
+
+def ask_about_volume(
+    segmenter: VolumeSegmenter,
+    volume: Volume,
+    settings: ProtocolSettings,
+    out: Path | None = None,
+    shared: SharedWork | None = None,
+    calibration: Calibration | None = None,
+) -> ScoringWork:
+    """Do the part of `evaluate_volume` that needs the model, and return the rest: it can be done in another process."""
     seconds: dict[str, float] = {}
     shared = shared or SharedWork()
     settings.scored((), volume.declared)  # refused before anything is encoded
@@ -184,25 +166,57 @@ def evaluate_volume(
     scan = ScanAtWork(segmenter, encoded, plan, settings, shared, seconds)
     prompted = prompt_lesions(scan)
     propagated = propagate(scan, prompted)
-    files = None if out is None else ScanFiles(volume, encoded.grid, plan.lesions, out)
-    reports = []
+    classes = {target_class: _prompted_class(scan, prompted, target_class) for target_class in plan.scored}
+    further: dict[int, FurtherResults] = {}
     for target_class in plan.scored:
-        report, result, final = score_class(scan, prompted, propagated, target_class)
+        paper = _score_by_rules_of_paper(scan, target_class) if settings.rules == "paper" else None
+        further[target_class] = FurtherResults(paper=paper)
         if readers is not None:
             with scan.timed("actions"):
-                report = readers.add_curves(report)
-        reports.append(report)
-        if files is not None:
-            with scan.timed("write"):
-                files.write_class(report, result, final)
-    return SubjectReport(
-        subject=volume.subject,
-        patient=volume.patient,
-        classes=tuple(reports),
-        false_without_exemplars=propagated.false_without_exemplars,
-        seconds=seconds,
-        candidates=tuple(row for target_class in plan.scored for row in _candidates(scan, propagated, target_class)),
-    )
+                further[target_class] = FurtherResults(paper, *readers.curves(target_class))
+    answers = Answers(plan.lesions, plan.classes, settings, propagated, classes, further)
+    return ScoringWork(volume, encoded.grid, answers, out, seconds)
+
+
+@dataclass(frozen=True)
+class ScoringWork:
+    """What is left to do on a scan when the model has answered: scoring and writing.
+
+    Attributes:
+        volume: The scan.
+        grid: Its slices.
+        answers: What the model answered.
+        out: Where results are written; None writes nothing.
+        seconds: Wall-clock seconds of the steps that are done.
+    """
+
+    volume: Volume
+    grid: SliceGrid
+    answers: Answers
+    out: Path | None
+    seconds: dict[str, float]
+
+    def __call__(self) -> SubjectReport:
+        """Score and write."""
+        answers, seconds = self.answers, dict(self.seconds)
+        files = None if self.out is None else ScanFiles(self.volume, self.grid, answers.lesions, self.out)
+        reports, rows = [], []
+        for target_class in answers.prompted:
+            with on_clock(seconds, "score"):
+                report, result, final = answers.score_class(target_class)
+                rows += answers.candidate_rows(target_class)
+            reports.append(report)
+            if files is not None:
+                with on_clock(seconds, "write"):
+                    files.write_class(report, result, final)
+        return SubjectReport(
+            subject=self.volume.subject,
+            patient=self.volume.patient,
+            classes=tuple(reports),
+            false_without_exemplars=answers.propagated.false_without_exemplars,
+            seconds=seconds,
+            candidates=tuple(rows),
+        )
 
 
 def prompt_lesions(scan: ScanAtWork) -> PromptedByClass:
@@ -243,29 +257,7 @@ def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
                     false_without_exemplars = len(counts.apart())
             if question in final:
                 candidates[question] = scan_candidates
-    return Propagated(candidates, never, false_without_exemplars)
-
-
-def score_class(
-    scan: ScanAtWork, prompted: PromptedByClass, propagated: Propagated, target_class: int
-) -> tuple[ClassReport, ClassResult, InstanceMap]:
-    """Return the report on a class, the lesions that were scored, and the final result as an instance map."""
-    settings, plan = scan.settings, scan.plan.classes[target_class]
-    right, wrong, swapped = _exemplar_dice(scan, propagated, target_class, settings.prompted, settings.clicks)
-    without = propagated.never[NO_EXEMPLARS, target_class]
-    exemplar_figures = Figures.of_exemplar_dice(measured(right.dice()), wrong, swapped, measured(without.dice()))
-    result = _class_result(scan, prompted, propagated, target_class)
-    with scan.timed("score"):
-        figures, rows, false_ml, final = score_answer(scan.plan.lesions, plan, result, settings, exemplar_figures)
-        curve = tuple(
-            curve_point(
-                k, n, scan.question(target_class, n, k).exemplars, *_exemplar_dice(scan, propagated, target_class, n, k)
-            )
-            for k in settings.every_clicks
-            for n in settings.counts
-        )
-    paper = _score_by_rules_of_paper(scan, target_class) if settings.rules == "paper" else None
-    return ClassReport(target_class, figures, curve, rows, false_ml, paper), result, final
+    return Propagated(candidates, never, false_without_exemplars, scan.segmenter.settings.peak_threshold)
 
 
 def _prompt(scan: ScanAtWork, lesions: Sequence[int], clicks: Sequence[int]) -> dict[int, Prompted]:
@@ -339,28 +331,15 @@ def _by_rule(scan: ScanAtWork, prompted: Prompted | None, exemplars: Exemplars, 
     return answer.by_rule(rule_of(scan.segmenter, scan.encoded, exemplars, outlined, answer))
 
 
-def _exemplar_dice(
-    scan: ScanAtWork, propagated: Propagated, target_class: int, count: int, clicks: int
-) -> tuple[Overlap, float | None, float | None]:
-    """Return `right` as an overlap, and `wrong` and `swapped` as Dice; see `Figures`."""
-    others = {c: scan.question(c, count, clicks) for c in scan.plan.classes if c != target_class}
-    wrong = mean_of([propagated.never[question, target_class].dice() for question in others.values()])
-    swapped = mean_of([propagated.never[question, c].dice() for c, question in others.items()])
-    return propagated.never[scan.question(target_class, count, clicks), target_class], wrong, swapped
-
-
-def _class_result(
-    scan: ScanAtWork, prompted: PromptedByClass, propagated: Propagated, target_class: int
-) -> ClassResult:
-    """Return the final result of the reader: found lesions, and prompted lesions as clicked and tracked."""
+def _prompted_class(scan: ScanAtWork, prompted: PromptedByClass, target_class: int) -> PromptedClass:
+    """Return the prompted lesions of a class, as clicked and tracked, of the reader's final result."""
     question = scan.final_question(target_class)
-    found = propagated.candidates[question].sure(scan.segmenter.settings.peak_threshold).lesions
     if not question.exemplars:
-        return ClassResult((), found, np.zeros_like(found))
+        return PromptedClass((), np.zeros_like(scan.plan.lesions.index))
     clicked = prompted[target_class][question.clicks]
     order = scan.plan.classes[target_class].order[: question.exemplars]
     made = int(clicked.clicks[: question.exemplars].sum())
-    return ClassResult(order, found, _track(scan, clicked, question.exemplars), made)
+    return PromptedClass(order, _track(scan, clicked, question.exemplars), made)
 
 
 def _track(scan: ScanAtWork, prompted: Prompted, count: int) -> InstanceMap:
@@ -387,14 +366,3 @@ def _score_by_rules_of_paper(scan: ScanAtWork, target_class: int) -> PaperFigure
         found = scan.segmenter.lesions(answer, true.voxel_ml, true.edges_mm)
         tracked = _track(scan_for_paper, prompted, len(largest))
     return score_by_paper(true.only(lesions) > 0, found > 0, tracked > 0, true.voxel_ml)
-
-
-def _candidates(scan: ScanAtWork, propagated: Propagated, target_class: int) -> list[CandidateRow]:
-    """Return the candidates of a class outside of the prompted lesions."""
-    question = scan.final_question(target_class)
-    plan, lesions = scan.plan.classes[target_class], scan.plan.lesions
-    prompted, candidates = plan.order[: question.exemplars], propagated.candidates[question]
-    with scan.timed("score"):
-        taken_out = grown(lesions, prompted, scan.settings.margin_px)
-        counts = lesions.count(LesionVoxels.of(candidates.lesions), taken_out)
-        return candidate_rows(candidates, counts, set(plan.lesions).difference(prompted), lesions.voxel_ml)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from mois.evaluation.evaluate_scans import Evaluation, Score
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.overlays import save_overlay
 from mois.evaluation.predictions import score_predictions
-from mois.evaluation.protocol import evaluate_volume
+from mois.evaluation.protocol import ScoringWork, ask_about_volume
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import TrueLesions
 from mois.files.atomic import named, one_form
@@ -42,40 +43,46 @@ CURE_FOR_IDS = (
 
 
 def score_by_model(segmenter: VolumeSegmenter, calibration: Calibration | None = None) -> Score:
-    """Return a function that prompts a model on a scan and scores it.
+    """Return a function that prompts a model on a scan, and leaves the scoring as work for any process.
 
     Args:
         segmenter: The model.
         calibration: Confidence of found lesions, for readers who follow suggestions.
     """
 
-    def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
-        return evaluate_volume(segmenter, volume, settings, out, calibration=calibration)
+    def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> ScoringWork:
+        return ask_about_volume(segmenter, volume, settings, out, calibration=calibration)
 
     return score
 
 
-def score_maps(predictions: Path, prompted: Path | None, kind: MapKind) -> Score:
-    """Return a function that scores the maps that another system wrote for a scan.
+def score_maps(
+    predictions: Path,
+    prompted: Path | None,
+    kind: MapKind,
+    volume: Volume,
+    settings: ProtocolSettings,
+    out: Path | None,
+) -> SubjectReport:
+    """Score the maps that another system wrote for a scan.
 
     Args:
         predictions: Folder of the maps SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on.
         prompted: Folder `prompted` of another evaluation; None scores the system alone.
         kind: Whether the values are classes or ids of lesions.
+        volume: The scan.
+        settings: How to score.
+        out: Where results are written; None writes nothing.
     """
-
-    def score(volume: Volume, settings: ProtocolSettings, out: Path | None) -> SubjectReport:
-        found = read_maps(predictions, volume)
-        given = None if prompted is None else read_maps(prompted, volume)
-        by_class: MapKind = "instance" if isinstance(found, dict) else kind
-        if by_class == "semantic" and volume.declared and isinstance(found, Tensor):
-            check_declared(found.numpy(), volume.declared, map_files(predictions, volume.subject)[0], CURE_FOR_IDS)
-        report = score_predictions(volume, found, settings, given, kind=by_class)
-        if out is not None:
-            _write_maps(volume, found, report, by_class, out)
-        return report
-
-    return score
+    found = read_maps(predictions, volume)
+    given = None if prompted is None else read_maps(prompted, volume)
+    by_class: MapKind = "instance" if isinstance(found, dict) else kind
+    if by_class == "semantic" and volume.declared and isinstance(found, Tensor):
+        check_declared(found.numpy(), volume.declared, map_files(predictions, volume.subject)[0], CURE_FOR_IDS)
+    report = score_predictions(volume, found, settings, given, kind=by_class)
+    if out is not None:
+        _write_maps(volume, found, report, by_class, out)
+    return report
 
 
 def map_files(folder: Path, subject: str) -> list[Path]:
@@ -221,7 +228,7 @@ def evaluation_of_maps(
     decides["code"] = code_version()
     provenance = {"seed": base.seed, **decides, "packages": package_versions()}
     return Evaluation(
-        score_maps(predictions, prompted, kind),
+        lambda volume, settings, out: partial(score_maps, predictions, prompted, kind, volume, settings, out),
         identity=decides,
         provenance=provenance,
         more_files=lambda subject: [

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from mois.evaluation.figures import CandidateRow, CountPoint, Figures, PaperFigures, TrueLesionRow, mean_of, measured
+from mois.evaluation.actions.points import ActionPoint, NegativePoint
+from mois.evaluation.figures import (
+    CandidateRow,
+    ClassReport,
+    CountPoint,
+    Figures,
+    PaperFigures,
+    TrueLesionRow,
+    mean_of,
+    measured,
+)
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ClassPlan, TrueLesions
 from mois.lesions import Candidates, InstanceMap, LesionVoxels, Mask, components, dilate_in_plane
 from mois.metrics.counts import VoxelCounts
-from mois.metrics.overlap import Matches, Overlap, any_overlap, dice
+from mois.metrics.overlap import Matches, Overlap, any_overlap, dice, join_tracked_and_found
 from mois.metrics.surface import surface_dice_of_voxels
 
 
@@ -31,6 +42,125 @@ class ClassResult:
     found: InstanceMap
     tracked: InstanceMap | None
     clicks: int = 0
+
+
+class Question(NamedTuple):
+    """A set of exemplars that is propagated: the first prompted lesions of a class, after some clicks on each.
+
+    Attributes:
+        target_class: Class of the prompted lesions; 0 without exemplars.
+        exemplars: Number of prompted lesions that are used.
+        clicks: Intended number of clicks on each.
+    """
+
+    target_class: int
+    exemplars: int
+    clicks: int
+
+    @classmethod
+    def of(cls, plan: ClassPlan, target_class: int, count: int, clicks: int) -> Question:
+        """Return the question with the first `count` prompted lesions; with all of them if the class has fewer."""
+        used = min(count, len(plan.order))
+        return cls(target_class, used, clicks) if used else NO_EXEMPLARS
+
+
+NO_EXEMPLARS = Question(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """The results of all questions that are scored.
+
+    Attributes:
+        candidates: Candidates of each final question (`Answers.final_question`).
+        never: By question and class: overlap of the found lesions with the never-prompted lesions of the class.
+        false_without_exemplars: Lesions found without exemplars that touch no true lesion.
+        peak_threshold: A candidate is a found lesion if a voxel of it reaches this probability.
+    """
+
+    candidates: dict[Question, Candidates]
+    never: dict[tuple[Question, int], Overlap]
+    false_without_exemplars: int
+    peak_threshold: float
+
+
+@dataclass(frozen=True)
+class PromptedClass:
+    """The prompted lesions of a class in the reader's final result; see `ClassResult`."""
+
+    order: tuple[int, ...]
+    tracked: InstanceMap
+    clicks: int = 0
+
+
+class FurtherResults(NamedTuple):
+    """What else a class's report holds: figures by the paper's rules, and points over actions."""
+
+    paper: PaperFigures | None = None
+    actions: tuple[ActionPoint, ...] = ()
+    negatives: tuple[NegativePoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered on a scan, with all that is needed to score it.
+
+    Attributes:
+        lesions: The true lesions.
+        classes: Plan for the lesions of each class.
+        settings: How to prompt and score.
+        propagated: The results of all questions.
+        prompted: The prompted lesions of each class that is scored.
+        further: What else the reports on these classes hold.
+    """
+
+    lesions: TrueLesions
+    classes: dict[int, ClassPlan]
+    settings: ProtocolSettings
+    propagated: Propagated
+    prompted: dict[int, PromptedClass]
+    further: dict[int, FurtherResults]
+
+    def question(self, target_class: int, count: int, clicks: int) -> Question:
+        """Return the question with the first `count` prompted lesions of a class."""
+        return Question.of(self.classes[target_class], target_class, count, clicks)
+
+    def final_question(self, target_class: int) -> Question:
+        """Return the question whose answer is the final result of the reader."""
+        return self.question(target_class, self.settings.prompted, self.settings.clicks)
+
+    def score_class(self, target_class: int) -> tuple[ClassReport, ClassResult, InstanceMap]:
+        """Return the report on a class, the lesions that were scored, and the final result as an instance map."""
+        settings, plan, never = self.settings, self.classes[target_class], self.propagated.never
+        right, wrong, swapped = self._exemplar_dice(target_class, settings.prompted, settings.clicks)
+        without = measured(never[NO_EXEMPLARS, target_class].dice())
+        exemplar_figures = Figures.of_exemplar_dice(measured(right.dice()), wrong, swapped, without)
+        candidates = self.propagated.candidates[self.final_question(target_class)]
+        found, prompted = candidates.sure(self.propagated.peak_threshold).lesions, self.prompted[target_class]
+        result = ClassResult(prompted.order, found, prompted.tracked, prompted.clicks)
+        figures, rows, false_ml, final = score_answer(self.lesions, plan, result, settings, exemplar_figures)
+        curve = tuple(
+            curve_point(k, n, self.question(target_class, n, k).exemplars, *self._exemplar_dice(target_class, n, k))
+            for k in settings.every_clicks
+            for n in settings.counts
+        )
+        return ClassReport(target_class, figures, curve, rows, false_ml, *self.further[target_class]), result, final
+
+    def candidate_rows(self, target_class: int) -> list[CandidateRow]:
+        """Return the candidates of a class outside of the prompted lesions."""
+        question, plan = self.final_question(target_class), self.classes[target_class]
+        prompted, candidates = plan.order[: question.exemplars], self.propagated.candidates[question]
+        taken_out = grown(self.lesions, prompted, self.settings.margin_px)
+        counts = self.lesions.count(LesionVoxels.of(candidates.lesions), taken_out)
+        return candidate_rows(candidates, counts, set(plan.lesions).difference(prompted), self.lesions.voxel_ml)
+
+    def _exemplar_dice(self, target_class: int, count: int, clicks: int) -> tuple[Overlap, float | None, float | None]:
+        """Return `right` as an overlap, and `wrong` and `swapped` as Dice; see `Figures`."""
+        never = self.propagated.never
+        others = {c: self.question(c, count, clicks) for c in self.classes if c != target_class}
+        wrong = mean_of([never[question, target_class].dice() for question in others.values()])
+        swapped = mean_of([never[question, c].dice() for c, question in others.items()])
+        return never[self.question(target_class, count, clicks), target_class], wrong, swapped
 
 
 def score_answer(
@@ -145,31 +275,6 @@ def candidate_rows(
         CandidateRow(float(candidates.peaks[one - 1]), one in hits, float(voxels[one]) * voxel_ml)
         for one in sorted(hits.union(matches.false))
     ]
-
-
-def join_tracked_and_found(tracked_map: InstanceMap, found_map: InstanceMap) -> InstanceMap:
-    """Return prompted and propagated lesions as one instance map.
-
-    - If at least half of a found lesion lies in tracked lesions, it joins the tracked lesion that it shares most with.
-    - Any other found lesion keeps its voxels outside the tracked lesions, under a new id.
-
-    Args:
-        tracked_map: Instance map (S, H, W) int32 of the prompted lesions, which keep their ids.
-        found_map: Instance map of the propagated lesions.
-    """
-    overlap = Overlap.of(found_map, tracked_map)
-    if not len(overlap.found_ids):
-        return tracked_map.copy()
-    first = int(tracked_map.max()) + 1
-    new = np.arange(first, first + len(overlap.found_ids), dtype=np.int32)
-    if len(overlap.true_ids):
-        same = 2 * overlap.shared.sum(1) >= overlap.found_voxels
-        new[same] = overlap.true_ids[overlap.shared[same].argmax(1)]
-    result = tracked_map.copy()
-    found = LesionVoxels.of(found_map)
-    found = found.pick(result.reshape(-1)[found.where] == 0)
-    result.reshape(-1)[found.where] = new[np.searchsorted(overlap.found_ids, found.lesion)]
-    return result
 
 
 def _unprompted_figures(

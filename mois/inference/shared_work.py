@@ -50,10 +50,19 @@ class SharedWork:
 @contextmanager
 def timed(seconds: dict[str, float], step: str, segmenter: VolumeSegmenter) -> Iterator[None]:
     """Add the wall-clock seconds of the block to a step, including the work of the GPU."""
+    with on_clock(seconds, step):
+        try:
+            yield
+        finally:
+            if segmenter.device.type == "cuda":
+                torch.cuda.synchronize(segmenter.device)
+
+
+@contextmanager
+def on_clock(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Add the wall-clock seconds of the block to a step."""
     start = time.perf_counter()
     try:
         yield
     finally:
-        if segmenter.device.type == "cuda":
-            torch.cuda.synchronize(segmenter.device)
         seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start

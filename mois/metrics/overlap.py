@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from mois.lesions import InstanceMap, Mask, compact_ids
+from mois.lesions import InstanceMap, LesionVoxels, Mask, compact_ids
 
 MATCH_IOU = 0.1
 PANOPTIC_IOU = 0.5
@@ -245,3 +245,28 @@ def any_overlap(found_map: InstanceMap, true_map: InstanceMap) -> Matches:
         false=tuple(overlap.found_ids[~touch.any(1)].tolist()),
         ignored=(),
     )
+
+
+def join_tracked_and_found(tracked_map: InstanceMap, found_map: InstanceMap) -> InstanceMap:
+    """Return prompted and propagated lesions as one instance map.
+
+    - If at least half of a found lesion lies in tracked lesions, it joins the tracked lesion that it shares most with.
+    - Any other found lesion keeps its voxels outside the tracked lesions, under a new id.
+
+    Args:
+        tracked_map: Instance map (S, H, W) int32 of the prompted lesions, which keep their ids.
+        found_map: Instance map of the propagated lesions.
+    """
+    overlap = Overlap.of(found_map, tracked_map)
+    if not len(overlap.found_ids):
+        return tracked_map.copy()
+    first = int(tracked_map.max()) + 1
+    new = np.arange(first, first + len(overlap.found_ids), dtype=np.int32)
+    if len(overlap.true_ids):
+        same = 2 * overlap.shared.sum(1) >= overlap.found_voxels
+        new[same] = overlap.true_ids[overlap.shared[same].argmax(1)]
+    result = tracked_map.copy()
+    found = LesionVoxels.of(found_map)
+    found = found.pick(result.reshape(-1)[found.where] == 0)
+    result.reshape(-1)[found.where] = new[np.searchsorted(overlap.found_ids, found.lesion)]
+    return result

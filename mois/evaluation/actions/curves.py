@@ -9,7 +9,7 @@ import numpy as np
 
 from mois.evaluation.actions.points import ActionPoint, NegativePoint
 from mois.evaluation.actions.session_reader import SESSION_STRATEGIES, Progress, SessionReader, SessionStrategy
-from mois.evaluation.figures import ClassReport, measured
+from mois.evaluation.figures import measured
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ScanPlan
 from mois.inference.segmenter import VolumeSegmenter
@@ -63,11 +63,11 @@ class ReadersAtWork:
         }
         return replace(self._plan, classes=classes)
 
-    def add_curves(self, report: ClassReport) -> ClassReport:
-        """Return the report on a class with its curves over actions, if they are asked for."""
+    def curves(self, target_class: int) -> tuple[tuple[ActionPoint, ...], tuple[NegativePoint, ...]]:
+        """Return the points over actions of a class, and what a negative exemplar changes, if they are asked for."""
         if not self._settings.actions:
-            return report
-        return replace(report, actions=self.points(report.target_class), negatives=self.negatives(report.target_class))
+            return (), ()
+        return self.points(target_class), self.negatives(target_class)
 
     def reader(self, target_class: int) -> SessionReader:
         """Return the reader who looks for the lesions of a class."""

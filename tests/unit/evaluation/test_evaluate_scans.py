@@ -193,7 +193,7 @@ def test_perfect_maps_score_one_and_empty_ones_nothing(make_dataset: Make, tmp_p
         save_nifti(tmp_path / "instances" / f"p0_class{c}.nii.gz", ids)
     settings = ProtocolSettings(prompted=2)
     for name, expected in (("semantic", 1.0), ("instances", 1.0), ("empty", 0.0)):
-        report = score_maps(tmp_path / name, None, "semantic")(volume, settings, tmp_path / "out" / name)
+        report = score_maps(tmp_path / name, None, "semantic", volume, settings, tmp_path / "out" / name)
         assert report.figures.unprompted_dice == expected
         assert report.figures.lesion_recall == expected
         assert (tmp_path / "out" / name / "overlays" / "p0_class2.png").is_file()

@@ -14,11 +14,11 @@ from mois.evaluation.overlays import STYLES, draw_overlay, lesion_kinds, telling
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
 from mois.evaluation.result_files import write_result_files
-from mois.evaluation.scoring import join_tracked_and_found
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import means, paired_gain, summarise
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
+from mois.metrics.overlap import join_tracked_and_found
 from mois.records import Volume
 from mois.scans.image_files import read_image
 from tests.support.fake_model import (

@@ -10,7 +10,7 @@ import torch
 from mois.evaluation.figures import Figures
 from mois.evaluation.overlays import telling_slices
 from mois.evaluation.reader import Reader
-from mois.evaluation.scoring import ClassResult, candidate_rows, grown, join_tracked_and_found, score_answer
+from mois.evaluation.scoring import ClassResult, candidate_rows, grown, score_answer
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ScanPlan
 from mois.geometry import SliceGrid
@@ -18,7 +18,7 @@ from mois.grid import Edges, Spacing
 from mois.lesions import Candidates, InstanceMap, LesionVoxels, components, renumber
 from mois.metrics import surface
 from mois.metrics.counts import VoxelCounts
-from mois.metrics.overlap import Overlap
+from mois.metrics.overlap import Overlap, join_tracked_and_found
 from mois.metrics.surface import surface_dice
 from mois.records import Volume
 from tests.support import plain_scoring
