@@ -276,6 +276,10 @@ class Exemplars:
         more = self.each(lambda tensor: tensor[with_one_more.flatten()])
         return more.map(valid=more.valid & shown)
 
+    def sides_changed(self) -> Exemplars:
+        """Return the exemplars with their signs changed: what must not be found is looked for, and the reverse."""
+        return self.map(negative=self.valid & ~self.negative)
+
     @staticmethod
     def cat(parts: Sequence[Exemplars]) -> Exemplars:
         """Join exemplars of the same queries along K."""

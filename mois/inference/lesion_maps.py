@@ -14,7 +14,7 @@ from torch import Tensor
 from mois.geometry import restore_stack
 from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume
-from mois.inference.levels import EVEN, NO_SHARES, ScanRule, Shares, mixed, shifted
+from mois.inference.levels import EVEN, NO_SHARES, ScanRule, Shares, log_odds, mixed, shifted
 from mois.inference.parting import part_by_cores_steps
 from mois.lesions import InstanceMap, split_touching_steps
 from mois.machine.steps import Steps, finish, some_slices
@@ -30,6 +30,8 @@ class LesionMaps(NamedTuple):
         plain: (S, H, W) float16, the plain answer of the propagation; None if it has none, or nobody asks for it.
         alone: (S, H, W) float16, the answer without exemplars; None if nobody asks for it.
         waist_mm: How much thinner than the lesions beside it a waist is that parts them, in mm; 0: the cores part them.
+        margin: (S, H, W) float16, log-odds of the propagation's answer, minus those of its answer if the exemplars
+            change sides. Below 0 a voxel is more like what was rejected. None if nothing was.
     """
 
     probability: Tensor
@@ -37,6 +39,7 @@ class LesionMaps(NamedTuple):
     plain: Tensor | None = None
     alone: Tensor | None = None
     waist_mm: float = 0.0
+    margin: Tensor | None = None
 
     def by_rule(self, rule: ScanRule) -> LesionMaps:
         """Return the maps as the exemplars of the scan decide: answers mixed, log-odds shifted, the waist known."""
@@ -54,7 +57,16 @@ class LesionMaps(NamedTuple):
             if cores is not None and here.cores is not None:
                 cores[slices] = here.cores
             yield None
-        return LesionMaps(probability, cores, waist_mm=rule.waist_mm)
+        return LesionMaps(probability, cores, waist_mm=rule.waist_mm, margin=self.margin)
+
+    def against_steps(self, changed: LesionMaps) -> Steps[LesionMaps]:
+        """Return the maps with the margin over the answer if the exemplars change sides, a few slices at a time."""
+        margin = torch.empty(self.probability.shape, dtype=torch.float16)
+        for slices in some_slices(margin.shape):
+            mine, theirs = (log_odds(maps.probability[slices]) for maps in (self, changed))
+            margin[slices] = (mine - theirs).half()
+            yield None
+        return self._replace(margin=margin)
 
     def on_slices(self, slices: slice) -> LesionMaps:
         """Return the maps on some slices."""

@@ -192,10 +192,15 @@ def mixed(probability: Tensor, plain: Tensor | None, alone: Tensor | None, share
     says = [(part, share) for part, share in says if share]
     if not says:
         return probability
-    odds = (1 - sum(share for _, share in says)) * probability.float().logit(SURE)
+    odds = (1 - sum(share for _, share in says)) * log_odds(probability)
     for part, share in says:
-        odds = odds + share * part.float().logit(SURE)
+        odds = odds + share * log_odds(part)
     return torch.where(probability > 0, odds.sigmoid(), 0.0).to(probability.dtype)
+
+
+def log_odds(probability: Tensor) -> Tensor:
+    """Return the log-odds of probabilities as float32; none is surer than `SURE`."""
+    return probability.float().logit(SURE)
 
 
 def shifted(probability: Tensor, level: float) -> Tensor:

@@ -99,9 +99,10 @@ def suggestions(state: State, grid: SliceGrid, voxel_ml: float, count: int) -> l
         benefit = _benefit(odds, lesion.mask.voxels / largest, lesion.novelty)
         advised.append(Suggestion(_lps(grid, inner_voxel(lesion.mask)), number, benefit, reason))
     for candidate in state.unsure:
-        reason = (
-            f"missed by little: the probability is {candidate.peak:.2f} at most; {candidate.voxels * voxel_ml:.2f} ml"
-        )
+        why = f"missed by little: the probability is {candidate.peak:.2f} at most"
+        if candidate.like_rejected:
+            why = "left out: it is more like the rejected lesions than like the exemplars"
+        reason = f"{why}; {candidate.voxels * voxel_ml:.2f} ml"
         benefit = _benefit(UNSURE_ODDS, candidate.voxels / largest, FAR_NOVELTY)
         advised.append(Suggestion(_lps(grid, candidate.point), None, benefit, reason))
     advised.sort(key=lambda each: -each.benefit)

@@ -39,7 +39,9 @@ def find_lesions(
     """Return the found lesions and the unsure candidates of an answer.
 
     A candidate that lies by half or more in a prompted, locked or rejected lesion is left out. Any other candidate
-    keeps the voxels that no prompted or locked lesion owns. If these voxels fall apart, each part is a lesion.
+    keeps the voxels that no prompted or locked lesion owns. If these voxels fall apart, each part is a lesion. A part
+    is only a candidate if it does not reach `peak_threshold`, or if it is more like the rejected lesions: there, the
+    model is surer on average if the exemplars change sides (`LesionMaps.margin`).
 
     Args:
         segmenter: The model.
@@ -49,8 +51,8 @@ def find_lesions(
         voxel_ml: Volume of a voxel in millilitres.
 
     Returns:
-        Found lesions, each a mask and its highest probability, in the order of their first voxel; and the candidates
-        that did not reach `peak_threshold`, the highest first.
+        Found lesions, each a mask and its highest probability, in the order of their first voxel; and the candidates,
+        the highest first.
     """
     return finish(find_lesions_steps(segmenter, encoded, state, answer, voxel_ml))
 
@@ -67,6 +69,7 @@ def find_lesions_steps(
     separate = cc3d.connected_components(pieces, connectivity=26, out_dtype=np.uint32).astype(np.int32)
     yield None
     values = answer.probability.numpy()
+    margin = None if answer.margin is None else answer.margin.numpy()
     least = segmenter.min_voxels(voxel_ml)
     found: list[tuple[BoxMask, float]] = []
     unsure: list[UnsureLesion] = []
@@ -80,11 +83,13 @@ def find_lesions_steps(
         corner = tuple(part.start for part in where)
         within = np.where(inside, values[where], -1.0)
         peak = float(within.max())
-        if peak >= settings.peak_threshold:
+        like_rejected = margin is not None and float(margin[where][inside].mean(dtype=np.float64)) < 0
+        if peak >= settings.peak_threshold and not like_rejected:
             found.append((BoxMask((corner[0], corner[1], corner[2]), inside), peak))
         else:
             point = np.array(np.unravel_index(int(within.argmax()), within.shape)) + corner
-            unsure.append(UnsureLesion((int(point[0]), int(point[1]), int(point[2])), peak, int(inside.sum())))
+            place = int(point[0]), int(point[1]), int(point[2])
+            unsure.append(UnsureLesion(place, peak, int(inside.sum()), like_rejected))
     unsure.sort(key=lambda candidate: -candidate.peak)
     return found, tuple(unsure[:MAX_UNSURE])
 

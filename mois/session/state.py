@@ -108,17 +108,19 @@ class Lesion:
 
 @dataclass(frozen=True)
 class UnsureLesion:
-    """A candidate whose probability is too low for a found lesion.
+    """A candidate that is not taken for a lesion: its probability is too low, or it is more like what was rejected.
 
     Attributes:
         point: Slice, row and column of the voxel with the highest probability.
         peak: Probability of this voxel, 0 to 1.
         voxels: Number of voxels.
+        like_rejected: Whether it is more like the rejected lesions than like the exemplars.
     """
 
     point: tuple[int, int, int]
     peak: float
     voxels: int
+    like_rejected: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,7 @@ class State:
         lesions: Lesions by id. Ids begin at 1 and are never used twice.
         exemplars: Exemplars by key, in the order in which they were added.
         rejected: Masks of rejected lesions by exemplar key. Nothing is found there again.
-        unsure: Candidates of the latest propagation whose probability is too low, highest first.
+        unsure: Candidates of the latest propagation that it did not take for lesions, the highest first.
         next_id: Id of the next lesion.
         propagated: Whether a propagation was done.
         type: Type for which actions are that name no lesion.
@@ -250,6 +252,7 @@ class UnsureLesionRecord:
     point: tuple[int, int, int]
     peak: float
     voxels: int
+    like_rejected: bool = False
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,13 @@ class ModelOnScan:
             before, answer = self._latest
             if len(used) == len(before) and all(map(operator.is_, used, before)):
                 return answer
-        (answer,) = yield from Search(self.segmenter, self.encoded, [exemplars]).steps(tile_by_tile=tile_by_tile)
+        questions = [exemplars]
+        judged = exemplars.present
+        if bool((judged & exemplars.negative).any() & (judged & ~exemplars.negative).any()):
+            questions.append(exemplars.sides_changed())
+        answer, *changed = yield from Search(self.segmenter, self.encoded, questions).steps(tile_by_tile=tile_by_tile)
+        for opposite in changed:
+            answer = yield from answer.against_steps(opposite)
         rule = yield from self._rule(state, keys, exemplars, answer)
         answer = yield from answer.by_rule_steps(rule)
         self._latest = used, answer

@@ -1,0 +1,98 @@
+"""Found lesions that are more like rejected lesions than like the exemplars are candidates only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from mois.inference.encoded_volume import EncodedVolume
+from mois.inference.lesion_maps import LesionMaps
+from mois.inference.levels import ScanRule
+from mois.machine.steps import Steps, finish
+from mois.session import InteractiveSession
+from mois.session.advice import suggestions
+from mois.session.found_lesions import FoundLesions, find_lesions
+from mois.session.state import State, UnsureLesion
+from tests.support.session_fakes import lps, make_model, make_segmenter, three_lesions
+
+ON = cast("EncodedVolume", SimpleNamespace(grid=SimpleNamespace(edges_mm=np.eye(3))))
+
+
+def two_candidates(margin: list[float]) -> LesionMaps:
+    """One candidate of three voxels with this margin, and one with a margin of 1."""
+    probability, margins = torch.zeros(1, 1, 8), torch.ones(1, 1, 8)
+    probability[..., :3], probability[..., 5:] = 0.9, 0.8
+    margins[..., :3] = torch.tensor(margin)
+    return LesionMaps(probability, margin=margins.half())
+
+
+@pytest.mark.parametrize(("margin", "found"), [([-3, 1, 1], 1), ([-1, 1, 1], 2), ([-1, 0.5, 0.5], 2), ([-2, 3, -2], 1)])
+def test_the_mean_margin_decides(margin: list[float], found: int) -> None:
+    segmenter = make_segmenter(peak_threshold=0.6, split_prominence_mm=0.0, min_lesion_voxels=1)
+    lesions, unsure = find_lesions(segmenter, ON, State(), two_candidates(margin), 1.0)
+    assert len(lesions) == found
+    left_out = UnsureLesion((0, 0, 0), pytest.approx(0.9), 3, like_rejected=True)
+    assert unsure == ((left_out,) if found == 1 else ())
+
+
+def test_without_rejected_lesions_nothing_is_left_out() -> None:
+    segmenter = make_segmenter(peak_threshold=0.6, split_prominence_mm=0.0, min_lesion_voxels=1)
+    lesions, unsure = find_lesions(segmenter, ON, State(), two_candidates([-3, -3, -3])._replace(margin=None), 1.0)
+    assert (len(lesions), unsure) == (2, ())
+
+
+def test_the_margin_is_a_difference_of_log_odds_and_outlives_the_rule() -> None:
+    mine, theirs = torch.tensor([0.5, 0.9, 0.0]).view(1, 1, 3), torch.tensor([0.75, 0.5, 0.0]).view(1, 1, 3)
+    maps = finish(LesionMaps(mine).against_steps(LesionMaps(theirs)))
+    wanted = [-np.log(3), np.log(9), 0]
+    for each in (maps, maps.by_rule(ScanRule(level=0.25))):
+        assert each.margin is not None
+        assert each.margin.dtype == torch.float16
+        assert each.margin.flatten().tolist() == pytest.approx(wanted, abs=2e-3)
+
+
+def test_the_sides_change_only_if_something_was_rejected_and_something_is_looked_for() -> None:
+    scan = three_lesions()
+    session = InteractiveSession(make_model(), scan)
+
+    def margin() -> torch.Tensor | None:
+        latest = session._bench.on_scan._latest
+        assert latest is not None
+        return latest[1].margin
+
+    session.click(lps(scan, 2, 20, 20))
+    session.propagate()
+    assert margin() is None
+    session.reject(2)
+    session.propagate()
+    assert margin() is not None
+    session.remove(1)  # nothing is left to look for
+    session.propagate()
+    assert margin() is None
+
+
+def test_what_was_left_out_is_suggested_with_its_reason() -> None:
+    session = InteractiveSession(make_model(), three_lesions())
+    state = replace(session.state, unsure=(UnsureLesion((2, 20, 20), 0.9, 30, like_rejected=True),))
+    (only,) = suggestions(state, session._bench.grid, 0.01, 5)
+    assert only.reason == "left out: it is more like the rejected lesions than like the exemplars; 0.30 ml"
+
+
+def test_what_was_left_out_is_stored_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsure = (UnsureLesion((2, 20, 20), 0.9, 30, like_rejected=True), UnsureLesion((0, 1, 2), 0.5, 4))
+
+    def found(*_: object) -> Steps[FoundLesions]:
+        yield None
+        return [], unsure
+
+    monkeypatch.setattr("mois.session.workbench.find_lesions_steps", found)
+    session = InteractiveSession(make_model(), three_lesions(), tmp_path)
+    session.propagate()
+    session.close()
+    assert InteractiveSession.load(tmp_path, make_model(), three_lesions()).state.unsure == unsure
