@@ -37,7 +37,7 @@ def test_the_mean_margin_decides(margin: list[float], found: int) -> None:
     segmenter = make_segmenter(peak_threshold=0.6, split_prominence_mm=0.0, min_lesion_voxels=1)
     lesions, unsure = find_lesions(segmenter, ON, State(), two_candidates(margin), 1.0)
     assert len(lesions) == found
-    left_out = UnsureLesion((0, 0, 0), pytest.approx(0.9), 3, like_rejected=True)
+    left_out = UnsureLesion((0, 0, 0), float(np.float32(0.9)), 3, like_rejected=True)
     assert unsure == ((left_out,) if found == 1 else ())
 
 
