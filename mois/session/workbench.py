@@ -30,6 +30,7 @@ from mois.session.prompts.given_prompts import (
     mask_prompt,
     scribble_prompt,
 )
+from mois.session.prompts.refusals import NothingLeft
 from mois.session.state import Lesion, Preview, Prompt, State
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.lesion_model import LesionModel
@@ -253,10 +254,8 @@ class Workbench:
         number, prompts = self._all_prompts(state, number, prompt)
         answer = self.on_scan.prompted.segment(prompts)
         mask = answer.mask.minus(state.owned(but=number))
-        if not mask.voxels and prompt.positive:
-            raise ValueError(
-                f"lesion {number}: all its voxels would belong to locked or prompted lesions; correct these lesions."
-            )
+        if not mask.voxels and (prompt.positive or prompt.kind == "click"):
+            raise NothingLeft.of(number, prompt, answer.mask)
         lesions = dict(state.lesions)
         lesions[number] = Lesion(mask, "prompted", prompts, explained_by=self.on_scan.key(number), type=self.type)
         for other, lesion in state.lesions.items():

@@ -64,6 +64,12 @@ FIGURES = (
         "how often a tile is encoded in a session of clicks, propagations and a correction", "1",
     ),
     (
+        "swap_bundle_ms", 1,
+        "milliseconds to go to another bundle of the nano with the same frozen trunk, on one encoded scan; its answers "
+        "then encode {encoder_calls_after_swap:0} tiles again",
+        "50 or less",
+    ),
+    (
         "train_frozen_cached_vs_full", 1,
         "training episodes a CPU-second with a frozen encoder and a warm cache, divided by full fine-tuning",
         "4 or more",

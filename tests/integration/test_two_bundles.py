@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from adapters import Lora, Placement
 from datamodules.phantoms.lesion_types import draw_lesion_types
 from datamodules.phantoms.phantom import make_phantom
 from datamodules.pretraining import as_volume
-from mois.backbones import SAM2
-from mois.inference.settings import InferenceSettings
-from mois.propagation import Similarity
 from mois.records import Volume
 from mois.session import InteractiveSession
-from mois.sharing.bundle import Bundle, ModelSpec, write_bundle
+from mois.sharing.bundle import Bundle
+from tests.support.example_bundles import lora_bundle
 
 SWAP_S = 0.05
 
@@ -28,28 +25,6 @@ def volume() -> Volume:
     """Return a phantom with lesions of two types."""
     rng = np.random.default_rng(3)
     return as_volume(make_phantom(rng, draw_lesion_types(rng, 2), shape=(12, 160, 112), lesions=(4, 4)), "phantom")
-
-
-def adapted(folder: Path, seed: int, parts: list[str]) -> Path:
-    """Write a bundle of the nano whose LoRA was moved away from its start, as a training does."""
-    backbone, propagation = SAM2(), Similarity()
-    propagation.build(backbone)
-    adapter = Lora(placement=Placement(parts))  # type: ignore[arg-type]
-    torch.manual_seed(seed)
-    adapter.attach(backbone, propagation)
-    with torch.no_grad():
-        for tensor in backbone.parameters():
-            if tensor.requires_grad:
-                tensor.add_(0.02 * torch.randn_like(tensor))
-    spec = ModelSpec.of(
-        {
-            "backbone": {"class_path": "mois.backbones.SAM2"},
-            "adapter": {"class_path": "adapters.Lora", "init_args": {"placement": {"parts": parts}}},
-            "propagation": {"class_path": "mois.propagation.Similarity"},
-        }
-    )
-    settings = InferenceSettings(pixel_mm=2.0, precision="32")
-    return write_bundle(folder / f"bundle_{seed}", spec, backbone, adapter, propagation, settings)
 
 
 def click_and_find(session: InteractiveSession, volume: Volume, target: int) -> list[torch.Tensor]:
@@ -77,7 +52,7 @@ def encoded(session: InteractiveSession, name: str) -> int:
 def test_each_answers_as_alone_and_a_shared_encoder_works_once(
     tmp_path: Path, volume: Volume, parts: list[str], *, shared: bool
 ) -> None:
-    folders = {"first": adapted(tmp_path, 1, parts), "second": adapted(tmp_path, 2, parts)}
+    folders = {"first": lora_bundle(tmp_path, 1, parts), "second": lora_bundle(tmp_path, 2, parts)}
     alone, tiles = {}, {}
     for name, folder in folders.items():
         session = InteractiveSession(Bundle.load(folder, "cpu").model(), volume)
@@ -99,8 +74,10 @@ def test_each_answers_as_alone_and_a_shared_encoder_works_once(
 
 def test_a_swap_takes_no_time(tmp_path: Path, volume: Volume) -> None:
     parts = ["memory_attention", "decoder"]
-    session = InteractiveSession(Bundle.load(adapted(tmp_path, 1, parts), "cpu").model(), volume, tmp_path / "session")
-    session.use("second", Bundle.load(adapted(tmp_path, 2, parts), "cpu"))
+    session = InteractiveSession(
+        Bundle.load(lora_bundle(tmp_path, 1, parts), "cpu").model(), volume, tmp_path / "session"
+    )
+    session.use("second", Bundle.load(lora_bundle(tmp_path, 2, parts), "cpu"))
     took = []
     for name in ("", "second") * 5:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A bundle of random weights, made in a second, which finds something in every scan."""
+"""Bundles made in a second: of random weights, which find something in every scan, or of the nano with LoRA."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from adapters import Frozen
+from adapters import Frozen, Lora, Placement
 from mois.backbones import SAM2
 from mois.inference.settings import InferenceSettings
 from mois.propagation import Similarity
@@ -36,3 +36,25 @@ def random_bundle(
     return write_bundle(
         folder, ModelSpec.of(PLAIN), backbone, adapter, propagation, inference, calibration=sure, provenance=provenance
     )
+
+
+def lora_bundle(folder: Path, seed: int, parts: list[str]) -> Path:
+    """Write a bundle of the nano whose LoRA was moved away from its start, as a training does."""
+    backbone, propagation = SAM2(), Similarity()
+    propagation.build(backbone)
+    adapter = Lora(placement=Placement(parts))  # type: ignore[arg-type]
+    torch.manual_seed(seed)
+    adapter.attach(backbone, propagation)
+    with torch.no_grad():
+        for tensor in backbone.parameters():
+            if tensor.requires_grad:
+                tensor.add_(0.02 * torch.randn_like(tensor))
+    spec = ModelSpec.of(
+        {
+            "backbone": {"class_path": "mois.backbones.SAM2"},
+            "adapter": {"class_path": "adapters.Lora", "init_args": {"placement": {"parts": parts}}},
+            "propagation": {"class_path": "mois.propagation.Similarity"},
+        }
+    )
+    settings = InferenceSettings(pixel_mm=2.0, precision="32")
+    return write_bundle(folder / f"bundle_{seed}", spec, backbone, adapter, propagation, settings)

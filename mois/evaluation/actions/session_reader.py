@@ -15,6 +15,7 @@ from mois.lesions import Mask
 from mois.session.advice import Suggestion, inner_voxel, suggestions
 from mois.session.masks import BoxMask
 from mois.session.points import stack_point
+from mois.session.prompts.refusals import NothingLeft
 from mois.session.state import State
 from mois.session.workbench import Workbench
 
@@ -111,7 +112,7 @@ class SessionReader:
         point = self._bench.grid.to_lps_mm(index[None])[0].tolist()
         try:
             state, _ = self._bench.apply("click", progress.state, {"point_lps_mm": point})
-        except ValueError:  # no voxel of the click's mask is free: a reader would see it, and go on
+        except NothingLeft:  # no voxel of the click's mask is free: a reader would see it, and go on
             return None
         return replace(
             progress, state=state, actions=progress.actions + 1, lesions=(*progress.lesions, lesion), verdicts=0

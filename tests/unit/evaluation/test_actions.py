@@ -30,6 +30,7 @@ from mois.records import Exemplars, Features, SemanticPrediction, Volume
 from mois.report.evaluation_page import write_report
 from mois.report.results import Results
 from mois.session.advice import inner_voxel
+from mois.session.prompts.refusals import NothingLeft
 from mois.session.state import State
 from mois.session.workbench import Workbench
 from mois.sharing.lesion_model import LesionModel
@@ -106,7 +107,7 @@ def test_a_click_that_shows_nothing_new_is_passed_over(scan: Volume, monkeypatch
     def without_second_click(bench: Workbench, name: str, state: State, arguments: dict[str, object]) -> object:
         clicks.extend([name] if name == "click" else [])
         if len(clicks) == 2 and name == "click":
-            raise ValueError("lesion 2: all its voxels would belong to locked or prompted lesions")
+            raise NothingLeft("lesion 2: all its voxels would belong to locked or prompted lesions")
         return apply(bench, name, state, arguments)
 
     monkeypatch.setattr(Workbench, "apply", without_second_click)
@@ -191,3 +192,12 @@ def test_the_keys_of_the_curves_are_documented(report: SubjectReport) -> None:
     told = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     content = summarise_actions([report])["actions"]
     assert all(f'"{key}"' in told for key in {*content, *content["points"][0], *content["negatives"][0]})
+
+
+def test_any_other_fault_of_a_click_ends_the_evaluation(scan: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(bench: Workbench, name: str, state: State, arguments: dict[str, object]) -> object:
+        raise ValueError("the features are gone")
+
+    monkeypatch.setattr(Workbench, "apply", broken)
+    with pytest.raises(ValueError, match="the features are gone"):
+        evaluate_volume(model(), scan, ProtocolSettings(prompted=1, actions=(5,), reader=Reader(seed=SEED)))
