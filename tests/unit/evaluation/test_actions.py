@@ -134,7 +134,7 @@ def test_a_click_that_falls_on_a_found_lesion_rejects_that_lesion(scan: Volume) 
 def test_one_negative_exemplar_is_measured_away_from_its_own_place(report: SubjectReport) -> None:
     first = report.classes[0].negatives[0]
     # The other healthy place counts: 2 * 2 / (3 + 4), and it is gone afterwards: 2 * 2 / (2 + 4).
-    assert (first.exemplars, first.right, first.right_after) == (1, pytest.approx(4 / 7), pytest.approx(2 / 3))
+    assert (first.exemplars, first.right, first.right_after) == (1, pytest.approx(4 / 7), pytest.approx(2 / 3))  # type: ignore[comparison-overlap]
     assert (first.false_lesions, first.false_after) == (1, 0)
 
 
@@ -146,7 +146,7 @@ def test_without_curves_over_actions_nothing_changes(scan: Volume, report: Subje
 
 @pytest.mark.parametrize("strategy", ["suggested", "corrects"])
 def test_a_strategy_of_the_session_decides_which_lesions_are_prompted(scan: Volume, strategy: str) -> None:
-    settings = ProtocolSettings(prompted=2, reader=Reader(strategy, seed=SEED))
+    settings = ProtocolSettings(prompted=2, reader=Reader(strategy, seed=SEED))  # type: ignore[arg-type]
     rows = evaluate_volume(model(), scan, settings).lesions
     prompted = sorted(row.lesion for row in rows if row.role == "prompted")
     looks = ["P" if lesion <= 4 else "Q" for lesion in prompted]
