@@ -159,9 +159,14 @@ def _shares_to_try(left_out: Sequence[Inside]) -> Sequence[Shares]:
         return ()
     alone = [inside.alone for inside in left_out if inside.alone is not None]
     plain_too = left_out[0].plain is not None
-    if alone and float(torch.stack([(part >= EVEN).float().mean() for part in alone]).mean()) >= FOUND:
+    if finds(alone):
         return (POOLED if plain_too else POOLED_WITHOUT_PLAIN,)
     return (NO_SHARES, PLAIN_HALF) if plain_too else (NO_SHARES,)
+
+
+def finds(alone: Sequence[Tensor]) -> bool:
+    """Return whether answers without exemplars, (n,) inside of each lesion, find enough of the lesions for a say."""
+    return bool(alone) and float(torch.stack([(part >= EVEN).float().mean() for part in alone]).mean()) >= FOUND
 
 
 def _counts(answer: LesionMaps, shares: Shares, levels: Tensor) -> Steps[tuple[int, Tensor]]:

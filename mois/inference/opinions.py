@@ -11,8 +11,10 @@ from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import TileAnswers
+from mois.inference.levels import MOST_LESIONS, Outlined, finds
 from mois.inference.settings import InferenceSettings
 from mois.interfaces import Backbone, Propagation
+from mois.machine.steps import Steps
 from mois.records import Exemplars, Features
 
 if TYPE_CHECKING:
@@ -63,6 +65,24 @@ def alone_on(segmenter: VolumeSegmenter, encoded: EncodedVolume, rows: npt.NDArr
             encoded.store.keep(subject, answer)
         answers.append(answer)
     return torch.cat(answers)
+
+
+def pooled_steps(
+    segmenter: VolumeSegmenter, encoded: EncodedVolume, exemplars: Exemplars, lesions: Outlined
+) -> Steps[bool]:
+    """Return whether `rule_steps` needs the answer without exemplars on the whole scan: only if it has a say."""
+    positive = exemplars.present & ~exemplars.negative
+    if segmenter.settings.level != "pooled" or int(positive.sum()) < 2:
+        return False
+    if bool((exemplars.present & exemplars.negative).any()):
+        return False
+    alone = []
+    for row, mask in list(zip(lesions.rows, lesions.masks, strict=True))[:MOST_LESIONS]:
+        inside = mask.cpu() > 0.5
+        if bool(inside.any()):
+            alone.append(alone_on(segmenter, encoded, np.array([row]))[0, 0][inside])
+            yield None
+    return finds(alone)
 
 
 def _on_each(questions: Exemplars, tiles: int) -> Exemplars:

@@ -30,12 +30,22 @@ class Search:
         segmenter: The model.
         encoded: The scan.
         questions: R sets of exemplars, B = 1 each and any K.
+        pooled: Whether the answer without exemplars may have a say (`mois.inference.opinions.pooled_steps`). Without
+            a say it is not asked.
     """
 
-    def __init__(self, segmenter: VolumeSegmenter, encoded: EncodedVolume, questions: Sequence[Exemplars]) -> None:
+    def __init__(
+        self,
+        segmenter: VolumeSegmenter,
+        encoded: EncodedVolume,
+        questions: Sequence[Exemplars],
+        *,
+        pooled: bool = True,
+    ) -> None:
         self.segmenter = segmenter
         self.encoded = encoded
         self.questions = questions
+        self.pooled = pooled and segmenter.settings.level == "pooled"
 
     def whole(self) -> list[LesionMaps]:
         """Do all steps, and return one answer for each set."""
@@ -49,7 +59,7 @@ class Search:
             tile_by_tile: Also stop after each tile that had to be encoded. The answers do not depend on it.
         """
         empty = [question.count == 0 for question in self.questions]
-        pooled = self.segmenter.settings.level == "pooled" and not all(empty)
+        pooled = self.pooled and not all(empty)
         subject = self.segmenter.subject("alone")
         alone = self.encoded.store.answer(subject) if pooled else None
         with_exemplars = [question for question, nothing in zip(self.questions, empty, strict=True) if not nothing]

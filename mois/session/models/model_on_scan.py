@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import LesionMaps
-from mois.inference.levels import Outlined, ScanRule, rule_steps
+from mois.inference.levels import Outlined, rule_steps
+from mois.inference.opinions import pooled_steps
 from mois.inference.search import Search
 from mois.interfaces import Backbone
 from mois.machine.steps import Steps, finish
@@ -152,27 +153,28 @@ class ModelOnScan:
         judged = exemplars.present
         if bool((judged & exemplars.negative).any() & (judged & ~exemplars.negative).any()):
             questions.append(exemplars.sides_changed())
-        answer, *changed = yield from Search(self.segmenter, self.encoded, questions).steps(tile_by_tile=tile_by_tile)
+        lesions = self._outlined(state, keys)
+        pooled = yield from pooled_steps(self.segmenter, self.encoded, exemplars, lesions)
+        search = Search(self.segmenter, self.encoded, questions, pooled=pooled)
+        answer, *changed = yield from search.steps(tile_by_tile=tile_by_tile)
         for opposite in changed:
             answer = yield from answer.against_steps(opposite)
-        rule = yield from self._rule(state, keys, exemplars, answer)
+        rule = yield from rule_steps(self.segmenter, self.encoded, exemplars, lesions, answer)
         answer = yield from answer.by_rule_steps(rule)
         self._latest = used, answer
         return answer
 
-    def _rule(self, state: State, keys: Sequence[str], exemplars: Exemplars, answer: LesionMaps) -> Steps[ScanRule]:
-        """Return what the lesions of this scan that are exemplars decide (`mois.inference.levels`)."""
-        if not self.segmenter.settings.by_exemplars:  # no lesion need be outlined
-            return ScanRule()
+    def _outlined(self, state: State, keys: Sequence[str]) -> Outlined:
+        """Return the lesions of this scan that are exemplars, as far as they decide anything."""
         own, items = [], []
-        for number, lesion in state.lesions.items():
-            if self.key(number) in keys and (index := self._slice_of(lesion.mask, lesion.prompts)) >= 0:
-                own.append(keys.index(self.key(number)))
-                items.append((index, outline(self.encoded, lesion.mask, index)))
+        if self.segmenter.settings.by_exemplars:  # else no lesion need be outlined
+            for number, lesion in state.lesions.items():
+                if self.key(number) in keys and (index := self._slice_of(lesion.mask, lesion.prompts)) >= 0:
+                    own.append(keys.index(self.key(number)))
+                    items.append((index, outline(self.encoded, lesion.mask, index)))
         if not items:
-            return ScanRule()
-        outlined = Outlined(np.array(own), *self.segmenter.on_tiles(self.encoded, items))
-        return (yield from rule_steps(self.segmenter, self.encoded, exemplars, outlined, answer))
+            return Outlined(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), torch.zeros(0, 0, 0))
+        return Outlined(np.array(own), *self.segmenter.on_tiles(self.encoded, items))
 
     @staticmethod
     def _slice_of(mask: BoxMask, prompts: Sequence[Prompt]) -> int:
