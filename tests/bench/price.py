@@ -1,7 +1,7 @@
 """What a session costs at base_plus and 1024 px, beside the reference: `python -m tests.bench.price`.
 
     a real session with the nano   ->  calls of the backbone, with the shapes that they had
-    base_plus on fake tensors      ->  FLOP of a call of each shape
+    base_plus on meta tensors      ->  FLOP of a call of each shape
     calls x FLOP                   ->  the price, beside the formula of the reference
 
 The session: the default phantom, 20 lesions with 3 clicks each, and one propagation. A tile covers a whole slice, as an
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -24,7 +24,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -58,7 +57,9 @@ class Call(NamedTuple):
     """A call of the model, for one image or object.
 
     Attributes:
-        part: encode, decode, attend, remember or semantic.
+        part: encode, decode, attend, remember or semantic. Where several objects on an image attend at once, they share
+            a part of the work: `attend_image` is that part, and `attend_object` is the rest, for each object.
+            `sam2_attends` is the memory attention of sam2 itself.
         side: Cells along a side of the coarsest feature map.
         maps: Memory maps that are attended to.
         map_side: Cells along a side of a memory map.
@@ -96,17 +97,17 @@ class Calls:
             mock.patch.object(segmenter, "_encode", self._counted(backbone.encode, _encoded)),
             mock.patch.object(backbone, "decode", self._counted(backbone.decode, _decoded)),
             mock.patch.object(backbone, "attend", self._counted(backbone.attend, _attended)),
+            mock.patch.object(backbone, "attend_on", self._counted(backbone.attend_on, _attended_on)),
             mock.patch.object(backbone, "remember_slice", self._counted(backbone.remember_slice, _remembered)),
             mock.patch.object(backbone, "remember", self._counted(backbone.remember, _remembered)),
             mock.patch.object(propagation, "forward", self._counted(propagation.forward, _asked)),
         ):
             yield self
 
-    def _counted(self, work: Callable[..., Any], read: Callable[..., tuple[Call, int]]) -> Callable[..., Any]:
+    def _counted(self, work: Callable[..., Any], read: Callable[..., Counter[Call]]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if not self._inside:
-                one, times = read(*args)
-                self.counts[one] += times
+                self.counts += read(*args)
             self._inside += 1
             try:
                 return work(*args, **kwargs)
@@ -120,25 +121,32 @@ class Calls:
         return sum(times for call, times in self.counts.items() if call.part == part)
 
 
-def _encoded(images: Tensor) -> tuple[Call, int]:
-    return Call("encode", images.shape[-1] // 16), len(images)
+def _encoded(images: Tensor) -> Counter[Call]:
+    return Counter({Call("encode", images.shape[-1] // 16): len(images)})
 
 
-def _decoded(features: Features, *_: Any) -> tuple[Call, int]:
-    return Call("decode", _side(features)), len(features.image)
+def _decoded(features: Features, *_: Any) -> Counter[Call]:
+    return Counter({Call("decode", _side(features)): len(features.image)})
 
 
-def _attended(features: Features, memory: Memory) -> tuple[Call, int]:
+def _attended(features: Features, memory: Memory) -> Counter[Call]:
     maps, pointers = memory.maps.shape[1], memory.pointers.shape[1]
-    return Call("attend", _side(features), maps, memory.maps.shape[-1], pointers), len(features.image)
+    return Counter({Call("attend", _side(features), maps, memory.maps.shape[-1], pointers): len(features.image)})
 
 
-def _remembered(features: Features, *_: Any) -> tuple[Call, int]:
-    return Call("remember", _side(features)), len(features.image)
+def _attended_on(features: Features, image: Tensor, memory: Memory) -> Counter[Call]:
+    ((call, _),) = _attended(features, memory).items()
+    counts = Counter({Call("attend_image", call.side): len(set(image.tolist()))})
+    counts[call._replace(part="attend_object")] = len(image)
+    return counts
 
 
-def _asked(features: Features, exemplars: Any, *_: Any) -> tuple[Call, int]:
-    return Call("semantic", _side(features), exemplars=exemplars.count), len(exemplars.valid)
+def _remembered(features: Features, *_: Any) -> Counter[Call]:
+    return Counter({Call("remember", _side(features)): len(features.image)})
+
+
+def _asked(features: Features, exemplars: Any, *_: Any) -> Counter[Call]:
+    return Counter({Call("semantic", _side(features), exemplars=exemplars.count): len(exemplars.valid)})
 
 
 def _side(features: Features) -> int:
@@ -147,13 +155,13 @@ def _side(features: Features) -> int:
 
 
 @cache
-def session_calls() -> Calls:
-    """Return the calls of the session, from encoding to the propagation."""
+def session_calls(window: Literal["off", "auto"]) -> Calls:
+    """Return the calls of the session, from encoding to the propagation, with this `inference.window`."""
     rng = np.random.default_rng(0)
     volume = as_volume(make_phantom(rng, draw_lesion_types(rng, 2), lesions=(60, 60)), "phantom")
     backbone, propagation = SAM2("nano", "bundled"), Similarity(weights="bundled")
     propagation.build(backbone)
-    settings = replace(InferenceSettings(), tile_px=TILE_PX)
+    settings = replace(InferenceSettings(), tile_px=TILE_PX, window=window)
     segmenter = VolumeSegmenter(backbone.eval(), propagation.eval(), settings)
     calls = Calls(slices=SliceGrid.of(volume.shape, volume.affine).stack_shape[0])
     with calls.of(segmenter):
@@ -195,20 +203,43 @@ def _inner_point(volume: Volume, mask: Tensor) -> list[float]:
 def _large() -> tuple[SAM2, Similarity]:
     backbone, propagation = SAM2("base_plus", "random", patch_px=LARGE_PX), Similarity()
     propagation.build(backbone)
-    return backbone, propagation.eval()
+    return backbone.to("meta"), propagation.to("meta").eval()
 
 
 @cache
 def tflop(call: Call) -> float:
     """Return the TFLOP of a call at base_plus; a multiply-add is two. Tensors have only a shape."""
+    if call.part == "attend_object":
+        return _attending(call, 2) - _attending(call, 1)
+    if call.part == "attend_image":
+        alone = call._replace(maps=1, map_side=call.side, pointers=1)
+        return 2 * _attending(alone, 1) - _attending(alone, 2)
     backbone, propagation = _large()
-    with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True):
+    # autocast knows no meta tensors
+    with torch.inference_mode(), torch.device("meta"), mock.patch.object(torch, "autocast", _no_autocast):
         features = _features(backbone, torch.zeros(1, call.side * 16, call.side * 16))
-        work = _work(call, backbone, propagation, features)
-        work()  # tables are made
-        # attention as two products: torch counts no operations of the fused attention of CPUs
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            work()
+        return _counted_tflop(_work(call, backbone, propagation, features))
+
+
+def _no_autocast(*_: object, **__: object) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@cache
+def _attending(call: Call, objects: int) -> float:
+    """Return the TFLOP of several objects on one image that attend at once."""
+    backbone, _ = _large()
+    with torch.inference_mode(), torch.device("meta"):
+        features = _features(backbone, torch.zeros(1, call.side * 16, call.side * 16))
+        memory, image = _memory(call, backbone, objects), torch.zeros(objects, dtype=torch.int64)
+        return _counted_tflop(lambda: backbone.attend_on(features, image, memory))
+
+
+def _counted_tflop(work: Callable[[], object]) -> float:
+    work()  # tables are made
+    # attention as two products: torch does not count the operations of each fused attention
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
     return float(counter.get_total_flops()) / 1e12
 
 
@@ -234,11 +265,23 @@ def _work(call: Call, backbone: SAM2, propagation: Similarity, features: Feature
         exemplars = propagation.describe(features, masks, backbone)
         asked = propagation.prepare(exemplars.each(lambda tensor: tensor.repeat_interleave(max(call.exemplars, 1), 1)))
         return lambda: propagation(features, asked, backbone)
-    maps = torch.zeros(1, call.maps, backbone.memory_width, call.map_side, call.map_side)
-    pointers = torch.zeros(1, call.pointers, backbone.width)
+    memory = _memory(call, backbone, 1)
+    if call.part == "attend":
+        return lambda: backbone.attend(features, memory)
+    query, code = (part.flatten(2).permute(2, 0, 1) for part in (features.levels[-1], features.position))
+    tokens, position, pointer_tokens = backbone._memory_tokens(memory, features.levels[-1])
+    return lambda: backbone.sam.memory_attention(
+        curr=query, curr_pos=code, memory=tokens.transpose(0, 1), memory_pos=position.transpose(0, 1),
+        num_obj_ptr_tokens=pointer_tokens,
+    )  # fmt: skip
+
+
+def _memory(call: Call, backbone: SAM2, objects: int) -> Memory:
+    """Return the memory that a call attends to."""
+    maps = torch.zeros(objects, call.maps, backbone.memory_width, call.map_side, call.map_side)
+    pointers = torch.zeros(objects, call.pointers, backbone.width)
     far = tuple(range(1, call.pointers + 1))
-    memory = Memory(maps, maps, pointers, (1,) * call.maps, (False,) * call.maps, far)
-    return lambda: backbone.attend(features, memory)
+    return Memory(maps, maps, pointers, (1,) * call.maps, (False,) * call.maps, far)
 
 
 def large(call: Call) -> Call:
@@ -250,7 +293,8 @@ def prices(calls: Calls) -> dict[str, float]:
     """Return the TFLOP of each part."""
     spent: dict[str, float] = {}
     for call, times in calls.counts.items():
-        spent[call.part] = spent.get(call.part, 0.0) + times * tflop(large(call))
+        part = call.part.partition("_")[0]
+        spent[part] = spent.get(part, 0.0) + times * tflop(large(call))
     return spent
 
 
@@ -263,8 +307,8 @@ def reference_tflop(slices: int, lesions: int = LESIONS, clicks: int = CLICKS) -
     """
     cells = LARGE_PX // 16
     encode, decode, remember = (tflop(Call(part, cells)) for part in ("encode", "decode", "remember"))
-    track = tflop(Call("attend", cells, REFERENCE_MEMORIES, cells, 16))
-    search = tflop(Call("attend", cells, REFERENCE_EXEMPLARS, cells, REFERENCE_EXEMPLARS))
+    track = tflop(Call("sam2_attends", cells, REFERENCE_MEMORIES, cells, 16))
+    search = tflop(Call("sam2_attends", cells, REFERENCE_EXEMPLARS, cells, REFERENCE_EXEMPLARS))
     tracking = lesions * clicks * slices * (encode + track + decode + remember) + lesions * encode
     return tracking + slices * (encode + search + decode)
 
@@ -272,44 +316,46 @@ def reference_tflop(slices: int, lesions: int = LESIONS, clicks: int = CLICKS) -
 def price(repeats: int) -> Outcome:
     """FLOP of a session of 20 lesions x 3 clicks and a propagation at base_plus and 1024 px, against the reference."""
     del repeats  # the same every time
-    calls = session_calls()
-    spent, reference = prices(calls), reference_tflop(calls.slices)
-    attended = {call: times for call, times in calls.counts.items() if call.part == "attend"}
-    count = sum(attended.values())
-    details = {f"{part}_tflop": value for part, value in spent.items()}
-    details |= {f"{part}_calls": calls.total(part) for part in spent}
-    details |= {
-        "reference_tflop": reference,
-        "session_tflop": sum(spent.values()),
-        "slices": calls.slices,
-        "attended_maps": sum(call.maps * times for call, times in attended.items()) / count,
-        "attending_tokens": sum((call.side * TIMES) ** 2 * times for call, times in attended.items()) / count,
-    }
-    return Outcome({"session_flops_vs_reference": sum(spent.values()) / reference}, details)
+    reference = reference_tflop(session_calls("off").slices)
+    details = {"reference_tflop": reference, "slices": float(session_calls("off").slices)}
+    figures = {}
+    for window, name in (("auto", "session"), ("off", "whole_tiles")):
+        calls = session_calls(window)  # type: ignore[arg-type]
+        spent = prices(calls)
+        attended = {call: times for call, times in calls.counts.items() if call.part in ("attend", "attend_object")}
+        objects = sum(attended.values())
+        tokens = sum((call.side * TIMES) ** 2 * times for call, times in attended.items())
+        details |= {f"{name}_{part}_tflop": value for part, value in spent.items()}
+        details |= {f"{name}_{part}_calls": float(calls.total(part)) for part in spent if part != "attend"}
+        details |= {
+            f"{name}_tflop": sum(spent.values()),
+            f"{name}_attend_calls": float(objects),
+            f"{name}_maps": sum(call.maps * times for call, times in attended.items()) / objects,
+            f"{name}_tokens": tokens / objects,
+        }
+        figures[f"{name}_flops_vs_reference"] = sum(spent.values()) / reference
+    return Outcome(figures, details)
 
 
 MEASUREMENTS: list[Measurement] = [price]
 
 
 def main() -> None:
-    """Print the calls and their price."""
-    outcome = price(1)
-    calls, found = session_calls(), outcome.details
-    table = Table("part", "cells", "maps", "map cells", "pointers", "calls", "GFLOP a call", "TFLOP", box=None)
-    for call, times in sorted(calls.counts.items()):
-        one = tflop(large(call))
-        sides = large(call)
-        table.add_row(
-            call.part, f"{sides.side} x {sides.side}", str(call.maps or ""), str(sides.map_side or ""),
-            str(call.pointers or ""), str(times), f"{1000 * one:.1f}", f"{times * one:.2f}",
-        )  # fmt: skip
+    """Print the calls and their price, with windows and without."""
     console = Console()
-    console.print(table)
-    console.print(
-        f"{calls.slices} slices; session {found['session_tflop']:.1f} TFLOP, "
-        f"reference {found['reference_tflop']:.0f} TFLOP: 1 / "
-        f"{1 / outcome.figures['session_flops_vs_reference']:.1f}"
-    )
+    for window in ("auto", "off"):
+        calls = session_calls(window)  # type: ignore[arg-type]
+        table = Table("part", "cells", "maps", "map cells", "pointers", "calls", "GFLOP a call", "TFLOP", box=None)
+        for call, times in sorted(calls.counts.items()):
+            sides, one = large(call), tflop(large(call))
+            table.add_row(
+                call.part, f"{sides.side} x {sides.side}", str(call.maps or ""), str(sides.map_side or ""),
+                str(call.pointers or ""), str(times), f"{1000 * one:.1f}", f"{times * one:.2f}",
+            )  # fmt: skip
+        session, reference = sum(prices(calls).values()), reference_tflop(calls.slices)
+        console.print(f"inference.window: {window}, {calls.slices} slices")
+        console.print(table)
+        console.print(f"session {session:.1f} TFLOP, reference {reference:.0f} TFLOP: 1 / {reference / session:.1f}")
 
 
 if __name__ == "__main__":

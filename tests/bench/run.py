@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mois.files.atomic import write_text
-from tests.bench import accelerator, ddp, inference, price, quality, scaling, swap, training, units
+from tests.bench import accelerator, ddp, inference, price, quality, scaling, scoring, swap, training, units
 from tests.bench.measure import Outcome
 from tests.support.paths import ROOT
 
-MODULES = (inference, swap, quality, training, ddp, scaling, units, accelerator, price)
+MODULES = (inference, swap, quality, training, ddp, scaling, units, accelerator, price, scoring)
 LOUD = 0.2  # a figure that got worse by more than this share is marked
 BETTER_WHEN_HIGH = (
     "tracking_batched_vs_serial", "train_frozen_cached_vs_full", "train_late_lora_vs_full", "ddp2_vs_1",

@@ -35,12 +35,15 @@ def test_calls_are_counted_by_image_and_a_propagation_counts_once() -> None:
         answer = backbone.decode(features, click)
         memory = backbone.remember_slice(features, answer.logits, answer.pointer, answer.presence)
         backbone.decode(backbone.attend(features, memory), None)
+        backbone.attend_on(features, torch.tensor([0, 2, 2, 1, 0]), memory.pick(torch.tensor([0, 2, 2, 1, 0])))
     # 2 slices of 2 tiles; a tile of 64 pixels has 4 x 4 cells
     assert {call: times for call, times in calls.counts.items() if call.part != "semantic"} == {
         Call("encode", 4): 4,
         Call("decode", 4): 6,
         Call("remember", 4): 3,
         Call("attend", 4, 1, 4, 1): 3,
+        Call("attend_image", 4): 3,
+        Call("attend_object", 4, 1, 4, 1): 5,
     }
     assert calls.total("semantic") == 4
 
@@ -55,8 +58,13 @@ def test_calls_cost_what_was_measured_of_the_reference() -> None:
     assert 1000 * price.tflop(Call("encode", 64)) == pytest.approx(647, rel=0.002)
     assert 1000 * price.tflop(Call("decode", 64)) == pytest.approx(3.6, rel=0.02)
     assert 1000 * price.tflop(Call("remember", 64)) == pytest.approx(11.6, rel=0.01)
-    assert 1000 * price.tflop(Call("attend", 64, 1, 64, 1)) == pytest.approx(186, rel=0.002)
-    assert 1000 * price.tflop(Call("attend", 64, 7, 64, 16)) == pytest.approx(606, rel=0.002)
+    assert 1000 * price.tflop(Call("sam2_attends", 64, 1, 64, 1)) == pytest.approx(186, rel=0.002)
+    assert 1000 * price.tflop(Call("sam2_attends", 64, 7, 64, 16)) == pytest.approx(606, rel=0.002)
+    # objects on one image share the self-attention of the first layer
+    shared, own = price.tflop(Call("attend_image", 64)), price.tflop(Call("attend_object", 64, 2, 64, 2))
+    assert shared + own == pytest.approx(price.tflop(Call("attend", 64, 2, 64, 2)), rel=1e-6)
+    assert 0 < shared < own
+    assert 0.01 < price.tflop(Call("semantic", 64, exemplars=16)) < 0.02
     # a window of a quarter of the side has a sixteenth of the queries and of the keys
     assert price.tflop(Call("attend", 16, 2, 16, 2)) < price.tflop(Call("attend", 64, 2, 64, 2)) / 16
     # 31 slices, 20 lesions, 3 clicks: about 2400 TFLOP
