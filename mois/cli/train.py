@@ -49,7 +49,7 @@ from mois.tracking.loggers import LateLoggers, make_loggers
 from mois.tracking.settings import TrackingSettings
 from mois.tracking.tracker import Tracker
 from mois.tracking.wandb_server import trial_of_agent
-from mois.training.checkpoints.best_checkpoint import SCORE, BestCheckpoint, what_is_delivered
+from mois.training.checkpoints.best_checkpoint import SCORE, BestCheckpoint, check_mode, what_is_delivered
 from mois.training.checkpoints.checkpoint_content import RECORD, CheckProgress, ValidationRecord
 from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO, read_training
 from mois.training.checkpoints.last_checkpoint import LastCheckpoint, how_to_go_on
@@ -79,7 +79,7 @@ class CheckpointSettings:
 
     Attributes:
         monitor: Validation figure that decides which checkpoint is `best.ckpt`. The default is the unprompted Dice.
-        mode: Whether a larger or a smaller figure is better.
+        mode: Whether a larger or a smaller figure is better. The opposite of what the figure means is refused.
         every_n_steps: Number of steps between two writes of `last.ckpt`. `--ckpt_path last` goes on from this file,
             and `--ckpt_path previous` from the file before it.
     """
@@ -349,6 +349,7 @@ class MoisCLI(LightningCLI):
             callbacks.append(TimeLimit(minutes))
         if checkpointing:
             kept = self.settings["checkpoints"]
+            check_mode(kept["monitor"], kept["mode"])
             callbacks.append(BestCheckpoint(self.checkpoints, kept["monitor"], kept["mode"]))
             callbacks.append(LastCheckpoint(self.checkpoints, kept["every_n_steps"]))
         return callbacks

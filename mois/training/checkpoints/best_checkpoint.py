@@ -8,6 +8,7 @@ not validated is never the best: it may be random. Then there is no `best.ckpt`,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from mois.evaluation.figures import FIGURES
 from mois.sharing.remarks import clicks_spoilt, exemplars_harm
 from mois.training.checkpoints.checkpoint_content import RECORD, score_of
 from mois.training.checkpoints.checkpoint_io import give_second_name
@@ -29,8 +31,30 @@ SCORE = "val/score"
 OLD_SCORE = "val/right"
 """The figure that decided in trainings of earlier versions."""
 
+SMALLER_IS_BETTER = ("wrong", *(name for name in FIGURES if re.search("false|fragments|absolute_error", name)))
+"""Figures of a validation that are better when they are smaller."""
+
 TIE = 0.01
 """A later checkpoint that is better than the start by no more than this is not taken."""
+
+
+def check_mode(monitor: str, mode: str) -> None:
+    """Refuse to keep the worst checkpoint as the best one.
+
+    Args:
+        monitor: Name of the figure that decides, such as "val/score".
+        mode: "max" if a larger figure is better, or "min".
+
+    Raises:
+        ValueError: If the mode is the opposite of what a figure of ours means.
+    """
+    name = monitor.rpartition("/")[2]
+    smaller = name in SMALLER_IS_BETTER or "loss" in name
+    wanted = "min" if smaller else "max" if name in (*FIGURES, "score") else mode
+    if mode != wanted:
+        raise ValueError(
+            f"checkpoints.mode={mode} would keep the worst checkpoint by {monitor}; set checkpoints.mode={wanted}."
+        )
 
 
 def is_better(score: float, best: float | None, start: float | None, mode: str = "max") -> bool:

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mois.training.callbacks import StartToBeat
-from mois.training.checkpoints.best_checkpoint import BestCheckpoint, does_harm, is_better, what_is_delivered
+from mois.training.checkpoints.best_checkpoint import (
+    BestCheckpoint,
+    check_mode,
+    does_harm,
+    is_better,
+    what_is_delivered,
+)
 from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO, read_checkpoint
 from mois.training.checkpoints.last_checkpoint import LastCheckpoint
 from mois.training.checkpoints.resume_point import ResumePoint
@@ -219,3 +225,19 @@ def test_the_end_of_a_training_says_what_is_delivered() -> None:
         "there is no best.ckpt, and the bundle has the last weights: every validation showed harm, had no score or was "
         "no better than the start, which was not validated here; test with --ckpt_path last or start"
     )
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"),
+    [("val/score", "max"), ("val/wrong", "min"), ("val/loss", "min"), ("val/of_mine", "max"), ("val/of_mine", "min")],
+)
+def test_a_mode_as_the_figure_means_it_is_taken(monitor: str, mode: str) -> None:
+    check_mode(monitor, mode)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"), [("val/score", "min"), ("val/unprompted_dice", "min"), ("val/false_lesions", "max")]
+)
+def test_the_worst_checkpoint_is_never_kept_as_the_best(monitor: str, mode: str) -> None:
+    with pytest.raises(ValueError, match=f"checkpoints.mode={mode} would keep the worst checkpoint by {monitor}"):
+        check_mode(monitor, mode)
