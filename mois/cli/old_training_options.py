@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mois.cli.old_options import say_new_name, table_of, with_new_options
-from mois.cli.settings import CONFIGS, read_settings
+from mois.cli.settings import CONFIGS, read_settings, with_null_fields
 from mois.errors import DataError
 from mois.files.text import read_text
 from mois.sharing.old_settings import REGROUPED, current_name
@@ -33,7 +33,7 @@ class TrainingNames:
 
     def arguments(self, words: Sequence[str]) -> list[str]:
         """Return a command line with the current names of its settings."""
-        return list(self._without_old_files(list(with_new_options(words, self.option))))
+        return with_null_fields(list(self._without_old_files(list(with_new_options(words, self.option)))))
 
     def option(self, name: str, value: Any) -> str:
         """Return the current name of an option."""

@@ -87,6 +87,26 @@ def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield key, value if equals else next(iter(arguments[index + 1 : index + 2]), "")
 
 
+def with_null_fields(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with `--data.init_args.split={"fold": null}` for `--data.init_args.split.fold=null`.
+
+    The parser takes null for a field of a record in a class's arguments in this form alone.
+    """
+    settings = list(read_settings(arguments))
+    words: list[str] = []
+    for word in arguments:
+        if word == "null" and words and words[-1].startswith("--") and "=" not in words[-1]:
+            word = f"{words.pop()}=null"
+        key, _, value = word.removeprefix("--").partition("=")
+        owner, _, rest = key.rpartition(".init_args.")
+        group, dot, name = rest.partition(".")
+        is_field = value == "null" and word.startswith("--") and owner and dot and "." not in name
+        if is_field and type(None) in typing.get_args(type_of(key, settings)):
+            word = f'--{owner}.init_args.{group}={{"{name}": null}}'
+        words.append(word)
+    return words
+
+
 def check_settings(arguments: Sequence[str]) -> None:
     """Refuse mistakes that the parser would accept, or would refuse without the name of the file.
 

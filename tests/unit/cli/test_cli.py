@@ -9,7 +9,9 @@ import torch
 from stand_in import Model
 from torch.utils.data import DataLoader
 
+from mois.cli.fold_steps import resolved_config
 from mois.cli.messages import NO_GPU
+from mois.cli.settings import with_null_fields
 from mois.cli.train import main as train_main
 from tests.support.command_lines import SMALL, train
 from tests.support.paths import ROOT
@@ -289,3 +291,23 @@ def test_the_seed_is_said_once(failing: Callable[..., str]) -> None:
     assert failing("fit", "--config=c.yaml", "--seed_everything=4", "--trainer.max_steps=1") == (
         "data.init_args.seed=3 (c.yaml) is not taken: seed_everything=4 serves all; leave it out"
     )
+
+
+@pytest.mark.parametrize("words", [["--data.init_args.split.fold=null"], ["--data.init_args.split.fold", "null"]])
+def test_null_is_taken_for_a_field_of_a_record_as_in_a_file(words: list[str]) -> None:
+    data = ["--data=datamodules.NiftiDataModule", "--data.init_args.split.val_slab=0.2"]
+    known = with_null_fields([*data, *words, "--data.init_args.split.val_slab=null", "--ckpt_path", "null"])
+    assert known == [
+        *data,
+        '--data.init_args.split={"fold": null}',
+        "--data.init_args.split.val_slab=null",  # no number, so the parser refuses it by its name
+        "--ckpt_path=null",
+    ]
+
+
+def test_a_null_on_the_command_line_takes_the_place_of_a_value_in_the_config(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "data: {class_path: datamodules.NiftiDataModule, init_args: {root: d, split: {fold: 1, val_slab: 0.0}}}"
+    )
+    split = resolved_config(["--config", str(tmp_path / "c.yaml"), "--data.init_args.split.fold=null"])["data"]
+    assert (split["init_args"]["split"]["fold"], split["init_args"]["root"]) == (None, "d")
