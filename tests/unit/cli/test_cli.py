@@ -264,7 +264,7 @@ def test_a_fault_that_a_library_finds_keeps_its_traceback(monkeypatch: pytest.Mo
         try:
             json.loads("{")
         except ValueError:
-            DataLoader([], batch_size=-1)
+            DataLoader([], batch_size=-1)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Model, "configure_optimizers", called_wrongly)
     with pytest.raises(ValueError, match="batch_size should be"):

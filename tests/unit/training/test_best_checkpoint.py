@@ -69,7 +69,7 @@ def fit(
         num_sanity_val_steps=0,
     )
     path = None if ckpt is None else str(run / f"{ckpt}.ckpt")
-    trainer.fit(Scored(step_0, figures), DataLoader([0]), DataLoader([0]), ckpt_path=path)
+    trainer.fit(Scored(step_0, figures), DataLoader([0]), DataLoader([0]), ckpt_path=path)  # type: ignore[arg-type]
     return best
 
 
