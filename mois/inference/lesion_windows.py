@@ -31,10 +31,10 @@ CELL_PX = 16
 """Pixels of a cell of the coarsest level."""
 MASK_CELLS = CELL_PX // 4
 """Cells of a mask in a cell of the coarsest level."""
-SIDES = (6, 8, 12, 16, 24, 32, 48)
+SIDES = (10, 12, 16, 24, 32, 48)
 """Sides of windows, in cells. A lesion that needs more than the largest that is smaller than the tile gets the tile."""
-MARGIN = 2
-"""Cells around the box of a lesion, at least, in a new window."""
+MARGIN = 4
+"""Cells around the box of a lesion, at least, in a new window. With 2 cells, masks agreed at .96 instead of .98."""
 
 
 class Window(NamedTuple):

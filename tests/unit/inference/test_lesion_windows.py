@@ -18,7 +18,7 @@ from mois.inference.settings import InferenceSettings
 from mois.records import Features, MaskPrediction, Prompts, Volume, Windows
 from tests.support.fake_model import FakeBackbone, FakePropagation, box, make_scan
 
-EDGE = 256  # 16 x 16 cells
+EDGE = 512  # 32 x 32 cells
 
 
 class Watching(FakeBackbone):
@@ -63,22 +63,23 @@ def same(one: dict[tuple[int, int], Tensor], other: dict[tuple[int, int], Tensor
 # ---------------------------------------------------------------------------------------------- where a window lies
 
 
-def test_a_window_has_two_cells_around_the_lesion_and_stays_on_the_tile() -> None:
-    assert window_around((7, 7, 8, 8), 32) == Window(6, 5, 5)
-    assert window_around((7, 7, 9, 8), 32) == Window(8, 4, 4)  # 3 + 2 * 2 cells need more than 6
-    assert window_around((0, 30, 0, 31), 32) == Window(6, 0, 26)
-    assert window_around((2, 2, 20, 20), 32) == Window(24, 0, 0)
-    assert window_around((2, 2, 29, 20), 32) == Window(32, 0, 0)  # the whole tile
-    assert window_around((1, 1, 2, 2), 8) == Window(6, 0, 0)
-    assert window_around((1, 1, 4, 2), 8) == Window(8, 0, 0)
+def test_a_window_has_four_cells_around_the_lesion_and_stays_on_the_tile() -> None:
+    assert window_around((7, 7, 8, 8), 32) == Window(10, 3, 3)
+    assert window_around((7, 7, 9, 8), 32) == Window(12, 2, 2)  # 3 + 2 * 4 cells need more than 10
+    assert window_around((0, 30, 0, 31), 32) == Window(10, 0, 22)
+    assert window_around((2, 2, 16, 16), 32) == Window(24, 0, 0)
+    assert window_around((2, 2, 26, 20), 32) == Window(32, 0, 0)  # the whole tile
+    assert window_around((1, 1, 2, 2), 12) == Window(10, 0, 0)
+    assert window_around((1, 1, 4, 2), 12) == Window(12, 0, 0)
+    assert window_around((1, 1, 1, 1), 8) == Window(8, 0, 0)  # a tile of the nano
 
 
 def test_a_window_stays_until_the_lesion_is_near_its_border_or_much_smaller() -> None:
-    now = Window(8, 10, 10)
-    assert window_around((11, 11, 12, 12), 32, now) == now  # a cell is left, and 6 is only one size less
-    assert window_around((10, 11, 11, 12), 32, now) == Window(6, 8, 9)
-    assert window_around((15, 15, 16, 16), 32, Window(12, 10, 10)) == Window(6, 13, 13)  # two sizes less
-    assert window_around((0, 0, 1, 1), 32, Window(6, 0, 0)) == Window(6, 0, 0)  # the tile ends there
+    now = Window(12, 10, 10)
+    assert window_around((11, 11, 12, 12), 32, now) == now  # a cell is left, and 10 is only one size less
+    assert window_around((10, 11, 11, 12), 32, now) == Window(10, 6, 7)
+    assert window_around((15, 15, 16, 16), 32, Window(16, 10, 10)) == Window(10, 11, 11)  # two sizes less
+    assert window_around((0, 0, 1, 1), 32, Window(10, 0, 0)) == Window(10, 0, 0)  # the tile ends there
 
 
 def test_a_border_of_the_tile_is_no_border_of_a_window() -> None:
@@ -109,8 +110,8 @@ def test_windows_of_features_and_their_codes_are_those_of_their_places() -> None
 # ---------------------------------------------------------------------------------------------- tracking
 
 STILL = [(80.0, box((0, 6), (104, 120), (96, 112)))]
-MOVING = [(80.0, box((n, n + 1), (40 + 24 * n, 56 + 24 * n), (40 + 24 * n, 56 + 24 * n))) for n in range(6)]
-GROWING = [(80.0, box((n, n + 1), (120 - 6 * n, 136 + 6 * n), (120 - 6 * n, 136 + 6 * n))) for n in range(6)]
+MOVING = [(80.0, box((n, n + 1), (40 + 48 * n, 56 + 48 * n), (40 + 48 * n, 56 + 48 * n))) for n in range(6)]
+GROWING = [(80.0, box((n, n + 1), (236 - 16 * n, 276 + 16 * n), (236 - 16 * n, 276 + 16 * n))) for n in range(6)]
 AT_BORDER = [(80.0, box((0, 6), (6, 20), (8, 22)))]
 
 
@@ -123,21 +124,21 @@ def test_a_window_finds_what_the_whole_tile_shows(lesion: list[Any]) -> None:
     found, backbone = track(scan, click, "auto")
     assert len(whole) == 6
     same(found, whole)
-    assert backbone.looked[0][0] < 16
+    assert backbone.looked[0][0] < 32
 
 
 def test_a_window_moves_with_the_lesion_and_grows_only_as_needed() -> None:
     _, still = track(make_scan(STILL, shape=(6, EDGE, EDGE)), [(0, 112, 104)], "auto")
-    assert still.looked == [(6, [[4, 3]])] * 5  # rows of cells 6 and 7, column 6
+    assert still.looked == [(10, [[2, 1]])] * 5  # rows of cells 6 and 7, column 6
     _, moving = track(make_scan(MOVING, shape=(6, EDGE, EDGE)), [(0, 48, 48)], "auto")
     corners = [looked[0] for _, looked in moving.looked if looked]
     assert corners == sorted(corners)
     assert corners[0] != corners[-1]
-    _, growing = track(make_scan(GROWING, shape=(6, EDGE, EDGE)), [(0, 128, 128)], "auto")
+    _, growing = track(make_scan(GROWING, shape=(6, EDGE, EDGE)), [(0, 256, 256)], "auto")
     sides = [side for side, _ in growing.looked]
     assert sides == sorted(sides)
-    assert sides[0] == 6
-    assert sides[-1] >= 12
+    assert sides[0] == 12  # 4 cells and 4 on each side
+    assert sides[-1] >= 16
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
@@ -149,12 +150,12 @@ def test_lesions_with_windows_of_different_sides_are_tracked_together(batch_size
     found, backbone = track(scan, clicks, "auto", batch_size)
     assert len(whole) == 12
     same(found, whole)
-    assert {side for side, _ in backbone.looked} == {6, 12}
+    assert {side for side, _ in backbone.looked} == {10, 16}
 
 
 def test_whole_tiles_have_no_windows() -> None:
     _, backbone = track(make_scan(STILL, shape=(6, EDGE, EDGE)), [(0, 112, 104)], "off")
-    assert backbone.looked == [(16, None)] * 5
+    assert backbone.looked == [(32, None)] * 5
 
 
 # ---------------------------------------------------------------------------------------------- SAM 2.1
