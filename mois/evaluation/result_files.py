@@ -26,7 +26,7 @@ from mois.evaluation.true_lesions import TrueLesions
 from mois.files.atomic import write_text
 from mois.files.csv_tables import csv_text
 from mois.geometry import SliceGrid
-from mois.lesions import InstanceMap
+from mois.lesions import InstanceMap, LesionVoxels
 from mois.metrics.surface import SURFACE_MM
 from mois.records import Volume
 from mois.scans.image_files import write_volume
@@ -145,4 +145,7 @@ class ScanFiles:
         save_overlay(path, self.image, true, final, report, edges_mm, self.volume.channel, self.grey)
 
     def _write_map(self, lesions: InstanceMap, path: Path) -> None:
-        write_volume(self.grid.to_volume(torch.from_numpy(lesions)), self.volume.affine, path)
+        array = torch.zeros(self.grid.shape, dtype=torch.int32)
+        voxels = LesionVoxels.of(lesions)
+        self.grid.view(array)[np.unravel_index(voxels.where, lesions.shape)] = voxels.lesion
+        write_volume(array, self.volume.affine, path)

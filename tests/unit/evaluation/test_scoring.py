@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mois.evaluation.figures import Figures
+from mois.evaluation.figures import ClassReport, Figures
 from mois.evaluation.overlays import telling_slices
 from mois.evaluation.reader import Reader
+from mois.evaluation.result_files import ScanFiles
 from mois.evaluation.scoring import ClassResult, candidate_rows, grown, score_answer
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ScanPlan
@@ -21,6 +23,7 @@ from mois.metrics.counts import VoxelCounts
 from mois.metrics.overlap import Overlap, join_tracked_and_found
 from mois.metrics.surface import surface_dice
 from mois.records import Volume
+from mois.scans.image_files import write_volume
 from tests.support import plain_scoring
 
 SHAPE = (40, 33, 9)
@@ -149,6 +152,20 @@ def test_a_view_of_a_scan_is_its_stack(axes: tuple[int, ...], signs: tuple[int, 
     grid = SliceGrid.of((2, 3, 4), affine)
     np.testing.assert_array_equal(grid.view(image), grid.to_stack(image).numpy())
     assert np.shares_memory(grid.view(image), image.numpy())
+
+
+def test_a_written_map_is_the_whole_stack_on_the_grid_of_the_scan(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    turned = torch.tensor([[0.0, 0, 4, 1], [-0.9, 0, 0, 2], [0, 1.1, 0, 3], [0, 0, 0, 1]], dtype=torch.float64)
+    volume = scan_of(blobs(rng, 9), turned)
+    grid = SliceGrid.of(volume.shape, volume.affine)
+    plan = ScanPlan.of(volume, grid, ProtocolSettings())
+    result = ClassResult((), plan.lesions.index, None)
+    report = ClassReport(1, Figures(), (), ())
+    ScanFiles(volume, grid, plan.lesions, tmp_path).write_class(report, result, plan.lesions.index)
+    write_volume(grid.to_volume(torch.from_numpy(plan.lesions.index)), volume.affine, tmp_path / "whole.nii.gz")
+    written = (tmp_path / "predictions" / "scan_class1.nii.gz").read_bytes()
+    assert written == (tmp_path / "whole.nii.gz").read_bytes()
 
 
 def test_slices_that_tell_most_equal_those_of_whole_volumes() -> None:

@@ -110,6 +110,33 @@ def test_a_worker_ends_with_its_parent_and_leaves_ctrl_c_to_it() -> None:
     pytest.fail("the worker outlived its parent")
 
 
+@pytest.mark.ci
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_ends_the_program_in_one_line_with_its_workers() -> None:
+    code = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from mois.machine.interrupts import ctrl_c_ends\n"
+        "from mois.machine.worker_pool import WorkerPool\n"
+        "from tests.unit.machine import test_worker_pool as t\n"
+        "with ctrl_c_ends(to_the_end=True), WorkerPool(1) as pool:\n"
+        "    pool.submit('first', t.own_process, lambda process: print(process, flush=True))\n"
+        "    pool.finish()\n"
+        "    pool.submit('long', t.sleep, print)\n"
+        "    pool.finish()\n"
+    )
+    command = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, encoding="utf-8", start_new_session=True, **pipes) as parent:  # type: ignore[call-overload]
+        worker = int(parent.stdout.readline())
+        time.sleep(0.5)
+        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+        _, said = parent.communicate(timeout=60)
+    assert (parent.returncode, said) == (130, "\nstopped by Ctrl-C; give the command again\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
 def own_process() -> int:
     return os.getpid()
 
