@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,7 +20,7 @@ from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.interfaces import Propagation
-from mois.propagation import Attention, Prototype, Similarity
+from mois.propagation import Attention, LearnedMatching, Prototype, Similarity
 from mois.records import Exemplars, MaskPrediction, Prompts, Volume
 from mois.session import InteractiveSession
 from mois.sharing.lesion_model import LesionModel
@@ -201,4 +204,34 @@ def encoder_calls(repeats: int) -> Outcome:
     )
 
 
-MEASUREMENTS: list[Measurement] = [semantic_pass, clicks, tracking, encoder_calls]
+def _cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def second_propagation(repeats: int) -> Outcome:
+    """A propagation after one more click, against the first, which encodes the scan (default phantom, second nano)."""
+    backbone, propagation = SAM2("nano", "bundled-2"), LearnedMatching(weights="bundled-2")
+    propagation.build(backbone)
+    settings = InferenceSettings(
+        threshold=0.5, peak_threshold=0.6, level="pooled", split_prominence_mm=None, clicks="matched"
+    )
+    segmenter = VolumeSegmenter(backbone.eval(), propagation.eval(), settings)
+    scan = _scan()
+    spots = torch.tensor([list(click) for click in scan.clicks[:4]], dtype=torch.float64)
+    seconds: dict[str, list[float]] = {"first": [], "again": []}
+    for _ in range(repeats):
+        session = InteractiveSession(LesionModel.of(segmenter), scan.volume)
+        points = session._bench.encoded.grid.to_lps_mm(_stack_index(scan, spots))
+        for point in points[:3]:
+            session.click(point)
+        seconds["first"].append(_cpu_seconds(session.propagate))
+        session.click(points[3])
+        seconds["again"].append(_cpu_seconds(session.propagate))
+    medians = {name: statistics.median(spent) for name, spent in seconds.items()}
+    figures = {"propagate_again_vs_first": medians["again"] / medians["first"]}
+    return Outcome(figures, {f"{name}_s": spent for name, spent in medians.items()})
+
+
+MEASUREMENTS: list[Measurement] = [semantic_pass, clicks, tracking, encoder_calls, second_propagation]

@@ -64,6 +64,12 @@ FIGURES = (
         "how often a tile is encoded in a session of clicks, propagations and a correction", "1",
     ),
     (
+        "propagate_again_vs_first", 2,
+        "CPU seconds of a propagation after one more click ({again_s:1} s), divided by those of the first, which also "
+        "encodes the scan ({first_s:1} s). 3 exemplars, then 4; default phantom, second nano",
+        ".35 or less: missed",
+    ),
+    (
         "swap_bundle_ms", 1,
         "milliseconds to go to another bundle of the nano with the same frozen trunk, on one encoded scan; its answers "
         "then encode {encoder_calls_after_swap:0} tiles again",
