@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mois.errors import DataError
+from mois.grid import Grid
 from mois.planning.contrast import lesion_contrast
 from mois.planning.plan import DatasetFacts
 from mois.scans.dataset_description import DatasetDescription
 from mois.scans.dataset_facts import ScanFacts
 from mois.scans.datasets import SubjectFiles, describe_dataset, list_scans
+from mois.scans.volumes import read_on_grid
 
 _IMAGE = re.compile(
     r"(?P<subject>.+?)(?P<channel>_\d{4})?(\.[^\W\d][^\W_]*)*"
@@ -113,9 +115,13 @@ def _examine_scan(
     if not scan.held_out and scan.label is None and scan.instances is None:
         cure = f"add labelsTr/{scan.subject}{ending}, all 0 if it has no lesion, or move its image out of imagesTr"
         wrong.append(f"{root}: training scan {scan.subject} has no label map; {cure}")
-    for channel in scan.images:
+    first: Grid | None = None
+    for channel, path in scan.images.items():
         try:
+            if first is not None:  # before the labels are read: they are not at fault
+                read_on_grid(path, first, scan.images[min(scan.images)].name, "the channel")
             volume = scan.read(channel)
+            first = first or Grid.of(volume.shape, volume.affine)
             facts = facts or ScanFacts.of(volume, scan.instances is not None)
             if contrasts and volume.classes and len(scan.images) > 1:
                 measured[channel] = lesion_contrast(volume)

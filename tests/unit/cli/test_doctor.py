@@ -147,3 +147,22 @@ def test_one_is_no_plural(make_dataset: Make) -> None:
     (root / "imagesTr" / "p0_0000.nii.gz").unlink()
     (summary,) = [finding for finding in dataset(root) if " to mend" in finding.text]
     assert summary == Finding("data", True, "1 scan to train on, 0 held out, 1 lesion, 0 faults to mend")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_sequences_of_a_scan_lie_on_one_grid(make_dataset: Make, labelled: bool) -> None:
+    root = make_dataset(subjects=1, held_out=1)
+    describe(root, channel_names={"0": "T2", "1": "T1"})
+    for part, scan in (("Tr", "p0"), ("Ts", "p1")):
+        shutil.copy(root / f"images{part}" / f"{scan}_0000.nii.gz", root / f"images{part}" / f"{scan}_0001.nii.gz")
+    assert all(finding.good for finding in dataset(root))
+    part, scan = ("Tr", "p0") if labelled else ("Ts", "p1")
+    if not labelled:
+        (root / "labelsTs" / "p1.nii.gz").unlink()
+    moved = root / f"images{part}" / f"{scan}_0001.nii.gz"
+    affine = np.diag([2.0, 6.0, 2.0, 1.0])
+    affine[0, 3] = 9.0
+    save_nifti(moved, np.random.default_rng(0).normal(size=(40, 8, 48)).astype(np.float32), affine)
+    (fault,) = [finding.text for finding in dataset(root) if not finding.good][:-1]
+    assert fault.startswith(f"{moved}: its affine differs from that of {scan}_0000.nii.gz by 9 mm")
+    assert "resample the channel onto that grid" in fault
