@@ -15,6 +15,7 @@ from mois.serve.finding import Finding
 from mois.serve.host import Seat
 from mois.serve.page_earlier import EarlierScan
 from mois.serve.page_view import PageView, ShownMask, ShownMasks, Triple
+from mois.serve.page_words import in_page_words, page_words
 from mois.serve.refusals import Refusal
 from mois.session import InteractiveSession
 from mois.session.follow_up import columns, comparison_rows
@@ -64,6 +65,7 @@ class PageReader:
 
     # -- what changes the session --------------------------------------------------------------------------------------
 
+    @in_page_words()
     def draw(self, kind: str, voxels: Sequence[Triple], lesion: int | None, positive: bool) -> dict[str, Any]:
         """Click, or draw a box, scribble or lasso, and return the lesion's id as result."""
         points = [self.view.lps_mm(voxel) for voxel in voxels]
@@ -77,6 +79,7 @@ class PageReader:
             return self._answer(self._seat.do(lambda s: s.scribble(points, lesion, positive)))
         return self._answer(self._seat.do(lambda s: s.lasso(points, lesion, positive)))
 
+    @in_page_words()
     def act(self, name: str, *arguments: int) -> dict[str, Any]:
         """Do another action of the session: accept, reject, lock, unlock, remove, undo, redo or save."""
         result = self._seat.do(lambda session: getattr(session, name)(*arguments))
@@ -169,7 +172,7 @@ class PageReader:
             else:
                 shown = self._seat.ask(lambda session: session.preview_drawing(kind, points, lesion, positive))
         except ValueError as error:
-            return {"lesion": None, "mask": None, "why": one_line(str(error))}
+            return {"lesion": None, "mask": None, "why": page_words(one_line(str(error)))}
         return {"lesion": shown.lesion, "mask": self.view.preview(shown), "why": ""}
 
     def suggest(self, count: int) -> list[dict[str, Any]]:

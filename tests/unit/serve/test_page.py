@@ -258,3 +258,20 @@ def test_without_an_earlier_scan_there_is_nothing_to_compare(page):
     answer = page.get("follow_up")
     assert answer.status_code == 404
     assert "--earlier" in answer.json()["error"]
+
+
+def test_refusals_name_keys_of_the_page_and_no_arguments_of_python(page, scan):
+    click(page, scan, 2, 20, 20)
+    choose = "choose lesion 1 in the list and press C to correct it, or take the place out of it first (hold Shift)."
+    assert click(page, scan, 2, 20, 20).json()["error"] == f"this place lies in lesion 1; {choose}"
+    at = {"points": [voxel(scan, 2, 20, 20)]}
+    assert page.post("preview/click", json=at).json()["why"] == f"this place lies in lesion 1; {choose}"
+    line = {"points": [voxel(scan, 2, 20, 20), voxel(scan, 2, 20, 22)]}
+    assert page.post("draw/scribble", json=line).json()["error"] == f"the scribble crosses lesion 1; {choose}"
+    outside = click(page, scan, 2, 5, 5, positive=False).json()["error"]
+    assert outside == "a negative click outside every lesion; choose a lesion in the list and press C first."
+    page.post("lesion/lock", json={"lesion": 1})
+    locked = click(page, scan, 2, 18, 18, lesion=1).json()["error"]
+    assert locked == "lesion 1 is locked; choose it and press L to unlock it."
+    gone = page.post("lesion/accept", json={"lesion": 7}).json()["error"]
+    assert gone == "lesion 7 does not exist; there is 1."
