@@ -115,13 +115,13 @@ def _examine_scan(
     if not scan.held_out and scan.label is None and scan.instances is None:
         cure = f"add labelsTr/{scan.subject}{ending}, all 0 if it has no lesion, or move its image out of imagesTr"
         wrong.append(f"{root}: training scan {scan.subject} has no label map; {cure}")
-    first: Grid | None = None
+    grid: Grid | None = None
     for channel, path in scan.images.items():
         try:
-            if first is not None:  # before the labels are read: they are not at fault
-                read_on_grid(path, first, scan.images[min(scan.images)].name, "the channel")
+            if grid is not None:  # before the labels are read: they are not at fault
+                read_on_grid(path, grid, scan.images[min(scan.images)].name, "the channel")
             volume = scan.read(channel)
-            first = first or Grid.of(volume.shape, volume.affine)
+            grid = grid or Grid.of(volume.shape, volume.affine)
             facts = facts or ScanFacts.of(volume, scan.instances is not None)
             if contrasts and volume.classes and len(scan.images) > 1:
                 measured[channel] = lesion_contrast(volume)
