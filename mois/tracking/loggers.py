@@ -20,6 +20,9 @@ from mois.tracking.settings import TrackingSettings
 from mois.tracking.wandb_logger import CarefulWandbLogger
 from mois.tracking.wandb_server import choose
 
+NAMELESS = {"mlflow.user": "hidden", "mlflow.source.name": "mois"}
+"""Tags of MLflow that would otherwise name the user of this machine and the path of the program."""
+
 
 def make_loggers(
     folder: Path,
@@ -41,7 +44,11 @@ def make_loggers(
         job: The command, such as "fit": the type of the job at W&B.
         others: Loggers of the user, which record instead of W&B.
     """
-    names = Names(hashes_names(settings, others))
+    hashed = hashes_names(settings, others)
+    names = Names(hashed)
+    for logger in others if hashed else ():
+        if isinstance(logger, MLFlowLogger):
+            logger.tags = {**(logger.tags or {}), **NAMELESS}
     loggers: list[Logger] = [CsvLogger(folder, resume_step, names)]
     if not others and choose(settings.wandb).mode != "disabled":
         loggers.append(CarefulWandbLogger(folder, settings, run_id, names=names, job=job))

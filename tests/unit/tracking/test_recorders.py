@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -153,3 +153,16 @@ def test_masks_are_coloured_by_class_beside_their_slice_and_sheets_have_rows_of_
     page = sheet([np.full((4, 4, 3), number, np.uint8) for number in range(1, 11)])
     assert page.shape == (12, 48, 3)
     assert page[6, 7].tolist() == [10, 10, 10]
+
+
+@pytest.mark.parametrize(("names", "hidden"), [("hashed", True), ("plain", False)])
+def test_hashed_runs_at_mlflow_name_neither_user_nor_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Literal["hashed", "plain"], hidden: bool
+) -> None:
+    monkeypatch.setenv("LOGNAME", "doctor-jekyll")
+    logger = mlflow_logger(tmp_path)
+    assert isinstance(logger, MLFlowLogger)
+    make_loggers(tmp_path, TrackingSettings(names=names), others=[logger])
+    tags = logger.experiment.get_run(logger.run_id).data.tags
+    assert ("doctor-jekyll" not in str(tags)) == hidden
+    assert (tags["mlflow.source.name"] == "mois") == hidden
