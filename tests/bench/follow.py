@@ -1,29 +1,37 @@
 """Following lesions through slices: ours against the video predictor of Meta, with the same random weights.
 
 Both follow the same lesions from the same clicks. Encoding is included.
+
+python -m tests.bench.follow        # ten minutes
 """
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
 import sam2.sam2_video_predictor as video
 import torch
+from rich.console import Console
 from sam2.build_sam import build_sam2_video_predictor
+from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional
 
 from mois.backbones import SAM2
 from mois.inference.encoded_volume import EncodedVolume, Tracked
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.propagation import Sam2Only
-from mois.records import Prompts, Volume
-from tests.bench.measure import Measurement, Outcome, interleaved
+from mois.records import Features, MaskPrediction, Prompts, Volume
+from tests.bench.measure import Outcome, interleaved
+from tests.bench.run import show
 from tests.support.meta_sam2 import CONFIGS, meta_model, save_checkpoint, video_state
 
 EDGE, SLICES, LESIONS = 512, 14, 10
@@ -58,10 +66,28 @@ class _Follow:
         image = self.images.permute(2, 1, 0).contiguous()
         return Volume("scan", "scan", image, affine, torch.zeros(image.shape, dtype=torch.int32), {})
 
-    def segmenter(self) -> VolumeSegmenter:
+    @contextmanager
+    def told_masks(self, bright: float) -> Iterator[None]:
+        """Let every answer be the largest bright disc in sight: masks of random weights cover half a tile."""
+        decode = self.ours.decode
+
+        def tell(features: Features, prompts: Prompts | None, dense: Tensor | None = None) -> MaskPrediction:
+            answer = decode(features, prompts, dense)
+            if prompts is None:
+                shades = functional.avg_pool2d(features.image, 4)[:, 0]
+                discs = torch.stack([_largest(shade > bright) for shade in shades])
+            else:
+                discs = _discs(prompts.points[:, 0] / 4, answer.logits.shape[-1], RADIUS / 4)
+            return answer._replace(logits=torch.where(discs, 5.0, -5.0).to(answer.logits.dtype))
+
+        with mock.patch.object(self.ours, "decode", tell):
+            yield
+
+    def segmenter(self, window: Literal["off", "auto"] = "off") -> VolumeSegmenter:
         settings = InferenceSettings(
             pixel_mm=1.0, air_level=0.0, half_features=False, precision="32", track_mm=1e4, track_growth=1e9
         )
+        settings = replace(settings, window=window)
         return VolumeSegmenter(self.ours, Sam2Only(), settings)
 
     def by_theirs(self, images: Tensor) -> dict[tuple[int, int], Tensor]:
@@ -93,7 +119,7 @@ def _scan(lesions: int, edge: int, slices: int) -> tuple[Tensor, Tensor]:
     """Return pictures (S, P, P), 0 to 1, of discs that move through smooth noise, and their places (L, 2)."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(slices, 1, edge // 8, edge // 8, generator=generator)
-    pictures = 0.6 * torch.nn.functional.interpolate(noise, (edge, edge), mode="bilinear").squeeze(1)
+    pictures = 0.6 * functional.interpolate(noise, (edge, edge), mode="bilinear").squeeze(1)
     columns = 5
     line = torch.arange(edge, dtype=torch.float32)
     clicks = []
@@ -106,6 +132,21 @@ def _scan(lesions: int, edge: int, slices: int) -> tuple[Tensor, Tensor]:
             away = (line[:, None] - y - shift) ** 2 + (line[None] - x) ** 2
             pictures[index] += 0.4 * (away < RADIUS**2)
     return pictures.clamp(0, 1), torch.tensor(clicks)
+
+
+def _discs(places: Tensor, edge: int, radius: float) -> Tensor:
+    """Return discs (N, edge, edge) bool around places (N, 2), x then y."""
+    line = torch.arange(edge, dtype=torch.float32)
+    x, y = places.T[:, :, None]
+    return ((line - y) ** 2)[:, :, None] + ((line - x) ** 2)[:, None] < radius**2
+
+
+def _largest(mask: Tensor) -> Tensor:
+    """Return the largest component of a mask (h, w)."""
+    parts, count = ndimage.label(mask.numpy())
+    if not count:
+        return mask
+    return torch.from_numpy(parts == 1 + int(np.bincount(parts.flat)[1:].argmax()))
 
 
 def agreement(one: dict[tuple[int, int], Tensor], other: dict[tuple[int, int], Tensor]) -> dict[str, float]:
@@ -132,6 +173,7 @@ def follow(repeats: int) -> Outcome:
         pair = _Follow.of(Path(folder))
     segmenter = pair.segmenter()
     images = segmenter.encode(pair.volume, lazy=True).images(np.arange(SLICES)).clamp(0, 1)  # as ours are normalised
+    bright = float(images[CLICKED][_discs(pair.clicks, EDGE, RADIUS).any(0)].quantile(0.35))  # noise is less bright
     found: dict[str, dict[tuple[int, int], Tensor]] = {}
 
     def theirs() -> None:
@@ -140,12 +182,23 @@ def follow(repeats: int) -> Outcome:
     def ours() -> None:
         found["ours"] = masks_of(*pair.by_ours(segmenter))
 
+    def told() -> None:
+        with pair.told_masks(bright):
+            pair.by_ours(pair.segmenter("auto"))
+
     with torch.inference_mode():
-        seconds = interleaved({"theirs": theirs, "ours": ours}, max(1, repeats // 2))
+        seconds = interleaved({"theirs": theirs, "ours": ours, "windows": told}, repeats)
     details = {f"follow_{name}_s": spent for name, spent in seconds.items()}
     details |= {f"follow_{name}": value for name, value in agreement(found["theirs"], found["ours"]).items()}
     details["follow_masks_share_of_tile"] = float(torch.stack(list(found["ours"].values())).float().mean())
-    return Outcome({"follow_vs_sam2": seconds["theirs"] / seconds["ours"]}, details)
+    figures = {
+        "follow_vs_sam2": seconds["theirs"] / seconds["ours"],
+        "follow_windows_vs_sam2": seconds["theirs"] / seconds["windows"],
+    }
+    return Outcome(figures, details)
 
 
-MEASUREMENTS: list[Measurement] = [follow]
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    outcome = follow(1)
+    show(Console(), outcome, {})

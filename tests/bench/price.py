@@ -32,6 +32,7 @@ from datamodules.phantoms.phantom import make_phantom
 from datamodules.pretraining import as_volume
 from mois.backbones import SAM2
 from mois.geometry import SliceGrid
+from mois.inference import lesion_windows
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.interfaces import with_channels
@@ -164,7 +165,13 @@ def session_calls(window: Literal["off", "auto"]) -> Calls:
     settings = replace(InferenceSettings(), tile_px=TILE_PX, window=window)
     segmenter = VolumeSegmenter(backbone.eval(), propagation.eval(), settings)
     calls = Calls(slices=SliceGrid.of(volume.shape, volume.affine).stack_shape[0])
-    with calls.of(segmenter):
+    # a cell of the nano's tile stands for TIMES x TIMES cells, so windows in cells of base_plus are smaller here
+    margin, sides = lesion_windows.MARGIN // TIMES, tuple(side // TIMES for side in lesion_windows.SIDES)
+    with (
+        mock.patch.object(lesion_windows, "MARGIN", margin),
+        mock.patch.object(lesion_windows, "SIDES", sides),
+        calls.of(segmenter),
+    ):
         session = InteractiveSession(LesionModel.of(segmenter), volume)
         for truth in _largest(volume, LESIONS):
             _click(session, volume, truth)
