@@ -144,8 +144,9 @@ class NiftiDataModule(LightningDataModule):
             self._check(self.splits.train if self.split.val_slab else self.splits.val, "validate on")
         if stage in ("test", "predict"):
             if not self.splits.test:
+                what = "test" if stage == "test" else "predict"  # Lightning's enum prints its name
                 raise DataError(
-                    f"{self.root}: nothing to {stage} on; set data.init_args.split.test_subjects, or add imagesTs."
+                    f"{self.root}: nothing to {what} on; set data.init_args.split.test_subjects, or add imagesTs."
                 )
             self._check(self.splits.test, "test on" if stage == "test" else "")
 

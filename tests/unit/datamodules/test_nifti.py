@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules.loading import VolumeLoader
 from datamodules.nifti import NiftiDataModule
@@ -239,9 +240,10 @@ def test_one_scan_without_lesions_is_no_error(make_dataset):
     assert next(iter(data.train_dataloader())).support_valid[:, 0].any()
 
 
-def test_testing_needs_scans(make_dataset):
+@pytest.mark.parametrize("stage", ["test", TrainerFn.TESTING])  # Lightning gives its enum
+def test_testing_needs_scans(make_dataset, stage):
     with pytest.raises(DataError, match="nothing to test on"):
-        module_of(make_dataset()).setup("test")
+        module_of(make_dataset()).setup(stage)
 
 
 @pytest.mark.parametrize(
