@@ -67,7 +67,7 @@ class WorkerPool:
         """Have a piece of work done. `then` gets its result, in this process, before the context ends.
 
         Args:
-            name: Name of the work, for messages.
+            name: Name of the work for messages, such as "scan p3".
             work: A picklable function without arguments.
             then: Gets the result.
             here: Do the work at once, in this process.
@@ -122,11 +122,11 @@ class WorkerPool:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Let errors say which work they are about."""
+    """Let errors say which work they are about. Of "scan p3", p3 is enough."""
     try:
         yield
     except ValueError as error:
-        if name in str(error):
+        if (name.partition(" ")[2] or name) in str(error):
             raise
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:

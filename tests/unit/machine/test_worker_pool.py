@@ -53,6 +53,8 @@ def test_without_workers_this_process_works_at_once() -> None:
             pool.submit("second", partial(fail, ValueError, "too small"), got.append)
         with pytest.raises(ValueError, match=r"^second is too small$"):
             pool.submit("second", partial(fail, ValueError, "second is too small"), got.append)
+        with pytest.raises(ValueError, match=r"^p3\.nii\.gz is too small$"):
+            pool.submit("scan p3", partial(fail, ValueError, "p3.nii.gz is too small"), got.append)
 
 
 @pytest.mark.ci
