@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from datamodules.episodes import collate
 from mois.errors import DataError
 from mois.files.json_records import as_record
+from mois.machine.system_calls import usable_cores
 from mois.records import Episode, Volume
 
 WORKERS = 4
@@ -220,8 +221,7 @@ def workers_of(trainer: Trainer | None) -> int:
 
     On a CPU it is 0: training and drawing would compete for the cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(WORKERS, cores) if on_gpu(trainer) else 0
+    return min(WORKERS, usable_cores()) if on_gpu(trainer) else 0
 
 
 @contextmanager

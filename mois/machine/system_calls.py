@@ -30,6 +30,11 @@ def _module(name: str) -> Any:
 _FCNTL, _MSVCRT = _module("fcntl"), _module("msvcrt")
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def open_flags(*names: str) -> int:
     """Return flags of `os.open` by name, such as "O_NOFOLLOW", without those that this system does not have.
 

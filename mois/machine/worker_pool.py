@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mois.machine.system_calls import usable_cores
+
 Result = TypeVar("Result")
 
 SPARSE_FROM = 1 << 20
@@ -143,8 +145,7 @@ def _killed(name: str) -> ValueError:
 
 def free_cores() -> int:
     """Return how many cores this process may use, its share if a launcher started several on this machine, less one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) - 1)
+    return max(0, usable_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) - 1)
 
 
 def packed(work: object) -> bytes:

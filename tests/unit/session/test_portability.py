@@ -15,10 +15,17 @@ from tests.support.other_system import MODULES, OF_OS, OF_SIGNAL, OURS
 ROOT = Path(mois.__file__).parents[1]
 LISTED = {
     # every use asks first whether the system has the call
-    "mois/machine/system_calls.py": {"pread", "pwrite", "O_DIRECTORY", "register_at_fork", "sysconf"},
+    "mois/machine/system_calls.py": {
+        "pread",
+        "pwrite",
+        "O_DIRECTORY",
+        "register_at_fork",
+        "sched_getaffinity",
+        "sysconf",
+    },
     "mois/scans/decompress.py": {"alarm"},
     # training alone: workers of data end with their training
-    "datamodules/loading.py": {"sched_getaffinity", "SIGHUP", "SIGUSR1", "SIGUSR2", "pthread_sigmask"},
+    "datamodules/loading.py": {"SIGHUP", "SIGUSR1", "SIGUSR2", "pthread_sigmask"},
     # only where a pipe was closed, which raises BrokenPipeError
     "mois/cli/messages.py": {"SIGPIPE"},
 }
