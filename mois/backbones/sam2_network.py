@@ -181,7 +181,10 @@ class _RotaryAttention(RoPEAttention):  # type: ignore[misc]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
         self.turns(q.shape[1], q.device)
-        narrow = v.shape[-1] < self.internal_dim and type(self.v_proj) is nn.Linear
+        layer = self.v_proj
+        while hasattr(layer, "get_base_layer"):  # peft's methods change the weight alone, so the layer stays linear
+            layer = layer.base_layer
+        narrow = type(layer) is nn.Linear and v.shape[-1] < self.internal_dim
         if narrow and q.device.type == "cpu" and not torch.is_grad_enabled():
             return self._project_last(q, k, v, num_k_exclude_rope)
         answer: Tensor = super().forward(q, k, v, num_k_exclude_rope)

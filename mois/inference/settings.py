@@ -55,7 +55,8 @@ class InferenceSettings:
             scan, from how well the exemplars find each other and from how much of the scan they find
             (`mois.inference.levels`). `mixed`: so too, and the exemplars decide whether a plain comparison, of which
             nothing was learned, has half a say (`Propagation.plain_answer`). `pooled`: the same, but if the model finds
-            the exemplars without any exemplar too, the level is found for the average of all three opinions.
+            the exemplars without any exemplar too, the level is found for the average of all three opinions. Where
+            lesions were rejected, sessions ask instead what is found if the exemplars change sides.
             Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).

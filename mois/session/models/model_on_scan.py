@@ -151,7 +151,8 @@ class ModelOnScan:
                 return answer
         questions = [exemplars]
         judged = exemplars.present
-        if bool((judged & exemplars.negative).any() & (judged & ~exemplars.negative).any()):
+        pooled = self.segmenter.settings.level == "pooled"
+        if pooled and bool((judged & exemplars.negative).any() & (judged & ~exemplars.negative).any()):
             questions.append(exemplars.sides_changed())
         lesions = self._outlined(state, keys)
         pooled = yield from pooled_steps(self.segmenter, self.encoded, exemplars, lesions)
