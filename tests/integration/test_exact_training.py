@@ -61,7 +61,7 @@ def test_two_processes_train_as_one(
     assert shared == pytest.approx(scored, rel=2e-3, abs=2e-3)  # rounding may turn a voxel
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(
     make_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -87,7 +87,7 @@ def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(
     assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_training_goes_on_with_batches_of_half_as_many_episodes_and_twice_as_many_of_them_a_step(
     make_dataset: Callable[..., Path],
     tmp_path: Path,
@@ -125,7 +125,7 @@ def test_a_training_goes_on_with_batches_of_half_as_many_episodes_and_twice_as_m
     )
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_training_that_dies_while_it_validates_validates_when_it_goes_on(
     make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def step_in(said: str, number: signal.Signals) -> int:
     return int(step)
 
 
+@pytest.mark.ci
 def test_a_training_that_meets_one_fault_after_another_is_the_same_training(
     whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str], at_step: Callable[..., None]
 ) -> None:
@@ -195,9 +196,8 @@ def test_a_job_that_slurm_takes_away_is_requeued_and_goes_on(
     assert validations(tmp_path / "run") == whole.validations
 
 
-@pytest.mark.parametrize(
-    ("at", "saved"), [pytest.param(2, 2, marks=pytest.mark.ci, id="before it"), pytest.param(3, 3, id="after it")]
-)
+@pytest.mark.parametrize(("at", "saved"), [pytest.param(2, 2, id="before it"), pytest.param(3, 3, id="after it")])
+@pytest.mark.ci
 def test_a_validation_within_an_epoch_is_made_once_whenever_the_training_stops(
     make_dataset: Callable[..., Path], tmp_path: Path, at_step: Callable[..., None], at: int, saved: int
 ) -> None:
@@ -239,7 +239,8 @@ def test_a_signal_to_all_processes_stops_them_at_one_step_and_one_process_goes_o
     assert validations(tmp_path)[-1] == pytest.approx(whole.validations[-1], rel=2e-3, abs=2e-3)  # or a voxel turns
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.ci)])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.ci
 def test_a_rank_that_is_killed_ends_the_training_with_one_line(whole: Whole, tmp_path: Path, rank: int) -> None:
     with train_apart(*whole.arguments, *TWO_RANKS, "--trainer.max_epochs=99", folder(tmp_path)) as process:
         wait_for_step(process, tmp_path, 3)

@@ -17,7 +17,7 @@ ONE_STEP = "--trainer.max_steps=1"
 AT_REST = "--model.optimisation.learning_rate=0"
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_new_training_begins_with_what_a_bundle_holds(
     make_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
