@@ -1,5 +1,7 @@
 """Scoring on whole volumes, without shortcuts. `mois.evaluation.scoring` must give exactly the same figures.
 
+What follows from an `Overlap` alone is that module's: only how an overlap is counted has a shortcut.
+
 Tests compare with it, and `tests.bench.scoring` measures against it.
 """
 
@@ -14,7 +16,7 @@ import numpy.typing as npt
 from scipy.spatial import KDTree
 
 from mois.evaluation.figures import CandidateRow, Figures, TrueLesionRow, mean_of, measured
-from mois.evaluation.scoring import ClassResult
+from mois.evaluation.scoring import ClassResult, _lesion_rows, _quality_and_volume
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.true_lesions import ClassPlan, TrueLesions
 from mois.grid import Edges, Spacing, edges_of
@@ -227,17 +229,6 @@ def _apart(found_map: InstanceMap, matches: Matches, true_lesions: TrueLesions) 
     return len(Overlap.of(found_map, true_lesions.index).apart().intersection(matches.false))
 
 
-def _quality_and_volume(overlap: Overlap, voxel_ml: float) -> dict[str, float | None]:
-    """Return the panoptic quality and the errors of volume."""
-    percent = measured(overlap.volume_error_percent())
-    return {
-        "panoptic_quality": measured(overlap.panoptic_quality()),
-        "volume_error_ml": overlap.volume_error_ml(voxel_ml),
-        "volume_error_percent": percent,
-        "volume_absolute_error_percent": None if percent is None else abs(percent),
-    }
-
-
 def _own_dice(tracked: InstanceMap, true_map: InstanceMap, prompted: Sequence[int]) -> dict[int, float]:
     """Return the Dice of each prompted lesion with the mask of its own clicks; 0 if that mask is empty."""
     overlap = Overlap.of(tracked, true_map)
@@ -248,32 +239,6 @@ def _own_dice(tracked: InstanceMap, true_map: InstanceMap, prompted: Sequence[in
         lesion: float(dice[rows[number], columns[lesion]]) if number in rows else 0.0
         for number, lesion in enumerate(prompted, start=1)
     }
-
-
-def _lesion_rows(
-    lesions: Iterable[int], true_lesions: TrueLesions, plan: ClassPlan, overlap: Overlap, matches: Matches
-) -> list[TrueLesionRow]:
-    """Return a row for each of these true lesions."""
-    iou, dice = overlap.iou(), overlap.lesion_dice()
-    rows = {int(found): row for row, found in enumerate(overlap.found_ids)}
-    columns = {int(lesion): column for column, lesion in enumerate(overlap.true_ids)}
-    pieces = (overlap.shared[np.isin(overlap.found_ids, matches.false)] > 0).sum(0)
-    lesion_rows = []
-    for lesion in lesions:
-        pair = (rows[matches.pairs[lesion]], columns[lesion]) if lesion in matches.pairs else None
-        lesion_rows.append(
-            TrueLesionRow(
-                lesion=lesion,
-                volume_ml=true_lesions.volumes_ml[lesion],
-                role="never" if lesion in plan.never else "promptable",
-                found=pair is not None,
-                iou=float(iou[pair]) if pair else 0.0,
-                dice=float(dice[pair]) if pair else 0.0,
-                fragments=int(pieces[columns[lesion]]),
-                **true_lesions.surroundings[lesion]._asdict(),
-            )
-        )
-    return lesion_rows
 
 
 def telling_slices(true_map: InstanceMap, result_map: InstanceMap, count: int) -> list[int]:
