@@ -11,6 +11,9 @@ from mois.training.epoch_lines import duration_in_words, say
 
 MEASURED_STEPS = 5
 """Steps after which the pace is known. The first step is not counted: it also loads kernels and fills tables."""
+FURTHER = 1.25
+"""The pace is measured again after this many times the steps of the last measurement. A first pace misleads where
+episodes were drawn ahead: later steps wait for them."""
 
 
 class TimeLimit(Callback):
@@ -18,7 +21,8 @@ class TimeLimit(Callback):
 
     - The validation before the first step says how long a validation takes.
     - After a few steps, the pace says how many steps there will be. The learning rate then falls to its end within
-      these steps. If they are fewer than planned, only the last validation is made.
+      these steps. If they are fewer than planned, only the last validation is made. The pace is measured again and
+      again, and the learning rate follows it.
     - The clock decides when the training ends, whatever was expected.
 
     Args:
@@ -37,6 +41,8 @@ class TimeLimit(Callback):
         self._validation_s = 0.0  # of the longest validation until now
         self._first_step, self._first_step_s = 0, 0.0
         self._step_s = 0.0
+        self._measure_at, self._said = float(MEASURED_STEPS), 0  # steps
+        self._validated = 0  # since the first step
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -47,8 +53,12 @@ class TimeLimit(Callback):
         self._validation_began_s = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note how long the validation took."""
-        self._validation_s = max(self._validation_s, time.monotonic() - self._validation_began_s)
+        """Note how long the validation took. It is no part of the steps' pace."""
+        took_s = time.monotonic() - self._validation_began_s
+        self._validation_s = max(self._validation_s, took_s)
+        if self._first_step_s:
+            self._first_step_s += took_s
+            self._validated += 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the first step. Say so if the validations alone take all the time."""
@@ -68,7 +78,8 @@ class TimeLimit(Callback):
         elif made > 1:
             self._step_s = (now - self._first_step_s) / (made - 1)
         left_s = self.limit_s - (now - self._began_s) - self._validation_s
-        if made == MEASURED_STEPS:
+        if made >= self._measure_at:
+            self._measure_at = FURTHER * made
             self._expect(trainer, pl_module, left_s)
         trainer.should_stop = trainer.should_stop or bool(trainer.strategy.broadcast(left_s < self._step_s))
         if trainer.should_stop:
@@ -77,7 +88,7 @@ class TimeLimit(Callback):
     def _expect(self, trainer: Trainer, pl_module: LightningModule, left_s: float) -> None:
         """Tell the schedule of the learning rate how many steps there will be."""
         every = trainer.check_val_every_n_epoch or 1
-        between_s = self._validation_s * max(0, (trainer.max_epochs or 0) // every - 1)
+        between_s = self._validation_s * max(0, (trainer.max_epochs or 0) // every - 1 - self._validated)
         planned = trainer.estimated_stepping_batches
         needed_s = self._step_s * (planned - trainer.global_step) + between_s
         steps = planned if needed_s <= left_s else trainer.global_step + max(0.0, left_s) // max(self._step_s, 1e-6)
@@ -87,4 +98,6 @@ class TimeLimit(Callback):
             expect_steps(steps)
         if steps < planned:
             trainer.check_val_every_n_epoch = trainer.max_epochs  # no validation but the last takes time
-            say(trainer, f"minutes={self.limit_s / 60:g}: time for about {steps} of {planned:.0f} steps")
+            if not self._said / FURTHER <= steps <= self._said * FURTHER:
+                self._said = steps
+                say(trainer, f"minutes={self.limit_s / 60:g}: time for about {steps} of {planned:.0f} steps")

@@ -37,8 +37,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def run(clock: Clock, minutes: float, planned: int = 100, step_s: float = 2.0, validation_s: float = 30.0) -> Any:
-    """Train with this pace until the limit or the plan ends it; return the trainer, with the model that was told."""
+def run(
+    clock: Clock, minutes: float, planned: int = 100, step_s: float = 2.0, validation_s: float = 30.0, ahead: int = 0
+) -> Any:
+    """Train with this pace until the limit or the plan ends it; return the trainer, with the model that was told.
+
+    The episodes of the first `ahead` steps were drawn ahead: these steps take a quarter of the time.
+    """
     limit, model = TimeLimit(minutes), Model()
     trainer: Any = SimpleNamespace(
         global_step=0, should_stop=False, check_val_every_n_epoch=2, max_epochs=4, estimated_stepping_batches=planned,
@@ -50,7 +55,7 @@ def run(clock: Clock, minutes: float, planned: int = 100, step_s: float = 2.0, v
     limit.on_validation_end(trainer, model)  # type: ignore[arg-type]
     limit.on_train_start(trainer, model)  # type: ignore[arg-type]
     while not trainer.should_stop and trainer.global_step < planned:
-        clock.now_s += step_s
+        clock.now_s += step_s / 4 if trainer.global_step < ahead else step_s
         trainer.global_step += 1
         limit.on_train_batch_end(trainer, model, None, None, 0)  # type: ignore[arg-type]
     return trainer
@@ -63,6 +68,13 @@ def test_four_minutes_leave_time_for_ninety_steps(clock: Clock) -> None:
     assert trainer.model.steps == 90
     assert trainer.should_stop
     assert trainer.check_val_every_n_epoch == 1  # in whatever epoch it is
+
+
+def test_a_pace_that_falls_is_measured_again(clock: Clock) -> None:
+    """20 steps of .5 s, then 2 s each: 10 + 170 s are 105 steps. The first pace alone would say 360."""
+    trainer = run(clock, minutes=4, planned=400, ahead=20)
+    assert trainer.global_step == 105
+    assert trainer.model.steps == pytest.approx(105, rel=0.1)
 
 
 def test_a_limit_that_is_not_reached_changes_nothing(clock: Clock) -> None:
