@@ -77,7 +77,11 @@ class Memory(NamedTuple):
 
     def part(self, number: int) -> Memory:
         """Return the memory of one object, N = 1."""
-        return self._each(lambda part: part[number : number + 1])
+        return self.part_of(slice(number, number + 1))
+
+    def part_of(self, some: slice) -> Memory:
+        """Return the memory of some objects in a row, without a copy."""
+        return self._each(lambda part: part[some])
 
     @staticmethod
     def stack(parts: Sequence[Memory]) -> Memory:

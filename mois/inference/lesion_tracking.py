@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume, Tracked
-from mois.inference.lesion_windows import LesionWindows, Remembered, Slice
 from mois.inference.matched_masks import CELL_PX, FollowedLesion, Picture, by_cell, for_model
+from mois.inference.window_tracking import LesionWindows, Remembered, Slice
 from mois.interfaces import Backbone, Memory, TrackingRules
 from mois.records import MaskPrediction
 

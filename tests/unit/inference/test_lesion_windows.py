@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mois.backbones import SAM2
+from mois.inference import window_tracking
 from mois.inference.encoded_volume import Tracked
 from mois.inference.lesion_tracking import Limits, Seeds, track_lesions, track_one_lesion
-from mois.inference.lesion_windows import Window, boxes_of, cut, reaches_border, window_around
+from mois.inference.lesion_windows import Window, boxes_of, cut, joined, on_tiles, reaches_border, window_around
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.records import Features, MaskPrediction, Prompts, Volume, Windows
@@ -107,6 +108,30 @@ def test_windows_of_features_and_their_codes_are_those_of_their_places() -> None
     assert part.select(torch.tensor([1])).windows.corners.tolist() == [[1, 0]]  # type: ignore[union-attr]
 
 
+def test_windows_of_one_tile_are_cut_at_once() -> None:
+    level = torch.arange(2 * 64.0).view(2, 1, 8, 8)
+    features = Features((level,) * 3, level, torch.rand(2, 1, 128, 128))
+    part = cut(features, [Window(6, 0, 2), Window(6, 1, 0), Window(6, 2, 2)], 128, [1, 1, 0])
+    assert torch.equal(part.levels[2], torch.stack([level[1, :, :6, 2:], level[1, :, 1:7, :6], level[0, :, 2:, 2:]]))
+
+
+def test_masks_in_windows_are_put_back_where_they_were() -> None:
+    masks = torch.arange(2 * 3 * 40 * 40.0).view(2, 3, 40, 40)
+    tiles = on_tiles(masks, [Window(10, 6, 0), Window(10, 0, 5)], 16)
+    assert tiles.shape == (2, 3, 64, 64)
+    assert torch.equal(tiles[0, :, 24:, :40], masks[0])
+    assert torch.equal(tiles[1, :, :40, 20:60], masks[1])
+    assert int((tiles == -20.0).sum()) == 2 * 3 * (64 * 64 - 40 * 40)
+
+
+def test_smaller_windows_join_larger_ones_if_they_gain_few_cells() -> None:
+    sides = [10, 16, 12, 10, 48]
+    assert joined(sides, 0) == sides
+    assert joined(sides, 88) == [12, 16, 12, 12, 48]  # two windows of 10 gain 2 * 44 cells
+    assert joined(sides, 335) == [12, 16, 12, 12, 48]
+    assert joined(sides, 336) == [16, 16, 16, 16, 48]  # three windows of 12 gain 3 * 112
+
+
 # ---------------------------------------------------------------------------------------------- tracking
 
 STILL = [(80.0, box((0, 6), (104, 120), (96, 112)))]
@@ -151,6 +176,19 @@ def test_lesions_with_windows_of_different_sides_are_tracked_together(batch_size
     assert len(whole) == 12
     same(found, whole)
     assert {side for side, _ in backbone.looked} == {10, 16}
+
+
+def test_on_a_gpu_lesions_share_the_largest_side_and_are_asked_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window_tracking, "cells_worth_a_call", lambda _: 8192)
+    large = (100.0, box((0, 6), (150, 220), (150, 220)))
+    scan = make_scan([*STILL, large], shape=(6, EDGE, EDGE))
+    whole, _ = track(scan, [(2, 112, 104), (3, 185, 185)], "off")
+    found, backbone = track(scan, [(2, 112, 104), (3, 185, 185)], "auto")
+    same(found, whole)
+    assert [side for side, _ in backbone.looked] == [16] * 3  # one call a step; the longest track has 3 steps
+    moving = make_scan([*MOVING, (100.0, box((0, 6), (400, 420), (20, 40)))], shape=(6, EDGE, EDGE))
+    clicks = [(0, 48, 48), (0, 410, 30)]
+    same(track(moving, clicks, "auto")[0], track(moving, clicks, "off")[0])
 
 
 def test_whole_tiles_have_no_windows() -> None:
