@@ -240,7 +240,7 @@ def _resize(stack: Tensor, size: tuple[int, int], *, nearest: bool) -> Tensor:
     if nearest:
         rows = ((torch.arange(size[0], device=stack.device) + 0.5) * (height / size[0])).long().clamp(max=height - 1)
         columns = ((torch.arange(size[1], device=stack.device) + 0.5) * (width / size[1])).long().clamp(max=width - 1)
-        return stack.index_select(-2, rows).index_select(-1, columns)
+        return stack.index_select(-1, columns).index_select(-2, rows)  # rows are copied whole
     shrinks = size[0] < height or size[1] < width
     return functional.interpolate(stack.unsqueeze(1), size=size, mode="bilinear", antialias=shrinks).squeeze(1)
 

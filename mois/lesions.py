@@ -32,7 +32,9 @@ class Candidates:
         """Return the candidates that reach this probability, renumbered."""
         keep = self.peaks >= peak_threshold
         table = np.concatenate([[False], keep])
-        return Candidates((np.cumsum(table) * table).astype(np.int32)[self.lesions], self.peaks[keep])
+        voxels = LesionVoxels.of(self.lesions)
+        number = (np.cumsum(table) * table).astype(np.int32)
+        return Candidates(voxels._replace(lesion=number[voxels.lesion]).map(), self.peaks[keep])
 
 
 def find_candidates(
@@ -66,8 +68,7 @@ def find_candidates_steps(
     yield None
     if part is not None:
         lesions = yield from part(lesions)
-    where = np.flatnonzero(lesions)  # ndimage.maximum would sort the whole scan: 70 times slower on 25 million voxels
-    inside = lesions.reshape(-1)[where]
+    where, inside, _ = LesionVoxels.of(lesions)  # ndimage.maximum would sort the whole scan: 70 times slower
     peaks = np.zeros(int(inside.max(initial=0)), dtype=np.float32)
     np.maximum.at(peaks, inside - 1, probability.reshape(-1)[where])
     return Candidates(lesions, peaks)
@@ -107,7 +108,7 @@ class LesionVoxels(NamedTuple):
     def of(cls, lesions: InstanceMap) -> LesionVoxels:
         """Return the voxels of an instance map of any shape."""
         flat = lesions.reshape(-1)
-        where = np.flatnonzero(flat)
+        where = np.flatnonzero(flat != 0)  # of bool: a sixth of the time
         return cls(where, flat[where], lesions.shape)
 
     def pick(self, keep: Mask) -> LesionVoxels:

@@ -101,7 +101,7 @@ class TrueLesions:
             ValueError: If a lesion has no class.
         """
         lesions = grid.to_stack(volume.lesions.cpu()).contiguous().numpy()
-        where = np.flatnonzero(lesions)
+        where = np.flatnonzero(lesions != 0)
         ids, order = np.unique(lesions.reshape(-1)[where], return_inverse=True)
         unnamed = [int(lesion) for lesion in ids if int(lesion) not in volume.classes]
         if unnamed:

@@ -148,7 +148,7 @@ def _components(values: NDArray[np.int32]) -> tuple[NDArray[np.int32], dict[int,
 
 def _value_of_each(lesions: NDArray[np.int32], values: NDArray[np.int32]) -> dict[int, int]:
     """Return the value at one voxel of each lesion. `_classes_of_instances` checks that the others are equal."""
-    places = np.flatnonzero(lesions)
+    places = np.flatnonzero(lesions != 0)
     ids, first = np.unique(lesions.flat[places], return_index=True)
     return dict(zip(ids.tolist(), values.flat[places[first]].tolist(), strict=True))
 

@@ -10,7 +10,7 @@ import pytest
 
 from mois import __version__
 from mois.cli import main as mois_main
-from mois.cli.commands import COMMANDS, GROUPS, with_options
+from mois.cli.commands import COMMANDS, GROUPS, components, with_options
 from mois.cli.doctor_checks import Finding
 from mois.cli.shipped_configs import config_names, describe_config, find_config, with_shipped_configs
 from mois.cli.train import main as train_main
@@ -105,6 +105,13 @@ def test_help_waits_for_no_heavy_package() -> None:
     ).stdout
     assert "phantom" in text
     assert text.splitlines()[-1] == "[]"
+
+
+def test_the_parser_of_a_command_is_made_without_those_of_other_commands() -> None:
+    assert list(components("evaluate")) == ["evaluate"]
+    assert components("bank") == {"bank": components()["bank"]}
+    assert components("evalute") == components()  # so the message can name what was meant
+    assert set(components()) == {*(command.__name__ for command in COMMANDS), *GROUPS}
 
 
 def test_doctor_says_one_line_for_each_thing(
