@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import cc3d
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -32,6 +33,18 @@ LONE_LEVEL = 0.35
 FOUND = 0.5
 """The answer without exemplars has a say if it finds so much of the exemplars. It finds 0.11 to 0.17 of MS lesions,
 0.40 to 0.92 of lesions in phantoms and 0.62 to 0.95 of nuclei."""
+
+KNOWN = 0.4
+"""The same for `inference.level=known`: there, less harm comes from an answer that finds less."""
+
+LEVELS_OF_KNOWN = (*reversed(LEVELS), 0.05, 0.02)
+"""Levels that are tried where the model knows the lesions. Of equal ones the first is taken."""
+
+MEANT = 0.1
+"""An object is meant by the exemplars if so much of it is surely like them."""
+
+ONE_KIND = 0.8
+"""A scan shows one kind of object if so much of what is found without exemplars is meant by them."""
 
 SURE = 1e-4
 """Probabilities nearer to 0 or 1 than this are no surer."""
@@ -74,6 +87,8 @@ NO_SHARES = Shares()
 PLAIN_HALF = Shares(plain=0.5)  # all of it harms bodies
 POOLED = Shares(plain=0.25, alone=0.25)
 POOLED_WITHOUT_PLAIN = Shares(alone=1 / 3)
+ALONE_HALF = Shares(plain=0.25, alone=0.5)
+WITHOUT_PLAIN = (POOLED_WITHOUT_PLAIN, Shares(alone=2 / 3))
 
 
 class ScanRule(NamedTuple):
@@ -110,6 +125,7 @@ def rule_steps(
     exemplar (`FOUND`). Then it knows such lesions: its answers with and without exemplars and the plain answer are
     averaged. The exemplars say which lesions are meant; without them, outlines do not depend on how well a few lesions
     were outlined. A question with negative exemplars is never averaged so.
+    With `inference.level=known` the level of such lesions is another one (`_agreed`), also with a single exemplar.
 
     Args:
         segmenter: The model. With `inference.level=fixed` the level is 0.5.
@@ -129,13 +145,61 @@ def rule_steps(
     if segmenter.settings.level == "fixed":
         return ScanRule(waist_mm=waist_mm)
     positive = int((exemplars.present & ~exemplars.negative).sum())
-    if positive < 2:  # without any, it is the answer to no exemplars
+    known = segmenter.settings.level == "known"
+    if positive < (1 if known else 2):  # without any, it is the answer to no exemplars
         return ScanRule(level=LONE_LEVEL if positive else EVEN, waist_mm=waist_mm)
     left_out = yield from _without_own(segmenter, encoded, exemplars, lesions)
     if bool((exemplars.present & exemplars.negative).any()):
         left_out = [inside._replace(alone=None) for inside in left_out]  # it knows nothing of what must not be found
-    rule = yield from _best(left_out, answer)
+    rule = None
+    if known and finds([inside.alone for inside in left_out if inside.alone is not None], "known"):
+        rule = yield from _agreed(answer)
+    if rule is None:
+        rule = ScanRule(level=LONE_LEVEL) if positive < 2 else (yield from _best(left_out, answer))
     return rule._replace(waist_mm=waist_mm)
+
+
+def _agreed(answer: LesionMaps) -> Steps[ScanRule | None]:
+    """Return the rule for lesions that the model knows: the exemplars choose objects, the answer without them outlines.
+
+    An object is a component of the answer without exemplars. Those that are meant (`MEANT`) are compared with the
+    pooled answer at each level. The level is the one at which both agree best (Dice). So it does not hang on how well
+    few lesions were outlined. If nearly all objects are meant, there is one kind of object (`ONE_KIND`): then the
+    exemplars have little to choose, and the answer without them has half a say.
+
+    Returns:
+        The rule; None if no object is meant, or there is no answer without exemplars.
+    """
+    if answer.alone is None:
+        return None
+    found = (answer.alone >= EVEN).numpy().view(np.uint8)
+    objects = np.asarray(cc3d.connected_components(found, connectivity=26, out_dtype=np.uint32))
+    yield None
+    sizes = np.bincount(objects.ravel())
+    sizes[0] = 0  # what is no object
+    shares, shares_of_one_kind = (POOLED, ALONE_HALF) if answer.plain is not None else WITHOUT_PLAIN
+    (sure,) = yield from _counts_of_objects(answer, shares, (EVEN,), objects, len(sizes))
+    meant = (sure >= MEANT * sizes) & (sizes > 0)
+    if not meant.any():
+        return None
+    if sizes[meant].sum() >= ONE_KIND * sizes.sum():
+        shares = shares_of_one_kind
+    counts = yield from _counts_of_objects(answer, shares, LEVELS_OF_KNOWN, objects, len(sizes))
+    agreement = 2 * counts[:, meant].sum(1) / (counts.sum(1) + sizes[meant].sum())
+    return ScanRule(shares, LEVELS_OF_KNOWN[int(agreement.argmax())])
+
+
+def _counts_of_objects(
+    answer: LesionMaps, shares: Shares, levels: Sequence[float], objects: npt.NDArray[np.uint32], count: int
+) -> Steps[npt.NDArray[np.int64]]:
+    """Return the number of voxels of each object that reach each level, (levels, count); object 0 is the rest."""
+    counts = np.zeros((len(levels), count), dtype=np.int64)
+    for slices in some_slices(answer.probability.shape):
+        probability = answer.on_slices(slices).mixed(shares).probability.numpy()
+        for row, level in zip(counts, levels, strict=True):
+            row += np.bincount(objects[slices][probability >= level], minlength=count)
+        yield None
+    return counts
 
 
 def _best(left_out: Sequence[Inside], answer: LesionMaps) -> Steps[ScanRule]:
@@ -159,14 +223,20 @@ def _shares_to_try(left_out: Sequence[Inside]) -> Sequence[Shares]:
         return ()
     alone = [inside.alone for inside in left_out if inside.alone is not None]
     plain_too = left_out[0].plain is not None
-    if finds(alone):
+    if finds(alone, "pooled"):
         return (POOLED if plain_too else POOLED_WITHOUT_PLAIN,)
     return (NO_SHARES, PLAIN_HALF) if plain_too else (NO_SHARES,)
 
 
-def finds(alone: Sequence[Tensor]) -> bool:
-    """Return whether answers without exemplars, (n,) inside of each lesion, find enough of the lesions for a say."""
-    return bool(alone) and float(torch.stack([(part >= EVEN).float().mean() for part in alone]).mean()) >= FOUND
+def finds(alone: Sequence[Tensor], level: str) -> bool:
+    """Return whether answers without exemplars, (n,) inside of each lesion, find enough of the lesions for a say.
+
+    Args:
+        alone: The answers.
+        level: `inference.level`.
+    """
+    wanted = KNOWN if level == "known" else FOUND
+    return bool(alone) and float(torch.stack([(part >= EVEN).float().mean() for part in alone]).mean()) >= wanted
 
 
 def _counts(answer: LesionMaps, shares: Shares, levels: Tensor) -> Steps[tuple[int, Tensor]]:

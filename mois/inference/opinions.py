@@ -35,13 +35,13 @@ def answers_on(
         prepared: R sets of exemplars, from `VolumeSegmenter.prepare`.
         propagation: The propagation.
         backbone: The backbone that made the features.
-        settings: The options `inference.*`. With `level=mixed` or `pooled` the plain answer is there, if the
-            propagation has one and there are exemplars.
+        settings: The options `inference.*`. With `level=mixed`, `pooled` or `known` the plain answer is there,
+            if the propagation has one and there are exemplars.
     """
     tiles = len(features.image)
     asked = _on_each(prepared, tiles)
     prediction = propagation(features, asked, backbone)
-    plain = propagation.plain_answer(features, asked) if settings.level in ("mixed", "pooled") else None
+    plain = propagation.plain_answer(features, asked) if settings.level in ("mixed", "pooled", "known") else None
     probability: Tensor = prediction.logits.float().sigmoid()
     if settings.weigh_by_presence:
         probability = probability * prediction.presence.float().sigmoid()[:, None, None]
@@ -72,7 +72,8 @@ def pooled_steps(
 ) -> Steps[bool]:
     """Return whether `rule_steps` needs the answer without exemplars on the whole scan: only if it has a say."""
     positive = exemplars.present & ~exemplars.negative
-    if segmenter.settings.level != "pooled" or int(positive.sum()) < 2:
+    fewest = 1 if segmenter.settings.level == "known" else 2
+    if not segmenter.settings.asks_alone or int(positive.sum()) < fewest:
         return False
     if bool((exemplars.present & exemplars.negative).any()):
         return False
@@ -82,7 +83,7 @@ def pooled_steps(
         if bool(inside.any()):
             alone.append(alone_on(segmenter, encoded, np.array([row]))[0, 0][inside])
             yield None
-    return finds(alone)
+    return finds(alone, segmenter.settings.level)
 
 
 def _on_each(questions: Exemplars, tiles: int) -> Exemplars:

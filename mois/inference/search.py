@@ -23,8 +23,8 @@ class Search:
     """Finds lesions like R sets of exemplars in a whole scan, step by step.
 
     A set without exemplars is asked apart from the others: no comparison is computed for it. With
-    `inference.level=pooled` its answer is needed for every question. It never changes, so it is kept with the features
-    of the scan.
+    `inference.level=pooled` or `known` its answer is needed for every question. It never changes, so it is kept with
+    the features of the scan.
 
     Args:
         segmenter: The model.
@@ -45,7 +45,7 @@ class Search:
         self.segmenter = segmenter
         self.encoded = encoded
         self.questions = questions
-        self.pooled = pooled and segmenter.settings.level == "pooled"
+        self.pooled = pooled and segmenter.settings.asks_alone
 
     def whole(self) -> list[LesionMaps]:
         """Do all steps, and return one answer for each set."""

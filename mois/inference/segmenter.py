@@ -344,9 +344,9 @@ class VolumeSegmenter:
             return answers_on(encoded.select(rows), prepared, self.propagation, self.backbone, self.settings)
 
     def opinions(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
-        """Return what `tile_answers` does; with `inference.level=pooled` also the answer without exemplars."""
+        """Return what `tile_answers` does; also the answer without exemplars if the level needs it."""
         answers = self.tile_answers(encoded, rows, prepared)
-        return answers if self.settings.level != "pooled" else answers._replace(alone=alone_on(self, encoded, rows))
+        return answers._replace(alone=alone_on(self, encoded, rows)) if self.settings.asks_alone else answers
 
     def subject(self, *what: Hashable) -> Hashable:
         """Return the subject under which an answer of this model is kept (`FeatureStore.keep`)."""

@@ -55,8 +55,10 @@ class InferenceSettings:
             scan, from how well the exemplars find each other and from how much of the scan they find
             (`mois.inference.levels`). `mixed`: so too, and the exemplars decide whether a plain comparison, of which
             nothing was learned, has half a say (`Propagation.plain_answer`). `pooled`: the same, but if the model finds
-            the exemplars without any exemplar too, the level is found for the average of all three opinions. Where
-            lesions were rejected, sessions ask instead what is found if the exemplars change sides.
+            the exemplars without any exemplar too, the level is found for the average of all three opinions. `known`:
+            the same, but for this average the level is the one at which it agrees best with the outlines that the model
+            gives without exemplars. Where lesions were rejected, sessions ask with `pooled` and `known` instead what is
+            found if the exemplars change sides.
             Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).
@@ -86,7 +88,7 @@ class InferenceSettings:
     memory_gib: float = 4.0
     split_prominence_mm: float | None = 0.0
     most_exemplars: int = 16
-    level: Literal["fixed", "exemplars", "mixed", "pooled"] = "fixed"
+    level: Literal["fixed", "exemplars", "mixed", "pooled", "known"] = "fixed"
     normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
     channels: tuple[str, ...] = ()
 
@@ -121,6 +123,11 @@ class InferenceSettings:
     def by_exemplars(self) -> bool:
         """Whether the exemplars of a scan decide anything (`mois.inference.levels`)."""
         return self.level != "fixed" or self.split_prominence_mm is None
+
+    @property
+    def asks_alone(self) -> bool:
+        """Whether the answer without exemplars may have a say."""
+        return self.level in ("pooled", "known")
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse more channels than a backbone has inputs for.

@@ -43,7 +43,7 @@ def model(clicks: str) -> LesionModel:
     backbone, propagation = SAM2(weights="bundled-2").eval(), LearnedMatching(weights="bundled-2")
     propagation.build(backbone)
     settings = InferenceSettings(
-        overlap=0.25, threshold=0.5, peak_threshold=0.6, clicks=clicks, level="pooled", split_prominence_mm=None
+        overlap=0.25, threshold=0.5, peak_threshold=0.6, clicks=clicks, level="known", split_prominence_mm=None
     )
     return LesionModel.of(VolumeSegmenter(backbone, propagation.eval(), settings))
 

@@ -215,7 +215,7 @@ def second_propagation(repeats: int) -> Outcome:
     backbone, propagation = SAM2("nano", "bundled-2"), LearnedMatching(weights="bundled-2")
     propagation.build(backbone)
     settings = InferenceSettings(
-        threshold=0.5, peak_threshold=0.6, level="pooled", split_prominence_mm=None, clicks="matched"
+        threshold=0.5, peak_threshold=0.6, level="known", split_prominence_mm=None, clicks="matched"
     )
     segmenter = VolumeSegmenter(backbone.eval(), propagation.eval(), settings)
     scan = _scan()

@@ -40,7 +40,7 @@ PROPAGATIONS: dict[str, tuple[str, Callable[[], Propagation], dict[str, float | 
     "LearnedMatching": (
         "bundled-2",
         lambda: LearnedMatching(weights="bundled-2"),
-        {"threshold": 0.5, "peak_threshold": 0.6, "level": "pooled", "split_prominence_mm": None, "clicks": "matched"},
+        {"threshold": 0.5, "peak_threshold": 0.6, "level": "known", "split_prominence_mm": None, "clicks": "matched"},
     ),
     "Matching": (
         "bundled-2",

@@ -151,7 +151,7 @@ class ModelOnScan:
                 return answer
         questions = [exemplars]
         judged = exemplars.present
-        pooled = self.segmenter.settings.level == "pooled"
+        pooled = self.segmenter.settings.asks_alone
         if pooled and bool((judged & exemplars.negative).any() & (judged & ~exemplars.negative).any()):
             questions.append(exemplars.sides_changed())
         lesions = self._outlined(state, keys)

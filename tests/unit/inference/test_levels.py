@@ -11,6 +11,7 @@ import torch
 
 from mois.inference.lesion_maps import LesionMaps, TileAnswers
 from mois.inference.levels import (
+    ALONE_HALF,
     BARELY,
     EVEN,
     LONE_LEVEL,
@@ -70,8 +71,9 @@ def _level(answers: Answers, probability: torch.Tensor, exemplars: Exemplars | N
 
 
 def _rule(answers: Answers, maps: LesionMaps, exemplars: Exemplars | None = None) -> ScanRule:
-    segmenter = cast("VolumeSegmenter", answers)
-    return rule_of(segmenter, None, exemplars or _exemplars(3), OUTLINED, maps)  # type: ignore[arg-type]
+    segmenter, exemplars = cast("VolumeSegmenter", answers), exemplars or _exemplars(3)
+    lesions = Outlined(*(part[: exemplars.count] for part in OUTLINED))
+    return rule_of(segmenter, None, exemplars, lesions, maps)  # type: ignore[arg-type]
 
 
 def test_each_lesion_is_looked_for_without_its_own_exemplar() -> None:
@@ -187,6 +189,8 @@ def test_negative_exemplars_are_not_outvoted_by_the_answer_that_knows_none() -> 
     answers = Answers(0.4, "pooled", plain=0.4, alone=0.9)
     assert _rule(answers, maps, _exemplars(3)).shares == POOLED
     assert _rule(answers, maps, _exemplars(3, negative=1)).shares != POOLED
+    known = Answers(0.4, "known", plain=0.4, alone=0.9)
+    assert _rule(known, maps, _exemplars(3, negative=1)) == _rule(answers, maps, _exemplars(3, negative=1))
 
 
 def test_the_level_is_found_for_the_pooled_answer() -> None:
@@ -195,6 +199,46 @@ def test_the_level_is_found_for_the_pooled_answer() -> None:
     alone = torch.tensor([0.7] * 10 + [0.01] * 90).view(1, 10, 10)
     rule = _rule(Answers(0.3, "pooled", plain=0.7, alone=0.7), LesionMaps(scan, plain=alone, alone=alone))
     assert rule == ScanRule(POOLED, level=0.1)  # the lowest level that leaves the rest out
+
+
+def _two_objects(second: list[float]) -> LesionMaps:
+    """Two objects of 10 voxels that the model finds alone, 10 voxels apart. It is sure of half of the first one."""
+    found = torch.tensor([0.9] * 5 + [0.3] * 5 + [0.01] * 10 + second).view(1, 1, 30)
+    alone = torch.tensor([0.9] * 10 + [0.01] * 10 + [0.9] * 10).view(1, 1, 30)
+    return LesionMaps(found, plain=found, alone=alone.half())
+
+
+def test_the_level_of_known_lesions_agrees_with_their_outlines_without_exemplars() -> None:
+    # pooled, log-odds: .75 x 2.20 + .25 x 2.20 = 2.20 in the sure half, .75 x -.85 + .25 x 2.20 = -.09 in the other
+    # half (.48), .75 x -2.94 + .25 x 2.20 = -1.66 in the second object (.16). At .5 half of the object that is meant is
+    # reached (Dice 10 / 15), from .45 to .2 all of it, below also the second object (20 / 30).
+    rule = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), _two_objects([0.05] * 10))
+    assert rule == ScanRule(POOLED, level=pytest.approx(0.45))
+    # the exemplars alone, sure of each other, would leave it at .5
+    assert _rule(Answers(0.9, "pooled", plain=0.9, alone=0.9), _two_objects([0.05] * 10)).level == EVEN
+
+
+def test_a_single_exemplar_of_known_lesions_has_their_level_too() -> None:
+    lone = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), _two_objects([0.05] * 10), _exemplars(1))
+    assert lone == ScanRule(POOLED, level=pytest.approx(0.45))
+    unknown = Answers(0.9, "known", plain=0.9, alone=0.39)
+    assert _rule(unknown, _two_objects([0.05] * 10), _exemplars(1)) == ScanRule(level=LONE_LEVEL)
+
+
+def test_where_nearly_all_objects_are_meant_the_answer_without_exemplars_has_half_a_say() -> None:
+    # .5 x -.85 + .5 x 2.20 = .67 in the halves that the exemplars leave open: all is reached at .5
+    rule = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), _two_objects([0.9] * 5 + [0.3] * 5))
+    assert rule == ScanRule(ALONE_HALF, level=EVEN)
+
+
+def test_known_lesions_of_which_no_object_is_meant_keep_the_level_of_the_exemplars() -> None:
+    maps = _two_objects([0.05] * 10)
+    maps = maps._replace(probability=maps.probability * 0.01, plain=maps.probability * 0.01)
+    known = _rule(Answers(0.4, "known", plain=0.4, alone=0.9), maps)
+    assert known == _rule(Answers(0.4, "pooled", plain=0.4, alone=0.9), maps)
+    # without the answer to no exemplars for the whole scan too
+    maps = _two_objects([0.05] * 10)._replace(alone=None)
+    assert _rule(Answers(0.4, "known", plain=0.4, alone=0.3), maps).shares != POOLED
 
 
 def test_compact_exemplars_in_dense_slices_give_a_waist() -> None:
