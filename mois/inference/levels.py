@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cc3d
 import numpy as np
@@ -190,7 +190,11 @@ def _agreed(answer: LesionMaps) -> Steps[ScanRule | None]:
 
 
 def _counts_of_objects(
-    answer: LesionMaps, shares: Shares, levels: Sequence[float], objects: npt.NDArray[np.uint32], count: int
+    answer: LesionMaps,
+    shares: Shares,
+    levels: Sequence[float],
+    objects: npt.NDArray[np.unsignedinteger[Any]],
+    count: int,
 ) -> Steps[npt.NDArray[np.int64]]:
     """Return the number of voxels of each object that reach each level, (levels, count); object 0 is the rest."""
     counts = np.zeros((len(levels), count), dtype=np.int64)
