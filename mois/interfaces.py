@@ -176,17 +176,17 @@ class Backbone(nn.Module, ABC):
     def attend(self, features: Features, memory: Memory) -> Features:
         """Return the features with their coarsest level conditioned on the memory of each object."""
 
-    def attend_on(self, features: Features, image: Tensor, memory: Memory) -> Features:
+    def attend_on(self, features: Features, image: Tensor | None, memory: Memory) -> Features:
         """Return the features of M objects on N images, with the result of `attend` for each object.
 
         A backbone can override it to compute the work of each image only once.
 
         Args:
             features: Features of N images.
-            image: (M,) int64, number of the image of each object.
+            image: (M,) int64, number of the image of each object; None if each object has its own image, in order.
             memory: Memory of M objects.
         """
-        return self.attend(features.select(image), memory)
+        return self.attend(features if image is None else features.select(image), memory)
 
     @abstractmethod
     def attention_stack(self, *, rotary_keys: bool = True) -> nn.Module:

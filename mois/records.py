@@ -136,9 +136,8 @@ class Windows(NamedTuple):
 
     def cut(self, code: Tensor, side: int) -> Tensor:
         """Return the parts (N, C, side, side) of a map (C, h, w) of the tile that lie in the windows."""
-        line = torch.arange(side, device=self.corners.device)
-        rows, columns = (self.corners[:, axis, None] + line for axis in (0, 1))  # (N, side)
-        return code[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
+        row, column = self.corners.unbind(1)
+        return code.unfold(1, side, 1).unfold(2, side, 1)[:, row, column].transpose(0, 1)
 
 
 class Features(NamedTuple):

@@ -16,7 +16,7 @@ def read_memory(
     attention: Any,
     query: Tensor,
     query_position: Tensor,
-    image: Tensor,
+    image: Tensor | None,
     memory: Tensor,
     memory_position: Tensor,
     pointer_tokens: int,
@@ -30,7 +30,7 @@ def read_memory(
         attention: The memory attention of sam2, in evaluation mode.
         query: (N, T, D), tokens of the images.
         query_position: (N, T, D), their position codes.
-        image: (M,) int64, number of the image of each object.
+        image: (M,) int64, number of the image of each object; None if each object has its own image, in order.
         memory: (M, L, C), the remembered tokens. The last `pointer_tokens` tokens have no position on the grid.
         memory_position: (M, L, C).
         pointer_tokens: Number of these tokens.
@@ -40,17 +40,18 @@ def read_memory(
     """
     first = attention.layers[0]._forward_sa(query + 0.1 * query_position, query_position)  # (N, T, D)
     key = memory + memory_position
-    at_once = len(image)
+    at_once = len(memory)
     if query.device.type == "cpu":
         widest = query.shape[1] * attention.layers[0].linear1.out_features
         at_once = max(1, CACHED_NUMBERS // widest)
     parts = []
-    for start in range(0, len(image), at_once):
+    for start in range(0, len(memory), at_once):
         some = slice(start, start + at_once)
-        out = first[image[some]]
+        which = some if image is None else image[some]
+        out, position = first[which], query_position[which]
         for number, layer in enumerate(attention.layers):
             if number:
-                out = layer._forward_sa(out, query_position[image[some]])
+                out = layer._forward_sa(out, position)
             out = out + layer.cross_attn_image(layer.norm2(out), key[some], memory[some], pointer_tokens)
             hidden = functional.relu(layer.linear1(layer.norm3(out)), inplace=True)
             out = out + layer.linear2(hidden)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mois.backbones.attention_stack import AttentionStack
 from mois.backbones.frozen_prefix import frozen_blocks, is_trained, run_first, run_rest
+from mois.backbones.kept_codes import KeptCodes
 from mois.backbones.memory_reading import read_memory
 from mois.backbones.rules import FIRST, SAM2Rules
 from mois.backbones.sam2_network import Network, codes_of_images, distance_code, tokens_in_a_row
@@ -76,6 +77,7 @@ class SAM2(Backbone):
         mean, std = sizes.statistics
         self.register_buffer("pixel_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._codes = KeptCodes()
         self.requires_grad_(False)
         self.eval()
         self.sam.sam_mask_decoder.transformer.register_forward_pre_hook(tokens_in_a_row)
@@ -211,7 +213,7 @@ class SAM2(Backbone):
         levels = (*features.levels[:-1], conditioned.permute(1, 2, 0).reshape(coarse.shape))
         return features._replace(levels=levels, conditioned=True)
 
-    def attend_on(self, features: Features, image: Tensor, memory: Memory) -> Features:
+    def attend_on(self, features: Features, image: Tensor | None, memory: Memory) -> Features:
         """See `Backbone.attend_on`."""
         if torch.is_grad_enabled():
             return super().attend_on(features, image, memory)
@@ -220,7 +222,8 @@ class SAM2(Backbone):
         query, code = (part.flatten(2).transpose(1, 2) for part in (coarse, features.position))
         read = read_memory(self.sam.memory_attention, query, code, image, tokens, position, pointer_tokens)
         conditioned = read.transpose(1, 2).reshape(-1, *coarse.shape[1:])
-        picked = features._replace(levels=features.levels[:-1]).select(image)
+        picked = features._replace(levels=features.levels[:-1])
+        picked = picked if image is None else picked.select(image)
         return picked._replace(levels=(*picked.levels, conditioned), conditioned=True)
 
     def _memory_tokens(self, memory: Memory, coarse: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -233,13 +236,22 @@ class SAM2(Backbone):
         # views and fills: tensors made from lists would be copies, for which the host waits
         when = torch.cat([self.sam.maskmem_tpos_enc[row] for row in order]).unsqueeze(0)  # (1, T, 1, M)
         position = memory.position.flatten(3).transpose(2, 3) + when  # (N, T, h * w, M)
-        steps = torch.cat([torch.full((1,), float(step), device=coarse.device) for step in memory.pointer_steps])
-        code = distance_code(steps / self._farthest(memory), width).to(coarse.dtype)
+        code = self._distance_code(memory, width).to(coarse.dtype)
         split = width // self.memory_width
         pointer_code = self.sam.obj_ptr_tpos_proj(code).repeat_interleave(split, 0).expand(batch, -1, -1)
         pointers = memory.pointers.reshape(batch, count * split, self.memory_width)
         tokens = torch.cat([memory.maps.flatten(3).transpose(2, 3).flatten(1, 2), pointers], 1)
         return tokens, torch.cat([position.flatten(1, 2), pointer_code], 1), count * split
+
+    def _distance_code(self, memory: Memory, width: int) -> Tensor:
+        """Return the codes of the distances of the pointers, (R, width)."""
+        farthest, device = self._farthest(memory), memory.pointers.device
+
+        def code() -> Tensor:  # of fills: a tensor made from a list would be a copy, for which the host waits
+            steps = torch.cat([torch.full((1,), float(step), device=device) for step in memory.pointer_steps])
+            return distance_code(steps / farthest, width)
+
+        return self._codes.get(("distance", memory.pointer_steps, farthest, width), device, code)
 
     def attention_stack(self, *, rotary_keys: bool = True) -> nn.Module:
         """See `Backbone.attention_stack`."""
@@ -295,9 +307,7 @@ class SAM2(Backbone):
 
     def _pointer(self, token: Tensor, presence: Tensor) -> Tensor:
         """Return pointers (N, D) of tokens (N, D). A score (N, 1) not above 0 gives the pointer of no object."""
-        seen = (presence > 0).to(token.dtype)
-        pointer: Tensor = seen * self.sam.obj_ptr_proj(token) + (1 - seen) * self.sam.no_obj_ptr
-        return pointer
+        return torch.where(presence > 0, self.sam.obj_ptr_proj(token), self.sam.no_obj_ptr)
 
     def _shades(self, features: Features, logits: Tensor, *, hard: bool = False) -> Tensor:
         """Return masks (N, 1, P, P), 0 to 1, from logits (N, P / 4, P / 4)."""
@@ -309,8 +319,8 @@ class SAM2(Backbone):
         """Return the memory of masks (N, 1, P, P), 0 to 1. `present` (N,) bool says whether the object is present."""
         mask = mask * self.sam.sigmoid_scale_for_mem_enc + self.sam.sigmoid_bias_for_mem_enc
         out = self.sam.memory_encoder(features.levels[-1], mask.to(features.levels[-1].dtype), skip_mask_sigmoid=True)
-        absent = (~present).to(out["vision_features"].dtype).view(-1, 1, 1, 1)
-        maps = out["vision_features"] + absent * self.sam.no_obj_embed_spatial.view(1, -1, 1, 1)
+        seen = out["vision_features"]
+        maps = torch.where(present.view(-1, 1, 1, 1), seen, seen + self.sam.no_obj_embed_spatial.view(1, -1, 1, 1))
         position = out["vision_pos_enc"][0]
         if features.windows is not None:
             edge = features.windows.tile_px // 16
@@ -330,6 +340,10 @@ class SAM2(Backbone):
         encoder.input_image_size = (patch_px, patch_px)  # sam2 sets these once; any size works
         encoder.image_embedding_size = (patch_px // 16, patch_px // 16)
         if prompts is None:
+            if not torch.is_grad_enabled():  # what the encoder gives for two points of padding
+                dense = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+                edge = patch_px // 16
+                return encoder.not_a_point_embed.weight.expand(batch, 2, -1), dense.expand(batch, -1, edge, edge)
             device = encoder.no_mask_embed.weight.device
             points = torch.zeros(batch, 1, 2, device=device)
             prompts = Prompts(points, torch.full((batch, 1), -1, dtype=torch.int32, device=device))
@@ -337,8 +351,11 @@ class SAM2(Backbone):
         return sparse, dense
 
     def _grid_code(self, patch_px: int) -> Tensor:
-        code: Tensor = self.sam.sam_prompt_encoder.pe_layer((patch_px // 16, patch_px // 16)).unsqueeze(0)
-        return code
+        """Return the code of the decoder for the cells of a patch, (1, D, P / 16, P / 16)."""
+        layer = self.sam.sam_prompt_encoder.pe_layer
+        matrix = layer.positional_encoding_gaussian_matrix
+        edge = patch_px // 16
+        return self._codes.get(("grid", edge), matrix.device, lambda: layer((edge, edge)).unsqueeze(0), matrix)
 
 
 def _recompute(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -101,11 +101,13 @@ class _ModelRule:
         self, tracks: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], answer: MaskPrediction
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
         """See `_Rule`."""
-        at = _on(tracks, self._area.device)
         new_area = (answer.logits > 0).sum((1, 2)).float()
         # + 4: a lesion of one or two cells may double in area from slice to slice
-        alive = (answer.presence > 0) & (new_area > 0) & (new_area <= self._growth * (self._area[at] + 4))
-        self._area[at] = new_area
+        alive = (answer.presence > 0) & (new_area > 0) & (new_area <= self._growth * (_at(self._area, tracks) + 4))
+        if _is_all(tracks, len(self._area)):
+            self._area = new_area
+        else:
+            self._area[_on(tracks, self._area.device)] = new_area
         return answer.logits, np.flatnonzero(alive.cpu().numpy())  # the only wait for the device in a step
 
 
@@ -181,7 +183,7 @@ class _WholeTiles:
     def keep(self, going: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], latest: Slice) -> None:
         """See `_Memories`."""
         seen = self._features.select(_on(self._number[kept], latest.logits.device))
-        memory = self._backbone.remember_slice(seen, *latest[1:])
+        memory = self._backbone.remember_slice(seen, latest.logits, latest.pointer, latest.presence)
         self._recent = self._rules.keep(memory, [_pick(part, going[kept]) for part in self._recent])
         self._clicked = [(behind, _pick(part, going[kept])) for behind, part in self._clicked]
 
@@ -318,7 +320,8 @@ def _track(
         if step == steps[index].max():
             break  # nobody will read this slice
         seen = for_model(kept_logits, encoded.tile_px)
-        memories.keep(going, kept, Slice(at_row[index], seen, _at(answer.pointer, kept), _at(answer.presence, kept)))
+        told = (_at(answer.pointer, kept), _at(answer.presence, kept))
+        memories.keep(going, kept, Slice(at_row[index], seen, *told, as_answered=logits is answer.logits))
         track, direction, steps, start, tile = (part[index] for part in (track, direction, steps, start, tile))
     return masks
 
@@ -333,6 +336,8 @@ def _join(parts: Sequence[Tracked]) -> Tracked:
 
 def _at(tensor: Tensor, index: npt.NDArray[np.int64]) -> Tensor:
     """Return the rows of a tensor at `index`, on its device."""
+    if _is_all(index, len(tensor)):
+        return tensor
     return tensor[_on(index, tensor.device)]
 
 
@@ -342,4 +347,11 @@ def _on(index: npt.NDArray[np.int64], device: torch.device) -> Tensor:
 
 def _pick(memory: Memory, index: npt.NDArray[np.int64]) -> Memory:
     """Return the memory of the objects at `index`."""
+    if _is_all(index, len(memory.maps)):
+        return memory
     return memory.pick(_on(index, memory.maps.device))
+
+
+def _is_all(index: npt.NDArray[np.int64], count: int) -> bool:
+    """Return whether an index names all of `count` rows, in order. Most tracks go on, and then nothing is copied."""
+    return np.array_equal(index, np.arange(count))

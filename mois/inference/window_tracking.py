@@ -33,19 +33,23 @@ from mois.inference.lesion_windows import (
     side_for,
 )
 from mois.interfaces import Backbone, Memory, TrackingRules
-from mois.records import MaskPrediction
+from mois.records import Features, MaskPrediction
 
 CELLS_AT_ONCE = 1 << 15
 """Cells of the windows whose memories are computed at once: 327 windows of 10 cells, 32 tiles of 512 pixels."""
 
 
 class Slice(NamedTuple):
-    """A slice on which N lesions were found: rows (N,), masks (N, P / 4, P / 4), pointers (N, D), presence (N,)."""
+    """A slice on which N lesions were found: rows (N,), masks (N, P / 4, P / 4), pointers (N, D), presence (N,).
+
+    `as_answered` says whether the masks are those that the model gave.
+    """
 
     rows: npt.NDArray[np.int64]
     logits: Tensor
     pointer: Tensor
     presence: Tensor
+    as_answered: bool = False
 
 
 @dataclass
@@ -110,6 +114,8 @@ class LesionWindows:
     def __post_init__(self) -> None:
         """Begin with a window around each clicked mask; an empty mask gets the whole tile."""
         first = self.clicked[0][1]
+        self._at_hand: tuple[npt.NDArray[np.int64], Features] | None = None
+        self._boxes: list[Box | None] = []  # of the lesions that were answered last
         self._worth = cells_worth_a_call(first.logits.device)
         self.windows = self._around(boxes_of(first.logits), [None] * len(first.rows))
 
@@ -140,26 +146,26 @@ class LesionWindows:
         Where an answer reaches the border of its window, the window grows, and the slice is asked again.
         """
         parts: list[MaskPrediction | None] = [None] * len(going)
+        self._boxes = [None] * len(going)
         waiting = list(range(len(going)))
         while waiting:
             sides = {self.windows[going[n]].side for n in waiting}
-            again = []
+            again: list[int] = []
             for side in sorted(sides):
                 group = [n for n in waiting if self.windows[going[n]].side == side]
                 answer = self._ask(step, [int(going[n]) for n in group], rows[group])
-                boxes = boxes_of(answer.logits)
-                near = [
-                    box is not None and reaches_border(box, self.windows[going[n]], self._cells)
-                    for n, box in zip(group, boxes, strict=True)
-                ]
-                if len(group) == len(going) and not any(near):
-                    return answer
-                for position, n in enumerate(group):
+                for position, (n, box) in enumerate(zip(group, boxes_of(answer.logits), strict=True)):
+                    self._boxes[n] = box
                     parts[n] = MaskPrediction(*(part[position : position + 1] for part in answer))
-                again += [(n, box) for n, box, out in zip(group, boxes, near, strict=True) if out and box]
-            waiting = [n for n, _ in again]
-            self._grow([(int(going[n]), box) for n, box in again])
+                again += [n for n in group if self._is_near_border(int(going[n]), self._boxes[n])]
+            if len(waiting) == len(going) and len(sides) == 1 and not again:
+                return answer
+            waiting = again
+            self._grow([(int(going[n]), box) for n in again if (box := self._boxes[n])])
         return MaskPrediction(*(torch.cat(part) for part in zip(*(part for part in parts if part), strict=True)))
+
+    def _is_near_border(self, track: int, box: Box | None) -> bool:
+        return box is not None and reaches_border(box, self.windows[track], self._cells)
 
     def _grow(self, tracks: Sequence[tuple[int, Box]]) -> None:
         """Give tracks windows around boxes with larger sides than those of their windows."""
@@ -172,15 +178,20 @@ class LesionWindows:
         windows = [self.windows[track] for track in tracks]
         memory = self._memory(step, tracks, windows)
         distinct, number = np.unique(rows, return_inverse=True)
-        features = self.encoded.select(distinct)
-        if windows[0].side < self._cells:
-            features, number = cut(features, windows, self.encoded.tile_px, number.tolist()), np.arange(len(rows))
-        image = torch.from_numpy(number).to(features.position.device, non_blocking=True)
-        answer = self.backbone.decode(self.backbone.attend_on(features, image, memory), None)
+        features = self._tiles(distinct)
         if windows[0].side == self._cells:
-            return answer
+            image = torch.from_numpy(number).to(features.position.device, non_blocking=True)
+            return self.backbone.decode(self.backbone.attend_on(features, image, memory), None)
+        features = cut(features, windows, self.encoded.tile_px, number.tolist())
+        answer = self.backbone.decode(self.backbone.attend_on(features, None, memory), None)
         parts = on_tiles(torch.cat([answer.logits.unsqueeze(1), answer.candidates], 1), windows, self._cells)
-        return answer._replace(logits=parts[:, 0], candidates=parts[:, 1:])
+        return answer._replace(logits=parts[:, 0].clone(), candidates=parts[:, 1:])  # logits are kept for longer
+
+    def _tiles(self, rows: npt.NDArray[np.int64]) -> Features:
+        """Return the features of tiles. Those that were asked for last are at hand."""
+        if self._at_hand is None or not np.array_equal(self._at_hand[0], rows):
+            self._at_hand = rows, self.encoded.select(rows)
+        return self._at_hand[1]
 
     @property
     def _reach(self) -> tuple[int, int]:
@@ -215,7 +226,7 @@ class LesionWindows:
             some = missing[start : start + at_once]
             windows = [window for _, _, window in some]
             rows, image = np.unique([slice_.rows[track] for slice_, track, _ in some], return_inverse=True)
-            features = cut(self.encoded.select(rows), windows, self.encoded.tile_px, image.tolist())
+            features = cut(self._tiles(rows), windows, self.encoded.tile_px, image.tolist())
             logits, pointer, presence = (
                 torch.stack([getattr(slice_, name)[slice_.places[track]] for slice_, track, _ in some])
                 for name in ("logits", "pointer", "presence")
@@ -230,5 +241,6 @@ class LesionWindows:
         index = going[kept]
         self.clicked = [(behind, slice_.pick(index)) for behind, slice_ in self.clicked]
         others = self.latest[: max(self._reach) - 1]
-        self.latest = [Remembered(*latest), *(slice_.pick(index) for slice_ in others)]
-        self.windows = self._around(boxes_of(latest.logits), [self.windows[at] for at in index.tolist()])
+        self.latest = [Remembered(*latest[:4]), *(slice_.pick(index) for slice_ in others)]
+        boxes = [self._boxes[n] for n in kept.tolist()] if latest.as_answered else boxes_of(latest.logits)
+        self.windows = self._around(boxes, [self.windows[at] for at in index.tolist()])

@@ -7,8 +7,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
+from unittest import mock
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -17,14 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters import Lora
 from mois.backbones import SAM2
+from mois.inference import window_tracking
 from mois.inference.feature_store import GIB
-from mois.propagation import Similarity
-from mois.records import Prompts
+from mois.inference.lesion_windows import Box
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
+from mois.propagation import Sam2Only, Similarity
+from mois.records import Prompts, Volume
 from mois.testing import example_patches, nano_backbone
 from mois.training.episode_step import EpisodeLearning, learn, names, pictures
 from mois.training.feature_cache import FeatureCache
 from tests.bench.measure import Measurement, Outcome
 from tests.support.example_episodes import example_episode
+from tests.support.pretended_gpu import counted_gpu
 
 FREE = {
     "_unsafe_view", "alias", "detach", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty",
@@ -101,6 +108,66 @@ def answer_kernels(repeats: int) -> Outcome:
     return Outcome({"kernels_per_tracked_slice": counts["kernels_per_tracked_slice"]}, counts)
 
 
+def follow_launches(repeats: int) -> Outcome:
+    """Operations a GPU is asked for, a tracked slice: 10 lesions over 14 slices, Hiera-tiny, 512 px, none computed."""
+    del repeats  # the same every time
+    whole, windows, again = (followed(window, grows=grows) for window, grows in FOLLOWED)
+    details = {"follow_launches_whole_tiles": whole.launches, "follow_launches_if_all_grow": again.launches}
+    waits = {"follow_waits_per_step": windows.waits, "follow_waits_whole_tiles": whole.waits}
+    return Outcome({"follow_launches_per_slice": windows.launches}, details | waits)
+
+
+FOLLOWED: tuple[tuple[Literal["off", "auto"], bool], ...] = (("off", False), ("auto", False), ("auto", True))
+
+
+class Followed(NamedTuple):
+    """Operations a tracked slice, and how often the host waits for each step of all lesions."""
+
+    launches: float
+    waits: float
+
+
+def followed(
+    window: Literal["off", "auto"], *, grows: bool = False, lesions: int = 10, slices: int = 14, patch_px: int = 512
+) -> Followed:
+    """Follow lesions of 2 x 2 cells from the middle slice in both directions on a pretended GPU, and count.
+
+    Args:
+        window: As `inference.window`.
+        grows: Whether every answer reaches the border of its first window, so that every slice is asked twice.
+        lesions: Number of lesions.
+        slices: Number of slices.
+        patch_px: Edge of the tile in pixels.
+    """
+    middle, calls = slices // 2, 0
+    settings = InferenceSettings(
+        pixel_mm=1.0, air_level=0.0, half_features=False, precision="32", track_mm=1e4, track_growth=1e9, window=window
+    )
+
+    def boxes(logits: Tensor) -> list[Box | None]:
+        nonlocal calls
+        logits.amax().cpu()  # the wait that is counted
+        row, calls = (0 if grows and calls % 2 else 5), calls + 1
+        return [(row, 5, 6, 6)] * len(logits)
+
+    with counted_gpu() as gpu:
+        segmenter = VolumeSegmenter(SAM2("tiny", "random", patch_px=patch_px).to("cuda"), Sam2Only(), settings)
+        image = torch.rand(patch_px, patch_px, slices) + 0.1
+        affine = torch.diag(torch.tensor([-1.0, -1.0, 5.0, 1.0], dtype=torch.float64))
+        scan = Volume("scan", "scan", image, affine, torch.zeros(image.shape, dtype=torch.int32), {})
+        encoded = segmenter.encode(scan)
+        rows = np.full(lesions, encoded.row(middle, 0))
+        clicks = Prompts(torch.full((lesions, 1, 2), 90.0), torch.ones(lesions, 1, dtype=torch.int32))
+        answer = segmenter.answer(encoded, rows, clicks)
+        with mock.patch.object(window_tracking, "boxes_of", boxes):
+            for _ in range(2):  # the first time, tables are made and copied
+                gpu.launches.clear()
+                gpu.waits.clear()
+                tracked = segmenter.track(encoded, rows, answer)
+    steps = max(middle, slices - 1 - middle)
+    return Followed(sum(gpu.launches.values()) / (len(tracked.rows) - lesions), sum(gpu.waits.values()) / steps)
+
+
 def _operations(work: Callable[[], object]) -> int:
     work()  # tables are made
     with Launches() as counter:
@@ -147,4 +214,4 @@ def cache_hits(repeats: int) -> Outcome:
     return Outcome({"cache_hits_half_room": min(shares[1:])}, {f"epoch_{n}": share for n, share in enumerate(shares)})
 
 
-MEASUREMENTS: list[Measurement] = [kernels, answer_kernels, position_codes, cache_hits]
+MEASUREMENTS: list[Measurement] = [kernels, answer_kernels, follow_launches, position_codes, cache_hits]

@@ -1,4 +1,4 @@
-"""A GPU that computes nothing, but notes each operation for which a host would have to wait for it."""
+"""A GPU that computes nothing, but notes what it is asked to do, and when a host would have to wait for it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2")
 """Operations whose answer, or its size, the host needs."""
+FREE = (
+    "_unsafe_view", "alias", "detach", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty",
+    "new_empty_strided", "resize_",
+)  # fmt: skip
+"""Operations that launch nothing: they name memory or ask for it."""
+WHOLE = ("scaled_dot_product_attention", "upsample_bilinear2d", "_upsample_bilinear2d_aa")
+"""Operations that a GPU has a kernel for, though they can be taken apart."""
 
 
 @contextmanager
@@ -24,14 +31,29 @@ def pretended_gpu() -> Iterator[Counter[str]]:
     Yields:
         How often the host waited, by the operation or the direction of a copy.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _Gpu() as gpu:
+    with counted_gpu() as gpu:
         yield gpu.waits
 
 
-class _Gpu(TorchDispatchMode):
+@contextmanager
+def counted_gpu() -> Iterator[Gpu]:
+    """Do what `pretended_gpu` does, and count the operations that the GPU is asked for, too."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Gpu() as gpu:
+        yield gpu
+
+
+class Gpu(TorchDispatchMode):
+    """Counts what a GPU is asked for.
+
+    Attributes:
+        waits: How often the host waited, by the operation or the direction of a copy.
+        launches: How many operations the GPU was asked for, by their names. A copy to it or from it is one.
+    """
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.waits: Counter[str] = Counter()
+        self.launches: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,12 +63,14 @@ class _Gpu(TorchDispatchMode):
                 return func(*args, **kwargs)
         if func.namespace == "prim":  # what a tensor is, such as its device
             return func(*args, **kwargs)
-        with self:  # inference mode leaves what is made of other operations whole
-            answer = func.decompose(*args, **kwargs)
-        if answer is not NotImplemented:
-            return answer
         name = func.overloadpacket.__name__
+        if name not in WHOLE:
+            with self:  # inference mode leaves what is made of other operations whole
+                answer = func.decompose(*args, **kwargs)
+            if answer is not NotImplemented:
+                return answer
         self.waits.update([name] if name in READS else [])
+        self.launches.update([] if func.is_view or name in FREE else [name])
         if name == "_local_scalar_dense":
             return 1
         if name.startswith("index") and any(each is not None and not each.is_cuda for each in args[1]):
