@@ -125,7 +125,7 @@ def rule_steps(
     exemplar (`FOUND`). Then it knows such lesions: its answers with and without exemplars and the plain answer are
     averaged. The exemplars say which lesions are meant; without them, outlines do not depend on how well a few lesions
     were outlined. A question with negative exemplars is never averaged so.
-    With `inference.level=known` the level of such lesions is another one (`_agreed`), also with a single exemplar.
+    With `inference.level=known` such lesions have another rule (`_agreed`), also with a single exemplar.
 
     Args:
         segmenter: The model. With `inference.level=fixed` the level is 0.5.
@@ -162,10 +162,11 @@ def rule_steps(
 def _agreed(answer: LesionMaps) -> Steps[ScanRule | None]:
     """Return the rule for lesions that the model knows: the exemplars choose objects, the answer without them outlines.
 
-    An object is a component of the answer without exemplars. Those that are meant (`MEANT`) are compared with the
-    pooled answer at each level. The level is the one at which both agree best (Dice). So it does not hang on how well
-    few lesions were outlined. If nearly all objects are meant, there is one kind of object (`ONE_KIND`): then the
-    exemplars have little to choose, and the answer without them has half a say.
+    An object is a component of the answer without exemplars. The exemplars mean those of which the pooled answer is
+    sure in part (`MEANT`). If nearly all objects are meant, there is one kind of object (`ONE_KIND`). Then the
+    exemplars have little to choose, and the answer without them has half a say. The level is the one at which this
+    agrees best (Dice) with the objects that are meant: it does not hang on how well few lesions were outlined. If there
+    are other kinds, the answer with exemplars counts as it is.
 
     Returns:
         The rule; None if no object is meant, or there is no answer without exemplars.
@@ -177,16 +178,16 @@ def _agreed(answer: LesionMaps) -> Steps[ScanRule | None]:
     yield None
     sizes = np.bincount(objects.ravel())
     sizes[0] = 0  # what is no object
-    shares, shares_of_one_kind = (POOLED, ALONE_HALF) if answer.plain is not None else WITHOUT_PLAIN
-    (sure,) = yield from _counts_of_objects(answer, shares, (EVEN,), objects, len(sizes))
+    pooled, of_one_kind = (POOLED, ALONE_HALF) if answer.plain is not None else WITHOUT_PLAIN
+    (sure,) = yield from _counts_of_objects(answer, pooled, (EVEN,), objects, len(sizes))
     meant = (sure >= MEANT * sizes) & (sizes > 0)
     if not meant.any():
         return None
-    if sizes[meant].sum() >= ONE_KIND * sizes.sum():
-        shares = shares_of_one_kind
-    counts = yield from _counts_of_objects(answer, shares, LEVELS_OF_KNOWN, objects, len(sizes))
+    if sizes[meant].sum() < ONE_KIND * sizes.sum():
+        return ScanRule()
+    counts = yield from _counts_of_objects(answer, of_one_kind, LEVELS_OF_KNOWN, objects, len(sizes))
     agreement = 2 * counts[:, meant].sum(1) / (counts.sum(1) + sizes[meant].sum())
-    return ScanRule(shares, LEVELS_OF_KNOWN[int(agreement.argmax())])
+    return ScanRule(of_one_kind, LEVELS_OF_KNOWN[int(agreement.argmax())])
 
 
 def _counts_of_objects(

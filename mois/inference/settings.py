@@ -56,9 +56,10 @@ class InferenceSettings:
             (`mois.inference.levels`). `mixed`: so too, and the exemplars decide whether a plain comparison, of which
             nothing was learned, has half a say (`Propagation.plain_answer`). `pooled`: the same, but if the model finds
             the exemplars without any exemplar too, the level is found for the average of all three opinions. `known`:
-            the same, but for this average the level is the one at which it agrees best with the outlines that the model
-            gives without exemplars. Where lesions were rejected, sessions ask with `pooled` and `known` instead what is
-            found if the exemplars change sides.
+            the same, but where such a scan shows one kind of object, the level is the one at which the average agrees
+            best with the outlines that the model gives without exemplars; else the answer with exemplars counts alone.
+            Where lesions were rejected, sessions ask with `pooled` and `known` instead what is found if the exemplars
+            change sides.
             Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).

@@ -201,34 +201,41 @@ def test_the_level_is_found_for_the_pooled_answer() -> None:
     assert rule == ScanRule(POOLED, level=0.1)  # the lowest level that leaves the rest out
 
 
-def _two_objects(second: list[float]) -> LesionMaps:
+def _two_objects(second: list[float], unsure: float = 0.3, rest: float = 0.01) -> LesionMaps:
     """Two objects of 10 voxels that the model finds alone, 10 voxels apart. It is sure of half of the first one."""
-    found = torch.tensor([0.9] * 5 + [0.3] * 5 + [0.01] * 10 + second).view(1, 1, 30)
+    found = torch.tensor([0.9] * 5 + [unsure] * 5 + [rest] * 10 + second).view(1, 1, 30)
     alone = torch.tensor([0.9] * 10 + [0.01] * 10 + [0.9] * 10).view(1, 1, 30)
     return LesionMaps(found, plain=found, alone=alone.half())
 
 
 def test_the_level_of_known_lesions_agrees_with_their_outlines_without_exemplars() -> None:
-    # pooled, log-odds: .75 x 2.20 + .25 x 2.20 = 2.20 in the sure half, .75 x -.85 + .25 x 2.20 = -.09 in the other
-    # half (.48), .75 x -2.94 + .25 x 2.20 = -1.66 in the second object (.16). At .5 half of the object that is meant is
-    # reached (Dice 10 / 15), from .45 to .2 all of it, below also the second object (20 / 30).
-    rule = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), _two_objects([0.05] * 10))
-    assert rule == ScanRule(POOLED, level=pytest.approx(0.45))
+    # In the open half of the first object the exemplars say .05: log-odds .5 x -2.94 + .5 x 2.20 = -.37, so .41. At .5
+    # and .45 it is left out, from .4 on all is reached, at .05 the rest too: .5 x -.41 + .5 x -4.60 = -2.5, so .08.
+    maps = _two_objects([0.9] * 5 + [0.3] * 5, unsure=0.05, rest=0.4)
+    rule = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), maps)
+    assert rule == ScanRule(ALONE_HALF, level=pytest.approx(0.4))
     # the exemplars alone, sure of each other, would leave it at .5
-    assert _rule(Answers(0.9, "pooled", plain=0.9, alone=0.9), _two_objects([0.05] * 10)).level == EVEN
+    assert _rule(Answers(0.9, "pooled", plain=0.9, alone=0.9), maps).level == EVEN
 
 
-def test_a_single_exemplar_of_known_lesions_has_their_level_too() -> None:
-    lone = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), _two_objects([0.05] * 10), _exemplars(1))
-    assert lone == ScanRule(POOLED, level=pytest.approx(0.45))
-    unknown = Answers(0.9, "known", plain=0.9, alone=0.39)
-    assert _rule(unknown, _two_objects([0.05] * 10), _exemplars(1)) == ScanRule(level=LONE_LEVEL)
-
-
-def test_where_nearly_all_objects_are_meant_the_answer_without_exemplars_has_half_a_say() -> None:
+def test_where_all_objects_are_meant_the_answer_without_exemplars_has_half_a_say() -> None:
     # .5 x -.85 + .5 x 2.20 = .67 in the halves that the exemplars leave open: all is reached at .5
     rule = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), _two_objects([0.9] * 5 + [0.3] * 5))
     assert rule == ScanRule(ALONE_HALF, level=EVEN)
+    without_plain = _two_objects([0.9] * 5 + [0.3] * 5)._replace(plain=None)
+    assert _rule(Answers(0.9, "known", alone=0.9), without_plain).shares == Shares(alone=2 / 3)
+
+
+def test_where_there_are_other_objects_the_exemplars_decide_alone() -> None:
+    rule = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), _two_objects([0.05] * 10))
+    assert rule == ScanRule()
+
+
+def test_a_single_exemplar_of_known_lesions_has_their_level_too() -> None:
+    lone = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), _two_objects([0.9] * 10), _exemplars(1))
+    assert lone == ScanRule(ALONE_HALF, level=EVEN)
+    unknown = Answers(0.9, "known", plain=0.9, alone=0.39)
+    assert _rule(unknown, _two_objects([0.9] * 10), _exemplars(1)) == ScanRule(level=LONE_LEVEL)
 
 
 def test_known_lesions_of_which_no_object_is_meant_keep_the_level_of_the_exemplars() -> None:
