@@ -311,6 +311,20 @@ class Propagation(nn.Module, ABC):
         del features, exemplars
         return None
 
+    def both_answers(
+        self, features: Features, exemplars: Exemplars, plain_of: Exemplars | None, backbone: Backbone
+    ) -> tuple[SemanticPrediction, Tensor | None]:
+        """Return the answer, and the plain answer. What both need may be computed once.
+
+        Args:
+            features: Features of N images.
+            exemplars: Exemplars of B = N x R queries, as for `forward`.
+            plain_of: Those queries, N x any number, of which the plain answer is wanted; None for no plain answer.
+            backbone: The backbone that made the features.
+        """
+        prediction: SemanticPrediction = self(features, exemplars, backbone)
+        return prediction, None if plain_of is None else self.plain_answer(features, plain_of)
+
 
 class Adapter(ABC):
     """Makes parts of a frozen backbone and its propagation trainable."""

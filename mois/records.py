@@ -149,6 +149,7 @@ class Features(NamedTuple):
         image: The input, (N, C, P, P), normalised intensities of C = 1 to 3 channels.
         conditioned: Whether the coarsest level has attended to the memory of an object (`Backbone.attend`).
         windows: Where the images lie on tiles, if they are windows of tiles; else None.
+        filters: Answers of the filter bank on the image (`mois.filters.filter_bank`), if they are known; else None.
     """
 
     levels: tuple[Tensor, ...]
@@ -156,6 +157,7 @@ class Features(NamedTuple):
     image: Tensor
     conditioned: bool = False
     windows: Windows | None = None
+    filters: Tensor | None = None
 
     def select(self, index: Tensor | slice) -> Features:
         """Return the features of some of the images (an index, a mask or a slice over N)."""

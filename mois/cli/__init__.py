@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from mois.machine.interrupts import GIVE_COMMAND_AGAIN, ctrl_c_ends
+from mois.machine.system_calls import keep_freed_memory
 
 GOES_ON = ("adapt", "demo", "evaluate", "folds", "segment", "sweep")
 """Commands that find their earlier results and go on."""
@@ -27,5 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def script() -> None:
     """Run the command line of this process."""
+    keep_freed_memory()
     with ctrl_c_ends(to_the_end=True):
         main()

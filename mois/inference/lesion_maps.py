@@ -90,7 +90,8 @@ class TileAnswers(NamedTuple):
     Attributes:
         probability: (T, R, P, P) float32, probability of a lesion.
         cores: (T, R, P, P) float32, probability of a core; or None.
-        plain: (T, R, P, P) float32, the plain answer as a probability; or None.
+        plain: (T, R, P, P) float32, the plain answer as a probability, to those of the R questions of which it is
+            read; or None.
         alone: (T, 1, P, P) float32, the answer without exemplars, the same for all questions; or None.
     """
 
@@ -114,10 +115,12 @@ class BlendedAnswers:
     Args:
         encoded: The scan.
         questions: Number R of questions.
+        plain: Numbers of the questions that have a plain answer, if the propagation has one.
     """
 
-    def __init__(self, encoded: EncodedVolume, questions: int) -> None:
+    def __init__(self, encoded: EncodedVolume, questions: int, plain: Sequence[int] = ()) -> None:
         self.encoded = encoded
+        self._plain = plain
         self._probability = torch.zeros(questions, *encoded.pictures.shape)  # (R, S, h, w)
         self._further: dict[str, Tensor] = {}  # cores and further answers, by name
 
@@ -131,7 +134,8 @@ class BlendedAnswers:
         """
         further = {name: part for name, part in answers._asdict().items() if part is not None and name != "probability"}
         for name in further.keys() - self._further:
-            self._further[name] = torch.zeros(self._probability.shape, dtype=torch.float16)
+            asked = further[name].shape[1]
+            self._further[name] = torch.zeros(asked, *self._probability.shape[1:], dtype=torch.float16)
         on_slice, tile = self.encoded.places[rows].T
         for slice_index in slices:
             here = torch.from_numpy(np.flatnonzero(on_slice == slice_index))
@@ -146,8 +150,9 @@ class BlendedAnswers:
         restored = {}
         for name, part in stacks.items():
             restored[name] = yield from self._restore(part)
+        plain = dict(zip(self._plain, restored.pop("plain", ()), strict=False))
         return [
-            LesionMaps(**{name: part[index] for name, part in restored.items()})  # type: ignore[arg-type]
+            LesionMaps(**{name: part[index] for name, part in restored.items()}, plain=plain.get(index))  # type: ignore[arg-type]
             for index in range(len(self._probability))
         ]
 

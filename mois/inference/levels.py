@@ -105,6 +105,20 @@ class ScanRule(NamedTuple):
     waist_mm: float = 0.0
 
 
+def reads_plain(segmenter: VolumeSegmenter, exemplars: Exemplars, outlined: int, *, alone: bool = True) -> bool:
+    """Return whether `rule_steps` reads the plain answer to a question.
+
+    Args:
+        segmenter: The model.
+        exemplars: The exemplars of the question, B = 1.
+        outlined: Number of positive exemplars that were outlined on the scan.
+        alone: Whether the answer without exemplars may have a say.
+    """
+    settings = segmenter.settings
+    least = 1 if settings.level == "known" and alone else 2
+    return settings.asks_plain and outlined > 0 and int((exemplars.present & ~exemplars.negative).sum()) >= least
+
+
 def rule_of(
     segmenter: VolumeSegmenter, encoded: EncodedVolume, exemplars: Exemplars, lesions: Outlined, answer: LesionMaps
 ) -> ScanRule:

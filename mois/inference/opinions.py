@@ -27,6 +27,7 @@ def answers_on(
     propagation: Propagation,
     backbone: Backbone,
     settings: InferenceSettings,
+    plain: Exemplars | None = None,
 ) -> TileAnswers:
     """Return what R prepared questions answer on T tiles.
 
@@ -35,18 +36,18 @@ def answers_on(
         prepared: R sets of exemplars, from `VolumeSegmenter.prepare`.
         propagation: The propagation.
         backbone: The backbone that made the features.
-        settings: The options `inference.*`. With `level=mixed`, `pooled` or `known` the plain answer is there,
-            if the propagation has one and there are exemplars.
+        settings: The options `inference.*`. With levels that use no plain answer, none is asked.
+        plain: Those of the questions whose plain answer is read; None for no plain answer.
     """
     tiles = len(features.image)
     asked = _on_each(prepared, tiles)
-    prediction = propagation(features, asked, backbone)
-    plain = propagation.plain_answer(features, asked) if settings.level in ("mixed", "pooled", "known") else None
+    plain_of = None if plain is None or not settings.asks_plain else _on_each(plain, tiles)
+    prediction, plain_logits = propagation.both_answers(features, asked, plain_of, backbone)
     probability: Tensor = prediction.logits.float().sigmoid()
     if settings.weigh_by_presence:
         probability = probability * prediction.presence.float().sigmoid()[:, None, None]
     shape = (tiles, -1, *probability.shape[1:])
-    further = (None if p is None else p.float().sigmoid().view(shape).cpu() for p in (prediction.cores, plain))
+    further = (None if p is None else p.float().sigmoid().view(shape).cpu() for p in (prediction.cores, plain_logits))
     return TileAnswers(probability.view(shape).cpu(), *further)
 
 

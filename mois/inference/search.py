@@ -32,6 +32,8 @@ class Search:
         questions: R sets of exemplars, B = 1 each and any K.
         pooled: Whether the answer without exemplars may have a say (`mois.inference.opinions.pooled_steps`). Without
             a say it is not asked.
+        plain: Whether the plain answer to each question is read (`mois.inference.levels.reads_plain`). What nobody
+            reads is not asked. None: all are read.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class Search:
         questions: Sequence[Exemplars],
         *,
         pooled: bool = True,
+        plain: Sequence[bool] | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.encoded = encoded
         self.questions = questions
+        self.plain = [True] * len(questions) if plain is None else plain
         self.pooled = pooled and segmenter.settings.asks_alone
 
     def whole(self) -> list[LesionMaps]:
@@ -62,8 +66,11 @@ class Search:
         pooled = self.pooled and not all(empty)
         subject = self.segmenter.subject("alone")
         alone = self.encoded.store.answer(subject) if pooled else None
-        with_exemplars = [question for question, nothing in zip(self.questions, empty, strict=True) if not nothing]
-        asked = {False: self._asked(with_exemplars)} if with_exemplars else {}
+        with_exemplars = [number for number, nothing in enumerate(empty) if not nothing]
+        plain = [place for place, number in enumerate(with_exemplars) if self.plain[number]]
+        asked = {}
+        if with_exemplars:
+            asked[False] = self._asked([self.questions[number] for number in with_exemplars], plain)
         if any(empty) or (pooled and alone is None):
             asked[True] = self._asked([self.segmenter.no_exemplars(self.encoded)])
         yield from self._ask(list(asked.values()), tile_by_tile)
@@ -77,10 +84,15 @@ class Search:
         found = iter(maps._replace(alone=alone) for maps in answers.get(False, ()))
         return [answers[True][0] if nothing else next(found) for nothing in empty]
 
-    def _asked(self, questions: Sequence[Exemplars]) -> _Asked:
+    def _asked(self, questions: Sequence[Exemplars], plain: Sequence[int] = ()) -> _Asked:
         batch_size = self.segmenter.settings.batch_size
         at_once = tiles_at_once(self.segmenter.device, self.encoded.tile_px, batch_size) // len(questions)
-        return _Asked(self.segmenter.prepare(questions), BlendedAnswers(self.encoded, len(questions)), max(1, at_once))
+        prepared = self.segmenter.prepare(questions)
+        asked_plainly = None
+        if plain:
+            every = len(plain) == len(questions)
+            asked_plainly = prepared if every else prepared.each(lambda tensor: tensor[list(plain)])
+        return _Asked(prepared, asked_plainly, BlendedAnswers(self.encoded, len(questions), plain), max(1, at_once))
 
     def _ask(self, asked: Sequence[_Asked], tile_by_tile: bool) -> Steps[None]:
         """Ask all tiles, and blend the answers."""
@@ -94,15 +106,23 @@ class Search:
                         if int(row) not in encoded.store:
                             encoded.select(np.array([row]))
                             yield done / all_tiles
-                    answers.append(self.segmenter.tile_answers(encoded, part, each.prepared))
+                    answers.append(self.segmenter.tile_answers(encoded, part, each.prepared, each.plain))
                     done += len(part)
                     yield done / all_tiles
                 each.blended.add(slices, rows, TileAnswers.cat(answers))
 
 
 class _Asked(NamedTuple):
-    """Questions that are asked together: the prepared exemplars, their answers, and tiles that are asked at once."""
+    """Questions that are asked together.
+
+    Attributes:
+        prepared: The prepared exemplars.
+        plain: Those of the questions whose plain answer is read, prepared; None for none.
+        blended: Their answers.
+        at_once: Tiles that are asked at once.
+    """
 
     prepared: Exemplars
+    plain: Exemplars | None
     blended: BlendedAnswers
     at_once: int

@@ -338,14 +338,16 @@ class VolumeSegmenter:
         return self.tile_answers(encoded, rows, prepared).probability
 
     @torch.inference_mode()
-    def tile_answers(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
+    def tile_answers(
+        self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars, plain: Exemplars | None = None
+    ) -> TileAnswers:
         """Return what R prepared questions answer on some tiles; see `ask` and `answers_on`."""
         with self.autocast():
-            return answers_on(encoded.select(rows), prepared, self.propagation, self.backbone, self.settings)
+            return answers_on(encoded.select(rows), prepared, self.propagation, self.backbone, self.settings, plain)
 
     def opinions(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
         """Return what `tile_answers` does; also the answer without exemplars if the level needs it."""
-        answers = self.tile_answers(encoded, rows, prepared)
+        answers = self.tile_answers(encoded, rows, prepared, prepared)
         return answers._replace(alone=alone_on(self, encoded, rows)) if self.settings.asks_alone else answers
 
     def subject(self, *what: Hashable) -> Hashable:

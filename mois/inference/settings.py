@@ -126,6 +126,11 @@ class InferenceSettings:
         return self.level != "fixed" or self.split_prominence_mm is None
 
     @property
+    def asks_plain(self) -> bool:
+        """Whether the plain answer may have a say."""
+        return self.level in ("mixed", "pooled", "known")
+
+    @property
     def asks_alone(self) -> bool:
         """Whether the answer without exemplars may have a say."""
         return self.level in ("pooled", "known")

@@ -194,10 +194,18 @@ class LearnedMatching(Propagation):
         with torch.autocast(features.image.device.type, enabled=False):
             tokens = TokenSet.of(exemplars, most=PLAIN_TOKENS)
             tokens = tokens._replace(features=tokens.features[..., :FILTERS])
-            cells = filter_bank(features.image)  # (N, F, h, h)
+            cells = _filters(features)  # (N, F, h, h)
             odds = kernel_log_odds(cells.flatten(2).transpose(1, 2), tokens, PLAIN_TEMPERATURE)
             odds = odds.view(-1, 1, *cells.shape[-2:])
             return functional.interpolate(odds, features.image.shape[-2:], mode="bilinear").squeeze(1)
+
+    def both_answers(
+        self, features: Features, exemplars: Exemplars, plain_of: Exemplars | None, backbone: Backbone
+    ) -> tuple[SemanticPrediction, Tensor | None]:
+        """Filter each image once for both answers."""
+        if plain_of is not None and plain_of.count:
+            features = features._replace(filters=filter_bank(features.image))
+        return super().both_answers(features, exemplars, plain_of, backbone)
 
     def _embed(self, features: Features) -> Embedding:
         return embed(features, self.stem, self.levels, self.fuse)
@@ -206,7 +214,7 @@ class LearnedMatching(Propagation):
         """Return the features of each cell, (N, F, P / 2, P / 2) float32."""
         coarse = functional.interpolate(self.coarse_cells(embedding.coarse), scale_factor=2, mode="bilinear")
         learned = coarse + self.fine_cells(embedding.fine)
-        return torch.cat([filter_bank(features.image), learned.float()], dim=1)
+        return torch.cat([_filters(features), learned.float()], dim=1)
 
     def _match(self, features: Features, seen: Embedding, exemplars: Exemplars) -> _Match:
         """Compare the cells (N, F, h, h) of N images with the tokens of B = N x R questions."""
@@ -244,7 +252,8 @@ class LearnedMatching(Propagation):
         inside = share[..., CORE] + share[..., RIM]
         outside = share[..., NEAR] + share[..., FAR] + share[..., _ZONES]
         odds = (inside + SURE).log() - (outside + SURE).log()
-        far = (queries - alike).square().sum(3)  # from what the tokens make of this place
+        apart = queries - alike  # from what the tokens make of this place
+        far = (apart.square() if torch.is_grad_enabled() else apart.square_()).sum(3)
         maps = torch.cat([share, 0.5 * odds.unsqueeze(3), far.clamp(max=FARTHEST).unsqueeze(3)], dim=3)
         return maps.permute(0, 1, 3, 2).flatten(1, 2)
 
@@ -262,6 +271,11 @@ class LearnedMatching(Propagation):
         total = tokens.weight.sum(1, keepdim=True).clamp(min=_SMALLEST)
         weight = torch.where(tokens.weight > 0, (tokens.weight / total).clamp(min=1e-30).log(), NEVER)
         return values, self.prior[:, kind].transpose(0, 1) + weight.unsqueeze(1)
+
+
+def _filters(features: Features) -> Tensor:
+    """Return the answers of the filter bank, (N, 20, P / 2, P / 2) float32."""
+    return filter_bank(features.image) if features.filters is None else features.filters
 
 
 class _Match(NamedTuple):

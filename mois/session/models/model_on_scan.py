@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import LesionMaps
-from mois.inference.levels import Outlined, rule_steps
+from mois.inference.levels import Outlined, reads_plain, rule_steps
 from mois.inference.opinions import pooled_steps
 from mois.inference.search import Search
 from mois.interfaces import Backbone
@@ -156,7 +156,8 @@ class ModelOnScan:
             questions.append(exemplars.sides_changed())
         lesions = self._outlined(state, keys)
         pooled = yield from pooled_steps(self.segmenter, self.encoded, exemplars, lesions)
-        search = Search(self.segmenter, self.encoded, questions, pooled=pooled)
+        plain = [reads_plain(self.segmenter, exemplars, len(lesions.own), alone=pooled), False][: len(questions)]
+        search = Search(self.segmenter, self.encoded, questions, pooled=pooled, plain=plain)
         answer, *changed = yield from search.steps(tile_by_tile=tile_by_tile)
         for opposite in changed:
             answer = yield from answer.against_steps(opposite)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from mois.inference import levels
 from mois.inference.search import Search
@@ -62,9 +63,9 @@ def test_an_answer_without_a_say_is_asked_on_the_tiles_of_the_lesions_alone(
     session.propagate()
     assert asked == [1] * len(PLACES)
 
-    def always_asked(*given: object, pooled: bool) -> Search:
+    def always_asked(*given: object, pooled: bool, plain: list[bool]) -> Search:
         assert not pooled
-        return Search(*given)  # type: ignore[arg-type]
+        return Search(*given, plain=plain)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model_on_scan, "Search", always_asked)
     other = _clicked()
@@ -72,3 +73,27 @@ def test_an_answer_without_a_say_is_asked_on_the_tiles_of_the_lesions_alone(
     assert sum(asked) > session._bench.encoded.shown
     one, two = (each._bench.on_scan.answer(each.state) for each in (session, other))
     assert torch.equal(one.probability, two.probability)
+
+
+def test_the_plain_answer_is_asked_where_it_is_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    plain_answer = FakePropagation.plain_answer
+
+    def noting(self: FakePropagation, features: Features, exemplars: Exemplars) -> Tensor:
+        asked.append(len(exemplars.valid))
+        return plain_answer(self, features, exemplars)
+
+    monkeypatch.setattr(FakePropagation, "plain_answer", noting)
+    session = InteractiveSession(make_model(level="pooled"), SCAN)
+    session.click(PLACES[0])
+    session.propagate()
+    assert asked == []  # no level is found for a single exemplar
+    session.click(PLACES[1])
+    session.propagate()
+    tiles = session._bench.encoded.shown
+    assert sum(asked) == tiles + len(PLACES)  # the lesions are asked without their own exemplars
+    asked.clear()
+    found = next(number for number, lesion in session.state.lesions.items() if lesion.origin == "found")
+    session.reject(found)
+    session.propagate()
+    assert sum(asked) == tiles + len(PLACES)  # nothing for the exemplars with changed sides
