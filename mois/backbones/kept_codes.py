@@ -46,7 +46,9 @@ class KeptCodes:
         """
         if torch.is_grad_enabled():
             return compute()
-        precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        kind = device.type
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        precision = torch.get_autocast_dtype(kind) if casts else None
         key = (*name, device, precision)
         version = 0 if source is None or source.is_inference() else source._version
         kept = self._kept.get(key)

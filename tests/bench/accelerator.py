@@ -113,6 +113,7 @@ def follow_launches(repeats: int) -> Outcome:
     del repeats  # the same every time
     whole, windows, again = (followed(window, grows=grows) for window, grows in FOLLOWED)
     details = {"follow_launches_whole_tiles": whole.launches, "follow_launches_if_all_grow": again.launches}
+    details["follow_launches_bf16"] = followed("auto", precision="bf16").launches
     waits = {"follow_waits_per_step": windows.waits, "follow_waits_whole_tiles": whole.waits}
     return Outcome({"follow_launches_per_slice": windows.launches}, details | waits)
 
@@ -128,20 +129,27 @@ class Followed(NamedTuple):
 
 
 def followed(
-    window: Literal["off", "auto"], *, grows: bool = False, lesions: int = 10, slices: int = 14, patch_px: int = 512
+    window: Literal["off", "auto"],
+    *,
+    grows: bool = False,
+    precision: Literal["32", "bf16"] = "32",
+    lesions: int = 10,
+    slices: int = 14,
+    patch_px: int = 512,
 ) -> Followed:
     """Follow lesions of 2 x 2 cells from the middle slice in both directions on a pretended GPU, and count.
 
     Args:
         window: As `inference.window`.
         grows: Whether every answer reaches the border of its first window, so that every slice is asked twice.
+        precision: As `inference.precision`.
         lesions: Number of lesions.
         slices: Number of slices.
         patch_px: Edge of the tile in pixels.
     """
     middle, calls = slices // 2, 0
     settings = InferenceSettings(
-        pixel_mm=1.0, air_level=0.0, half_features=False, precision="32", track_mm=1e4, track_growth=1e9, window=window
+        pixel_mm=1.0, air_level=0.0, half_features=False, precision=precision, track_mm=1e4, window=window
     )
 
     def boxes(logits: Tensor) -> list[Box | None]:

@@ -135,10 +135,11 @@ def _attended(features: Features, memory: Memory) -> Counter[Call]:
     return Counter({Call("attend", _side(features), maps, memory.maps.shape[-1], pointers): len(features.image)})
 
 
-def _attended_on(features: Features, image: Tensor, memory: Memory) -> Counter[Call]:
+def _attended_on(features: Features, image: Tensor | None, memory: Memory) -> Counter[Call]:
     ((call, _),) = _attended(features, memory).items()
-    counts = Counter({Call("attend_image", call.side): len(set(image.tolist()))})
-    counts[call._replace(part="attend_object")] = len(image)
+    objects = len(memory.maps)
+    counts = Counter({Call("attend_image", call.side): objects if image is None else len(set(image.tolist()))})
+    counts[call._replace(part="attend_object")] = objects
     return counts
 
 

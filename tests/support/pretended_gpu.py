@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -37,8 +38,15 @@ def pretended_gpu() -> Iterator[Counter[str]]:
 
 @contextmanager
 def counted_gpu() -> Iterator[Gpu]:
-    """Do what `pretended_gpu` does, and count the operations that the GPU is asked for, too."""
-    with FakeTensorMode(allow_non_fake_inputs=True), Gpu() as gpu:
+    """Do what `pretended_gpu` does, and count the operations that the GPU is asked for, too. It knows bfloat16."""
+    autocast_is_refused = "torch.cuda.amp.common.amp_definitely_not_available"
+    knows = mock.patch.object(torch.cuda, "is_bf16_supported", return_value=True)
+    with (
+        mock.patch(autocast_is_refused, return_value=False),
+        knows,
+        FakeTensorMode(allow_non_fake_inputs=True),
+        Gpu() as gpu,
+    ):
         yield gpu
 
 

@@ -24,3 +24,10 @@ def test_a_step_of_all_lesions_launches_a_bounded_number_of_operations(
     more = followed(window, grows=grows, lesions=2 * LESIONS, slices=5, patch_px=192)
     assert more.launches * 2 == pytest.approx(counted.launches)
     assert more.waits == counted.waits
+
+
+@pytest.mark.ci
+def test_bfloat16_doubles_the_operations_at_most() -> None:
+    plain, half = (followed("auto", precision=each, lesions=2, slices=5, patch_px=192) for each in ("32", "bf16"))
+    assert 1.5 * plain.launches < half.launches < 2.1 * plain.launches  # torch casts frozen weights at each call
+    assert half.waits == plain.waits
