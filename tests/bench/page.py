@@ -131,6 +131,12 @@ FIGURES = (
         "none",
     ),
     (
+        "follow_launches_per_slice", 1,
+        "operations that a GPU is asked for, a tracked slice, with `inference.window: auto`, and on whole tiles "
+        "({follow_launches_whole_tiles:1}). 10 lesions over 14 slices share them; a pretended GPU. Hiera-tiny, 512 px.",
+        "as whole tiles",
+    ),
+    (
         "session_flops_vs_reference", 3,
         "TFLOP of a session of 20 lesions with 3 clicks and a propagation, with `inference.window: auto` "
         "({session_tflop:0}), divided by those of the reference ({reference_tflop:0}). Base_plus, 1024 px, counted "
