@@ -166,8 +166,11 @@ def rule_steps(
     if bool((exemplars.present & exemplars.negative).any()):
         left_out = [inside._replace(alone=None) for inside in left_out]  # it knows nothing of what must not be found
     rule = None
-    if known and finds([inside.alone for inside in left_out if inside.alone is not None], "known"):
+    alone = [inside.alone for inside in left_out if inside.alone is not None]
+    if known and finds(alone, "known"):
         rule = yield from _agreed(answer)
+        if rule == ScanRule() and not finds(alone, "pooled"):
+            rule = None  # of lesions that the model hardly knows the exemplars know the level better
     if rule is None:
         rule = ScanRule(level=LONE_LEVEL) if positive < 2 else (yield from _best(left_out, answer))
     return rule._replace(waist_mm=waist_mm)

@@ -38,7 +38,11 @@ class Answers:
     """A segmenter whose exemplars find each lesion with the same probability; it notes who was asked."""
 
     def __init__(
-        self, inside: float, level: str = "exemplars", plain: float | None = None, alone: float | None = None
+        self,
+        inside: float,
+        level: str = "exemplars",
+        plain: float | None = None,
+        alone: float | torch.Tensor | None = None,  # (3, 1, 1) for one value a lesion
     ) -> None:
         self.settings = SimpleNamespace(level=level, split_prominence_mm=0.0)
         self.inside = inside
@@ -55,7 +59,9 @@ class Answers:
         self.asked.append((prepared.weight[0] > BARELY).tolist())
         assert torch.equal(prepared.present, self.question.present)  # what is left out keeps its room
         shown = MASKS[rows].unsqueeze(1)
-        plain, alone = (None if each is None else each * shown for each in (self.plain, self.alone))
+        plain = None if self.plain is None else self.plain * shown
+        alone = self.alone[rows].unsqueeze(1) if isinstance(self.alone, torch.Tensor) else self.alone
+        alone = None if alone is None else alone * shown
         return TileAnswers(self.inside * shown, plain=plain, alone=alone)
 
 
@@ -229,6 +235,16 @@ def test_where_all_objects_are_meant_the_answer_without_exemplars_has_half_a_say
 def test_where_there_are_other_objects_the_exemplars_decide_alone() -> None:
     rule = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), _two_objects([0.05] * 10))
     assert rule == ScanRule()
+
+
+def test_other_objects_beside_lesions_that_are_hardly_known_leave_the_level_to_the_exemplars() -> None:
+    maps = _two_objects([0.05] * 10, unsure=0.05)
+    some = torch.zeros(3, 4, 4)
+    some[0], some[1, 1, 1] = 0.9, 0.9  # all of the first lesion and a quarter of the second: .42
+    found = _rule(Answers(0.4, "known", plain=0.4, alone=some), maps)
+    assert found == _rule(Answers(0.4, "mixed", plain=0.4), maps) != ScanRule()
+    some[1] = 0.9  # two of three lesions
+    assert _rule(Answers(0.4, "known", plain=0.4, alone=some), maps) == ScanRule()
 
 
 def test_a_single_exemplar_of_known_lesions_has_their_level_too() -> None:
