@@ -13,6 +13,7 @@ import yaml
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from mois.files.atomic import write_text
 from mois.report.charts import STYLE
@@ -152,6 +153,7 @@ def _plot(rows: Mapping[str, Mapping[str, Any]]) -> str:
                 axes.plot(size, row["right"], "o", color="#0072B2")
                 axes.annotate(name, (size, row["right"]), xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="size of the adapter's file, kB", ylabel="right: Dice of never-prompted lesions")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # STYLE switches off the maths text of powers
         stream = io.StringIO()
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
         return stream.getvalue()

@@ -30,7 +30,7 @@ from tests.support.small_runs import (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_two_processes_train_as_one(
     make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -222,6 +222,7 @@ def train_all(module: nn.Module, name: str = "") -> None:
             parameter.mul_(1.2).add_(0.05)
 
 
+@pytest.mark.ci
 def test_what_was_compiled_sees_what_was_trained_since(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=eager))
     module = compiling_module()

@@ -58,7 +58,7 @@ def test_calls_that_windows_lacks_are_listed() -> None:
     assert found == LISTED
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_session_is_played_without_what_windows_lacks(tmp_path: Path) -> None:
     assert run(tmp_path / "session", "story") == "played"
     assert (tmp_path / "session" / "lesions.nii.gz").is_file()

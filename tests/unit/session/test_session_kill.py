@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.paths import ROOT
 
 
+@pytest.mark.ci
 def test_kill_9_at_20_random_moments_loses_at_most_the_action_in_flight(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "tests.support.killed_session", str(tmp_path), "20"],
