@@ -288,7 +288,7 @@ def test_drawings_of_every_kind_and_errors_in_one_line(browser, tmp_path):
             page.page.mouse.move(*place, steps=4)
         page.wait(lambda: 5 in page.page.evaluate("[...new Set(mois.viewer.paint)]"))  # the preview, while it is drawn
         page.after_action(page.page.mouse.up)
-        assert 5 not in page.page.evaluate("[...new Set(mois.viewer.paint)]")
+        page.wait(lambda: 5 not in page.page.evaluate("[...new Set(mois.viewer.paint)]"))  # painted after the answer
         assert len(page.state()["lesions"]) == 3
         page.press("n")
         page.press("3")
