@@ -36,7 +36,6 @@ from mois.inference.encoded_volume import EncodedVolume, enlarge, mask_centre
 from mois.inference.lesion_maps import LesionMaps
 from mois.inference.levels import Outlined, reads_plain, rule_of
 from mois.inference.matched_masks import model_masks
-from mois.inference.search import Search
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.shared_work import SharedWork, on_clock, timed
 from mois.lesions import Candidates, InstanceMap, LesionVoxels
@@ -243,7 +242,7 @@ def propagate(scan: ScanAtWork, prompted: PromptedByClass) -> Propagated:
         with scan.timed("propagate"):
             exemplars = [_exemplars(scan, prompted, question) for question in questions]
             plain = [reads_plain(scan.segmenter, each, each.count) for each in exemplars]
-            found_all = Search(scan.segmenter, scan.encoded, exemplars, plain=plain).whole()
+            found_all = scan.segmenter.find_all(scan.encoded, exemplars, plain)
             answers = [
                 _by_rule(scan, prompted.get(question.target_class, {}).get(question.clicks), asked, answer)
                 for question, asked, answer in zip(questions, exemplars, found_all, strict=True)

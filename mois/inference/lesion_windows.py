@@ -47,8 +47,8 @@ Box = tuple[int, int, int, int]
 """First row, first column, last row and last column of a mask, in cells of the coarsest level."""
 
 
-def window_around(box: Box, tile_cells: int, window: Window | None = None) -> Window:
-    """Return the window for a lesion.
+def side_for(box: Box, tile_cells: int, window: Window | None = None) -> int:
+    """Return the side of the window for a lesion.
 
     Args:
         box: The lesion's box.
@@ -56,11 +56,6 @@ def window_around(box: Box, tile_cells: int, window: Window | None = None) -> Wi
         window: The window so far. It stays as long as a cell is left between the lesion and each border that is no
             border of the tile, and the lesion does not fit two sizes less.
     """
-    return place(box, side_for(box, tile_cells, window), tile_cells, window)
-
-
-def side_for(box: Box, tile_cells: int, window: Window | None = None) -> int:
-    """Return the side of the window for a lesion; see `window_around`."""
     top, left, bottom, right = box
     extent = max(bottom - top, right - left) + 1
     fitting = [side for side in SIDES if side < tile_cells and side >= extent + 2 * MARGIN]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import TileAnswers
-from mois.inference.levels import MOST_LESIONS, Outlined, finds
+from mois.inference.levels import MOST_LESIONS, Outlined, fewest_exemplars, finds
 from mois.inference.settings import InferenceSettings
 from mois.interfaces import Backbone, Propagation
 from mois.machine.steps import Steps
@@ -73,8 +73,8 @@ def pooled_steps(
 ) -> Steps[bool]:
     """Return whether `rule_steps` needs the answer without exemplars on the whole scan: only if it has a say."""
     positive = exemplars.present & ~exemplars.negative
-    fewest = 1 if segmenter.settings.level == "known" else 2
-    if not segmenter.settings.asks_alone or int(positive.sum()) < fewest:
+    settings = segmenter.settings
+    if not settings.asks_alone or int(positive.sum()) < fewest_exemplars(settings.level):
         return False
     if bool((exemplars.present & exemplars.negative).any()):
         return False
@@ -84,7 +84,7 @@ def pooled_steps(
         if bool(inside.any()):
             alone.append(alone_on(segmenter, encoded, np.array([row]))[0, 0][inside])
             yield None
-    return finds(alone, segmenter.settings.level)
+    return finds(alone, settings.level)
 
 
 def _on_each(questions: Exemplars, tiles: int) -> Exemplars:

@@ -309,9 +309,11 @@ class VolumeSegmenter:
         """
         return self.find_all(encoded, [exemplars if exemplars is not None else self.no_exemplars(encoded)])[0]
 
-    def find_all(self, encoded: EncodedVolume, questions: Sequence[Exemplars]) -> list[LesionMaps]:
-        """Find lesions for several sets of exemplars at once; see `propagate_all`. Return one answer for each set."""
-        return Search(self, encoded, questions).whole()
+    def find_all(
+        self, encoded: EncodedVolume, questions: Sequence[Exemplars], plain: Sequence[bool] | None = None
+    ) -> list[LesionMaps]:
+        """Find lesions for several sets of exemplars at once, and return one answer for each set; see `Search`."""
+        return Search(self, encoded, questions, plain=plain).whole()
 
     def prepare(self, questions: Sequence[Exemplars], *, merge: bool = True) -> Exemplars:
         """Return R sets of exemplars as one batch for `ask`, with everything computed that depends on exemplars alone.

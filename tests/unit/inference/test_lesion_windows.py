@@ -13,13 +13,27 @@ from mois.backbones import SAM2
 from mois.inference import window_tracking
 from mois.inference.encoded_volume import Tracked
 from mois.inference.lesion_tracking import Limits, Seeds, track_lesions, track_one_lesion
-from mois.inference.lesion_windows import Window, boxes_of, cut, joined, on_tiles, reaches_border, window_around
+from mois.inference.lesion_windows import (
+    Box,
+    Window,
+    boxes_of,
+    cut,
+    joined,
+    on_tiles,
+    place,
+    reaches_border,
+    side_for,
+)
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.records import Features, MaskPrediction, Prompts, Volume, Windows
 from tests.support.fake_model import FakeBackbone, FakePropagation, box, make_scan
 
 EDGE = 512  # 32 x 32 cells
+
+
+def window_around(box: Box, tile_cells: int, window: Window | None = None) -> Window:
+    return place(box, side_for(box, tile_cells, window), tile_cells, window)
 
 
 class Watching(FakeBackbone):
