@@ -14,6 +14,7 @@ from torch.nn import functional
 from mois.clicks import first_click
 from mois.interfaces import Backbone, Propagation, TrackingRules
 from mois.records import Episode, Exemplars, Features, MaskPrediction, Prompts, SemanticPrediction
+from mois.training.clip_windows import cut_clips
 from mois.training.losses import mask_loss, masked_average
 from mois.training.prompted_masks import correct_clicks, pooled_dice, presence_losses, track_clips
 
@@ -40,6 +41,9 @@ class EpisodeLearning:
         presence_weight: Weight of the loss of each presence score.
         core_weight: Weight of the loss of the cores of lesions, relative to the loss of their masks. It counts if the
             propagation answers with cores.
+        clip_px: Edge in pixels of the squares around the lesions to which clips are cut before they are encoded, a
+            multiple of 32. A step that tracks becomes cheaper, but tracking is learned from less surroundings. None
+            encodes whole patches.
     """
 
     corrections: int = 3
@@ -53,6 +57,7 @@ class EpisodeLearning:
     no_exemplar_weight: float = 0.3
     presence_weight: float = 0.1
     core_weight: float = 0.5
+    clip_px: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse shares outside 0 to 1, negative weights, and numbers of corrections outside 1 to 7."""
@@ -69,6 +74,8 @@ class EpisodeLearning:
                 raise ValueError(f"model.learning.{name}={getattr(self, name)} must be at least 0.")
         if not 1 <= self.corrections <= 7:
             raise ValueError(f"model.learning.corrections={self.corrections}; choose 1 to 7.")
+        if self.clip_px is not None and (self.clip_px < 32 or self.clip_px % 32):
+            raise ValueError(f"model.learning.clip_px={self.clip_px} must be a multiple of 32, such as 128, or null.")
 
 
 class StepResult(NamedTuple):
@@ -84,9 +91,9 @@ class StepResult(NamedTuple):
 
 
 def pictures(backbone: Backbone, episode: Episode) -> Tensor:
-    """Return the images of a batch, (N, P, P): supports, queries, and clips if they are tracked."""
+    """Return the images of a batch, (N, P, P): supports, queries, and clips if they are tracked and of this size."""
     images = [episode.support_images.flatten(0, 2), episode.query_images]
-    if tracks(backbone, episode):
+    if tracks(backbone, episode) and episode.track_images.shape[-1] == episode.query_images.shape[-1]:
         images.append(episode.track_images.flatten(0, 1))
     return torch.cat(images)
 
@@ -123,14 +130,17 @@ def learn(
     begin = begin or _ignore_part
     batch, groups, count = episode.support_valid.shape
     supports = batch * groups * count
+    if settings.clip_px is not None and tracks(backbone, episode):
+        episode = cut_clips(episode, settings.clip_px)
     features = (encode or backbone.encode)(pictures(backbone, episode))
+    clips = _encode_clips(backbone, episode, features)
     support = features.select(slice(0, supports))
     query = features.select(slice(supports, supports + batch))
 
     begin("click")
     masks = episode.support_masks.flatten(0, 2)
     chance = _spread(episode.chance, groups * count)
-    start, answer, on_clip = _answers_to_first_clicks(backbone, features, support, masks, chance, episode)
+    start, answer, on_clip = _answers_to_first_clicks(backbone, features, clips, masks, chance, episode)
     clicks = 1 + step % settings.corrections
     click = correct_clicks(backbone, support, masks, episode.support_valid.flatten(), chance, clicks, start, answer)
     losses = {
@@ -138,10 +148,9 @@ def learn(
         "click_presence": settings.presence_weight * click.presence_loss,
     }
     figures = {"click_first_dice": click.first_dice, "click_last_dice": click.last_dice}
-    if on_clip is not None:
+    if clips is not None and on_clip is not None:
         begin("track")
-        track = features.select(slice(supports + batch, None))
-        tracked = track_clips(backbone, track, episode, tracking or backbone.tracking, on_clip)
+        tracked = track_clips(backbone, clips, episode, tracking or backbone.tracking, on_clip)
         losses |= {
             "track": settings.track_weight * tracked.loss,
             "track_presence": settings.presence_weight * tracked.presence_loss,
@@ -157,15 +166,35 @@ def learn(
     return StepResult(losses, figures)
 
 
+def _encode_clips(backbone: Backbone, episode: Episode, features: Features) -> Features | None:
+    """Return the features of the slices of all clips, clip by clip; None without tracking.
+
+    Args:
+        backbone: The backbone.
+        episode: The batch.
+        features: Features of `pictures`. Clips of another size are not among them, and are encoded here.
+    """
+    if not tracks(backbone, episode):
+        return None
+    if episode.track_images.shape[-1] != episode.query_images.shape[-1]:
+        return backbone.encode(episode.track_images.flatten(0, 1))
+    return features.select(slice(episode.support_valid.numel() + len(episode.query_images), None))
+
+
 def _answers_to_first_clicks(
-    backbone: Backbone, features: Features, support: Features, masks: Tensor, chance: Tensor, episode: Episode
+    backbone: Backbone,
+    features: Features,
+    clips: Features | None,
+    masks: Tensor,
+    chance: Tensor,
+    episode: Episode,
 ) -> tuple[Prompts, MaskPrediction, MaskPrediction | None]:
     """Click once on each support; if clips are tracked, also on the middle slice of each clip.
 
     Args:
         backbone: The backbone.
         features: Features of all `pictures`.
-        support: Features of the supports alone.
+        clips: Features of the slices of all clips; None without tracking.
         masks: (B x G x K, P, P) bool, true masks of the supports.
         chance: (B x G x K, 9), random numbers of the supports, 0 to 1.
         episode: The batch.
@@ -175,11 +204,14 @@ def _answers_to_first_clicks(
     """
     supports, batch = len(masks), len(episode.query_images)
     start = first_click(masks, chance[:, 0])
-    if not tracks(backbone, episode):
-        return start, backbone.decode(support, start), None
+    if clips is None:
+        return start, backbone.decode(features.select(slice(0, supports)), start), None
     clip = episode.track_images.shape[1]
     middles = torch.arange(batch, device=masks.device) * clip + clip // 2
     on_clips = first_click(episode.track_masks[:, clip // 2], episode.chance[:, -1])
+    if clips.image.shape[-1] != masks.shape[-1]:
+        answer = backbone.decode(features.select(slice(0, supports)), start)
+        return start, answer, backbone.decode(clips.select(middles), on_clips)
     rows = torch.cat([torch.arange(supports, device=masks.device), supports + batch + middles])
     both = Prompts(torch.cat([start.points, on_clips.points]), torch.cat([start.labels, on_clips.labels]))
     first = backbone.decode(features.select(rows), both)  # in one call: two calls would cost more

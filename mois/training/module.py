@@ -80,6 +80,11 @@ class ExemplarSegmenter(LightningModule):
     ) -> None:
         super().__init__()
         inference.check_backbone(backbone)
+        if learning.clip_px is not None and cache.folder is not None:
+            raise ValueError(
+                f"model.learning.clip_px={learning.clip_px} cuts clips that model.cache.folder={cache.folder} would "
+                "keep whole; leave out one of them."
+            )
         self.backbone = backbone
         self.adapter = adapter
         self.propagation = propagation

@@ -20,17 +20,18 @@ from datamodules.phantoms.phantom import make_phantom
 from datamodules.pretraining import as_volume
 from datamodules.subjects import prepare_volume
 from mois.backbones import SAM2
-from mois.interfaces import Adapter
-from mois.propagation import Similarity
+from mois.interfaces import Adapter, Propagation
+from mois.propagation import LearnedMatching, Similarity
 from mois.records import Episode
 from mois.training.cost import step_cost
-from mois.training.episode_step import learn, pictures
+from mois.training.episode_step import EpisodeLearning, learn, pictures
 from mois.training.feature_cache import CacheSettings
 from mois.training.module import ExemplarSegmenter
 from tests.bench.measure import Measurement, Outcome, interleaved
 
 PATCH_PX = 512
 PIXEL_MM = 0.75
+CLIP_PX = 192
 STEP = 1  # of those that the number of clicks cycles through: a first click and two corrections
 ALL: tuple[Part, ...] = get_args(Part)
 
@@ -81,21 +82,44 @@ def memory(repeats: int) -> Outcome:
     return Outcome({f"memory_{name}_vs_full": mib[name] / mib["full"] for name in ("frozen", "late_lora")}, details)
 
 
-def episodes() -> EpisodeDataset:
-    """Return augmented episodes of a phantom that come again in every epoch: of an exemplar a group, without a clip.
+def clips(repeats: int) -> Outcome:
+    """Training episodes per CPU-second with clips cut to 192 px, as a multiple of those with whole clips (512 px)."""
+    dataset = episodes(exemplars=3, clip=5)
+    lora = Lora(rank=8, placement=Placement(stages=(3, 4)))  # as in configs/sam2.yaml
+    arms = {
+        name: step_of(model(lora, propagation=LearnedMatching(width=96), clip_px=side), dataset)
+        for name, side in (("whole_clips", None), ("cut_clips", CLIP_PX))
+    }
+    seconds = interleaved(arms, repeats)
+    return Outcome(
+        {"train_cut_clips_vs_whole": seconds["whole_clips"] / seconds["cut_clips"]},
+        {f"{arm}_episodes_per_cpu_s": 1 / spent for arm, spent in seconds.items()},
+    )
 
-    Without a clip, since a frozen backbone leaves tracking out, which full fine-tuning would have to pay for.
+
+def episodes(exemplars: int = 1, clip: int = 1) -> EpisodeDataset:
+    """Return augmented episodes of a phantom that come again in every epoch.
+
+    By default of an exemplar a group, and without a clip: a frozen backbone leaves tracking out, which full
+    fine-tuning would have to pay for.
+
+    Args:
+        exemplars: Number of exemplars in a group.
+        clip: Number of slices of a clip.
     """
     rng = np.random.default_rng(0)
     scan = as_volume(make_phantom(rng, draw_lesion_types(rng, 2)), "phantom")
     prepared = prepare_volume(scan, pixel_mm=PIXEL_MM, patch_px=PATCH_PX)
-    return EpisodeDataset([prepared], EpisodeSettings(PATCH_PX, exemplars=1, clip=1), views=1)
+    return EpisodeDataset([prepared], EpisodeSettings(PATCH_PX, exemplars=exemplars, clip=clip), views=1)
 
 
-def model(adapter: Adapter, cache: str | None = None) -> ExemplarSegmenter:
+def model(
+    adapter: Adapter, cache: str | None = None, propagation: Propagation | None = None, clip_px: int | None = None
+) -> ExemplarSegmenter:
     """Return what is trained, maybe with a feature cache."""
     settings = CacheSettings(None if cache is None else Path(cache))
-    return ExemplarSegmenter(SAM2("tiny", "random", patch_px=PATCH_PX), adapter, Similarity(), cache=settings)
+    backbone, learning = SAM2("tiny", "random", patch_px=PATCH_PX), EpisodeLearning(clip_px=clip_px)
+    return ExemplarSegmenter(backbone, adapter, propagation or Similarity(), learning=learning, cache=settings)
 
 
 def step_of(module: ExemplarSegmenter, dataset: EpisodeDataset) -> Callable[[], None]:
@@ -116,4 +140,4 @@ def step_of(module: ExemplarSegmenter, dataset: EpisodeDataset) -> Callable[[], 
     return step
 
 
-MEASUREMENTS: list[Measurement] = [speed, memory]
+MEASUREMENTS: list[Measurement] = [speed, memory, clips]
