@@ -83,7 +83,10 @@ def memory(repeats: int) -> Outcome:
 
 
 def clips(repeats: int) -> Outcome:
-    """Training episodes per CPU-second with clips cut to 192 px, as a multiple of those with whole clips (512 px)."""
+    """Training episodes per CPU-second with clips cut to 192 px, as a multiple of those with whole clips (512 px).
+
+    It is not part of `make bench`: `python -m tests.bench.training` prints it.
+    """
     dataset = episodes(exemplars=3, clip=5)
     lora = Lora(rank=8, placement=Placement(stages=(3, 4)))  # as in configs/sam2.yaml
     arms = {
@@ -140,4 +143,9 @@ def step_of(module: ExemplarSegmenter, dataset: EpisodeDataset) -> Callable[[], 
     return step
 
 
-MEASUREMENTS: list[Measurement] = [speed, memory, clips]
+MEASUREMENTS: list[Measurement] = [speed, memory]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(clips(repeats=3))
