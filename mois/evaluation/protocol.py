@@ -270,8 +270,7 @@ def _prompt(scan: ScanAtWork, lesions: Sequence[int], clicks: Sequence[int]) -> 
     with scan.timed("describe"):
         described = {}
         for count, (answer, made) in answers.items():
-            matched = scan.segmenter.settings.clicks == "matched"
-            logits = model_masks(answer) if matched else answer.logits
+            logits = model_masks(answer) if scan.segmenter.settings.shows_own_masks else answer.logits
             predicted = enlarge(logits, scan.encoded.tile_px).sigmoid()
             shown = predicted if scan.settings.masks == "predicted" else masks.float()
             exemplars = scan.segmenter.describe(scan.encoded, rows, shown)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume, Tracked
-from mois.inference.matched_masks import CELL_PX, FollowedLesion, Picture, by_cell, for_model
+from mois.inference.matched_masks import CELL_PX, MATCHED, FollowedLesion, MaskRules, Picture, by_cell, for_model
 from mois.inference.window_tracking import LesionWindows, Remembered, Slice
 from mois.interfaces import Backbone, Memory, TrackingRules
 from mois.records import MaskPrediction
@@ -29,6 +29,7 @@ class Limits:
         rules: Which clicked slices and which latest slices are remembered.
         matched_pixel_mm: Edge of a pixel if masks are matched to the picture (`mois.inference.matched_masks`); None
             leaves masks as the model gives them. Matched masks have their own limits instead of `growth`.
+        mask_rules: The limits of matched masks.
         windows: Whether a lesion is looked for in a window of the tile (`mois.inference.lesion_windows`).
     """
 
@@ -36,6 +37,7 @@ class Limits:
     growth: float
     rules: TrackingRules
     matched_pixel_mm: float | None = None
+    mask_rules: MaskRules = MATCHED
     windows: bool = False
 
 
@@ -114,11 +116,11 @@ class _ModelRule:
 class _PictureRule:
     """Tracks go on while the picture shows a lesion like the one that was clicked."""
 
-    def __init__(self, encoded: EncodedVolume, seeds: Seeds, pixel_mm: float) -> None:
+    def __init__(self, encoded: EncodedVolume, seeds: Seeds, pixel_mm: float, rules: MaskRules) -> None:
         reach_cells = max(1, ceil(encoded.grid.gap_mm / (CELL_PX * pixel_mm)))
         self._encoded = encoded
         self._lesions = [
-            FollowedLesion(Picture.of(encoded, row), logits, reach_cells)
+            FollowedLesion(Picture.of(encoded, row), logits, reach_cells, rules)
             for row, logits in zip(seeds.rows.tolist(), seeds.logits.float().cpu(), strict=True)
         ]
 
@@ -301,7 +303,7 @@ def _track(
     if limits.matched_pixel_mm is None:
         rule = _ModelRule(seeds, limits.growth)
     else:
-        rule = _PictureRule(encoded, seeds, limits.matched_pixel_mm)
+        rule = _PictureRule(encoded, seeds, limits.matched_pixel_mm, limits.mask_rules)
     masks: list[Tracked] = []
     for step in range(1, int(steps.max(initial=0)) + 1):
         here = start + step * direction

@@ -9,7 +9,7 @@ A cell is 2 x 2 pixels. Axes: h, w cells of a tile; C channels; F answers of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 import numpy as np
@@ -40,9 +40,6 @@ ZONE_WEIGHTS = (1.0, 0.7, 0.3)
 MOST_TOKENS = 200
 """Largest number of cells that describe a zone."""
 
-ROUNDS = 3
-"""How often a clicked mask is matched to itself."""
-
 SHARE = 0.5
 """Weight of the model's log-odds beside those of the look."""
 
@@ -58,11 +55,35 @@ LEAST_CONTRAST = 0.5
 LEAST_OVERLAP = 0.3
 """A lesion has ended if less of the smaller of two neighbouring masks lies in the larger one."""
 
-MOST_GROWTH = 1.5
-"""A lesion has ended if its area grows by a larger factor from slice to slice, ..."""
-
 FREE_CELLS = 4
-"""... not counting so many cells."""
+"""Cells that do not count where an area grows from slice to slice."""
+
+FALL_WEIGHT = 0.3
+"""Weight of how steeply the candidates fall at a border, beside the contrast there."""
+
+
+class MaskRules(NamedTuple):
+    """How far matched masks may leave what the model says.
+
+    Attributes:
+        rounds: How often a clicked mask is matched to itself.
+        reach_cells: How far outside of its candidate a clicked mask may lie, in cells.
+        asks_all: Whether all candidates together say which mask is taken: its contrast counts as much as the mask
+            agrees with its candidate (Dice), and so does the fall of all candidates' log-odds at its border. Otherwise
+            the contrast decides alone.
+        most_growth: A lesion has ended if its area grows by a larger factor from slice to slice.
+    """
+
+    rounds: int
+    reach_cells: float
+    asks_all: bool
+    most_growth: float
+
+
+MATCHED = MaskRules(rounds=3, reach_cells=inf, asks_all=False, most_growth=1.5)
+BOUNDED = MaskRules(rounds=2, reach_cells=2, asks_all=True, most_growth=1.3)
+MASK_RULES = {"matched": MATCHED, "bounded": BOUNDED}
+"""The rules of each `inference.clicks` that matches masks to the picture."""
 
 _CLIPPED_AT = 5.0  # standard deviations
 _OUTSIDE = -9.0  # log-odds of cells that are not asked
@@ -70,6 +91,7 @@ _SMALLEST = 1e-4  # probability
 _DEVIATION = 1e-4
 _VARIANCE = 1e-5
 _SURE = 0.05  # log-odds that a cell has at least, with the sign of the mask
+_Cells = Sequence[tuple[int, int]]  # rows and columns
 _EIGHT = np.ones((3, 3), dtype=bool)  # a cell touches its eight neighbours
 
 
@@ -161,7 +183,11 @@ class MatchedMask(NamedTuple):
 
 
 def match_answer(
-    encoded: EncodedVolume, rows: npt.NDArray[np.int64], prompts: Prompts, answer: MaskPrediction
+    encoded: EncodedVolume,
+    rows: npt.NDArray[np.int64],
+    prompts: Prompts,
+    answer: MaskPrediction,
+    rules: MaskRules | None = MATCHED,
 ) -> MaskPrediction:
     """Match the answers to clicks to the picture.
 
@@ -170,10 +196,13 @@ def match_answer(
         rows: (N,) rows of the clicked tiles.
         prompts: The clicks, in pixels of the tile. Where no click is positive or a box is given, the answer stays.
         answer: The answer of the model.
+        rules: How far masks may leave what the model says; None returns the answer as it is.
 
     Returns:
         The answer with logits (N, P / 2, P / 2); all else is that of the model.
     """
+    if rules is None:
+        return answer
     logits = by_cell(answer.logits, encoded.tile_px)
     cells = (prompts.points // CELL_PX).long().clamp(0, encoded.tile_px // CELL_PX - 1)
     for n, (at, labels) in enumerate(zip(cells.tolist(), prompts.labels.tolist(), strict=True)):
@@ -182,7 +211,8 @@ def match_answer(
             for sign in (POSITIVE, NEGATIVE)
         )
         if inside_at and max(labels) == POSITIVE:
-            matched = match_clicked(Picture.of(encoded, int(rows[n])), answer.candidates[n], inside_at, outside_at)
+            picture = Picture.of(encoded, int(rows[n]))
+            matched = match_clicked(picture, answer.candidates[n], inside_at, outside_at, rules)
             logits[n] = matched.logits.to(logits)
     return answer._replace(logits=logits)
 
@@ -208,9 +238,9 @@ def for_model(logits: Tensor, tile_px: int) -> Tensor:
 
 
 def match_clicked(
-    picture: Picture, candidates: Tensor, inside_at: Sequence[tuple[int, int]], outside_at: Sequence[tuple[int, int]]
+    picture: Picture, candidates: Tensor, inside_at: _Cells, outside_at: _Cells, rules: MaskRules = MATCHED
 ) -> MatchedMask:
-    """Match each candidate to itself, and return the one whose border has the most contrast.
+    """Match each candidate to itself, and return the one whose border is the clearest.
 
     What a candidate holds describes the lesion, what lies around it describes the rest; then all cells close by are
     asked again. After a few rounds, a mask that is roughly right ends where the picture changes.
@@ -220,21 +250,33 @@ def match_clicked(
         candidates: (M, any, any), masks of the model as logits.
         inside_at: Row and column of cells that the reader clicked as inside; at least one.
         outside_at: Row and column of cells that the reader clicked as outside.
+        rules: How far a mask may leave its candidate, and what makes a border clear.
     """
-    matched = [_match(picture, prior, inside_at, outside_at) for prior in _priors(candidates, picture)]
-    return max(matched, key=lambda mask: float(mask.contrast.norm()))
+    priors = _priors(candidates, picture)
+
+    def worth(start: Mask, mask: MatchedMask) -> float:
+        contrast = float(mask.contrast.norm())
+        if not rules.asks_all:
+            return contrast
+        agreement = 2 * int((start & mask.inside).sum()) / max(int(start.sum()) + int(mask.inside.sum()), 1)
+        return contrast * agreement + FALL_WEIGHT * _fall(priors, picture, mask.inside)
+
+    matched = [_match(picture, prior, inside_at, outside_at, rules) for prior in priors]
+    return max(matched, key=lambda each: worth(*each))[1]
 
 
 def _match(
-    picture: Picture, prior: Tensor, inside_at: Sequence[tuple[int, int]], outside_at: Sequence[tuple[int, int]]
-) -> MatchedMask:
-    """Match one candidate (h, w) to itself."""
+    picture: Picture, prior: Tensor, inside_at: _Cells, outside_at: _Cells, rules: MaskRules
+) -> tuple[Mask, MatchedMask]:
+    """Match one candidate (h, w) to itself. Return its clicked parts before and after."""
     logits = prior
-    for _ in range(ROUNDS):
-        inside = _clicked_parts(logits, picture, inside_at, outside_at)
-        close = _distance(~inside) <= NEAR_CELLS
+    start = inside = _clicked_parts(logits, picture, inside_at, outside_at)
+    within_reach = _distance(~start) <= rules.reach_cells
+    for _ in range(rules.rounds):
+        close = within_reach & (_distance(~inside) <= NEAR_CELLS)
         logits = Look(picture, inside).log_odds(picture, close) + SHARE * prior
-    return MatchedMask.of(picture, logits, _clicked_parts(logits, picture, inside_at, outside_at))
+        inside = _clicked_parts(logits, picture, inside_at, outside_at)
+    return start, MatchedMask.of(picture, logits, inside)
 
 
 class FollowedLesion:
@@ -244,13 +286,14 @@ class FollowedLesion:
         picture: The tile on the clicked slice.
         logits: (h, w), the lesion there.
         reach_cells: How far its border may move from one slice to the next, in cells.
+        rules: How fast it may grow.
     """
 
-    def __init__(self, picture: Picture, logits: Tensor, reach_cells: int) -> None:
+    def __init__(self, picture: Picture, logits: Tensor, reach_cells: int, rules: MaskRules = MATCHED) -> None:
         self._latest: Mask = (logits > 0).numpy() & picture.shown
         self._look = Look(picture, self._latest)
         self._contrast = border_contrast(picture, self._latest)
-        self._reach_cells = reach_cells
+        self._reach_cells, self._most_growth = reach_cells, rules.most_growth
 
     def follow(self, picture: Picture, candidates: Tensor) -> Tensor | None:
         """Return the lesion on the next slice, (h, w) logits; None if it has ended.
@@ -278,7 +321,7 @@ class FollowedLesion:
 
     def _has_ended(self, mask: MatchedMask) -> bool:
         area, before = int(mask.inside.sum()), int(self._latest.sum())
-        if not area or area > MOST_GROWTH * before + FREE_CELLS or self._contrast_share(mask) < LEAST_CONTRAST:
+        if not area or area > self._most_growth * before + FREE_CELLS or self._contrast_share(mask) < LEAST_CONTRAST:
             return True
         return int((mask.inside & self._latest).sum()) < LEAST_OVERLAP * min(area, before)
 
@@ -288,9 +331,7 @@ def border_contrast(picture: Picture, inside: Mask) -> Tensor:
 
     Source: Fisher, The use of multiple measurements in taxonomic problems, 1936 (distance of two groups).
     """
-    within = inside & (_distance(inside) <= BORDER_CELLS)
-    away = _distance(~inside)
-    around = (away > 0) & (away <= BORDER_CELLS) & picture.shown
+    within, around = _border(picture, inside)
     intensity = picture.filters[::FILTERS]  # the finest smoothed intensity of each channel
     if not within.any() or not around.any():
         return torch.zeros(len(intensity))
@@ -299,14 +340,27 @@ def border_contrast(picture: Picture, inside: Mask) -> Tensor:
     return (first.mean(1) - second.mean(1)) / spread.sqrt()
 
 
+def _border(picture: Picture, inside: Mask) -> tuple[Mask, Mask]:
+    """Return the cells at a border, inside and outside of it."""
+    within = inside & (_distance(inside) <= BORDER_CELLS)
+    away = _distance(~inside)
+    return within, (away > 0) & (away <= BORDER_CELLS) & picture.shown
+
+
+def _fall(priors: Tensor, picture: Picture, inside: Mask) -> float:
+    """Return how far candidates (M, h, w) fall from inside to outside of a border, in log-odds, on average."""
+    within, around = _border(picture, inside)
+    if not within.any() or not around.any():
+        return 0.0
+    return float((priors[:, torch.from_numpy(within)].mean(1) - priors[:, torch.from_numpy(around)].mean(1)).mean())
+
+
 def _priors(candidates: Tensor, picture: Picture) -> Tensor:
     """Return the model's masks by cell, (M, h, w) logits within the limit."""
     return by_cell(candidates.cpu(), CELL_PX * len(picture.shown)).clamp(-LIMIT, LIMIT)
 
 
-def _clicked_parts(
-    logits: Tensor, picture: Picture, inside_at: Sequence[tuple[int, int]], outside_at: Sequence[tuple[int, int]]
-) -> Mask:
+def _clicked_parts(logits: Tensor, picture: Picture, inside_at: _Cells, outside_at: _Cells) -> Mask:
     """Return the parts of a mask that were clicked; for a click beside the mask, the nearest part. Clicks win."""
     mask = (logits > 0).numpy() & picture.shown
     for cell in outside_at:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
@@ -25,7 +26,7 @@ from mois.inference.execution import Compiled, autocast, tiles_at_once
 from mois.inference.feature_store import FeatureBudget, FeatureStore
 from mois.inference.lesion_maps import LesionMaps, TileAnswers, parting_of, side_by_side
 from mois.inference.lesion_tracking import Limits, Seeds, track_lesions
-from mois.inference.matched_masks import for_model, match_answer
+from mois.inference.matched_masks import MASK_RULES, for_model, match_answer
 from mois.inference.opinions import alone_on, answers_on
 from mois.inference.search import Search
 from mois.inference.settings import InferenceSettings
@@ -151,7 +152,7 @@ class VolumeSegmenter:
             rows: (N,) rows of tiles.
             prompts: Prompts on N images, in pixels of the tile.
 
-        With `inference.clicks=matched` the logits are (N, P / 2, P / 2).
+        Where clicks are matched to the picture, the logits are (N, P / 2, P / 2).
         """
         if prompts.mask_logits is not None:
             prompts = prompts._replace(mask_logits=for_model(prompts.mask_logits, encoded.tile_px))
@@ -164,7 +165,7 @@ class VolumeSegmenter:
             with self.autocast():
                 answers.append(self.backbone.decode(encoded.select(rows[part]), part_prompts))
         answer = MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
-        return match_answer(encoded, rows, prompts, answer) if self.settings.clicks == "matched" else answer
+        return match_answer(encoded, rows, prompts, answer, MASK_RULES.get(self.settings.clicks))
 
     def track(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], answer: MaskPrediction) -> Tracked:
         """Track N lesions from the slice on which each was clicked, in both directions.
@@ -181,9 +182,9 @@ class VolumeSegmenter:
     @property
     def limits(self) -> Limits:
         """Where the tracking of a lesion ends."""
-        matched_pixel_mm = self.settings.pixel_mm if self.settings.clicks == "matched" else None
-        windows = self.settings.window == "auto"
-        return Limits(self.settings.track_mm, self.settings.track_growth, self.tracking, matched_pixel_mm, windows)
+        settings, of_masks = self.settings, MASK_RULES.get(self.settings.clicks)
+        limits = Limits(settings.track_mm, settings.track_growth, self.tracking, windows=settings.window == "auto")
+        return limits if of_masks is None else replace(limits, matched_pixel_mm=settings.pixel_mm, mask_rules=of_masks)
 
     @property
     def tracking(self) -> TrackingRules:

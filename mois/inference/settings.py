@@ -27,7 +27,9 @@ class InferenceSettings:
         min_lesion_ml: Smallest lesion that is kept, in millilitres.
         clicks: How a click becomes a lesion. `model`: as the model says, on the clicked slice and while it is tracked.
             `matched`: masks of the model are matched to the look of the clicked place, and tracking ends where the
-            picture no longer shows the lesion (`mois.inference.matched_masks`).
+            picture no longer shows the lesion (`mois.inference.matched_masks`). `bounded`: so too, but a mask ends at
+            most 4 pixels outside of a candidate of the model, and all candidates say which one is taken. So a lesion
+            does not run into others that touch it and look like it.
         window: Where a tracked lesion is looked for. `off`: on the whole tile. `auto`: in a square window of the tile
             around the lesion, which moves and grows with it (`mois.inference.lesion_windows`). It costs less, and the
             answers differ a little.
@@ -75,7 +77,7 @@ class InferenceSettings:
     peak_threshold: float = 0.75
     min_lesion_voxels: int = 4
     min_lesion_ml: float = 0.0
-    clicks: Literal["model", "matched"] = "model"
+    clicks: Literal["model", "matched", "bounded"] = "model"
     window: Literal["off", "auto"] = "off"
     track_mm: float = 60.0
     track_growth: float = 4.0
@@ -124,6 +126,16 @@ class InferenceSettings:
     def by_exemplars(self) -> bool:
         """Whether the exemplars of a scan decide anything (`mois.inference.levels`)."""
         return self.level != "fixed" or self.split_prominence_mm is None
+
+    @property
+    def matches_clicks(self) -> bool:
+        """Whether clicked masks are matched to the picture."""
+        return self.clicks != "model"
+
+    @property
+    def shows_own_masks(self) -> bool:
+        """Whether exemplars are described by masks of the model itself, not by what the reader sees."""
+        return self.clicks == "matched"
 
     @property
     def asks_plain(self) -> bool:

@@ -30,6 +30,12 @@ def served_model(bundle: Path | None, pixel_mm: float, device: str) -> LesionMod
     for module in (backbone, propagation):
         module.to(chosen_device(device)).eval()
     settings = InferenceSettings(
-        pixel_mm=pixel_mm, overlap=0.25, threshold=0.5, peak_threshold=0.6, level="exemplars", clicks="matched"
+        pixel_mm=pixel_mm,
+        overlap=0.25,
+        threshold=0.5,
+        peak_threshold=0.6,
+        clicks="bounded",
+        level="known",
+        split_prominence_mm=None,
     )
     return LesionModel.of(VolumeSegmenter(backbone, propagation, settings))

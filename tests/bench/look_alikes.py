@@ -40,12 +40,12 @@ PROPAGATIONS: dict[str, tuple[str, Callable[[], Propagation], dict[str, float | 
     "LearnedMatching": (
         "bundled-2",
         lambda: LearnedMatching(weights="bundled-2"),
-        {"threshold": 0.5, "peak_threshold": 0.6, "level": "known", "split_prominence_mm": None, "clicks": "matched"},
+        {"threshold": 0.5, "peak_threshold": 0.6, "level": "known", "split_prominence_mm": None, "clicks": "bounded"},
     ),
     "Matching": (
         "bundled-2",
         Matching,
-        {"threshold": 0.5, "peak_threshold": 0.6, "level": "exemplars", "clicks": "matched"},
+        {"threshold": 0.5, "peak_threshold": 0.6, "level": "exemplars", "clicks": "bounded"},
     ),
     "Similarity": ("bundled", lambda: Similarity(weights="bundled"), {}),
     "Attention": ("bundled", lambda: Attention(weights="bundled"), {}),

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,10 @@ from mois.backbones import SAM2
 from mois.backbones.rules import SAM2Rules
 from mois.cli import main as mois_main
 from mois.cli.train import main
+from mois.inference.settings import InferenceSettings
+from mois.intensities import Normalisation
 from mois.scans.image_files import read_image
+from mois.serve.shipped_model import served_model
 from mois.sharing.bundle import Bundle
 from tests.support.datasets import save_nifti
 from tests.support.paths import ROOT
@@ -65,6 +68,12 @@ def test_every_config_is_short_and_says_how_to_run_it() -> None:
         assert lines[0].startswith("# ")
         assert re.search(r"mois (fit|test) --config ", lines[0])
         assert yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def test_the_shipped_model_of_the_viewers_has_the_settings_of_zero_shot() -> None:
+    options = yaml.safe_load((ROOT / "configs" / "zero_shot.yaml").read_text(encoding="utf-8"))["model"]["inference"]
+    shipped = served_model(None, 1.5, "cpu").segmenter.settings
+    assert replace(shipped, normalisation=Normalisation()) == InferenceSettings(**options)
 
 
 def test_demo_trains(make_dataset: Callable[..., Path], tmp_path: Path) -> None:

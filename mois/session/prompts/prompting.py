@@ -71,7 +71,9 @@ class PromptSegmenter:
         with self._segmenter.autocast():
             parts = self._share_out(prompts)
             score = self._logits_by_slice([self._track(part, whole) for part in parts])
-            own = self._logits_by_slice([self._own(part) for part in parts]) if self._slices.matched else {}
+            own = {}
+            if self._segmenter.settings.shows_own_masks:
+                own = self._logits_by_slice([self._own(part) for part in parts])
         indices = sorted({*score, *(prompt.slice_index for prompt in prompts), *_slices_of(whole)})
         first = indices[0] if indices else 0
         stack = np.zeros((indices[-1] - first + 1 if indices else 0, *self._encoded.grid.stack_shape[1:]), dtype=bool)

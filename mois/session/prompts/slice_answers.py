@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mois.inference.encoded_volume import UNCOVERED_LOGIT, EncodedVolume
-from mois.inference.matched_masks import by_cell, for_model, match_answer
+from mois.inference.matched_masks import MASK_RULES, by_cell, for_model, match_answer
 from mois.inference.segmenter import VolumeSegmenter
 from mois.interfaces import Memory
 from mois.lesions import Mask
@@ -82,8 +82,8 @@ class _Asked:
 class SliceAnswer(NamedTuple):
     """The answer on one slice of a tile: logits (1, P / 4, P / 4), pointer (1, D) and presence (1,).
 
-    With `inference.clicks=matched` the logits are (1, P / 2, P / 2). `own` is the mask of the model, (1, P / 4, P / 4),
-    which describes the lesion as an exemplar.
+    Where clicks are matched to the picture, the logits are (1, P / 2, P / 2). `own` is the mask of the model,
+    (1, P / 4, P / 4), which describes the lesion as an exemplar.
     """
 
     logits: Tensor
@@ -226,8 +226,9 @@ class SliceAnswers:
                 told = self._given(asked.points[:1], asked.labels[:1], answer)
             decoded = self._backbone.decode(asked.features, told)
             own = decoded.logits
-            if self.matched and not any(each.gives_mask for each in prompts):
-                decoded = match_answer(self._encoded, self.rows(asked.tile, [index]), given, decoded)
+            if not any(each.gives_mask for each in prompts):
+                rules = MASK_RULES.get(self._segmenter.settings.clicks)
+                decoded = match_answer(self._encoded, self.rows(asked.tile, [index]), given, decoded, rules)
             answer = self._as_answer(decoded)._replace(own=own)
         if answer is None:
             raise LookupError("a prompt has no point on its tile, and no answer came before it")
@@ -284,7 +285,7 @@ class SliceAnswers:
     @property
     def matched(self) -> bool:
         """Whether answers to clicks are matched to the picture."""
-        return self._segmenter.settings.clicks == "matched"
+        return self._segmenter.settings.matches_clicks
 
     def _as_answer(self, answer: MaskPrediction) -> SliceAnswer:
         """Return an answer of the model on one slice."""

@@ -10,8 +10,11 @@ from torch import Tensor
 from mois.filters import FILTERS, filter_bank
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.matched_masks import (
+    BOUNDED,
     LIMIT,
+    MATCHED,
     FollowedLesion,
+    MaskRules,
     Picture,
     border_contrast,
     by_cell,
@@ -98,6 +101,43 @@ def test_a_lesion_is_followed_until_the_picture_shows_it_no_more() -> None:
 def test_a_lesion_does_not_go_on_in_a_neighbour_beside_it() -> None:
     lesion = FollowedLesion(picture(disc(4, 8, 8)), logits(disc(4, 8, 8)), reach_cells=1)
     assert lesion.follow(picture(disc(4, 20, 20)), logits(disc(4, 20, 20)).unsqueeze(0)) is None
+
+
+def test_bounded_a_mask_does_not_run_into_a_lesion_that_touches_it_and_looks_like_it() -> None:
+    lesion, other = disc(5, 16, 10), disc(5, 16, 19)
+    candidate = logits(lesion).unsqueeze(0)
+    matched = match_clicked(picture(lesion, other), candidate, [(16, 10)], [])
+    assert (matched.inside == lesion | other).all()  # why there is a bound
+    bounded = match_clicked(picture(lesion, other), candidate, [(16, 10)], [], BOUNDED)
+    assert dice(bounded.inside, lesion) > 0.9
+    assert np.hypot(*(np.argwhere(bounded.inside) - (16, 10)).T).max() <= 5 + BOUNDED.reach_cells
+
+
+def test_bounded_the_candidates_vote_between_two_clear_borders() -> None:
+    core, whole = disc(5), disc(10)
+    image = torch.full((CELLS, CELLS), 0.2)
+    image[torch.from_numpy(whole)], image[torch.from_numpy(core)] = 0.5, 0.8  # both borders fall by 0.3
+    noise = 0.02 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    pixels = (image + noise).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    shown = Picture(filter_bank(pixels.view(1, 1, 64, 64))[0], SHOWN)
+
+    def taken(votes: list[np.ndarray], rules: MaskRules) -> np.ndarray:
+        return match_clicked(shown, torch.stack([logits(vote) for vote in votes]), [(16, 16)], [], rules).inside
+
+    assert dice(taken([core, whole, whole], BOUNDED), whole) > 0.9
+    assert dice(taken([core, core, whole], BOUNDED), core) > 0.9
+    assert (taken([core, whole, whole], MATCHED) == taken([core, core, whole], MATCHED)).all()
+
+
+def test_bounded_a_lesion_ends_where_it_grows_by_two_fifths() -> None:
+    start, grown = disc(6), disc(7.1)
+    assert BOUNDED.most_growth < (grown.sum() - 4) / start.sum() < MATCHED.most_growth
+    follow = [
+        FollowedLesion(picture(start), logits(start), 2, rules).follow(picture(grown), logits(grown).unsqueeze(0))
+        for rules in (MATCHED, BOUNDED)
+    ]
+    assert follow[0] is not None
+    assert follow[1] is None
 
 
 def test_masks_of_the_model_and_masks_by_cell_turn_into_each_other() -> None:

@@ -64,11 +64,12 @@ def test_a_click_shows_what_its_preview_showed(model, nano):
     assert all(voxels[:-1])
 
 
+@pytest.mark.parametrize("clicks", ["matched", "bounded"])
 @pytest.mark.parametrize("model", ["fake", "nano"])
-def test_matched_clicks_are_previewed_too_and_what_was_clicked_holds(model, nano):
+def test_matched_clicks_are_previewed_too_and_what_was_clicked_holds(model, clicks, nano):
     scan = three_lesions()
     given = make_segmenter() if model == "fake" else nano.segmenter
-    settings = replace(given.settings, clicks="matched")
+    settings = replace(given.settings, clicks=clicks)
     matched = LesionModel.of(VolumeSegmenter(given.backbone, given.propagation, settings))
     session = InteractiveSession(matched, scan)
     for number, (place, positive) in enumerate(CORRECTIONS[:5]):
