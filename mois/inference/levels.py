@@ -37,6 +37,13 @@ FOUND = 0.5
 KNOWN = 0.4
 """The same for `inference.level=known`, if a scan shows one kind of object (`ONE_KIND`)."""
 
+OF_KNOWN_LESIONS = ("known", "cautious")
+"""Values of `inference.level` with a rule for lesions that the model knows."""
+
+AS_GOOD = 0.85
+"""Levels whose figure is at least this share of the largest one are as good, with `inference.level=cautious`. Five
+lesions of a few pixels cannot tell them apart, and a level too low costs hundreds of false lesions."""
+
 LEVELS_OF_KNOWN = (*reversed(LEVELS), 0.05, 0.02)
 """Levels that are tried where the model knows the lesions. Of equal ones the first is taken."""
 
@@ -107,7 +114,7 @@ class ScanRule(NamedTuple):
 
 def fewest_exemplars(level: str) -> int:
     """Return how many positive exemplars a scan needs for a level of its own, with this `inference.level`."""
-    return 1 if level == "known" else 2
+    return 1 if level in OF_KNOWN_LESIONS else 2
 
 
 def reads_plain(segmenter: VolumeSegmenter, exemplars: Exemplars, outlined: int, *, alone: bool = True) -> bool:
@@ -145,6 +152,8 @@ def rule_steps(
     averaged. The exemplars say which lesions are meant; without them, outlines do not depend on how well a few lesions
     were outlined. A question with negative exemplars is never averaged so.
     With `inference.level=known` such lesions have another rule (`_agreed`), also with a single exemplar.
+    With `inference.level=cautious` they do too. For other lesions, the highest of the levels that are nearly as good as
+    the best one is taken (`AS_GOOD`).
 
     Args:
         segmenter: The model. With `inference.level=fixed` the level is 0.5.
@@ -164,7 +173,7 @@ def rule_steps(
     if segmenter.settings.level == "fixed":
         return ScanRule(waist_mm=waist_mm)
     positive = int((exemplars.present & ~exemplars.negative).sum())
-    known = segmenter.settings.level == "known"
+    setting = segmenter.settings.level
     if positive < fewest_exemplars(segmenter.settings.level):  # without any, it is the answer to no exemplars
         return ScanRule(level=LONE_LEVEL if positive else EVEN, waist_mm=waist_mm)
     left_out = yield from _without_own(segmenter, encoded, exemplars, lesions)
@@ -172,10 +181,10 @@ def rule_steps(
         left_out = [inside._replace(alone=None) for inside in left_out]  # it knows nothing of what must not be found
     rule = None
     alone = [inside.alone for inside in left_out if inside.alone is not None]
-    if known and finds(alone, "known"):
+    if setting in OF_KNOWN_LESIONS and finds(alone, setting):
         rule = yield from _agreed(answer, well_known=finds(alone, "pooled"))
     if rule is None:
-        rule = ScanRule(level=LONE_LEVEL) if positive < 2 else (yield from _best(left_out, answer))
+        rule = ScanRule(level=LONE_LEVEL) if positive < 2 else (yield from _best(left_out, answer, setting))
     return rule._replace(waist_mm=waist_mm)
 
 
@@ -232,9 +241,10 @@ def _counts_of_objects(
     return counts
 
 
-def _best(left_out: Sequence[Inside], answer: LesionMaps) -> Steps[ScanRule]:
+def _best(left_out: Sequence[Inside], answer: LesionMaps, setting: str) -> Steps[ScanRule]:
     """Return the shares of the answers and the level with the largest recall x recall / share of the scan."""
     levels = torch.tensor(LEVELS)
+    least = AS_GOOD if setting == "cautious" else 1.0
     best, rule = 0.0, ScanRule()
     for shares in _shares_to_try(left_out):
         shown, reached = yield from _counts(answer, shares, levels)
@@ -243,7 +253,9 @@ def _best(left_out: Sequence[Inside], answer: LesionMaps) -> Steps[ScanRule]:
         recall = torch.stack([_share_above(inside.mixed(shares), levels) for inside in left_out]).mean(0)
         worth = recall.square() / (reached / shown).clamp(min=1 / shown)
         if float(worth.max()) > best:
-            best, rule = float(worth.max()), ScanRule(shares, LEVELS[int(worth.argmax())])
+            best = float(worth.max())
+            as_good = torch.nonzero(worth >= least * worth.max()).flatten()
+            rule = ScanRule(shares, LEVELS[int(as_good[-1] if setting == "cautious" else as_good[0])])
     return rule
 
 
@@ -265,7 +277,7 @@ def finds(alone: Sequence[Tensor], level: str) -> bool:
         alone: The answers.
         level: `inference.level`.
     """
-    wanted = KNOWN if level == "known" else FOUND
+    wanted = KNOWN if level in OF_KNOWN_LESIONS else FOUND
     return bool(alone) and float(torch.stack([(part >= EVEN).float().mean() for part in alone]).mean()) >= wanted
 
 

@@ -60,8 +60,8 @@ class InferenceSettings:
             the exemplars without any exemplar too, the level is found for the average of all three opinions. `known`:
             the same, but where such a scan shows one kind of object, the level is the one at which the average agrees
             best with the outlines that the model gives without exemplars; else the answer with exemplars counts alone.
-            Where lesions were rejected, sessions ask with `pooled` and `known` instead what is found if the exemplars
-            change sides.
+            `cautious`: as `known`; for other lesions, of levels that are about as good the highest is taken.
+            Where lesions were rejected, sessions ask with the last three what is found if the exemplars change sides.
             Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).
@@ -91,7 +91,7 @@ class InferenceSettings:
     memory_gib: float = 4.0
     split_prominence_mm: float | None = 0.0
     most_exemplars: int = 16
-    level: Literal["fixed", "exemplars", "mixed", "pooled", "known"] = "fixed"
+    level: Literal["fixed", "exemplars", "mixed", "pooled", "known", "cautious"] = "fixed"
     normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
     channels: tuple[str, ...] = ()
 
@@ -140,12 +140,12 @@ class InferenceSettings:
     @property
     def asks_plain(self) -> bool:
         """Whether the plain answer may have a say."""
-        return self.level in ("mixed", "pooled", "known")
+        return self.level in ("mixed", "pooled", "known", "cautious")
 
     @property
     def asks_alone(self) -> bool:
         """Whether the answer without exemplars may have a say."""
-        return self.level in ("pooled", "known")
+        return self.level in ("pooled", "known", "cautious")
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse more channels than a backbone has inputs for.

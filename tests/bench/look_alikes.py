@@ -40,7 +40,13 @@ PROPAGATIONS: dict[str, tuple[str, Callable[[], Propagation], dict[str, float | 
     "LearnedMatching": (
         "bundled-2",
         lambda: LearnedMatching(weights="bundled-2"),
-        {"threshold": 0.5, "peak_threshold": 0.6, "level": "known", "split_prominence_mm": None, "clicks": "bounded"},
+        {
+            "threshold": 0.5,
+            "peak_threshold": 0.6,
+            "level": "cautious",
+            "split_prominence_mm": None,
+            "clicks": "bounded",
+        },
     ),
     "Matching": (
         "bundled-2",

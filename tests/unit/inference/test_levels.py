@@ -19,14 +19,17 @@ from mois.inference.levels import (
     PLAIN_HALF,
     POOLED,
     POOLED_WITHOUT_PLAIN,
+    Inside,
     Outlined,
     ScanRule,
     Shares,
+    _best,
     mixed,
     rule_of,
     shifted,
 )
 from mois.inference.segmenter import VolumeSegmenter
+from mois.machine.steps import finish
 from mois.records import Exemplars
 
 MASKS = torch.zeros(3, 4, 4)
@@ -98,6 +101,30 @@ def test_the_level_follows_unsure_exemplars_down_as_far_as_little_else_is_found(
     # a third of the scan at 0.4, where the exemplars find each other with 0.4; all else at 0.12
     dish = torch.cat([torch.full((100,), 0.4), torch.full((200,), 0.12)]).view(3, 10, 10)
     assert _level(Answers(0.4), dish) == 0.15  # the lowest of the levels that leave the background out
+
+
+def test_cautious_of_levels_that_are_about_as_good_the_highest_is_taken() -> None:
+    # Levels up to .5 find the lesions (recall 1). The scan has 11 % at .45 and 10 % at .5: worth 9.1 and 10.
+    # Levels from .35 to .4 find 12 %: worth 8.3, and 8.3 < .85 x 10.
+    scan = torch.tensor([0.52] * 10 + [0.47] + [0.42] + [0.05] * 88).view(1, 10, 10)
+    maps = LesionMaps(scan, plain=scan)
+    assert _rule(Answers(0.52, "known", plain=0.52, alone=0.0), maps).level == 0.5
+    # lesions at .47: .45 has the worth 1 / .11, and at .5 nothing of them is left
+    assert _rule(Answers(0.47, "cautious", plain=0.47, alone=0.0), maps).level == 0.45
+    # the same pixels at .45 and at .5: the first one is `known`'s, the highest one is the cautious one's
+    flat = torch.tensor([0.52] * 10 + [0.05] * 90).view(1, 10, 10)
+    maps = LesionMaps(flat, plain=flat)
+    assert _rule(Answers(0.52, "known", plain=0.52, alone=0.0), maps).level == 0.1
+    assert _rule(Answers(0.52, "cautious", plain=0.52, alone=0.0), maps).level == 0.5
+
+
+@pytest.mark.parametrize(("found", "level"), [(83, 0.5), (82, 0.45)])
+def test_cautious_a_level_with_much_less_of_the_figure_is_not_as_good(found: int, level: float) -> None:
+    # .45 finds all of the lesion and 10 % of the scan: 1 / .1 = 10. .5 finds a share and 8 %: share x share / .08.
+    # .83: 8.61; .82: 8.405; .85 x 10 = 8.5 lies between.
+    scan = torch.tensor([0.52] * 8 + [0.47] * 2 + [0.05] * 90).view(1, 10, 10)
+    lesion = torch.where(torch.arange(100) < found, 0.52, 0.47)
+    assert finish(_best([Inside(lesion)], LesionMaps(scan), "cautious")).level == level
 
 
 def test_sure_exemplars_leave_the_level_even() -> None:
