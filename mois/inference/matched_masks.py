@@ -81,7 +81,7 @@ class MaskRules(NamedTuple):
 
 
 MATCHED = MaskRules(rounds=3, reach_cells=inf, asks_all=False, most_growth=1.5)
-BOUNDED = MaskRules(rounds=2, reach_cells=2, asks_all=True, most_growth=1.3)
+BOUNDED = MaskRules(rounds=2, reach_cells=2, asks_all=True, most_growth=2.0)
 MASK_RULES = {"matched": MATCHED, "bounded": BOUNDED}
 """The rules of each `inference.clicks` that matches masks to the picture."""
 
