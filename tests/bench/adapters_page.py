@@ -147,11 +147,12 @@ def _plot(rows: Mapping[str, Mapping[str, Any]]) -> str:
     with rc_context(STYLE):
         figure = Figure(figsize=(7, 4.5), layout="tight")
         axes = figure.subplots()
-        for name, row in rows.items():
-            if row["right"] is not None:
-                size = max(row["kb"], 0.1)
-                axes.plot(size, row["right"], "o", color="#0072B2")
-                axes.annotate(name, (size, row["right"]), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        known = {name: row for name, row in rows.items() if row["right"] is not None}
+        for number, (name, row) in enumerate(known.items()):  # the best first, so neighbours have names on both sides
+            place, x, side = (max(row["kb"], 0.1), row["right"]), *((4, "left"), (-4, "right"))[number % 2]
+            axes.plot(*place, "o", color="#0072B2", markersize=4)
+            axes.annotate(name, place, xytext=(x, 0), textcoords="offset points", fontsize=7, ha=side, va="center")
+        axes.margins(x=0.12)  # room for names
         axes.set(xscale="log", xlabel="size of the adapter's file, kB", ylabel="right: Dice of never-prompted lesions")
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # STYLE switches off the maths text of powers
         stream = io.StringIO()
