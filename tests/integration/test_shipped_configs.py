@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from mois.backbones.rules import SAM2Rules
 from mois.cli import main as mois_main
 from mois.cli.train import main
 from mois.inference.settings import InferenceSettings
-from mois.intensities import Normalisation
 from mois.scans.image_files import read_image
 from mois.serve.shipped_model import served_model
 from mois.sharing.bundle import Bundle
@@ -73,7 +72,7 @@ def test_every_config_is_short_and_says_how_to_run_it() -> None:
 def test_the_shipped_model_of_the_viewers_has_the_settings_of_zero_shot() -> None:
     options = yaml.safe_load((ROOT / "configs" / "zero_shot.yaml").read_text(encoding="utf-8"))["model"]["inference"]
     shipped = served_model(None, 1.5, "cpu").segmenter.settings
-    assert replace(shipped, normalisation=Normalisation()) == InferenceSettings(**options)
+    assert shipped == InferenceSettings(**options)
 
 
 def test_demo_trains(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
@@ -119,9 +118,9 @@ def test_the_template_trains_a_copy_with_nothing_but_its_marked_lines_set(
     mine.write_text("\n".join(lines), encoding="utf-8")
     small = [f"{INIT}{name}" for name in ("episodes_per_epoch=1", "batch_size=1")]
     run = [f"--config={mine}", *SMALL, *small, folder(tmp_path / "run")]
-    train("fit", *run, "--trainer.max_epochs=1")
+    train("fit", *run, "--trainer.max_epochs=1", "--seed_everything=1")  # after one step of 0 exemplars harm
     assert list(losses(tmp_path / "run")) == [0]
-    train("test", *run, "--ckpt_path=last")
+    train("test", *run, "--ckpt_path=best")
     assert (tmp_path / "run" / "test" / "report.html").is_file()
     assert "companions" not in template
     assert "configs/mine.yaml" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
