@@ -373,8 +373,13 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="You have overridden `.*` in `LightningModule`")  # for all data
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts are, on purpose
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+    for name in ("", ".utilities.rank_zero", ".trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch{name}").addFilter(_needs_action)
+
+
+def _needs_action(record: logging.LogRecord) -> bool:
+    """Tell whether a message of Lightning needs an action: no advertisement, and no default that MOIS never uses."""
+    return not any(words in record.getMessage() for words in ("Tip: For seamless", "`weights_only` was not set"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -48,6 +48,7 @@ def test_from_a_folder_to_a_bundle(
 
     mois_main(command)  # the training is there: it goes on
     assert f"going on with the training in {tmp_path / 'bundle_training'}\n" in capsys.readouterr().out
+    assert "weights_only" not in caplog.text  # a line of Lightning on a default that is never used
 
 
 def test_one_scan_is_allowed_and_says_what_follows(

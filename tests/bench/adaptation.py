@@ -1,0 +1,209 @@
+"""Adapts by `mois adapt`, without settings, and scores the bundle beside the model before. A table by rows.
+
+`MOIS_REAL_DATA=DIR python -m tests.bench.adaptation --out DIR [--sets NAME ...] [--seeds N ...] [--minutes 10]`
+
+A row is one adaptation. Its scans are a number of phantoms with two held-back lesion types (tested on 4 others), two of
+the three MS patients (tested on the third), or one half of the slices of a scan of nuclei (tested on the other half, a
+nucleus between). The model before has the plan's settings, so it is what `mois adapt` calls step 0. Rows that are there
+are not measured again, so the table grows in several sittings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from omegaconf import OmegaConf
+
+from datamodules.phantoms.lesion_types import draw_lesion_types
+from datamodules.phantoms.phantom import write_dataset
+from mois.backbones import SAM2
+from mois.evaluation.protocol import evaluate_volume
+from mois.evaluation.reader import Reader
+from mois.evaluation.settings import ProtocolSettings
+from mois.files.atomic import write_text
+from mois.inference.segmenter import VolumeSegmenter
+from mois.propagation import LearnedMatching
+from mois.scans.datasets import read_dataset
+from mois.sharing.bundle import Bundle
+
+FIGURES = (
+    "right", "wrong", "no_exemplars", "unprompted_dice", "lesion_f1", "false_lesions", "prompted_dice"
+)  # fmt: skip
+SCANS = (1, 2, 5, 10, 20)
+"""Numbers of phantoms to adapt on."""
+
+TESTS = 4
+PATIENTS = ("07", "19", "26")
+NUCLEI = {"ovule1135": "Dataset605_NucleiPlant", "embryo8": "Dataset606_NucleiMouseEmbryo"}
+FOLDERS = ("images", "labels", "instances", "distractors")
+BEFORE = {"threshold": 0.5, "peak_threshold": 0.6}
+"""Thresholds of the model before; a bundle may have others of its calibration."""
+
+
+def phantoms(count: int) -> Callable[[Path, int], Path]:
+    """Return what writes a dataset of phantoms: `count` to adapt on, and those of the test."""
+
+    def write(out: Path, seed: int) -> Path:
+        whole = out / f"phantoms_{seed}"
+        if not (whole / "dataset.json").is_file():
+            types = draw_lesion_types(np.random.default_rng([seed, 14]), 2, held_back=True)
+            options = {"subjects": max(SCANS), "test_subjects": TESTS, "lesions": (20, 60)}
+            write_dataset(whole, seed=seed, types=types, **options)  # type: ignore[arg-type]
+        train = [f"phantom_{number:04d}" for number in range(count)]
+        test = sorted(file.name.partition(".")[0] for file in (whole / "labelsTs").iterdir())
+        return _chosen(whole, out / f"phantoms_{seed}_{count}", train, test)
+
+    return write
+
+
+def patients_but(held_out: str) -> Callable[[Path, int], Path]:
+    """Return what writes a dataset of the two other MS patients, with this one as the test."""
+
+    def write(out: Path, seed: int) -> Path:
+        whole = Path(os.environ["MOIS_REAL_DATA"]) / "Dataset501_MSLesions"
+        train = [f"patient{name}" for name in PATIENTS if name != held_out]
+        return _chosen(whole, out / f"MS_{held_out}", train, [f"patient{held_out}"])
+
+    return write
+
+
+def halves(subject: str) -> Callable[[Path, int], Path]:
+    """Return what writes a dataset of the lower half of a scan's slices, with the upper half as the test.
+
+    Slices of the median height of a nucleus are left out between them.
+    """
+
+    def write(out: Path, seed: int) -> Path:
+        whole, half = Path(os.environ["MOIS_REAL_DATA"]) / NUCLEI[subject], out / f"{subject}_halves"
+        instances = nibabel.load(whole / "instancesTr" / f"{subject}.nii.gz")
+        ids = np.asanyarray(instances.dataobj)
+        shown = np.stack([np.any(ids == one, (0, 1)) for one in np.unique(ids) if one])
+        gap = int(np.median(shown.sum(1)))
+        middle = shown.shape[1] // 2
+        parts = {"Tr": slice(0, middle - gap // 2), "Ts": slice(middle - gap // 2 + gap, None)}
+        for folder in FOLDERS:
+            for file in (whole / f"{folder}Tr").glob(f"{subject}*.nii.gz"):
+                for part, chosen in parts.items():
+                    (half / f"{folder}{part}").mkdir(parents=True, exist_ok=True)
+                    nibabel.save(nibabel.load(file).slicer[:, :, chosen], half / f"{folder}{part}" / file.name)
+        return _described(whole, half, 1)
+
+    return write
+
+
+SETS = {
+    **{f"phantoms {count}": phantoms(count) for count in SCANS},
+    **{f"MS {patient}": patients_but(patient) for patient in PATIENTS},
+    **{subject: halves(subject) for subject in NUCLEI},
+}
+"""By name: what writes the dataset, from the folder of all datasets and the seed."""
+
+
+def measure(out: Path, name: str, seed: int, minutes: float) -> Path:
+    """Measure a row, unless its file is there: the figures of the test before and after the adaptation.
+
+    Args:
+        out: Folder of rows, datasets and bundles.
+        name: Name of a set.
+        seed: Seed of phantoms, training and reader.
+        minutes: Minutes of the adaptation.
+    """
+    row = f"{name.replace(' ', '_')}_{seed}"
+    path = out / f"{row}.json"
+    if path.is_file():
+        return path
+    root, bundle = SETS[name](out / "data", seed), out / row
+    started = time.monotonic()
+    if not bundle.is_dir():
+        words = ["adapt", "--data", str(root), "--out", str(bundle), "--minutes", str(minutes), "--seed", str(seed)]
+        subprocess.run([sys.executable, "-m", "mois", *words], check=True)
+    took = (time.monotonic() - started) / 60
+    model = Bundle.load(bundle)
+    propagation, backbone = LearnedMatching(weights="bundled-2"), SAM2(weights="bundled-2").eval()
+    propagation.build(backbone)
+    start = VolumeSegmenter(backbone, propagation.eval(), replace(model.inference, **BEFORE))
+    after = VolumeSegmenter(model.backbone, model.propagation, model.inference)
+    channel = int(OmegaConf.load(out / f"{row}_training" / "plan.yaml").data.init_args.channel)
+    figures = {
+        "minutes": round(took, 1),
+        "before": score(start, root, channel, seed),
+        "after": score(after, root, channel, seed),
+        "delivered": str(model.provenance.get("delivered", "")),
+        "pixel_mm": model.inference.pixel_mm,
+    }
+    write_text(path, json.dumps(figures, indent=1) + "\n")
+    return path
+
+
+def score(segmenter: VolumeSegmenter, root: Path, channel: int, seed: int) -> dict[str, float | None]:
+    """Return the figures of the scans of the test: means over classes and scans."""
+    reports = []
+    for scan in read_dataset(root):
+        if scan.held_out:
+            volume = scan.read(channel)
+            fewest = min(Counter(volume.classes.values()).values())
+            protocol = ProtocolSettings(prompted=max(1, min(5, fewest // 2)), reader=Reader(seed=seed))
+            reports.append(evaluate_volume(segmenter, volume, protocol))
+    found = [[getattr(report.figures, figure) for report in reports] for figure in FIGURES]
+    known = [[value for value in values if value is not None] for values in found]
+    return {name: round(float(np.mean(each)), 4) if each else None for name, each in zip(FIGURES, known, strict=True)}
+
+
+def table(out: Path, names: Sequence[str], seeds: Sequence[int]) -> str:
+    """Return the rows that are there as a table in Markdown."""
+    lines = [f"| set | seed | | {' | '.join(FIGURES)} | delivered |", "|---" * (4 + len(FIGURES)) + "|"]
+    for name in names:
+        for seed in seeds:
+            path = out / f"{name.replace(' ', '_')}_{seed}.json"
+            if path.is_file():
+                row = json.loads(path.read_text(encoding="utf-8"))
+                for when in ("before", "after"):
+                    cells = [_cell(row[when][figure]) for figure in FIGURES]
+                    lines.append(f"| {name} | {seed} | {when} | {' | '.join(cells)} | {row['delivered']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}" if value >= 2 else f"{value:.2f}"
+
+
+def _chosen(whole: Path, part: Path, train: Sequence[str], test: Sequence[str]) -> Path:
+    """Copy some scans of a dataset: those to adapt on, and those of the test, which may be training scans of it."""
+    for ending, subjects in (("Tr", train), ("Ts", test)):
+        for folder in FOLDERS:
+            files = [file for subject in subjects for file in whole.glob(f"{folder}T[rs]/{subject}[._]*")]
+            for file in files:
+                (part / f"{folder}{ending}").mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, part / f"{folder}{ending}" / file.name)
+    return _described(whole, part, len(train))
+
+
+def _described(whole: Path, part: Path, scans: int) -> Path:
+    description = json.loads((whole / "dataset.json").read_text(encoding="utf-8"))
+    write_text(part / "dataset.json", json.dumps(description | {"numTraining": scans}, indent=1) + "\n")
+    return part
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=10)
+    asked = parser.parse_args()
+    for number in asked.seeds:
+        for one in asked.sets:
+            print(measure(asked.out.resolve(), one, number, asked.minutes), flush=True)
+    print(table(asked.out, asked.sets, asked.seeds))
