@@ -239,6 +239,11 @@ class Exemplars:
         """(B, K) bool: exemplars that are valid and have a weight above 0."""
         return self.valid & (self.weight > 0)
 
+    @property
+    def positive(self) -> Tensor:
+        """(B, K) bool: present exemplars of what must be found."""
+        return self.present & ~self.negative
+
     def bytes_per_exemplar(self) -> int:
         """Return the size of the tokens of one exemplar in bytes."""
         return sum(token[0, 0].numel() * token.element_size() for token in self.tokens.values())

@@ -128,7 +128,7 @@ def reads_plain(segmenter: VolumeSegmenter, exemplars: Exemplars, outlined: int,
     """
     settings = segmenter.settings
     least = fewest_exemplars(settings.level) if alone else 2
-    return settings.asks_plain and outlined > 0 and int((exemplars.present & ~exemplars.negative).sum()) >= least
+    return settings.asks_plain and outlined > 0 and int(exemplars.positive.sum()) >= least
 
 
 def rule_of(
@@ -172,7 +172,7 @@ def rule_steps(
         waist_mm = waist_of(lesions.masks.cpu().numpy() > 0.5, segmenter.settings.pixel_mm, encoded.grid.edges_mm)
     if segmenter.settings.level == "fixed":
         return ScanRule(waist_mm=waist_mm)
-    positive = int((exemplars.present & ~exemplars.negative).sum())
+    positive = int(exemplars.positive.sum())
     setting = segmenter.settings.level
     if positive < fewest_exemplars(segmenter.settings.level):  # without any, it is the answer to no exemplars
         return ScanRule(level=LONE_LEVEL if positive else EVEN, waist_mm=waist_mm)

@@ -72,7 +72,7 @@ def pooled_steps(
     segmenter: VolumeSegmenter, encoded: EncodedVolume, exemplars: Exemplars, lesions: Outlined
 ) -> Steps[bool]:
     """Return whether `rule_steps` needs the answer without exemplars on the whole scan: only if it has a say."""
-    positive = exemplars.present & ~exemplars.negative
+    positive = exemplars.positive
     settings = segmenter.settings
     if not settings.asks_alone or int(positive.sum()) < fewest_exemplars(settings.level):
         return False

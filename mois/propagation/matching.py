@@ -72,7 +72,7 @@ class Matching(Propagation):
             odds = kernel_log_odds(cells.flatten(2).transpose(1, 2), tokens, self.temperature)
             odds = odds.view(rows, 1, *cells.shape[-2:])
         logits = functional.interpolate(odds, patch, mode="bilinear").squeeze(1).to(absent.dtype)
-        some = (exemplars.present & ~exemplars.negative).any(1)[:, None, None]
+        some = exemplars.positive.any(1)[:, None, None]
         logits = torch.where(some, logits, absent)
         return SemanticPrediction(logits, logits.amax((1, 2)))
 

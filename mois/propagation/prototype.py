@@ -65,7 +65,7 @@ class Prototype(Propagation):
             likeness = torch.einsum("bchw,bkc->bkhw", flat, lesion - outside)
             total = total + functional.interpolate(likeness, (patch_px, patch_px), mode="bilinear")
         total = total / len(features.levels)
-        positive = (exemplars.present & ~exemplars.negative)[:, :, None, None]
+        positive = exemplars.positive[:, :, None, None]
         negative = (exemplars.present & exemplars.negative)[:, :, None, None]
         alike = total.masked_fill(~positive, -2.0).amax(1)
         unlike = total.masked_fill(~negative, -2.0).amax(1)

@@ -159,7 +159,7 @@ class SharedKeys(nn.Module):
         if exemplars.count == 0:
             maps, content = (cells.new_zeros(rows, _HEADS * size, height, width) for size in (MAPS, CONTENT))
             return _Reading(maps, content, nothing)
-        positive = exemplars.present & ~exemplars.negative
+        positive = exemplars.positive
         some = positive.any(1)  # (B,)
         with torch.autocast(cells.device.type, enabled=False):
             tokens = TokenSet.of(exemplars, every=TRAINING_TOKENS if self.training else 1)

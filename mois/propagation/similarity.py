@@ -271,7 +271,7 @@ class Similarity(Propagation):
         learned = self.no_exemplar.to(like.dtype).expand(like.shape[0], -1)
         if exemplars.count == 0:
             return learned
-        keep = (exemplars.present & ~exemplars.negative).unsqueeze(2)
+        keep = exemplars.positive.unsqueeze(2)
         weight = keep * exemplars.weight.to(like.dtype).unsqueeze(2)
         mean = (exemplars.tokens["summary"] * weight).sum(1) / weight.sum(1).clamp(min=MIN_WEIGHT)
         return torch.where(keep.any(1), mean.to(like.dtype), learned)
