@@ -44,6 +44,32 @@ class EncodedVolume:
     shown: int
     further: Tensor | None = None
 
+    @classmethod
+    def cut(
+        cls, stack: Tensor, grid: SliceGrid, tiles: TileGrid, air_level: float, store: FeatureStore
+    ) -> EncodedVolume:
+        """Cut the pictures of a scan into tiles, and give a row to each tile that is not air.
+
+        Args:
+            stack: Normalised pictures, (S, h, w) float32 for one channel, (C, S, h, w) for C channels.
+            grid: The scan's pictures on its own pixels.
+            tiles: How a picture is cut.
+            air_level: A tile is air if the mean of every 8 x 8 pixels, of the brightest channel, is at most this.
+            store: Keeps the features.
+        """
+        channels = stack if stack.dim() == 4 else stack.unsqueeze(0)  # (C, S, h, w)
+        pictures = channels[0]
+        shows = torch.zeros(len(pictures), len(tiles.corners), dtype=torch.bool)
+        for index, picture in enumerate(pictures if len(channels) == 1 else channels.amax(0)):
+            cut = tiles.cut(picture)  # (T, P, P)
+            shows[index] = functional.avg_pool2d(cut.unsqueeze(1), 8).amax((1, 2, 3)) > air_level
+        shows[0, 0] |= not bool(shows.any())  # a scan of nothing but air keeps one tile, because decoding needs a tile
+        places = torch.nonzero(shows).numpy()
+        row_of = np.full(tuple(shows.shape), -1, dtype=np.int64)
+        row_of[tuple(places.T)] = np.arange(len(places))
+        further = channels[1:] if len(channels) > 1 else None
+        return cls(grid, tiles, pictures, store, row_of, places, len(places), further)
+
     @property
     def tile_px(self) -> int:
         """Edge P of a tile in pixels."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -86,6 +88,17 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def tiles_at_once(device: torch.device, tile_px: int, most: int) -> int:
     """Return how many tiles of this edge go through a model at once: at least one, and `most` on a GPU."""
     return most if device.type != "cpu" else max(1, min(most, CPU_CACHE_PX // tile_px**2))
+
+
+def batches(rows: npt.NDArray[np.int64], most: int, tiles: int) -> Iterator[slice]:
+    """Cut ascending rows of tiles into parts for a model: at most `most` rows, on at most `tiles` different tiles."""
+    start = 0
+    while start < len(rows):
+        some = rows[start : start + most]
+        number = np.cumsum(np.diff(some, prepend=some[0]) != 0)  # number of the tile in this part, from 0
+        stop = start + int(np.searchsorted(number, tiles))
+        yield slice(start, stop)
+        start = stop
 
 
 class Compiled:

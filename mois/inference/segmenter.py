@@ -9,7 +9,7 @@ The results of the model go the same way back.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from math import ceil
 
@@ -17,16 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mois.geometry import SliceGrid, TileGrid, restore_stack
 from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume, Tracked, mask_centre, paste, warn_of_wide_tiles
-from mois.inference.execution import Compiled, autocast, tiles_at_once
+from mois.inference.execution import Compiled, autocast, batches, tiles_at_once
 from mois.inference.feature_store import FeatureBudget, FeatureStore
 from mois.inference.lesion_maps import LesionMaps, TileAnswers, parting_of, side_by_side
 from mois.inference.lesion_tracking import Limits, Seeds, track_lesions
-from mois.inference.matched_masks import MASK_RULES, for_model, match_answer
+from mois.inference.matched_masks import for_model, match_answer
 from mois.inference.opinions import alone_on, answers_on
 from mois.inference.search import Search
 from mois.inference.settings import InferenceSettings
@@ -105,27 +104,16 @@ class VolumeSegmenter:
         grid = SliceGrid.of(volume.shape, volume.affine, settings.slice_axis)
         self._warn_of_doubts(volume)
         stack = normalised_stack(volume, grid, settings.pixel_mm, settings.normalisation, settings.channels)
-        channels = stack if stack.dim() == 4 else stack.unsqueeze(0)  # (C, S, h, w)
-        pictures = channels[0]
         edge = settings.tile_px or self.backbone.patch_px
         warn_of_wide_tiles(edge, settings.pixel_mm, grid, volume.subject)
-        tiles = TileGrid.of(pictures.shape[1], pictures.shape[2], edge, settings.overlap)
-        shows = torch.zeros(len(pictures), len(tiles.corners), dtype=torch.bool)
-        for index, picture in enumerate(pictures if len(channels) == 1 else channels.amax(0)):
-            cut = tiles.cut(picture)  # (T, P, P)
-            shows[index] = functional.avg_pool2d(cut.unsqueeze(1), 8).amax((1, 2, 3)) > settings.air_level
-        shows[0, 0] |= not bool(shows.any())  # a scan of nothing but air keeps one tile, because decoding needs a tile
-        places = torch.nonzero(shows).numpy()
-        row_of = np.full(tuple(shows.shape), -1, dtype=np.int64)
-        row_of[tuple(places.T)] = np.arange(len(places))
+        tiles = TileGrid.of(stack.shape[-2], stack.shape[-1], edge, settings.overlap)
         stored = torch.float16 if lazy or settings.half_features else torch.float32
         store = FeatureStore(self._see, self.device, stored, self.budget or FeatureBudget(settings.memory_gib))
-        encoded = EncodedVolume(grid, tiles, pictures, store, row_of, places, len(places))
-        encoded.further = channels[1:] if len(channels) > 1 else None
+        encoded = EncodedVolume.cut(stack, grid, tiles, settings.air_level, store)
         if not lazy:
             step = tiles_at_once(self.device, edge, settings.batch_size)
-            for start in range(0, len(places), step):
-                rows = np.arange(start, min(start + step, len(places)))
+            for start in range(0, encoded.shown, step):
+                rows = np.arange(start, min(start + step, encoded.shown))
                 store.put(rows, encoded.images(rows))
         return encoded
 
@@ -165,7 +153,7 @@ class VolumeSegmenter:
             with self.autocast():
                 answers.append(self.backbone.decode(encoded.select(rows[part]), part_prompts))
         answer = MaskPrediction(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
-        return match_answer(encoded, rows, prompts, answer, MASK_RULES.get(self.settings.clicks))
+        return match_answer(encoded, rows, prompts, answer, self.settings.mask_rules)
 
     def track(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], answer: MaskPrediction) -> Tracked:
         """Track N lesions from the slice on which each was clicked, in both directions.
@@ -182,9 +170,11 @@ class VolumeSegmenter:
     @property
     def limits(self) -> Limits:
         """Where the tracking of a lesion ends."""
-        settings, of_masks = self.settings, MASK_RULES.get(self.settings.clicks)
+        settings = self.settings
         limits = Limits(settings.track_mm, settings.track_growth, self.tracking, windows=settings.window == "auto")
-        return limits if of_masks is None else replace(limits, matched_pixel_mm=settings.pixel_mm, mask_rules=of_masks)
+        if settings.mask_rules is None:
+            return limits
+        return replace(limits, matched_pixel_mm=settings.pixel_mm, mask_rules=settings.mask_rules)
 
     @property
     def tracking(self) -> TrackingRules:
@@ -217,7 +207,8 @@ class VolumeSegmenter:
         """
         order = np.argsort(rows, kind="stable")
         described = []
-        for part in self._batches(encoded, rows[order]):
+        tiles = tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size)
+        for part in batches(rows[order], self.settings.batch_size, tiles):
             part_order = order[part]
             distinct_rows, image = np.unique(rows[part_order], return_inverse=True)
             part_masks = masks[torch.from_numpy(part_order)].float().to(self.device, non_blocking=True)
@@ -230,17 +221,6 @@ class VolumeSegmenter:
                 )
         back = torch.from_numpy(np.argsort(order)).to(self.device, non_blocking=True)
         return Exemplars.cat([part.reshape(1, -1) for part in described]).pick(back)
-
-    def _batches(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64]) -> Iterator[slice]:
-        """Cut ascending rows into parts for the model: at most `batch_size` rows on at most `tiles_at_once` tiles."""
-        tiles = tiles_at_once(self.device, encoded.tile_px, self.settings.batch_size)
-        start = 0
-        while start < len(rows):
-            some = rows[start : start + self.settings.batch_size]
-            number = np.cumsum(np.diff(some, prepend=some[0]) != 0)  # number of the tile in this part, from 0
-            stop = start + int(np.searchsorted(number, tiles))
-            yield slice(start, stop)
-            start = stop
 
     def exemplars(self, encoded: EncodedVolume, items: Sequence[tuple[int, Tensor]]) -> Exemplars:
         """Turn lesions outlined on slices into exemplars; see `on_tiles`."""

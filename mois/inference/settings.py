@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mois.inference.execution import Precision
+from mois.inference.matched_masks import MASK_RULES, MaskRules
 from mois.intensities import Normalisation
 from mois.interfaces import Backbone, TrackingRules
 from mois.scans.channels import rule_of_channels, wanted_channels
@@ -131,6 +132,11 @@ class InferenceSettings:
     def matches_clicks(self) -> bool:
         """Whether clicked masks are matched to the picture."""
         return self.clicks != "model"
+
+    @property
+    def mask_rules(self) -> MaskRules | None:
+        """How far matched masks may leave what the model says; None if clicked masks are those of the model."""
+        return MASK_RULES.get(self.clicks)
 
     @property
     def shows_own_masks(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mois.inference.encoded_volume import UNCOVERED_LOGIT, EncodedVolume
-from mois.inference.matched_masks import MASK_RULES, by_cell, for_model, match_answer
+from mois.inference.matched_masks import by_cell, for_model, match_answer
 from mois.inference.segmenter import VolumeSegmenter
 from mois.interfaces import Memory
 from mois.lesions import Mask
@@ -227,7 +227,7 @@ class SliceAnswers:
             decoded = self._backbone.decode(asked.features, told)
             own = decoded.logits
             if not any(each.gives_mask for each in prompts):
-                rules = MASK_RULES.get(self._segmenter.settings.clicks)
+                rules = self._segmenter.settings.mask_rules
                 decoded = match_answer(self._encoded, self.rows(asked.tile, [index]), given, decoded, rules)
             answer = self._as_answer(decoded)._replace(own=own)
         if answer is None:
