@@ -154,7 +154,7 @@ class PromptSegmenter:
     def _own(self, part: TilePrompts) -> Tracked:
         """Return the masks of the model on the prompted slices of a tile."""
         answers = self._slices.answers(part)
-        logits = torch.cat([answer.own for answer in answers.values()])
+        logits = torch.cat([answer.own for answer in answers.values() if answer.own is not None])
         return Tracked(np.zeros(len(answers), np.int64), self._slices.rows(part.tile, answers), logits.float().cpu())
 
     def _logits_by_slice(self, tracked: Sequence[Tracked]) -> dict[int, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -83,18 +83,22 @@ class SliceAnswer(NamedTuple):
     """The answer on one slice of a tile: logits (1, P / 4, P / 4), pointer (1, D) and presence (1,).
 
     Where clicks are matched to the picture, the logits are (1, P / 2, P / 2). `own` is the mask of the model,
-    (1, P / 4, P / 4), which describes the lesion as an exemplar.
+    (1, P / 4, P / 4), where it describes the lesion as an exemplar (`InferenceSettings.shows_own_masks`); else None.
     """
 
     logits: Tensor
     pointer: Tensor
     presence: Tensor
-    own: Tensor
+    own: Tensor | None = None
 
     @property
     def shows(self) -> bool:
         """Whether the answer has a voxel."""
         return bool((self.logits > 0).any())
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> SliceAnswer:
+        """Apply a change to the mask, and to the mask of the model if it is kept."""
+        return self._replace(logits=change(self.logits), own=None if self.own is None else change(self.own))
 
 
 class LatestResults(Generic[Value]):
@@ -190,8 +194,7 @@ class SliceAnswers:
         if answer is None and not prompts[0].positive:
             answer = self._as_answer(self._backbone.decode(features, None))
             if memory is None:  # nothing that a negative click could correct
-                logits, own = (torch.full_like(part, UNCOVERED_LOGIT) for part in (answer.logits, answer.own))
-                answer = answer._replace(logits=logits, own=own)
+                answer = answer.each(lambda logits: torch.full_like(logits, UNCOVERED_LOGIT))
         asked = _Asked(tile, index, plain, features)
         for count, prompt in enumerate(prompts, start=1):
             steps = self._steps(tile, prompt)
@@ -229,7 +232,7 @@ class SliceAnswers:
             if not any(each.gives_mask for each in prompts):
                 rules = self._segmenter.settings.mask_rules
                 decoded = match_answer(self._encoded, self.rows(asked.tile, [index]), given, decoded, rules)
-            answer = self._as_answer(decoded)._replace(own=own)
+            answer = self._as_answer(decoded, own)
         if answer is None:
             raise LookupError("a prompt has no point on its tile, and no answer came before it")
         return self._without_ruled_out(asked.tile, prompts, index, answer)
@@ -287,10 +290,12 @@ class SliceAnswers:
         """Whether answers to clicks are matched to the picture."""
         return self._segmenter.settings.matches_clicks
 
-    def _as_answer(self, answer: MaskPrediction) -> SliceAnswer:
-        """Return an answer of the model on one slice."""
+    def _as_answer(self, answer: MaskPrediction, own: Tensor | None = None) -> SliceAnswer:
+        """Return an answer on one slice. `own` is the mask of the model; None if the answer has that mask."""
         logits = by_cell(answer.logits, self._encoded.tile_px) if self.matched else answer.logits
-        return SliceAnswer(logits, answer.pointer, answer.presence, answer.logits)
+        if not self._segmenter.settings.shows_own_masks:
+            return SliceAnswer(logits, answer.pointer, answer.presence)
+        return SliceAnswer(logits, answer.pointer, answer.presence, answer.logits if own is None else own)
 
     def _adopt_mask(self, tile: int, features: Features, mask: BoxMask, index: int) -> SliceAnswer:
         """Return a mask of the reader on a slice as if it were an answer of the model."""
@@ -311,7 +316,7 @@ class SliceAnswers:
         small = functional.avg_pool2d(soft, 4)
         logits = (small / small.amax().clamp(min=1e-6) * 2 - 1) * CERTAIN
         nothing = logits.new_zeros(1)
-        return SliceAnswer(logits, nothing, nothing, logits)
+        return SliceAnswer(logits, nothing, nothing)
 
     def _without_ruled_out(self, tile: int, prompts: Sequence[Prompt], index: int, answer: SliceAnswer) -> SliceAnswer:
         """Return an answer without the voxels that areas of the reader rule out."""
@@ -324,4 +329,4 @@ class SliceAnswers:
             share = functional.adaptive_avg_pool2d(soft, logits.shape[-1])
             return torch.where(share > 0.5, torch.full_like(logits, UNCOVERED_LOGIT), logits)
 
-        return answer._replace(logits=less(answer.logits), own=less(answer.own))
+        return answer.each(less)

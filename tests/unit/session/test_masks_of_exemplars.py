@@ -12,8 +12,9 @@ from mois.inference.encoded_volume import enlarge
 from mois.inference.segmenter import VolumeSegmenter
 from mois.records import Prompts
 from mois.session.prompts.prompting import PromptSegmenter
+from mois.session.prompts.slice_answers import SliceAnswers, TilePrompts
 from mois.session.state import Prompt
-from tests.support.session_fakes import bundled_nano, three_lesions
+from tests.support.session_fakes import bundled_nano, make_segmenter, three_lesions
 
 
 @pytest.mark.parametrize("clicks", ["model", "matched", "bounded"])
@@ -44,3 +45,15 @@ def test_bounded_masks_describe_exemplars_and_matched_ones_do_not(clicks: str) -
     }
     expected = {"model": {"shown", "model"}, "matched": {"model"}, "bounded": {"shown"}}[clicks]
     assert {name for name, most in differs.items() if most < 1e-5} == expected
+
+
+@pytest.mark.parametrize(("clicks", "kept"), [("model", False), ("matched", True), ("bounded", False)])
+@torch.inference_mode()
+def test_a_session_keeps_masks_of_the_model_only_where_they_describe_exemplars(clicks: str, kept: bool) -> None:
+    given = make_segmenter()
+    segmenter = VolumeSegmenter(given.backbone, given.propagation, replace(given.settings, clicks=clicks))
+    encoded = segmenter.encode(three_lesions())
+    clicked = [Prompt("click", 3, ((46.0, 32.0),)), Prompt("click", 4, ((44.0, 30.0),), positive=False)]
+    tile = int(encoded.tiles.best_tile(46.0, 32.0))
+    answers = SliceAnswers(segmenter, encoded).answers(TilePrompts(tile, clicked))
+    assert [answer.own is not None for answer in answers.values()] == [kept, kept]
