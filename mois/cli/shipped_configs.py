@@ -13,14 +13,18 @@ SHIPPED = Path(__file__).parents[1] / "configs"
 """Folder of the shipped configs. In a checkout it is a link to the folder `configs` beside the packages."""
 
 ENDING = ".yaml"
+OF_USER = "mine"
+"""Name of the config in a checkout that is the user's own. Git ignores it."""
+
 OPTIONS = ("config", "c", "trainer")
 """Options of a training that take a file of settings, and therefore the name of a shipped config."""
 
 
 def config_names() -> list[str]:
-    """Return the names of all shipped configs: "demo", "trainer/ddp"."""
+    """Return the names of all shipped configs: "demo", "trainer/ddp". The user's own configs/mine.yaml is none."""
     files = sorted(SHIPPED.rglob(f"*{ENDING}"), key=lambda file: (len(file.parts), file))
-    return [file.relative_to(SHIPPED).with_suffix("").as_posix() for file in files]
+    names = [file.relative_to(SHIPPED).with_suffix("").as_posix() for file in files]
+    return [name for name in names if name != OF_USER]
 
 
 def find_config(name: str) -> Path:

@@ -8,7 +8,6 @@ from math import inf
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from mois.evaluation.figures import (
     FIGURES,
@@ -143,6 +142,8 @@ def paired_test(pairs: Sequence[tuple[str, float | None, float | None]], *, seed
     elif not any(per_patient):
         p = 1.0
     else:
+        from scipy import stats  # takes most of a second, and only comparisons need it
+
         p = float(stats.wilcoxon(per_patient).pvalue)
     return {**estimate(differences, seed=seed), "patients": len(per_patient), "p": p}
 

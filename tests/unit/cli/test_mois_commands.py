@@ -10,6 +10,7 @@ import pytest
 
 from mois import __version__
 from mois.cli import main as mois_main
+from mois.cli import shipped_configs
 from mois.cli.commands import COMMANDS, GROUPS, components, with_options
 from mois.cli.doctor_checks import Finding
 from mois.cli.shipped_configs import config_names, describe_config, find_config, with_shipped_configs
@@ -168,6 +169,18 @@ def test_every_shipped_config_has_one_line_and_can_be_written(
     with pytest.raises(SystemExit):
         mois_main(["configs", name, "--out", str(out)])
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_config_of_the_user_in_a_checkout_is_not_listed_as_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("demo", "mine", "trainer/ddp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text("# mois fit\n", encoding="utf-8")
+    monkeypatch.setattr(shipped_configs, "SHIPPED", tmp_path)
+    assert config_names() == ["demo", "trainer/ddp"]
+    with pytest.raises(ValueError, match=r"mine is no shipped config; there is demo, trainer/ddp\."):
+        find_config("mine")
 
 
 def test_the_name_of_a_shipped_config_stands_for_its_file_unless_the_user_has_such_a_file() -> None:
