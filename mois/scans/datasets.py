@@ -186,9 +186,25 @@ def list_scans(root: Path) -> list[SubjectFiles]:
                     channels,
                 )
             )
+    _refuse_same_name(root, scans)
     if not scans:
         raise DataError(f"{root / 'imagesTr'}: no images (SUBJECT_0000{ending}); {_advice_without_images(root)}.")
     return scans
+
+
+def _refuse_same_name(root: Path, scans: Sequence[SubjectFiles]) -> None:
+    """Refuse a scan of the test with the name of a training scan: results and splits go by names.
+
+    Raises:
+        DataError: If there is one.
+    """
+    training = {one_form(scan.subject) for scan in scans if not scan.held_out}
+    for scan in scans:
+        if scan.held_out and one_form(scan.subject) in training:
+            raise DataError(
+                f"{root}: scan {scan.subject} is in imagesTr and in imagesTs; keep it in one of them, or rename one "
+                "if they are two scans."
+            )
 
 
 def describe_dataset(root: Path) -> DatasetDescription:

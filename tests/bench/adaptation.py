@@ -97,7 +97,8 @@ def halves(subject: str) -> Callable[[Path, int], Path]:
             for file in (whole / f"{folder}Tr").glob(f"{subject}*.nii.gz"):
                 for part, chosen in parts.items():
                     (half / f"{folder}{part}").mkdir(parents=True, exist_ok=True)
-                    nibabel.save(nibabel.load(file).slicer[:, :, chosen], half / f"{folder}{part}" / file.name)
+                    name = file.name.replace(subject, f"{subject}_{'lower' if part == 'Tr' else 'upper'}")
+                    nibabel.save(nibabel.load(file).slicer[:, :, chosen], half / f"{folder}{part}" / name)
         return _described(whole, half, 1)
 
     return write

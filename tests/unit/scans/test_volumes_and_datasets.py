@@ -1,5 +1,6 @@
 import gzip
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -385,3 +386,13 @@ def test_an_image_of_another_ending_is_not_left_out_without_a_word(make_dataset,
         read_dataset(root)
     (root / "imagesTr" / name).rename(root / "imagesTr" / "p0_0000.json")  # what converters leave beside an image
     assert len(read_dataset(root)) == 1
+
+
+def test_a_name_stands_for_one_scan_of_training_or_test(make_dataset):
+    root = make_dataset(subjects=2)
+    (root / "imagesTs").mkdir(exist_ok=True)
+    shutil.copy(root / "imagesTr" / "p1_0000.nii.gz", root / "imagesTs" / "p1_0000.nii.gz")
+    with pytest.raises(DataError, match=r"scan p1 is in imagesTr and in imagesTs; keep it in one of them, or rename"):
+        read_dataset(root)
+    (root / "imagesTs" / "p1_0000.nii.gz").rename(root / "imagesTs" / "p9_0000.nii.gz")
+    assert [scan.subject for scan in read_dataset(root)] == ["p0", "p1", "p9"]
