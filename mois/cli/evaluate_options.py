@@ -22,6 +22,8 @@ class ReaderOptions:
         noise_mm: Distance by which clicks miss their aim, as a standard deviation.
         miss: Share of the lesions that the reader overlooks.
         masks: What becomes an exemplar: the mask that the clicks gave, or the true mask.
+        slices: Where a lesion is clicked: on its largest slice, or on any slice on which it has at least 30 % of that
+            area.
     """
 
     strategy: Literal["random", "largest", "spread", "suggested", "corrects"] = "random"
@@ -30,6 +32,7 @@ class ReaderOptions:
     noise_mm: float = 0.0
     miss: float = 0.0
     masks: Literal["predicted", "true"] = "predicted"
+    slices: Literal["largest", "any"] = "largest"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def protocol_settings(reader: ReaderOptions, protocol: ProtocolOptions, seed: in
             prompted=reader.prompted,
             clicks=reader.clicks,
             masks=reader.masks,
-            reader=Reader(reader.strategy, seed, reader.noise_mm, reader.miss),
+            reader=Reader(reader.strategy, seed, reader.noise_mm, reader.miss, reader.slices),
             **asdict(protocol),
         )
     except ValueError as error:  # a training has the reader's settings in its protocol (model.protocol.clicks)

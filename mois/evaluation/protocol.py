@@ -284,7 +284,7 @@ def _click_all(
     """Return the tile on which each lesion is clicked, (N,), its true mask there, (N, P, P) bool, and the answers."""
     rows, masks = [], []
     for lesion in lesions:
-        slice_index = scan.plan.lesions.largest_slice(lesion)
+        slice_index = scan.plan.lesions.clicked_slice(lesion, scan.settings.reader)
         pixel_mm = scan.segmenter.settings.pixel_mm
         mask = scan.plan.lesions.outline(lesion, slice_index, scan.encoded.grid, pixel_mm)
         tile = int(scan.encoded.tiles.best_tile(*mask_centre(mask)))

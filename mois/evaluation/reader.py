@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mois.records import Prompts
 
 Strategy = Literal["random", "largest", "spread", "suggested", "corrects"]
+Slices = Literal["largest", "any"]
+
+LEAST_AREA = 0.3
+"""A slice may be clicked if it shows a lesion with at least this share of its area on its largest slice."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,15 @@ class Reader:
         seed: Seed of every choice. The same seed and lesions give the same choice.
         noise_mm: Distance by which clicks miss their aim, in plane: standard deviation along rows and along columns.
         miss: Share of the promptable lesions that the reader overlooks; the reader sees at least one.
+        slices: Where a lesion is clicked. `largest`: on the slice on which it is largest. `any`: on a slice on which it
+            has at least 30 % of that area; the seed chooses which.
     """
 
     strategy: Strategy = "random"
     seed: int = 0
     noise_mm: float = 0.0
     miss: float = 0.0
+    slices: Slices = "largest"
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
@@ -42,6 +50,20 @@ class Reader:
             raise ValueError(f"reader.noise_mm={self.noise_mm} must be 0 or more.")
         if not 0 <= self.miss < 1:
             raise ValueError(f"reader.miss={self.miss} must be at least 0 and below 1.")
+        if self.slices not in get_args(Slices):
+            raise ValueError(f"reader.slices={self.slices!r} is unknown; choose {' or '.join(get_args(Slices))}.")
+
+    def choose_slice(self, lesion: int, area: npt.NDArray[np.int64]) -> int:
+        """Return the slice on which a lesion is clicked.
+
+        Args:
+            lesion: Id of the lesion. Each lesion has a choice of its own.
+            area: (S,), pixels of the lesion on each slice of the scan.
+        """
+        if self.slices == "largest":
+            return int(area.argmax())
+        shown = np.flatnonzero(area >= LEAST_AREA * area.max())
+        return int(np.random.default_rng([self.seed, 5, lesion]).choice(shown))
 
     def shake(self, prompts: Prompts, pixel_mm: float, patch_px: int, generator: torch.Generator) -> Prompts:
         """Return the prompts with the last click of each image moved by the reader's error.

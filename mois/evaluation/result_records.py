@@ -151,6 +151,7 @@ class ReaderRecord:
     seed: int = 0
     noise_mm: float = 0.0
     miss: float = 0.0
+    slices: str = "largest"
 
 
 @dataclass(frozen=True)

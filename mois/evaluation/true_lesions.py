@@ -155,8 +155,12 @@ class TrueLesions:
         return VoxelCounts.of(found, self.index, self.ids, self.slice_voxels.sum(0), ignore)
 
     def largest_slice(self, lesion: int) -> int:
-        """Return the slice on which a lesion is largest. The reader clicks it there."""
-        return int(self.slice_voxels[:, np.searchsorted(self.ids, lesion)].argmax())
+        """Return the slice on which a lesion is largest."""
+        return self.clicked_slice(lesion, Reader())
+
+    def clicked_slice(self, lesion: int, reader: Reader) -> int:
+        """Return the slice on which a reader clicks a lesion."""
+        return reader.choose_slice(lesion, self.slice_voxels[:, np.searchsorted(self.ids, lesion)])
 
     def outline(self, lesion: int, slice_index: int, grid: SliceGrid, pixel_mm: float) -> Tensor:
         """Return a lesion on a slice at the model's pixel size, (h, w) bool, never empty.

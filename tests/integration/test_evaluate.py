@@ -51,7 +51,8 @@ def test_a_bundle_is_evaluated_and_reported(
     assert "report.html" in capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert [one["subject"] for one in metrics["subjects"]] == ["p2"]
-    assert metrics["protocol"]["reader"] == {"strategy": "spread", "seed": 0, "noise_mm": 1.0, "miss": 0.0}
+    reader = {"strategy": "spread", "seed": 0, "noise_mm": 1.0, "miss": 0.0, "slices": "largest"}
+    assert metrics["protocol"]["reader"] == reader
     assert metrics["protocol"]["rules"] == "paper"
     assert [point["count"] for point in metrics["curve"]["points"]] == [0, 1]
     assert metrics["provenance"]["trained_on"] == []

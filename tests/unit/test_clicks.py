@@ -1,5 +1,6 @@
 """Clicks lie where they should, and a reader's choices are fixed by the seed."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -138,9 +139,22 @@ def test_a_reader_overlooks_a_share_whatever_the_strategy(strategy: str) -> None
     assert Reader(miss=0.99).choose_lesions({}, 10) == []
 
 
+def test_a_reader_clicks_the_largest_slice_or_any_that_shows_enough_of_a_lesion() -> None:
+    area = np.array([0, 2, 3, 10, 9, 4, 1, 0])  # at least 30 % of 10: slices 2 to 5
+    assert {Reader(seed=seed).choose_slice(4, area) for seed in range(40)} == {3}
+    assert {Reader(seed=seed, slices="any").choose_slice(4, area) for seed in range(40)} == {2, 3, 4, 5}
+    assert {Reader(slices="any").choose_slice(lesion, area) for lesion in range(40)} == {2, 3, 4, 5}
+    assert len({Reader(seed=8, slices="any").choose_slice(4, area) for _ in range(9)}) == 1
+
+
 @pytest.mark.parametrize(
-    ("change", "message"), [({"noise_mm": -1.0}, r"reader.noise_mm=-1.0"), ({"miss": 1.0}, r"reader.miss=1.0")]
+    ("change", "message"),
+    [
+        ({"noise_mm": -1.0}, r"reader.noise_mm=-1.0"),
+        ({"miss": 1.0}, r"reader.miss=1.0"),
+        ({"slices": "middle"}, r"reader.slices='middle' is unknown; choose largest or any"),
+    ],
 )
-def test_a_reader_that_cannot_be_is_refused(change: dict[str, float], message: str) -> None:
+def test_a_reader_that_cannot_be_is_refused(change: dict[str, float | str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Reader(**change)  # type: ignore[arg-type]

@@ -98,10 +98,17 @@ class SessionReader:
         """Click the middle of the next random lesion; None if none is left."""
         for lesion in self._random_order:
             if lesion not in progress.lesions:
-                middle = inner_voxel(BoxMask.of(self._true.only([lesion]) > 0))
+                middle = inner_voxel(self._on_its_slice(lesion))
                 if (clicked := self._click(progress, middle, lesion)) is not None:
                     return clicked
         return None
+
+    def _on_its_slice(self, lesion: int) -> BoxMask:
+        """Return a true lesion on the slice on which the reader clicks it."""
+        index = self._true.clicked_slice(lesion, self._reader)
+        on_slice = np.zeros(self._true.index.shape, dtype=bool)
+        on_slice[index] = self._true.only([lesion])[index] > 0
+        return BoxMask.of(on_slice)
 
     def _click(self, progress: Progress, place: Place, lesion: int) -> Progress | None:
         """Click a lesion at a place; None if the place, or all that the click shows, is of lesions that are judged."""

@@ -34,7 +34,7 @@ from mois.session.prompts.refusals import NothingLeft
 from mois.session.state import State
 from mois.session.workbench import Workbench
 from mois.sharing.lesion_model import LesionModel
-from tests.support.fake_model import CERTAIN, FakePropagation, box, make_scan
+from tests.support.fake_model import CERTAIN, TYPE_A, FakePropagation, box, make_scan
 from tests.support.paths import ROOT
 from tests.support.session_fakes import SETTINGS, Clickable
 
@@ -113,6 +113,20 @@ def test_a_click_that_shows_nothing_new_is_passed_over(scan: Volume, monkeypatch
     monkeypatch.setattr(Workbench, "apply", without_second_click)
     settings = ProtocolSettings(prompted=1, actions=(5,), reader=Reader(seed=SEED))
     assert curve(evaluate_volume(model(), scan, settings), "random", "used") == [4]  # it is tried again later
+
+
+def test_a_reader_in_a_session_clicks_on_the_slice_of_its_choice() -> None:
+    scan = make_scan([(TYPE_A, box((3, 6), (12, 20), (12, 20)))], shape=(9, 64, 48))  # as large on slices 3, 4 and 5
+    clicked = set()
+    for seed in range(12):
+        settings = ProtocolSettings(prompted=1, reader=Reader(seed=seed, slices="any"))
+        plan = ScanPlan.of(scan, SliceGrid.of(scan.shape, scan.affine), settings)
+        reader = ReadersAtWork(LesionModel.of(model()), scan, plan, settings).reader(1)
+        place = inner_voxel(reader._on_its_slice(1))
+        assert place[0] == plan.lesions.clicked_slice(1, settings.reader)
+        assert plan.lesions.only([1])[place] == 1
+        clicked.add(place[0])
+    assert clicked == {3, 4, 5}
 
 
 def test_a_click_that_falls_on_a_found_lesion_rejects_that_lesion(scan: Volume) -> None:

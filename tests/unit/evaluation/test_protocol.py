@@ -13,6 +13,7 @@ from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
 from mois.evaluation.scoring import score_by_paper
 from mois.evaluation.settings import ProtocolSettings
+from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
 from mois.inference.shared_work import SharedWork
@@ -152,6 +153,25 @@ def test_a_reader_who_overlooks_lesions_prompts_fewer(scan: Volume) -> None:
     assert [row.role for row in report.lesions].count("prompted") == 2  # one of two promptable, of two classes
     assert [row.role for row in report.lesions].count("never") == 4
     assert report.figures.prompted_lesions == 1
+
+
+@pytest.mark.parametrize(("slices", "expected"), [("largest", {3}), ("any", {3, 4, 5})])
+def test_a_reader_clicks_on_the_slices_that_it_is_asked_for(
+    slices: str, expected: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    row = VolumeSegmenter.row
+
+    def noted(self: VolumeSegmenter, encoded: EncodedVolume, slice_index: int, tile: int) -> int:
+        asked.append(slice_index)
+        return row(self, encoded, slice_index, tile)
+
+    monkeypatch.setattr(VolumeSegmenter, "row", noted)
+    one = make_scan([(TYPE_A, box((3, 6), (12, 20), (12, 20)))], shape=(9, 64, 48))  # as large on slices 3, 4 and 5
+    for seed in range(12):
+        reader = Reader(seed=seed, slices=slices)  # type: ignore[arg-type]
+        evaluate_volume(segmenter(), one, ProtocolSettings(prompted=1, reader=reader))
+    assert set(asked) == expected
 
 
 def test_candidates_are_all_that_was_found_before_the_peak_counts(scan: Volume) -> None:
