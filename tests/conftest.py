@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import locale
 import os
 import signal
@@ -19,6 +20,12 @@ LEFT_OUT = pytest.StashKey[int]()
 LOCALE = locale.setlocale(locale.LC_ALL)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its jobs in the background ignore Ctrl-C
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of garbage collection: with it, a full collection takes a third of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

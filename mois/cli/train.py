@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,10 +133,14 @@ class MoisCLI(LightningCLI):
                 load_from_checkpoint_support=False,  # nothing of ours builds classes that a checkpoint names
             )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the commands of Lightning, without `weights_only`: checkpoints are always read that way."""
-        return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks the instance
+        """Return the command that was given, as Lightning knows it; all four if none was given.
+
+        A parser of a command takes a tenth of a second. `weights_only` is left out, because checkpoints are always read
+        that way.
+        """
+        known = LightningCLI.subcommands()
+        return {name: {*known[name], "weights_only"} for name in known.keys() & {*self.arguments[:1]} or known}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our settings, and let one seed serve data, model and training."""
@@ -185,12 +188,13 @@ class MoisCLI(LightningCLI):
         given_settings = list(read_settings(self.arguments))
         check_seed(given_settings, self.settings["seed_everything"])
         check_groups(given_settings, self._parser(self.subcommand).groups or {})
+        plain = self.plain_config()
         inference = self.settings["model"].get("inference")
-        if inference is not None and inference["pixel_mm"] is None:
-            inference["pixel_mm"] = pixel_mm_of_data(self.plain_config())
-        if inference is not None and inference["channels"] is None:
-            inference["channels"] = channels_of_data(self.plain_config())
-        check_scales(self.plain_config())
+        if inference is not None:
+            for key, value in (("pixel_mm", pixel_mm_of_data(plain)), ("channels", channels_of_data(plain))):
+                if inference[key] is None:
+                    inference[key] = plain["model"]["inference"][key] = value
+        check_scales(plain)
         trainer = self.settings["trainer"]
         check_strategy(trainer["strategy"], trainer["devices"])
         check_accelerator(trainer["accelerator"])
@@ -247,7 +251,10 @@ class MoisCLI(LightningCLI):
                 self._start_from(bundle, self.model)
             self.model.step_0 = dict(self.resumed.get("step_0", {}))
             self.model.validated = recorded_figures(self.resumed.get("validation", {}))
-        frees = partial(what_frees_memory, config=self.plain_config(), command=subcommand)
+
+        def frees(error: BaseException) -> str:
+            return what_frees_memory(error, self.plain_config(), subcommand)
+
         with ctrl_c_ends(lambda: how_to_go_on(self.trainer)), memory_cure(frees):
             super()._run_subcommand(subcommand)
             Tracker.of(self.trainer).finish()

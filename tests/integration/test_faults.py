@@ -220,9 +220,8 @@ def test_a_validation_within_an_epoch_is_made_once_whenever_the_training_stops(
     assert len(validations(tmp_path / "whole")) == 2
 
 
-@pytest.mark.parametrize(
-    ("number", "processes"), [pytest.param(signal.SIGTERM, TWO_RANKS, marks=pytest.mark.ci), (signal.SIGINT, [])]
-)
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, TWO_RANKS), (signal.SIGINT, [])])
+@pytest.mark.ci  # make test has tests/unit/training/test_signals.py
 def test_a_signal_to_all_processes_stops_them_at_one_step_and_one_process_goes_on(
     whole: Whole, tmp_path: Path, number: signal.Signals, processes: list[str]
 ) -> None:

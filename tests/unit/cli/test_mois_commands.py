@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from mois.cli import shipped_configs
 from mois.cli.commands import COMMANDS, GROUPS, components, with_options
 from mois.cli.doctor_checks import Finding
 from mois.cli.shipped_configs import config_names, describe_config, find_config, with_shipped_configs
+from mois.cli.train import MoisCLI
 from mois.cli.train import main as train_main
 from mois.cli.usage import TRAINING
 from tests.support.paths import ROOT
@@ -169,6 +171,25 @@ def test_every_shipped_config_has_one_line_and_can_be_written(
     with pytest.raises(SystemExit):
         mois_main(["configs", name, "--out", str(out)])
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_parser_is_made_for_the_given_command_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+    usual = MoisCLI._prepare_subcommand_parser
+
+    def noted(self: MoisCLI, klass: type, subcommand: str, **more: Any) -> Any:
+        made.append(subcommand)
+        return usual(self, klass, subcommand, **more)
+
+    monkeypatch.setattr(MoisCLI, "_prepare_subcommand_parser", noted)
+    for words, expected in ((["test", "--help"], ["test"]), (["--help"], ["fit", "validate", "test", "predict"])):
+        made.clear()
+        with pytest.raises(SystemExit) as stop:
+            MoisCLI(words)
+        assert (stop.value.code, made) == (0, expected)
+    assert "weights_only" not in capsys.readouterr().out
 
 
 def test_a_config_of_the_user_in_a_checkout_is_not_listed_as_shipped(
