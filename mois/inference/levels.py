@@ -176,15 +176,20 @@ def rule_steps(
     setting = segmenter.settings.level
     if positive < fewest_exemplars(segmenter.settings.level):  # without any, it is the answer to no exemplars
         return ScanRule(level=LONE_LEVEL if positive else EVEN, waist_mm=waist_mm)
-    left_out = yield from _without_own(segmenter, encoded, exemplars, lesions)
-    if bool((exemplars.present & exemplars.negative).any()):
-        left_out = [inside._replace(alone=None) for inside in left_out]  # it knows nothing of what must not be found
+    negatives = bool((exemplars.present & exemplars.negative).any())
     rule = None
-    alone = [inside.alone for inside in left_out if inside.alone is not None]
-    if setting in OF_KNOWN_LESIONS and finds(alone, setting):
-        rule = yield from _agreed(answer, well_known=finds(alone, "pooled"))
+    if setting in OF_KNOWN_LESIONS and not negatives:
+        alone = yield from alone_inside(segmenter, encoded, lesions)
+        if finds(alone, setting):
+            rule = yield from _agreed(answer, well_known=finds(alone, "pooled"))
+    if rule is None and positive < 2:
+        rule = ScanRule(level=LONE_LEVEL)
     if rule is None:
-        rule = ScanRule(level=LONE_LEVEL) if positive < 2 else (yield from _best(left_out, answer, setting))
+        left_out = yield from _without_own(segmenter, encoded, exemplars, lesions)
+        if negatives:
+            # Without exemplars, the model knows nothing of what must not be found.
+            left_out = [inside._replace(alone=None) for inside in left_out]
+        rule = yield from _best(left_out, answer, setting)
     return rule._replace(waist_mm=waist_mm)
 
 
@@ -347,6 +352,18 @@ class Inside(NamedTuple):
     def mixed(self, shares: Shares) -> Tensor:
         """Return the answers mixed, (n,)."""
         return mixed(self.probability, self.plain, self.alone, shares)
+
+
+@torch.inference_mode()
+def alone_inside(segmenter: VolumeSegmenter, encoded: EncodedVolume, lesions: Outlined) -> Steps[list[Tensor]]:
+    """Return the answer without exemplars inside of each lesion, (n,) each."""
+    alone = []
+    for row, mask in list(zip(lesions.rows, lesions.masks, strict=True))[:MOST_LESIONS]:
+        inside = mask.cpu() > 0.5
+        if bool(inside.any()):
+            alone.append(segmenter.answer_alone(encoded, np.array([row]))[0, 0][inside])
+            yield None
+    return alone
 
 
 @torch.inference_mode()

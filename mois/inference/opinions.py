@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import TileAnswers
-from mois.inference.levels import MOST_LESIONS, Outlined, fewest_exemplars, finds
+from mois.inference.levels import Outlined, alone_inside, fewest_exemplars, finds
 from mois.inference.settings import InferenceSettings
 from mois.interfaces import Backbone, Propagation
 from mois.machine.steps import Steps
@@ -78,13 +78,7 @@ def pooled_steps(
         return False
     if bool((exemplars.present & exemplars.negative).any()):
         return False
-    alone = []
-    for row, mask in list(zip(lesions.rows, lesions.masks, strict=True))[:MOST_LESIONS]:
-        inside = mask.cpu() > 0.5
-        if bool(inside.any()):
-            alone.append(alone_on(segmenter, encoded, np.array([row]))[0, 0][inside])
-            yield None
-    return finds(alone, settings.level)
+    return finds((yield from alone_inside(segmenter, encoded, lesions)), settings.level)
 
 
 def _on_each(questions: Exemplars, tiles: int) -> Exemplars:

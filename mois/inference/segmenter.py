@@ -331,7 +331,12 @@ class VolumeSegmenter:
     def opinions(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64], prepared: Exemplars) -> TileAnswers:
         """Return what `tile_answers` does; also the answer without exemplars if the level needs it."""
         answers = self.tile_answers(encoded, rows, prepared, prepared)
-        return answers._replace(alone=alone_on(self, encoded, rows)) if self.settings.asks_alone else answers
+        return answers._replace(alone=self.answer_alone(encoded, rows)) if self.settings.asks_alone else answers
+
+    @torch.inference_mode()
+    def answer_alone(self, encoded: EncodedVolume, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Return the answer without exemplars on T tiles, (T, 1, P, P) float32, on the CPU."""
+        return alone_on(self, encoded, rows)
 
     def subject(self, *what: Hashable) -> Hashable:
         """Return the subject under which an answer of this model is kept (`FeatureStore.keep`)."""

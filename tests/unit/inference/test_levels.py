@@ -63,9 +63,13 @@ class Answers:
         assert torch.equal(prepared.present, self.question.present)  # what is left out keeps its room
         shown = MASKS[rows].unsqueeze(1)
         plain = None if self.plain is None else self.plain * shown
-        alone = self.alone[rows].unsqueeze(1) if isinstance(self.alone, torch.Tensor) else self.alone
-        alone = None if alone is None else alone * shown
+        alone = None if self.alone is None else self.answer_alone(encoded, rows)
         return TileAnswers(self.inside * shown, plain=plain, alone=alone)
+
+    def answer_alone(self, encoded: object, rows: np.ndarray) -> torch.Tensor:
+        assert self.alone is not None
+        alone = self.alone[rows].unsqueeze(1) if isinstance(self.alone, torch.Tensor) else self.alone
+        return alone * MASKS[rows].unsqueeze(1)
 
 
 def _exemplars(count: int, negative: int = 0) -> Exemplars:
@@ -272,6 +276,18 @@ def test_other_objects_beside_lesions_that_are_hardly_known_leave_the_level_to_t
     assert found == _rule(Answers(0.4, "mixed", plain=0.4), maps) != ScanRule()
     some[1] = 0.9  # two of three lesions
     assert _rule(Answers(0.4, "known", plain=0.4, alone=some), maps) == ScanRule()
+
+
+def test_no_lesion_is_left_out_where_the_answer_without_exemplars_decides() -> None:
+    maps = _two_objects([0.9] * 10)
+    known, unknown = Answers(0.9, "known", plain=0.9, alone=0.9), Answers(0.9, "known", plain=0.9, alone=0.39)
+    assert _rule(known, maps).shares != ScanRule().shares
+    assert known.asked == []
+    _rule(unknown, maps)
+    assert len(unknown.asked) == 3
+    lone = Answers(0.9, "known", plain=0.9, alone=0.39)
+    assert _rule(lone, maps, _exemplars(1)).level == LONE_LEVEL
+    assert lone.asked == []
 
 
 def test_a_single_exemplar_of_known_lesions_has_their_level_too() -> None:
