@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mois.inference.encoded_volume import EncodedVolume, Tracked
-from mois.inference.matched_masks import CELL_PX, MATCHED, FollowedLesion, MaskRules, Picture, by_cell, for_model
+from mois.inference.followed_lesions import FollowedLesion
+from mois.inference.matched_masks import CELL_PX, MATCHED, MaskRules, Picture, by_cell, for_model
 from mois.inference.window_tracking import LesionWindows, Remembered, Slice
 from mois.interfaces import Backbone, Memory, TrackingRules
 from mois.records import MaskPrediction
@@ -117,10 +117,10 @@ class _PictureRule:
     """Tracks go on while the picture shows a lesion like the one that was clicked."""
 
     def __init__(self, encoded: EncodedVolume, seeds: Seeds, pixel_mm: float, rules: MaskRules) -> None:
-        reach_cells = max(1, ceil(encoded.grid.gap_mm / (CELL_PX * pixel_mm)))
+        gap_cells = encoded.grid.gap_mm / (CELL_PX * pixel_mm)
         self._encoded = encoded
         self._lesions = [
-            FollowedLesion(Picture.of(encoded, row), logits, reach_cells, rules)
+            FollowedLesion(Picture.of(encoded, row), logits, gap_cells, rules)
             for row, logits in zip(seeds.rows.tolist(), seeds.logits.float().cpu(), strict=True)
         ]
 

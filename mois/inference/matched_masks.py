@@ -1,7 +1,8 @@
 """Masks of a clicked lesion that are matched to the picture: to its look inside, close by and further away.
 
     candidates of the model -> each is matched to itself -> the one with the clearest border = the clicked slice
-    clicked slice -> look of the lesion -> next slice: look + candidates of the model -> ... until the lesion ends
+
+From there, `mois.inference.followed_lesions` follows the lesion.
 
 A cell is 2 x 2 pixels. Axes: h, w cells of a tile; C channels; F answers of the filter bank.
 """
@@ -49,17 +50,11 @@ LIMIT = 4.0
 BORDER_CELLS = 2
 """Width of the border inside and outside, where contrast is measured."""
 
-LEAST_CONTRAST = 0.5
-"""A lesion has ended if its border has less than this share of the contrast on the clicked slice."""
-
-LEAST_OVERLAP = 0.3
-"""A lesion has ended if less of the smaller of two neighbouring masks lies in the larger one."""
-
-FREE_CELLS = 4
-"""Cells that do not count where an area grows from slice to slice."""
-
 FALL_WEIGHT = 0.3
 """Weight of how steeply the candidates fall at a border, beside the contrast there."""
+
+EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+"""A cell touches its eight neighbours."""
 
 
 class MaskRules(NamedTuple):
@@ -72,17 +67,20 @@ class MaskRules(NamedTuple):
             agrees with its candidate (Dice), and so does the fall of all candidates' log-odds at its border. Otherwise
             the contrast decides alone.
         most_growth: A lesion has ended if its area grows by a larger factor from slice to slice.
+        follows_form: Whether a followed lesion may fade, and ends at a waist (`mois.inference.followed_lesions`).
     """
 
     rounds: int
     reach_cells: float
     asks_all: bool
     most_growth: float
+    follows_form: bool = False
 
 
 MATCHED = MaskRules(rounds=3, reach_cells=inf, asks_all=False, most_growth=1.5)
 BOUNDED = MaskRules(rounds=2, reach_cells=2, asks_all=True, most_growth=2.0)
-MASK_RULES = {"matched": MATCHED, "bounded": BOUNDED}
+FOLLOWED = BOUNDED._replace(follows_form=True)
+MASK_RULES = {"matched": MATCHED, "bounded": BOUNDED, "followed": FOLLOWED}
 """The rules of each `inference.clicks` that matches masks to the picture."""
 
 _CLIPPED_AT = 5.0  # standard deviations
@@ -92,7 +90,6 @@ _DEVIATION = 1e-4
 _VARIANCE = 1e-5
 _SURE = 0.05  # log-odds that a cell has at least, with the sign of the mask
 _Cells = Sequence[tuple[int, int]]  # rows and columns
-_EIGHT = np.ones((3, 3), dtype=bool)  # a cell touches its eight neighbours
 
 
 class Picture(NamedTuple):
@@ -127,7 +124,7 @@ class Look:
     """
 
     def __init__(self, picture: Picture, inside: Mask) -> None:
-        away = _distance(~inside)
+        away = distance_of(~inside)
         zones = (inside, (away > 0) & (away <= NEAR_CELLS), (away > NEAR_CELLS) & (away <= FAR_CELLS))
         cells, weights, values = [], [], []
         for zone, weight in zip(zones, ZONE_WEIGHTS, strict=True):
@@ -252,7 +249,7 @@ def match_clicked(
         outside_at: Row and column of cells that the reader clicked as outside.
         rules: How far a mask may leave its candidate, and what makes a border clear.
     """
-    priors = _priors(candidates, picture)
+    priors = priors_of(candidates, picture)
 
     def worth(start: Mask, mask: MatchedMask) -> float:
         contrast = float(mask.contrast.norm())
@@ -271,59 +268,12 @@ def _match(
     """Match one candidate (h, w) to itself. Return its clicked parts before and after."""
     logits = prior
     start = inside = _clicked_parts(logits, picture, inside_at, outside_at)
-    within_reach = _distance(~start) <= rules.reach_cells
+    within_reach = distance_of(~start) <= rules.reach_cells
     for _ in range(rules.rounds):
-        close = within_reach & (_distance(~inside) <= NEAR_CELLS)
+        close = within_reach & (distance_of(~inside) <= NEAR_CELLS)
         logits = Look(picture, inside).log_odds(picture, close) + SHARE * prior
         inside = _clicked_parts(logits, picture, inside_at, outside_at)
     return start, MatchedMask.of(picture, logits, inside)
-
-
-class FollowedLesion:
-    """A lesion that is followed from its clicked slice, in one direction.
-
-    Args:
-        picture: The tile on the clicked slice.
-        logits: (h, w), the lesion there.
-        reach_cells: How far its border may move from one slice to the next, in cells.
-        rules: How fast it may grow.
-    """
-
-    def __init__(self, picture: Picture, logits: Tensor, reach_cells: int, rules: MaskRules = MATCHED) -> None:
-        self._latest: Mask = (logits > 0).numpy() & picture.shown
-        self._look = Look(picture, self._latest)
-        self._contrast = border_contrast(picture, self._latest)
-        self._reach_cells, self._most_growth = reach_cells, rules.most_growth
-
-    def follow(self, picture: Picture, candidates: Tensor) -> Tensor | None:
-        """Return the lesion on the next slice, (h, w) logits; None if it has ended.
-
-        Args:
-            picture: The tile on the next slice.
-            candidates: (M, any, any), masks of the model as logits. The one that gives the clearest border is taken.
-        """
-        close = ndimage.binary_dilation(self._latest, _EIGHT, iterations=self._reach_cells) & picture.shown
-        look = self._look.log_odds(picture, close)
-        matched = []
-        for prior in _priors(candidates, picture):
-            logits = look + SHARE * prior
-            matched.append(MatchedMask.of(picture, logits, _touching((logits > 0).numpy() & close, self._latest)))
-        best = max(matched, key=self._contrast_share)
-        if self._has_ended(best):
-            return None
-        self._latest = best.inside
-        return torch.where(torch.from_numpy(close), best.logits, torch.tensor(-LIMIT))
-
-    def _contrast_share(self, mask: MatchedMask) -> float:
-        """Return the contrast of a mask, as a share of that on the clicked slice."""
-        clicked = self._contrast
-        return float(mask.contrast @ clicked / (clicked @ clicked).clamp(min=_SMALLEST))
-
-    def _has_ended(self, mask: MatchedMask) -> bool:
-        area, before = int(mask.inside.sum()), int(self._latest.sum())
-        if not area or area > self._most_growth * before + FREE_CELLS or self._contrast_share(mask) < LEAST_CONTRAST:
-            return True
-        return int((mask.inside & self._latest).sum()) < LEAST_OVERLAP * min(area, before)
 
 
 def border_contrast(picture: Picture, inside: Mask) -> Tensor:
@@ -342,8 +292,8 @@ def border_contrast(picture: Picture, inside: Mask) -> Tensor:
 
 def _border(picture: Picture, inside: Mask) -> tuple[Mask, Mask]:
     """Return the cells at a border, inside and outside of it."""
-    within = inside & (_distance(inside) <= BORDER_CELLS)
-    away = _distance(~inside)
+    within = inside & (distance_of(inside) <= BORDER_CELLS)
+    away = distance_of(~inside)
     return within, (away > 0) & (away <= BORDER_CELLS) & picture.shown
 
 
@@ -355,7 +305,7 @@ def _fall(priors: Tensor, picture: Picture, inside: Mask) -> float:
     return float((priors[:, torch.from_numpy(within)].mean(1) - priors[:, torch.from_numpy(around)].mean(1)).mean())
 
 
-def _priors(candidates: Tensor, picture: Picture) -> Tensor:
+def priors_of(candidates: Tensor, picture: Picture) -> Tensor:
     """Return the model's masks by cell, (M, h, w) logits within the limit."""
     return by_cell(candidates.cpu(), CELL_PX * len(picture.shown)).clamp(-LIMIT, LIMIT)
 
@@ -365,7 +315,7 @@ def _clicked_parts(logits: Tensor, picture: Picture, inside_at: _Cells, outside_
     mask = (logits > 0).numpy() & picture.shown
     for cell in outside_at:
         mask[cell] = False
-    parts, count = ndimage.label(mask, _EIGHT)
+    parts, count = ndimage.label(mask, EIGHT_NEIGHBOURS)
     kept = np.zeros(count + 1, dtype=bool)
     if count:
         nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
@@ -377,15 +327,6 @@ def _clicked_parts(logits: Tensor, picture: Picture, inside_at: _Cells, outside_
     return clicked
 
 
-def _touching(mask: Mask, before: Mask) -> Mask:
-    """Return the parts of a mask that share cells with the mask before."""
-    parts, count = ndimage.label(mask, _EIGHT)
-    kept = np.zeros(count + 1, dtype=bool)
-    kept[parts[before & mask]] = True
-    touching: Mask = kept[parts]
-    return touching
-
-
-def _distance(where: Mask) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def distance_of(where: Mask) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Return the distance of each cell to the nearest cell outside of `where`, in cells."""
     return np.asarray(ndimage.distance_transform_edt(where))

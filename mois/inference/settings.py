@@ -30,7 +30,9 @@ class InferenceSettings:
             `matched`: masks of the model are matched to the look of the clicked place, and tracking ends where the
             picture no longer shows the lesion (`mois.inference.matched_masks`). `bounded`: so too, but a mask ends at
             most 4 pixels outside of a candidate of the model, and all candidates say which one is taken. So a lesion
-            does not run into others that touch it and look like it.
+            does not run into others that touch it and look like it. `followed`: so too, and where slices are thin for a
+            lesion, tracking follows it where it fades from slice to slice, and ends where another lesion touches it
+            from above or below (`mois.inference.followed_lesions`).
         window: Where a tracked lesion is looked for. `off`: on the whole tile. `auto`: in a square window of the tile
             around the lesion, which moves and grows with it (`mois.inference.lesion_windows`). It costs less, and the
             answers differ a little.
@@ -78,7 +80,7 @@ class InferenceSettings:
     peak_threshold: float = 0.75
     min_lesion_voxels: int = 4
     min_lesion_ml: float = 0.0
-    clicks: Literal["model", "matched", "bounded"] = "model"
+    clicks: Literal["model", "matched", "bounded", "followed"] = "model"
     window: Literal["off", "auto"] = "off"
     track_mm: float = 60.0
     track_growth: float = 4.0

@@ -34,7 +34,7 @@ def served_model(bundle: Path | None, pixel_mm: float, device: str) -> LesionMod
         overlap=0.25,
         threshold=0.5,
         peak_threshold=0.6,
-        clicks="bounded",
+        clicks="followed",
         level="cautious",
         split_prominence_mm=None,
     )

@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mois.filters import FILTERS, filter_bank
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.matched_masks import (
     BOUNDED,
-    LIMIT,
     MATCHED,
-    FollowedLesion,
     MaskRules,
     Picture,
     border_contrast,
@@ -23,35 +20,9 @@ from mois.inference.matched_masks import (
     match_clicked,
 )
 from mois.records import MaskPrediction, Prompts
+from tests.support.cell_pictures import CELLS, SHOWN, dice, disc, logits, picture
 from tests.support.fake_model import TYPE_A, box, make_scan
 from tests.support.session_fakes import make_segmenter
-
-CELLS = 32
-SHOWN = np.ones((CELLS, CELLS), dtype=bool)
-
-
-def disc(radius: float, row: float = 16, column: float = 16) -> np.ndarray:
-    """Return a disc (32, 32) bool, in cells."""
-    rows, columns = np.mgrid[:CELLS, :CELLS]
-    return (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
-
-
-def picture(*bright: np.ndarray, level: float = 0.8) -> Picture:
-    """Return a tile of 64 pixels with bright places on ground of 0.2, and a little noise."""
-    image = torch.full((CELLS, CELLS), 0.2)
-    for place in bright:
-        image[torch.from_numpy(place)] = level
-    image = image + 0.02 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
-    pixels = image.repeat_interleave(2, 0).repeat_interleave(2, 1)
-    return Picture(filter_bank(pixels.view(1, 1, 64, 64))[0], SHOWN)
-
-
-def logits(mask: np.ndarray) -> Tensor:
-    return torch.where(torch.from_numpy(mask), 3.0, -3.0)
-
-
-def dice(first: np.ndarray, second: np.ndarray) -> float:
-    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
 
 
 def test_contrast_is_the_difference_of_both_sides_in_standard_deviations() -> None:
@@ -88,21 +59,6 @@ def test_clicks_win_over_the_picture() -> None:
     assert not matched.inside[14, 14]  # bright, but clicked as outside
 
 
-def test_a_lesion_is_followed_until_the_picture_shows_it_no_more() -> None:
-    lesion = FollowedLesion(picture(disc(6)), logits(disc(6)), reach_cells=2)
-    smaller = lesion.follow(picture(disc(5)), logits(disc(12)).unsqueeze(0))
-    assert smaller is not None
-    assert dice((smaller > 0).numpy(), disc(5)) > 0.9
-    assert float(smaller.min()) >= -9
-    assert float(smaller[0, 0]) == -LIMIT  # far from the slice before
-    assert lesion.follow(picture(), logits(disc(5)).unsqueeze(0)) is None
-
-
-def test_a_lesion_does_not_go_on_in_a_neighbour_beside_it() -> None:
-    lesion = FollowedLesion(picture(disc(4, 8, 8)), logits(disc(4, 8, 8)), reach_cells=1)
-    assert lesion.follow(picture(disc(4, 20, 20)), logits(disc(4, 20, 20)).unsqueeze(0)) is None
-
-
 def test_bounded_a_mask_does_not_run_into_a_lesion_that_touches_it_and_looks_like_it() -> None:
     lesion, other = disc(5, 16, 10), disc(5, 16, 19)
     candidate = logits(lesion).unsqueeze(0)
@@ -127,18 +83,6 @@ def test_bounded_the_candidates_vote_between_two_clear_borders() -> None:
     assert dice(taken([core, whole, whole], BOUNDED), whole) > 0.9
     assert dice(taken([core, core, whole], BOUNDED), core) > 0.9
     assert (taken([core, whole, whole], MATCHED) == taken([core, core, whole], MATCHED)).all()
-
-
-def test_bounded_a_lesion_may_grow_to_twice_its_area_as_beside_its_end_it_does() -> None:
-    start, grown = disc(6), disc(7.9)
-    assert MATCHED.most_growth < (grown.sum() - 4) / start.sum() < BOUNDED.most_growth
-    follow = [
-        FollowedLesion(picture(start), logits(start), 2, rules).follow(picture(grown), logits(grown).unsqueeze(0))
-        for rules in (MATCHED, BOUNDED)
-    ]
-    assert follow[0] is None
-    assert follow[1] is not None
-    assert dice((follow[1] > 0).numpy(), grown) > 0.9
 
 
 def test_masks_of_the_model_and_masks_by_cell_turn_into_each_other() -> None:
