@@ -180,9 +180,8 @@ def _brightened(picture: Picture, gain: Tensor, now: _Levels, wanted: _Levels) -
     All filters are linear in the intensity, so their answers are stretched too; a shift counts for smoothed ones alone.
     """
     shift = torch.where(gain > 1, wanted.around - gain * now.around, 0.0)  # (C,)
-    filters = (
-        picture.filters.reshape(len(gain), FILTERS, *picture.filters.shape[1:]) * gain[:, None, None, None]
-    )  # (C, F / C, h, w)
+    by_channel = picture.filters.reshape(len(gain), FILTERS, *picture.filters.shape[1:])  # (C, F / C, h, w)
+    filters = by_channel * gain[:, None, None, None]
     filters[:, :: FILTERS // len(SIGMAS_PX)] += shift[:, None, None, None]
     return picture._replace(filters=filters.flatten(0, 1))
 
