@@ -1,4 +1,4 @@
-"""Adapts by `mois adapt`, without settings, and scores the bundle beside the model before. A table by rows.
+"""Adapts by `mois adapt`, without settings, and scores the bundle beside the model before: a table, and a curve.
 
 `MOIS_REAL_DATA=DIR python -m tests.bench.adaptation --out DIR [--sets NAME ...] [--seeds N ...] [--minutes 10]`
 
@@ -24,7 +24,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from omegaconf import OmegaConf
+from scipy.stats import t
 
 from datamodules.phantoms.lesion_types import draw_lesion_types
 from datamodules.phantoms.phantom import write_dataset
@@ -32,9 +36,10 @@ from mois.backbones import SAM2
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
 from mois.evaluation.settings import ProtocolSettings
-from mois.files.atomic import write_text
+from mois.files.atomic import whole_file, write_text
 from mois.inference.segmenter import VolumeSegmenter
 from mois.propagation import LearnedMatching
+from mois.report.charts import STYLE
 from mois.scans.datasets import read_dataset
 from mois.sharing.bundle import Bundle
 
@@ -176,6 +181,30 @@ def table(out: Path, names: Sequence[str], seeds: Sequence[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def curve(out: Path, seeds: Sequence[int], picture: Path) -> None:
+    """Draw `right` after the adaptation over the number of phantoms: each seed, the mean and its 95 % interval (t)."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        before = []
+        for count in SCANS:
+            files = [file for seed in seeds if (file := out / f"phantoms_{count}_{seed}.json").is_file()]
+            rows = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            values = [row["after"]["right"] for row in rows]
+            before += [row["before"]["right"] for row in rows]
+            axes.plot([count] * len(values), values, ".", color="tab:blue", alpha=0.5)
+            if len(values) > 1:
+                half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+                axes.errorbar(count, np.mean(values), half, fmt="o", color="tab:blue", capsize=3)
+        axes.axhline(float(np.mean(before)), color="tab:gray", linestyle="--", label="before the adaptation")
+        axes.set(xscale="log", xticks=SCANS, xlabel="phantoms to adapt on", ylabel="right", xlim=(0.8, 25), ylim=(0, 1))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.legend(loc="lower right")
+        with whole_file(picture) as part:
+            figure.savefig(part, format="png", dpi=130)
+
+
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}" if value >= 2 else f"{value:.2f}"
 
@@ -208,3 +237,4 @@ if __name__ == "__main__":
         for one in asked.sets:
             print(measure(asked.out.resolve(), one, number, asked.minutes), flush=True)
     print(table(asked.out, asked.sets, asked.seeds))
+    curve(asked.out, asked.seeds, asked.out / "curve.png")
