@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from mois.planning import rules
 from mois.planning.plan import Plan
 from mois.sharing.bundle_record import ModelSpec
 
@@ -63,7 +64,11 @@ def _parts(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _model(plan: Plan) -> Iterator[tuple[str, str]]:
-    yield "  learning: {corrections: 2}", ""
+    if plan.one_class:
+        first = f"  learning: {{corrections: 2, first_masks: {rules.FIRST_MASKS:g}}}"
+        yield first, "exemplars as one click shows them, as often as that"
+    else:
+        yield "  learning: {corrections: 2}", ""
     yield "  inference:", ""
     yield "    {overlap: 0.25, threshold: 0.5, peak_threshold: 0.6, clicks: followed, level: cautious,", ""
     size = "" if plan.sizes.patch_px == 128 else f", tile_px: {plan.sizes.patch_px}"
@@ -96,5 +101,8 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
     yield f"    patch_px: {plan.sizes.patch_px}", plan.reasons["patch_px"]
     yield f"    clip: {plan.clip}", plan.reasons["clip"]
     yield f"    exemplars: {plan.exemplars}", plan.reasons["exemplars"]
+    if plan.one_class:
+        yield f"    replay: {rules.REPLAY:g}", plan.reasons["one_class"]
+        yield f"    mix: {{background: {rules.BACKGROUND:g}}}", "places without a lesion, as often as that"
     yield f"    batch_size: {plan.batch_size}", ""
     yield f"    episodes_per_epoch: {plan.episodes_per_epoch}", ""

@@ -56,6 +56,7 @@ class Plan:
         min_lesion_voxels: Smallest lesion that is kept.
         surface_mm: Tolerance of the surface Dice; None for the usual one.
         bins_ml: Volumes between size bins; None for the usual ones.
+        one_class: Whether all lesions are of one class, so that other episodes have to show that the exemplars decide.
         reasons: Name of a setting, and from what it was derived.
     """
 
@@ -74,6 +75,7 @@ class Plan:
     min_lesion_voxels: int
     surface_mm: float | None
     bins_ml: list[float] | None
+    one_class: bool
     reasons: dict[str, str]
 
     @property
@@ -133,6 +135,7 @@ def make_plan(facts: DatasetFacts) -> Plan:
         min_lesion_voxels=rules.choose_min_voxels(scans),
         surface_mm=surface_tolerance(_diameters(scans), max(scan.spacing_mm[1] for scan in scans)),
         bins_ml=size_bins(np.concatenate([scan.volumes_ml for scan in scans])),
+        one_class=rules.has_one_class(scans),
         reasons=_reasons(facts, sizes, own),
     )
 
@@ -157,6 +160,7 @@ def _reasons(facts: DatasetFacts, sizes: Proposal, own: int) -> dict[str, str]:
         "steps": f"{own} lesions to learn from, each asked for about {rules.EPISODES_A_LESION} times, within limits",
         "prompted": "at most half of the lesions that validate, so that others are left to find",
         "min_lesion_voxels": "a twentieth of the annotated lesions is smaller",
+        "one_class": "one lesion class: its scans alone do not show that the exemplars decide",
         "protocol": "the usual measures do not fit lesions of this size",
     }
 

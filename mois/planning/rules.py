@@ -38,6 +38,12 @@ LORA_PATIENTS = 8
 LORA_LESIONS = 100
 """With fewer patients or lesions, an adapter of the backbone can spoil the clicks (docs/results.md)."""
 
+REPLAY = 0.2
+FIRST_MASKS = 0.3
+BACKGROUND = 0.4
+"""Shares of a training on one lesion class: replayed episodes, exemplars described from the first click, and queries
+anywhere on tissue. Nothing else shows there that the exemplars decide (docs/decisions/0051-one-class.md)."""
+
 MOST_EXEMPLARS = 3
 MOST_PROMPTED = 5
 LARGEST_MINIMUM = 30
@@ -115,6 +121,11 @@ def choose_adaptation(patients: int, lesions: int, clip: int) -> Adaptation:
         return Adaptation((), f"{there}: below {LORA_PATIENTS} patients or {LORA_LESIONS} lesions it can spoil clicks")
     parts = ("trunk", "memory_attention", "decoder") if clip > 1 else ("trunk", "decoder")
     return Adaptation(parts, f"{there} are enough for the late trunk and the decoder")
+
+
+def has_one_class(scans: Sequence[ScanFacts]) -> bool:
+    """Return whether all lesions of the scans are of one class."""
+    return len({number for scan in scans for number in scan.classes.tolist()}) == 1
 
 
 def choose_clip(lesion_slices: Sequence[int]) -> int:

@@ -140,3 +140,14 @@ def test_every_derived_value_of_a_config_says_where_it_comes_from() -> None:
     content = yaml.safe_load(text)
     assert content["data"]["init_args"]["split"] == {"val_subjects": ["p2_scan", "p7_scan"]}
     assert content["model"]["adapter"]["init_args"]["placement"]["parts"] == ["trunk", "memory_attention", "decoder"]
+
+
+def test_scans_of_one_class_are_mixed_with_episodes_that_show_what_exemplars_are_for() -> None:
+    one, other = scan("a"), scan("b")
+    two = other._replace(classes=2 * other.classes)
+    of_one = yaml.safe_load(config_text(make_plan(facts(one, other)), Path("c.yaml")))
+    of_two = yaml.safe_load(config_text(make_plan(facts(one, two)), Path("c.yaml")))
+    assert (of_one["data"]["init_args"]["replay"], of_one["data"]["init_args"]["mix"]) == (0.2, {"background": 0.4})
+    assert of_one["model"]["learning"] == {"corrections": 2, "first_masks": 0.3}
+    assert {"replay", "mix"}.isdisjoint(of_two["data"]["init_args"])
+    assert of_two["model"]["learning"] == {"corrections": 2}
