@@ -24,10 +24,10 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
-from omegaconf import OmegaConf
 from scipy.stats import t
 
 from datamodules.phantoms.lesion_types import draw_lesion_types
@@ -141,7 +141,8 @@ def measure(out: Path, name: str, seed: int, minutes: float) -> Path:
     propagation.build(backbone)
     start = VolumeSegmenter(backbone, propagation.eval(), replace(model.inference, **BEFORE))
     after = VolumeSegmenter(model.backbone, model.propagation, model.inference)
-    channel = int(OmegaConf.load(out / f"{row}_training" / "plan.yaml").data.init_args.channel)
+    plan = yaml.safe_load((out / f"{row}_training" / "plan.yaml").read_text(encoding="utf-8"))
+    channel = int(plan["data"]["init_args"]["channel"])
     figures = {
         "minutes": round(took, 1),
         "before": score(start, root, channel, seed),
