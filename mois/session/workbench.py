@@ -254,7 +254,7 @@ class Workbench:
         number, prompts = self._all_prompts(state, number, prompt)
         answer = self.on_scan.prompted.segment(prompts)
         mask = answer.mask.minus(state.owned(but=number))
-        if not mask.voxels:
+        if not mask.voxels and (prompt.positive or prompt.kind == "click"):
             raise NothingLeft.of(number, prompt, answer.mask)
         lesions = dict(state.lesions)
         lesions[number] = Lesion(mask, "prompted", prompts, explained_by=self.on_scan.key(number), type=self.type)
