@@ -224,6 +224,7 @@ class _File:
         self._gib = gib
         self._bytes = 0
         self._file = tempfile.TemporaryFile(prefix="mois-features-")  # noqa: SIM115 - as long as the store
+        weakref.finalize(self, self._file.close)
 
     def append(self, numbers: Tensor) -> int:
         """Write numbers (n,) behind what is there, and return their place."""

@@ -1,5 +1,6 @@
 """Kept features: what cannot be kept is said, never handed out wrong."""
 
+import gc
 import os
 
 import numpy as np
@@ -43,3 +44,13 @@ def test_a_full_disk_names_the_folder_and_what_to_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match=r"written there \(No space left on device\).*TMPDIR.*inference\.memory_gib=0"):
         store(1.0, torch.float16, budget_gib=0.0).put(np.arange(2), IMAGES)
+
+
+def test_the_file_of_a_store_is_closed_when_the_store_goes() -> None:
+    spilt = store(1.0, torch.float16, budget_gib=0.0)
+    spilt.put(np.arange(2), IMAGES)
+    file = spilt._file._file
+    spilt.around = spilt  # type: ignore[attr-defined]  # a cycle, as an error's traceback makes one
+    del spilt
+    gc.collect()
+    assert file.closed
