@@ -42,6 +42,7 @@ from mois.propagation import LearnedMatching
 from mois.report.charts import STYLE
 from mois.scans.datasets import read_dataset
 from mois.sharing.bundle import Bundle
+from tests.bench.leave_one_out import PATIENTS, before_and_after
 
 FIGURES = (
     "right", "wrong", "no_exemplars", "unprompted_dice", "lesion_f1", "false_lesions", "prompted_dice"
@@ -50,7 +51,6 @@ SCANS = (1, 2, 5, 10, 20)
 """Numbers of phantoms to adapt on."""
 
 TESTS = 4
-PATIENTS = ("07", "19", "26")
 NUCLEI = {"ovule1135": "Dataset605_NucleiPlant", "embryo8": "Dataset606_NucleiMouseEmbryo"}
 FOLDERS = ("images", "labels", "instances", "distractors")
 BEFORE = {"threshold": 0.5, "peak_threshold": 0.6}
@@ -176,9 +176,9 @@ def table(out: Path, names: Sequence[str], seeds: Sequence[int]) -> str:
             path = out / f"{name.replace(' ', '_')}_{seed}.json"
             if path.is_file():
                 row = json.loads(path.read_text(encoding="utf-8"))
-                for when in ("before", "after"):
-                    cells = [_cell(row[when][figure]) for figure in FIGURES]
-                    lines.append(f"| {name} | {seed} | {when} | {' | '.join(cells)} | {row['delivered']} |")
+                lines += before_and_after(
+                    f"{name} | {seed}", row, FIGURES, dict.fromkeys(("before", "after"), row["delivered"])
+                )
     return "\n".join(lines) + "\n"
 
 
@@ -197,17 +197,15 @@ def curve(out: Path, seeds: Sequence[int], picture: Path) -> None:
             if len(values) > 1:
                 half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
                 axes.errorbar(count, np.mean(values), half, fmt="o", color="tab:blue", capsize=3)
-        axes.axhline(float(np.mean(before)), color="tab:gray", linestyle="--", label="before the adaptation")
+        if before:
+            axes.axhline(float(np.mean(before)), color="tab:gray", linestyle="--", label="before the adaptation")
         axes.set(xscale="log", xticks=SCANS, xlabel="phantoms to adapt on", ylabel="right", xlim=(0.8, 25), ylim=(0, 1))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.legend(loc="lower right")
+        if before:
+            axes.legend(loc="lower right")
         with whole_file(picture) as part:
             figure.savefig(part, format="png", dpi=130)
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}" if value >= 2 else f"{value:.2f}"
 
 
 def _chosen(whole: Path, part: Path, train: Sequence[str], test: Sequence[str]) -> Path:

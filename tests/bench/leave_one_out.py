@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,25 @@ def table(out: Path, patients: Sequence[str], seeds: Sequence[int]) -> str:
             path = out / f"MS_{patient}_{seed}.json"
             if path.is_file():
                 row = json.loads(path.read_text(encoding="utf-8"))
-                for when in ("before", "after"):
-                    cells = [_cell(row[when][figure]) for figure in FIGURES] + [_cell(row["phantoms"][when])]
-                    lines.append(f"| MS {patient} | {seed} | {when} | {' | '.join(cells)} |")
+                last = {when: _cell(value) for when, value in row["phantoms"].items()}
+                lines += before_and_after(f"MS {patient} | {seed}", row, FIGURES, last)
     return "\n".join(lines) + "\n"
+
+
+def before_and_after(
+    name: str, row: Mapping[str, Any], figures: Sequence[str], last: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield two lines of a table in Markdown: the figures of a row before and after a training.
+
+    Args:
+        name: First cells of both lines.
+        row: Figures `before` and `after`, by name.
+        figures: Names of the figures that are shown.
+        last: Last cell of the line `before`, and of the line `after`.
+    """
+    for when in ("before", "after"):
+        cells = [_cell(row[when][figure]) for figure in figures]
+        yield f"| {name} | {when} | {' | '.join(cells)} | {last[when]} |"
 
 
 def _cell(value: float | None) -> str:
