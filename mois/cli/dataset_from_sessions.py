@@ -24,7 +24,7 @@ def from_sessions(sessions: list[str], out: Path) -> None:
     from collections import Counter
 
     from mois.scans.dataset_description import REJECTED
-    from mois.session.dataset_export import read_judged, write_judged
+    from mois.session.dataset_export import patients_of_equal_names, read_judged, write_judged
 
     if out.exists():
         raise ValueError(f"out={out} is there already; choose another folder, or remove it.")
@@ -33,6 +33,8 @@ def from_sessions(sessions: list[str], out: Path) -> None:
     for scan in scans:
         if scan.open:
             say(f"{scan.folder}: {scan.open} found lesions were not judged and are background; accept or reject them")
+    for patient, names in patients_of_equal_names(scans).items():
+        say(f"{', '.join(names)} have patient {patient}; correct subjects.csv if they are of several patients")
     counts = Counter(kind for scan in scans for kind in scan.types.values())
     text = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts, key=lambda kind: (kind == REJECTED, kind)))
     say(f"{len(scans)} scans in {out}: {text}; adapt with: mois adapt --data {out} --out BUNDLE")

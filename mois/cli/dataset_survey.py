@@ -14,6 +14,7 @@ from mois.planning.plan import DatasetFacts
 from mois.scans.dataset_description import DatasetDescription
 from mois.scans.dataset_facts import ScanFacts
 from mois.scans.datasets import SubjectFiles, describe_dataset, list_scans
+from mois.scans.layouts.bids import is_bids
 from mois.scans.volumes import read_on_grid
 
 _IMAGE = re.compile(
@@ -42,11 +43,19 @@ class Survey(NamedTuple):
     def uneven_channels(self, root: Path) -> Iterator[str]:
         """Yield a fault for each image that a training scan lacks and another one has.
 
+        In a BIDS dataset, sequences of single scans are usual. There it is a fault if no sequence is there for all.
+
         Args:
             root: Folder of the dataset.
         """
         training = [scan for scan in self.scans if not scan.held_out]
         every = sorted({channel for scan in training for channel in scan.images})
+        if is_bids(root):
+            counts = {channel: sum(channel in scan.images for scan in training) for channel in every}
+            if len(training) not in counts.values():
+                seen = ", ".join(f"{self.description.channels[channel]} for {counts[channel]}" for channel in every)
+                yield f"{root}: no sequence is there for every scan ({seen} of {len(training)}); add the missing ones"
+            return
         for scan in training:
             for channel in every:
                 if channel not in scan.images:
@@ -108,7 +117,7 @@ def _examine_scan(
     facts: ScanFacts | None = None
     measured: dict[int, float] = {}
     wrong = []
-    if 0 not in scan.images:
+    if 0 not in scan.images and not is_bids(root):
         first = scan.images[min(scan.images)]
         cure = f"call it {scan.subject}_0000{ending}, or set data.init_args.channel"
         wrong.append(f"{first}: scan {scan.subject} has no channel 0 (its name ends in {min(scan.images):04d}); {cure}")

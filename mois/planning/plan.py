@@ -168,7 +168,8 @@ def _reasons(facts: DatasetFacts, sizes: Proposal, own: int) -> dict[str, str]:
 def _channel_reason(facts: DatasetFacts) -> str:
     names = facts.description.channels
     if len(facts.contrasts) < 2:
-        return names.get(next(iter(facts.contrasts)), "") or "the only image of a scan"
+        name = names.get(next(iter(facts.contrasts)), "") or "the only image of a scan"
+        return f"{name}, the only one that every scan has" if len(names) > 1 else name
     seen = ", ".join(
         f"{names.get(number, number)} {np.median(values or [0.0]):.2g}" for number, values in facts.contrasts.items()
     )

@@ -65,6 +65,24 @@ def read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return (voxels if slope is None else apply_read_scaling(voxels, slope, inter)), affine
 
 
+def read_nifti_grid(path: Path) -> Grid:
+    """Return the grid of a NIfTI file. Its voxels are not read.
+
+    Raises:
+        DataError: If the header is damaged, or says what is not honoured.
+        ValueError: If it is not three-dimensional, or its affine has no inverse.
+    """
+    with open_regular(path) as file:
+        packed = file.read(2) == GZIP
+        file.seek(0)
+        header = _read_header(path, file, Inflated(path, file) if packed else None)
+        shape, _ = _check_header(path, header)
+        affine = _affine(path, header, shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return Grid.of(shape, affine)
+
+
 def pair_of(path: Path) -> tuple[Path, Path]:
     """Return the header and the voxels of a pair of which one is named."""
     name, packed = (path.name[:-3], path.name[-3:]) if path.name.lower().endswith(".gz") else (path.name, "")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +30,9 @@ from mois.session.store import SessionStore, StateReader
 LESION = "lesion"
 """Class of lesions whose session has no types."""
 _PARTS = ("imagesTr", "labelsTr", "instancesTr")
-_ODD = re.compile(r"[^A-Za-z0-9.-]+")
+RESERVED = ("background", REJECTED)
+"""Classes with a meaning of their own in a dataset. A type of this name becomes the class NAME-lesion."""
+_ODD = re.compile(r"(?:[^\w.-]|_)+")
 
 
 class JudgedScan(NamedTuple):
@@ -38,8 +42,9 @@ class JudgedScan(NamedTuple):
         folder: Folder of the session.
         volume: The scan.
         lesions: (I, J, K) int32: lesions from 1 on, then rejected lesions.
-        types: Type of each id; `REJECTED` for rejected lesions.
+        types: Class of each id; `REJECTED` for rejected lesions.
         open: Number of found lesions that nobody judged. They are background.
+        digest: SHA-256 of the voxels and the grid of the scan.
     """
 
     folder: Path
@@ -47,6 +52,7 @@ class JudgedScan(NamedTuple):
     lesions: InstanceMap
     types: dict[int, str]
     open: int
+    digest: str
 
 
 def read_judged(folder: Path) -> JudgedScan:
@@ -75,7 +81,7 @@ def read_judged(folder: Path) -> JudgedScan:
             store.close()
     stack, types, unjudged = _judged(state, grid.stack_shape)
     lesions: InstanceMap = grid.to_volume(torch.from_numpy(stack)).numpy()
-    return JudgedScan(folder, volume, lesions, types, unjudged)
+    return JudgedScan(folder, volume, lesions, types, unjudged, header["scan_sha256"])
 
 
 def _judged(state: State, shape: tuple[int, int, int]) -> tuple[InstanceMap, dict[int, str], int]:
@@ -91,7 +97,7 @@ def _judged(state: State, shape: tuple[int, int, int]) -> tuple[InstanceMap, dic
     # a lesion has its voxels even where something was rejected before
     for number, lesion in enumerate(kept, start=1):
         lesion.mask.paint(stack, number)
-        types[number] = lesion.type or LESION
+        types[number] = f"{lesion.type}-lesion" if lesion.type.casefold() in RESERVED else lesion.type or LESION
     there = set(np.unique(stack).tolist())
     return stack, {number: kind for number, kind in types.items() if number in there}, len(state.lesions) - len(kept)
 
@@ -112,7 +118,7 @@ def write_judged(out: Path, scans: Sequence[JudgedScan]) -> dict[str, int]:
     """
     if out.exists():
         raise ValueError(f"out={out} is there already; choose another folder, or remove it.")
-    names = _names(scans)
+    names = names_of(scans)
     channels = _channels(scans)
     types = sorted({kind for scan in scans for kind in scan.types.values()} - {REJECTED})
     if not types:
@@ -146,14 +152,37 @@ def _write_scan(out: Path, name: str, scan: JudgedScan, classes: dict[str, int])
     write_volume(scan.lesions, volume.affine, out / "instancesTr" / f"{name}.nii.gz")
 
 
-def _names(scans: Sequence[JudgedScan]) -> list[str]:
-    """Return the names of the scans in the dataset: those of the subjects, as file names."""
-    names = [_ODD.sub("-", scan.volume.subject).strip("-.") or "scan" for scan in scans]
-    for name in names:
-        if names.count(name) > 1:
-            first, second = [scan.folder for scan, other in zip(scans, names, strict=True) if other == name][:2]
-            raise ValueError(f"{first} and {second} are both on scan {name}; leave one out.")
+def names_of(scans: Sequence[JudgedScan]) -> list[str]:
+    """Return the names of the scans in the dataset: those of the subjects, as file names.
+
+    Two scans may have one name, such as FLAIR in the folders of two patients. The second then gets a number: FLAIR-2.
+
+    Raises:
+        ValueError: If two sessions are on one scan.
+    """
+    names: list[str] = []
+    first_of: dict[str, Path] = {}
+    for scan in scans:
+        for same in (scan.digest, scan.volume.path):  # models of other channels give one scan two digests
+            if (first := first_of.setdefault(same, scan.folder)) is not scan.folder:
+                raise ValueError(f"{first} and {scan.folder} are both on scan {scan.volume.subject}; leave one out.")
+        plain = _ODD.sub("-", unicodedata.normalize("NFC", scan.volume.subject)).strip("-.") or "scan"
+        taken = {name.casefold() for name in names}
+        numbered = (plain if number == 1 else f"{plain}-{number}" for number in count(1))
+        names.append(next(name for name in numbered if name.casefold() not in taken))
     return names
+
+
+def patients_of_equal_names(scans: Sequence[JudgedScan]) -> dict[str, list[str]]:
+    """Return patients with several scans of one name, and their scans: files may be called alike for all patients."""
+    by_patient: dict[str, dict[str, str]] = {}
+    for name, scan in zip(names_of(scans), scans, strict=True):
+        by_patient.setdefault(scan.volume.patient, {})[name] = scan.volume.subject
+    return {
+        patient: [name for name, subject in names.items() if [*names.values()].count(subject) > 1]
+        for patient, names in by_patient.items()
+        if len({*names.values()}) < len(names)
+    }
 
 
 def _channels(scans: Sequence[JudgedScan]) -> list[str]:

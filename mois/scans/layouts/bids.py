@@ -11,6 +11,7 @@ The root may also be a folder of `derivatives`: its masks, with images beside th
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +20,11 @@ import numpy as np
 
 from mois.errors import DataError
 from mois.files.text import read_table
+from mois.grid import match_grids
 from mois.scans.dataset_description import DatasetDescription
 from mois.scans.image_files import read_image
 from mois.scans.labels import whole_numbers
+from mois.scans.nifti import read_nifti_grid
 
 ABOUT = "dataset_description.json"
 MASKS = ("dseg", "mask")
@@ -83,7 +86,8 @@ def read_bids(root: Path) -> tuple[list[BidsScan], DatasetDescription]:
         root: Folder with dataset_description.json.
 
     Raises:
-        DataError: If there is no mask of lesions, a scan has two of them, or a mask has no image in its space.
+        DataError: If there is no mask of lesions, a scan has two of them, or a mask has no image in its space. Also if
+            two tables name the classes differently.
     """
     places = [root, *([root.parent.parent] if root.parent.name == "derivatives" else [])]
     files = list({file.path: file for place in places for file in _files(place)}.values())
@@ -105,7 +109,8 @@ def read_bids(root: Path) -> tuple[list[BidsScan], DatasetDescription]:
         )
         for name, mask in sorted(masks.items())
     ]
-    suffixes = sorted({suffix for scan in scans for suffix in scan.images})
+    counts = Counter(suffix for scan in scans for suffix in scan.images)
+    suffixes = sorted(counts, key=lambda suffix: (counts[suffix] < len(scans), suffix))  # first what every scan has
     return scans, DatasetDescription(_classes(list(masks.values()), places), ".nii.gz", dict(enumerate(suffixes)))
 
 
@@ -147,9 +152,10 @@ def _one_of(name: str, masks: Sequence[BidsFile]) -> BidsFile | None:
 
 
 def _images_of(mask: BidsFile, images: Sequence[BidsFile]) -> dict[str, Path]:
-    """Return the images of a mask by suffix: of its scan and in its space, with most entities in common.
+    """Return the images of a mask by suffix: of its scan, in its space and on its grid, with most entities in common.
 
-    Of equal ones, that beside the mask is taken, else that of the dataset itself.
+    Of equal ones, that beside the mask is taken, else that of the dataset itself. Where no image lies on the grid of
+    the mask, all are returned: reading them says by how much the grids differ.
     """
     there = [image for image in images if image.scan == mask.scan]
     there = [image for image in there if image.entities.get("space") == mask.entities.get("space")]
@@ -157,6 +163,7 @@ def _images_of(mask: BidsFile, images: Sequence[BidsFile]) -> dict[str, Path]:
         space = mask.entities.get("space")
         where = f" in space-{space}" if space else ""
         raise DataError(f"{mask.path}: there is no image of {mask.scan}{where}; add it, or move the mask away.")
+    there = _on_grid(mask, there) or there
 
     def near(image: BidsFile) -> tuple[int, bool, bool]:
         in_common = sum(mask.entities.get(key) == value for key, value in image.entities.items())
@@ -169,6 +176,23 @@ def _images_of(mask: BidsFile, images: Sequence[BidsFile]) -> dict[str, Path]:
     return {suffix: image.path for suffix, image in best.items()}
 
 
+def _on_grid(mask: BidsFile, images: Sequence[BidsFile]) -> list[BidsFile]:
+    """Return the images on the grid of a mask. One with a damaged header is kept: reading it says what is wrong."""
+    try:
+        wanted = read_nifti_grid(mask.path)
+    except ValueError:
+        return []
+    kept = []
+    for image in images:
+        try:
+            fits = match_grids(read_nifti_grid(image.path), wanted).same
+        except ValueError:
+            fits = True
+        if fits:
+            kept.append(image)
+    return kept
+
+
 def _sites(places: Sequence[Path]) -> dict[str, str]:
     """Return the site of each patient, from the first participants.tsv with such a column."""
     for place in places:
@@ -179,15 +203,31 @@ def _sites(places: Sequence[Path]) -> dict[str, str]:
 
 
 def _classes(masks: Sequence[BidsFile], places: Sequence[Path]) -> dict[int, str]:
-    """Return the classes: of a *_dseg.tsv (index, name), else the values of all maps."""
-    if any(mask.suffix == "dseg" for mask in masks):
-        tables = [file for place in places for file in sorted(place.rglob("*_dseg.tsv"))]
-        tables += [file for place in places if (file := place / "dseg.tsv").is_file()]
-        for file in tables:
-            table = read_table(file)
-            if {"index", "name"} <= set(table.columns):
-                named = {int(row["index"]): row["name"] for row in table.rows if row["index"].isdecimal()}
-                return {index: name for index, name in named.items() if index}
+    """Return the classes: of the tables of the maps (*_dseg.tsv with index and name), else the values of all maps.
+
+    Raises:
+        DataError: If two tables give an index different names.
+    """
+    named: dict[int, tuple[str, Path]] = {}
+    for file in dict.fromkeys(file for mask in masks for file in _tables_of(mask, places)):
+        table = read_table(file)
+        rows = table.rows if {"index", "name"} <= set(table.columns) else []
+        for index, name in [(int(row["index"]), row["name"]) for row in rows if row["index"].isdecimal()]:
+            other, first = named.setdefault(index, (name, file))
+            if other != name and index:
+                raise DataError(f"{first}: index {index} is {other}, in {file} it is {name}; give one class one index.")
+    named.pop(0, None)
+    if named:
+        return {index: name for index, (name, _) in named.items()}
     values = {int(value) for mask in masks for value in np.unique(whole_numbers(read_image(mask.path)[0], mask.path))}
     values.discard(0)
     return {value: "lesion" if values == {1} else f"lesion {value}" for value in sorted(values)} or {1: "lesion"}
+
+
+def _tables_of(mask: BidsFile, places: Sequence[Path]) -> list[Path]:
+    """Return the tables for a segmentation: in its folder or above it, with no entity that the segmentation lacks."""
+    if mask.suffix != "dseg":
+        return []
+    folders = [folder for folder in mask.path.parents if any(folder.is_relative_to(place) for place in places)]
+    tables = [file for folder in reversed(folders) for file in sorted(folder.glob("*dseg.tsv"))]
+    return [file for file in tables if {*_ENTITY.findall(file.name)} <= mask.entities.items()]

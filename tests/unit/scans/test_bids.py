@@ -11,6 +11,7 @@ import pytest
 from datamodules import NiftiDataModule
 from datamodules.splits import SplitSettings
 from mois.cli.dataset_survey import survey
+from mois.cli.planned import plan_dataset
 from mois.errors import DataError
 from mois.planning.plan import make_plan
 from mois.scans.datasets import read_dataset
@@ -74,6 +75,62 @@ def test_a_segmentation_names_its_classes(tmp_path: Path) -> None:
     assert read_dataset(root)[0].classes == {1: "lesion 1", 2: "lesion 2"}  # values of the maps
     (root / "derivatives" / "lesions" / "all_dseg.tsv").write_text("index\tname\n0\tbackground\n1\tbright\n2\tdark\n")
     assert read_dataset(root)[0].classes == {1: "bright", 2: "dark"}
+
+
+def test_names_of_classes_are_those_of_the_masks_and_not_of_another_segmentation(tmp_path: Path) -> None:
+    root = write_bids(tmp_path / "bids", "label-lesion_dseg", values=2)
+    other = root / "derivatives" / "fmriprep"  # its tables come first by name
+    place = PLACE.format(patient="01", session="ses-1")
+    save_nifti(other / f"{place}_desc-aseg_dseg.nii.gz", scan_with_lesions()[1])
+    (other / "desc-aseg_dseg.tsv").write_text("index\tname\n1\tLeft-Cerebral-Exterior\n2\tLeft-White-Matter\n")
+    assert read_dataset(root)[0].classes == {1: "lesion 1", 2: "lesion 2"}
+    ours = root / "derivatives" / "lesions"
+    (ours / "desc-other_dseg.tsv").write_text("index\tname\n1\tother\n2\tother still\n")
+    (ours / "label-lesion_dseg.tsv").write_text("index\tname\n1\tbright\n2\tdark\n")
+    assert read_dataset(root)[0].classes == {1: "bright", 2: "dark"}
+    (ours / f"{place}_dseg.tsv").write_text("index\tname\n1\tdark\n2\tbright\n")  # nearer, for one scan only
+    with pytest.raises(
+        DataError, match=r"label-lesion_dseg.tsv: index 1 is bright, in .*_dseg.tsv it is dark; give one"
+    ):
+        read_dataset(root)
+
+
+def test_images_on_another_grid_than_the_mask_are_left_out(tmp_path: Path) -> None:
+    root = write_bids(tmp_path / "bids")  # as raw data are: the mask was drawn on FLAIR, T1w has voxels of its own
+    for path in root.rglob("*_T1w.nii.gz"):
+        save_nifti(path, np.arange(8000, dtype=np.float32).reshape(20, 20, 20))
+    scans = read_dataset(root)
+    assert [[path.name for path in scan.images.values()] for scan in scans[:2]] == [
+        ["sub-01_ses-1_FLAIR.nii.gz"],
+        ["sub-01_ses-2_FLAIR.nii.gz"],
+    ]
+    found = survey(root, contrasts=True)
+    assert found.faults == []
+    plan = make_plan(found.for_plan(root))
+    assert plan.channel == 0
+    assert plan.reasons["channel"] == "FLAIR"
+    for path in root.rglob("*_FLAIR.nii.gz"):
+        save_nifti(path, np.arange(8000, dtype=np.float32).reshape(20, 20, 20))
+    with pytest.raises(DataError, match="resample the label map onto that grid"):  # none fits
+        read_dataset(root)[0].read()
+
+
+def test_a_sequence_that_one_scan_lacks_is_not_the_first(tmp_path: Path) -> None:
+    root = write_bids(tmp_path / "bids")
+    (missing,) = root.rglob("sub-02_ses-1_FLAIR.nii.gz")
+    missing.unlink()
+    scans = read_dataset(root)
+    assert [sorted(scan.images) for scan in scans] == [[0, 1], [0, 1], [0], [0, 1]]
+    assert scans[0].channels == {0: "T1w", 1: "FLAIR"}
+    plan = plan_dataset(root, "--data")
+    assert plan.channel == 0
+    assert plan.reasons["channel"] == "T1w, the only one that every scan has"
+    for path in root.rglob("sub-01_*_T1w.nii.gz"):
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"no sequence is there for every scan \(FLAIR for 3, T1w for 2 of 4\); add the"
+    ):
+        plan_dataset(root, "--data")
 
 
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:

@@ -13,18 +13,19 @@ from mois.records import Volume
 from mois.scans.datasets import read_dataset
 from mois.scans.image_files import write_volume
 from mois.session import InteractiveSession
-from mois.session.dataset_export import read_judged
+from mois.session.dataset_export import read_judged, write_judged
 from tests.support.session_fakes import lps, make_model, three_lesions
 
 
-def judged(folder: Path, name: str = "a") -> Volume:
+def judged(folder: Path, name: str = "a", brighter: float = 0, type: str = "", patient: str = "") -> Volume:
     """Write a scan and a session: A1 clicked, A2 found and rejected, B1 found later, if at all."""
     folder.mkdir()
     scan = three_lesions()
+    scan = scan._replace(image=scan.image + brighter * (scan.image > 0))
     file = folder / f"{name}.nii.gz"
     write_volume(scan.image, scan.affine, file)
-    scan = scan._replace(path=str(file), subject=name, patient=f"patient_{name}")
-    session = InteractiveSession(make_model(), scan, folder / "session")
+    scan = scan._replace(path=str(file), subject=name, patient=patient or f"patient_{name}")
+    session = InteractiveSession(make_model(), scan, folder / "session", type=type)
     session.click(lps(scan, 2, 20, 20))
     session.propagate()
     session.reject(2)
@@ -35,7 +36,7 @@ def judged(folder: Path, name: str = "a") -> Volume:
 def test_judged_lesions_become_instances_and_rejected_ones_a_class(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scans = [judged(tmp_path / name, name) for name in ("a", "b")]
+    scans = [judged(tmp_path / name, name, number / 1000) for number, name in enumerate("ab")]
     out = tmp_path / "raw"
     folders = [str(tmp_path / name / "session") for name in ("a", "b")]
     mois_main(["dataset", "from-sessions", *folders, "--out", str(out)])
@@ -75,3 +76,33 @@ def test_a_scan_that_changed_is_refused(tmp_path: Path) -> None:
     write_volume(scan.image + 1, scan.affine, Path(scan.path))
     with pytest.raises(DataError, match="is not the scan of session"):
         read_judged(tmp_path / "a" / "session")
+
+
+def test_scans_of_one_name_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("FLAIR", "FLAIR", "Müller 1", "Möller 1", "患者", "flair")
+    for number, name in enumerate(names):
+        judged(tmp_path / str(number), name, number / 1000, patient="" if name != "flair" else "another")
+    out = tmp_path / "raw"
+    folders = [str(tmp_path / str(number) / "session") for number in range(len(names))]
+    mois_main(["dataset", "from-sessions", *folders, "--out", str(out)])
+    scans = read_dataset(out)
+    assert {scan.subject: scan.patient for scan in scans} == {
+        "FLAIR": "patient_FLAIR",
+        "FLAIR-2": "patient_FLAIR",
+        "Möller-1": "patient_Möller 1",
+        "Müller-1": "patient_Müller 1",
+        "flair-3": "another",
+        "患者": "patient_患者",
+    }
+    said = capsys.readouterr().out
+    assert "FLAIR, FLAIR-2 have patient patient_FLAIR; correct subjects.csv if they are of several patients\n" in said
+
+
+def test_a_type_called_as_a_reserved_class_stays_a_lesion(tmp_path: Path) -> None:
+    judged(tmp_path / "a", type="rejected")
+    judged(tmp_path / "b", "b", 1 / 1000, type="background")
+    write_judged(tmp_path / "raw", [read_judged(tmp_path / name / "session") for name in ("a", "b")])
+    first, second = read_dataset(tmp_path / "raw")
+    assert first.classes == {1: "background-lesion", 2: "rejected-lesion", 3: "rejected"}
+    assert first.read().classes == {1: 2}
+    assert second.read().classes == {1: 1}
