@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,10 @@ import yaml
 from mois.files.text import read_text
 
 Method = Literal["bayes", "random", "grid"]
+
+LOG = "log_uniform_values"
+_PLAIN = (str, bool, int, float, type(None))
+"""Values that the study stores. Lists and mappings become texts, which a command line takes as well."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +47,38 @@ class Parameter:
         Raises:
             ValueError: If it is none of these.
         """
+        what = f"parameters.{name}={dict(given) if isinstance(given, Mapping) else given}"
+        wanted = ValueError(
+            f"{what}: give values, a value, or min and max, with a distribution of uniform, int_uniform or "
+            "log_uniform_values."
+        )
+        if not isinstance(given, Mapping):
+            raise wanted
         if "values" in given or "value" in given:
-            return cls(values=tuple(given["values"]) if "values" in given else (given["value"],))
+            values = given["values"] if "values" in given else [given["value"]]
+            if not isinstance(values, list) or not values:
+                raise wanted
+            return cls(values=tuple(value if isinstance(value, _PLAIN) else json.dumps(value) for value in values))
         kind = given.get("distribution")
-        ends = given.get("min"), given.get("max")
-        numbers = [end for end in ends if isinstance(end, (int, float)) and math.isfinite(end)]
-        kinds = (None, "uniform", "int_uniform", "log_uniform_values")
-        if len(numbers) < 2 or kind not in kinds or numbers[0] > numbers[1]:
-            raise ValueError(
-                f"parameters.{name}={dict(given)}: give values, a value, or min and max, with a distribution of "
-                "uniform, int_uniform or log_uniform_values."
-            )
-        whole = kind == "int_uniform" or (kind is None and all(isinstance(end, int) for end in ends))
-        return cls(low=numbers[0], high=numbers[1], log=kind == "log_uniform_values", whole=whole)
+        low, high = (_number(given.get(end)) for end in ("min", "max"))
+        if low is None or high is None or kind not in (None, "uniform", "int_uniform", LOG) or low > high:
+            raise wanted
+        whole = kind == "int_uniform" or (kind is None and isinstance(low, int) and isinstance(high, int))
+        if kind == LOG and low <= 0:
+            raise ValueError(f"{what}: the ends of a logarithmic range are above 0; correct min.")
+        if whole and (low != int(low) or high != int(high)):
+            raise ValueError(f"{what}: the ends of int_uniform are whole numbers; correct them, or say uniform.")
+        return cls(low=low, high=high, log=kind == LOG, whole=whole)
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number, also if YAML takes it for a text (1e-4); None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -98,6 +123,8 @@ class SweepFile:
             raise ValueError(f"{path}: method={method} must be bayes, random or grid.")
         if not isinstance(metric, dict) or metric.get("goal") not in ("maximize", "minimize") or "name" not in metric:
             raise ValueError(f"{path}: metric={metric} must be {{name: val/score, goal: maximize}}, or minimize.")
+        if not isinstance(content["parameters"], dict):
+            raise ValueError(f"{path}: parameters={content['parameters']} must name settings, each with its values.")
         parameters = {name: Parameter.of(name, given) for name, given in content["parameters"].items()}
         if method == "grid" and any(not one.values for one in parameters.values()):
             raise ValueError(f"{path}: method=grid needs values for each parameter, not a range.")
@@ -105,16 +132,27 @@ class SweepFile:
         if "${args}" not in words:
             raise ValueError(f"{path}: command must have the word ${{args}}, where the settings go.")
         cap = content.get("run_cap")
+        if cap is not None and (not isinstance(cap, int) or cap < 1):
+            raise ValueError(f"{path}: run_cap={cap} must be a whole number of 1 or more.")
         name, program = str(metric["name"]), str(content.get("program", "mois"))
         return cls(path.stem, method, name, metric["goal"] == "maximize", parameters, words, program, cap)
 
+    def grid(self) -> list[dict[str, Any]]:
+        """Return all settings of a grid, in order; nothing for another method."""
+        if self.method != "grid":
+            return []
+        every = product(*(one.values for one in self.parameters.values()))
+        return [dict(zip(self.parameters, values, strict=True)) for values in every]
+
     def trials(self, given: int | None) -> int:
-        """Return the number of trials that the user or the file wants.
+        """Return the number of trials that the user or the file wants. A grid has no more than its own.
 
         Raises:
             ValueError: If neither says it, or it is below 1.
         """
         count = given if given is not None else self.run_cap
+        if self.method == "grid" and (count is None or count > 0):
+            return min(count or len(self.grid()), len(self.grid()))
         if count is None or count < 1:
             raise ValueError(f"trials={count}: give --trials 1 or more, or run_cap in the file of the sweep.")
         return count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,15 @@ class SweepTrials:
         for stopped in self.study.get_trials(states=(TrialState.RUNNING,)):
             self._finish(Trial(self.study, stopped._trial_id))
         while len(self._done()) < count:
-            self._finish(self.study.ask())
+            self._finish(self._ask())
         self._say()
+
+    def _ask(self) -> optuna.Trial:
+        """Begin a trial. In a grid, the study gets its settings, which it keeps if the sweep is stopped now."""
+        begun = [one.params or one.system_attrs.get("fixed_params") for one in self.study.trials]
+        if left := [settings for settings in self.plan.grid() if settings not in begun]:
+            self.study.enqueue_trial(left[0])
+        return self.study.ask()
 
     def _finish(self, trial: optuna.Trial) -> None:
         """Train a trial, or go on with it, and tell the study its result."""
@@ -129,7 +137,7 @@ class SweepTrials:
         best = self.study.best_trial
         content = {"trial": best.number, self.plan.metric: best.value, "settings": best.params}
         write_text(self.out / "best.json", json.dumps(content, indent=2) + "\n")
-        chosen = " ".join(f"--{name}={value}" for name, value in best.params.items())
+        chosen = " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in best.params.items())
         say(f"{len(self._done())} trials; best is trial {best.number}, {self.plan.metric} {best.value:.4f}: {chosen}")
 
 
@@ -144,6 +152,4 @@ def _suggest(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
 def _sampler(plan: SweepFile, seed: int) -> optuna.samplers.BaseSampler:
     import optuna
 
-    if plan.method == "grid":
-        return optuna.samplers.GridSampler({name: list(one.values) for name, one in plan.parameters.items()}, seed)
-    return optuna.samplers.RandomSampler(seed) if plan.method == "random" else optuna.samplers.TPESampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed) if plan.method == "bayes" else optuna.samplers.RandomSampler(seed)

@@ -82,6 +82,14 @@ def test_shipped_sweeps_can_be_read_and_name_settings_of_their_config() -> None:
         ({"parameters": {"rate": {"min": 1}}}, "parameters.rate"),
         ({"command": ["python"]}, "args"),
         ({"method": "grid"}, "method=grid needs values"),
+        ({"parameters": ["rate"]}, "parameters=.'rate'. must name settings"),
+        ({"parameters": {"rate": 3}}, "parameters.rate=3: give values"),
+        ({"parameters": {"rate": {"values": 3}}}, "parameters.rate.*: give values"),
+        ({"parameters": {"rate": {"values": "4, 8"}}}, "parameters.rate.*: give values"),
+        ({"parameters": {"rate": {"values": []}}}, "parameters.rate.*: give values"),
+        ({"parameters": {"rate": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}}, "above 0"),
+        ({"parameters": {"rate": {"min": 0.5, "max": 1.5, "distribution": "int_uniform"}}}, "whole numbers"),
+        ({"run_cap": "8"}, "run_cap=8 must be a whole number of 1 or more"),
     ],
 )
 def test_what_is_no_sweep_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
@@ -93,6 +101,26 @@ def test_ranges_are_whole_numbers_only_where_both_ends_are() -> None:
     assert Parameter.of("a", {"min": 1, "max": 4}).whole
     assert not Parameter.of("a", {"min": 1, "max": 4.0}).whole
     assert Parameter.of("a", {"min": 1, "max": 4, "distribution": "int_uniform"}).whole
+
+
+def test_a_number_may_be_written_as_yaml_takes_for_a_text() -> None:
+    assert yaml.safe_load("1e-4") == "1e-4"  # a point is missing
+    assert Parameter.of("a", {"min": "1e-4", "max": "1e-2"}) == Parameter(low=1e-4, high=1e-2)
+
+
+def test_a_grid_is_tried_once_in_its_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna", reason="the extra sweep is not installed")
+    values = {"rate": {"values": [0.1, 0.01]}, "rank": {"values": [4, 8]}, "parts": {"value": ["trunk", "neck"]}}
+    file = write_sweep(tmp_path, method="grid", run_cap=None, parameters={**values, "wait": {"value": 0.0}})
+    out = tmp_path / "out"
+    mois_main(["sweep", str(file), f"--out={out}", "--trials=3"])
+    mois_main(["sweep", str(file), f"--out={out}"])  # all of the grid
+    mois_main(["sweep", str(file), f"--out={out}", "--trials=9"])  # there is no more
+    found = sorted((float(row["rate"]), int(row["rank"])) for row in rows(out))
+    assert found == [(0.01, 4), (0.01, 8), (0.1, 4), (0.1, 8)]
+    assert {row["parts"] for row in rows(out)} == {'["trunk", "neck"]'}
+    assert json.loads((out / "best.json").read_text())["settings"]["rate"] == 0.01
+    assert """--parts='["trunk", "neck"]'""" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_sweep_finds_the_best_and_is_not_made_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
