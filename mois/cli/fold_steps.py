@@ -96,10 +96,11 @@ class FoldRuns:
         if (folder / "test" / REPORTS).is_file():
             say(f"fold {number}: done already, {folder}")
             return
+        alone = {"fold": None, "train_subjects": None, "val_subjects": None, "val_slab": 0.0}
         if not (folder / "trained").is_file():
-            self._do("fit", number, {"fold": number, "train_subjects": None, "val_subjects": None}, "last")
+            self._do("fit", number, {**alone, "fold": number}, "last")
             (folder / "trained").touch()
-        scans = {"fold": None, "train_subjects": fold.train, "val_subjects": None, "test_subjects": fold.val}
+        scans = {**alone, "train_subjects": fold.train, "test_subjects": fold.val}
         self._do("test", number, scans, str(folder / "checkpoints" / f"{self.checkpoint}.ckpt"))
 
     def _do(self, command: str, number: int, scans: Mapping[str, Any], weights: str) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
-from datamodules.splits import SplitSettings, folds_of
+from datamodules.splits import Splits, SplitSettings, divide, folds_of
 from mois.cli import main as mois_main
+from mois.cli.fold_steps import FoldRuns
 from mois.cli.folds import with_training_options
 from mois.scans.datasets import read_dataset
 from tests.support.datasets import write_dataset
@@ -39,6 +41,33 @@ def test_folds_leave_the_test_scans_out(tmp_path: Path) -> None:
     folds = folds_of(read_dataset(root), SplitSettings(test_subjects=["p3", "p4"]), root)
     assert sorted(name for fold in folds for name in fold.val) == ["p0", "p1", "p2"]
     assert all(set(fold.train) | set(fold.val) == {"p0", "p1", "p2"} for fold in folds)
+
+
+@pytest.mark.parametrize("choice", [{"val_slab": 0.25}, {"val_subjects": ["p1"]}, {"fold": 1}])
+def test_a_planned_split_makes_room_for_the_folds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: dict[str, object]
+) -> None:
+    """`mois init` keeps slices of every scan for validation where patients are few."""
+    root = write_dataset(tmp_path / "data", subjects=3, lesions=6)
+    scans = read_dataset(root)
+    (tmp_path / "small.yaml").write_text("seed_everything: 3\n", encoding="utf-8")
+    settings = [*LORA, *data(root, **choice)]
+    runs = FoldRuns.plan(tmp_path / "small.yaml", tmp_path / "folds", settings, "last")
+    made: list[Splits] = []
+
+    def here(command: Sequence[str]) -> int:
+        given = yaml.safe_load(Path(command[command.index("--config") + 1]).read_text(encoding="utf-8"))
+        arguments = given["data"]["init_args"]
+        made.append(divide(scans, SplitSettings(**arguments["split"]), root, 3))
+        return 0
+
+    monkeypatch.setattr("mois.cli.fold_steps.run_command", here)
+    for number in range(3):
+        runs.run(number)
+    fits, tests = made[::2], made[1::2]
+    assert sorted(scan.subject for one in fits for scan in one.val) == ["p0", "p1", "p2"]
+    assert [one.test for one in tests] == [one.val for one in fits]
+    assert [one.train for one in tests] == [one.train for one in fits]
 
 
 @pytest.mark.ci
