@@ -12,6 +12,7 @@ def adapt(
     start_from: Path | None = None,
     seed: int = 0,
     device: str = "auto",
+    trust: list[str] | None = None,
 ) -> None:
     """Adapt the bundled nano to the lesions of a dataset, and write a bundle.
 
@@ -26,10 +27,12 @@ def adapt(
         start_from: Bundle to begin with, instead of the bundled nano: adapts it further.
         seed: Seed of data and training.
         device: Device such as cpu or gpu; auto takes an accelerator if there is one.
+        trust: Modules of others whose classes the bundle of `start_from` may name, such as my_module.
 
     Raises:
-        ValueError: If the folder `out` exists or cannot be written to, or the dataset has a fault.
+        ValueError: If the folder `out` exists or cannot be written to, the dataset has a fault, or the bundle to begin
+            with names a class that is not trusted.
     """
     from mois.cli.adaptation import Request, run_adaptation
 
-    run_adaptation(Request(data, out, minutes, start_from, seed, device))
+    run_adaptation(Request(data, out, minutes, start_from, seed, device, trust or ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from mois.machine.interrupts import GIVE_COMMAND_AGAIN, HOW_TO_GO_ON
 from mois.planning.config_text import config_text
 from mois.planning.plan import Plan
 from mois.report.adaptation_page import Adaptation, write_adaptation_page
-from mois.sharing.bundle import copy_bundle
+from mois.sharing.bundle import check_trust, copy_bundle
 from mois.sharing.bundle_record import ModelSpec, read_description
 
 DISK_NEEDED_GB = 0.5
@@ -35,6 +36,7 @@ class Request(NamedTuple):
     start_from: Path | None
     seed: int
     device: str
+    trust: Sequence[str]
 
     @property
     def training(self) -> Path:
@@ -46,12 +48,13 @@ def run_adaptation(request: Request) -> None:
     """Plan, train, and write the bundle with a comparison of before and after.
 
     Raises:
-        ValueError: If the folder of the bundle exists or cannot be written to, or the dataset has a fault.
+        ValueError: If the folder of the bundle exists or cannot be written to, the dataset has a fault, or a class of
+            the bundle to begin with is not trusted.
     """
     _check_out(request)
     if request.minutes is not None and not request.minutes > 0:
         raise ValueError(f"minutes={request.minutes:g}: a training needs time; choose more than 0.")
-    start = None if request.start_from is None else read_description(request.start_from).model
+    start = _start(request)
     plan = plan_dataset(request.data, "--data")
     for line in [*plan.summary(), *_what_follows(plan)]:
         say(line)
@@ -77,6 +80,20 @@ def run_adaptation(request: Request) -> None:
         say(line)
     say(f"report: {page}")
     say(f"bundle: {request.out}; use it with: mois segment SCAN --bundle {request.out} --prompts F --out RESULT")
+
+
+def _start(request: Request) -> ModelSpec | None:
+    """Return the classes of the bundle that the adaptation begins with, once they are trusted; None without one.
+
+    Raises:
+        ValueError: If the bundle names a class that is neither of this project nor of a trusted module.
+    """
+    if request.start_from is None:
+        return None
+    start = read_description(request.start_from).model
+    for role in ("backbone", "adapter", "propagation"):
+        check_trust(getattr(start, role), role, request.trust, request.start_from)
+    return start
 
 
 def _check_out(request: Request) -> None:

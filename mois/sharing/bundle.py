@@ -275,13 +275,7 @@ def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], pa
         ValueError: If the class is not trusted, does not exist, is no subclass of `base`, or refuses the arguments.
     """
     refuse_foreign_packages()
-    for name in _class_paths(asdict(spec)):
-        if not _is_trusted(name, trust):
-            module = name.rpartition(".")[0]
-            raise ValueError(
-                f"bundle={path} names {name} for its {role}, which is no class of this project; only if you know who "
-                f"wrote it, trust its module: --trust {module}, or trust=['{module}'] in Python."
-            )
+    check_trust(spec, role, trust, path)
     parser, parsed = _parsed(spec, base, role, path)
     for inner in {*_class_paths(parsed.as_dict())} - {*_class_paths(spec.init_args)}:  # short, or from a file
         raise ValueError(
@@ -289,6 +283,27 @@ def _make(spec: ClassSpec, base: type[Made], role: str, trust: Sequence[str], pa
         )
     made: Made = parser.instantiate(parsed)[role]
     return made
+
+
+def check_trust(spec: ClassSpec, role: str, trust: Sequence[str], path: Path) -> None:
+    """Refuse a class that is neither of this project nor of a trusted module, before anything is imported.
+
+    Args:
+        spec: The class, and its arguments, which may name classes.
+        role: What it is in the model: backbone, adapter or propagation.
+        trust: Trusted modules or packages.
+        path: Folder of the bundle, for the message.
+
+    Raises:
+        ValueError: If it is not trusted.
+    """
+    for name in _class_paths(asdict(spec)):
+        if not _is_trusted(name, trust):
+            module = name.rpartition(".")[0]
+            raise ValueError(
+                f"bundle={path} names {name} for its {role}, which is no class of this project; only if you know who "
+                f"wrote it, trust its module: --trust {module}, or trust=['{module}'] in Python."
+            )
 
 
 def with_defaults(spec: ModelSpec) -> ModelSpec:

@@ -53,7 +53,7 @@ class Names:
         self._known.pop("", None)
         if len(self._known) > before:
             longest_first = sorted(self._known, key=len, reverse=True)
-            known = "|".join(re.escape(name) for name in longest_first)
+            known = "|".join(map(_pattern_of, longest_first))
             self._pattern = re.compile(rf"(?<![0-9A-Za-z])(?:{known})(?![0-9A-Za-z])")
 
     def name(self, name: str) -> str:
@@ -102,6 +102,12 @@ class Names:
 
     def _pseudonym(self, kind: str, name: str) -> str:
         return f"{kind}-{hmac.new(self._key or b'', name.encode(errors='replace'), 'sha256').hexdigest()[:10]}"
+
+
+def _pattern_of(name: str) -> str:
+    """Return the pattern of a name. A short number does not count within a decimal or a version (3.11.7)."""
+    short = len(name) <= 3 and name.isdecimal()
+    return rf"(?<!\d\.){name}(?!\.\d)" if short else re.escape(name)
 
 
 def key_file() -> Path:

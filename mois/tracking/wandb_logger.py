@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -153,6 +154,9 @@ class CarefulWandbLogger(WandbLogger):
         settings = self._settings(server)
         for key in ("name", "group"):
             self._wandb_init[key] = self.names.text(self._wandb_init[key])
+        self._wandb_init["tags"] = [self.names.text(tag) for tag in self._wandb_init["tags"] or ()]
+        # W&B writes the folder of the run into a log file beside its record
+        logging.getLogger("wandb").setLevel(logging.WARNING if self.names.hashed else logging.DEBUG)
         reason: str | None = choice.reason
         if choice.mode == "online":
             reason = why_unreachable(server, choice.key, self._server_timeout_s)

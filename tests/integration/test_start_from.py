@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from mois.cli import main as mois_main
 from mois.files.atomic import file_sha256
 from mois.sharing.bundle import Bundle
+from tests.support.example_bundles import PLAIN, random_bundle
 from tests.support.small_runs import LORA, data, failing, folder, train
 
 ONE_STEP = "--trainer.max_steps=1"
 AT_REST = "--model.optimisation.learning_rate=0"
+
+
+def test_an_adaptation_imports_no_class_of_a_bundle_that_is_not_trusted(
+    make_dataset: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = tmp_path / "imported"
+    (tmp_path / "of_others.py").write_text(
+        f"import pathlib, adapters\npathlib.Path({str(told)!r}).touch()\nclass Frozen(adapters.Frozen): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    bundle = random_bundle(tmp_path / "bundle", spec={**PLAIN, "adapter": {"class_path": "of_others.Frozen"}})
+    told.unlink()
+    del sys.modules["of_others"]
+    command = ["adapt", f"--data={make_dataset(subjects=1)}", f"--out={tmp_path / 'out'}", f"--start_from={bundle}"]
+    with pytest.raises(SystemExit):
+        mois_main(command)
+    said = capsys.readouterr().err.rstrip()
+    assert said.startswith(
+        f"error: bundle={bundle} names of_others.Frozen for its adapter, which is no class of this project"
+    )
+    assert said.endswith("--trust of_others, or trust=['of_others'] in Python.")
+    assert not told.exists()
+    assert not (tmp_path / "out_training").exists()
+    monkeypatch.setattr("mois.cli.adaptation.MoisCLI", lambda words: pytest.fail("trained"))
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        mois_main([*command, "--trust", "of_others"])
 
 
 @pytest.mark.ci

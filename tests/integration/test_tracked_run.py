@@ -125,14 +125,18 @@ def test_plain_names_are_in_the_record_and_a_child_names_its_parent(tmp_path: Pa
 
 
 def test_an_evaluation_is_recorded_as_a_training_is(tmp_path: Path) -> None:
-    root, out = write_named_scans(tmp_path), tmp_path / "out"
+    root = write_named_scans(tmp_path)
+    out = root / f"{SCANS[0]} out"  # a folder that tells names, too
     asked = ["evaluate", f"--data={root}", f"--predictions={root / 'labelsTr'}", f"--out={out}", "--split=all"]
     mois_main([*asked, "--protocol.counts=[]", "--log", "--tracking.wandb=offline", "--tracking.names=hashed"])
+    (told,) = [
+        line.split(",")[0] for line in (out / "names.csv").read_text().splitlines() if SCANS[0] in line.split(",")
+    ]
     assert found_in(out / "wandb") | found_in(tmp_path / "staging") == {}
     records = read_back(out)
     history: list[Any] = [record["history"]["item"] for record in records if "history" in record]
     (start, *_) = [record["run"] for record in records if "run" in record]
-    assert (start["run_group"], start["job_type"]) == ("out", "evaluate")
+    assert (start["run_group"], start["job_type"]) == (f"{told} out", "evaluate")
     assert [item["test/unprompted_dice"] for item in history if "test/unprompted_dice" in item] == [1.0]
     (table,) = [item["test/lesions.path"] for item in history if "test/lesions.path" in item]
     (files,) = (out / "wandb").glob("offline-run-*/files")

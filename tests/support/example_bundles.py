@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +25,10 @@ EASY = InferenceSettings(pixel_mm=2.0, tile_px=64, threshold=0.02, peak_threshol
 
 
 def random_bundle(
-    folder: Path, provenance: dict[str, object] | None = None, inference: InferenceSettings = EASY
+    folder: Path,
+    provenance: dict[str, object] | None = None,
+    inference: InferenceSettings = EASY,
+    spec: Mapping[str, Any] = PLAIN,
 ) -> Path:
     """Write a bundle into a folder, and return the folder."""
     backbone, adapter = SAM2(weights="random", seed=3), Frozen()
@@ -34,7 +39,7 @@ def random_bundle(
         adapter.attach(backbone, propagation)
     sure = Calibration((0.1, 0.9), (0.2, 0.7), 4, 2)
     return write_bundle(
-        folder, ModelSpec.of(PLAIN), backbone, adapter, propagation, inference, calibration=sure, provenance=provenance
+        folder, ModelSpec.of(spec), backbone, adapter, propagation, inference, calibration=sure, provenance=provenance
     )
 
 

@@ -30,6 +30,16 @@ def test_names_and_paths_are_replaced_as_whole_words_longest_first() -> None:
     assert names.text(names.text("anna")) == anna
 
 
+def test_a_scan_that_is_called_by_a_short_number_leaves_versions_and_figures_alone() -> None:
+    names = Names(True, KEY)
+    names.add(["7", "19560412"])
+    seven, long = names.name("7"), names.name("19560412")
+    kept = "python 3.11.7, rate 0.7, 7.5 mm, 17 scans"
+    assert names.text(kept) == kept
+    assert names.text("scan 7: 7_0000.nii.gz, 7.nii.gz.") == f"scan {seven}: {seven}_0000.nii.gz, {seven}.nii.gz."
+    assert names.text("1.2.19560412.3") == f"1.2.{long}.3"  # a patient's number in a UID
+
+
 def test_settings_lose_every_path_and_every_list_of_scans() -> None:
     names = Names(True, KEY)
     names.add(paths=["scans"])
