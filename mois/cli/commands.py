@@ -37,6 +37,7 @@ from mois.cli.sweep import sweep
 from mois.cli.try_bundle import try_bundle
 from mois.cli.usage import TRAINING
 from mois.cli.view import view
+from mois.files.text import as_yaml
 from mois.machine.full_memory import ACCELERATOR, full_memory, memory_cure
 
 COMMANDS: list[Callable[..., None]] = [
@@ -193,7 +194,7 @@ def with_options(given: Sequence[str]) -> list[str]:
     count = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     leading: list[str] = []
     if name in LEADING and count:
-        leading = [f"--{LEADING[name]}={json.dumps(words[:count])}"]
+        leading = [f"--{LEADING[name]}={as_yaml(words[:count])}"]
     elif name in FIRST and count:
         options = FIRST[name]
         leading = [f"--{option}={word}" for option, word in zip(options, words[:count], strict=False)]
@@ -222,7 +223,7 @@ def _gathered(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         value = value if equals else next(rest, "")
         values += json.loads(value) if value.startswith("[") else [value]
-    return ([f"--{option}={json.dumps(values)}"] if values else []), others
+    return ([f"--{option}={as_yaml(values)}"] if values else []), others
 
 
 def _takes_words(name: str) -> set[str]:
@@ -242,4 +243,4 @@ def _with_lists(words: Sequence[str], options: Collection[str]) -> Iterator[str]
             continue
         value = value if equals else next(rest, "")
         plain = value in ("", "null") or value[0] in "[-"
-        yield f"--{name}={value if plain else json.dumps(value.split(','))}"
+        yield f"--{name}={value if plain else as_yaml(value.split(','))}"

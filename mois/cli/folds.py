@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+
+from mois.files.text import as_yaml
 
 OWN = ("training", "out", "only", "checkpoint", "settings", "help")
 
@@ -66,4 +67,4 @@ def with_training_options(words: Sequence[str]) -> list[str]:
             (own if name.removeprefix("--") in OWN else settings).append(f"{name}={value}")
         else:
             own.append(word)
-    return [*own, f"--settings={json.dumps(settings)}"] if settings else own
+    return [*own, f"--settings={as_yaml(settings)}"] if settings else own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from mois.files.text import read_text
+from mois.files.text import as_yaml, read_text
 
 Method = Literal["bayes", "random", "grid"]
 
@@ -58,7 +57,7 @@ class Parameter:
             values = given["values"] if "values" in given else [given["value"]]
             if not isinstance(values, list) or not values:
                 raise wanted
-            return cls(values=tuple(value if isinstance(value, _PLAIN) else json.dumps(value) for value in values))
+            return cls(values=tuple(value if isinstance(value, _PLAIN) else as_yaml(value) for value in values))
         kind = given.get("distribution")
         low, high = (_number(given.get(end)) for end in ("min", "max"))
         if low is None or high is None or kind not in (None, "uniform", "int_uniform", LOG) or low > high:

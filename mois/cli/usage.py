@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import json
 import re
 import typing
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from jsonargparse import ArgumentParser
 from mois.cli.settings import COMMAND_LINE, CONFIGS, Setting, Unknown, class_of, read_settings, type_of
 from mois.cli.shipped_configs import config_names
 from mois.errors import one_line
+from mois.files.text import as_yaml
 
 PLUG_IN_MODULES = ("adapters", "datamodules", "mois.propagation", "mois.backbones")
 TRAINING = {
@@ -170,7 +170,7 @@ def _quoted(key: str, settings: Sequence[Setting]) -> str:
     if not written or not re.fullmatch(r"\[.*\]", written[-1]):
         return f', {key.rpartition(".")[2]}: ["001", "010"]'
     names = [one.strip().strip("\"'") for one in written[-1].strip("[]").split(",")]
-    return f", --{key}='{json.dumps(names)}'"
+    return f", --{key}='{as_yaml(names)}'"
 
 
 def _explain_class_path(key: str, class_path: str, reason: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,8 @@ from typing import Any, NamedTuple
 from mois.errors import DataError
 from mois.files.atomic import read_regular
 from mois.files.json_records import MOST_BYTES, parse_json
+
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -74,6 +78,15 @@ def read_text(path: Path, *, plain: bool = False) -> str:
         place = content.index(b"\0", len(mark))
         raise DataError(f"{path}: byte {place} is 0, so it is no text, or UTF-16 without its mark; {_CURE}.")
     return text
+
+
+def as_yaml(value: Any) -> str:
+    """Return a plain value as JSON on one line that YAML reads as the same value.
+
+    YAML takes a pair of JSON's escapes (a rare letter or a picture in a name) for two characters, and refuses control
+    codes as they are. So letters stay as they are, and only what YAML refuses is escaped.
+    """
+    return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def read_json(path: Path) -> Any:

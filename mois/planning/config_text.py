@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from mois.files.text import as_yaml
 from mois.planning import rules
 from mois.planning.plan import Plan
 from mois.sharing.bundle_record import ModelSpec
@@ -46,7 +46,7 @@ def _trainer(plan: Plan) -> Iterator[tuple[str, str]]:
 def _parts_of_bundle(start: ModelSpec) -> Iterator[tuple[str, str]]:
     yield "model:", "backbone, adapter and propagation as in the bundle that the training begins with"
     for name, spec in asdict(start).items():
-        yield f"  {name}: {json.dumps(spec)}", ""
+        yield f"  {name}: {as_yaml(spec)}", ""
 
 
 def _parts(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -87,12 +87,12 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "data:", ""
     yield "  class_path: datamodules.NiftiDataModule", ""
     yield "  init_args:", ""
-    yield f"    root: {json.dumps(str(plan.root))}", ""
+    yield f"    root: {as_yaml(str(plan.root))}", ""
     yield f"    channel: {plan.channel}", plan.reasons["channel"]
     if split.fold is not None:
         yield f"    split: {{fold: {split.fold}}}", split.reason
     elif split.val_subjects:
-        yield f"    split: {{val_subjects: {json.dumps(list(split.val_subjects))}}}", split.reason
+        yield f"    split: {{val_subjects: {as_yaml(list(split.val_subjects))}}}", split.reason
     elif split.val_slab:
         yield f"    split: {{val_slab: {split.val_slab:g}}}", split.reason
     else:

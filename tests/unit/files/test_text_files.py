@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from datamodules.splits import Fold, read_splits
+from mois.cli.commands import with_options
 from mois.errors import DataError
-from mois.files.text import read_json, read_table, read_text
+from mois.files.text import as_yaml, read_json, read_table, read_text
 from mois.scans.dataset_description import DatasetDescription, read_description
 from mois.scans.datasets import read_dataset
 from mois.session.prompts.prompt_file import read_prompts
@@ -203,3 +205,13 @@ def test_a_name_whose_zeros_a_spreadsheet_dropped_is_recognised(make_dataset: Ca
     written(root / "subjects.csv", "subject,patient\n1,Ann\n")
     with pytest.raises(DataError, match=r"subject 001 is missing; it has 1 instead; write 001 there \(as text"):
         read_dataset(root)
+
+
+@pytest.mark.parametrize(
+    "name", ["Müller", "𠮷野", "brain🧠", "a\x85b", "a\x7fb", "a\u2028b", "no\udcffutf8", 'a"b\\c', "tab\t"]
+)
+def test_yaml_reads_any_name_as_it_was(name: str) -> None:
+    assert yaml.safe_load(as_yaml({name: [name]})) == {name: [name]}
+    assert json.loads(as_yaml({name: [name]})) == {name: [name]}
+    words = with_options(["bank", "ls", f"/data/{name}", "b"])
+    assert yaml.safe_load(words[-1].partition("=")[2]) == [f"/data/{name}", "b"]

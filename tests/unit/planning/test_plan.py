@@ -51,6 +51,13 @@ def test_ten_patients_of_twenty_lesions() -> None:
     )  # 2 mm fit lesions of 12 mm; all are in one bin of the usual
 
 
+def test_names_with_rare_letters_are_in_the_config_as_they_are() -> None:
+    given = facts(*(scan(f"𠮷野{number}🧠") for number in range(10)))._replace(root=Path("/data/脑🧠"))
+    data = yaml.safe_load(config_text(make_plan(given), Path("c.yaml")))["data"]["init_args"]
+    assert data["root"] == "/data/脑🧠"
+    assert data["split"] == {"val_subjects": ["𠮷野2🧠_scan", "𠮷野7🧠_scan"]}
+
+
 def test_two_patients_of_six_lesions() -> None:
     plan = make_plan(facts(scan("a", 6, lesion_slices=1), scan("b", 6, lesion_slices=1)))
     assert plan.split.val_slab == 0.25
