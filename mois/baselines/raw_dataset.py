@@ -21,8 +21,7 @@ from mois.grid import put_on
 from mois.lesions import renumber
 from mois.records import Volume
 from mois.scans.channels import channel_numbers
-from mois.scans.dataset_description import read_description
-from mois.scans.datasets import SubjectFiles
+from mois.scans.datasets import SubjectFiles, describe_dataset
 from mois.scans.image_files import write_volume
 
 ENDING = ".nii.gz"
@@ -90,16 +89,16 @@ def channel_choice(channels: Sequence[int | str], declared: dict[int, str], root
 
 
 def read_channel_names(root: Path) -> dict[int, str]:
-    """Return the names of the images in dataset.json. They choose the normalisation of nnU-Net: "CT" has its own."""
-    return read_description(root / "dataset.json").channels
+    """Return the names of a dataset's images. They choose the normalisation of nnU-Net: "CT" has its own."""
+    return describe_dataset(root).channels
 
 
 def write_raw(export: RawExport, out: Path, tell: Callable[[str], None] | None = None) -> Path:
     """Write a raw dataset, whole or not at all.
 
     Every scan is read with our checks and written as NIfTI on its own grid. So nnU-Net gets no broken file, and no
-    affine with a rounding difference. Classes become 1, 2, ... as nnU-Net demands. dataset.json keeps their own values
-    under "mois".
+    affine with a rounding difference. Classes become 1, 2, ... as nnU-Net demands, without the class of
+    rejected places. dataset.json keeps their own values under "mois".
 
     Args:
         export: Content of the dataset.
@@ -118,7 +117,7 @@ def write_raw(export: RawExport, out: Path, tell: Callable[[str], None] | None =
     part = out / f".{export.folder}.{os.getpid()}.part"
     try:
         content = hashlib.sha256()
-        values = sorted(export.train[0].classes)
+        values = sorted(export.train[0].lesion_classes)
         for place, subjects in (("Tr", export.train), ("Ts", export.test)):
             for subject in subjects:
                 _write_scan(subject, export.channels, values, part, place, content)

@@ -121,7 +121,7 @@ def _names(bundles: Sequence[str]) -> dict[str, str]:
 
 
 def _classes(root: Path) -> dict[int, str]:
-    return {number: name for scan in read_dataset(root) for number, name in scan.classes.items()}
+    return {number: name for scan in read_dataset(root) for number, name in scan.lesion_classes.items()}
 
 
 def _evaluation(

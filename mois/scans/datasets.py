@@ -72,6 +72,11 @@ class SubjectFiles:
         """The class of places that a reader rejected; 0 if the dataset has none."""
         return next((number for number, name in self.classes.items() if name == REJECTED), 0)
 
+    @property
+    def lesion_classes(self) -> dict[int, str]:
+        """The declared classes of lesions: all but that of places that a reader rejected."""
+        return {number: name for number, name in self.classes.items() if name != REJECTED}
+
     def read(
         self, channel: int = 0, *, instances: bool = True, channels: Sequence[str] = (), rejected: bool = False
     ) -> Volume:

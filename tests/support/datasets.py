@@ -53,3 +53,22 @@ def write_dataset(root: Path, subjects: int = 2, held_out: int = 0, lesions: int
     }
     (root / "dataset.json").write_text(json.dumps(description))
     return root
+
+
+BIDS_PLACE = "sub-{patient}/{session}/anat/sub-{patient}_{session}"
+
+
+def write_bids(root: Path, mask: str = "label-lesion_mask", patients: int = 2, values: int = 1) -> Path:
+    """Write two sessions of each patient: FLAIR and T1w, and a mask as derivative."""
+    for patient in range(1, patients + 1):
+        for number, session in enumerate(("ses-1", "ses-2")):
+            image, classes, _ = scan_with_lesions(10 * patient + number)
+            place = BIDS_PLACE.format(patient=f"{patient:02d}", session=session)
+            for suffix in ("FLAIR", "T1w"):
+                save_nifti(root / f"{place}_{suffix}.nii.gz", image)
+            save_nifti(root / "derivatives" / "lesions" / f"{place}_{mask}.nii.gz", np.minimum(classes, values))
+            save_nifti(root / "derivatives" / "bet" / f"{place}_desc-brain_mask.nii.gz", (image > 0).astype(np.uint8))
+    for folder in (root, root / "derivatives" / "lesions"):
+        (folder / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.9.0"}))
+    (root / "participants.tsv").write_text("participant_id\tsite\nsub-01\tA\nsub-02\tB\n")
+    return root

@@ -15,7 +15,7 @@ from mois.errors import DataError
 from mois.records import Volume
 from mois.scans.datasets import read_dataset
 from mois.scans.image_files import read_image
-from tests.support.datasets import SHAPE, SPACING_MM, save_nifti, scan_with_lesions
+from tests.support.datasets import SHAPE, SPACING_MM, save_nifti, scan_with_lesions, write_bids
 
 
 def export(data: Path, out: Path, *options: str) -> Path:
@@ -63,6 +63,29 @@ def test_a_dataset_that_has_lesion_ids_only(tmp_path):
     assert about["labels"] == {"background": 0, "lesion": 1}
     assert about["mois"]["values"] == [4]
     assert about["channel_names"] == {"0": "CT"}  # or nnU-Net would not normalise it as CT
+
+
+def test_a_bids_dataset_is_exported_with_the_names_of_its_sequences(tmp_path):
+    root = write_bids(tmp_path / "bids")
+    folder = export(root, tmp_path / "raw", "--channels=[T1w,FLAIR]")
+    about = json.loads((folder / "dataset.json").read_text())
+    assert about["channel_names"] == {"0": "T1w", "1": "FLAIR"}
+    assert about["labels"] == {"background": 0, "lesion": 1}
+    splits = json.loads((folder / "splits_final.json").read_text())
+    assert sorted(split["val"] for split in splits) == [[f"sub-0{one}_ses-1", f"sub-0{one}_ses-2"] for one in (1, 2)]
+
+
+def test_rejected_places_are_no_class_of_nnunet(make_dataset, tmp_path):
+    root = make_dataset(subjects=1)
+    about = json.loads((root / "dataset.json").read_text())
+    about["labels"] = {"background": 0, "rejected": 1, "dark": 2}
+    (root / "dataset.json").write_text(json.dumps(about))
+    folder = export(root, tmp_path / "raw")
+    about = json.loads((folder / "dataset.json").read_text())
+    assert (about["labels"], about["mois"]["values"]) == ({"background": 0, "dark": 1}, [2])
+    given, _ = read_image(root / "labelsTr" / "p0.nii.gz")
+    written, _ = read_image(folder / "labelsTr" / "p0.nii.gz")
+    np.testing.assert_array_equal(written, given == 2)
 
 
 @pytest.mark.parametrize("subjects", [2, 3, 4, 6])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +14,7 @@ from mois.cli.planned import plan_dataset
 from mois.errors import DataError
 from mois.planning.plan import make_plan
 from mois.scans.datasets import read_dataset
-from tests.support.datasets import save_nifti, scan_with_lesions
-
-PLACE = "sub-{patient}/{session}/anat/sub-{patient}_{session}"
-
-
-def write_bids(root: Path, mask: str = "label-lesion_mask", patients: int = 2, values: int = 1) -> Path:
-    """Write two sessions of each patient: FLAIR and T1w, and a mask as derivative."""
-    for patient in range(1, patients + 1):
-        for number, session in enumerate(("ses-1", "ses-2")):
-            image, classes, _ = scan_with_lesions(10 * patient + number)
-            place = PLACE.format(patient=f"{patient:02d}", session=session)
-            for suffix in ("FLAIR", "T1w"):
-                save_nifti(root / f"{place}_{suffix}.nii.gz", image)
-            save_nifti(root / "derivatives" / "lesions" / f"{place}_{mask}.nii.gz", np.minimum(classes, values))
-            save_nifti(root / "derivatives" / "bet" / f"{place}_desc-brain_mask.nii.gz", (image > 0).astype(np.uint8))
-    for folder in (root, root / "derivatives" / "lesions"):
-        (folder / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.9.0"}))
-    (root / "participants.tsv").write_text("participant_id\tsite\nsub-01\tA\nsub-02\tB\n")
-    return root
+from tests.support.datasets import BIDS_PLACE, save_nifti, scan_with_lesions, write_bids
 
 
 @pytest.mark.parametrize("inner", ["", "derivatives/lesions"])
@@ -80,7 +61,7 @@ def test_a_segmentation_names_its_classes(tmp_path: Path) -> None:
 def test_names_of_classes_are_those_of_the_masks_and_not_of_another_segmentation(tmp_path: Path) -> None:
     root = write_bids(tmp_path / "bids", "label-lesion_dseg", values=2)
     other = root / "derivatives" / "fmriprep"  # its tables come first by name
-    place = PLACE.format(patient="01", session="ses-1")
+    place = BIDS_PLACE.format(patient="01", session="ses-1")
     save_nifti(other / f"{place}_desc-aseg_dseg.nii.gz", scan_with_lesions()[1])
     (other / "desc-aseg_dseg.tsv").write_text("index\tname\n1\tLeft-Cerebral-Exterior\n2\tLeft-White-Matter\n")
     assert read_dataset(root)[0].classes == {1: "lesion 1", 2: "lesion 2"}
