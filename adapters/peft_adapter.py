@@ -44,6 +44,7 @@ class PeftAdapter(Adapter):
     """
 
     start_moved = False  # whether the method's start would have moved the backbone's weights (`moved_start`)
+    own_trained = ""  # name of a tensor of the backbone itself that is trained, such as by bias="lora_only"
 
     @accepts_old_arguments(PLACEMENT)
     def __init__(self, placement: Placement = Placement()) -> None:  # noqa: B008 (frozen)
@@ -109,7 +110,15 @@ class PeftAdapter(Adapter):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Switch the adapter off within this context. The backbone then answers exactly as before `attach`."""
+        """Switch the adapter off within this context. The backbone then answers exactly as before `attach`.
+
+        Raises:
+            ValueError: If the method trains tensors of the backbone itself.
+        """
+        if self.own_trained:
+            raise ValueError(
+                f"model.adapter: {self.method} trains the backbone's own {self.own_trained}; it cannot be off."
+            )
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         for layer in self._layers().values():
             layer.enable_adapters(False)
@@ -135,6 +144,7 @@ class PeftAdapter(Adapter):
         try:
             with torch.no_grad():
                 before, weights = answers(backbone), own_weights(backbone, targets)
+            own = {id(tensor) for tensor in backbone.parameters()}
             config = self.config(targets)
             from peft import inject_adapter_in_model  # costs 5 seconds to import
 
@@ -146,6 +156,10 @@ class PeftAdapter(Adapter):
                 raise ValueError(f"it changes the backbone's answers before any training (by {changed:.1g})")
             if idle := without_gradient(backbone):
                 raise ValueError(f"{len(idle)} of its tensors get no gradient, such as {idle[0]}")
+            trained = (
+                name for name, tensor in backbone.named_parameters() if tensor.requires_grad and id(tensor) in own
+            )
+            self.own_trained = next(trained, "")
             backbone.zero_grad()
             layers = {type(layer): layer for layer in map(backbone.get_submodule, targets)}
             for layer in layers.values():

@@ -211,7 +211,7 @@ def check_adapter(adapter: Adapter, backbone: Backbone | None = None, propagatio
     - Each trained tensor gets a gradient; after one step, those of the adapter's own get one other than 0. Nothing
       else changes.
     - What `save` wrote gives the same tensors and answers in another backbone.
-    - `disabled`, if the adapter has it, gives the first answers back exactly.
+    - `disabled` gives the first answers back exactly, unless the adapter refuses with a ValueError.
     - `merge`, if the adapter can do it, keeps the answers (`TOLERANCE`) and leaves the backbone's own tensors alone.
     """
     from mois.propagation import Similarity
@@ -224,6 +224,7 @@ def check_adapter(adapter: Adapter, backbone: Backbone | None = None, propagatio
         before = answers(backbone)
     own = {name: (tensor, tensor.detach().clone()) for name, tensor in backbone.state_dict(keep_vars=True).items()}
     adapter.attach(backbone, propagation)
+    backbone.eval()  # dropout of an adapter gives no answer twice
     with torch.no_grad():
         changed = largest_change(before, answers(backbone))
     _require(changed <= IDENTITY, f"attaching alone changes what the backbone answers (by {changed:.1g})")
@@ -260,6 +261,7 @@ def _check_saved(
 ) -> None:
     """Check that what an adapter saves gives the same model in another backbone, by another adapter like it."""
     other.attach(fresh, propagation)
+    fresh.eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         adapter.save(Path(folder))
         other.load(Path(folder))
@@ -271,8 +273,11 @@ def _check_saved(
 
 
 def _check_disabled(adapter: Adapter, backbone: Backbone, before: list[Tensor]) -> None:
-    """Check that an adapter that is off gives the first answers, and is as it was afterwards."""
-    if type(adapter).disabled is Adapter.disabled:
+    """Check that an adapter that is off gives the first answers, and is as it was afterwards, or that it refuses."""
+    try:
+        with adapter.disabled():
+            pass
+    except ValueError:
         return
     trained = [name for name, tensor in backbone.named_parameters() if tensor.requires_grad]
     with torch.no_grad():

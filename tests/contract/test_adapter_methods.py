@@ -52,6 +52,18 @@ def test_methods_keep_the_contract(name: str) -> None:
     check_adapter(adapter_of(name))
 
 
+@pytest.mark.parametrize(
+    "settings", [{"bias": "lora_only"}, pytest.param({"lora_dropout": 0.1}, marks=pytest.mark.ci)], ids=str
+)
+def test_usual_settings_of_lora_keep_the_contract(settings: dict[str, Any]) -> None:
+    placement = Placement(["memory_attention"])
+    adapter = Peft({"class_path": "peft.LoraConfig", "init_args": settings}, placement)
+    check_adapter(adapter)
+    if "bias" in settings:
+        with pytest.raises(ValueError, match=r"LoraConfig trains the backbone's own .*bias; it cannot be off"):
+            adapter.disabled().__enter__()
+
+
 REFUSED = [
     (peft("FourierFTConfig", n_frequency=100), "it changes the backbone's answers before any training"),
     (peft("C3AConfig", block_size=16), "it changes the backbone's answers before any training"),
