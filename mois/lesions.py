@@ -22,7 +22,7 @@ class Candidates:
 
     Attributes:
         lesions: Instance map (S, H, W) int32, ids 1..K.
-        peaks: (K,) float32, highest probability in each region.
+        peaks: (K,) float32, highest probability in each region; of an answer, at its level of peaks.
     """
 
     lesions: InstanceMap

@@ -1,4 +1,4 @@
-"""Questions about a whole scan, what a propagation answers, and where the lesions of an answer are parted."""
+"""Questions about a whole scan, what a propagation answers, how answers are averaged, and where lesions are parted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,48 @@ from torch import Tensor
 from mois.geometry import restore_stack
 from mois.grid import Edges, Spacing
 from mois.inference.encoded_volume import EncodedVolume
-from mois.inference.levels import EVEN, NO_SHARES, ScanRule, Shares, log_odds, mixed, shifted
 from mois.inference.parting import part_by_cores_steps
 from mois.lesions import InstanceMap, split_touching_steps
 from mois.machine.steps import Steps, finish, some_slices
 from mois.records import Exemplars
+
+EVEN = 0.5
+"""The level if nothing is known of the scan. No level is higher."""
+
+SURE = 1e-4
+"""Probabilities nearer to 0 or 1 than this are no surer."""
+
+
+class Shares(NamedTuple):
+    """Shares of the further answers in the log-odds; the rest is the propagation's.
+
+    Attributes:
+        plain: Share of the plain answer (`Propagation.plain_answer`).
+        alone: Share of the answer without exemplars.
+    """
+
+    plain: float = 0.0
+    alone: float = 0.0
+
+
+NO_SHARES = Shares()
+
+
+class ScanRule(NamedTuple):
+    """What the exemplars of a scan decide.
+
+    Attributes:
+        shares: Shares of the further answers.
+        level: The probability that becomes 0.5.
+        waist_mm: How much thinner than the lesions beside it a waist is that parts them, in mm; 0: shape parts nothing.
+        peak_level: The probability that becomes 0.5 in the peak of a candidate. It decides what is a lesion, and not
+            where it ends.
+    """
+
+    shares: Shares = NO_SHARES
+    level: float = EVEN
+    waist_mm: float = 0.0
+    peak_level: float = EVEN
 
 
 class LesionMaps(NamedTuple):
@@ -30,6 +67,7 @@ class LesionMaps(NamedTuple):
         plain: (S, H, W) float16, the plain answer of the propagation; None if it has none, or nobody asks for it.
         alone: (S, H, W) float16, the answer without exemplars; None if nobody asks for it.
         waist_mm: How much thinner than the lesions beside it a waist is that parts them, in mm; 0: the cores part them.
+        peak_level: The probability that becomes 0.5 in the peak of a candidate (`ScanRule`).
         margin: (S, H, W) float16, log-odds of the propagation's answer, minus those of its answer if the exemplars
             change sides. Below 0 a voxel is more like what was rejected. None if nothing was.
     """
@@ -39,6 +77,7 @@ class LesionMaps(NamedTuple):
     plain: Tensor | None = None
     alone: Tensor | None = None
     waist_mm: float = 0.0
+    peak_level: float = EVEN
     margin: Tensor | None = None
 
     def by_rule(self, rule: ScanRule) -> LesionMaps:
@@ -48,7 +87,7 @@ class LesionMaps(NamedTuple):
     def by_rule_steps(self, rule: ScanRule) -> Steps[LesionMaps]:
         """Do what `by_rule` does, a few slices at a time."""
         if rule.level == EVEN and rule.shares == NO_SHARES:
-            return self._replace(plain=None, alone=None, waist_mm=rule.waist_mm)
+            return self._replace(plain=None, alone=None, waist_mm=rule.waist_mm, peak_level=rule.peak_level)
         probability = torch.empty_like(self.probability)
         cores = None if self.cores is None else torch.empty_like(self.cores)
         for slices in some_slices(probability.shape):
@@ -57,7 +96,7 @@ class LesionMaps(NamedTuple):
             if cores is not None and here.cores is not None:
                 cores[slices] = here.cores
             yield None
-        return LesionMaps(probability, cores, waist_mm=rule.waist_mm, margin=self.margin)
+        return LesionMaps(probability, cores, None, None, rule.waist_mm, rule.peak_level, self.margin)
 
     def against_steps(self, changed: LesionMaps) -> Steps[LesionMaps]:
         """Return the maps with the margin over the answer if the exemplars change sides, a few slices at a time."""
@@ -82,6 +121,10 @@ class LesionMaps(NamedTuple):
             return self
         cores = None if self.cores is None else shifted(self.cores, level)
         return self._replace(probability=shifted(self.probability, level), cores=cores)
+
+    def at_peak_level(self, peaks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return peaks of candidates, (K,), with their log-odds shifted, so that `peak_level` becomes 0.5."""
+        return peaks if self.peak_level == EVEN else shifted(torch.from_numpy(peaks), self.peak_level).numpy()
 
 
 class TileAnswers(NamedTuple):
@@ -195,6 +238,45 @@ def parting_of(
     return partial(
         split_touching_steps, spacing_mm=spacing_mm, prominence_mm=prominence_mm or 0.0, min_voxels=min_voxels
     )
+
+
+def mixed(probability: Tensor, plain: Tensor | None, alone: Tensor | None, shares: Shares) -> Tensor:
+    """Average the log-odds of answers. Where the first is 0, as in air, the result is 0.
+
+    Args:
+        probability: The answer of a propagation.
+        plain: Its plain answer, same shape; None has no say.
+        alone: Its answer without exemplars, same shape; None has no say.
+        shares: Shares of the plain answer and of the answer without exemplars.
+
+    Examples:
+        >>> mixed(torch.tensor([0.0, 0.5, 0.8]), torch.tensor([0.9, 0.5, 0.2]), None, Shares(plain=0.5)).tolist()
+        [0.0, 0.5, 0.5]
+    """
+    says = [(part, share) for part, share in ((plain, shares.plain), (alone, shares.alone)) if part is not None]
+    says = [(part, share) for part, share in says if share]
+    if not says:
+        return probability
+    odds = (1 - sum(share for _, share in says)) * log_odds(probability)
+    for part, share in says:
+        odds = odds + share * log_odds(part)
+    return torch.where(probability > 0, odds.sigmoid(), 0.0).to(probability.dtype)
+
+
+def log_odds(probability: Tensor) -> Tensor:
+    """Return the log-odds of probabilities as float32; none is surer than `SURE`."""
+    return probability.float().logit(SURE)
+
+
+def shifted(probability: Tensor, level: float) -> Tensor:
+    """Shift the log-odds of probabilities, so that `level` becomes 0.5.
+
+    Examples:
+        >>> shifted(torch.tensor([0.0, 0.25, 0.5, 1.0]), 0.25).tolist()
+        [0.0, 0.5, 0.75, 1.0]
+    """
+    there = probability.float() * (1 - level)
+    return (there / (there + (1 - probability.float()) * level)).to(probability.dtype)
 
 
 def side_by_side(questions: Sequence[Exemplars]) -> Exemplars:

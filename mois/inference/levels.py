@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mois.inference.lesion_maps import EVEN, NO_SHARES, LesionMaps, ScanRule, Shares, mixed, shifted
 from mois.inference.parting import waist_of
 from mois.machine.steps import Steps, finish, some_slices
 from mois.records import Exemplars
@@ -18,11 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mois.inference.encoded_volume import EncodedVolume
-    from mois.inference.lesion_maps import LesionMaps
     from mois.inference.segmenter import VolumeSegmenter
-
-EVEN = 0.5
-"""The level if nothing is known of the scan. No level is higher."""
 
 LEVELS = tuple(step / 20 for step in range(2, 11))
 """Levels that are tried: 0.1, 0.15, ... 0.5."""
@@ -37,12 +34,22 @@ FOUND = 0.5
 KNOWN = 0.4
 """The same for `inference.level=known`, if a scan shows one kind of object (`ONE_KIND`)."""
 
-OF_KNOWN_LESIONS = ("known", "cautious")
+CAUTIOUS = ("cautious", "selective")
+"""Values of `inference.level` that take the highest of the levels that are as good (`AS_GOOD`)."""
+
+OF_KNOWN_LESIONS = ("known", *CAUTIOUS)
 """Values of `inference.level` with a rule for lesions that the model knows."""
 
 AS_GOOD = 0.85
-"""Levels whose figure is at least this share of the largest one are as good, with `inference.level=cautious`. Five
-lesions of a few pixels cannot tell them apart, and a level too low costs hundreds of false lesions."""
+"""Levels whose figure is at least this share of the largest one are as good, with values in `CAUTIOUS`. Five lesions of
+a few pixels cannot tell them apart, and a level too low costs hundreds of false lesions."""
+
+SURE_PEAKS = (0.69, 0.92)
+"""However sure the exemplars are, a candidate must be as sure as the first, and never surer than the second. Below, MS
+lesions are lost among hundreds of false ones; above, lesions of phantoms are lost."""
+
+PEAK_THRESHOLD = 0.6
+"""What the peak becomes that a candidate must have. It is `peak_threshold` of the shipped configs."""
 
 LEVELS_OF_KNOWN = (*reversed(LEVELS), 0.05, 0.02)
 """Levels that are tried where the model knows the lesions. Of equal ones the first is taken."""
@@ -52,9 +59,6 @@ MEANT = 0.1
 
 ONE_KIND = 0.8
 """A scan shows one kind of object if so much of what is found without exemplars is meant by them."""
-
-SURE = 1e-4
-"""Probabilities nearer to 0 or 1 than this are no surer."""
 
 MOST_LESIONS = 16
 """Lesions that are left out in turn."""
@@ -78,38 +82,11 @@ class Outlined(NamedTuple):
     masks: Tensor
 
 
-class Shares(NamedTuple):
-    """Shares of the further answers in the log-odds; the rest is the propagation's.
-
-    Attributes:
-        plain: Share of the plain answer (`Propagation.plain_answer`).
-        alone: Share of the answer without exemplars.
-    """
-
-    plain: float = 0.0
-    alone: float = 0.0
-
-
-NO_SHARES = Shares()
 PLAIN_HALF = Shares(plain=0.5)  # all of it harms bodies
 POOLED = Shares(plain=0.25, alone=0.25)
 POOLED_WITHOUT_PLAIN = Shares(alone=1 / 3)
 ALONE_HALF = Shares(plain=0.25, alone=0.5)
 WITHOUT_PLAIN = (POOLED_WITHOUT_PLAIN, Shares(alone=2 / 3))
-
-
-class ScanRule(NamedTuple):
-    """What the exemplars of a scan decide.
-
-    Attributes:
-        shares: Shares of the further answers.
-        level: The probability that becomes 0.5.
-        waist_mm: How much thinner than the lesions beside it a waist is that parts them, in mm; 0: shape parts nothing.
-    """
-
-    shares: Shares = NO_SHARES
-    level: float = EVEN
-    waist_mm: float = 0.0
 
 
 def fewest_exemplars(level: str) -> int:
@@ -153,7 +130,8 @@ def rule_steps(
     were outlined. A question with negative exemplars is never averaged so.
     With `inference.level=known` such lesions have another rule (`_agreed`), also with a single exemplar.
     With `inference.level=cautious` they do too. For other lesions, the highest of the levels that are nearly as good as
-    the best one is taken (`AS_GOOD`).
+    the best one is taken (`AS_GOOD`). With `selective` they do too, and if there are several kinds of objects or the
+    model does not know them, peaks have a level of their own (`_peak_level`).
 
     Args:
         segmenter: The model. With `inference.level=fixed` the level is 0.5.
@@ -172,9 +150,8 @@ def rule_steps(
         waist_mm = waist_of(lesions.masks.cpu().numpy() > 0.5, segmenter.settings.pixel_mm, encoded.grid.edges_mm)
     if segmenter.settings.level == "fixed":
         return ScanRule(waist_mm=waist_mm)
-    positive = int(exemplars.positive.sum())
-    setting = segmenter.settings.level
-    if positive < fewest_exemplars(segmenter.settings.level):  # without any, it is the answer to no exemplars
+    positive, setting = int(exemplars.positive.sum()), segmenter.settings.level
+    if positive < fewest_exemplars(setting):  # without any, it is the answer to no exemplars
         return ScanRule(level=LONE_LEVEL if positive else EVEN, waist_mm=waist_mm)
     negatives = bool((exemplars.present & exemplars.negative).any())
     rule = None
@@ -184,12 +161,16 @@ def rule_steps(
             rule = yield from _agreed(answer, well_known=finds(alone, "pooled"))
     if rule is None and positive < 2:
         rule = ScanRule(level=LONE_LEVEL)
-    if rule is None:
+    selective = setting == "selective" and positive > 1 and (rule is None or not rule.shares.alone)
+    if rule is None or selective:
         left_out = yield from _without_own(segmenter, encoded, exemplars, lesions)
         if negatives:
             # Without exemplars, the model knows nothing of what must not be found.
             left_out = [inside._replace(alone=None) for inside in left_out]
-        rule = yield from _best(left_out, answer, setting)
+        if rule is None:
+            rule = yield from _best(left_out, answer, setting)
+        if selective:
+            rule = rule._replace(peak_level=_peak_level(left_out, rule))
     return rule._replace(waist_mm=waist_mm)
 
 
@@ -249,7 +230,7 @@ def _counts_of_objects(
 def _best(left_out: Sequence[Inside], answer: LesionMaps, setting: str) -> Steps[ScanRule]:
     """Return the shares of the answers and the level with the largest recall x recall / share of the scan."""
     levels = torch.tensor(LEVELS)
-    least = AS_GOOD if setting == "cautious" else 1.0
+    least = AS_GOOD if setting in CAUTIOUS else 1.0
     best, rule = 0.0, ScanRule()
     for shares in _shares_to_try(left_out):
         shown, reached = yield from _counts(answer, shares, levels)
@@ -260,8 +241,23 @@ def _best(left_out: Sequence[Inside], answer: LesionMaps, setting: str) -> Steps
         if float(worth.max()) > best:
             best = float(worth.max())
             as_good = torch.nonzero(worth >= least * worth.max()).flatten()
-            rule = ScanRule(shares, LEVELS[int(as_good[-1] if setting == "cautious" else as_good[0])])
+            rule = ScanRule(shares, LEVELS[int(as_good[-1] if setting in CAUTIOUS else as_good[0])])
     return rule
+
+
+def _peak_level(left_out: Sequence[Inside], rule: ScanRule) -> float:
+    """Return the level of peaks: a candidate must be about as sure as half of the left-out lesions are.
+
+    Args:
+        left_out: What the other exemplars find of each lesion.
+        rule: The shares and the level of the scan.
+    """
+    if not left_out:
+        return EVEN
+    peaks = torch.stack([shifted(inside.mixed(rule.shares).max(), rule.level) for inside in left_out])
+    sure = float(peaks.quantile(0.5).clamp(*SURE_PEAKS))
+    odds = sure / (1 - sure) / (PEAK_THRESHOLD / (1 - PEAK_THRESHOLD))
+    return odds / (1 + odds)
 
 
 def _shares_to_try(left_out: Sequence[Inside]) -> Sequence[Shares]:
@@ -295,45 +291,6 @@ def _counts(answer: LesionMaps, shares: Shares, levels: Tensor) -> Steps[tuple[i
         reached += torch.stack([torch.count_nonzero(probability >= level) for level in levels])
         yield None
     return shown, reached.float()
-
-
-def mixed(probability: Tensor, plain: Tensor | None, alone: Tensor | None, shares: Shares) -> Tensor:
-    """Average the log-odds of answers. Where the first is 0, as in air, the result is 0.
-
-    Args:
-        probability: The answer of a propagation.
-        plain: Its plain answer, same shape; None has no say.
-        alone: Its answer without exemplars, same shape; None has no say.
-        shares: Shares of the plain answer and of the answer without exemplars.
-
-    Examples:
-        >>> mixed(torch.tensor([0.0, 0.5, 0.8]), torch.tensor([0.9, 0.5, 0.2]), None, Shares(plain=0.5)).tolist()
-        [0.0, 0.5, 0.5]
-    """
-    says = [(part, share) for part, share in ((plain, shares.plain), (alone, shares.alone)) if part is not None]
-    says = [(part, share) for part, share in says if share]
-    if not says:
-        return probability
-    odds = (1 - sum(share for _, share in says)) * log_odds(probability)
-    for part, share in says:
-        odds = odds + share * log_odds(part)
-    return torch.where(probability > 0, odds.sigmoid(), 0.0).to(probability.dtype)
-
-
-def log_odds(probability: Tensor) -> Tensor:
-    """Return the log-odds of probabilities as float32; none is surer than `SURE`."""
-    return probability.float().logit(SURE)
-
-
-def shifted(probability: Tensor, level: float) -> Tensor:
-    """Shift the log-odds of probabilities, so that `level` becomes 0.5.
-
-    Examples:
-        >>> shifted(torch.tensor([0.0, 0.25, 0.5, 1.0]), 0.25).tolist()
-        [0.0, 0.5, 0.75, 1.0]
-    """
-    there = probability.float() * (1 - level)
-    return (there / (there + (1 - probability.float()) * level)).to(probability.dtype)
 
 
 class Inside(NamedTuple):

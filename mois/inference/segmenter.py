@@ -368,7 +368,8 @@ class VolumeSegmenter:
         maps = answer if isinstance(answer, LesionMaps) else LesionMaps(answer)
         min_voxels = self.min_voxels(voxel_ml)
         part = parting_of(maps, self.settings.split_prominence_mm, min_voxels, spacing_mm)
-        return find_candidates_steps(maps.probability.numpy(), self.settings.threshold, min_voxels, part)
+        found = yield from find_candidates_steps(maps.probability.numpy(), self.settings.threshold, min_voxels, part)
+        return Candidates(found.lesions, maps.at_peak_level(found.peaks))
 
     def min_voxels(self, voxel_ml: float) -> int:
         """Return the size in voxels of the smallest lesion that is kept, for voxels of this volume in millilitres."""

@@ -23,7 +23,8 @@ class InferenceSettings:
         overlap: Overlap of neighbouring tiles, as a share of the edge of a tile.
         batch_size: Tiles that go through the model at once. A CPU takes fewer if they do not fit its cache.
         threshold: Probability from which a voxel belongs to a lesion.
-        peak_threshold: A lesion is dropped if no voxel of it reaches this probability.
+        peak_threshold: A lesion is dropped if no voxel of it reaches this probability. `level` may ask for a higher
+            one.
         min_lesion_voxels: Smallest lesion that is kept, in voxels.
         min_lesion_ml: Smallest lesion that is kept, in millilitres.
         clicks: How a click becomes a lesion. `model`: as the model says, on the clicked slice and while it is tracked.
@@ -64,7 +65,9 @@ class InferenceSettings:
             the same, but where such a scan shows one kind of object, the level is the one at which the average agrees
             best with the outlines that the model gives without exemplars; else the answer with exemplars counts alone.
             `cautious`: as `known`; for other lesions, of levels that are about as good the highest is taken.
-            Where lesions were rejected, sessions ask with the last three what is found if the exemplars change sides.
+            `selective`: as `cautious`; unless the scan shows one kind of object, a candidate must also be as sure as
+            half of the exemplars are where the others look for them.
+            Where lesions were rejected, sessions ask with the last four what is found if the exemplars change sides.
             Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).
@@ -94,7 +97,7 @@ class InferenceSettings:
     memory_gib: float = 4.0
     split_prominence_mm: float | None = 0.0
     most_exemplars: int = 16
-    level: Literal["fixed", "exemplars", "mixed", "pooled", "known", "cautious"] = "fixed"
+    level: Literal["fixed", "exemplars", "mixed", "pooled", "known", "cautious", "selective"] = "fixed"
     normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
     channels: tuple[str, ...] = ()
 
@@ -148,12 +151,12 @@ class InferenceSettings:
     @property
     def asks_plain(self) -> bool:
         """Whether the plain answer may have a say."""
-        return self.level in ("mixed", "pooled", "known", "cautious")
+        return self.level in ("mixed", "pooled", "known", "cautious", "selective")
 
     @property
     def asks_alone(self) -> bool:
         """Whether the answer without exemplars may have a say."""
-        return self.level in ("pooled", "known", "cautious")
+        return self.level in ("pooled", "known", "cautious", "selective")
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse more channels than a backbone has inputs for.

@@ -35,7 +35,7 @@ def served_model(bundle: Path | None, pixel_mm: float, device: str) -> LesionMod
         threshold=0.5,
         peak_threshold=0.6,
         clicks="followed",
-        level="cautious",
+        level="selective",
         split_prominence_mm=None,
     )
     return LesionModel.of(VolumeSegmenter(backbone, propagation, settings))

@@ -43,7 +43,7 @@ PROPAGATIONS: dict[str, tuple[str, Callable[[], Propagation], dict[str, float | 
         {
             "threshold": 0.5,
             "peak_threshold": 0.6,
-            "level": "cautious",
+            "level": "selective",
             "split_prominence_mm": None,
             "clicks": "followed",
         },

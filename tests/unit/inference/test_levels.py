@@ -9,28 +9,32 @@ import numpy as np
 import pytest
 import torch
 
-from mois.inference.lesion_maps import LesionMaps, TileAnswers
+from mois.inference.lesion_maps import (
+    EVEN,
+    NO_SHARES,
+    LesionMaps,
+    ScanRule,
+    Shares,
+    TileAnswers,
+    mixed,
+    shifted,
+)
 from mois.inference.levels import (
     ALONE_HALF,
     BARELY,
-    EVEN,
     LONE_LEVEL,
-    NO_SHARES,
     PLAIN_HALF,
     POOLED,
     POOLED_WITHOUT_PLAIN,
     Inside,
     Outlined,
-    ScanRule,
-    Shares,
     _best,
-    mixed,
     rule_of,
-    shifted,
 )
 from mois.inference.segmenter import VolumeSegmenter
 from mois.machine.steps import finish
 from mois.records import Exemplars
+from tests.support.session_fakes import make_segmenter
 
 MASKS = torch.zeros(3, 4, 4)
 MASKS[:, 1:3, 1:3] = 1
@@ -42,7 +46,7 @@ class Answers:
 
     def __init__(
         self,
-        inside: float,
+        inside: float | torch.Tensor,
         level: str = "exemplars",
         plain: float | None = None,
         alone: float | torch.Tensor | None = None,  # (3, 1, 1) for one value a lesion
@@ -266,6 +270,46 @@ def test_where_all_objects_are_meant_the_answer_without_exemplars_has_half_a_say
 def test_where_there_are_other_objects_the_exemplars_decide_alone() -> None:
     rule = _rule(Answers(0.9, "known", plain=0.9, alone=0.9), _two_objects([0.05] * 10))
     assert rule == ScanRule()
+
+
+@pytest.mark.parametrize(("inside", "level"), [(0.9, 6 / 7), (0.75, 2 / 3), (0.99, 23 / 26), (0.5, 138 / 231)])
+def test_among_other_objects_a_candidate_must_be_as_sure_as_the_exemplars(inside: float, level: float) -> None:
+    # odds of 9 and 3 become 1.5, those of 0.6; no peak must be above 0.92 (23 / 2), each above 0.69 (69 / 31)
+    selective = Answers(inside, "selective", plain=inside, alone=0.9)
+    assert _rule(selective, _two_objects([0.05] * 10)) == ScanRule(peak_level=pytest.approx(level))
+    assert len(selective.asked) == 3
+    assert _rule(Answers(inside, "cautious", plain=inside, alone=0.9), _two_objects([0.05] * 10)) == ScanRule()
+
+
+def test_objects_of_one_kind_and_a_single_exemplar_ask_for_no_surer_peaks() -> None:
+    maps, selective = _two_objects([0.9] * 5 + [0.3] * 5), Answers(0.9, "selective", plain=0.9, alone=0.9)
+    assert _rule(selective, maps) == ScanRule(ALONE_HALF, level=EVEN)
+    assert _rule(selective, _two_objects([0.05] * 10), _exemplars(1)) == ScanRule()
+    assert _rule(Answers(0.9, "selective", plain=0.9, alone=0.39), maps, _exemplars(1)) == ScanRule(level=LONE_LEVEL)
+    assert selective.asked == []
+
+
+def test_peaks_of_unknown_lesions_are_compared_at_the_level_of_the_scan() -> None:
+    # One pixel of a lesion has .5, three have .2. The level is .2, which makes odds of 1 those of 4; 4 becomes 3 / 2.
+    inside = torch.full((4, 4), 0.2)
+    inside[1, 1] = 0.5
+    maps = LesionMaps(torch.tensor([0.5, 0.2, 0.2, 0.2] * 5 + [0.05] * 80).view(1, 10, 10))
+    unknown = Answers(inside, "selective", alone=0.0)
+    assert _rule(unknown, maps) == ScanRule(level=0.2, peak_level=pytest.approx(8 / 11))
+
+
+def test_the_level_of_peaks_decides_which_candidates_are_lesions_and_not_their_outlines() -> None:
+    probability = torch.tensor([0.6, 0.95, 0.5, 0.0, 0.5, 0.8, 0.9, 0.0]).view(1, 1, 8)
+    maps = LesionMaps(probability).by_rule(ScanRule(peak_level=0.88))
+    segmenter = make_segmenter(threshold=0.5, peak_threshold=0.6, min_lesion_voxels=1, split_prominence_mm=0.0)
+    candidates = segmenter.candidates(maps, 1.0)
+    # odds of .95 are 19, and those of .9 are 9; those of the level, .88 / .12 = 22 / 3
+    assert candidates.peaks.tolist() == pytest.approx([57 / 79, 27 / 49])
+    assert candidates.lesions.tolist() == [[[1, 1, 1, 0, 2, 2, 2, 0]]]
+    assert segmenter.lesions(maps, 1.0).tolist() == [[[1, 1, 1, 0, 0, 0, 0, 0]]]
+    assert segmenter.lesions(probability, 1.0).max() == 2
+    pooled = maps._replace(plain=probability).by_rule(ScanRule(Shares(plain=0.5), peak_level=0.7))
+    assert pooled.peak_level == 0.7
 
 
 def test_other_objects_beside_lesions_that_are_hardly_known_leave_the_level_to_the_exemplars() -> None:

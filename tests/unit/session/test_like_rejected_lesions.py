@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from mois.inference.encoded_volume import EncodedVolume
-from mois.inference.lesion_maps import LesionMaps
-from mois.inference.levels import ScanRule
+from mois.inference.lesion_maps import LesionMaps, ScanRule
 from mois.machine.steps import Steps, finish
 from mois.session import InteractiveSession
 from mois.session.advice import suggestions
@@ -47,6 +46,14 @@ def test_without_rejected_lesions_nothing_is_left_out() -> None:
     assert (len(lesions), unsure) == (2, ())
 
 
+def test_a_candidate_below_the_level_of_peaks_is_suggested_and_not_found() -> None:
+    segmenter = make_segmenter(peak_threshold=0.6, split_prominence_mm=0.0, min_lesion_voxels=1)
+    maps = two_candidates([1, 1, 1])._replace(margin=None, peak_level=0.85)
+    lesions, unsure = find_lesions(segmenter, ON, State(), maps, 1.0)
+    assert [peak for _, peak in lesions] == [pytest.approx(27 / 44)]  # odds of 9; those of the level are 17 / 3
+    assert [(each.point, each.peak) for each in unsure] == [((0, 0, 5), pytest.approx(12 / 29))]
+
+
 def test_the_margin_is_a_difference_of_log_odds_and_outlives_the_rule() -> None:
     mine, theirs = torch.tensor([0.5, 0.9, 0.0]).view(1, 1, 3), torch.tensor([0.75, 0.5, 0.0]).view(1, 1, 3)
     maps = finish(LesionMaps(mine).against_steps(LesionMaps(theirs)))
@@ -57,7 +64,7 @@ def test_the_margin_is_a_difference_of_log_odds_and_outlives_the_rule() -> None:
         assert each.margin.flatten().tolist() == pytest.approx(wanted, abs=2e-3)
 
 
-@pytest.mark.parametrize("level", ["pooled", "known", "cautious", "exemplars"])
+@pytest.mark.parametrize("level", ["pooled", "known", "cautious", "selective", "exemplars"])
 def test_the_sides_change_only_if_something_was_rejected_and_something_is_looked_for(level: str) -> None:
     scan = three_lesions()
     session = InteractiveSession(make_model(level=level), scan)
