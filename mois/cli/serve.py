@@ -27,6 +27,7 @@ def serve(
     pixel_mm: float = 1.5,
     memory_gib: float = 4.0,
     device: str = "auto",
+    trust: list[str] | None = None,
 ) -> None:
     """Serve scans to a viewer, such as 3D Slicer. No medical device.
 
@@ -42,13 +43,14 @@ def serve(
         pixel_mm: Pixel size of the shipped model: the median lesion should be ten pixels across or more.
         memory_gib: Features that all scans keep in memory together, in GiB.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
+        trust: Modules of others whose classes the bundle may name, such as my_module.
 
     Raises:
         ValueError: If the folder is missing, the bundle cannot be used, or the server of the viewer is not installed.
     """
     need_extra("serve", "fastapi", "uvicorn", "blosc2")
     if viewer == "nninteractive":
-        models = served_models(bundle, pixel_mm, device)
+        models = served_models(bundle, pixel_mm, device, trust or ())
         _serve_nninteractive(studies, models, 1527 if port is None else port, host, memory_gib)
         return
     port = 8000 if port is None else port
@@ -58,7 +60,7 @@ def serve(
         _go_on_in_the_environment_of_viewers()
     if not studies.is_dir():
         raise ValueError(f"studies={studies}: there is no such folder; make it, and put scans into it.")
-    models = served_models(bundle, pixel_mm, device)
+    models = served_models(bundle, pixel_mm, device, trust or ())
     if models.further:
         raise ValueError("the server of MONAI Label serves one type of lesions; give one --bundle.")
     _serve_monailabel(studies.resolve(), models, memory_gib, host, port)

@@ -32,6 +32,7 @@ def try_bundle(
     count: int = 5,
     out: Path = Path("try"),
     device: str = "auto",
+    trust: list[str] | None = None,
 ) -> None:
     """Show what a model finds in a scan at a few pixel sizes, before any training.
 
@@ -49,6 +50,7 @@ def try_bundle(
         count: Number of lesions that are clicked, with labels.
         out: Folder for try.png and try.csv.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
+        trust: Modules of others whose classes the bundle may name, such as my_module.
 
     Raises:
         ValueError: If there are neither prompts nor labels, or a file cannot be used.
@@ -63,7 +65,7 @@ def try_bundle(
     from mois.session.prompts.prompt_file import read_prompts
 
     entries = None if prompts is None else read_prompts(prompts)
-    model = served_model(None if str(bundle) == SHIPPED else bundle, 1.5, device)
+    model = served_model(None if str(bundle) == SHIPPED else bundle, 1.5, device, trust or ())
     given = [scan] if isinstance(scan, str) else scan
     images = named_images(given, model.segmenter.settings.channels, "--scan")
     volume, chosen = read_labelled(images, labels, needed=prompts is None, target_class=target_class)

@@ -35,22 +35,25 @@ def typed_bundles(given: Sequence[str] | str | Path | None) -> dict[str, Path]:
     return bundles
 
 
-def served_models(given: Sequence[str] | str | Path | None, pixel_mm: float, device: str) -> ServedModels:
+def served_models(
+    given: Sequence[str] | str | Path | None, pixel_mm: float, device: str, trust: Sequence[str] = ()
+) -> ServedModels:
     """Return the models of a server; without a bundle, the shipped model.
 
     Args:
         given: See `typed_bundles`.
         pixel_mm: Pixel size of the shipped model.
         device: Device of the models.
+        trust: Modules of others whose classes the bundles may name.
     """
     from mois.serve.served_models import ServedModels
     from mois.serve.shipped_model import served_model
     from mois.sharing.bundle import Bundle
 
     def load(bundle: Path) -> LesionModel:
-        return Bundle.load(bundle, device).model()
+        return Bundle.load(bundle, device, trust).model()
 
     bundles = typed_bundles(given)
     name = next(iter(bundles), "")
     models = {kind: load(bundle) for kind, bundle in bundles.items() if kind != name}
-    return ServedModels(served_model(bundles.get(name), pixel_mm, device), name, models, load)
+    return ServedModels(served_model(bundles.get(name), pixel_mm, device, trust), name, models, load)

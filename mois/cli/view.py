@@ -21,6 +21,7 @@ def view(
     pixel_mm: float = 1.5,
     memory_gib: float = 4.0,
     device: str = "auto",
+    trust: list[str] | None = None,
 ) -> None:
     """Show a scan in your browser: click lesions, find the others. No medical device.
 
@@ -42,6 +43,7 @@ def view(
         pixel_mm: Pixel size of the shipped model: the median lesion should be ten pixels across or more.
         memory_gib: Features that are kept in memory, in GiB.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
+        trust: Modules of others whose classes the bundle may name, such as my_module.
 
     Raises:
         ValueError: If the image or the bundle cannot be used, the port is taken, or the extra `serve` is missing.
@@ -59,7 +61,7 @@ def view(
     from mois.serve.studies import study_key
     from mois.session.follow_up import read_time_point
 
-    models = served_models(bundle, pixel_mm, device)
+    models = served_models(bundle, pixel_mm, device, trust or ())
     images = named_images([image] if isinstance(image, str) else image, models.first.segmenter.settings.channels)
     name = subject or next(iter(images.values())).name.split(".")[0]
     before = None if earlier is None else read_time_point(earlier, patient=patient)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mois.sharing.lesion_model import LesionModel
 
 
-def served_model(bundle: Path | None, pixel_mm: float, device: str) -> LesionModel:
+def served_model(bundle: Path | None, pixel_mm: float, device: str, trust: Sequence[str] = ()) -> LesionModel:
     """Return the model of a bundle, or the shipped model, which finds look-alikes without any training.
 
     Args:
         bundle: Folder of the bundle, or None.
         pixel_mm: Pixel size of the shipped model. A bundle has its own.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
+        trust: Modules of others whose classes the bundle may name.
     """
     from mois.inference.execution import chosen_device
     from mois.sharing.bundle import Bundle
 
     if bundle is not None:
-        return Bundle.load(bundle, device).model()
+        return Bundle.load(bundle, device, trust).model()
     from mois.backbones import SAM2
     from mois.inference.segmenter import VolumeSegmenter
     from mois.inference.settings import InferenceSettings

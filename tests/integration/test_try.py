@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,24 @@ from mois.cli.trial_files import labels_beside
 from tests.support.example_bundles import EASY, random_bundle
 
 Make = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["try", "B", "scan.nii.gz"], ["view", "scan.nii.gz", "--bundle=B"], ["serve", "nninteractive", "--bundle=B"]],
+    ids=lambda words: words[0],
+)
+def test_a_bundle_of_others_is_loaded_once_it_is_trusted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    trusted: list[list[str]] = []
+
+    def load(bundle: Path, device: str, trust: Sequence[str] = ()) -> None:
+        trusted.append(list(trust))
+        raise ValueError("it would be loaded")
+
+    monkeypatch.setattr("mois.sharing.bundle.Bundle.load", load)
+    with pytest.raises(SystemExit):
+        mois_main([*words, "--trust", "of_others"])
+    assert trusted == [["of_others"]]
 
 
 @pytest.mark.ci
