@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def measure(name: str, seed: int, minutes: float, out: Path) -> dict[str, Any]:
         out: Folder of data and runs.
     """
     run = out / f"{name}_{seed}_{minutes:g}"
+    shutil.rmtree(run, ignore_errors=True)  # of a measurement that was broken off
     tests = [f"phantom_{12 + scan:04d}" for scan in range(TESTS)]
     common = [
         *("--config", str(ROOT / "configs" / "demo.yaml"), "--config", str(METHODS[name])),
