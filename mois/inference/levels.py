@@ -130,8 +130,8 @@ def rule_steps(
     were outlined. A question with negative exemplars is never averaged so.
     With `inference.level=known` such lesions have another rule (`_agreed`), also with a single exemplar.
     With `inference.level=cautious` they do too. For other lesions, the highest of the levels that are nearly as good as
-    the best one is taken (`AS_GOOD`). With `selective` they do too, and if there are several kinds of objects or the
-    model does not know them, peaks have a level of their own (`_peak_level`).
+    the best one is taken (`AS_GOOD`). With `selective` they do too, and peaks have a level of their own
+    (`_peak_level`), also for lesions that the model knows.
 
     Args:
         segmenter: The model. With `inference.level=fixed` the level is 0.5.
@@ -161,16 +161,17 @@ def rule_steps(
             rule = yield from _agreed(answer, well_known=finds(alone, "pooled"))
     if rule is None and positive < 2:
         rule = ScanRule(level=LONE_LEVEL)
-    selective = setting == "selective" and positive > 1 and (rule is None or not rule.shares.alone)
-    if rule is None or selective:
+    selective = setting == "selective" and positive > 1
+    left_out: Sequence[Inside] = ()
+    if rule is None or (selective and not rule.shares.alone):
         left_out = yield from _without_own(segmenter, encoded, exemplars, lesions)
         if negatives:
             # Without exemplars, the model knows nothing of what must not be found.
             left_out = [inside._replace(alone=None) for inside in left_out]
         if rule is None:
             rule = yield from _best(left_out, answer, setting)
-        if selective:
-            rule = rule._replace(peak_level=_peak_level(left_out, rule))
+    if selective:
+        rule = rule._replace(peak_level=_peak_level(left_out, rule))
     return rule._replace(waist_mm=waist_mm)
 
 
@@ -249,13 +250,14 @@ def _peak_level(left_out: Sequence[Inside], rule: ScanRule) -> float:
     """Return the level of peaks: a candidate must be about as sure as half of the left-out lesions are.
 
     Args:
-        left_out: What the other exemplars find of each lesion.
+        left_out: What the other exemplars find of each lesion; nothing if the scan shows one kind of object.
         rule: The shares and the level of the scan.
     """
-    if not left_out:
-        return EVEN
-    peaks = torch.stack([shifted(inside.mixed(rule.shares).max(), rule.level) for inside in left_out])
-    sure = float(peaks.quantile(0.5).clamp(*SURE_PEAKS))
+    least, most = SURE_PEAKS
+    sure = least
+    if left_out:
+        peaks = torch.stack([shifted(inside.mixed(rule.shares).max(), rule.level) for inside in left_out])
+        sure = float(peaks.quantile(0.5).clamp(least, most))
     odds = sure / (1 - sure) / (PEAK_THRESHOLD / (1 - PEAK_THRESHOLD))
     return odds / (1 + odds)
 

@@ -281,9 +281,10 @@ def test_among_other_objects_a_candidate_must_be_as_sure_as_the_exemplars(inside
     assert _rule(Answers(inside, "cautious", plain=inside, alone=0.9), _two_objects([0.05] * 10)) == ScanRule()
 
 
-def test_objects_of_one_kind_and_a_single_exemplar_ask_for_no_surer_peaks() -> None:
+def test_objects_of_one_kind_need_the_least_peak_and_those_of_a_single_exemplar_none() -> None:
     maps, selective = _two_objects([0.9] * 5 + [0.3] * 5), Answers(0.9, "selective", plain=0.9, alone=0.9)
-    assert _rule(selective, maps) == ScanRule(ALONE_HALF, level=EVEN)
+    assert _rule(selective, maps) == ScanRule(ALONE_HALF, peak_level=pytest.approx(138 / 231))
+    assert _rule(selective, maps, _exemplars(1)) == ScanRule(ALONE_HALF)
     assert _rule(selective, _two_objects([0.05] * 10), _exemplars(1)) == ScanRule()
     assert _rule(Answers(0.9, "selective", plain=0.9, alone=0.39), maps, _exemplars(1)) == ScanRule(level=LONE_LEVEL)
     assert selective.asked == []
