@@ -78,7 +78,8 @@ def test_three_hundred_lesions_scroll_smoothly_and_axe_finds_nothing_serious(bro
         assert count >= 300  # the clicked lesion may cover its neighbours
         rows = page.page.locator("#list .lesion")
         assert rows.count() < 40  # only those in sight
-        assert min(page.page.evaluate(FRAMES) for _ in range(3)) <= 100  # 33 on two free cores
+        still, scrolled = (min(page.page.evaluate(FRAMES, moves) for _ in range(3)) for moves in (False, True))
+        assert scrolled <= max(100, 3 * still)  # 33 on two free cores; other work makes still frames long, too
         assert rows.first.get_attribute("aria-setsize") == str(count)
         page.press("j")
         page.page.locator("#list").evaluate("list => { list.scrollTop = list.scrollHeight; }")
@@ -89,19 +90,19 @@ def test_three_hundred_lesions_scroll_smoothly_and_axe_finds_nothing_serious(bro
         assert page.errors == []
 
 
-FRAMES = """() => new Promise((done) => {
+FRAMES = """(moves) => new Promise((done) => {
   const list = document.getElementById("list");
   let [longest, last, step] = [0, performance.now(), 0];
   const frame = (now) => {
     longest = Math.max(longest, now - last);
     last = now;
-    list.scrollTop = (list.scrollHeight * step) / 120;
+    if (moves) list.scrollTop = (list.scrollHeight * step) / 120;
     if (step++ < 120) requestAnimationFrame(frame);
     else done(longest);
   };
   requestAnimationFrame((now) => { last = now; requestAnimationFrame(frame); });
 })"""
-"""Longest of 120 frames, in ms, while the list is scrolled from its first to its last lesion."""
+"""Longest of 120 frames, in ms, while the list is still, or is scrolled from its first to its last lesion."""
 
 
 def serious(page) -> list[str]:
