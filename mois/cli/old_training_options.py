@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import yaml
 from mois.cli.old_options import say_new_name, table_of, with_new_options
 from mois.cli.settings import CONFIGS, read_settings, with_null_fields
 from mois.errors import DataError
-from mois.files.text import read_text
+from mois.files.text import as_yaml, read_text
 from mois.sharing.old_settings import REGROUPED, current_name
 
 
@@ -65,7 +64,7 @@ class TrainingNames:
             content = table_of(read_text(Path(value), plain=True))
         except (DataError, OSError):
             return None  # the parser says what is wrong
-        return json.dumps(content) if self._rename(content, name) else None
+        return as_yaml(content) if self._rename(content, name) else None
 
     def _rename(self, settings: dict[str, Any], place: str) -> bool:
         """Give settings their current names; return whether one of them had an old name.

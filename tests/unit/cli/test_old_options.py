@@ -152,6 +152,15 @@ def test_old_settings_work_in_a_file_of_the_data_alone(tmp_path: Path, place: st
     assert TrainingNames(words).arguments(words) == words
 
 
+def test_rare_letters_in_a_file_with_old_settings_stay_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "data.yaml"
+    file.write_text("{root: 𠮷野, fold: 0}", encoding="utf-8")
+    words = ["fit", NIFTI, f"--data={file}"]
+    with pytest.warns(UserWarning, match=r"split\.fold"):
+        new = TrainingNames(words).arguments(words)
+    assert yaml.safe_load(new[2].removeprefix("--data="))["root"] == "𠮷野"
+
+
 def test_old_arguments_of_the_datamodule_work_in_python() -> None:
     with pytest.warns(UserWarning, match="NiftiDataModule: fold is now split.fold, splits is now split.file"):
         made = NiftiDataModule(Path("a"), fold=0, splits=Path("s.json"))  # type: ignore[call-arg]
