@@ -92,11 +92,7 @@ def as_stack(labels: Tensor) -> np.ndarray:
     return labels.permute(2, 1, 0).numpy()
 
 
-def journal_of(session):
-    import tempfile
-    from pathlib import Path
-
-    folder = Path(tempfile.mkdtemp())
+def journal_of(session, folder):
     session.save(folder)
     return folder
 

@@ -261,10 +261,10 @@ def test_drawings_are_replayed_and_loaded_voxel_by_voxel(scan, tmp_path):
     assert torch.equal(loaded.label_map(), replayed.label_map())
 
 
-def test_boxes_and_masks_are_written_as_before_unless_they_are_negative(scan, session):
+def test_boxes_and_masks_are_written_as_before_unless_they_are_negative(scan, session, tmp_path):
     session.box(lps(scan, 2, 16, 16), lps(scan, 2, 23, 23))
     session.box(lps(scan, 2, 16, 16), lps(scan, 2, 17, 23), 1, positive=False)
-    positive, negative = read_journal(journal_of(session)).actions
+    positive, negative = read_journal(journal_of(session, tmp_path)).actions
     assert sorted(positive.arguments) == ["corners_lps_mm", "lesion"]
     assert negative.arguments["positive"] is False
 
@@ -278,7 +278,7 @@ def test_a_lesion_that_is_cut_is_not_tracked_from_what_was_cut_off():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_is_drawn_holds_and_is_replayed(scan, seed):
+def test_whatever_is_drawn_holds_and_is_replayed(scan, seed, tmp_path):
     """Drawings at random places: on their voxels the latest holds, unless another lesion owns them."""
     rng = np.random.default_rng(seed)
     session = InteractiveSession(make_model(), scan)
@@ -302,5 +302,5 @@ def test_whatever_is_drawn_holds_and_is_replayed(scan, seed):
         for mask in session.state.owned(but=number):
             mask.paint(owned, True)
         assert np.array_equal(lesion(session, number)[drawn & ~owned], np.full((drawn & ~owned).sum(), positive))
-    replayed = InteractiveSession.replay(journal_of(session), make_model(), scan)
+    replayed = InteractiveSession.replay(journal_of(session, tmp_path), make_model(), scan)
     assert torch.equal(replayed.label_map(), session.label_map())

@@ -253,7 +253,7 @@ def test_undo_and_redo_are_exact(scan, session):
     assert not session.redo()  # a new action ends what could be redone
 
 
-def test_every_tile_is_encoded_once_whatever_the_number_of_clicks(scan):
+def test_every_tile_is_encoded_once_whatever_the_number_of_clicks(scan, tmp_path):
     model = make_model()
     session, backbone = InteractiveSession(model, scan), model.segmenter.backbone
     assert backbone.encoded == 0
@@ -270,7 +270,7 @@ def test_every_tile_is_encoded_once_whatever_the_number_of_clicks(scan):
     # beyond the budget: files, the same voxels
     session.redo()
     small = make_model(memory_gib=0.0)
-    again = InteractiveSession.replay(journal_of(session), small, scan)
+    again = InteractiveSession.replay(journal_of(session, tmp_path), small, scan)
     assert small.segmenter.backbone.encoded == tiles == again._bench.encoded.store.rows_in_file
     assert torch.equal(again.label_map(), session.label_map())
 

@@ -168,9 +168,9 @@ def test_banks_of_a_type_are_read_again(scan, tmp_path):
     assert set(loaded.state.exemplar_types.values()) == {"round"}
 
 
-def test_a_session_of_one_model_is_written_as_before(scan, session):
+def test_a_session_of_one_model_is_written_as_before(scan, session, tmp_path):
     session.click(lps(scan, 2, 20, 20))
-    folder = journal_of(session)
+    folder = journal_of(session, tmp_path)
     assert "type" not in (folder / "lesions.csv").read_text().splitlines()[0]
     assert b"_types" not in (folder / "states" / "000001.safetensors").read_bytes()
     assert [action.name for action in read_journal(folder).actions] == ["click"]
