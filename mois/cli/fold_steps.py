@@ -50,7 +50,8 @@ class FoldRuns:
         """Read the config of a training, and the folds of its dataset.
 
         Raises:
-            ValueError: If its data are of another datamodule, or cannot be parted into folds.
+            ValueError: If its data are of another datamodule, name the scans that train, or cannot be parted into
+                folds.
         """
         plain = resolved_config(["--config", str(training), *settings])
         data = plain["data"]
@@ -58,6 +59,12 @@ class FoldRuns:
             raise ValueError(f"data={data['class_path']} has no folds; mois folds takes datamodules.NiftiDataModule.")
         arguments = data["init_args"]
         given = arguments.get("split") or {}
+        key = "data.init_args.split"
+        if given.get("train_subjects") is not None:
+            raise ValueError(
+                f"{key}.train_subjects={given['train_subjects']}: mois folds says who trains; set it to null, and name "
+                f"scans that no fold may take in {key}.test_subjects."
+            )
         split = SplitSettings(file=given.get("file"), test_subjects=given.get("test_subjects"))
         root = Path(arguments["root"])
         seed = int(plain["seed_everything"])  # the datamodule has the same

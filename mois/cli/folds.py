@@ -32,7 +32,8 @@ def folds(
         settings: Further options of the training; `--trainer.max_epochs=10` may also stand by itself.
 
     Raises:
-        ValueError: If the dataset has no folds, or the folder holds folds of another config.
+        ValueError: If the dataset has no folds, the config names the scans that train, or the folder holds folds of
+            another config.
     """
     from mois.cli.evaluate import show_figures
     from mois.cli.fold_steps import FoldRuns

@@ -70,6 +70,18 @@ def test_a_planned_split_makes_room_for_the_folds(
     assert [one.train for one in tests] == [one.train for one in fits]
 
 
+def test_folds_are_not_made_of_all_scans_where_a_few_were_chosen(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", subjects=4, lesions=6)
+    (tmp_path / "small.yaml").write_text("seed_everything: 3\n", encoding="utf-8")
+    settings = [*LORA, *data(root, train_subjects=["p0", "p2"])]
+    line = (
+        r"data\.init_args\.split\.train_subjects=\['p0', 'p2'\]: mois folds says who trains; set it to null, and name "
+        r"scans that no fold may take in data\.init_args\.split\.test_subjects\."
+    )
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        FoldRuns.plan(tmp_path / "small.yaml", tmp_path / "folds", settings, "last")
+
+
 @pytest.mark.ci
 def test_folds_of_six_patients_give_six_rows_and_go_on_where_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
