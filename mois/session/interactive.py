@@ -105,7 +105,7 @@ class InteractiveSession(SessionView):
 
         Raises:
             ValueError: If a corner lies outside the scan, the corners lie on two slices, or the lesion does not exist
-                or is locked.
+                or is locked, or nothing of it would be left.
         """
         corners = [as_floats(corner_lps_mm), as_floats(opposite_lps_mm)]
         return int(self._act("box", corners_lps_mm=corners, lesion=lesion, **_negative(positive)))
@@ -127,7 +127,7 @@ class InteractiveSession(SessionView):
 
         Raises:
             ValueError: If a point lies outside the scan, the points lie on two slices, there is only one, the lesion
-                does not exist or is locked, or the scribble does not say which lesion it is for.
+                does not exist or is locked, nothing of it would be left, or it is not clear which lesion is meant.
         """
         points = [as_floats(point) for point in points_lps_mm]
         return int(self._act("scribble", points_lps_mm=points, lesion=lesion, positive=positive))
@@ -390,7 +390,7 @@ class InteractiveSession(SessionView):
 
     def _act(self, name: str, **arguments: Any) -> Any:
         """Do an action, write it down, and return its result."""
-        return self._history.act(name, arguments, self._types.apply)
+        return self._history.act(name, arguments, self._types.apply_new)
 
 
 def _negative(positive: bool) -> dict[str, bool]:

@@ -12,6 +12,7 @@ from mois.records import Volume
 from mois.session.header import about_model, model_digest
 from mois.session.journal import PROMPT_ACTIONS, Action
 from mois.session.models.model_on_scan import ModelOnScan
+from mois.session.prompts.refusals import NothingLeft
 from mois.session.state import State
 from mois.session.workbench import StateAndResult, Workbench
 from mois.sharing.bank import ExemplarBank
@@ -121,6 +122,20 @@ class TypedWorkbench:
         met = state.lesions.get(result) if name in PROMPT_ACTIONS and not arguments.get("positive", True) else None
         if met is not None and met.type != kind:  # a negative prompt fell on a lesion of another type
             return self._apply(met.type, name, state, arguments)
+        return after, result
+
+    def apply_new(self, name: str, state: State, arguments: Mapping[str, Any]) -> StateAndResult:
+        """Return the same as `apply`, for an action that is no replay of an earlier one.
+
+        Journals of earlier versions hold drawings that leave nothing of a lesion. They are replayed, and not done anew.
+
+        Raises:
+            ValueError: As `apply` raises it; or if a negative drawing would leave nothing of its lesion.
+        """
+        after, result = self.apply(name, state, arguments)
+        lesion = after.lesions.get(result) if name in PROMPT_ACTIONS else None
+        if lesion is not None and not lesion.mask.voxels:
+            raise NothingLeft.of(result, lesion.prompts[-1], lesion.mask)
         return after, result
 
     def answer_steps(self, state: State) -> Steps[None]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mois.inference.encoded_volume import UNCOVERED_LOGIT
 from mois.records import Volume
 from mois.session import InteractiveSession
 from mois.session.masks import BoxMask
+from mois.session.models.typed_workbench import TypedWorkbench
 from mois.session.prompts.prompting import PromptSegmenter, SegmentedLesion
-from tests.support.session_fakes import lps
+from tests.support.session_fakes import lps, make_model
 
 
 def shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +36,58 @@ def test_a_negative_click_on_the_only_voxel_of_a_lesion_is_refused(
         session.click(lps(scan, 2, 20, 20), 1, positive=False)
     assert (session.label_map() == before).all()
     assert len(session.actions) == 1
+
+
+def mask_of_a_block(scan: Volume, session: InteractiveSession) -> torch.Tensor:
+    """Give a block of 8 x 8 voxels on slice 2 as lesion 1. It is tracked to other slices from there."""
+    given = torch.zeros_like(scan.lesions)
+    given[16:24, 16:24, 2] = 1
+    assert session.mask(given) == 1
+    assert int((session.label_map()[:, :, 2] == 1).sum()) == 64
+    return given
+
+
+@pytest.mark.parametrize("kind", ["box", "lasso", "mask"])
+def test_a_negative_drawing_over_all_of_a_lesion_is_refused(
+    kind: str, scan: Volume, session: InteractiveSession
+) -> None:
+    given = mask_of_a_block(scan, session)
+    before = session.label_map()
+    first, last = lps(scan, 2, 15, 15), lps(scan, 2, 24, 24)
+    outline = [first, lps(scan, 2, 15, 24), last, lps(scan, 2, 24, 15)]
+    draw: dict[str, Callable[[], int]] = {
+        "box": lambda: session.box(first, last, 1, positive=False),
+        "lasso": lambda: session.lasso(outline, positive=False),
+        "mask": lambda: session.mask(given, 1, positive=False),
+    }
+    message = "^lesion 1: nothing of it would be left; reject or remove it, or undo its prompts.$"
+    with pytest.raises(ValueError, match=message):
+        draw[kind]()
+    assert (session.label_map() == before).all()
+    assert len(session.actions) == 1
+    assert session.box(first, lps(scan, 2, 24, 20), 1, positive=False) == 1  # rows 15 to 24, columns 15 to 20 go
+    assert int((session.label_map()[:, :, 2] == 1).sum()) == 8 * 3
+
+
+def test_a_journal_of_before_that_took_all_of_a_lesion_away_replays_loads_and_goes_on(
+    scan: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = InteractiveSession(make_model(), scan, tmp_path / "session")
+    given = mask_of_a_block(scan, session)
+    with monkeypatch.context() as before:
+        before.setattr(TypedWorkbench, "apply_new", TypedWorkbench.apply)
+        session.mask(given, 1, positive=False)
+    assert not session.label_map().any()
+    session.click(lps(scan, 2, 20, 20), 1)  # the reader drew it again
+    session.close()
+    replayed = InteractiveSession.replay(tmp_path / "session", make_model(), scan)
+    loaded = InteractiveSession.load(tmp_path / "session", make_model(), scan)
+    for other in (replayed, loaded):
+        assert (other.label_map() == session.label_map()).all()
+        assert int((other.label_map() == 1).sum())
+        assert other.undo()
+        assert not other.label_map().any()
+    loaded.close()
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_drawings_of_a_file_are_those_of_a_session(folder: Path) -> None:
     entries = [
         {**LINE, "lesion": "a"},
         {"lasso": [{"voxel": [28, 40, 3]}, {"voxel": [35, 40, 3]}, {"voxel": [35, 51, 3]}, {"voxel": [28, 51, 3]}]},
-        {**LINE, "lesion": "a", "positive": False},
+        {"scribble": [lps(SCAN, 2, 18, 18), lps(SCAN, 2, 18, 22)], "lesion": "a", "positive": False},
         {**BOX, "lesion": "c"},
         {"mask": "mask.nii.gz", "lesion": "c", "positive": False},
         {"scribble": [lps(SCAN, 5, 10, 40), lps(SCAN, 5, 14, 40)], "positive": False},
