@@ -265,6 +265,25 @@ def test_an_earlier_scan_that_cannot_be_registered_leaves_the_page_as_it_was(bro
         assert not page.page.is_visible("#earlier")
 
 
+def test_the_answer_to_an_earlier_click_does_not_hide_the_error_of_a_comparison(browser, tmp_path):
+    scan = three_lesions()._replace(path="", patient="p")
+    other = TimePoint(scan._replace(patient="q", subject="before"), torch.zeros(scan.shape, dtype=torch.int32))
+    with served_page(make_model(), scan, tmp_path / "studies", other) as url:
+        page = OpenPage(browser, url)
+        held = []
+        page.page.route("**/draw/click", lambda route: held.append(route))
+        page.page.mouse.click(*page.place((scan.shape[0] - 1 - 20, scan.shape[1] - 1 - 20, 2)))
+        page.wait(lambda: len(held) == 1)
+        with page.page.expect_response("**/follow_up"):  # it is refused while the click waits
+            page.press("t")
+        page.page.wait_for_timeout(100)
+        held[0].continue_()
+        page.wait(lambda: len(page.state()["lesions"]) == 1)
+        page.page.wait_for_timeout(200)
+        assert page.says().startswith("the scans are of two patients, q and p;")
+        assert page.is_error()
+
+
 def test_drawings_of_every_kind_and_errors_in_one_line(browser, tmp_path):
     scan = three_lesions()._replace(path="")
 

@@ -40,8 +40,8 @@ function act(action) {
   return ask;
 }
 
-// looks at something; actions need not wait for it
-const aside = (look) => look().catch(complain);
+// looks at something; actions need not wait for it. Its error is shown after what earlier actions still have to say.
+const aside = (look) => look().catch((error) => act(() => Promise.reject(error)));
 
 function complain(error) {
   connection.notes(error);
