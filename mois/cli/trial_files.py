@@ -14,6 +14,7 @@ from mois.records import Volume
 from mois.scans.dataset_description import FILE_ENDINGS, read_description
 from mois.scans.image_files import read_image
 from mois.scans.labels import whole_numbers
+from mois.scans.layouts.bids import lesion_mask_of
 from mois.scans.volumes import read_images, read_volume
 
 SUFFIXES = ("_seg", "_label", "_mask", "_dseg", "-label", "-seg", ".seg")
@@ -57,7 +58,7 @@ def read_labelled(
 
 
 def labels_beside(scan: Path) -> Path | None:
-    """Return the label map of a scan: in labelsTr or labelsTs of its dataset, or beside it under a usual name."""
+    """Return the label map of a scan: in labelsTr or labelsTs, beside it under a usual name, or in its BIDS dataset."""
     ending = next((one for one in FILE_ENDINGS if scan.name.endswith(one)), "")
     stem = scan.name.removesuffix(ending)
     part = re.fullmatch(r"images(Tr|Ts)", scan.parent.name)
@@ -69,4 +70,5 @@ def labels_beside(scan: Path) -> Path | None:
     names = [f"{stem}{suffix}{one}" for suffix in SUFFIXES for one in FILE_ENDINGS]
     bids = stem.rpartition("_")[0]  # sub-01_FLAIR beside sub-01_dseg
     names += [f"{bids}{suffix}{one}" for suffix in ("_dseg", "_mask") for one in FILE_ENDINGS] if bids else []
-    return next((scan.parent / name for name in names if (scan.parent / name).is_file()), None)
+    beside = next((scan.parent / name for name in names if (scan.parent / name).is_file()), None)
+    return beside if beside is not None else lesion_mask_of(scan)

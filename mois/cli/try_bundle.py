@@ -41,9 +41,9 @@ def try_bundle(
         scan: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series. For a model of several channels
             NAME=FILE for each, in any order: mois try BUNDLE FLAIR=a.nii.gz T2=b.nii.gz.
         prompts: Prompt file, as for mois segment.
-        labels: Label map of the scan. By default the one beside its first channel: labelsTr of its dataset, or
-            NAME_seg, NAME_label, NAME_mask or NAME_dseg in its folder. Some of its lesions are clicked, and the others
-            are to be found.
+        labels: Label map of the scan. By default the one beside its first channel: labelsTr of its dataset,
+            NAME_seg, NAME_label, NAME_mask or NAME_dseg in its folder, or the mask of lesions among the derivatives
+            of its BIDS dataset. Some of its lesions are clicked, and the others are to be found.
         target_class: Class of the labels whose lesions are clicked; by default the class with most lesions.
         pixel_mm: Pixel sizes to try, in mm. By default that of the bundle, its half and its double; with labels also
             the size at which the median lesion is 12 pixels across.

@@ -13,6 +13,8 @@ import pytest
 
 from mois.cli import main as mois_main
 from mois.cli.trial_files import labels_beside
+from mois.scans.datasets import read_dataset
+from tests.support.datasets import write_bids
 from tests.support.example_bundles import EASY, random_bundle
 
 Make = Callable[..., Path]
@@ -107,3 +109,24 @@ def test_labels_beside(tmp_path: Path, scan: str, labels: str | None) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert labels_beside(tmp_path / scan) == (None if labels is None else tmp_path / labels)
+
+
+def test_labels_of_a_bids_dataset_are_those_of_its_derivatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_bids(tmp_path / "bids")
+    for subject in read_dataset(root):
+        assert subject.images.keys() == {0, 1}
+        assert [labels_beside(image) for image in subject.images.values()] == [subject.label] * 2
+    name = "sub-02/ses-1/anat/sub-02_ses-1_{}.nii.gz"
+    scan, mask = root / name.format("FLAIR"), root / "derivatives/lesions" / name.format("label-lesion_mask")
+    monkeypatch.chdir(scan.parent)
+    assert labels_beside(Path(scan.name)) == mask
+    warped = root / "derivatives/mni" / name.format("space-MNI_FLAIR")  # a mask of another space is none of its labels
+    warped.parent.mkdir(parents=True)
+    shutil.copy(scan, warped)
+    assert labels_beside(warped) is None
+    inside = shutil.copy(mask, warped.with_name("sub-02_ses-1_space-MNI_label-lesion_mask.nii.gz"))
+    shutil.copy(root / "dataset_description.json", root / "derivatives/mni")
+    assert labels_beside(warped) == inside
+    assert labels_beside(scan) == mask
+    mask.unlink()
+    assert labels_beside(scan) is None

@@ -116,14 +116,38 @@ def read_bids(root: Path) -> tuple[list[BidsScan], DatasetDescription]:
 
 def _files(root: Path) -> list[BidsFile]:
     """Return the NIfTI files of all patients, of the dataset and of its derivatives."""
-    found = []
-    for path in sorted(root.rglob("sub-*.nii*")):
-        ending = next((one for one in ENDINGS if path.name.endswith(one)), None)
-        stem, _, suffix = path.name.removesuffix(ending or "").rpartition("_")
-        entities = dict(_ENTITY.findall(stem))
-        if ending and "sub" in entities and suffix and path.is_file():
-            found.append(BidsFile(path, entities, suffix))
-    return found
+    named = (_named(path) for path in sorted(root.rglob("sub-*.nii*")))
+    return [file for file in named if file is not None and file.path.is_file()]
+
+
+def _named(path: Path) -> BidsFile | None:
+    """Return a file by its name; None if it is not named as an image or a mask of a patient."""
+    ending = next((one for one in ENDINGS if path.name.endswith(one)), None)
+    stem, _, suffix = path.name.removesuffix(ending or "").rpartition("_")
+    entities = dict(_ENTITY.findall(stem))
+    return BidsFile(path, entities, suffix) if ending and "sub" in entities and suffix else None
+
+
+def lesion_mask_of(image: Path) -> Path | None:
+    """Return the mask of lesions of an image: of its scan and in its space, in the dataset around it.
+
+    Args:
+        image: The image. Of datasets in each other, the innermost that holds such a mask decides.
+
+    Returns:
+        The mask; None if the image lies in no BIDS dataset, or there is no mask.
+
+    Raises:
+        DataError: If there are two of them.
+    """
+    own = _named(image.absolute())
+    for root in own.path.parents if own is not None else ():
+        if own is not None and is_bids(root):
+            masks = [file for file in _files(root) if file.suffix in MASKS and file.scan == own.scan]
+            masks = [mask for mask in masks if mask.entities.get("space") == own.entities.get("space")]
+            if (mask := _one_of(own.scan, masks)) is not None:
+                return mask.path
+    return None
 
 
 def _lesion_masks(masks: Sequence[BidsFile]) -> dict[str, BidsFile]:
