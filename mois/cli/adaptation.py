@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mois.cli.arguments import command_line
+from mois.cli.arguments import as_options, command_line
 from mois.cli.doctor_checks import disk
 from mois.cli.messages import say
 from mois.cli.planned import plan_dataset
 from mois.cli.train import MoisCLI, quieten
+from mois.errors import DataError
 from mois.files.atomic import write_text
 from mois.files.text import read_text
 from mois.machine.interrupts import GIVE_COMMAND_AGAIN, HOW_TO_GO_ON
 from mois.planning.config_text import config_text
 from mois.planning.plan import Plan
 from mois.report.adaptation_page import Adaptation, write_adaptation_page
+from mois.scans.datasets import list_scans
 from mois.sharing.bundle import check_trust, copy_bundle
-from mois.sharing.bundle_record import ModelSpec, read_description
+from mois.sharing.bundle_record import BundleRecord, read_description
 
 DISK_NEEDED_GB = 0.5
 """Space for the checkpoints of the nano, its predictions and pictures."""
@@ -48,14 +50,16 @@ def run_adaptation(request: Request) -> None:
     """Plan, train, and write the bundle with a comparison of before and after.
 
     Raises:
-        ValueError: If the folder of the bundle exists or cannot be written to, the dataset has a fault, or a class of
-            the bundle to begin with is not trusted.
+        ValueError: If the folder of the bundle exists or cannot be written to, the dataset has a fault or lacks a
+            channel of the bundle to begin with, or a class of this bundle is not trusted.
     """
     _check_out(request)
     if request.minutes is not None and not request.minutes > 0:
         raise ValueError(f"minutes={request.minutes:g}: a training needs time; choose more than 0.")
     start = _start(request)
-    plan = plan_dataset(request.data, "--data")
+    channels = () if start is None else start.inference.channels
+    _check_channels(request, channels)
+    plan = plan_dataset(request.data, "--data").seeing(channels, "those of the bundle that the training begins with")
     for line in [*plan.summary(), *_what_follows(plan)]:
         say(line)
     file = _write_plan(request, plan, start)
@@ -82,18 +86,31 @@ def run_adaptation(request: Request) -> None:
     say(f"bundle: {request.out}; use it with: mois segment SCAN --bundle {request.out} --prompts F --out RESULT")
 
 
-def _start(request: Request) -> ModelSpec | None:
-    """Return the classes of the bundle that the adaptation begins with, once they are trusted; None without one.
+def _start(request: Request) -> BundleRecord | None:
+    """Return the bundle that the adaptation begins with, once its classes are trusted; None without one.
 
     Raises:
         ValueError: If the bundle names a class that is neither of this project nor of a trusted module.
     """
     if request.start_from is None:
         return None
-    start = read_description(request.start_from).model
+    start = read_description(request.start_from)
     for role in ("backbone", "adapter", "propagation"):
-        check_trust(getattr(start, role), role, request.trust, request.start_from)
+        check_trust(getattr(start.model, role), role, request.trust, request.start_from)
     return start
+
+
+def _check_channels(request: Request, channels: Sequence[str]) -> None:
+    """Refuse a dataset whose scans lack a channel of the bundle that the adaptation begins with; no image is read."""
+    try:
+        for scan in list_scans(request.data) if channels else ():
+            if not scan.held_out:
+                scan.numbers(0, channels)
+    except DataError as error:
+        reason = as_options(str(error), root="--data")
+        raise DataError(
+            f"--start_from={request.start_from} sees the channels {', '.join(channels)}: {reason}"
+        ) from error
 
 
 def _check_out(request: Request) -> None:
@@ -115,10 +132,10 @@ def _what_follows(plan: Plan) -> list[str]:
     return []
 
 
-def _write_plan(request: Request, plan: Plan, start: ModelSpec | None) -> Path:
+def _write_plan(request: Request, plan: Plan, start: BundleRecord | None) -> Path:
     """Write the config of the training, unless the same adaptation began before; return its path."""
     file = request.training / PLAN
-    text = config_text(plan, file, start)
+    text = config_text(plan, file, None if start is None else start.model)
     if file.is_file():
         if read_text(file) != text:
             raise ValueError(

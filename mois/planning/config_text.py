@@ -88,7 +88,8 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "  class_path: datamodules.NiftiDataModule", ""
     yield "  init_args:", ""
     yield f"    root: {as_yaml(str(plan.root))}", ""
-    yield f"    channel: {plan.channel}", plan.reasons["channel"]
+    seen = f"channels: {as_yaml(list(plan.channels))}" if plan.channels else f"channel: {plan.channel}"
+    yield f"    {seen}", plan.reasons["channel"]
     if split.fold is not None:
         yield f"    split: {{fold: {split.fold}}}", split.reason
     elif split.val_subjects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ class Plan:
     Attributes:
         root: Folder of the dataset.
         scans: Number of scans to train and validate on.
-        channel: Number of the image that is used.
+        channel: Number of the image that is used, if no channels are named.
         sizes: Edge of a pixel in mm, and edge of patches and tiles in pixels.
         clip: Number of slices that a lesion is tracked over.
         exemplars: Number of exemplars of a group.
@@ -58,6 +58,7 @@ class Plan:
         bins_ml: Volumes between size bins; None for the usual ones.
         one_class: Whether all lesions are of one class, so that other episodes have to show that the exemplars decide.
         reasons: Name of a setting, and from what it was derived.
+        channels: Names of the channels that are used together; none for the image `channel` alone.
     """
 
     root: Path
@@ -77,6 +78,18 @@ class Plan:
     bins_ml: list[float] | None
     one_class: bool
     reasons: dict[str, str]
+    channels: tuple[str, ...] = ()
+
+    def seeing(self, channels: Sequence[str], reason: str) -> Plan:
+        """Return the plan for a model that sees these channels, by name.
+
+        Args:
+            channels: Names of the channels; none leaves the plan as it is.
+            reason: Where they come from.
+        """
+        if not channels:
+            return self
+        return replace(self, channels=tuple(channels), reasons={**self.reasons, "channel": reason})
 
     @property
     def steps(self) -> int:
@@ -86,8 +99,9 @@ class Plan:
     def summary(self) -> list[str]:
         """Return lines that tell the plan: each setting with its reason."""
         adapter = f"low-rank adapters in {', '.join(self.adaptation.parts)}" if self.adaptation.parts else "frozen"
+        seen = f"channels {', '.join(self.channels)}" if self.channels else f"channel {self.channel}"
         said = (
-            (f"channel {self.channel}", self.reasons["channel"]),
+            (seen, self.reasons["channel"]),
             (f"pixel {self.sizes.pixel_mm:g} mm", self.reasons["pixel_mm"]),
             (f"patches and tiles {self.sizes.patch_px} px", self.reasons["patch_px"]),
             (f"{self.steps} steps", self.reasons["steps"]),

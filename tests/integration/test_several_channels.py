@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
+from datamodules import NiftiDataModule
+from datamodules.splits import SplitSettings
 from mois.cli import main
+from mois.cli.adaptation import Request, run_adaptation
 from mois.session import InteractiveSession
 from mois.sharing.bundle import Bundle
 from tests.support.datasets import save_nifti, write_dataset
+from tests.support.example_bundles import EASY, random_bundle
 from tests.support.small_runs import LORA, failing, folder, train
 
 
@@ -35,6 +42,50 @@ def figures(bundle: Path, root: Path, out: Path) -> dict[str, float]:
     main([*base, "--reader.prompted=2", "--protocol.counts=[]"])
     summary = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["summary"]
     return {part: summary[part]["dice"]["mean"] for part in ("prompted", "unprompted")}
+
+
+def planned_from(bundle: Path, root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what `mois adapt` plans for a dataset from a bundle on; the training itself is left out."""
+
+    class PlannedError(Exception):
+        pass
+
+    def training(arguments: list[str]) -> None:
+        raise PlannedError
+
+    monkeypatch.setattr("mois.cli.adaptation.MoisCLI", training)
+    with pytest.raises(PlannedError):
+        run_adaptation(Request(root, out, None, bundle, 0, "cpu", ()))
+    return dict(yaml.safe_load((out.with_name(f"{out.name}_training") / "plan.yaml").read_text(encoding="utf-8")))
+
+
+def test_an_adaptation_of_a_bundle_of_several_channels_takes_them_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = two_sequences(tmp_path / "data", first="T1", subjects=2)
+    seeing = replace(EASY, channels=("T2", "T2@-1", "T1"), tile_px=32)
+    bundle = random_bundle(tmp_path / "bundle", inference=seeing)
+    data = planned_from(bundle, root, tmp_path / "out", monkeypatch)["data"]["init_args"]
+    assert data["channels"] == ["T2", "T2@-1", "T1"]
+    assert "channel" not in data
+    assert "channels T2, T2@-1, T1: those of the bundle that the training begins with\n" in capsys.readouterr().out
+    assert NiftiDataModule(**{**data, "split": SplitSettings(**data["split"])}).channels == seeing.channels
+    one = random_bundle(tmp_path / "one", inference=EASY)
+    assert "channels" not in planned_from(one, root, tmp_path / "other", monkeypatch)["data"]["init_args"]
+
+
+def test_an_adaptation_of_a_bundle_whose_channels_are_missing_is_refused_before_a_scan_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = two_sequences(tmp_path / "data", subjects=2)
+    bundle = random_bundle(tmp_path / "bundle", inference=replace(EASY, channels=("T2", "FLAIR"), tile_px=32))
+    monkeypatch.setattr("mois.cli.adaptation.plan_dataset", lambda *_: pytest.fail("the scans are read"))
+    with pytest.raises(SystemExit):
+        main(["adapt", f"--data={root}", f"--out={tmp_path / 'out'}", f"--start_from={bundle}", "--device=cpu"])
+    assert capsys.readouterr().err == (
+        f"error: --start_from={bundle} sees the channels T2, FLAIR: scan p0: channel FLAIR is needed, but dataset.json "
+        "names T2, T1; take another dataset, or correct channel_names.\n"
+    )
 
 
 @pytest.mark.usefixtures("same_process", "same_handlers")
