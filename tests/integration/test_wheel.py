@@ -24,7 +24,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a wheel of a copy of the sources."""
+    """Return a wheel of a copy of the sources, beside which lie files of a user."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         source, target = ROOT / name, folder / "sources" / name
@@ -33,6 +33,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             target.parent.mkdir(exist_ok=True)
             shutil.copy(source, target)
+    for own in ("configs/mine.yaml", "mois/weights/mine.safetensors", "mois_of_mine/notes.py"):
+        (folder / "sources" / own).parent.mkdir(exist_ok=True)
+        (folder / "sources" / own).write_text("# a file of the user\n", encoding="utf-8")
     build = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(folder / "sources")]
     subprocess.run(build, check=True)
     (made,) = folder.glob("*.whl")
@@ -75,6 +78,10 @@ def test_the_wheel_holds_one_copy_of_each_config_and_the_marks_of_typed_packages
     assert {"mois/py.typed", "adapters/py.typed", "datamodules/py.typed"} <= set(names)
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"mois", "adapters", "datamodules"}
+
+
+def test_the_wheel_holds_no_file_of_the_user(wheel: Path) -> None:
+    assert [name for name in zipfile.ZipFile(wheel).namelist() if "mine" in name] == []
 
 
 def test_the_installed_packages_are_those_of_the_wheel(installed: Path, empty: Path) -> None:
