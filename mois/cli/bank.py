@@ -85,8 +85,8 @@ def merge_bank_files(banks: list[Path], out: Path) -> None:
         out: File of the new bank.
 
     Raises:
-        ValueError: If a file is no bank, the banks belong to different models, pixel sizes or channels, or `out`
-            exists.
+        ValueError: If a file is no bank or is named twice, the banks belong to different models, pixel sizes or
+            channels, or `out` exists.
     """
     from mois.sharing.bank import ExemplarBank
     from mois.sharing.merged_banks import merge_banks
@@ -95,6 +95,11 @@ def merge_bank_files(banks: list[Path], out: Path) -> None:
         raise ValueError(f"banks={banks[0] if banks else '[]'}: merge takes two or more banks.")
     if out.exists():
         raise ValueError(f"out={out} exists already; choose another name, or move it away.")
+    first_of: dict[Path, Path] = {}
+    for file in banks:
+        if file.resolve() in first_of:
+            raise ValueError(f"banks: {first_of[file.resolve()]} and {file} are one file; name each bank once.")
+        first_of[file.resolve()] = file
     merged, left_out = merge_banks({str(file): ExemplarBank.read(file) for file in banks})
     out.parent.mkdir(parents=True, exist_ok=True)
     merged.save(out)

@@ -120,12 +120,18 @@ def test_the_commands_list_show_and_merge(tmp_path: Path, capsys: pytest.Capture
         (["merge", "a", "--out", "b"], "banks=a: merge takes two or more banks."),
         (["merge", "a", "b"], "not set: out; set it with --out=VALUE, or in a file given with --config FILE"),
         (["merge", "a", "b", "--otu", "c"], "otu is no setting; did you mean out?"),
+        (["merge", "a", "./a", "--out", "b"], "banks: a and a are one file; name each bank once."),
+        (["merge", "a", "none/../a", "--out", "b"], "banks: a and none/../a are one file; name each bank once."),
+        (["merge", "a", "link", "--out", "b"], "banks: a and link are one file; name each bank once."),
         (["lss"], "lss is no command; did you mean ls?"),
         ([], "no command was given; choose one of ls, show, merge"),
     ],
 )
 @pytest.mark.usefixtures("work_elsewhere")
 def test_mistakes_end_in_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if "--out" in words:
+        bank_of(exemplar("1", 1.0)).save(Path("a"))
+        Path("link").symlink_to("a")
     with pytest.raises(SystemExit):
         mois_main(["bank", *words])
     assert capsys.readouterr().err == f"error: {line}\n"
