@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from inspect import formatannotation
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NotRequired,
+    TypedDict,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from adapters.peft_adapter import PeftAdapter
 from adapters.placement import Placement
@@ -83,7 +97,7 @@ class Peft(PeftAdapter):
 
         Raises:
             ValueError: If this version of peft lacks the class, the class does not adapt layers, or an argument is
-                unknown.
+                unknown or of another type.
         """
         import peft  # costs 5 seconds to import
 
@@ -96,7 +110,41 @@ class Peft(PeftAdapter):
             raise ValueError("it adapts no layers (it has no target_modules)")
         if unknown := sorted(self.arguments.keys() - known):
             raise ValueError(f"it takes no {', '.join(unknown)}")
+        _check_types(self.arguments, get_type_hints(method))
         made: PeftConfig = method(**self.arguments, target_modules=targets)
         if hasattr(peft.PEFT_TYPE_TO_TUNER_MAPPING.get(cast("PeftType", made.peft_type)), "update_and_allocate"):
             raise ValueError("it changes its ranks by a call after each step of the training, which is not made")
         return made
+
+
+def _check_types(arguments: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Refuse an argument of another type than peft says: peft itself does not look, and fails in the layers.
+
+    None is always taken: peft has it as default where its annotations leave it out.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name, value in arguments.items():
+        types = _types_of(hints[name])
+        if value is not None and types and type(value) not in types:
+            allowed = formatannotation(hints[name])
+            raise ValueError(f"{_KEY}.init_args.{name}={value!r} must be {allowed}")
+
+
+def _types_of(hint: Any) -> set[type]:
+    """Return the types that an annotation allows; none if it allows any.
+
+    A number may lack its fraction, and files have lists for tuples and sets. Of a `Literal`, the types count: peft
+    lists "pissa_niter_[number of iters]" there.
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return {type(part) for part in parts}
+    if origin in (Union, UnionType):
+        each = [_types_of(part) for part in parts]
+        return set().union(*each) if all(each) else set()
+    kind = origin or hint
+    if not isinstance(kind, type):
+        return set()
+    return {kind, *{float: (int,), tuple: (list,), set: (list,)}.get(kind, ())}

@@ -82,6 +82,13 @@ REFUSED = [
     (peft("LoraConfig", use_dora=True, init_lora_weights="pissa"), "it changes the backbone's answers before any"),
     (peft("PrefixTuningConfig"), "it adapts no layers"),
     (peft("LoraConfig", rank=4), "it takes no rank"),
+    (peft("LoraConfig", r="8"), "model.adapter.init_args.config.init_args.r='8' must be int."),
+    (peft("LoraConfig", r=True), "config.init_args.r=True must be int."),
+    (peft("LoraConfig", r=2.5), "config.init_args.r=2.5 must be int."),
+    (peft("LoraConfig", lora_dropout="a"), "config.init_args.lora_dropout='a' must be float."),
+    (peft("LoraConfig", use_dora="no"), "config.init_args.use_dora='no' must be bool."),
+    (peft("LoraConfig", bias=True), "config.init_args.bias=True must be Literal['none', 'all', 'lora_only']."),
+    (peft("LoraConfig", alpha_pattern=[1]), "config.init_args.alpha_pattern=[1] must be Optional[dict]."),
     (peft("LoreConfig"), "has no configuration class of this name"),
 ]
 
@@ -111,6 +118,19 @@ def test_a_method_that_cannot_adapt_says_why_in_one_line(adapter: Peft, reason: 
 def test_a_setting_that_is_not_one_of_the_method_is_refused(config: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Peft(config)
+
+
+def test_settings_of_the_right_kind_are_taken() -> None:
+    """Numbers without a fraction, text that peft does not list, None as in its defaults, and what configs hold."""
+    lora = peft("LoraConfig", lora_dropout=0, init_lora_weights="pissa_niter_2", alpha_pattern=None).config(["q"])
+    assert (lora.to_dict()["lora_dropout"], lora.to_dict()["init_lora_weights"]) == (0, "pissa_niter_2")
+    for name in METHODS:
+        if isinstance(adapter := adapter_of(name), Peft):
+            made = adapter.config(["q"])
+            taken = {key: getattr(made, key) for key in adapter.arguments}
+            assert {key: [*value] if isinstance(value, set) else value for key, value in taken.items()} == (
+                adapter.arguments
+            )
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
