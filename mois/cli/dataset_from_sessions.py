@@ -29,12 +29,12 @@ def from_sessions(sessions: list[str], out: Path) -> None:
     if out.exists():
         raise ValueError(f"out={out} is there already; choose another folder, or remove it.")
     scans = [read_judged(Path(folder)) for folder in sessions]
-    write_judged(out, scans)
+    names = write_judged(out, scans)
     for scan in scans:
         if scan.open:
             say(f"{scan.folder}: {scan.open} found lesions were not judged and are background; accept or reject them")
-    for patient, names in patients_of_equal_names(scans).items():
-        say(f"{', '.join(names)} have patient {patient}; correct subjects.csv if they are of several patients")
+    for patient, alike in patients_of_equal_names(scans, names).items():
+        say(f"{', '.join(alike)} have patient {patient}; correct subjects.csv if they are of several patients")
     counts = Counter(kind for scan in scans for kind in scan.types.values())
     text = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts, key=lambda kind: (kind == REJECTED, kind)))
     say(f"{len(scans)} scans in {out}: {text}; adapt with: mois adapt --data {out} --out BUNDLE")

@@ -102,7 +102,7 @@ def _judged(state: State, shape: tuple[int, int, int]) -> tuple[InstanceMap, dic
     return stack, {number: kind for number, kind in types.items() if number in there}, len(state.lesions) - len(kept)
 
 
-def write_judged(out: Path, scans: Sequence[JudgedScan]) -> dict[str, int]:
+def write_judged(out: Path, scans: Sequence[JudgedScan]) -> list[str]:
     """Write scans with judged lesions as a dataset in nnU-Net's raw layout, with instances and subjects.csv.
 
     Args:
@@ -110,7 +110,7 @@ def write_judged(out: Path, scans: Sequence[JudgedScan]) -> dict[str, int]:
         scans: One scan or more, each of its own.
 
     Returns:
-        The classes by name. The last is `REJECTED`, if a lesion was rejected.
+        The names of the scans in the dataset, in the order of `scans`.
 
     Raises:
         ValueError: If the folder exists, two sessions are on one scan, the scans have other channels, or nothing was
@@ -118,7 +118,7 @@ def write_judged(out: Path, scans: Sequence[JudgedScan]) -> dict[str, int]:
     """
     if out.exists():
         raise ValueError(f"out={out} is there already; choose another folder, or remove it.")
-    names = names_of(scans)
+    names = _names_of(scans)
     channels = _channels(scans)
     types = sorted({kind for scan in scans for kind in scan.types.values()} - {REJECTED})
     if not types:
@@ -136,7 +136,7 @@ def write_judged(out: Path, scans: Sequence[JudgedScan]) -> dict[str, int]:
         "file_ending": ".nii.gz",
     }
     write_text(out / "dataset.json", json.dumps(about, indent=2) + "\n")
-    return classes
+    return names
 
 
 def _write_scan(out: Path, name: str, scan: JudgedScan, classes: dict[str, int]) -> None:
@@ -152,7 +152,7 @@ def _write_scan(out: Path, name: str, scan: JudgedScan, classes: dict[str, int])
     write_volume(scan.lesions, volume.affine, out / "instancesTr" / f"{name}.nii.gz")
 
 
-def names_of(scans: Sequence[JudgedScan]) -> list[str]:
+def _names_of(scans: Sequence[JudgedScan]) -> list[str]:
     """Return the names of the scans in the dataset: those of the subjects, as file names.
 
     Two scans may have one name, such as FLAIR in the folders of two patients. The second then gets a number: FLAIR-2.
@@ -173,15 +173,20 @@ def names_of(scans: Sequence[JudgedScan]) -> list[str]:
     return names
 
 
-def patients_of_equal_names(scans: Sequence[JudgedScan]) -> dict[str, list[str]]:
-    """Return patients with several scans of one name, and their scans: files may be called alike for all patients."""
+def patients_of_equal_names(scans: Sequence[JudgedScan], names: Sequence[str]) -> dict[str, list[str]]:
+    """Return patients with several scans of one name, and their scans: files may be called alike for all patients.
+
+    Args:
+        scans: The scans.
+        names: Their names in the dataset, as `write_judged` returns them.
+    """
     by_patient: dict[str, dict[str, str]] = {}
-    for name, scan in zip(names_of(scans), scans, strict=True):
+    for name, scan in zip(names, scans, strict=True):
         by_patient.setdefault(scan.volume.patient, {})[name] = scan.volume.subject
     return {
-        patient: [name for name, subject in names.items() if [*names.values()].count(subject) > 1]
-        for patient, names in by_patient.items()
-        if len({*names.values()}) < len(names)
+        patient: [name for name, subject in own.items() if [*own.values()].count(subject) > 1]
+        for patient, own in by_patient.items()
+        if len({*own.values()}) < len(own)
     }
 
 

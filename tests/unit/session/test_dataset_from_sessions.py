@@ -101,7 +101,8 @@ def test_scans_of_one_name_are_kept_apart(tmp_path: Path, capsys: pytest.Capture
 def test_a_type_called_as_a_reserved_class_stays_a_lesion(tmp_path: Path) -> None:
     judged(tmp_path / "a", type="rejected")
     judged(tmp_path / "b", "b", 1 / 1000, type="background")
-    write_judged(tmp_path / "raw", [read_judged(tmp_path / name / "session") for name in ("a", "b")])
+    scans = [read_judged(tmp_path / name / "session") for name in ("a", "b")]
+    assert write_judged(tmp_path / "raw", scans) == ["a", "b"]
     first, second = read_dataset(tmp_path / "raw")
     assert first.classes == {1: "background-lesion", 2: "rejected-lesion", 3: "rejected"}
     assert first.read().classes == {1: 2}
