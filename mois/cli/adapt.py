@@ -24,14 +24,15 @@ def adapt(
         data: Dataset in nnU-Net's raw layout, with some annotated scans.
         out: Folder of the bundle; it must not exist. The training lies beside it, in OUT_training.
         minutes: Minutes that the training may take, its validations included; by default as long as the plan says.
-        start_from: Bundle to begin with, instead of the bundled nano: adapts it further.
+        start_from: Bundle to begin with, instead of the bundled nano: adapts it further. A bundle of named channels
+            needs them in the dataset, by name.
         seed: Seed of data and training.
         device: Device such as cpu or gpu; auto takes an accelerator if there is one.
         trust: Modules of others whose classes the bundle of `start_from` may name, such as my_module.
 
     Raises:
-        ValueError: If the folder `out` exists or cannot be written to, the dataset has a fault, or the bundle to begin
-            with names a class that is not trusted.
+        ValueError: If the folder `out` exists or cannot be written to, the dataset has a fault or lacks a channel of
+            the bundle to begin with, or this bundle names a class that is not trusted.
     """
     from mois.cli.adaptation import Request, run_adaptation
 
