@@ -105,5 +105,7 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.one_class:
         yield f"    replay: {rules.REPLAY:g}", plan.reasons["one_class"]
         yield f"    mix: {{background: {rules.BACKGROUND:g}}}", "places without a lesion, as often as that"
+        zoomed = f"    augmentation: {{affine: {rules.AFFINE:g}, zoom: {rules.ZOOM:g}}}"
+        yield zoomed, "lesions of other patients may be larger or smaller"
     yield f"    batch_size: {plan.batch_size}", ""
     yield f"    episodes_per_epoch: {plan.episodes_per_epoch}", ""

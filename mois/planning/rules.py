@@ -44,6 +44,11 @@ BACKGROUND = 0.4
 """Shares of a training on one lesion class: replayed episodes, exemplars described from the first click, and queries
 anywhere on tissue. Nothing else shows there that the exemplars decide (docs/decisions/0051-one-class.md)."""
 
+AFFINE = 0.8
+ZOOM = 0.5
+"""Share of the patches that are turned and zoomed, and the largest zoom, where one lesion class trains: a further
+patient may have larger or smaller lesions (docs/decisions/0053-zoomed-lesions.md)."""
+
 MOST_EXEMPLARS = 3
 MOST_PROMPTED = 5
 LARGEST_MINIMUM = 30
