@@ -60,6 +60,9 @@ MEANT = 0.1
 ONE_KIND = 0.8
 """A scan shows one kind of object if so much of what is found without exemplars is meant by them."""
 
+UNLIKE = 0.1
+"""An object of which the mean probability is below this is of another kind than the exemplars."""
+
 MOST_LESIONS = 16
 """Lesions that are left out in turn."""
 
@@ -131,7 +134,8 @@ def rule_steps(
     With `inference.level=known` such lesions have another rule (`_agreed`), also with a single exemplar.
     With `inference.level=cautious` they do too. For other lesions, the highest of the levels that are nearly as good as
     the best one is taken (`AS_GOOD`). With `selective` they do too, and peaks have a level of their own
-    (`_peak_level`), also for lesions that the model knows.
+    (`_peak_level`), also for lesions that the model knows. Of these, only what is clearly unlike the exemplars is then
+    of another kind (`UNLIKE`).
 
     Args:
         segmenter: The model. With `inference.level=fixed` the level is 0.5.
@@ -158,7 +162,8 @@ def rule_steps(
     if setting in OF_KNOWN_LESIONS and not negatives:
         alone = yield from alone_inside(segmenter, encoded, lesions)
         if finds(alone, setting):
-            rule = yield from _agreed(answer, well_known=finds(alone, "pooled"))
+            well_known = finds(alone, "pooled")
+            rule = yield from _agreed(answer, well_known=well_known, clearly=setting == "selective")
     if rule is None and positive < 2:
         rule = ScanRule(level=LONE_LEVEL)
     selective = setting == "selective" and positive > 1
@@ -175,7 +180,7 @@ def rule_steps(
     return rule._replace(waist_mm=waist_mm)
 
 
-def _agreed(answer: LesionMaps, *, well_known: bool) -> Steps[ScanRule | None]:
+def _agreed(answer: LesionMaps, *, well_known: bool, clearly: bool) -> Steps[ScanRule | None]:
     """Return the rule for lesions that the model knows: the exemplars choose objects, the answer without them outlines.
 
     An object is a component of the answer without exemplars. The exemplars mean those of which the pooled answer is
@@ -188,6 +193,8 @@ def _agreed(answer: LesionMaps, *, well_known: bool) -> Steps[ScanRule | None]:
         answer: The answer to all exemplars.
         well_known: Whether the answer without exemplars finds `FOUND` of the lesions. If it finds less, and there are
             other kinds, the exemplars know the level better.
+        clearly: Whether well-known objects are of another kind only if they are clearly unlike the exemplars
+            (`UNLIKE`). Few exemplars that look like each other are unsure of the rest of their kind.
 
     Returns:
         The rule; None if no object is meant, there is no answer without exemplars, or the exemplars know better.
@@ -205,10 +212,27 @@ def _agreed(answer: LesionMaps, *, well_known: bool) -> Steps[ScanRule | None]:
     if not meant.any():
         return None
     if sizes[meant].sum() < ONE_KIND * sizes.sum():
-        return ScanRule() if well_known else None
+        if not well_known:
+            return None
+        others = (yield from _unlike(answer, objects, len(sizes))) & ~meant if clearly else ~meant
+        if sizes[others].sum() > (1 - ONE_KIND) * sizes.sum():
+            return ScanRule()
     counts = yield from _counts_of_objects(answer, of_one_kind, LEVELS_OF_KNOWN, objects, len(sizes))
     agreement = 2 * counts[:, meant].sum(1) / (counts.sum(1) + sizes[meant].sum())
     return ScanRule(of_one_kind, LEVELS_OF_KNOWN[int(agreement.argmax())])
+
+
+def _unlike(
+    answer: LesionMaps, objects: npt.NDArray[np.unsignedinteger[Any]], count: int
+) -> Steps[npt.NDArray[np.bool_]]:
+    """Return which objects, (count,), are clearly unlike the exemplars: their mean probability is below `UNLIKE`."""
+    sizes, sums = np.zeros(count, dtype=np.int64), np.zeros(count)
+    for slices in some_slices(answer.probability.shape):
+        here = objects[slices].ravel()
+        sizes += np.bincount(here, minlength=count)
+        sums += np.bincount(here, answer.probability[slices].numpy().ravel(), minlength=count)
+        yield None
+    return sums < UNLIKE * sizes
 
 
 def _counts_of_objects(

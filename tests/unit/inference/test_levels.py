@@ -281,6 +281,14 @@ def test_among_other_objects_a_candidate_must_be_as_sure_as_the_exemplars(inside
     assert _rule(Answers(inside, "cautious", plain=inside, alone=0.9), _two_objects([0.05] * 10)) == ScanRule()
 
 
+def test_what_the_exemplars_are_unsure_of_is_no_other_kind() -> None:
+    def rule(setting: str, second: float) -> ScanRule:
+        return _rule(Answers(0.9, setting, plain=0.9, alone=0.9), _two_objects([second] * 10))
+
+    assert rule("selective", 0.2).shares == ALONE_HALF  # of half of the found voxels they are neither sure nor clear
+    assert rule("selective", 0.09).shares == rule("cautious", 0.2).shares == Shares()
+
+
 def test_objects_of_one_kind_need_the_least_peak_and_those_of_a_single_exemplar_none() -> None:
     maps, selective = _two_objects([0.9] * 5 + [0.3] * 5), Answers(0.9, "selective", plain=0.9, alone=0.9)
     assert _rule(selective, maps) == ScanRule(ALONE_HALF, peak_level=pytest.approx(138 / 231))
