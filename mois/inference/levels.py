@@ -186,8 +186,8 @@ def _agreed(answer: LesionMaps, *, well_known: bool, clearly: bool) -> Steps[Sca
     An object is a component of the answer without exemplars. The exemplars mean those of which the pooled answer is
     sure in part (`MEANT`). If nearly all objects are meant, there is one kind of object (`ONE_KIND`). Then the
     exemplars have little to choose, and the answer without them has half a say. The level is the one at which this
-    agrees best (Dice) with the objects that are meant: it does not hang on how well few lesions were outlined. If there
-    are other kinds, the answer with exemplars counts as it is.
+    agrees best (Dice) with these objects: it does not hang on how well few lesions were outlined. If there are other
+    kinds, the answer with exemplars counts as it is.
 
     Args:
         answer: The answer to all exemplars.
@@ -217,6 +217,7 @@ def _agreed(answer: LesionMaps, *, well_known: bool, clearly: bool) -> Steps[Sca
         others = (yield from _unlike(answer, objects, len(sizes))) & ~meant if clearly else ~meant
         if sizes[others].sum() > (1 - ONE_KIND) * sizes.sum():
             return ScanRule()
+        meant = (sizes > 0) & ~others
     counts = yield from _counts_of_objects(answer, of_one_kind, LEVELS_OF_KNOWN, objects, len(sizes))
     agreement = 2 * counts[:, meant].sum(1) / (counts.sum(1) + sizes[meant].sum())
     return ScanRule(of_one_kind, LEVELS_OF_KNOWN[int(agreement.argmax())])
