@@ -214,7 +214,7 @@ def _agreed(answer: LesionMaps, *, well_known: bool, clearly: bool) -> Steps[Sca
     if sizes[meant].sum() < ONE_KIND * sizes.sum():
         if not well_known:
             return None
-        others = (yield from _unlike(answer, objects, len(sizes))) & ~meant if clearly else ~meant
+        others = (yield from _unlike(answer, objects, sizes)) & ~meant if clearly else ~meant
         if sizes[others].sum() > (1 - ONE_KIND) * sizes.sum():
             return ScanRule()
         meant = (sizes > 0) & ~others
@@ -224,14 +224,13 @@ def _agreed(answer: LesionMaps, *, well_known: bool, clearly: bool) -> Steps[Sca
 
 
 def _unlike(
-    answer: LesionMaps, objects: npt.NDArray[np.unsignedinteger[Any]], count: int
+    answer: LesionMaps, objects: npt.NDArray[np.unsignedinteger[Any]], sizes: npt.NDArray[np.int64]
 ) -> Steps[npt.NDArray[np.bool_]]:
-    """Return which objects, (count,), are clearly unlike the exemplars: their mean probability is below `UNLIKE`."""
-    sizes, sums = np.zeros(count, dtype=np.int64), np.zeros(count)
+    """Return which objects are clearly unlike the exemplars: their mean probability over `sizes` is below `UNLIKE`."""
+    sums = np.zeros(len(sizes))
     for slices in some_slices(answer.probability.shape):
-        here = objects[slices].ravel()
-        sizes += np.bincount(here, minlength=count)
-        sums += np.bincount(here, answer.probability[slices].numpy().ravel(), minlength=count)
+        probability = answer.probability[slices].numpy()
+        sums += np.bincount(objects[slices].ravel(), probability.ravel(), minlength=len(sizes))
         yield None
     return sums < UNLIKE * sizes
 

@@ -285,7 +285,7 @@ def test_what_the_exemplars_are_unsure_of_is_no_other_kind() -> None:
     def rule(setting: str, second: float) -> ScanRule:
         return _rule(Answers(0.9, setting, plain=0.9, alone=0.9), _two_objects([second] * 10))
 
-    assert rule("selective", 0.2).shares == ALONE_HALF  # of half of the found voxels they are neither sure nor clear
+    assert rule("selective", 0.2).shares == ALONE_HALF  # the second object, half of all voxels, is in doubt
     assert rule("selective", 0.09).shares == rule("cautious", 0.2).shares == Shares()
 
 
