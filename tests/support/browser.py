@@ -83,6 +83,10 @@ class OpenPage:
             assert time.monotonic() < end, self.says()
             self.page.wait_for_timeout(20)
 
+    def complains(self, start: str) -> None:
+        """Wait until the page shows an error with this beginning; an earlier error may still stand there."""
+        self.wait(lambda: self.is_error() and self.says().startswith(start))
+
     def after_action(self, act: Callable[[], Any], seconds: float = 60.0) -> None:
         """Do something, and wait until the session has done one more action."""
         before = self.state()["actions"]
