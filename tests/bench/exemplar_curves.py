@@ -4,12 +4,17 @@
 
 A row is one set and one seed of the reader, and a file. Rows that are there are not measured again, so the curves can
 grow in several sittings. The sets and settings are those of `look_alikes`. No lesion is tracked.
+
+Sets whose names differ in their number alone (phantom 0, phantom 1) are a line of the table. Each class of each set is
+a type of lesions there, with a curve of each reader, up to as many exemplars as the type has.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +27,7 @@ from mois.backbones import SAM2
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
 from mois.evaluation.settings import ProtocolSettings
+from mois.evaluation.statistics import slope_per_doubling
 from mois.files.atomic import write_text
 from mois.inference.segmenter import VolumeSegmenter
 from mois.inference.settings import InferenceSettings
@@ -33,18 +39,27 @@ COUNTS = {"cells3d": (0, 1, 2, 3, 5, 10)}
 ALL_COUNTS = (0, 1, 2, 3, 5, 10, 20)
 
 
+Curve = dict[int, float]
+"""Number of exemplars used -> Dice of the never-prompted lesions, ascending."""
+
+
 class Summary(NamedTuple):
-    """What the readers of a set say together.
+    """What the readers of T types say together. Ranks and slopes are without 0 exemplars.
 
     Attributes:
-        right: Number of exemplars to the mean Dice of never-prompted lesions.
-        ranks: Spearman's rank correlation of number and Dice, within each reader, on average; without 0 exemplars.
-        slope: Dice gained by a doubling of the exemplars, on average over readers; without 0 exemplars.
-        interval: Half the width of its 95 % interval over readers (Student's t); NaN with one reader.
+        right: Number of exemplars to the mean Dice over types, where each curve has this number.
+        most: The mean Dice with as many exemplars as each type has.
+        ranks: Spearman's rank correlation of number and Dice within a reader's curve, the mean over readers and types.
+        rank_of_mean: The same of the mean curve of a type's readers, the mean over types.
+        slope: Dice gained by a doubling of the exemplars, the mean over readers and types.
+        interval: Half the width of the slope's 95 % interval over types, or over the readers of a single type
+            (Student's t); NaN with one of one.
     """
 
-    right: dict[int, float]
+    right: Curve
+    most: float
     ranks: float
+    rank_of_mean: float
     slope: float
     interval: float
 
@@ -66,40 +81,63 @@ def measure(out: Path, name: str, seed: int) -> Path:
     return path
 
 
-def curve_of(path: Path) -> dict[int, float]:
-    """Return the Dice of a row by number of exemplars, the mean over its classes; only where each had so many."""
-    classes = json.loads(path.read_text(encoding="utf-8")).values()
-    by_class = [{p["count"]: p["right"] for p in points if p["used"] == p["count"]} for points in classes]
-    shared = sorted(set.intersection(*map(set, by_class)))
-    return {count: float(np.mean([each[count] for each in by_class])) for count in shared}
+def curves_of(path: Path) -> dict[str, Curve]:
+    """Return the curves of a row by class. They end where the class has no more lesions that may be prompted."""
+    classes = json.loads(path.read_text(encoding="utf-8")).items()
+    curves = {name: {p["used"]: p["right"] for p in points if p["right"] is not None} for name, points in classes}
+    return {name: curve for name, curve in curves.items() if curve}
 
 
-def summary_of(curves: list[dict[int, float]]) -> Summary:
-    """Summarise the curves of several readers, at least one."""
+def mean_of(curves: Sequence[Curve]) -> Curve:
+    """Return the mean of curves at the numbers of exemplars that each of them has."""
     shared = sorted(set.intersection(*map(set, curves)))
-    right = {count: float(np.mean([curve[count] for curve in curves])) for count in shared}
-    counts = [count for count in shared if count]
-    values = np.array([[curve[count] for count in counts] for curve in curves])
-    ranks = [float(spearmanr(counts, row).statistic) if np.ptp(row) else 0.0 for row in values]  # flat: no order
-    slopes = [float(np.polyfit(np.log2(counts), row, 1)[0]) for row in values]
+    return {count: float(np.mean([curve[count] for curve in curves])) for count in shared}
+
+
+def rank_of(curve: Curve) -> float:
+    """Return the rank correlation of number and Dice; 0 if the Dice never changes."""
+    counts = [count for count in curve if count]
+    values = [curve[count] for count in counts]
+    return float(spearmanr(counts, values).statistic) if np.ptp(values) else 0.0
+
+
+def summary_of(types: Sequence[Sequence[Curve]]) -> Summary:
+    """Summarise the curves of the readers of each type. A type with a single exemplar counts in `right` and `most`."""
+    means = [mean_of(curves) for curves in types]
+    several = [(curves, mean) for curves, mean in zip(types, means, strict=True) if max(mean) > 1]
+    slopes = [[slope_per_doubling(list(curve.items())) for curve in curves] for curves, _ in several]
+    by_type = [np.mean(np.array(each, dtype=float)) for each in slopes]
+    apart = slopes[0] if len(slopes) == 1 else by_type
     interval = float("nan")
-    if len(slopes) > 1:
-        interval = float(student.ppf(0.975, len(slopes) - 1) * np.std(slopes, ddof=1) / np.sqrt(len(slopes)))
-    return Summary(right, float(np.mean(ranks)), float(np.mean(slopes)), interval)
+    if len(apart) > 1:
+        interval = float(student.ppf(0.975, len(apart) - 1) * np.std(apart, ddof=1) / np.sqrt(len(apart)))
+    return Summary(
+        right=mean_of(means),
+        most=float(np.mean([mean[max(mean)] for mean in means])),
+        ranks=float(np.mean([np.mean([rank_of(curve) for curve in curves]) for curves, _ in several])),
+        rank_of_mean=float(np.mean([rank_of(mean) for _, mean in several])),
+        slope=float(np.mean(by_type)),
+        interval=interval,
+    )
 
 
 def table(out: Path, sets: list[str], seeds: int) -> str:
     """Return the rows that are there as a table in Markdown."""
-    head = ["set", "readers", *map(str, ALL_COUNTS), "rank correlation", "slope per doubling"]
+    ranks = ["rank correlation of a reader's curve", "of the mean curve"]
+    head = ["set", "types", "readers", *map(str, ALL_COUNTS), "most", *ranks, "slope per doubling"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    alike: dict[str, dict[tuple[str, str], list[Curve]]] = defaultdict(lambda: defaultdict(list))
     for name in sets:
-        paths = [out / f"curve_{name.replace(' ', '_')}_{seed}.json" for seed in range(seeds)]
-        curves = [curve_of(path) for path in paths if path.is_file()]
-        if curves:
-            summary = summary_of(curves)
-            dice = [f"{summary.right[count]:.2f}" if count in summary.right else "-" for count in ALL_COUNTS]
-            slope = f"{summary.slope:+.3f} ± {summary.interval:.3f}"
-            lines.append(f"| {' | '.join([name, str(len(curves)), *dice, f'{summary.ranks:.2f}', slope])} |")
+        for path in (out / f"curve_{name.replace(' ', '_')}_{seed}.json" for seed in range(seeds)):
+            for number, curve in curves_of(path).items() if path.is_file() else ():
+                alike[name.rstrip("0123456789 ") if " " in name else name][name, number].append(curve)
+    for name, types in alike.items():
+        summary = summary_of(list(types.values()))
+        readers = " to ".join(str(count) for count in sorted({len(curves) for curves in types.values()}))
+        dice = [f"{summary.right[count]:.2f}" if count in summary.right else "-" for count in ALL_COUNTS]
+        figures = [f"{figure:.2f}" for figure in (summary.most, summary.ranks, summary.rank_of_mean)]
+        slope = f"{summary.slope:+.3f} ± {summary.interval:.3f}"
+        lines.append(f"| {' | '.join([name, str(len(types)), readers, *dice, *figures, slope])} |")
     return "\n".join(lines) + "\n"
 
 
