@@ -3,8 +3,9 @@
 python -m tests.bench.touching [--bundle DIR] [--crowded 4] [--plexiform 8] [--out touching.json]
 
 Without a bundle, true masks are parted by true cores: what the parting alone can reach. With a bundle, five lesions of
-each class are clicked once in their middle, and the lesions found are compared: whole components, components parted by
-their shape (`inference.split_prominence_mm`), and parted by the cores, if the model answers with cores.
+each class are clicked once in their middle, which decides the levels of the scan as in a session. The lesions found are
+compared: whole components, components parted by their shape (`inference.split_prominence_mm`), and parted by the cores,
+if the model answers with cores.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from mois.files.atomic import write_text
 from mois.geometry import SliceGrid, resample_stack, restore_stack
 from mois.inference.lesion_maps import LesionMaps
 from mois.inference.parting import part_by_cores
-from mois.lesions import InstanceMap, components, split_touching
+from mois.lesions import Candidates, InstanceMap, components, find_candidates, split_touching
 from mois.metrics.overlap import Overlap
 from mois.records import Volume
 from mois.session import InteractiveSession
@@ -135,22 +136,23 @@ def with_model(model: LesionModel, volume: Volume, truth: TrueLesions, grid: Sli
                 if not taken and len(session.actions) < PROMPTED:
                     place = torch.tensor([middle], dtype=torch.float64)
                     session.click(tuple(grid.to_lps_mm(place)[0].tolist()))
-            bench = session._bench
-            _, exemplars = bench.on_scan.exemplars_in_use(session.state)
-            answers[kind] = model.segmenter.find(bench.encoded, exemplars)
+            answers[kind] = session._bench.on_scan.answer(session.state)
         return answers[kind]
 
-    def found(maps: LesionMaps) -> InstanceMap:
-        return model.segmenter.lesions(maps, volume.voxel_ml, grid.edges_mm)
+    settings, least = model.segmenter.settings, model.segmenter.min_voxels(volume.voxel_ml)
 
     def whole(kind: int) -> InstanceMap:
-        return found(LesionMaps(answer(kind).probability))
+        maps = answer(kind)
+        found = find_candidates(maps.probability.numpy(), settings.threshold, least)
+        return Candidates(found.lesions, maps.at_peak_level(found.peaks)).sure(settings.peak_threshold).lesions
 
-    least = model.segmenter.min_voxels(volume.voxel_ml)
+    def parted(kind: int, waist_mm: float) -> InstanceMap:
+        return model.segmenter.lesions(answer(kind)._replace(waist_mm=waist_mm), volume.voxel_ml, grid.edges_mm)
+
     arms: Arms = {"whole": whole}
     for mm in PROMINENCES_MM:
-        arms[f"shape {mm:g} mm"] = lambda kind, mm=mm: split_touching(whole(kind), grid.edges_mm, mm, least)
-    arms["cores"] = lambda kind: found(answer(kind))
+        arms[f"shape {mm:g} mm"] = lambda kind, mm=mm: parted(kind, mm)
+    arms["cores"] = lambda kind: parted(kind, 0.0)
     return arms
 
 

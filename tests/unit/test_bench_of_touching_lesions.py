@@ -7,8 +7,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from mois.evaluation.true_lesions import TrueLesions
+from mois.geometry import SliceGrid
+from mois.inference.lesion_maps import ScanRule
+from mois.machine.steps import Steps
+from mois.session.models import model_on_scan
 from tests.support.paths import ROOT
+from tests.support.session_fakes import make_model, three_lesions
 
 sys.path.insert(0, str(ROOT))  # the bench is run as `python -m tests.bench.touching`, and installed nowhere
 from tests.bench import touching
@@ -32,3 +39,21 @@ def test_true_cores_part_true_masks(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert figures["crowded, cores"]["f1"] >= figures["crowded, whole"]["f1"] > 0.8
     assert figures["plexiform, cores"]["split"] <= 0.05 * figures["plexiform, cores"]["large"]
+
+
+@pytest.mark.parametrize(("peak_level", "found"), [(0.5, 2), (1 - 1e-6, 0)])
+def test_each_way_has_the_level_of_peaks_of_the_scan(
+    peak_level: float, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is sure of both lesions of a class, but no more than its exemplars if these ask for more."""
+
+    def rule(*_: object) -> Steps[ScanRule]:
+        yield None
+        return ScanRule(peak_level=peak_level)
+
+    monkeypatch.setattr(model_on_scan, "rule_steps", rule)
+    volume = three_lesions()
+    grid = SliceGrid.of(volume.shape, volume.affine)
+    truth = TrueLesions.of(volume, grid)
+    arms = touching.with_model(make_model(), volume, truth, grid)
+    assert {name: int(arm(truth.classes[1]).max()) for name, arm in arms.items()} == dict.fromkeys(arms, found)
