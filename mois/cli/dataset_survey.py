@@ -143,10 +143,12 @@ def _strays(root: Path, scans: Sequence[SubjectFiles], ending: str) -> Iterator[
     """Yield a fault for each image of another format, and for each map without a scan."""
     for part, held_out in (("Tr", False), ("Ts", True)):
         read = {scan.subject for scan in scans if scan.held_out == held_out}
-        files = sorted(file for kind in ("labels", "instances") for file in (root / f"{kind}{part}").glob(f"*{ending}"))
+        files = sorted(
+            file for kind in ("labels", "instances") for file in (root / f"{kind}{part}").glob(f"[!.]*{ending}")
+        )
         maps = {file: name for file in files if (name := file.name.removesuffix(ending)) not in read}
         unread: dict[str, Path] = {}  # the first image of each scan
-        for path in sorted((root / f"images{part}").glob("*")):
+        for path in sorted((root / f"images{part}").glob("[!.]*")):
             words = _IMAGE.fullmatch(path.name)
             if words and words["subject"] not in read and (words["channel"] or words["subject"] in maps.values()):
                 unread.setdefault(words["subject"], path)

@@ -59,6 +59,7 @@ def segment(
         ValueError: If a file cannot be used, or the folder holds a session with other prompts or edited results.
     """
     from mois.scans.channels import named_images
+    from mois.scans.image_files import name_of
     from mois.scans.volumes import read_images
     from mois.session.playing import play, ras_warnings, requested_actions
     from mois.session.prompts.prompt_file import read_prompts
@@ -72,7 +73,7 @@ def segment(
     with warnings.catch_warnings(action="ignore"):  # to load the bundle gives the same warnings
         record = read_description(first)
     images = named_images([image] if isinstance(image, str) else image, record.inference.channels)
-    name = subject or next(iter(images.values())).name.split(".")[0]
+    name = subject or name_of(next(iter(images.values())))
     volume = read_images(images, subject=name, patient=patient or name)
     about = record.inference
     exemplars = (

@@ -12,7 +12,7 @@ import numpy as np
 from mois.errors import DataError
 from mois.records import Volume
 from mois.scans.dataset_description import FILE_ENDINGS, read_description
-from mois.scans.image_files import read_image
+from mois.scans.image_files import name_of, read_image
 from mois.scans.labels import whole_numbers
 from mois.scans.layouts.bids import lesion_mask_of
 from mois.scans.volumes import read_images, read_volume
@@ -38,7 +38,7 @@ def read_labelled(
         DataError: If labels are needed and there are none, or no lesion of the class is in them.
     """
     (channel, scan), *others = images.items()
-    name = scan.name.split(".")[0]
+    name = name_of(scan)
     if not needed and labels is None:
         return read_images(images, subject=name, patient=name), 0
     found = labels if labels is not None else labels_beside(scan)

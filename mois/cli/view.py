@@ -54,6 +54,7 @@ def view(
     import webbrowser
 
     from mois.scans.channels import named_images
+    from mois.scans.image_files import name_of
     from mois.scans.volumes import read_images
     from mois.serve.host import Host
     from mois.serve.page import page_app
@@ -63,7 +64,7 @@ def view(
 
     models = served_models(bundle, pixel_mm, device, trust or ())
     images = named_images([image] if isinstance(image, str) else image, models.first.segmenter.settings.channels)
-    name = subject or next(iter(images.values())).name.split(".")[0]
+    name = subject or name_of(next(iter(images.values())))
     before = None if earlier is None else read_time_point(earlier, patient=patient)
     who = patient or (name if before is None else before.volume.patient)
     volume = read_images(images, subject=name, patient=who)

@@ -38,6 +38,11 @@ def read_description(path: Path) -> DatasetDescription:
         DataError: If a key cannot be used; the message names the key.
     """
     if not path.exists():
+        if any(path.parent.glob("sub-*")):
+            raise DataError(
+                f"{path.parent}: holds sub-* as in BIDS, but no dataset_description.json; add it, such as "
+                '{"Name": "x", "BIDSVersion": "1.9.0"}.'
+            )
         raise DataError(f"{path}: no such file; set data.init_args.root to the folder of an nnU-Net raw dataset.")
     content = read_json(path)
     if not isinstance(content, dict):

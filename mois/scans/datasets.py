@@ -15,6 +15,7 @@ from mois.files.text import read_table
 from mois.records import Volume
 from mois.scans.channels import channel_numbers
 from mois.scans.dataset_description import FILE_ENDINGS, REJECTED, DatasetDescription, read_description
+from mois.scans.image_files import check_link
 from mois.scans.layouts.bids import is_bids, read_bids
 from mois.scans.volumes import read_volume
 
@@ -243,7 +244,7 @@ def _bids_scans(root: Path) -> list[SubjectFiles]:
 def _images(folder: Path, ending: str) -> list[Path]:
     """Return the images of a folder: files with this ending, and folders SUBJECT_0000 with one DICOM series each."""
     series = [path for path in folder.glob("[!.]*_[0-9][0-9][0-9][0-9]") if path.is_dir()]
-    return sorted([*folder.glob(f"*{ending}"), *series])
+    return sorted([*folder.glob(f"[!.]*{ending}"), *series])
 
 
 def _advice_for_missing_subject(subject: str, people: Mapping[str, object]) -> str:
@@ -307,9 +308,11 @@ def _map_of(folder: Path, subject: str, ending: str) -> Path | None:
     """Return the label map or map of lesion ids of a scan; None if there is none.
 
     Raises:
-        DataError: If a map has the name of the scan with another ending, or with other upper and lower case.
+        DataError: If a map has the name of the scan with another ending, or with other upper and lower case. Also if it
+            is a link to nothing.
     """
     path = named(folder / f"{subject}{ending}")
+    check_link(path)
     if path.exists():
         return path
     alike = {f"{subject}{other}".casefold() for other in FILE_ENDINGS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mois.scans.nifti import is_nifti, is_pair, pair_of, read_nifti
 from mois.scans.nrrd import is_nrrd, read_nrrd
 from mois.scans.stored import GZIP, Inflated
 
-__all__ = ["DataError", "parts_of", "read_image", "write_volume"]
+__all__ = ["DataError", "check_link", "name_of", "parts_of", "read_image", "write_volume"]
 
 _START_BYTES = 512
 _OTHERS = (
@@ -38,6 +39,7 @@ _OTHERS = (
     (b"\x89HDF", "an HDF5 file (MATLAB, MINC)"),
     (b"%PDF", "a PDF"),
 )
+_ENDING = re.compile(r"\.(nii|hdr|img|nhdr|nrrd|mha|mhd|dcm|ima)(\.gz)?$", re.IGNORECASE)
 EDGES_MM = (1e-7, 1e5)
 FAR_MM = 1e7
 """Limits of a header: edges of a voxel from 0.1 nm to 100 m, and at most 10 km from the origin."""
@@ -73,6 +75,30 @@ def read_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         return _as_scan(*read(header), path)
     except MemoryError as error:
         raise DataError(f"{path}: this machine has not the memory to read it; crop it.") from error
+
+
+def name_of(scan: Path) -> str:
+    """Return the name of a scan: that of its folder, or of its file without the ending of an image.
+
+    Other dots are part of the name: a.1.nii.gz and a.2.nii.gz are two scans, and folders of DICOM are often called by
+    numbers with dots.
+    """
+    if scan.is_dir():
+        return scan.resolve().name or "scan"
+    return _ENDING.sub("", scan.name) or scan.name
+
+
+def check_link(path: Path) -> None:
+    """Refuse a link to a file that is missing: datalad and git-annex leave one for a file that was not fetched.
+
+    Raises:
+        DataError: If it is such a link.
+    """
+    if path.is_symlink() and not path.exists():
+        raise DataError(
+            f"{path}: is a link to {path.readlink()}, which is missing; get that file (datalad get), or remove the "
+            "link."
+        )
 
 
 def write_volume(array: Tensor | NDArray[Any], affine: Tensor, path: Path) -> None:
@@ -117,6 +143,7 @@ def parts_of(path: Path) -> list[Path]:
 
 def _start_of(path: Path) -> bytes:
     """Return the first bytes of a file, decompressed. They are enough to recognise its format."""
+    check_link(path)
     if not path.exists():
         raise DataError(f"{path}: no such file; correct the path.")
     with open_regular(path) as file:

@@ -15,6 +15,7 @@ from mois.inference.feature_store import FeatureBudget
 from mois.machine.steps import Steps
 from mois.records import Volume
 from mois.scans.channels import named_images
+from mois.scans.image_files import name_of
 from mois.scans.volumes import read_images
 from mois.serve.device_queue import DeviceQueue, Urgency
 from mois.serve.refusals import Cancelled, Watching
@@ -86,7 +87,7 @@ class Host:
     def read(self, scan: Path, subject: str = "", patient: str = "") -> Volume:
         """Read a scan from a file or a DICOM folder."""
         images = named_images([str(scan)], self.model.segmenter.settings.channels)
-        name = subject or scan.name.split(".")[0]
+        name = subject or name_of(scan)
         return read_images(images, subject=name, patient=patient or name)
 
     def load_model(self, bundle: Path) -> LesionModel:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mois.errors import as_text
+from mois.errors import DataError, as_text
 from mois.files.json_records import as_record
 from mois.geometry import SliceAxis, SliceGrid
 from mois.inference.execution import resolve_precision
@@ -66,7 +66,7 @@ def about_session(
     return {
         "subject": volume.subject,
         "patient": volume.patient,
-        "path": as_text(volume.path),
+        "path": _place(volume.path),
         **({"channel_files": _channel_files(volume)} if volume.further else {}),
         "scan_sha256": scan_digest(volume, settings.channels),
         "one_slice": _is_one_slice(volume, settings.slice_axis),
@@ -93,7 +93,12 @@ def scan_digest(volume: Volume, channels: Sequence[str]) -> str:
 
 def _channel_files(volume: Volume) -> dict[str, str]:
     """Return the file of each channel by its name, in their order."""
-    return {volume.channel: as_text(volume.path)} | {one.name: as_text(one.path) for one in volume.further}
+    return {volume.channel: _place(volume.path)} | {one.name: _place(one.path) for one in volume.further}
+
+
+def _place(path: str) -> str:
+    """Return the absolute path of a file, since later commands may start in another folder; "" for no file."""
+    return as_text(str(Path(path).absolute())) if path else ""
 
 
 def about_model(model: LesionModel, volume: Volume) -> dict[str, Any]:
@@ -115,10 +120,20 @@ def model_digest(about: dict[str, Any]) -> str:
 
 
 def read_scan(header: dict[str, Any]) -> Volume:
-    """Read the scan of a session from the paths in the first line."""
+    """Read the scan of a session from the paths in the first line.
+
+    Raises:
+        DataError: If a file is missing or cannot be used.
+    """
     path, subject, patient = (str(header[key]) for key in ("path", "subject", "patient"))
     named = {str(name): Path(file) for name, file in header.get("channel_files", {}).items()}
-    return read_images(named or {"": Path(path)}, subject=subject, patient=patient)
+    if not path:
+        raise DataError(f"the session of {subject} does not say the file of its scan; give the scan.")
+    files = named or {"": Path(path)}
+    if missing := [file for file in files.values() if not file.exists()]:
+        cure = "put it back there" if missing[0].is_absolute() else f"it was not in {Path.cwd()}; start where it was"
+        raise DataError(f"{missing[0]}: the scan of the session of {subject} is missing; {cure}.")
+    return read_images(files, subject=subject, patient=patient)
 
 
 def new_header(model: LesionModel, volume: Volume, type: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mois.errors import DataError
 from mois.files.text import read_table
 from mois.grid import match_grids
 from mois.scans.dataset_description import DatasetDescription
-from mois.scans.image_files import read_image
+from mois.scans.image_files import check_link, read_image
 from mois.scans.labels import whole_numbers
 from mois.scans.nifti import read_nifti_grid
 
@@ -87,7 +87,7 @@ def read_bids(root: Path) -> tuple[list[BidsScan], DatasetDescription]:
 
     Raises:
         DataError: If there is no mask of lesions, a scan has two of them, or a mask has no image in its space. Also if
-            two tables name the classes differently.
+            two tables name the classes differently, or a mask or a needed image is a link to nothing.
     """
     places = [root, *([root.parent.parent] if root.parent.name == "derivatives" else [])]
     files = list({file.path: file for place in places for file in _files(place)}.values())
@@ -96,6 +96,8 @@ def read_bids(root: Path) -> tuple[list[BidsScan], DatasetDescription]:
         raise DataError(
             f"{root}: no mask of lesions (sub-*_dseg.nii.gz, sub-*_label-lesion_mask.nii.gz) in it or its derivatives."
         )
+    for mask in masks.values():
+        check_link(mask.path)
     images = [file for file in files if file.suffix not in _NO_IMAGES]
     sites = _sites(places)
     scans = [
@@ -110,14 +112,18 @@ def read_bids(root: Path) -> tuple[list[BidsScan], DatasetDescription]:
         for name, mask in sorted(masks.items())
     ]
     counts = Counter(suffix for scan in scans for suffix in scan.images)
+    for scan in scans:  # a sequence that other scans have
+        for image in images:
+            if image.scan == scan.name and image.suffix in counts.keys() - scan.images.keys():
+                check_link(image.path)
     suffixes = sorted(counts, key=lambda suffix: (counts[suffix] < len(scans), suffix))  # first what every scan has
     return scans, DatasetDescription(_classes(list(masks.values()), places), ".nii.gz", dict(enumerate(suffixes)))
 
 
 def _files(root: Path) -> list[BidsFile]:
-    """Return the NIfTI files of all patients, of the dataset and of its derivatives."""
+    """Return the NIfTI files of all patients, of the dataset and of its derivatives, and links to nothing."""
     named = (_named(path) for path in sorted(root.rglob("sub-*.nii*")))
-    return [file for file in named if file is not None and file.path.is_file()]
+    return [file for file in named if file is not None and (file.path.is_file() or file.path.is_symlink())]
 
 
 def _named(path: Path) -> BidsFile | None:
@@ -146,6 +152,7 @@ def lesion_mask_of(image: Path) -> Path | None:
             masks = [file for file in _files(root) if file.suffix in MASKS and file.scan == own.scan]
             masks = [mask for mask in masks if mask.entities.get("space") == own.entities.get("space")]
             if (mask := _one_of(own.scan, masks)) is not None:
+                check_link(mask.path)
                 return mask.path
     return None
 
@@ -187,7 +194,10 @@ def _images_of(mask: BidsFile, images: Sequence[BidsFile]) -> dict[str, Path]:
         space = mask.entities.get("space")
         where = f" in space-{space}" if space else ""
         raise DataError(f"{mask.path}: there is no image of {mask.scan}{where}; add it, or move the mask away.")
-    there = _on_grid(mask, there) or there
+    fetched = [image for image in there if image.path.is_file()]
+    if not fetched:
+        check_link(there[0].path)
+    there = _on_grid(mask, fetched) or fetched
 
     def near(image: BidsFile) -> tuple[int, bool, bool]:
         in_common = sum(mask.entities.get(key) == value for key, value in image.entities.items())

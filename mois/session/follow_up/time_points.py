@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mois.errors import DataError
 from mois.records import Volume
+from mois.scans.image_files import name_of
 from mois.scans.labels import whole_numbers
-from mois.scans.volumes import read_on_grid
+from mois.scans.volumes import read_images, read_on_grid
 from mois.session.header import read_scan
 from mois.session.journal import NAME, find_journal, read_journal
 
@@ -70,10 +71,13 @@ def read_time_point(lesions: Path, image: Path | None = None, patient: str | Non
         if not labels.is_file():
             raise DataError(f"{lesions}: the session has no lesions.nii.gz; save it first.")
     else:
-        header, labels, name = {}, lesions, lesions.name.partition(".")[0]
+        header, labels, name = {}, lesions, name_of(lesions)
         if image is None:
             raise DataError(f"{lesions}: a label map does not say its scan ({NAME} does); give the image of the scan.")
-    about = {"subject": name, **header, "patient": patient or name}
-    volume = read_scan(dict(about) if image is None else {**about, "path": str(image), "channel_files": {}})
+    subject, who = str(header.get("subject", name)), patient or name
+    if image is None:
+        volume = read_scan({**header, "patient": who})
+    else:
+        volume = read_images({"": image}, subject=subject, patient=who)
     values = whole_numbers(read_on_grid(labels, volume.grid, "its scan", "the label map"), labels)
     return TimePoint(volume, torch.from_numpy(np.ascontiguousarray(values, np.int32)))

@@ -78,6 +78,29 @@ def test_a_scan_that_changed_is_refused(tmp_path: Path) -> None:
         read_judged(tmp_path / "a" / "session")
 
 
+def test_a_session_on_a_file_that_was_named_from_its_folder_is_read_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    scan = judged(Path("a"))
+    assert not Path(scan.path).is_absolute()
+    monkeypatch.chdir(tmp_path)
+    session = tmp_path / "there" / "a" / "session"
+    assert read_judged(session).types == {1: "lesion", 2: "rejected"}
+    (tmp_path / "there" / "a" / "a.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"a\.nii\.gz: the scan of the session of a is missing; put it back there"):
+        read_judged(session)
+
+
+def test_a_session_without_a_file_says_so(tmp_path: Path) -> None:
+    session = InteractiveSession(make_model(), three_lesions()._replace(path=""), tmp_path / "session")
+    session.click(lps(three_lesions(), 2, 20, 20))
+    session.close()
+    with pytest.raises(DataError, match="does not say the file of its scan; give the scan"):
+        read_judged(tmp_path / "session")
+
+
 def test_scans_of_one_name_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("FLAIR", "FLAIR", "Müller 1", "Möller 1", "患者", "flair")
     for number, name in enumerate(names):
