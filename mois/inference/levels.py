@@ -28,8 +28,7 @@ LONE_LEVEL = 0.35
 """The level with a single exemplar: no other one can find it."""
 
 FOUND = 0.5
-"""The answer without exemplars has a say if it finds so much of the exemplars. It finds 0.07 to 0.41 of MS lesions,
-0.45 to 0.93 of lesions in phantoms and 0.47 to 0.98 of nuclei."""
+"""The answer without exemplars has a say if it finds so much of the exemplars: .07 to .41 of MS lesions, else more."""
 
 KNOWN = 0.4
 """The same for `inference.level=known`, if a scan shows one kind of object (`ONE_KIND`)."""
@@ -41,15 +40,17 @@ OF_KNOWN_LESIONS = ("known", *CAUTIOUS)
 """Values of `inference.level` with a rule for lesions that the model knows."""
 
 AS_GOOD = 0.85
-"""Levels whose figure is at least this share of the largest one are as good, with values in `CAUTIOUS`. Five lesions of
-a few pixels cannot tell them apart, and a level too low costs hundreds of false lesions."""
+"""Levels with at least this share of the largest figure are as good: a few small lesions cannot tell them apart."""
 
 SURE_PEAKS = (0.69, 0.92)
-"""However sure the exemplars are, a candidate must be as sure as the first, and never surer than the second. Below, MS
-lesions are lost among hundreds of false ones; above, lesions of phantoms are lost."""
+"""However sure the exemplars are, a candidate must be as sure as the first, and never surer than the second."""
 
 PEAK_THRESHOLD = 0.6
 """What the peak becomes that a candidate must have. It is `peak_threshold` of the shipped configs."""
+
+PEAKS_OF_KNOWN = (0.69, 0.72, 0.75, 0.78, 0.8)
+"""How sure a lesion must be where a scan shows one kind of object: one of these (`_sure_of_known`). Above, nuclei are
+lost; below, MS lesions drown among false ones."""
 
 LEVELS_OF_KNOWN = (*reversed(LEVELS), 0.05, 0.02)
 """Levels that are tried where the model knows the lesions. Of equal ones the first is taken."""
@@ -133,9 +134,8 @@ def rule_steps(
     were outlined. A question with negative exemplars is never averaged so.
     With `inference.level=known` such lesions have another rule (`_agreed`), also with a single exemplar.
     With `inference.level=cautious` they do too. For other lesions, the highest of the levels that are nearly as good as
-    the best one is taken (`AS_GOOD`). With `selective` they do too, and peaks have a level of their own
-    (`_peak_level`), also for lesions that the model knows. Of these, only what is clearly unlike the exemplars is then
-    of another kind (`UNLIKE`).
+    the best one is taken (`AS_GOOD`). With `selective` they do too, and peaks have a level of their own (`_peak_level`,
+    `_sure_of_known`). Of known lesions, only what is clearly unlike the exemplars is another kind (`UNLIKE`).
 
     Args:
         segmenter: The model. With `inference.level=fixed` the level is 0.5.
@@ -163,7 +163,7 @@ def rule_steps(
         alone = yield from alone_inside(segmenter, encoded, lesions)
         if finds(alone, setting):
             well_known = finds(alone, "pooled")
-            rule = yield from _agreed(answer, well_known=well_known, clearly=setting == "selective")
+            rule = yield from _agreed(answer, len(lesions.own), well_known=well_known, clearly=setting == "selective")
     if rule is None and positive < 2:
         rule = ScanRule(level=LONE_LEVEL)
     selective = setting == "selective" and positive > 1
@@ -175,12 +175,12 @@ def rule_steps(
             left_out = [inside._replace(alone=None) for inside in left_out]
         if rule is None:
             rule = yield from _best(left_out, answer, setting)
-    if selective:
+    if selective and left_out:
         rule = rule._replace(peak_level=_peak_level(left_out, rule))
     return rule._replace(waist_mm=waist_mm)
 
 
-def _agreed(answer: LesionMaps, *, well_known: bool, clearly: bool) -> Steps[ScanRule | None]:
+def _agreed(answer: LesionMaps, shown: int, *, well_known: bool, clearly: bool) -> Steps[ScanRule | None]:
     """Return the rule for lesions that the model knows: the exemplars choose objects, the answer without them outlines.
 
     An object is a component of the answer without exemplars. The exemplars mean those of which the pooled answer is
@@ -191,10 +191,12 @@ def _agreed(answer: LesionMaps, *, well_known: bool, clearly: bool) -> Steps[Sca
 
     Args:
         answer: The answer to all exemplars.
+        shown: Number of lesions that the reader outlined.
         well_known: Whether the answer without exemplars finds `FOUND` of the lesions. If it finds less, and there are
             other kinds, the exemplars know the level better.
         clearly: Whether well-known objects are of another kind only if they are clearly unlike the exemplars
-            (`UNLIKE`). Few exemplars that look like each other are unsure of the rest of their kind.
+            (`UNLIKE`), and how sure a lesion must be follows from the objects (`_sure_of_known`). Few exemplars that
+            look like each other are unsure of the rest of their kind.
 
     Returns:
         The rule; None if no object is meant, there is no answer without exemplars, or the exemplars know better.
@@ -220,7 +222,31 @@ def _agreed(answer: LesionMaps, *, well_known: bool, clearly: bool) -> Steps[Sca
         meant = (sizes > 0) & ~others
     counts = yield from _counts_of_objects(answer, of_one_kind, LEVELS_OF_KNOWN, objects, len(sizes))
     agreement = 2 * counts[:, meant].sum(1) / (counts.sum(1) + sizes[meant].sum())
-    return ScanRule(of_one_kind, LEVELS_OF_KNOWN[int(agreement.argmax())])
+    rule = ScanRule(of_one_kind, LEVELS_OF_KNOWN[int(agreement.argmax())])
+    if not clearly:
+        return rule
+    raw = shifted(torch.tensor(PEAKS_OF_KNOWN), 1 - rule.level).tolist()  # before the level shifts them
+    reached = (yield from _counts_of_objects(answer, of_one_kind, raw, objects, len(sizes)))[:, 1:] > 0
+    return rule._replace(peak_level=_level_of(_sure_of_known(reached.sum(1), shown)))
+
+
+def _sure_of_known(reached: npt.NDArray[np.int64], shown: int) -> float:
+    """Return how sure a lesion must be where a scan shows one kind of object.
+
+    If many objects are hardly sure enough and few are surer, most of the many are false. So the first of
+    `PEAKS_OF_KNOWN` is taken that leaves at most twice as many objects as the last one which leaves no fewer than were
+    shown.
+
+    Args:
+        reached: Number of objects that reach each of `PEAKS_OF_KNOWN`.
+        shown: Number of lesions that the reader outlined.
+
+    Examples:
+        >>> [_sure_of_known(np.array(reached), 5) for reached in ([90, 62, 43, 31, 24], [40, 20, 3, 0, 0])]
+        [0.75, 0.69]
+    """
+    surest = min(reached[reached >= shown], default=reached[0])
+    return PEAKS_OF_KNOWN[int((reached <= 2 * surest).argmax())]
 
 
 def _unlike(
@@ -274,14 +300,15 @@ def _peak_level(left_out: Sequence[Inside], rule: ScanRule) -> float:
     """Return the level of peaks: a candidate must be about as sure as half of the left-out lesions are.
 
     Args:
-        left_out: What the other exemplars find of each lesion; nothing if the scan shows one kind of object.
+        left_out: What the other exemplars find of each lesion, N > 0.
         rule: The shares and the level of the scan.
     """
-    least, most = SURE_PEAKS
-    sure = least
-    if left_out:
-        peaks = torch.stack([shifted(inside.mixed(rule.shares).max(), rule.level) for inside in left_out])
-        sure = float(peaks.quantile(0.5).clamp(least, most))
+    peaks = torch.stack([shifted(inside.mixed(rule.shares).max(), rule.level) for inside in left_out])
+    return _level_of(float(peaks.quantile(0.5).clamp(*SURE_PEAKS)))
+
+
+def _level_of(sure: float) -> float:
+    """Return the level of peaks that shifts a peak that is just sure enough to `PEAK_THRESHOLD`."""
     odds = sure / (1 - sure) / (PEAK_THRESHOLD / (1 - PEAK_THRESHOLD))
     return odds / (1 + odds)
 

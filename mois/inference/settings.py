@@ -65,9 +65,10 @@ class InferenceSettings:
             the same, but where such a scan shows one kind of object, the level is the one at which the average agrees
             best with the outlines that the model gives without exemplars; else the answer with exemplars counts alone.
             `cautious`: as `known`; for other lesions, of levels that are about as good the highest is taken.
-            `selective`: as `cautious`; with two exemplars or more, a candidate must also reach 0.69, and, unless the
-            scan shows one kind of object, be as sure as half of the exemplars are where the others look for them. Of
-            known objects, only those that are clearly unlike the exemplars are then of another kind.
+            `selective`: as `cautious`; a candidate must also reach 0.69, or up to 0.8 where a scan shows one kind of
+            object and most are hardly sure. Among other kinds, with two exemplars or more, it must be as sure as half
+            of them are where the others look for them. Of known objects, only those that are clearly unlike the
+            exemplars are of another kind.
             Where lesions were rejected, sessions ask with the last four what is found if the exemplars change sides.
             Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number

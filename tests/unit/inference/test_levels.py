@@ -289,13 +289,26 @@ def test_what_the_exemplars_are_unsure_of_is_no_other_kind() -> None:
     assert rule("selective", 0.09).shares == rule("cautious", 0.2).shares == Shares()
 
 
-def test_objects_of_one_kind_need_the_least_peak_and_those_of_a_single_exemplar_none() -> None:
+def test_objects_of_one_kind_need_the_least_peak_also_with_a_single_exemplar() -> None:
     maps, selective = _two_objects([0.9] * 5 + [0.3] * 5), Answers(0.9, "selective", plain=0.9, alone=0.9)
     assert _rule(selective, maps) == ScanRule(ALONE_HALF, peak_level=pytest.approx(138 / 231))
-    assert _rule(selective, maps, _exemplars(1)) == ScanRule(ALONE_HALF)
+    assert _rule(selective, maps, _exemplars(1)) == ScanRule(ALONE_HALF, peak_level=pytest.approx(138 / 231))
     assert _rule(selective, _two_objects([0.05] * 10), _exemplars(1)) == ScanRule()
     assert _rule(Answers(0.9, "selective", plain=0.9, alone=0.39), maps, _exemplars(1)) == ScanRule(level=LONE_LEVEL)
     assert selective.asked == []
+
+
+@pytest.mark.parametrize(("hardly", "sure", "peak"), [(4, 4, 0.69), (5, 4, 0.75), (5, 2, 0.69)])
+def test_where_most_objects_of_a_kind_are_hardly_sure_more_is_asked_for(hardly: int, sure: int, peak: float) -> None:
+    # Hardly sure: log-odds .5 x -.20 + .5 x 2.20 = 1.0, so .73. Of three exemplars, two sure objects leave out one.
+    found = torch.tensor([0.9] * sure + [0.45] * hardly + [0.01] * 20).repeat_interleave(2).view(1, 1, -1)
+    found[..., 1::2] = 0.01
+    alone = torch.where(found > 0.1, 0.9, 0.01)
+    maps = LesionMaps(found, plain=found, alone=alone.half())
+    rule = _rule(Answers(0.9, "selective", plain=0.9, alone=0.9), maps, _exemplars(3))
+    odds = peak / (1 - peak) / 1.5
+    assert rule == ScanRule(ALONE_HALF, peak_level=pytest.approx(odds / (1 + odds)))
+    assert _rule(Answers(0.9, "cautious", plain=0.9, alone=0.9), maps, _exemplars(3)) == ScanRule(ALONE_HALF)
 
 
 def test_peaks_of_unknown_lesions_are_compared_at_the_level_of_the_scan() -> None:
