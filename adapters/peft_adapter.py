@@ -156,6 +156,8 @@ class PeftAdapter(Adapter):
                 raise ValueError(f"it changes the backbone's answers before any training (by {changed:.1g})")
             if idle := without_gradient(backbone):
                 raise ValueError(f"{len(idle)} of its tensors get no gradient, such as {idle[0]}")
+            if not any(bool(tensor.grad.any()) for tensor in backbone.parameters() if tensor.grad is not None):
+                raise ValueError("no tensor of it changes the answers (all gradients are 0); is its alpha 0?")
             trained = (
                 name for name, tensor in backbone.named_parameters() if tensor.requires_grad and id(tensor) in own
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from inspect import formatannotation
 from types import UnionType
@@ -34,8 +34,14 @@ PLACED = (
 )  # fmt: skip
 """Settings of peft that say where a method goes. `Placement` says that here."""
 
-REFUSED = ("megatron_config", "megatron_core", "inference_mode", "runtime_config")
-"""Settings of peft that import other programs, or switch the training off."""
+REFUSED = (
+    "megatron_config", "megatron_core", "inference_mode", "runtime_config",
+    "peft_type", "use_qalora", "qalora_group_size",
+)  # fmt: skip
+"""Settings of peft that import other programs, switch the training off, or change nothing in a backbone like ours."""
+
+PATTERNS = {"rank_pattern": (int,), "alpha_pattern": (int, float)}
+"""Settings of peft that give layers a value of their own, and the types of their values."""
 
 
 class PeftMethod(TypedDict):
@@ -111,6 +117,7 @@ class Peft(PeftAdapter):
         if unknown := sorted(self.arguments.keys() - known):
             raise ValueError(f"it takes no {', '.join(unknown)}")
         _check_types(self.arguments, get_type_hints(method))
+        _check_effect(self.arguments, targets)
         made: PeftConfig = method(**self.arguments, target_modules=targets)
         if hasattr(peft.PEFT_TYPE_TO_TUNER_MAPPING.get(cast("PeftType", made.peft_type)), "update_and_allocate"):
             raise ValueError("it changes its ranks by a call after each step of the training, which is not made")
@@ -130,6 +137,30 @@ def _check_types(arguments: Mapping[str, Any], hints: Mapping[str, Any]) -> None
         if value is not None and types and type(value) not in types:
             allowed = formatannotation(hints[name])
             raise ValueError(f"{_KEY}.init_args.{name}={value!r} must be {allowed}")
+
+
+def _check_effect(arguments: Mapping[str, Any], targets: Sequence[str]) -> None:
+    """Refuse an argument that peft takes without a word, although it does nothing, or leaves nothing to learn.
+
+    Args:
+        arguments: Arguments of the configuration class.
+        targets: Names of the layers that get the method.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for setting, types in PATTERNS.items():
+        for pattern, value in (arguments.get(setting) or {}).items():
+            key = f"{_KEY}.init_args.{setting}"
+            if type(value) not in types:
+                raise ValueError(f"{key} gives {pattern!r} {value!r}; give a number")
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in targets):  # as peft matches
+                raise ValueError(f"{key} names {pattern!r}, which is none of its layers, such as {targets[0]}")
+    if arguments.get("init_lora_weights") == "eva":
+        raise ValueError("init_lora_weights=eva needs a pass over the data before the training, which is not made")
+    for name, value in arguments.items():
+        if name.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+            raise ValueError(f"{_KEY}.init_args.{name}={value} must be 0 or more and below 1")
 
 
 def _types_of(hint: Any) -> set[type]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -79,6 +79,7 @@ GROUP_HELP: dict[str, str] = {
 }
 """One line on each first word."""
 
+_LISTS = ("list[str]", "list[int]", "list[float]")
 _USUAL_NAME = 16
 """Longer names of commands are not aligned: that would leave too little room for the lines of all others."""
 
@@ -208,7 +209,7 @@ def with_options(given: Sequence[str]) -> list[str]:
     for option in REPEATED.get(name, ()):
         gathered, rest = _gathered(option, [*leading, *rest])
         leading, rest = [], [*gathered, *rest]
-    return [*given[:length], *leading, *_with_lists(rest, _takes_words(name))]
+    return [*given[:length], *leading, *_with_lists(rest, _takes_lists(name))]
 
 
 def _gathered(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -226,15 +227,16 @@ def _gathered(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:
     return ([f"--{option}={as_yaml(values)}"] if values else []), others
 
 
-def _takes_words(name: str) -> set[str]:
-    """Return the options of a command that take a list of words."""
+def _takes_lists(name: str) -> dict[str, bool]:
+    """Return the options of a command that take a list of words or numbers, and whether they take words."""
     command = _by_name().get(name)
     parameters = inspect.signature(command).parameters.values() if command else ()
-    return {one.name for one in parameters if str(one.annotation).startswith("list[str]")}
+    types = {one.name: str(one.annotation) for one in parameters}
+    return {name: kind.startswith("list[str]") for name, kind in types.items() if kind.startswith(_LISTS)}
 
 
-def _with_lists(words: Sequence[str], options: Collection[str]) -> Iterator[str]:
-    """Yield words, with `--trust a,b` as `--trust=["a", "b"]`."""
+def _with_lists(words: Sequence[str], options: Mapping[str, bool]) -> Iterator[str]:
+    """Yield words, with `--trust a,b` as `--trust=["a", "b"]`, and `--pixel_mm 1,2` as `--pixel_mm=[1,2]`."""
     rest = iter(words)
     for word in rest:
         name, equals, value = word.removeprefix("--").partition("=")
@@ -242,5 +244,7 @@ def _with_lists(words: Sequence[str], options: Collection[str]) -> Iterator[str]
             yield word
             continue
         value = value if equals else next(rest, "")
-        plain = value in ("", "null") or value[0] in "[-"
-        yield f"--{name}={value if plain else as_yaml(value.split(','))}"
+        if value in ("", "null") or value[0] == "[" or value.startswith("-" if options[name] else "--"):
+            yield f"--{name}={value}"
+        else:
+            yield f"--{name}={as_yaml(value.split(',')) if options[name] else f'[{value}]'}"

@@ -136,6 +136,7 @@ def dataset(root: Path) -> Iterator[Finding]:
         yield Finding("data", False, as_options(str(error), root="--root"))
         return
     from mois.scans.dataset_facts import describe
+    from mois.scans.layouts.bids import is_bids, scans_without_mask
 
     yield from (Finding("data", False, fault) for fault in found.faults)
     lesions = sum(len(each.classes) for each in found.facts)
@@ -146,6 +147,10 @@ def dataset(root: Path) -> Iterator[Finding]:
         f"{_count(faults, 'fault')} to mend"
     )
     yield Finding("data", faults == 0 and lesions > 0, text + ("" if lesions else "; annotate some lesions"))
+    if is_bids(root) and (omitted := scans_without_mask(root)):
+        shown = ", ".join(omitted[:5]) + (", ..." if len(omitted) > 5 else "")
+        text = f"{_count(len(omitted), 'scan')} without a mask of lesions: {shown}; add one, all 0 if it has no lesion"
+        yield Finding("left out", True, text)
     lines = describe(found.facts, found.description) if found.facts else ()
     yield from (Finding(topic, True, text) for topic, text in lines)
 

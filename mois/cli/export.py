@@ -7,6 +7,9 @@ from typing import Literal
 
 from mois.cli.messages import say
 
+CHECKPOINTS = (".pt", ".safetensors")
+"""Endings of a checkpoint with the names of Meta."""
+
 
 def export_sam2(
     bundle: Path,
@@ -28,7 +31,8 @@ def export_sam2(
         backbone_weights: File of the backbone's weights, if it is not where it was in the training.
 
     Raises:
-        ValueError: If the bundle cannot be loaded, its backbone is not SAM 2.1, or its adapter cannot be merged.
+        ValueError: If the bundle cannot be loaded, its backbone is not SAM 2.1, its adapter cannot be merged, or
+            the file has another ending.
     """
     from mois.backbones import SAM2
     from mois.backbones.checkpoint_export import write_meta, write_transformers
@@ -36,6 +40,10 @@ def export_sam2(
 
     if out.exists():
         raise ValueError(f"out={out} exists; name another one.")
+    if layout == "meta" and out.suffix not in CHECKPOINTS:
+        raise ValueError(
+            f"out={out} is written as {' or '.join(CHECKPOINTS)}; choose a name with one of these endings."
+        )
     made = Bundle.load(bundle, "cpu", trust or (), backbone_weights)
     backbone = made.backbone
     if not isinstance(backbone, SAM2):

@@ -24,7 +24,7 @@ def folds(
     takes the folder `out/test`.
 
     Args:
-        training: Config of the training: `--config CONFIG`.
+        training: Config of the training, a file or the name of a shipped config: `--config CONFIG`.
         out: Folder of the folds; by default runs/NAME_folds, by the name of the config.
         only: Folds to train now, such as [0,2]; by default all. The figures of all scans come once all folds are done.
         checkpoint: Which weights are tested. `best` was chosen on the very scans of the fold, so its figures are a
@@ -37,8 +37,10 @@ def folds(
     """
     from mois.cli.evaluate import show_figures
     from mois.cli.fold_steps import FoldRuns
+    from mois.cli.shipped_configs import config_path
     from mois.files.folder_lock import locked
 
+    training = config_path(str(training))
     out = Path("runs") / f"{training.stem}_folds" if out is None else out
     runs = FoldRuns.plan(training, out, settings or [], checkpoint)
     with locked(out):

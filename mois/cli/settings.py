@@ -210,7 +210,7 @@ def _read_file(file: Path, key: str, depth: int = 0) -> Iterator[Setting]:
         text = read_text(file, plain=True)
         yield from _walk(yaml.load(text, _UniqueKeys), key, file, depth)
     except yaml.YAMLError as error:
-        yield Setting(key, DataError(f"{file} is no YAML: {_explain_yaml(error)}"), str(file))
+        yield Setting(key, DataError(f"{file} is no YAML: {explain_yaml(error)}"), str(file))
     except RecursionError:
         yield Setting(key, DataError(f"{file}: a value holds itself; write it out"), str(file))
     except DataError as error:
@@ -233,7 +233,8 @@ def _walk(value: Any, key: str, file: Path, depth: int) -> Iterator[Setting]:
         yield from _read_file(file.parent / value, key, depth + 1)
 
 
-def _explain_yaml(error: yaml.YAMLError) -> str:
+def explain_yaml(error: yaml.YAMLError) -> str:
+    """Return the place and the reason of a mistake in YAML, in one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     return " ".join(str(error).split())

@@ -12,11 +12,16 @@ from typing import Any, Literal
 
 import yaml
 
+from mois.cli.settings import explain_yaml
 from mois.files.text import as_yaml, read_text
 
 Method = Literal["bayes", "random", "grid"]
 
 LOG = "log_uniform_values"
+OF_VALUES = ("categorical", "constant")
+KEYS = ("program", "method", "metric", "run_cap", "parameters", "command")
+OF_WANDB = ("name", "description", "project", "entity")
+"""Keys that tell `wandb agent` where the sweep belongs. They change no trial."""
 _PLAIN = (str, bool, int, float, type(None))
 """Values that the study stores. Lists and mappings become texts, which a command line takes as well."""
 
@@ -51,11 +56,12 @@ class Parameter:
             f"{what}: give values, a value, or min and max, with a distribution of uniform, int_uniform or "
             "log_uniform_values."
         )
-        if not isinstance(given, Mapping):
+        if not isinstance(given, Mapping) or not given.keys() <= {"value", "values", "min", "max", "distribution"}:
             raise wanted
         if "values" in given or "value" in given:
             values = given["values"] if "values" in given else [given["value"]]
-            if not isinstance(values, list) or not values:
+            kind = given.get("distribution", OF_VALUES[0])
+            if not isinstance(values, list) or not values or kind not in OF_VALUES or "min" in given or "max" in given:
                 raise wanted
             return cls(values=tuple(value if isinstance(value, _PLAIN) else as_yaml(value) for value in values))
         kind = given.get("distribution")
@@ -111,12 +117,17 @@ class SweepFile:
         Raises:
             ValueError: If a key is missing or has another value than it may have.
         """
-        content = yaml.safe_load(read_text(path))
+        try:
+            content = yaml.safe_load(read_text(path))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML: {explain_yaml(error)}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} is no sweep; it must have the keys method, metric, parameters and command.")
         missing = [key for key in ("method", "metric", "parameters", "command") if not content.get(key)]
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}; see configs/sweeps for examples.")
+        if unknown := [str(key) for key in content if key not in (*KEYS, *OF_WANDB)]:
+            raise ValueError(f"{path}: {unknown[0]} is no key of a sweep here; there are {', '.join(KEYS)}.")
         metric, method = content["metric"], content["method"]
         if method not in ("bayes", "random", "grid"):
             raise ValueError(f"{path}: method={method} must be bayes, random or grid.")
@@ -127,6 +138,8 @@ class SweepFile:
         parameters = {name: Parameter.of(name, given) for name, given in content["parameters"].items()}
         if method == "grid" and any(not one.values for one in parameters.values()):
             raise ValueError(f"{path}: method=grid needs values for each parameter, not a range.")
+        if not isinstance(content["command"], list):
+            raise ValueError(f"{path}: command={content['command']} must be a list of words: [mois, fit, ${{args}}].")
         words = tuple(str(word) for word in content["command"])
         if "${args}" not in words:
             raise ValueError(f"{path}: command must have the word ${{args}}, where the settings go.")

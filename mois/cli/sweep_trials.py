@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mois.cli.demo_steps import run_command
 from mois.cli.messages import say
 from mois.cli.sweep_file import Parameter, SweepFile
+from mois.errors import one_line
 from mois.files.atomic import write_text
 from mois.files.csv_tables import csv_text
 from mois.files.json_records import read_record
@@ -41,7 +42,7 @@ class SweepTrials:
         """Open the study of a folder, or begin one.
 
         Raises:
-            ValueError: If optuna is missing, or the folder holds another sweep.
+            ValueError: If optuna is missing, the folder holds another sweep, or what it remembers is damaged.
         """
         if importlib.util.find_spec("optuna") is None:
             raise ValueError("mois sweep needs optuna: pip install 'mois[sweep]'.")
@@ -53,12 +54,18 @@ class SweepTrials:
             raise ValueError(f"out={out} holds another sweep, or one of another seed; choose another folder.")
         write_text(path, json.dumps(mine, indent=2) + "\n")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            storage=f"sqlite:///{(out / 'study.db').absolute()}",
-            study_name=plan.name,
-            direction="maximize" if plan.maximise else "minimize",
-            load_if_exists=True,
-        )
+        from sqlalchemy.exc import DatabaseError  # optuna needs it
+
+        try:
+            study = optuna.create_study(
+                storage=f"sqlite:///{(out / 'study.db').absolute()}",
+                study_name=plan.name,
+                direction="maximize" if plan.maximise else "minimize",
+                load_if_exists=True,
+            )
+        except DatabaseError as error:
+            reason = one_line(str(error.orig))
+            raise ValueError(f"{out / 'study.db'} cannot be used ({reason}); choose another folder.") from error
         study.sampler = _sampler(plan, seed + len(study.trials))  # a sweep that goes on must not draw the same again
         return cls(plan, out, study)
 

@@ -43,6 +43,7 @@ def read_labelled(
         return read_images(images, subject=name, patient=name), 0
     found = labels if labels is not None else labels_beside(scan)
     if found is None:
+        read_image(scan)  # says it if there is no such scan
         raise DataError(f"{scan}: there are no labels beside it; give --labels MAP, or --prompts FILE.")
     values = np.unique(whole_numbers(read_image(found)[0], found))
     classes = {int(value): str(value) for value in values if value}

@@ -53,7 +53,7 @@ def try_bundle(
         trust: Modules of others whose classes the bundle may name, such as my_module.
 
     Raises:
-        ValueError: If there are neither prompts nor labels, or a file cannot be used.
+        ValueError: If there are neither prompts nor labels, a file cannot be used, or `count` is below 1.
     """
     from mois.cli.trial_files import read_labelled
     from mois.evaluation.actions.pixel_trials import click_annotated, try_pixel_size
@@ -64,6 +64,10 @@ def try_bundle(
     from mois.serve.shipped_model import served_model
     from mois.session.prompts.prompt_file import read_prompts
 
+    if count < 1:
+        raise ValueError(f"count={count} must be 1 or more.")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is a file; name a folder.")
     entries = None if prompts is None else read_prompts(prompts)
     model = served_model(None if str(bundle) == SHIPPED else bundle, 1.5, device, trust or ())
     given = [scan] if isinstance(scan, str) else scan
@@ -79,7 +83,11 @@ def try_bundle(
     write_text(out / "try.csv", csv_text(COLUMNS, [_row(trial) for trial in trials]))
     picture = draw_trials(out / "try.png", volume, trials, annotated)
     if annotated is not None:
-        say(f"most of the others are found with {_best(trials).pixel_mm:g} mm per pixel, before any training")
+        best = _best(trials)
+        if _score(best) > 0:
+            say(f"most of the others are found with {best.pixel_mm:g} mm per pixel, before any training")
+        else:
+            say("none of the others is found at any of these pixel sizes, before any training")
     say(f"{picture} and {out / 'try.csv'}")
 
 
@@ -95,11 +103,13 @@ def _sizes(model: LesionModel, volume: Volume, chosen: int) -> list[float]:
 
 
 def _best(trials: Sequence[PixelTrial]) -> PixelTrial:
-    def score(trial: PixelTrial) -> float:
-        value = math.nan if trial.figures is None else trial.figures.unprompted_dice
-        return -1.0 if math.isnan(value) else value
+    return max(trials, key=_score)
 
-    return max(trials, key=score)
+
+def _score(trial: PixelTrial) -> float:
+    """Return the Dice of the lesions that were not clicked; -1 if there is none."""
+    value = math.nan if trial.figures is None else trial.figures.unprompted_dice
+    return -1.0 if math.isnan(value) else value
 
 
 def _row(trial: PixelTrial) -> list[object]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mois.errors import DataError
-from mois.files.atomic import write_text
+from mois.files.atomic import whole_folder, write_text
 from mois.files.csv_tables import csv_text
 from mois.geometry import SliceGrid
 from mois.lesions import InstanceMap
@@ -103,7 +103,7 @@ def _judged(state: State, shape: tuple[int, int, int]) -> tuple[InstanceMap, dic
 
 
 def write_judged(out: Path, scans: Sequence[JudgedScan]) -> list[str]:
-    """Write scans with judged lesions as a dataset in nnU-Net's raw layout, with instances and subjects.csv.
+    """Write scans with judged lesions as a dataset in nnU-Net's raw layout, whole or not at all.
 
     Args:
         out: Folder to write; it must not exist.
@@ -125,17 +125,18 @@ def write_judged(out: Path, scans: Sequence[JudgedScan]) -> list[str]:
         raise ValueError("no lesion of these sessions was prompted or accepted; judge some first.")
     rejected = [REJECTED] if any(REJECTED in scan.types.values() for scan in scans) else []
     classes = {kind: number for number, kind in enumerate([*types, *rejected], start=1)}
-    for name, scan in zip(names, scans, strict=True):
-        _write_scan(out, name, scan, classes)
     rows = [(name, scan.volume.patient) for name, scan in zip(names, scans, strict=True)]
-    write_text(out / "subjects.csv", csv_text(("subject", "patient"), rows))
     about = {
         "channel_names": {str(number): name for number, name in enumerate(channels)},
         "labels": {"background": 0, **classes},
         "numTraining": len(scans),
         "file_ending": ".nii.gz",
     }
-    write_text(out / "dataset.json", json.dumps(about, indent=2) + "\n")
+    with whole_folder(out, ()) as part:
+        for name, scan in zip(names, scans, strict=True):
+            _write_scan(part, name, scan, classes)
+        write_text(part / "subjects.csv", csv_text(("subject", "patient"), rows))
+        write_text(part / "dataset.json", json.dumps(about, indent=2) + "\n")
     return names
 
 

@@ -89,6 +89,12 @@ REFUSED = [
     (peft("LoraConfig", use_dora="no"), "config.init_args.use_dora='no' must be bool."),
     (peft("LoraConfig", bias=True), "config.init_args.bias=True must be Literal['none', 'all', 'lora_only']."),
     (peft("LoraConfig", alpha_pattern=[1]), "config.init_args.alpha_pattern=[1] must be Optional[dict]."),
+    (peft("LoraConfig", lora_alpha=0), "no tensor of it changes the answers (all gradients are 0); is its alpha 0?"),
+    (peft("LoraConfig", lora_dropout=1.0), "config.init_args.lora_dropout=1.0 must be 0 or more and below 1."),
+    (peft("LoraConfig", init_lora_weights="eva"), "eva needs a pass over the data before the training"),
+    (peft("LoraConfig", rank_pattern={"q_pro": 2}), "rank_pattern names 'q_pro', which is none of its layers, such as"),
+    (peft("LoraConfig", alpha_pattern={"mlp": 2}), "alpha_pattern names 'mlp', which is none of its layers, such as"),
+    (peft("LoraConfig", rank_pattern={"qkv": "2"}), "rank_pattern gives 'qkv' '2'; give a number."),
     (peft("LoreConfig"), "has no configuration class of this name"),
 ]
 
@@ -112,6 +118,14 @@ def test_a_method_that_cannot_adapt_says_why_in_one_line(adapter: Peft, reason: 
         (
             {"class_path": "peft.LoraConfig", "init_args": {"megatron_core": "os"}},
             r"config\.init_args\.megatron_core cannot be set here",
+        ),
+        (
+            {"class_path": "peft.LoraConfig", "init_args": {"peft_type": "LOHA"}},
+            r"config\.init_args\.peft_type cannot be set here",
+        ),
+        (
+            {"class_path": "peft.LoraConfig", "init_args": {"use_qalora": True}},
+            r"config\.init_args\.use_qalora cannot be set here",
         ),
     ],
 )

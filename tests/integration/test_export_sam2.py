@@ -141,6 +141,8 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, capsys: pyt
     said = failing(capsys, "--bundle", str(nano), "--out", str(tmp_path / "x"), "--layout", "transformers")
     assert "transformers has no SAM 2.1 of size nano" in said
     assert not (tmp_path / "x").exists()
+    said = failing(capsys, "--bundle", str(nano), "--out", str(tmp_path / "x.onnx"))
+    assert "x.onnx is written as .pt or .safetensors; choose a name with one of these endings" in said
     main(["export", "sam2", "--bundle", str(nano), "--out", str(tmp_path / "x.safetensors")])
     assert SAM2("nano", str(tmp_path / "x.safetensors")).identity.name == "nano"
     bottleneck = adapted(tmp_path / "two", "nano", Bottleneck(), weights="random")

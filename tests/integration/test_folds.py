@@ -36,6 +36,15 @@ def test_options_of_the_training_are_settings_of_the_folds() -> None:
     assert with_training_options(words) == [*own, f"--settings={settings}"]
 
 
+def test_a_shipped_config_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        mois_main(["folds", "--config", "demo", f"--data.init_args.root={tmp_path / 'nowhere'}"])
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nowhere' / 'dataset.json'}: no such file")
+
+
 def test_folds_leave_the_test_scans_out(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", subjects=4, held_out=1)
     folds = folds_of(read_dataset(root), SplitSettings(test_subjects=["p3", "p4"]), root)

@@ -21,6 +21,23 @@ Make = Callable[..., Path]
 
 
 @pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (["nowhere.nii.gz"], "nowhere.nii.gz: no such file; correct the path."),
+        (["nowhere.nii.gz", "--count=0"], "count=0 must be 1 or more."),
+        (["nowhere.nii.gz", "--pixel_mm", "wide"], "pixel_mm="),
+        (["nowhere.nii.gz", "--out", __file__], f"out={__file__} is a file; name a folder."),
+    ],
+)
+def test_what_cannot_be_tried_ends_in_one_line(more: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        mois_main(["try", "shipped", *more])
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {line}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     "words",
     [["try", "B", "scan.nii.gz"], ["view", "scan.nii.gz", "--bundle=B"], ["serve", "nninteractive", "--bundle=B"]],
     ids=lambda words: words[0],

@@ -89,8 +89,8 @@ def read_bids(root: Path) -> tuple[list[BidsScan], DatasetDescription]:
         DataError: If there is no mask of lesions, a scan has two of them, or a mask has no image in its space. Also if
             two tables name the classes differently, or a mask or a needed image is a link to nothing.
     """
-    places = [root, *([root.parent.parent] if root.parent.name == "derivatives" else [])]
-    files = list({file.path: file for place in places for file in _files(place)}.values())
+    places = _places(root)
+    files = _files_of(places)
     masks = _lesion_masks([file for file in files if file.suffix in MASKS and root in file.path.parents])
     if not masks:
         raise DataError(
@@ -118,6 +118,30 @@ def read_bids(root: Path) -> tuple[list[BidsScan], DatasetDescription]:
                 check_link(image.path)
     suffixes = sorted(counts, key=lambda suffix: (counts[suffix] < len(scans), suffix))  # first what every scan has
     return scans, DatasetDescription(_classes(list(masks.values()), places), ".nii.gz", dict(enumerate(suffixes)))
+
+
+def scans_without_mask(root: Path) -> list[str]:
+    """Return the names of the scans of a BIDS dataset that have images but no mask of lesions: `read_bids` omits them.
+
+    Args:
+        root: Folder with dataset_description.json.
+
+    Raises:
+        DataError: If a scan has two masks of lesions.
+    """
+    files = _files_of(_places(root))
+    masks = _lesion_masks([file for file in files if file.suffix in MASKS and root in file.path.parents])
+    return sorted({file.scan for file in files if file.suffix not in _NO_IMAGES} - masks.keys())
+
+
+def _places(root: Path) -> list[Path]:
+    """Return the folders with the files of a dataset: its own, and for a folder of derivatives that of the dataset."""
+    return [root, *([root.parent.parent] if root.parent.name == "derivatives" else [])]
+
+
+def _files_of(places: Sequence[Path]) -> list[BidsFile]:
+    """Return the files of folders, of which one may lie in another, each file once."""
+    return list({file.path: file for place in places for file in _files(place)}.values())
 
 
 def _files(root: Path) -> list[BidsFile]:
@@ -240,7 +264,7 @@ def _classes(masks: Sequence[BidsFile], places: Sequence[Path]) -> dict[int, str
     """Return the classes: of the tables of the maps (*_dseg.tsv with index and name), else the values of all maps.
 
     Raises:
-        DataError: If two tables give an index different names.
+        DataError: If two tables give an index different names, or the lesions of two masks have different values.
     """
     named: dict[int, tuple[str, Path]] = {}
     for file in dict.fromkeys(file for mask in masks for file in _tables_of(mask, places)):
@@ -253,9 +277,30 @@ def _classes(masks: Sequence[BidsFile], places: Sequence[Path]) -> dict[int, str
     named.pop(0, None)
     if named:
         return {index: name for index, (name, _) in named.items()}
-    values = {int(value) for mask in masks for value in np.unique(whole_numbers(read_image(mask.path)[0], mask.path))}
-    values.discard(0)
+    values = _values_of(masks)
     return {value: "lesion" if values == {1} else f"lesion {value}" for value in sorted(values)} or {1: "lesion"}
+
+
+def _values_of(masks: Sequence[BidsFile]) -> set[int]:
+    """Return the values of lesions in all maps.
+
+    Raises:
+        DataError: If the lesions of two binary masks have different values.
+    """
+    values: set[int] = set()
+    of_binary: dict[int, Path] = {}  # value to the first mask with it
+    for mask in masks:
+        here = {int(value) for value in np.unique(whole_numbers(read_image(mask.path)[0], mask.path))} - {0}
+        if mask.suffix == "mask" and len(here) == 1:
+            of_binary.setdefault(min(here), mask.path)
+        values |= here
+    if len(of_binary) > 1:
+        (value, mask_path), (other, other_path) = list(of_binary.items())[:2]
+        raise DataError(
+            f"{other_path}: its lesions are {other}, those of {mask_path} are {value}; write one value, or call maps "
+            "of several classes *_dseg."
+        )
+    return values
 
 
 def _tables_of(mask: BidsFile, places: Sequence[Path]) -> list[Path]:

@@ -89,12 +89,34 @@ def test_shipped_sweeps_can_be_read_and_name_settings_of_their_config() -> None:
         ({"parameters": {"rate": {"values": []}}}, "parameters.rate.*: give values"),
         ({"parameters": {"rate": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}}, "above 0"),
         ({"parameters": {"rate": {"min": 0.5, "max": 1.5, "distribution": "int_uniform"}}}, "whole numbers"),
+        ({"run_cp": 8}, "run_cp is no key of a sweep here; there are program, method, metric, run_cap"),
+        ({"early_terminate": {"type": "hyperband"}}, "early_terminate is no key of a sweep here"),
+        ({"command": "mois fit ${args}"}, "must be a list of words"),
+        ({"parameters": {"rate": {"min": 1, "max": 2, "q": 0.5}}}, "parameters.rate.*: give values"),
+        ({"parameters": {"rate": {"values": [1], "probabilities": [1]}}}, "parameters.rate.*: give values"),
+        ({"parameters": {"rate": {"values": [1], "max": 2}}}, "parameters.rate.*: give values"),
         ({"run_cap": "8"}, "run_cap=8 must be a whole number of 1 or more"),
     ],
 )
 def test_what_is_no_sweep_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SweepFile.read(write_sweep(tmp_path, **changes))
+
+
+def test_a_sweep_that_is_no_yaml_is_named_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "rates.yaml").write_text("method: [bayes\nmetric: 3\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rates\.yaml is no YAML: line 2, column 7: expected"):
+        SweepFile.read(tmp_path / "rates.yaml")
+
+
+def test_a_damaged_memory_of_a_sweep_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna", reason="the extra sweep is not installed")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.db").write_bytes(b"no database" * 100)
+    with pytest.raises(SystemExit):
+        mois_main(["sweep", str(write_sweep(tmp_path)), f"--out={tmp_path / 'out'}"])
+    line = capsys.readouterr().err
+    assert line.endswith("study.db cannot be used (file is not a database); choose another folder.\n")
 
 
 def test_ranges_are_whole_numbers_only_where_both_ends_are() -> None:

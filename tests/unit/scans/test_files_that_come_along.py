@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from mois.cli.dataset_survey import survey
+from mois.cli.doctor_checks import Finding, dataset
 from mois.errors import DataError
 from mois.scans.datasets import read_dataset
 from mois.scans.image_files import name_of
-from tests.support.datasets import write_bids, write_dataset
+from tests.support.datasets import save_nifti, write_bids, write_dataset
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,30 @@ def test_an_image_of_bids_that_others_have_and_that_is_a_link_to_nothing_is_name
     image.unlink()
     image.symlink_to(tmp_path / "not fetched")
     with pytest.raises(DataError, match=r"ses-1_FLAIR\.nii\.gz: is a link to .*, which is missing; get that file"):
+        read_dataset(root)
+
+
+def test_doctor_tells_which_scans_of_bids_have_no_mask_of_lesions(tmp_path: Path) -> None:
+    root = write_bids(tmp_path / "bids")
+    assert "left out" not in [finding.topic for finding in dataset(root)]
+    for place in ("sub-01_ses-2", "sub-02_ses-1"):
+        (mask,) = root.rglob(f"{place}_label-lesion_mask.nii.gz")
+        mask.unlink()
+    found = {finding.topic: finding for finding in dataset(root)}
+    assert found["left out"] == Finding(
+        "left out",
+        True,
+        "2 scans without a mask of lesions: sub-01_ses-2, sub-02_ses-1; add one, all 0 if it has no lesion",
+    )
+    of_derivative = {finding.topic for finding in dataset(root / "derivatives" / "lesions")}
+    assert "left out" in of_derivative
+
+
+def test_masks_of_bids_have_one_value(tmp_path: Path) -> None:
+    root = write_bids(tmp_path / "bids")
+    (mask,) = root.rglob("sub-02_ses-1_label-lesion_mask.nii.gz")
+    save_nifti(mask, 255 * np.asarray(nib.load(mask).dataobj))  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"sub-02_ses-1_.*: its lesions are 255, those of .* are 1; write one value"):
         read_dataset(root)
 
 

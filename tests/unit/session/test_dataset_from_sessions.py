@@ -93,6 +93,21 @@ def test_a_session_on_a_file_that_was_named_from_its_folder_is_read_from_elsewhe
         read_judged(session)
 
 
+def test_a_full_disk_leaves_no_part_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged(tmp_path / "a")
+    scan = read_judged(tmp_path / "a" / "session")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mois.session.dataset_export.json.dumps", full)  # once all scans are written
+        with pytest.raises(OSError, match="No space left"):
+            write_judged(tmp_path / "raw", [scan])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    assert write_judged(tmp_path / "raw", [scan]) == ["a"]
+
+
 def test_a_session_without_a_file_says_so(tmp_path: Path) -> None:
     session = InteractiveSession(make_model(), three_lesions()._replace(path=""), tmp_path / "session")
     session.click(lps(three_lesions(), 2, 20, 20))
