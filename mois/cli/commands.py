@@ -204,12 +204,18 @@ def with_options(given: Sequence[str]) -> list[str]:
         count = len(leading)
     else:
         count = 0
-    flags = {f"--{flag}" for flag in FLAGS.get(name, ())}
-    rest = [f"{word}=true" if word in flags else word for word in words[count:]]
+    rest = list(_with_flags(words[count:], FLAGS.get(name, ())))
     for option in REPEATED.get(name, ()):
         gathered, rest = _gathered(option, [*leading, *rest])
         leading, rest = [], [*gathered, *rest]
     return [*given[:length], *leading, *_with_lists(rest, _takes_lists(name))]
+
+
+def _with_flags(words: Sequence[str], flags: Collection[str]) -> Iterator[str]:
+    """Yield words, with `--log` as `--log=true`, unless true or false follows."""
+    for place, word in enumerate(words):
+        is_flag = word.startswith("--") and word[2:] in flags
+        yield f"{word}=true" if is_flag and words[place + 1 : place + 2] not in (["true"], ["false"]) else word
 
 
 def _gathered(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -211,3 +211,9 @@ def say(line: str) -> None:
     """Write a line to the terminal at once."""
     sys.stdout.write(without_control_codes(line) + "\n")
     sys.stdout.flush()
+
+
+def say_working(line: str) -> None:
+    """Write at once what a command is doing, to stderr: it is no part of its result."""
+    sys.stderr.write(without_control_codes(line) + "\n")
+    sys.stderr.flush()

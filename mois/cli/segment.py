@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mois.cli.messages import say
+from mois.cli.messages import say, say_working
 from mois.cli.typed_bundles import typed_bundles
 
 if TYPE_CHECKING:
@@ -84,10 +84,11 @@ def segment(
     for warning in doubted:
         say(warning)
     again = _check_out(out, record, device, volume, requested)  # first, because making the model takes long
+    say_working("loading the model")
     loaded = {name: Bundle.load(folder, device, trust or (), backbone_weights) for name, folder in bundles.items()}
     models = {name: each.model() for name, each in loaded.items()}
     session = _open_session(models, volume, out, again)
-    for kept in play(session, requested, out, exemplars).kept:
+    for kept in play(session, requested, out, exemplars, say_working).kept:
         say(f"{kept} stays: it was done before entries were added to the prompts")
     session.save()
     _write_pages(session, out, doubted)
@@ -113,7 +114,10 @@ def _check_out(
         return False
     journal = read_journal(out)
     now = (record.inference, chosen_device(device), volume, record.identity, record.calibration)
-    check_origin(journal.header, about_session(*now, track_memory=None))
+    try:
+        check_origin(journal.header, about_session(*now, track_memory=None))
+    except ValueError as error:
+        raise ValueError(f"out={out}: {str(error).rstrip('.')}, or choose another --out for a new session.") from error
     match(journal.actions, requested, out, str(journal.header.get("type", "")))
     check_unchanged(out)
     return True

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mois.cli.extras import need_extra
-from mois.cli.messages import say
+from mois.cli.messages import say, say_working
 from mois.cli.typed_bundles import served_models
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def serve(
     """
     need_extra("serve", "fastapi", "uvicorn", "blosc2")
     if viewer == "nninteractive":
+        say_working("loading the model")
         models = served_models(bundle, pixel_mm, device, trust or ())
         _serve_nninteractive(studies, models, 1527 if port is None else port, host, memory_gib)
         return
@@ -60,6 +61,7 @@ def serve(
         _go_on_in_the_environment_of_viewers()
     if not studies.is_dir():
         raise ValueError(f"studies={studies}: there is no such folder; make it, and put scans into it.")
+    say_working("loading the model")
     models = served_models(bundle, pixel_mm, device, trust or ())
     if models.further:
         raise ValueError("the server of MONAI Label serves one type of lesions; give one --bundle.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mois.cli.extras import need_extra
-from mois.cli.messages import say
+from mois.cli.messages import say, say_working
 from mois.cli.typed_bundles import served_models
 
 
@@ -62,6 +62,7 @@ def view(
     from mois.serve.studies import study_key
     from mois.session.follow_up import read_time_point
 
+    say_working("loading the model and the scan")
     models = served_models(bundle, pixel_mm, device, trust or ())
     images = named_images([image] if isinstance(image, str) else image, models.first.segmenter.settings.channels)
     name = subject or name_of(next(iter(images.values())))

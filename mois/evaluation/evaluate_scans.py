@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -133,7 +134,14 @@ def evaluate_scans(
 
 
 def _with_progress(scans: Sequence[SubjectFiles], what: str, console: Console | None) -> Iterable[SubjectFiles]:
-    return track(scans, what, console=console or Console(quiet=True), disable=console is None)
+    """Yield the scans, with a bar on a terminal, and with a line for each scan in a log."""
+    if console is None or console.is_terminal:
+        yield from track(scans, what, console=console or Console(quiet=True), disable=console is None)
+        return
+    begin = time.monotonic()
+    for number, scan in enumerate(scans, 1):
+        console.print(f"{what}: scan {number}, after {time.monotonic() - begin:.0f} s", soft_wrap=True)
+        yield scan
 
 
 def _write_all(evaluation: Evaluation, scans: Sequence[SubjectFiles], out: Path) -> None:

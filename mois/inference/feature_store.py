@@ -95,6 +95,7 @@ class FeatureStore:
         self._put(rows, images)
         self._check()
 
+    @torch.inference_mode()  # kept features must not hold on to the graph of their encoding
     def _put(self, rows: npt.NDArray[np.int64], images: Tensor) -> None:
         features = self._encode(images.to(self._device, non_blocking=True))
         self._shapes = tuple(level.shape[1:] for level in features.levels)

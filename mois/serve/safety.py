@@ -23,6 +23,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOG = logging.getLogger("mois.serve")
+LOOKS = ("/heartbeat", "/masks", "/preview")
+"""Paths that change nothing, like a GET. A page asks several times a second, so the log has them only if they fail."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ class Guard:
             LOG.error("%s", place_of(error))
             await answer.refuse(500, "the server made a mistake; its log says where.")
         took = time.perf_counter() - begin
-        LOG.info("%s %s %d %.0f ms", scope["method"], request_name(scope, self._token), answer.status, 1000 * took)
+        name = request_name(scope, self._token)
+        looks = scope["method"] in ("GET", "HEAD") or name in LOOKS
+        level = logging.DEBUG if looks and answer.status < 400 else logging.INFO
+        LOG.log(level, "%s %s %d %.0f ms", scope["method"], name, answer.status, 1000 * took)
 
     def _checked(self, scope: Scope) -> Scope:
         """Return the request without its secret, once it has proved where it comes from."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,11 @@ def _shown(key: str, value: Any) -> str:
 
 
 def play(
-    session: InteractiveSession, requested: Sequence[RequestedAction], out: Path, bank: ExemplarBank | None = None
+    session: InteractiveSession,
+    requested: Sequence[RequestedAction],
+    out: Path,
+    bank: ExemplarBank | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> DoneActions:
     """Do the requested actions that the session has not done yet.
 
@@ -204,6 +208,7 @@ def play(
         requested: Requested actions, in order.
         out: Folder of the session, for messages.
         bank: Bank of the action `use_bank`, or None.
+        tell: Gets a line before each action, such as "2 of 4: click".
 
     Returns:
         The requested actions that were done before.
@@ -213,7 +218,9 @@ def play(
     """
     done = match(session.actions, requested, out, session.types[0])
     names = dict(done.names)
-    for request in requested[done.count :]:
+    for number, request in enumerate(requested[done.count :], done.count + 1):
+        if tell is not None:
+            tell(f"{number} of {len(requested)}: {request.name}")
         lesion = names.get(request.lesion) if request.lesion is not None else None
         if session.state.type != request.type:
             session.use(request.type)

@@ -45,7 +45,7 @@ def align(earlier: Volume, now: Volume) -> Alignment:
     if earlier.patient != now.patient:
         raise ValueError(
             f"the scans are of two patients, {earlier.patient} and {now.patient}; give two scans of one "
-            "patient, or name the patient alike."
+            "patient, or name their patient (--patient NAME)."
         )
     if same_place(earlier, now):
         return Alignment(np.eye(4), False, 0.0)

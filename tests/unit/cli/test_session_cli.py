@@ -72,8 +72,11 @@ def test_segment_writes_results_goes_on_and_the_journal_is_told(files, capsys):
     whole = np.asarray(labels.dataobj)
     journal = files / "out" / "journal.jsonl"
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:3]) + b'{"number":3,')
+    capsys.readouterr()
     run(files)
-    assert "going on after 2 actions" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "going on after 2 actions" in said.out
+    assert said.err.splitlines() == ["loading the model", "3 of 4: click", "4 of 4: propagate"]
     assert np.array_equal(np.asarray(nib.load(files / "out" / "lesions.nii.gz").dataobj), whole)
     main(["journal", str(files / "out"), f"--out={files / 'table.csv'}"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -104,7 +107,9 @@ def test_what_a_session_may_not_go_on_with_is_refused_before_the_model_is_made(f
     with monkeypatch.context() as patch:
         patch.setattr("mois.sharing.bundle.Bundle.load", late)
         assert "the bank: click there, use_bank now" in refused(files, capsys, f"--bank={bank}")
-        assert "has patient=scan, now it is anna" in refused(files, capsys, "--patient=anna")
+        said = refused(files, capsys, "--patient=anna")
+        assert f"out={files / 'out'}: the session of scan has patient=scan, now it is anna" in said
+        assert said.endswith("give the same patient, or choose another --out for a new session.\n")
         assert "has subject=scan, now it is anna" in refused(files, capsys, "--subject=anna", "--patient=scan")
         changed = [{**prompts[0], "click": prompts[1]["click"]}, *prompts[1:]]
         (files / "prompts.json").write_text(json.dumps(changed))

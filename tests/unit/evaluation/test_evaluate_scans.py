@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from mois.evaluation.evaluate_scans import Evaluation, evaluate_scans
 from mois.evaluation.figures import SubjectReport
@@ -57,6 +59,16 @@ def test_a_stopped_evaluation_goes_on_and_ends_as_if_it_had_not_been(make_datase
     evaluate_scans(evaluation(whole), scans, tmp_path / "whole")
     for name in ("metrics.json", "subjects.csv", "lesions.csv", "candidates.csv", "curve.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_log_gets_a_line_for_each_scan(make_dataset: Make, tmp_path: Path) -> None:
+    log = io.StringIO()
+    scans = read_dataset(make_dataset(subjects=2))
+    evaluate_scans(evaluation(Scorer()), scans, tmp_path, Console(file=log, force_terminal=False, width=20))
+    lines = ["evaluating 2 of 2 scans: scan 1, after 0 s", "evaluating 2 of 2 scans: scan 2, after"]
+    assert [line.startswith(start) for line, start in zip(log.getvalue().splitlines(), lines, strict=True)] == [
+        True
+    ] * 2
 
 
 def test_a_scan_whose_files_changed_is_scored_again(make_dataset: Make, tmp_path: Path) -> None:

@@ -54,3 +54,18 @@ def test_the_file_of_a_store_is_closed_when_the_store_goes() -> None:
     del spilt
     gc.collect()
     assert file.closed
+
+
+@pytest.mark.parametrize("budget_gib", [1.0, 0.0])
+def test_kept_features_hold_no_graph_of_a_model_that_was_trained(budget_gib: float) -> None:
+    weight = torch.tensor(2.0, requires_grad=True)
+
+    def encode(images: Tensor) -> Features:
+        level = weight * images.unsqueeze(1)
+        return Features((level,), level, images.unsqueeze(1))
+
+    kept = FeatureStore(encode, CPU, torch.float16, budget_gib)
+    chosen = kept.select(np.array([0]), IMAGES[:1])  # as a server prepares a scan: with gradients switched on
+    assert chosen.levels[0].eq(2).all()
+    assert not chosen.levels[0].requires_grad
+    assert not chosen.position.requires_grad

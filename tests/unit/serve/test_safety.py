@@ -105,6 +105,16 @@ def test_errors_are_one_line_and_the_log_has_no_names(caplog):
     assert TOKEN not in caplog.text
 
 
+def test_the_log_has_actions_and_failures_but_no_looks(caplog):
+    caplog.set_level(logging.INFO, "mois.serve")
+    for path, method in (("/pulse", "GET"), ("/preview/click", "POST"), ("/draw/click", "POST"), ("/wrong", "GET")):
+        ask(path, method=method)
+    assert [line.rpartition(" ")[0].rpartition(" ")[0] for line in caplog.messages] == [
+        "POST /draw 200",
+        "GET /wrong 400",
+    ]
+
+
 def test_routes_of_an_application_answer_errors_in_one_line():
     from fastapi.testclient import TestClient
 
