@@ -257,7 +257,8 @@ def test_an_earlier_scan_that_cannot_be_registered_leaves_the_page_as_it_was(bro
         for key in ("v", "t"):
             page.press(key)
             page.complains(
-                "the scans are of two patients, q and p; give two scans of one patient, or name their patient (--patient NAME)."
+                "the scans are of two patients, q and p; give two scans of one patient, or name their patient "
+                "(--patient NAME)."
             )
             page.click((scan.shape[0] - 1 - 20, scan.shape[1] - 1 - 20, 2))
             page.wait(lambda: page.says().startswith("Lesion"))  # else it may come after the next error
