@@ -211,7 +211,7 @@ def with_options(given: Sequence[str]) -> list[str]:
     return [*given[:length], *leading, *_with_lists(rest, _takes_lists(name))]
 
 
-def _with_flags(words: Sequence[str], flags: Collection[str]) -> Iterator[str]:
+def _with_flags(words: Sequence[str], flags: Sequence[str]) -> Iterator[str]:
     """Yield words, with `--log` as `--log=true`, unless true or false follows."""
     for place, word in enumerate(words):
         is_flag = word.startswith("--") and word[2:] in flags
