@@ -11,8 +11,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, training: str = "demo") -
     Args:
         out: Folder of the run; an interrupted demo goes on where it was.
         seed: Seed of phantoms, training and simulated reader.
-        training: Config of the training, a file or the name of a shipped config (`config` is a name that jsonargparse
-            keeps to itself).
+        training: Config of the training: a file, or the name of a shipped config.
 
     Raises:
         ValueError: If the folder holds a demo of another seed or config, or another process writes into it.
