@@ -95,11 +95,10 @@ def merge_bank_files(banks: list[Path], out: Path) -> None:
         raise ValueError(f"banks={banks[0] if banks else '[]'}: merge takes two or more banks.")
     if out.exists():
         raise ValueError(f"out={out} exists already; choose another name, or move it away.")
-    first_of: dict[Path, Path] = {}
-    for file in banks:
-        if file.resolve() in first_of:
-            raise ValueError(f"banks: {first_of[file.resolve()]} and {file} are one file; name each bank once.")
-        first_of[file.resolve()] = file
+    places = [file.resolve() for file in banks]
+    for number, (file, place) in enumerate(zip(banks, places, strict=True)):
+        if (first := places.index(place)) != number:
+            raise ValueError(f"banks: {banks[first]} and {file} are one file; name each bank once.")
     merged, left_out = merge_banks({str(file): ExemplarBank.read(file) for file in banks})
     out.parent.mkdir(parents=True, exist_ok=True)
     merged.save(out)
