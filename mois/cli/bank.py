@@ -78,7 +78,7 @@ def show_bank(file: Path) -> None:
 def merge_bank_files(banks: list[Path], out: Path) -> None:
     """Merge exemplar banks of one model into one bank.
 
-    An exemplar that is in several banks is taken once.
+    An exemplar that is there more than once is taken once.
 
     Args:
         banks: Two or more bank files; the words after `mois bank merge`.
@@ -102,7 +102,7 @@ def merge_bank_files(banks: list[Path], out: Path) -> None:
     merged, left_out = merge_banks({str(file): ExemplarBank.read(file) for file in banks})
     out.parent.mkdir(parents=True, exist_ok=True)
     merged.save(out)
-    twice = f"; {left_out} were in several banks" if left_out else ""
+    twice = f"; left out, since they are there already: {left_out}" if left_out else ""
     say(f"{out}: {len(merged)} exemplars of {len({item.scan for item in merged})} scans{twice}")
 
 

@@ -66,6 +66,7 @@ def segment(
     from mois.sharing.bank import ExemplarBank
     from mois.sharing.bundle import Bundle
     from mois.sharing.bundle_record import read_description
+    from mois.sharing.merged_banks import each_once
 
     entries, bundles = read_prompts(prompts), typed_bundles(bundle)
     types = list(bundles)
@@ -79,6 +80,8 @@ def segment(
     exemplars = (
         None if bank is None else ExemplarBank.load(bank, record.identity, about.pixel_mm, channels=about.channels)
     )
+    if exemplars is not None and (twice := each_once(exemplars).left_out):
+        say(f"{bank}: {len(exemplars) - twice} exemplars; {twice} more show the same as one of them and do not count")
     requested = requested_actions(entries, volume, exemplars, types)
     doubted = ras_warnings(requested, volume)
     for warning in doubted:

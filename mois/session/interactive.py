@@ -27,6 +27,7 @@ from mois.sharing.bundle import Bundle
 from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
 from mois.sharing.lesion_model import LesionModel, one_model
+from mois.sharing.merged_banks import each_once
 
 
 class InteractiveSession(SessionView):
@@ -230,13 +231,13 @@ class InteractiveSession(SessionView):
         self._act("unlock", lesion=int(lesion))
 
     def use_bank(self, bank: ExemplarBank | Path) -> int:
-        """Add the exemplars of another scan, time point or reader.
+        """Add the exemplars of another scan, time point or reader. What is there already is not added again.
 
         Args:
             bank: The bank, or its file.
 
         Returns:
-            The number of exemplars in the bank.
+            The number of exemplars that came in.
 
         Raises:
             ValueError: If the bank is of another model, pixel size or rule of normalisation.
@@ -244,8 +245,8 @@ class InteractiveSession(SessionView):
         bench = self._bench
         brought = bank if isinstance(bank, ExemplarBank) else bench.model.read_bank(bank, bench.volume)
         bench.on_scan.check(brought)
-        name = bank_name(brought)
-        self._history.add_bank(name, brought)
+        brought = each_once(brought, self.bank).bank  # not in `Workbench`, which replays journals of before
+        self._history.add_bank(name := bank_name(brought), brought)
         return int(self._act("use_bank", bank=name))
 
     def use(self, type: str, model: LesionModel | Bundle | None = None) -> None:

@@ -18,6 +18,7 @@ from mois.session.masks import checked_mask, pack_mask, same_masks, unpack_mask
 from mois.session.points import VoxelPoint, mirrored, ras_suspected, stack_point, to_lps_mm
 from mois.session.prompts.prompt_file import PromptEntry
 from mois.sharing.bank import ExemplarBank
+from mois.sharing.merged_banks import each_once
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def requested_actions(
     grid = SliceGrid.of(shape, volume.affine)
     actions = []
     if bank is not None:
-        actions.append(RequestedAction("the bank", "use_bank", {"bank": bank_name(bank)}, type=types[0]))
+        name = bank_name(each_once(bank).bank)  # as `InteractiveSession.use_bank` names it
+        actions.append(RequestedAction("the bank", "use_bank", {"bank": name}, type=types[0]))
     for entry in entries:
         where = f"entry {entry.number}" if entry.number else "the propagation at the end"
         try:

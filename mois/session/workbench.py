@@ -368,7 +368,7 @@ class Workbench:
             if key is not None:
                 exemplars[key] = exemplar if key == exemplar.key else replace(exemplar, key=key)
         self.on_scan.bank(replace(state, exemplars=exemplars))  # refuses tokens that do not fit
-        return replace(state, exemplars=exemplars), len(brought)
+        return replace(state, exemplars=exemplars), len(exemplars) - len(state.exemplars)
 
     def _reweigh(self, state: State, exemplar: str, weight: float) -> StateAndResult:
         bank = self.on_scan.bank(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -23,6 +24,7 @@ from mois.session.advice import Suggestion
 from mois.session.journal import Action, Journal, read_journal
 from mois.session.prompts.prompt_file import read_prompts
 from mois.session.time_and_motion import motion_rows, time_and_motion
+from mois.sharing.bank import ExemplarBank
 from mois.sharing.bundle import write_bundle
 from mois.sharing.bundle_record import ClassSpec, ModelSpec
 from tests.support.session_fakes import lps, make_model, three_lesions
@@ -83,6 +85,22 @@ def test_segment_writes_results_goes_on_and_the_journal_is_told(files, capsys):
     assert lines[0][:3] == ["scan", "lesion", "clicks"]
     assert [line[:3] for line in lines[1:4]] == [["scan", "1", "2"], ["scan", "2", "1"], ["scan", "all", "3"]]
     assert (files / "table.csv").read_text(encoding="utf-8").startswith("scan,lesion,clicks,")
+
+
+def test_a_bank_that_holds_an_exemplar_twice_is_told(files, capsys):
+    run(files)
+    bank = ExemplarBank.read(files / "out" / "bank.safetensors")
+    first, second = bank
+    bank.add(replace(first, key="twin"))
+    bank.save(files / "twice.safetensors")
+    capsys.readouterr()
+    (files / "out").rename(files / "before")
+    run(files, f"--bank={files / 'twice.safetensors'}", "--subject=later")
+    told = f"{files / 'twice.safetensors'}: 2 exemplars; 1 more show the same as one of them and do not count"
+    assert told in capsys.readouterr().out.splitlines()
+    brought = [item.key for item in ExemplarBank.read(files / "out" / "bank.safetensors")]
+    assert brought[:2] == [first.key, second.key]
+    assert "twin" not in brought
 
 
 def refused(files, capsys, *more):

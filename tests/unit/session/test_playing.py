@@ -172,6 +172,16 @@ def test_a_propagation_that_the_file_named_may_not_be_taken_out(folder: Path) ->
         run(folder, [{"propagate": True}, {"click": A}, {"click": later}])
 
 
+def test_a_bank_that_holds_an_exemplar_twice_is_known_again(folder: Path) -> None:
+    bank = run(folder, [{"click": A}])[0].bank
+    bank.add(replace(next(iter(bank)), key="twin"))
+    entries = [{"click": B}]
+    (folder / "twice").mkdir()
+    session, _ = run(folder / "twice", entries, bank)
+    assert len(session.bank) == 2  # the exemplar of the bank, and that of the click
+    assert run(folder / "twice", entries, bank)[0].actions == session.actions
+
+
 def test_another_bank_or_none_is_refused(folder: Path) -> None:
     session = InteractiveSession(make_model(), SCAN)
     session.click(A)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import nrrd
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from mois.session import InteractiveSession
+from mois.session.header import bank_name
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.lesion_model import LesionModel
 from tests.support.fake_model import TYPE_A, TYPE_B, make_scan
@@ -176,6 +178,43 @@ def test_another_exemplar_under_the_same_key_is_kept_beside_it(scan):
     third.use_bank(other.bank)  # before a lesion of this scan has the key
     third.click(lps(scan, 2, 20, 20))
     assert len(third.bank) == 2
+
+
+def test_an_exemplar_that_a_bank_holds_twice_comes_in_once(scan, tmp_path):
+    first = InteractiveSession(make_model(), scan)
+    first.click(lps(scan, 2, 20, 20))
+    bank = first.bank
+    (one,) = bank
+    bank.add(replace(one, key="2-1"))  # as a merge of before left it
+    later = make_scan([(TYPE_A, A2)], subject="later")
+    session = InteractiveSession(make_model(), later, tmp_path / "session")
+    assert session.use_bank(bank) == 1
+    assert session.bank.keys() == [one.key]
+    other = first.bank
+    other.remove(one.key)
+    other.add(replace(one, key="of a merge"))
+    assert session.use_bank(other) == 0  # the same exemplar is there under another key
+    assert session.use_bank(bank) == 0
+    assert session.bank.keys() == [one.key]
+    session.close()
+    assert InteractiveSession.replay(tmp_path / "session", make_model(), later).bank.keys() == [one.key]
+
+
+def test_a_journal_of_before_brings_an_exemplar_in_twice(scan, tmp_path):
+    first = InteractiveSession(make_model(), scan)
+    first.click(lps(scan, 2, 20, 20))
+    bank = first.bank
+    bank.add(replace(next(iter(bank)), key="2-1"))
+    bank.save(tmp_path / "bank.safetensors")
+    bank = ExemplarBank.read(tmp_path / "bank.safetensors")
+    later = make_scan([(TYPE_A, A2)], subject="later")
+    session = InteractiveSession(make_model(), later, tmp_path / "session")
+    session._history.add_bank(bank_name(bank), bank)
+    session._act("use_bank", bank=bank_name(bank))
+    session.reweigh("2-1", 0.5)
+    session.close()
+    again = InteractiveSession.replay(tmp_path / "session", make_model(), later)
+    assert again.bank.keys() == session.bank.keys() == [key_of(first, 1), "2-1"]
 
 
 def test_the_journal_tells_places_in_mm_and_times(scan, tmp_path):

@@ -13,7 +13,7 @@ from mois.intensities import FIRST
 from mois.records import WeightsIdentity
 from mois.sharing.bank import Exemplar, ExemplarBank
 from mois.sharing.identity import ModelIdentity
-from mois.sharing.merged_banks import merge_banks
+from mois.sharing.merged_banks import each_once, merge_banks
 
 MODEL = ModelIdentity(WeightsIdentity("nano", "bundled", "a" * 64), "b" * 64, "mois.propagation.Similarity", "c" * 64)
 
@@ -42,6 +42,21 @@ def test_a_key_that_is_taken_gets_the_number_of_its_bank_and_the_same_exemplar_i
     ]
     assert left_out == 1
     assert first.keys() == ["1", "2"]
+
+
+def test_an_exemplar_that_one_bank_holds_twice_is_taken_once() -> None:
+    twice = bank_of(exemplar("1", 1.0), exemplar("2", 1.0), exemplar("3", 1.0, negative=True))
+    merged, left_out = merge_banks({"a": twice, "b": bank_of(exemplar("1", 4.0), exemplar("5", 1.0))})
+    assert (merged.keys(), left_out) == (["1", "3", "2-1"], 2)
+    assert len(twice) == 3
+
+
+def test_a_bank_without_what_is_there_already() -> None:
+    bank = bank_of(exemplar("1", 1.0), exemplar("2", 2.0), exemplar("3", 1.0), exemplar("4", 4.0))
+    assert (each_once(bank).bank.keys(), each_once(bank).left_out) == (["1", "2", "4"], 1)
+    present = [exemplar("1", 1.0), exemplar("9", 2.0), exemplar("4", 7.0)]
+    assert each_once(bank, present).bank.keys() == ["1", "4"]  # 1 has its own key, and 4 shows something else
+    assert len(bank) == 4
 
 
 @pytest.mark.parametrize(
@@ -110,6 +125,17 @@ def test_the_commands_list_show_and_merge(tmp_path: Path, capsys: pytest.Capture
         ["2", "scan1", "anna", "negative"],
         ["2-1", "scan2", "anna", "positive"],
     ]
+
+
+def test_merge_says_how_many_were_there_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bank_of(exemplar("1", 1.0), exemplar("2", 1.0)).save(tmp_path / "a")
+    bank_of(exemplar("1", 1.0), exemplar("2", 2.0)).save(tmp_path / "b")
+    mois_main(["bank", "merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")])
+    assert (
+        capsys.readouterr().out
+        == f"{tmp_path / 'c'}: 2 exemplars of 1 scans; left out, since they are there already: 2\n"
+    )
+    assert ExemplarBank.load(tmp_path / "c", MODEL, 1.5).keys() == ["1", "2"]
 
 
 @pytest.mark.parametrize(
