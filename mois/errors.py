@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def without_control_codes(text: str) -> str:
@@ -30,6 +32,21 @@ _LONGEST_LINE = 1800
 
 class DataError(ValueError):
     """A file or a dataset that cannot be used. The message is one line with the name and the cure."""
+
+
+@contextmanager
+def told_where(where: str) -> Iterator[None]:
+    """Begin the message of an error about bad input with what was at work, such as an entry of a list.
+
+    Raises:
+        ValueError: If the block raises one. A `DataError` stays one.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def one_line(text: str) -> str:

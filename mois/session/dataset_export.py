@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mois.errors import DataError
+from mois.errors import DataError, told_where
 from mois.files.atomic import whole_folder, write_text
 from mois.files.csv_tables import csv_text
 from mois.geometry import SliceGrid
@@ -21,7 +21,7 @@ from mois.lesions import InstanceMap
 from mois.records import Volume
 from mois.scans.dataset_description import REJECTED
 from mois.scans.image_files import write_volume
-from mois.session.header import read_scan, scan_digest
+from mois.session.header import check_about, read_scan, scan_digest
 from mois.session.history import reachable_states
 from mois.session.journal import find_journal, read_journal
 from mois.session.state import State
@@ -66,7 +66,9 @@ def read_judged(folder: Path) -> JudgedScan:
     """
     journal = read_journal(find_journal(folder))
     header = journal.header
-    volume = read_scan(header)
+    with told_where(str(folder)):
+        check_about(header)
+        volume = read_scan(header)
     settings = header["inference"]
     if scan_digest(volume, settings.get("channels", ())) != header["scan_sha256"]:
         raise DataError(f"{volume.path}: is not the scan of session {folder} any more; put the right file there.")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from mois.errors import told_where
 from mois.geometry import SliceGrid
 from mois.records import Volume
 from mois.session.header import scan_name
@@ -169,10 +170,12 @@ class SessionHistory:
             journal: File of the actions, for messages.
 
         Raises:
-            ValueError: If an action cannot be done, or a prompt gives a lesion with another id than before.
+            ValueError: If an action cannot be done, or a prompt gives a lesion with another id than before; the message
+                names the action.
         """
         for action in actions:
-            result = self.act(action.name, action.arguments, apply)
+            with told_where(f"{journal}: action {action.number}, {action.name}"):
+                result = self.act(action.name, action.arguments, apply)
             if action.name in PROMPT_ACTIONS and result != action.result:
                 raise ValueError(
                     f"{journal}: action {action.number}, {action.name}, gave lesion {action.result} and now gives "

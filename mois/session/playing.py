@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mois.errors import told_where
 from mois.geometry import SliceGrid
 from mois.records import Volume
 from mois.session.header import bank_name
@@ -39,6 +40,13 @@ class RequestedAction:
     lesion: str | None = None
     type: str = ""
 
+    @property
+    def words(self) -> str:
+        """What is requested, in words, such as "entry 2 (click [10.0, 20.0, 30.0], lesion a)"."""
+        points = self.arguments.get("point_lps_mm", self.arguments.get("corners_lps_mm"))
+        what = self.name if points is None else f"{self.name} {points}"
+        return f"{self.where} ({what})" if self.lesion is None else f"{self.where} ({what}, lesion {self.lesion})"
+
 
 def requested_actions(
     entries: Sequence[PromptEntry], volume: Volume, bank: ExemplarBank | None = None, types: Sequence[str] = ("",)
@@ -63,11 +71,9 @@ def requested_actions(
         actions.append(RequestedAction("the bank", "use_bank", {"bank": name}, type=types[0]))
     for entry in entries:
         where = f"entry {entry.number}" if entry.number else "the propagation at the end"
-        try:
+        with told_where(f"prompts, {where}"):
             arguments, kinds = _arguments(entry, volume, grid), _types_of(entry, actions, types)
             actions += [RequestedAction(where, entry.kind, arguments, entry.lesion, kind) for kind in kinds]
-        except ValueError as error:
-            raise ValueError(f"prompts, {where}: {error}") from error
     return actions
 
 
@@ -216,7 +222,7 @@ def play(
         The requested actions that were done before.
 
     Raises:
-        ValueError: If the session did something else before, or an action cannot be done.
+        ValueError: If the session did something else before, or an action cannot be done; the message names its entry.
     """
     done = match(session.actions, requested, out, session.types[0])
     names = dict(done.names)
@@ -229,7 +235,8 @@ def play(
         if request.name == "use_bank" and bank is not None:
             session.use_bank(bank)
             continue
-        result = _do(session, request.name, request.arguments, lesion)
+        with told_where(f"prompts, {request.words}"):
+            result = _do(session, request.name, request.arguments, lesion)
         if request.lesion is not None:
             names[request.lesion] = result
     return done

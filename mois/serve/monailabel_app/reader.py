@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mois.errors import told_where
 from mois.geometry import SliceGrid
 from mois.records import Volume
 from mois.serve.monailabel_app.lesion_names import LesionNames, checked_name
@@ -72,15 +73,19 @@ class LabelPoints:
             given = params.get(kind) or []
             if not isinstance(given, list) or len(given) > MOST_POINTS:
                 raise ValueError(f"{kind} must be a list of up to {MOST_POINTS} points [i, j, k] in voxels.")
-            points.append([to_lps_mm(_voxel(kind, point), volume) for point in given])
+            places = []
+            for number, point in enumerate(given, start=1):
+                with told_where(f"{name}, point {number} of {kind}"):
+                    places.append(to_lps_mm(_voxel(point), volume))
+            points.append(places)
         return cls(name, *points)
 
 
-def _voxel(kind: str, given: Any) -> VoxelPoint:
+def _voxel(given: Any) -> VoxelPoint:
     try:
         point = read_point({"voxel": given})
     except ValueError as error:
-        raise ValueError(f"{kind}: a point must be [i, j, k] in voxels of the scan, got {str(given)[:60]}.") from error
+        raise ValueError(f"a point must be [i, j, k] in voxels of the scan, got {str(given)[:60]}.") from error
     return VoxelPoint(*point)
 
 
@@ -91,13 +96,17 @@ def click(session: InteractiveSession, names: LesionNames, points: LabelPoints, 
     the points that are left.
 
     Raises:
-        ValueError: If a click cannot be done, as `InteractiveSession.click` says; or if no point is left.
+        ValueError: If a click cannot be done, as `InteractiveSession.click` says, with the number of its point; or if
+            no point is left.
     """
     lesion = names.ids.get(points.name)
     done = [] if lesion is None else _done_clicks(session, lesion)
-    wanted = [(_place(grid, point), True, point) for point in points.foreground]
-    wanted += [(_place(grid, point), False, point) for point in points.background]
-    kept = {(place, positive) for place, positive, _ in wanted}
+    wanted = [
+        (_place(grid, point), kind == "foreground", point, f"{points.name}, point {number} of {kind}")
+        for kind, given in (("foreground", points.foreground), ("background", points.background))
+        for number, point in enumerate(given, start=1)
+    ]
+    kept = {(place, positive) for place, positive, *_ in wanted}
     if lesion is not None and any(each not in kept for each in done):
         session.remove(lesion)
         lesion, done = None, []
@@ -105,9 +114,10 @@ def click(session: InteractiveSession, names: LesionNames, points: LabelPoints, 
         raise ValueError(f"{points.name} has no lesion yet; click a place inside the lesion first.")
     if lesion is None:
         _check_free(session, names, grid, points.foreground[0])
-    for place, positive, point in wanted:
+    for place, positive, point, where in wanted:
         if (place, positive) not in done:
-            lesion = session.click(point, lesion, positive)
+            with told_where(where):
+                lesion = session.click(point, lesion, positive)
             names.give(points.name, lesion)
             done.append((place, positive))
     names.follow(session.state.lesions)
@@ -248,7 +258,8 @@ def accept(
         if lesion is None or not np.array_equal(drawn, current == lesion):
             if lesion is not None and session.state.lesions[lesion].locked:
                 session.unlock(lesion)
-            lesion = _as_drawn(session, drawn, lesion)
+            with told_where(name):
+                lesion = _as_drawn(session, drawn, lesion)
             names.give(name, lesion)
         if not session.state.lesions[lesion].accepted:
             session.accept(lesion)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mois.errors import told_where
 from mois.geometry import SliceGrid
 from mois.scans.image_files import write_volume
 from mois.serve.host import Host, Seat
@@ -39,6 +42,14 @@ class Patch(NamedTuple):
     voxels: npt.NDArray[np.uint8] | None = None
 
 
+class _Waiting(NamedTuple):
+    """A prompt that is not done yet: its kind, where it lies, and what does it."""
+
+    kind: str
+    place: npt.NDArray[np.float64]
+    prompt: Prompt
+
+
 class Client:
     """A client at work.
 
@@ -57,7 +68,7 @@ class Client:
         self._seat: Seat | None = None
         self._grid: SliceGrid | None = None
         self._shown: Place | None = None  # box of the buffer that may hold voxels of the lesion
-        self._waiting: list[tuple[npt.NDArray[np.float64], Prompt]] = []
+        self._waiting: list[_Waiting] = []
         self._done: list[tuple[int | None, int]] = []  # before each prompt: the lesion, the number of actions
 
     @property
@@ -109,14 +120,14 @@ class Client:
         if place.shape != (1, 3) or not np.isfinite(place).all():
             raise Refusal(400, f"coordinates={str(list(voxel))[:80]} must be three numbers.")
         (point,) = self._mm(place)
-        return self._prompt(place, lambda session, lesion: session.click(point, lesion, positive), run)
+        return self._prompt("click", place, lambda session, lesion: session.click(point, lesion, positive), run)
 
     def box(self, box: list[list[int]], positive: bool, run: bool) -> Patch:
         """Draw a box on a slice."""
         low, high = drawn_box(box, self.grid.shape, self.grid.order[0])
         first, second = self._mm(np.array([low, high]))
         middle = np.array([[(a + b) / 2 for a, b in zip(low, high, strict=True)]])
-        return self._prompt(middle, lambda session, lesion: session.box(first, second, lesion, positive), run)
+        return self._prompt("box", middle, lambda session, lesion: session.box(first, second, lesion, positive), run)
 
     def scribble(self, drawn: npt.NDArray[Any], box: list[list[int]] | None, positive: bool, run: bool) -> Patch:
         """Draw a line: on a slice of the session, or across slices."""
@@ -125,16 +136,17 @@ class Client:
             every = np.concatenate(lines)
             chosen = every[np.linspace(0, len(every) - 1, min(MOST_CLICKS, len(every))).round().astype(int)]
             points = self._mm(chosen)
-            return self._prompt(chosen, lambda session, lesion: _clicks(session, points, lesion, positive), run)
-        drawn_mm = [self._mm(line) for line in lines]
-        return self._prompt(lines[0], lambda session, lesion: _scribbles(session, drawn_mm, lesion, positive), run)
+            prompt = partial(_clicks, points=points, positive=positive)
+            return self._prompt("scribble", chosen, prompt, run)
+        prompt = partial(_scribbles, lines=[self._mm(line) for line in lines], positive=positive)
+        return self._prompt("scribble", lines[0], prompt, run)
 
     def lasso(self, drawn: npt.NDArray[Any], box: list[list[int]] | None, positive: bool, run: bool) -> Patch:
         """Draw an outline on a slice."""
         corners = drawn_outline(self._placed(drawn, box), self.grid.order[0])
         inside = np.minimum(np.maximum(corners, 0), np.array(self.grid.shape) - 1)
         points = self._mm(corners)
-        return self._prompt(inside[:0], lambda session, lesion: session.lasso(points, lesion, positive), run)
+        return self._prompt("lasso", inside[:0], lambda session, lesion: session.lasso(points, lesion, positive), run)
 
     def mask(self, given: npt.NDArray[Any], run: bool) -> Patch:
         """Give the voxels of the lesion."""
@@ -143,13 +155,19 @@ class Client:
             return Patch(False)
         self._shown = tuple((0, n) for n in self.grid.shape)  # the client has put them into its buffer
         nowhere = np.empty((0, 3))
-        return self._prompt(nowhere, lambda session, lesion: session.mask(mask, lesion), run or not self._waiting)
+        run = run or not self._waiting
+        return self._prompt("mask", nowhere, lambda session, lesion: session.mask(mask, lesion), run)
 
     def predict(self) -> Patch:
-        """Do the prompts that wait."""
+        """Do the prompts that wait. One that is refused is dropped, and those after it go on waiting."""
         waiting, self._waiting = self._waiting, []
-        for place, prompt in waiting:
-            self._do(place, prompt)
+        for number, (kind, place, prompt) in enumerate(waiting, start=1):
+            try:
+                with told_where(f"prompt {number} of {len(waiting)}, {kind}") if len(waiting) > 1 else nullcontext():
+                    self._do(place, prompt)
+            except BaseException:
+                self._waiting = waiting[number:]
+                raise
         return self._patch() if waiting else Patch(False)
 
     def undo(self) -> Patch:
@@ -236,8 +254,8 @@ class Client:
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
-    def _prompt(self, place: npt.NDArray[np.float64], prompt: Prompt, run: bool) -> Patch:
-        self._waiting.append((place, prompt))
+    def _prompt(self, kind: str, place: npt.NDArray[np.float64], prompt: Prompt, run: bool) -> Patch:
+        self._waiting.append(_Waiting(kind, place, prompt))
         if not run:
             return Patch(False)
         return self.predict()
@@ -246,7 +264,12 @@ class Client:
         def act(session: InteractiveSession) -> tuple[int, int]:
             before = len(session.actions)
             lesion = self.lesion if self.lesion in session.state.lesions else self._lesion_at(session, place)
-            number = prompt(session, lesion)
+            try:
+                number = prompt(session, lesion)
+            except ValueError:  # of several clicks or lines, those before the refused one are taken back
+                for _ in range(len(session.actions) - before):
+                    session.undo()
+                raise
             return number, len(session.actions) - before
 
         before = self.lesion
@@ -313,14 +336,16 @@ class Client:
         return [int(index) for index in np.rint(voxel)]
 
 
-def _clicks(session: InteractiveSession, points: list[list[float]], lesion: int | None, positive: bool) -> int:
+def _clicks(session: InteractiveSession, lesion: int | None, *, points: list[list[float]], positive: bool) -> int:
     number = session.click(points[0], lesion, positive)
     for point in points[1:]:
         number = session.click(point, number, positive)
     return number
 
 
-def _scribbles(session: InteractiveSession, lines: list[list[list[float]]], lesion: int | None, positive: bool) -> int:
+def _scribbles(
+    session: InteractiveSession, lesion: int | None, *, lines: list[list[list[float]]], positive: bool
+) -> int:
     number = lesion
     for line in lines:
         points = line if len(line) > 1 else [line[0], line[0]]

@@ -207,3 +207,14 @@ def test_voxels_are_those_of_the_file_however_it_is_stored(tmp_path, order, sign
     assert drawn.shape == lesions.shape
     assert drawn[tuple(middle)]
     assert (drawn & (lesions > 0)).sum() > 0.7 * drawn.sum()
+
+
+def test_a_refused_point_of_several_is_named(images):
+    click(images, "first", [A1])
+    images.open(None, "scan").do(lambda session, names: session.lock(1))
+    with pytest.raises(ValueError, match=r"^first, point 1 of background: lesion=1 is locked"):
+        click(images, "first", [A1], [(2, 22, 22)])
+    with pytest.raises(ValueError, match=r"^first, point 2 of background: .*outside the scan"):
+        run(images, "click", label="first", foreground=[voxel(A1)], background=[voxel((2, 22, 22)), [0, 0, 99]])
+    with pytest.raises(ValueError, match=r"^first, point 2 of foreground: a point must be \[i, j, k\]"):
+        run(images, "click", label="first", foreground=[voxel(A1), "here"])

@@ -11,6 +11,8 @@ import nrrd
 import numpy as np
 import pytest
 
+from mois.serve.host import Host
+from mois.serve.nninteractive.client import Client
 from mois.serve.nninteractive.leases import Leases
 from mois.serve.nninteractive.wire import pack, unpack
 from mois.serve.refusals import Refusal
@@ -308,3 +310,45 @@ def test_client_works_with_a_secret_address_instead_of_a_key(url):
         assert client.ping()
     with pytest.raises(httpx.HTTPStatusError):
         remote.nnInteractiveRemoteInferenceSession(url)
+
+
+def test_a_refused_prompt_of_several_is_named_and_the_others_are_done(tmp_path):
+    host = Host(tmp_path / "studies", make_model())
+    client = Client(host, "client 1")
+    client.set_image(IMAGE[None], {"spacing": SPACING})
+    client.point(PLACES[0], True, run=False)
+    client.point((0, 0, 99), True, run=False)
+    client.point(PLACES[1], True, run=False)
+    with pytest.raises(ValueError, match=r"^prompt 2 of 3, click: .*outside the scan"):
+        client.predict()
+    assert client.actions == 1
+    client.predict()
+    assert client.actions == 2  # the third went on waiting
+    host.close()
+
+
+def test_a_line_of_which_a_click_is_refused_leaves_nothing(tmp_path, monkeypatch):
+    host = Host(tmp_path / "studies", make_model())
+    client = Client(host, "client 1")
+    client.set_image(IMAGE[None], {"spacing": SPACING})
+    client.point(PLACES[4], True, run=True)
+    client.reset()
+    before = client.seat.look(lambda session: session.label_map())
+    done = []
+
+    def click(session, *given):
+        done.append(given)
+        if len(done) == 3:
+            raise ValueError("the third click is refused.")
+        return real(session, *given)
+
+    real = InteractiveSession.click
+    monkeypatch.setattr(InteractiveSession, "click", click)
+    line = np.zeros(IMAGE.shape, dtype=np.uint8)
+    line[20, 20, 1:4] = 1  # across three slices: three clicks
+    with pytest.raises(ValueError, match="the third click is refused"):
+        client.scribble(line, None, True, run=True)
+    assert np.array_equal(client.seat.look(lambda session: session.label_map()), before)
+    client.undo()  # takes back the first point, and nothing else
+    assert not client.seat.look(lambda session: session.label_map()).any()
+    host.close()

@@ -145,3 +145,10 @@ def test_a_type_called_as_a_reserved_class_stays_a_lesion(tmp_path: Path) -> Non
     assert first.classes == {1: "background-lesion", 2: "rejected-lesion", 3: "rejected"}
     assert first.read().classes == {1: 2}
     assert second.read().classes == {1: 1}
+
+
+def test_the_session_whose_scan_is_missing_is_named(tmp_path: Path) -> None:
+    scan = judged(tmp_path / "a")
+    Path(scan.path).unlink()
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'a' / 'session'}: {scan.path}"):
+        read_judged(tmp_path / "a" / "session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from mois.session import InteractiveSession
 from mois.session.header import check_origin
 from mois.session.journal import FORMAT_VERSION, LineWriter, read_journal
-from mois.session.masks import pack_mask, same_masks
+from mois.session.masks import BoxMask, pack_mask, same_masks
 from mois.session.playing import play, requested_actions
 from mois.session.prompts.prompt_file import read_prompts
+from mois.session.prompts.prompting import PromptSegmenter, SegmentedLesion
 from mois.sharing.bank import ExemplarBank
 from tests.support.datasets import save_nifti
 from tests.support.session_fakes import as_stack, lps, make_model, three_lesions
@@ -273,6 +275,37 @@ def test_a_session_that_died_before_its_first_line_was_whole_begins_anew(folder:
     with pytest.raises(ValueError, match="holds a session already"):
         InteractiveSession(make_model(), SCAN, folder / "out")
     assert journal.read_bytes() == b"somebody's notes"
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        ({"click": A}, f"entry 2 (click {list(A)}): point_lps_mm={list(A)} lies in lesion 1; give lesion=1"),
+        ({**LINE, "lesion": "b"}, "entry 2 (scribble, lesion b): points_lps_mm: the scribble crosses lesion 1;"),
+        ({"click": A, "lesion": "a", "positive": False}, f"entry 2 (click {list(A)}, lesion a): lesion 1: nothing"),
+    ],
+)
+def test_a_refusal_names_the_entry(
+    folder: Path, refused: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = InteractiveSession(make_model(), SCAN)
+    session.click(A)
+    if "positive" in refused:
+        nothing = SegmentedLesion(BoxMask.of(np.zeros((1, 1, 1), dtype=bool)), {})
+        monkeypatch.setattr(PromptSegmenter, "segment", lambda self, prompts: nothing)
+    asked = ask(folder, [{"click": A, "lesion": "a"}, refused])
+    with pytest.raises(ValueError, match=f"^prompts, {re.escape(said)}"):
+        play(session, asked, folder)
+
+
+def test_a_replayed_action_that_is_refused_is_named(folder: Path) -> None:
+    run(folder, [{"click": A}])
+    told, lines = read_journal(folder / "out"), LineWriter(FORMAT_VERSION)
+    twice = [*told.actions, replace(told.actions[0], number=3)]
+    written = lines.header(told.header) + b"".join(lines.action(action) for action in twice)
+    (folder / "out" / "journal.jsonl").write_bytes(written)
+    with pytest.raises(ValueError, match=r"out: action 3, click: point_lps_mm=\[.* lies in lesion 1; give lesion=1"):
+        InteractiveSession.replay(folder / "out", make_model(), SCAN)
 
 
 def test_a_replay_whose_prompts_make_other_lesions_is_refused(folder: Path) -> None:
