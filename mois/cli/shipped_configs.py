@@ -13,18 +13,26 @@ SHIPPED = Path(__file__).parents[1] / "configs"
 """Folder of the shipped configs. In a checkout it is a link to the folder `configs` beside the packages."""
 
 ENDING = ".yaml"
-OF_USER = "mine"
-"""Name of the config in a checkout that is the user's own. Git ignores it."""
+
+NAMES = {
+    "": "compare_propagations demo ms_lesions neurofibroma pretrain_nano pretrain_nano_2 sam2 template zero_shot",
+    "adapters/": (
+        "beft boft bottleneck c3a deft delora dora fourierft frozen full glora hira hra ia3 ln_tuning loha lokr "
+        "lora miss olora orthogonal osf peanut pissa psoft randlora road rslora shira supertuning waveft"
+    ),
+    "sweeps/": "learning_rate",
+    "trainer/": "cpu ddp ddp_slurm gpu",
+}
+"""Shipped configs by their folder; pyproject.toml packs the same. In a checkout, a user's may lie beside them."""
 
 OPTIONS = ("config", "c", "trainer")
 """Options of a training that take a file of settings, and therefore the name of a shipped config."""
 
 
 def config_names() -> list[str]:
-    """Return the names of all shipped configs: "demo", "trainer/ddp". The user's own configs/mine.yaml is none."""
-    files = sorted(SHIPPED.rglob(f"*{ENDING}"), key=lambda file: (len(file.parts), file))
-    names = [file.relative_to(SHIPPED).with_suffix("").as_posix() for file in files]
-    return [name for name in names if name != OF_USER]
+    """Return the names of all shipped configs: "demo", "trainer/ddp". A config that the user wrote beside is none."""
+    names = [f"{folder}{name}" for folder, listed in NAMES.items() for name in listed.split()]
+    return [name for name in names if (SHIPPED / f"{name}{ENDING}").is_file()]
 
 
 def find_config(name: str) -> Path:

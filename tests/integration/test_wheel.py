@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mois.cli.shipped_configs import config_names
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.ci
@@ -33,7 +34,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             target.parent.mkdir(exist_ok=True)
             shutil.copy(source, target)
-    for own in ("configs/mine.yaml", "mois/weights/mine.safetensors", "mois_of_mine/notes.py"):
+    for own in (
+        "configs/mine.yaml",
+        "configs/trainer/mine.yaml",
+        "mois/weights/mine.safetensors",
+        "mois_of_mine/notes.py",
+    ):
         (folder / "sources" / own).parent.mkdir(exist_ok=True)
         (folder / "sources" / own).write_text("# a file of the user\n", encoding="utf-8")
     build = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(folder / "sources")]
@@ -73,8 +79,8 @@ def run(environment: Path, *words: str, program: str = "mois") -> str:
 
 def test_the_wheel_holds_one_copy_of_each_config_and_the_marks_of_typed_packages(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    configs = {file.relative_to(ROOT).as_posix() for file in (ROOT / "configs").rglob("*.yaml")} - {"configs/mine.yaml"}
-    assert sorted(name for name in names if name.endswith(".yaml")) == sorted(f"mois/{name}" for name in configs)
+    configs = [f"mois/configs/{name}.yaml" for name in config_names()]
+    assert sorted(name for name in names if name.endswith(".yaml")) == sorted(configs)
     assert {"mois/py.typed", "adapters/py.typed", "datamodules/py.typed"} <= set(names)
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"mois", "adapters", "datamodules"}

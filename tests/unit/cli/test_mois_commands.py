@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -203,13 +204,22 @@ def test_a_parser_is_made_for_the_given_command_alone(
 def test_a_config_of_the_user_in_a_checkout_is_not_listed_as_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("demo", "mine", "trainer/ddp"):
+    for name in ("demo", "mine", "other", "trainer/ddp", "trainer/other"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.yaml").write_text("# mois fit\n", encoding="utf-8")
     monkeypatch.setattr(shipped_configs, "SHIPPED", tmp_path)
     assert config_names() == ["demo", "trainer/ddp"]
     with pytest.raises(ValueError, match=r"mine is no shipped config; there is demo, trainer/ddp\."):
         find_config("mine")
+
+
+def test_every_config_that_git_keeps_is_shipped_and_packed() -> None:
+    packed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    files = [f"configs/{name}.yaml" for name in config_names()]
+    assert [entry for entry in packed["mois"] if entry.startswith("configs/")] == files
+    if (ROOT / ".git").exists():
+        kept = subprocess.run(["git", "ls-files", "configs"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert sorted(files) == kept.stdout.split()
 
 
 def test_the_name_of_a_shipped_config_stands_for_its_file_unless_the_user_has_such_a_file() -> None:
