@@ -244,6 +244,11 @@ class Exemplars:
         """(B, K) bool: present exemplars of what must be found."""
         return self.present & ~self.negative
 
+    @property
+    def present_negative(self) -> Tensor:
+        """(B, K) bool: present exemplars of what must not be found."""
+        return self.present & self.negative
+
     def bytes_per_exemplar(self) -> int:
         """Return the size of the tokens of one exemplar in bytes."""
         return sum(token[0, 0].numel() * token.element_size() for token in self.tokens.values())

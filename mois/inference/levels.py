@@ -157,7 +157,7 @@ def rule_steps(
     positive, setting = int(exemplars.positive.sum()), segmenter.settings.level
     if positive < fewest_exemplars(setting):  # without any, it is the answer to no exemplars
         return ScanRule(level=LONE_LEVEL if positive else EVEN, waist_mm=waist_mm)
-    negatives = bool((exemplars.present & exemplars.negative).any())
+    negatives = bool(exemplars.present_negative.any())
     rule = None
     if setting in OF_KNOWN_LESIONS and not negatives:
         alone = yield from alone_inside(segmenter, encoded, lesions)

@@ -76,7 +76,7 @@ def pooled_steps(
     settings = segmenter.settings
     if not settings.asks_alone or int(positive.sum()) < fewest_exemplars(settings.level):
         return False
-    if bool((exemplars.present & exemplars.negative).any()):
+    if bool(exemplars.present_negative.any()):
         return False
     return finds((yield from alone_inside(segmenter, encoded, lesions)), settings.level)
 

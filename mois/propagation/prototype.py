@@ -66,7 +66,7 @@ class Prototype(Propagation):
             total = total + functional.interpolate(likeness, (patch_px, patch_px), mode="bilinear")
         total = total / len(features.levels)
         positive = exemplars.positive[:, :, None, None]
-        negative = (exemplars.present & exemplars.negative)[:, :, None, None]
+        negative = exemplars.present_negative[:, :, None, None]
         alike = total.masked_fill(~positive, -2.0).amax(1)
         unlike = total.masked_fill(~negative, -2.0).amax(1)
         score = torch.where(unlike > alike, alike - unlike, alike) - self.margin

@@ -231,7 +231,7 @@ class Similarity(Propagation):
 
     def _targets(self, exemplars: Exemplars, images: int) -> _Targets:
         """Return the directions to compare pixels with, and the weights of the exemplars, for B = N x R questions."""
-        signs = torch.stack([~exemplars.negative, exemplars.negative], dim=1) & exemplars.present.unsqueeze(1)
+        signs = torch.stack([exemplars.positive, exemplars.present_negative], dim=1)  # (B, 2, K)
         weight = signs * exemplars.weight.float().unsqueeze(1)  # (B, 2, K): weight 2 counts as two
         each = exemplars.tokens["directions"].float()  # (B, K, 3, C)
         mean = torch.einsum("bsk,bkzc->bszc", weight, each)  # (B, 2, 3, C)

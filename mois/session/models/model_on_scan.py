@@ -150,9 +150,8 @@ class ModelOnScan:
             if len(used) == len(before) and all(map(operator.is_, used, before)):
                 return answer
         questions = [exemplars]
-        judged = exemplars.present
         pooled = self.segmenter.settings.asks_alone
-        if pooled and bool((judged & exemplars.negative).any() & (judged & ~exemplars.negative).any()):
+        if pooled and bool(exemplars.present_negative.any() & exemplars.positive.any()):
             questions.append(exemplars.sides_changed())
         lesions = self._outlined(state, keys)
         pooled = yield from pooled_steps(self.segmenter, self.encoded, exemplars, lesions)
