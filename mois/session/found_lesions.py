@@ -82,7 +82,7 @@ def find_lesions_steps(
             continue
         corner = tuple(part.start for part in where)
         within = np.where(inside, values[where], -1.0)
-        peak = float(answer.at_peak_level(within.max(keepdims=True).reshape(1))[0])
+        peak = answer.at_peak_level(within.max(keepdims=True)).item()
         like_rejected = margin is not None and float(margin[where][inside].mean(dtype=np.float64)) < 0
         if peak >= settings.peak_threshold and not like_rejected:
             found.append((BoxMask((corner[0], corner[1], corner[2]), inside), peak))
