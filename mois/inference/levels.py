@@ -162,8 +162,7 @@ def rule_steps(
     if setting in OF_KNOWN_LESIONS and not negatives:
         alone = yield from alone_inside(segmenter, encoded, lesions)
         if finds(alone, setting):
-            well_known = finds(alone, "pooled")
-            rule = yield from _agreed(answer, len(lesions.own), well_known=well_known, clearly=setting == "selective")
+            rule = yield from _agreed(answer, alone, len(lesions.own), setting)
     if rule is None and positive < 2:
         rule = ScanRule(level=LONE_LEVEL)
     selective = setting == "selective" and positive > 1
@@ -180,23 +179,22 @@ def rule_steps(
     return rule._replace(waist_mm=waist_mm)
 
 
-def _agreed(answer: LesionMaps, shown: int, *, well_known: bool, clearly: bool) -> Steps[ScanRule | None]:
+def _agreed(answer: LesionMaps, alone: Sequence[Tensor], shown: int, setting: str) -> Steps[ScanRule | None]:
     """Return the rule for lesions that the model knows: the exemplars choose objects, the answer without them outlines.
 
     An object is a component of the answer without exemplars. The exemplars mean those of which the pooled answer is
     sure in part (`MEANT`). If nearly all objects are meant, there is one kind of object (`ONE_KIND`). Then the
     exemplars have little to choose, and the answer without them has half a say. The level is the one at which this
     agrees best (Dice) with these objects: it does not hang on how well few lesions were outlined. If there are other
-    kinds, the answer with exemplars counts as it is.
+    kinds, the exemplars know the level better, unless the answer without them finds `FOUND` of the lesions. Then the
+    answer with exemplars counts as it is. But few exemplars that look like each other are unsure of the rest of their
+    kind: with `inference.level=selective` only what is clearly unlike them is of another kind (`UNLIKE`).
 
     Args:
         answer: The answer to all exemplars.
+        alone: The answer without exemplars inside of each lesion, (n,) each.
         shown: Number of lesions that the reader outlined.
-        well_known: Whether the answer without exemplars finds `FOUND` of the lesions. If it finds less, and there are
-            other kinds, the exemplars know the level better.
-        clearly: Whether well-known objects are of another kind only if they are clearly unlike the exemplars
-            (`UNLIKE`), and how sure a lesion must be follows from the objects (`_sure_of_known`). Few exemplars that
-            look like each other are unsure of the rest of their kind.
+        setting: `inference.level`.
 
     Returns:
         The rule; None if no object is meant, there is no answer without exemplars, or the exemplars know better.
@@ -214,16 +212,18 @@ def _agreed(answer: LesionMaps, shown: int, *, well_known: bool, clearly: bool) 
     if not meant.any():
         return None
     if sizes[meant].sum() < ONE_KIND * sizes.sum():
-        if not well_known:
+        if not finds(alone, "pooled"):
             return None
-        others = (yield from _unlike(answer, objects, sizes)) & ~meant if clearly else ~meant
+        if setting != "selective":
+            return ScanRule()
+        others = (yield from _unlike(answer, objects, sizes)) & ~meant
         if sizes[others].sum() > (1 - ONE_KIND) * sizes.sum():
             return ScanRule()
         meant = (sizes > 0) & ~others
     counts = yield from _counts_of_objects(answer, of_one_kind, LEVELS_OF_KNOWN, objects, len(sizes))
     agreement = 2 * counts[:, meant].sum(1) / (counts.sum(1) + sizes[meant].sum())
     rule = ScanRule(of_one_kind, LEVELS_OF_KNOWN[int(agreement.argmax())])
-    if not clearly:
+    if setting != "selective":
         return rule
     raw = shifted(torch.tensor(PEAKS_OF_KNOWN), 1 - rule.level).tolist()  # before the level shifts them
     reached = (yield from _counts_of_objects(answer, of_one_kind, raw, objects, len(sizes)))[:, 1:] > 0
