@@ -209,16 +209,30 @@ def _answers_to_first_clicks(
     clip = episode.track_images.shape[1]
     middles = torch.arange(batch, device=masks.device) * clip + clip // 2
     on_clips = first_click(episode.track_masks[:, clip // 2], episode.chance[:, -1])
-    if clips.image.shape[-1] != masks.shape[-1]:
-        answer = backbone.decode(features.select(slice(0, supports)), start)
-        return start, answer, backbone.decode(clips.select(middles), on_clips)
-    rows = torch.cat([torch.arange(supports, device=masks.device), supports + batch + middles])
-    both = Prompts(torch.cat([start.points, on_clips.points]), torch.cat([start.labels, on_clips.labels]))
-    first = backbone.decode(features.select(rows), both)  # in one call: two calls would cost more
-    answer, on_clip = (
-        MaskPrediction(*(part[some] for part in first)) for some in (slice(supports), slice(supports, None))
-    )
-    return start, answer, on_clip
+    if clips.image.shape[-1] == masks.shape[-1]:  # `features` holds the clips too
+        return start, *_decode_at_once(backbone, features, start, on_clips, supports + batch + middles)
+    answer = backbone.decode(features.select(slice(0, supports)), start)
+    return start, answer, backbone.decode(clips.select(middles), on_clips)
+
+
+def _decode_at_once(
+    backbone: Backbone, features: Features, first: Prompts, further: Prompts, rows: Tensor
+) -> tuple[MaskPrediction, MaskPrediction]:
+    """Return the answers to prompts on the first pictures, and on further ones: two calls would cost more.
+
+    Args:
+        backbone: The backbone.
+        features: Features of all pictures.
+        first: Prompts on the first S pictures.
+        further: Prompts on N pictures.
+        rows: (N,) int64, rows of these N pictures.
+    """
+    count = len(first.points)
+    every = torch.cat([torch.arange(count, device=rows.device), rows])
+    both = Prompts(torch.cat([first.points, further.points]), torch.cat([first.labels, further.labels]))
+    answer = backbone.decode(features.select(every), both)
+    one, other = (MaskPrediction(*(part[some] for part in answer)) for some in (slice(count), slice(count, None)))
+    return one, other
 
 
 def _shown_masks(first: Tensor, last: Tensor, masks: Tensor, chance: Tensor, settings: EpisodeLearning) -> Tensor:
