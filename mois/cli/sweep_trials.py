@@ -105,7 +105,7 @@ class SweepTrials:
             if failed < 0 or failed > 128 or (failed and not self._done()):  # stopped, or the first one
                 raise SystemExit(failed if failed > 0 else 128 - failed)
             if not failed:
-                (folder / "trained").touch()
+                write_text(folder / "trained", "")  # makes the folder, if the command wrote nothing there
             value = None if failed else self._value(folder)
         if value is None:
             self.study.tell(number, state=TrialState.FAIL)

@@ -17,6 +17,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from mois.cli import main as mois_main
 from mois.cli.shipped_configs import find_config
+from mois.cli.sweep import _file_of
 from mois.cli.sweep_file import Parameter, SweepFile
 from tests.support.paths import ROOT
 
@@ -193,3 +194,28 @@ def wait_for(file: Path, process: subprocess.Popen[bytes], timeout_s: float = 12
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_file_that_is_missing_is_not_the_shipped_sweep_of_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "learning_rate.yaml"
+    with pytest.raises(SystemExit):
+        mois_main(["sweep", str(missing), "--out", str(tmp_path / "out")])
+    cure = "give the file of a sweep, or the name of a shipped one: learning_rate."
+    assert capsys.readouterr().err == f"error: {missing}: there is no such file; {cure}\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "learning_rate.yaml", "sweeps/learning_rate", "./learning_rate"])
+def test_a_shipped_sweep_is_found_by_its_name(name: str) -> None:
+    assert _file_of(Path(name)) == find_config("sweeps/learning_rate")
+
+
+def test_a_trial_that_writes_nothing_has_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_sweep(tmp_path, command=["${interpreter}", "-c", "pass", "${args}"], run_cap=1)
+    mois_main(["sweep", str(file), "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "trial 0: failed, or without val/score",
+        "1 trials, none with val/score",
+    ]
