@@ -90,15 +90,24 @@ class FoldRuns:
                 )
         write_text(path, json.dumps(mine, indent=2) + "\n")
 
+    def checked(self, only: Sequence[int] | None) -> Sequence[int]:
+        """Return the folds to train, once all of them are known to be there; None takes every fold.
+
+        Raises:
+            ValueError: If there is no such fold.
+        """
+        for number in only or ():
+            if not 0 <= number < len(self.folds):
+                last = len(self.folds) - 1
+                raise ValueError(f"only={number}: there are {len(self.folds)} folds; choose 0 to {last}.")
+        return range(len(self.folds)) if only is None else only
+
     def run(self, number: int) -> None:
         """Train and test a fold. What is done already is skipped; a training that was stopped goes on.
 
         Raises:
-            ValueError: If there is no such fold.
             SystemExit: With the exit code of a command that failed; the command has written why.
         """
-        if not 0 <= number < len(self.folds):
-            raise ValueError(f"only={number}: there are {len(self.folds)} folds; choose 0 to {len(self.folds) - 1}.")
         folder, fold = self.out / f"fold{number}", self.folds[number]
         if (folder / "test" / REPORTS).is_file():
             say(f"fold {number}: done already, {folder}")
@@ -148,11 +157,12 @@ def resolved_config(words: Sequence[str]) -> dict[str, Any]:
     import io
     from contextlib import redirect_stdout, suppress
 
+    from mois.cli.shipped_configs import with_shipped_configs
     from mois.cli.train import MoisCLI
 
     text = io.StringIO()
     with redirect_stdout(text), suppress(SystemExit):
-        MoisCLI(["fit", *words, "--print_config"])
+        MoisCLI(["fit", *with_shipped_configs(words), "--print_config"])
     plain: dict[str, Any] = yaml.safe_load(text.getvalue())
     return plain
 

@@ -24,7 +24,8 @@ def folds(
     takes the folder `out/test`.
 
     Args:
-        training: Config of the training, a file or the name of a shipped config: `--config CONFIG`.
+        training: Config of the training, a file or the name of a shipped config: `--config CONFIG`. A further `--config`
+            goes over it, as in a training.
         out: Folder of the folds; by default runs/NAME_folds, by the name of the config.
         only: Folds to train now, such as [0,2]; by default all. The figures of all scans come once all folds are done.
         checkpoint: Which weights are tested. `best` was chosen on the very scans of the fold, so its figures are a
@@ -43,9 +44,10 @@ def folds(
     training = config_path(str(training))
     out = Path("runs") / f"{training.stem}_folds" if out is None else out
     runs = FoldRuns.plan(training, out, settings or [], checkpoint)
+    chosen = runs.checked(only)
     with locked(out):
         runs.claim()
-        for number in range(len(runs.folds)) if only is None else only:
+        for number in chosen:
             runs.run(number)
         metrics = runs.join()
     if metrics is not None:
@@ -66,7 +68,8 @@ def with_training_options(words: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if word.startswith("--") and word != "--help":
             value = value if equals else next(rest, "")
-            name = "--training" if name == "--config" else name
+            if name == "--config" and not any(one.startswith("--training=") for one in own):
+                name = "--training"  # a further config is a setting, merged as in `mois fit`
             (own if name.removeprefix("--") in OWN else settings).append(f"{name}={value}")
         else:
             own.append(word)

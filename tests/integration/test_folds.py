@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datamodules.splits import Splits, SplitSettings, divide, folds_of
+from datamodules.splits import Fold, Splits, SplitSettings, divide, folds_of
 from mois.cli import main as mois_main
-from mois.cli.fold_steps import FoldRuns
+from mois.cli.fold_steps import FoldRuns, resolved_config
 from mois.cli.folds import with_training_options
 from mois.scans.datasets import read_dataset
 from tests.support.datasets import write_dataset
@@ -43,6 +43,24 @@ def test_a_shipped_config_is_found_by_its_name(
     with pytest.raises(SystemExit):
         mois_main(["folds", "--config", "demo", f"--data.init_args.root={tmp_path / 'nowhere'}"])
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nowhere' / 'dataset.json'}: no such file")
+
+
+def test_a_further_config_goes_over_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = with_training_options(["--config", "first.yaml", "--config=second.yaml", "--out", "f"])
+    assert words == ["--training=first.yaml", "--out=f", '--settings=["--config=second.yaml"]']
+    monkeypatch.chdir(tmp_path)
+    Path("second.yaml").write_text("seed_everything: 5\ntrainer:\n  max_epochs: 2\n", encoding="utf-8")
+    resolved = resolved_config(["--config", "demo", "--config=second.yaml"])  # a shipped one by its name
+    assert (resolved["seed_everything"], resolved["trainer"]["max_epochs"]) == (5, 2)
+    assert resolved["data"]["class_path"] == "datamodules.NiftiDataModule"
+
+
+def test_a_fold_that_is_not_there_is_refused_before_the_first_trains(tmp_path: Path) -> None:
+    runs = FoldRuns(tmp_path, {}, (Fold(["b"], ["a"]), Fold(["a"], ["b"])), "last", 0)
+    assert [*runs.checked(None)] == [0, 1]
+    assert runs.checked([1]) == [1]
+    with pytest.raises(ValueError, match=r"only=2: there are 2 folds; choose 0 to 1\."):
+        runs.checked([0, 2])
 
 
 def test_folds_leave_the_test_scans_out(tmp_path: Path) -> None:
