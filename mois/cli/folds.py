@@ -24,8 +24,8 @@ def folds(
     takes the folder `out/test`.
 
     Args:
-        training: Config of the training, a file or the name of a shipped config: `--config CONFIG`. A further `--config`
-            goes over it, as in a training.
+        training: Config of the training, a file or the name of a shipped config: `--config CONFIG`. A further
+            `--config` goes over it, as in a training.
         out: Folder of the folds; by default runs/NAME_folds, by the name of the config.
         only: Folds to train now, such as [0,2]; by default all. The figures of all scans come once all folds are done.
         checkpoint: Which weights are tested. `best` was chosen on the very scans of the fold, so its figures are a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from mois.cli.messages import say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mois.evaluation.actions.pixel_trials import PixelTrial
+    from mois.evaluation.actions.pixel_trials import Annotated, PixelTrial
     from mois.records import Volume
     from mois.sharing.lesion_model import LesionModel
 
@@ -68,6 +69,8 @@ def try_bundle(
         raise ValueError(f"count={count} must be 1 or more.")
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file; name a folder.")
+    if target_class is not None and prompts is not None and labels is None:
+        raise ValueError(f"target_class={target_class} is a class of labels; give --labels MAP, or leave it out.")
     entries = None if prompts is None else read_prompts(prompts)
     model = served_model(None if str(bundle) == SHIPPED else bundle, 1.5, device, trust or ())
     given = [scan] if isinstance(scan, str) else scan
@@ -75,19 +78,18 @@ def try_bundle(
     volume, chosen = read_labelled(images, labels, needed=prompts is None, target_class=target_class)
     annotated = None if prompts is not None else click_annotated(volume, chosen, count)
     asked = entries if entries is not None else annotated.entries if annotated is not None else ()
+    sizes = pixel_mm or _sizes(model, volume, chosen)
+    for size in sizes:
+        replace(model.segmenter.settings, pixel_mm=size)  # refuses what is no size, before the first trial
+    out.mkdir(parents=True, exist_ok=True)
     trials = []
-    for size in pixel_mm or _sizes(model, volume, chosen):
+    for size in sizes:
         trials.append(try_pixel_size(model, volume, size, asked, annotated))
         say(_line(trials[-1]))
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "try.csv", csv_text(COLUMNS, [_row(trial) for trial in trials]))
     picture = draw_trials(out / "try.png", volume, trials, annotated)
     if annotated is not None:
-        best = _best(trials)
-        if _score(best) > 0:
-            say(f"most of the others are found with {best.pixel_mm:g} mm per pixel, before any training")
-        else:
-            say("none of the others is found at any of these pixel sizes, before any training")
+        say(_judgement(trials, annotated))
     say(f"{picture} and {out / 'try.csv'}")
 
 
@@ -102,14 +104,19 @@ def _sizes(model: LesionModel, volume: Volume, chosen: int) -> list[float]:
     return sorted({own, proposed / 2, proposed, 2 * proposed})
 
 
-def _best(trials: Sequence[PixelTrial]) -> PixelTrial:
-    return max(trials, key=_score)
+def _judgement(trials: Sequence[PixelTrial], annotated: Annotated) -> str:
+    """Return in words at which pixel size most of the lesions are found that were not clicked."""
 
+    def score(trial: PixelTrial) -> float:
+        value = math.nan if trial.figures is None else trial.figures.unprompted_dice
+        return 0.0 if math.isnan(value) else value
 
-def _score(trial: PixelTrial) -> float:
-    """Return the Dice of the lesions that were not clicked; -1 if there is none."""
-    value = math.nan if trial.figures is None else trial.figures.unprompted_dice
-    return -1.0 if math.isnan(value) else value
+    if not {*annotated.lesions[annotated.lesions > 0].tolist()} - {*annotated.clicked}:
+        return "each lesion of the class was clicked, so nothing says which pixel size finds others"
+    best = max(trials, key=score)
+    if not score(best):
+        return "none of the others is found at any of these pixel sizes, before any training"
+    return f"most of the others are found with {best.pixel_mm:g} mm per pixel, before any training"
 
 
 def _row(trial: PixelTrial) -> list[object]:

@@ -93,6 +93,13 @@ def test_a_scan_without_labels_needs_prompts(
     assert capsys.readouterr().err == line
 
 
+def test_a_class_without_labels_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        mois_main(["try", "shipped", "scan.nii.gz", "--target_class", "2", "--prompts", "p.json"])
+    line = "target_class=2 is a class of labels; give --labels MAP, or leave it out."
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
 def test_a_model_of_two_channels_takes_them_by_name(
     make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mois.session import InteractiveSession
 from mois.session.playing import play, requested_actions
 from mois.session.points import stack_point
 from mois.session.prompts.prompt_file import PromptEntry
+from mois.session.prompts.refusals import NothingLeft
 from mois.sharing.lesion_model import LesionModel
 
 
@@ -143,7 +145,10 @@ def try_pixel_size(
 
 
 def _click(session: InteractiveSession, entries: Sequence[PromptEntry]) -> None:
-    """Click as a reader would: not where an earlier click already shows a lesion. Then propagate."""
+    """Click as a reader would: not where an earlier click already shows a lesion. Then propagate.
+
+    A click under which the model sees nothing at this pixel size is left out.
+    """
     grid = SliceGrid.of(session.volume.shape, session.volume.affine)
     for entry in entries:
         if entry.kind == "propagate":
@@ -151,7 +156,8 @@ def _click(session: InteractiveSession, entries: Sequence[PromptEntry]) -> None:
             continue
         place = stack_point(grid, entry.given).voxel
         if not grid.to_stack(session.label_map())[place]:
-            session.click(entry.given)
+            with suppress(NothingLeft):
+                session.click(entry.given)
 
 
 def _score(lesions: InstanceMap, prompted: Sequence[int], annotated: Annotated) -> TrialFigures:

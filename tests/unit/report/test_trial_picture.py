@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mois.cli.try_bundle import _judgement
 from mois.evaluation.actions.pixel_trials import (
     Annotated,
     PixelTrial,
@@ -20,7 +21,9 @@ from mois.evaluation.actions.pixel_trials import (
 from mois.geometry import SliceGrid
 from mois.records import Volume
 from mois.report.trial_picture import draw_trials
+from mois.session.masks import BoxMask
 from mois.session.prompts.prompt_file import PromptEntry
+from mois.session.prompts.prompting import PromptSegmenter, SegmentedLesion
 from tests.support.fake_model import TYPE_A, box, make_scan
 from tests.support.session_fakes import make_model
 
@@ -79,3 +82,35 @@ def test_a_lesion_that_an_earlier_click_shows_is_not_clicked() -> None:
     lesions = grid.to_stack(volume.lesions).numpy()
     trial = try_pixel_size(make_model(), volume, 1.5, entries, Annotated(lesions, (1, 2), entries))
     assert len(trial.prompted) == 1
+
+
+def test_a_click_under_which_the_model_sees_nothing_ends_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = make_scan([(TYPE_A, box((1, 4), (16, 24), (16, 24))), (TYPE_A, box((1, 4), (36, 44), (36, 44)))])
+    annotated = click_annotated(volume, 1, count=1)
+    nothing = SegmentedLesion(BoxMask.of(np.zeros((1, 1, 1), dtype=bool)), {})
+    monkeypatch.setattr(PromptSegmenter, "segment", lambda self, prompts: nothing)
+    trial = try_pixel_size(make_model(), volume, 1.5, annotated.entries, annotated)
+    assert trial.prompted == ()
+
+
+@pytest.mark.parametrize(
+    ("dice", "said"),
+    [
+        ((0.2, 0.4), "most of the others are found with 2 mm per pixel, before any training"),
+        ((float("nan"), 0.0), "none of the others is found at any of these pixel sizes, before any training"),
+    ],
+)
+def test_the_size_that_finds_most_is_named_if_there_is_one(dice: tuple[float, float], said: str) -> None:
+    annotated = click_annotated(scan(), 1, count=1)
+    trials = [
+        PixelTrial(size, annotated.lesions, (7,), 1.0, 2.0, TrialFigures(0.5, value, 0.5, 0))
+        for size, value in zip((1.0, 2.0), dice, strict=True)
+    ]
+    assert _judgement(trials, annotated) == said
+
+
+def test_a_single_lesion_leaves_nothing_to_be_found() -> None:
+    alone = scan()._replace(classes={9: 1})
+    trial = PixelTrial(1.0, np.zeros((6, 40, 40), np.int32), (), 0.0, 1.0, TrialFigures(0.0, 0.0, 0.0, 3))
+    said = "each lesion of the class was clicked, so nothing says which pixel size finds others"
+    assert _judgement([trial], click_annotated(alone, 1, count=5)) == said
