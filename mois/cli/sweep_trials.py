@@ -18,6 +18,7 @@ from mois.files.atomic import write_text
 from mois.files.csv_tables import csv_text
 from mois.files.json_records import read_record
 from mois.files.text import read_table
+from mois.sharing.provenance import content_of
 
 if TYPE_CHECKING:
     import optuna
@@ -48,10 +49,16 @@ class SweepTrials:
             raise ValueError("mois sweep needs optuna: pip install 'mois[sweep]'.")
         import optuna
 
-        mine = json.loads(json.dumps({**asdict(plan), "run_cap": None, "seed": seed}))
+        named = [word.partition("=")[2] if word.startswith("-") else word for word in plan.command]
+        files = {word: sha256 for word in named if (sha256 := content_of(word)) is not None}
+        mine = json.loads(json.dumps({**asdict(plan), "run_cap": None, "seed": seed, "files": files}))
         path = out / "sweep.json"
-        if path.is_file() and read_record(path, dict[str, Any], "choose another folder") != mine:
-            raise ValueError(f"out={out} holds another sweep, or one of another seed; choose another folder.")
+        theirs = read_record(path, dict[str, Any], "choose another folder") if path.is_file() else mine
+        theirs = {"files": files, **theirs}  # earlier versions did not record the files
+        if differ := [key for key in mine if theirs.get(key) != mine[key]]:
+            changed = sorted(word for word in files if theirs["files"].get(word) != files[word])
+            what = ", ".join([*changed, *(key for key in differ if key != "files" or not changed)])
+            raise ValueError(f"out={out} holds another sweep (other {what}); choose another folder.")
         write_text(path, json.dumps(mine, indent=2) + "\n")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         from sqlalchemy.exc import DatabaseError  # optuna needs it

@@ -162,7 +162,26 @@ def test_a_sweep_finds_the_best_and_is_not_made_twice(tmp_path: Path, capsys: py
     assert len(list(out.glob("trial*/starts.txt"))) == 5
     with pytest.raises(SystemExit):
         mois_main(["sweep", str(write_sweep(tmp_path, method="bayes")), f"--out={out}"])
-    assert "holds another sweep" in capsys.readouterr().err
+    assert "holds another sweep (other method); choose" in capsys.readouterr().err
+
+
+def test_a_sweep_does_not_go_on_with_another_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna", reason="the extra sweep is not installed")
+    config, out = tmp_path / "small.yaml", tmp_path / "out"
+    config.write_text("a: 1\n", encoding="utf-8")
+    command = ["${interpreter}", "${program}", f"--config={config}", "${args}"]
+    file = write_sweep(tmp_path, run_cap=1, method="random", command=command)
+    mois_main(["sweep", str(file), f"--out={out}"])
+    mois_main(["sweep", str(file), f"--out={out}", "--trials=2"])
+    config.write_text("a: 2\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        mois_main(["sweep", str(file), f"--out={out}", "--trials=3"])
+    assert f"holds another sweep (other {config}); choose another folder" in capsys.readouterr().err
+    assert len(rows(out)) == 2
+    record = json.loads((out / "sweep.json").read_text())
+    record.pop("files")  # as an earlier version wrote it
+    (out / "sweep.json").write_text(json.dumps(record))
+    mois_main(["sweep", str(file), f"--out={out}", "--trials=3"])
 
 
 @pytest.mark.ci
