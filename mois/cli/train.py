@@ -376,7 +376,7 @@ class MoisCLI(LightningCLI):
 
 def quieten() -> None:
     """Hide warnings and tips of Lightning that need no action."""
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty|The number of training batches")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message="You have overridden `.*` in `LightningModule`")  # for all data
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts are, on purpose

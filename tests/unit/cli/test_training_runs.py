@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 import yaml
 from stand_in import Model
 
-from mois.cli.train import MoisCLI
+from mois.cli.train import MoisCLI, quieten
 from mois.cli.training_checks import choose_precision
 from mois.sharing.calibration import Calibration
 from mois.training.callbacks import step_seed
@@ -22,6 +23,15 @@ from tests.support.example_results import example_report
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("work_elsewhere")
+
+
+def test_a_short_epoch_gives_no_warning() -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        quieten()
+        warnings.warn("The number of training batches (8) is smaller than the logging interval", stacklevel=1)
+        warnings.warn("Checkpoint directory runs/mine exists and is not empty.", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["something else"]
 
 
 def test_a_run_says_what_made_it() -> None:
