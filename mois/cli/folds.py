@@ -38,12 +38,12 @@ def folds(
     """
     from mois.cli.evaluate import show_figures
     from mois.cli.fold_steps import FoldRuns
-    from mois.cli.shipped_configs import config_path
+    from mois.cli.shipped_configs import config_path, with_shipped_configs
     from mois.files.folder_lock import locked
 
     training = config_path(str(training))
     out = Path("runs") / f"{training.stem}_folds" if out is None else out
-    runs = FoldRuns.plan(training, out, settings or [], checkpoint)
+    runs = FoldRuns.plan(training, out, with_shipped_configs(settings or []), checkpoint)
     chosen = runs.checked(only)
     with locked(out):
         runs.claim()

@@ -99,7 +99,8 @@ class Study:
     def _load(self, volume: Volume | None) -> InteractiveSession:
         header = read_journal(self.session_folder).header
         if volume is not None:  # the same scan under another name is the same scan
-            volume = volume._replace(subject=header["subject"], patient=header["patient"], path=header["path"])
+            there = header["path"] if Path(header["path"]).exists() else volume.path  # the file may have moved
+            volume = volume._replace(subject=header["subject"], patient=header["patient"], path=there)
         models = self._models.beside(str(header.get("type", "")), self.folder)
         return InteractiveSession.load(self.session_folder, self._models.first, volume, models=models)
 

@@ -41,7 +41,9 @@ def test_a_shipped_config_is_found_by_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        mois_main(["folds", "--config", "demo", f"--data.init_args.root={tmp_path / 'nowhere'}"])
+        mois_main(
+            ["folds", "--config", "demo", "--config", "adapters/lora", f"--data.init_args.root={tmp_path / 'nowhere'}"]
+        )
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nowhere' / 'dataset.json'}: no such file")
 
 

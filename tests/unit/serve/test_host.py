@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mois.inference.feature_store import FeatureBudget, FeatureStore
+from mois.scans.image_files import write_volume
 from mois.serve.device_queue import Urgency
 from mois.serve.host import Host
 from mois.serve.refusals import Watching
@@ -60,6 +61,22 @@ def test_session_is_found_again_after_a_restart(tmp_path):
     assert len(seat.look(lambda s: s.actions)) == 1
     assert seat.do(lambda s: s.undo())
     again.close()
+
+
+def test_scan_that_moved_is_where_the_client_says(tmp_path):
+    scan = three_lesions()
+    for name in ("before", "now"):
+        write_volume(scan.image, scan.affine, tmp_path / f"{name}.nii")
+    host = Host(tmp_path / "studies", make_model())
+    host.open("a", scan._replace(path=str(tmp_path / "before.nii")))
+    host.close()
+    for kept, path in ((True, "before.nii"), (False, "now.nii")):
+        if not kept:
+            (tmp_path / "before.nii").unlink()
+        again = Host(tmp_path / "studies", make_model())
+        seat = again.open("a", scan._replace(path=str(tmp_path / "now.nii")))
+        assert seat.look(lambda s: s.volume.path) == str(tmp_path / path)
+        again.close()
 
 
 def test_least_used_session_is_closed_and_opened_again(tmp_path):
