@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mois.session import InteractiveSession
+
 
 class Refusal(Exception):  # noqa: N818 - the word of the protocol
     """A request that is refused.
@@ -29,3 +36,15 @@ class Cancelled(Refusal):
 
     def __init__(self) -> None:
         super().__init__(409, "the propagation was cancelled; nothing has changed.")
+
+
+@contextmanager
+def all_or_nothing(session: InteractiveSession) -> Iterator[None]:
+    """Take back what a request did to a session, if a part of the request is refused."""
+    before = len(session.actions)
+    try:
+        yield
+    except ValueError:
+        for _ in range(len(session.actions) - before):
+            session.undo()
+        raise

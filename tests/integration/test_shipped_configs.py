@@ -19,6 +19,7 @@ from datamodules import PretrainDataModule
 from mois.backbones import SAM2
 from mois.backbones.rules import SAM2Rules
 from mois.cli import main as mois_main
+from mois.cli.shipped_configs import config_names
 from mois.cli.train import main
 from mois.inference.settings import InferenceSettings
 from mois.scans.image_files import read_image
@@ -28,9 +29,10 @@ from tests.support.datasets import save_nifti
 from tests.support.paths import ROOT
 from tests.support.small_runs import SCANS, SMALL, config, data, folder, losses, rows, train, validations
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-ADAPTERS = sorted((ROOT / "configs" / "adapters").glob("*.yaml"))
-TRAINERS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
+FILES = [ROOT / "configs" / f"{name}.yaml" for name in config_names()]
+CONFIGS = [file for file in FILES if file.parent.name == "configs"]
+ADAPTERS = [file for file in FILES if file.parent.name == "adapters"]
+TRAINERS = [file for file in FILES if file.parent.name == "trainer"]
 TESTED = {
     "compare_propagations", "demo", "ms_lesions", "neurofibroma", "pretrain_nano", "pretrain_nano_2", "sam2",
     "template", "zero_shot",

@@ -19,6 +19,7 @@ from mois.errors import told_where
 from mois.geometry import SliceGrid
 from mois.records import Volume
 from mois.serve.monailabel_app.lesion_names import LesionNames, checked_name
+from mois.serve.refusals import all_or_nothing
 from mois.session import InteractiveSession
 from mois.session.points import VoxelPoint, mirrored, read_point, stack_point, to_lps_mm
 
@@ -93,7 +94,7 @@ def click(session: InteractiveSession, names: LesionNames, points: LabelPoints, 
     """Do the clicks of a label that are new, and return its lesion.
 
     Points of foreground come before points of background. If points were taken away, the lesion is drawn again from
-    the points that are left.
+    the points that are left. If a click is refused, the session stays as it was.
 
     Raises:
         ValueError: If a click cannot be done, as `InteractiveSession.click` says, with the number of its point; or if
@@ -107,19 +108,21 @@ def click(session: InteractiveSession, names: LesionNames, points: LabelPoints, 
         for number, point in enumerate(given, start=1)
     ]
     kept = {(place, positive) for place, positive, *_ in wanted}
-    if lesion is not None and any(each not in kept for each in done):
-        session.remove(lesion)
-        lesion, done = None, []
-    if lesion is None and not points.foreground:
-        raise ValueError(f"{points.name} has no lesion yet; click a place inside the lesion first.")
-    if lesion is None:
-        _check_free(session, names, grid, points.foreground[0])
-    for place, positive, point, where in wanted:
-        if (place, positive) not in done:
-            with told_where(where):
-                lesion = session.click(point, lesion, positive)
-            names.give(points.name, lesion)
-            done.append((place, positive))
+    with all_or_nothing(session):
+        if lesion is not None and any(each not in kept for each in done):
+            session.remove(lesion)
+            lesion, done = None, []
+        if lesion is None and not points.foreground:
+            raise ValueError(f"{points.name} has no lesion yet; click a place inside the lesion first.")
+        if lesion is None:
+            _check_free(session, names, grid, points.foreground[0])
+        for place, positive, point, where in wanted:
+            if (place, positive) not in done:
+                with told_where(where):
+                    lesion = session.click(point, lesion, positive)
+                done.append((place, positive))
+    if lesion is not None:
+        names.give(points.name, lesion)
     names.follow(session.state.lesions)
     if lesion is None:
         raise ValueError(f"{points.name} has no lesion; click a place inside the lesion first.")

@@ -19,7 +19,7 @@ from mois.scans.image_files import write_volume
 from mois.serve.host import Host, Seat
 from mois.serve.nninteractive.drawn import drawn_box, drawn_line, drawn_outline
 from mois.serve.nninteractive.images import Place, box_of, scan_of
-from mois.serve.refusals import Refusal
+from mois.serve.refusals import Refusal, all_or_nothing
 from mois.session import InteractiveSession
 
 MOST_CLICKS = 8
@@ -264,12 +264,8 @@ class Client:
         def act(session: InteractiveSession) -> tuple[int, int]:
             before = len(session.actions)
             lesion = self.lesion if self.lesion in session.state.lesions else self._lesion_at(session, place)
-            try:
+            with all_or_nothing(session):  # there may be several clicks or lines
                 number = prompt(session, lesion)
-            except ValueError:  # of several clicks or lines, those before the refused one are taken back
-                for _ in range(len(session.actions) - before):
-                    session.undo()
-                raise
             return number, len(session.actions) - before
 
         before = self.lesion

@@ -218,3 +218,21 @@ def test_a_refused_point_of_several_is_named(images):
         run(images, "click", label="first", foreground=[voxel(A1)], background=[voxel((2, 22, 22)), [0, 0, 99]])
     with pytest.raises(ValueError, match=r"^first, point 2 of foreground: a point must be \[i, j, k\]"):
         run(images, "click", label="first", foreground=[voxel(A1), "here"])
+
+
+def test_a_refused_point_leaves_the_lesion_as_it_was(images, monkeypatch):
+    drawn = click(images, "first", [A1], [(2, 22, 22)])
+    do = InteractiveSession.click
+
+    def first_alone(session, point, lesion, positive):
+        if lesion is not None:
+            raise ValueError("no further click")
+        return do(session, point, lesion, positive)
+
+    monkeypatch.setattr(InteractiveSession, "click", first_alone)
+    with pytest.raises(ValueError, match=r"^first, point 2 of foreground: no further click"):
+        click(images, "first", [B1, A1])  # drawn again, since a point is gone
+    assert look(images, lambda session: list(session.state.lesions)) == [1]
+    again = click(images, "first", [A1], [(2, 22, 22)])  # nothing to click: it is all there
+    assert np.array_equal(again.labels, drawn.labels)
+    assert again.params["label_names"] == drawn.params["label_names"]
