@@ -337,9 +337,10 @@ def test_what_merges_exemplars_is_handed_all_of_them_and_others_the_most_differe
     segmenter.propagation = propagation
     session = InteractiveSession(LesionModel.of(segmenter), scan)
     session.click(lps(scan, 2, 20, 20))
-    bank = session.bank
+    bank, first = session.bank, session.bank[key_of(session, 1)]
     for number in range(41):
-        bank.add(replace(bank[key_of(session, 1)], key=f"other:{number}", weight=min(1.0, number)))
+        tokens = {name: token + number + 1 for name, token in first.tokens.items()}
+        bank.add(replace(first, key=f"other:{number}", weight=min(1.0, number), tokens=tokens))
     session.use_bank(bank)  # 42 exemplars, one of them without weight
     session.propagate()
     keys, asked = session._bench.on_scan.exemplars_in_use(session.state)
