@@ -52,12 +52,17 @@ def test_hidden_files_of_a_desktop_are_no_scans(tmp_path: Path) -> None:
     assert [scan.subject for scan in found.scans] == ["p0", "p1"]
 
 
+def link_to_nothing(file: Path) -> None:
+    """Put a link in the place of a file, as datalad leaves one for a file that was not fetched."""
+    file.unlink()
+    file.symlink_to(file.parent / "not fetched")
+
+
 @pytest.mark.parametrize("folder", ["labelsTr", "instancesTr"])
 def test_a_map_that_is_a_link_to_nothing_is_named(tmp_path: Path, folder: str) -> None:
     root = write_dataset(tmp_path / "data", instances=True)
     label = root / folder / "p0.nii.gz"
-    label.unlink()
-    label.symlink_to(tmp_path / "not fetched")
+    link_to_nothing(label)
     with pytest.raises(DataError, match=r"p0\.nii\.gz: is a link to .*not fetched, which is missing; get that file"):
         read_dataset(root)
 
@@ -65,8 +70,7 @@ def test_a_map_that_is_a_link_to_nothing_is_named(tmp_path: Path, folder: str) -
 def test_a_mask_of_bids_that_is_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     root = write_bids(tmp_path / "bids")
     (mask,) = root.rglob("sub-01_ses-1_label-lesion_mask.nii.gz")
-    mask.unlink()
-    mask.symlink_to(tmp_path / "not fetched")
+    link_to_nothing(mask)
     with pytest.raises(DataError, match=r"lesion_mask\.nii\.gz: is a link to .*, which is missing; get that file"):
         read_dataset(root)
 
@@ -74,12 +78,10 @@ def test_a_mask_of_bids_that_is_a_link_to_nothing_is_named(tmp_path: Path) -> No
 def test_an_image_of_bids_that_others_have_and_that_is_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     root = write_bids(tmp_path / "bids")
     for image in root.rglob("*_T1w.nii.gz"):  # of no scan: nobody wants it
-        image.unlink()
-        image.symlink_to(tmp_path / "not fetched")
+        link_to_nothing(image)
     assert read_dataset(root)[0].channels == {0: "FLAIR"}
     (image,) = root.rglob("sub-01_ses-1_FLAIR.nii.gz")
-    image.unlink()
-    image.symlink_to(tmp_path / "not fetched")
+    link_to_nothing(image)
     with pytest.raises(DataError, match=r"ses-1_FLAIR\.nii\.gz: is a link to .*, which is missing; get that file"):
         read_dataset(root)
 
