@@ -25,7 +25,7 @@ def adapt(
         out: Folder of the bundle; it must not exist. The training lies beside it, in OUT_training.
         minutes: Minutes that the training may take, its validations included; by default as long as the plan says.
         start_from: Bundle to begin with, instead of the bundled nano: adapts it further. A bundle of named channels
-            needs them in the dataset, by name.
+            needs them in the dataset, by name. The word shipped is the bundled nano, too.
         seed: Seed of data and training.
         device: Device such as cpu or gpu; auto takes an accelerator if there is one.
         trust: Modules of others whose classes the bundle of `start_from` may name, such as my_module.
@@ -35,5 +35,7 @@ def adapt(
             the bundle to begin with, or this bundle names a class that is not trusted.
     """
     from mois.cli.adaptation import Request, run_adaptation
+    from mois.sharing.bundle_record import is_shipped
 
-    run_adaptation(Request(data, out, minutes, start_from, seed, device, trust or ()))
+    begins_with = None if is_shipped(start_from) else start_from
+    run_adaptation(Request(data, out, minutes, begins_with, seed, device, trust or ()))

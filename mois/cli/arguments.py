@@ -47,15 +47,20 @@ class OneLineParser(ArgumentParser):
 
 
 @contextmanager
-def command_line(arguments: Sequence[str]) -> Iterator[None]:
-    """Turn mistakes in these arguments, and errors of their command, into one line (`mois.cli.messages`)."""
+def command_line(arguments: Sequence[str], without_option: str = "") -> Iterator[None]:
+    """Turn mistakes in these arguments, and errors of their command, into one line (`mois.cli.messages`).
+
+    Args:
+        arguments: Words of the command line.
+        without_option: The command, if words may follow it without an option's name.
+    """
     with one_line_errors():
         refuse_foreign_packages()
         check_settings(arguments)
         try:
             yield
         except UsageError as error:
-            raise ValueError(explain_usage(str(error), error.parser, arguments)) from error
+            raise ValueError(explain_usage(str(error), error.parser, arguments, without_option)) from error
 
 
 def as_options(text: str, **options: str) -> str:

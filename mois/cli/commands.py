@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+from argparse import HelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -127,7 +129,18 @@ FLAGS: dict[str, tuple[str, ...]] = {"evaluate": ("log",), "view": ("no_browser"
 """Options that are written without a value."""
 
 
-class EvaluateParser(OneLineParser):
+class CommandParser(OneLineParser):
+    """Parser of all commands but those of a training. Its help says which options may be left out."""
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Return the help, with the words that may follow the command without an option's name."""
+        usage, blank, rest = super().format_help(formatter).partition("\n\n")
+        name = " ".join(re.sub(r"\[[^]]*\]|--\S+ \S+", "", self.prog).split()[1:])
+        short = short_form(name)
+        return f"{usage}{blank}{f'Short: {short}{blank}' if short else ''}{rest}"
+
+
+class EvaluateParser(CommandParser):
     """Parser of `mois evaluate`. Its configs may hold old names."""
 
     with_new_keys = staticmethod(with_new_evaluate_keys)
@@ -148,8 +161,8 @@ def run(given: Sequence[str]) -> None:
 
         main(given)
         return
-    with command_line(given), memory_cure(partial(_what_frees_memory, given[0])):
-        words, parser_class = with_options(given), OneLineParser
+    with command_line(given, without_option(given)), memory_cure(partial(_what_frees_memory, given[0])):
+        words, parser_class = with_options(given), CommandParser
         if given[0] == "evaluate":
             words, parser_class = list(with_new_options(words, evaluate_option)), EvaluateParser
         auto_cli(components(given[0]), args=words, as_positional=False, parser_class=parser_class, prog="mois")
@@ -164,6 +177,22 @@ def components(name: str = "") -> dict[str, Any]:
     groups = {first: {"_help": GROUP_HELP[first], **group} for first, group in GROUPS.items()}
     every = {**{command.__name__: command for command in COMMANDS}, **groups}
     return {name: every[name]} if name in every else every
+
+
+def without_option(given: Sequence[str]) -> str:
+    """Return the command of a command line as it is typed, if it takes words without an option's name; else ""."""
+    name = " ".join(given[: 2 if given[0] in GROUPS else 1])
+    return name if name in LEADING or name in FIRST else ""
+
+
+def short_form(name: str) -> str:
+    """Return how a command is typed without the names of options, such as `mois try BUNDLE SCAN...`, or ""."""
+    if name in LEADING:
+        return f"mois {name} {LEADING[name].upper()}..."
+    words = [option.upper() for option in FIRST.get(name, ())]
+    if words and FIRST[name][-1] in REPEATED.get(name, ()):
+        words[-1] += "..."
+    return f"mois {name} {' '.join(words)}" if words else ""
 
 
 def _what_frees_memory(command: str, error: BaseException) -> str:

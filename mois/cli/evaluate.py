@@ -13,7 +13,6 @@ from mois.tracking.settings import TrackingSettings
 if TYPE_CHECKING:
     from mois.evaluation.evaluate_scans import Evaluation
     from mois.scans.datasets import SubjectFiles
-    from mois.sharing.bundle import Bundle
 
 SplitName = Literal["train", "val", "test", "all"]
 
@@ -53,6 +52,7 @@ def evaluate(
     log: bool = False,
     tracking: TrackingSettings = TrackingSettings(),  # noqa: B008
     score_processes: int | None = None,
+    pixel_mm: float | None = None,
 ) -> None:
     """Score a model, or another system's predictions, on labelled scans.
 
@@ -62,7 +62,8 @@ def evaluate(
     Args:
         data: Dataset in nnU-Net's raw layout.
         out: Folder of the results: metrics.json, tables, predictions, overlays, report.html.
-        bundle: The model: folder that a training left. Give a bundle or predictions.
+        bundle: The model: folder that a training left, or the word shipped for the model that ships with the package.
+            Give a bundle or predictions.
         predictions: Folder of maps SUBJECT.nii.gz, or SUBJECT_class1.nii.gz and so on, on the scans' own grids.
         split: Which scans to score; by the training's own splits if the bundle was trained on this dataset.
         subjects: Names of the scans to score, instead of a split.
@@ -83,33 +84,34 @@ def evaluate(
         tracking: What W&B records, with `--log`.
         score_processes: Number of processes that score finished scans while the model goes on with the next scan; 0
             scores each scan before the next. By default, the cores that are left, up to 4, and only for large scans.
+        pixel_mm: Pixel size of the shipped model, by default 1.5 mm: the median lesion should be ten pixels across or
+            more. A bundle has its own.
 
     Raises:
         ValueError: If neither or both of bundle and predictions are given, or a scan cannot be scored.
     """
-    _refuse_contradictions(bundle, predictions, prompted_masks, output)
+    _refuse_contradictions(bundle, predictions, prompted_masks, output, (pixel_mm, backbone_weights))
     _refuse_options(predictions, reader, protocol, score_processes)
     from mois.cli.choose_scans import ScanChoice, choose_scans
+    from mois.cli.evaluated_model import evaluation_on, load_evaluated
     from mois.cli.terminal import PlainConsole
     from mois.evaluation.evaluate_scans import evaluate_scans
-    from mois.evaluation.scored_systems import EvaluationOptions, evaluation_of_bundle, evaluation_of_maps
+    from mois.evaluation.scored_systems import EvaluationOptions, evaluation_of_maps
     from mois.files.folder_lock import locked
     from mois.inference.execution import chosen_device
     from mois.machine.processes import joined
-    from mois.sharing.bundle import Bundle
 
-    settings = protocol_settings(reader, protocol, seed)
-    base = EvaluationOptions(settings, channel, instances, output.robustness, seed, output.title)
+    asked = protocol_settings(reader, protocol, seed)
+    base = EvaluationOptions(asked, channel, instances, output.robustness, seed, output.title)
     choice = ScanChoice(split, subjects, fold, channel, protocol.target_class)
     with joined() as processes, locked(out) if processes.first else nullcontext():
         if predictions is not None:
             scans, _ = choose_scans(data, choice, {})
             evaluation = evaluation_of_maps(base, predictions, prompted_masks, kind, scans)
         else:
-            model = Bundle.load(str(bundle), chosen_device(device, processes.local_rank), trust or (), backbone_weights)
-            choice = choice._replace(channels=_channels_of(model, channel))
-            scans, trained_on = choose_scans(data, choice, model.provenance)
-            evaluation = evaluation_of_bundle(base, model, trained_on)
+            at = str(chosen_device(device, processes.local_rank))
+            model = load_evaluated(bundle or "", pixel_mm, at, trust, backbone_weights)
+            scans, evaluation = evaluation_on(base, data, choice, model)
         console = PlainConsole(stderr=True) if processes.first else None
         metrics = evaluate_scans(evaluation, scans, out, console, processes, score_processes)
         if processes.first:
@@ -140,25 +142,19 @@ def _refuse_contradictions(
     predictions: Path | None,
     prompted_masks: Path | None,
     output: OutputOptions,
+    of_a_model: tuple[float | None, Path | None],
 ) -> None:
     if (bundle is None) == (predictions is None):
         raise ValueError("give one of --bundle (a model) and --predictions (another system's maps).")
+    for option, value in zip(("--pixel_mm", "--backbone_weights"), of_a_model, strict=True):
+        if predictions is not None and value is not None:
+            raise ValueError(f"{option} belongs to a model; leave it out, or give --bundle instead of --predictions.")
     if prompted_masks is not None and predictions is None:
         raise ValueError("--prompted_masks belongs to --predictions; a bundle prompts by itself.")
     if output.robustness and predictions is not None:
         raise ValueError(
             "--output.robustness needs a model to run on changed scans; give --bundle instead of --predictions."
         )
-
-
-def _channels_of(model: Bundle, channel: int) -> tuple[str, ...]:
-    """Return the names of the channels that a model sees; none for one image of any name."""
-    channels = model.inference.channels
-    if channels and channel:
-        raise ValueError(
-            f"--channel={channel}: the model finds its channels by name ({', '.join(channels)}); leave the option out."
-        )
-    return channels
 
 
 def _refuse_options(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mois.cli.messages import say
+
+if TYPE_CHECKING:
+    from mois.interfaces import Backbone
 
 CHECKPOINTS = (".pt", ".safetensors")
 """Endings of a checkpoint with the names of Meta."""
@@ -24,7 +27,7 @@ def export_sam2(
     such a checkpoint.
 
     Args:
-        bundle: Folder `bundle` of a training.
+        bundle: Folder `bundle` of a training; the word shipped stands for the model that ships with the package.
         out: File to write (.pt or .safetensors); with the layout transformers, a folder.
         layout: Names of the tensors: those of Meta's sam2, or those of transformers.
         trust: Modules outside this project whose classes the bundle may name.
@@ -36,7 +39,9 @@ def export_sam2(
     """
     from mois.backbones import SAM2
     from mois.backbones.checkpoint_export import write_meta, write_transformers
+    from mois.serve.shipped_model import check_shipped_options
     from mois.sharing.bundle import Bundle
+    from mois.sharing.bundle_record import is_shipped
 
     if out.exists():
         raise ValueError(f"out={out} exists; name another one.")
@@ -44,11 +49,15 @@ def export_sam2(
         raise ValueError(
             f"out={out} is written as {' or '.join(CHECKPOINTS)}; choose a name with one of these endings."
         )
-    made = Bundle.load(bundle, "cpu", trust or (), backbone_weights)
-    backbone = made.backbone
-    if not isinstance(backbone, SAM2):
-        raise ValueError(f"bundle={bundle} is of {type(backbone).__name__}, which other programs do not know.")
-    made.adapter.merge()
+    check_shipped_options([bundle], None, backbone_weights)
+    if is_shipped(bundle):
+        backbone: Backbone = SAM2()
+    else:
+        made = Bundle.load(bundle, "cpu", trust or (), backbone_weights)
+        backbone = made.backbone
+        if not isinstance(backbone, SAM2):
+            raise ValueError(f"bundle={bundle} is of {type(backbone).__name__}, which other programs do not know.")
+        made.adapter.merge()
     size, tensors = backbone.identity.name, backbone.weights()
     out.parent.mkdir(parents=True, exist_ok=True)
     if layout == "transformers":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,27 +10,21 @@ import numpy as np
 
 from datamodules.phantoms.lesion_types import draw_lesion_types
 from datamodules.phantoms.phantom import write_dataset
-from mois.cli.choose_scans import ScanChoice, choose_scans
+from mois.cli.choose_scans import ScanChoice
+from mois.cli.evaluated_model import channels_of, evaluation_on, load_evaluated
 from mois.cli.terminal import PlainConsole
-from mois.cli.try_bundle import SHIPPED
 from mois.errors import DataError
-from mois.evaluation.evaluate_scans import Evaluation, evaluate_scans, stored_reports
+from mois.evaluation.evaluate_scans import evaluate_scans, stored_reports
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.reader import Reader
-from mois.evaluation.scored_systems import EvaluationOptions, Scans, evaluation_of_bundle, score_by_model
+from mois.evaluation.scored_systems import EvaluationOptions
 from mois.evaluation.settings import ProtocolSettings
-from mois.inference.execution import chosen_device
 from mois.report.comparison import short_names
 from mois.report.forgetting import TypeOf
 from mois.scans.datasets import read_dataset
-from mois.serve.shipped_model import served_model
-from mois.sharing.bundle import Bundle
-from mois.sharing.bundle_record import read_description
-from mois.sharing.provenance import code_version, package_versions
+from mois.sharing.bundle_record import SHIPPED, is_shipped, read_description
 
 HELD_BACK = "held-back phantoms"
-PIXEL_MM = 1.5
-"""Pixel size of the shipped model without any bundle beside it."""
 
 
 class Asked(NamedTuple):
@@ -78,13 +71,14 @@ def measure(asked: Asked) -> Measured:
     protocol = ProtocolSettings(prompted=asked.prompted, reader=Reader(seed=asked.seed))
     base = EvaluationOptions(protocol, 0, True, False, asked.seed, "")
     for bundle, given in names.items():
-        model = None if given == SHIPPED else Bundle.load(given, chosen_device(asked.device), asked.trust)
+        pixel_mm = _pixel_mm(asked) if is_shipped(given) else None
+        model = load_evaluated(given, pixel_mm, asked.device, asked.trust)
         for name, root in datasets.items():
             split = "test" if name == HELD_BACK else asked.split
             try:
-                scans, evaluation = _evaluation(asked, base, model, root, split)
+                scans, evaluation = evaluation_on(base, root, ScanChoice(split), model)
             except DataError as error:
-                if model is None or not model.inference.channels:
+                if not channels_of(model):
                     raise
                 measured.notes.append(f"{bundle} was not measured on {name}: {error}")
                 continue
@@ -113,7 +107,7 @@ def _datasets(asked: Asked) -> dict[str, Path]:
 
 def _names(bundles: Sequence[str]) -> dict[str, str]:
     """Return each bundle as it was given, by a short name."""
-    folders = [Path(one) for one in bundles if one != SHIPPED]
+    folders = [Path(one) for one in bundles if not is_shipped(one)]
     if len({*bundles}) < len(bundles) or len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("the same bundle is given twice; it is not compared with itself.")
     short = dict(zip(map(str, folders), short_names(folders), strict=True)) if folders else {}
@@ -124,29 +118,10 @@ def _classes(root: Path) -> dict[int, str]:
     return {number: name for scan in read_dataset(root) for number, name in scan.lesion_classes.items()}
 
 
-def _evaluation(
-    asked: Asked, base: EvaluationOptions, model: Bundle | None, root: Path, split: str
-) -> tuple[Scans, Evaluation]:
-    """Return the scans of a dataset, and the evaluation of a bundle on them; None is the shipped model."""
-    channels = () if model is None else model.inference.channels
-    choice = ScanChoice(split, channels=channels)
-    scans, trained_on = choose_scans(root, choice, {} if model is None else model.provenance)
-    if model is not None:
-        return scans, evaluation_of_bundle(base, model, trained_on)
-    return scans, _of_shipped(asked, base)
-
-
-def _of_shipped(asked: Asked, base: EvaluationOptions) -> Evaluation:
-    folders = [Path(one) for one in asked.bundles if one != SHIPPED]
-    pixel_mm = read_description(folders[0]).inference.pixel_mm if folders else PIXEL_MM
-    model = served_model(None, pixel_mm, asked.device)
-    decides = {
-        "code": code_version(),
-        "model": model.identity.as_dict(),
-        "inference": asdict(model.segmenter.settings),
-    }
-    provenance = {**decides, "packages": package_versions(), "training": {}, "seed": base.seed}
-    return Evaluation(score_by_model(model.segmenter), identity=decides, provenance=provenance, **base._asdict())
+def _pixel_mm(asked: Asked) -> float | None:
+    """Return the pixel size of the shipped model: that of the first bundle, if there is one."""
+    folders = [Path(one) for one in asked.bundles if not is_shipped(one)]
+    return read_description(folders[0]).inference.pixel_mm if folders else None
 
 
 def _as_folder(name: str) -> str:

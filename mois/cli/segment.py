@@ -6,16 +6,18 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mois.cli.messages import say, say_working
 from mois.cli.typed_bundles import typed_bundles
 
 if TYPE_CHECKING:
+    from mois.inference.settings import InferenceSettings
     from mois.records import Volume
     from mois.session import InteractiveSession
     from mois.session.playing import RequestedAction
-    from mois.sharing.bundle_record import BundleRecord
+    from mois.sharing.calibration import Calibration
+    from mois.sharing.identity import ModelIdentity
     from mois.sharing.lesion_model import LesionModel
 
 
@@ -27,6 +29,7 @@ def segment(
     bank: Path | None = None,
     subject: str | None = None,
     patient: str | None = None,
+    pixel_mm: float | None = None,
     device: str = "auto",
     trust: list[str] | None = None,
     backbone_weights: Path | None = None,
@@ -39,7 +42,8 @@ def segment(
     Args:
         image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series. For a model of several channels
             NAME=FILE for each, in any order: mois segment FLAIR=a.nii.gz T2=b.nii.gz.
-        bundle: The model: folder `bundle` of a training. Several types of lesions: --bundle TYPE=DIR, once for each.
+        bundle: The model: folder `bundle` of a training, or the word shipped for the shipped model, which was not
+            trained for your lesions. Several types of lesions: --bundle TYPE=DIR, once for each.
         prompts: JSON file: {"prompts": [{"click": [x, y, z], "lesion": "a"}, {"click": [x, y, z], "lesion": "a",
             "positive": false}, {"box": [[x, y, z], [x, y, z]]}, {"mask": "a.nii.gz"}, {"scribble": [[x, y, z], ...]},
             {"lasso": [[x, y, z], ...]}, {"propagate": true}]}. Any prompt may be "positive": false. Points are LPS mm,
@@ -51,6 +55,8 @@ def segment(
         bank: Exemplars of another scan, from its bank.safetensors; of the first bundle.
         subject: Name of the scan; by default the name of the file.
         patient: Name of the patient; by default the subject.
+        pixel_mm: Pixel size of the shipped model, by default 1.5 mm: the median lesion should be ten pixels across or
+            more. A bundle has its own.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
         trust: Modules of others whose classes the bundle may name, such as my_module.
         backbone_weights: Weights of the bundle's backbone, if they lie elsewhere than at training.
@@ -61,24 +67,22 @@ def segment(
     from mois.scans.channels import named_images
     from mois.scans.image_files import name_of
     from mois.scans.volumes import read_images
+    from mois.serve.shipped_model import check_shipped_options, served_model
     from mois.session.playing import play, ras_warnings, requested_actions
     from mois.session.prompts.prompt_file import read_prompts
     from mois.sharing.bank import ExemplarBank
-    from mois.sharing.bundle import Bundle
-    from mois.sharing.bundle_record import read_description
     from mois.sharing.merged_banks import each_once
 
     entries, bundles = read_prompts(prompts), typed_bundles(bundle)
     types = list(bundles)
-    first = bundles[types[0]]
-    with warnings.catch_warnings(action="ignore"):  # to load the bundle gives the same warnings
-        record = read_description(first)
-    images = named_images([image] if isinstance(image, str) else image, record.inference.channels)
+    check_shipped_options(bundles.values(), pixel_mm, backbone_weights)
+    stated = _stated(bundles[types[0]], pixel_mm, device)
+    about = stated.inference
+    images = named_images([image] if isinstance(image, str) else image, about.channels)
     name = subject or name_of(next(iter(images.values())))
     volume = read_images(images, subject=name, patient=patient or name)
-    about = record.inference
     exemplars = (
-        None if bank is None else ExemplarBank.load(bank, record.identity, about.pixel_mm, channels=about.channels)
+        None if bank is None else ExemplarBank.load(bank, stated.identity, about.pixel_mm, channels=about.channels)
     )
     if exemplars is not None and (twice := each_once(exemplars).left_out):
         say(f"{bank}: {len(exemplars) - twice} exemplars; {twice} more show the same as one of them and do not count")
@@ -86,10 +90,11 @@ def segment(
     doubted = ras_warnings(requested, volume)
     for warning in doubted:
         say(warning)
-    again = _check_out(out, record, device, volume, requested)  # first, because making the model takes long
+    again = _check_out(out, stated, device, volume, requested)  # first, because making the model takes long
     say_working("loading the model")
-    loaded = {name: Bundle.load(folder, device, trust or (), backbone_weights) for name, folder in bundles.items()}
-    models = {name: each.model() for name, each in loaded.items()}
+    models = {
+        name: served_model(folder, pixel_mm, device, trust or (), backbone_weights) for name, folder in bundles.items()
+    }
     session = _open_session(models, volume, out, again)
     for kept in play(session, requested, out, exemplars, say_working).kept:
         say(f"{kept} stays: it was done before entries were added to the prompts")
@@ -98,9 +103,28 @@ def segment(
     session.close()
 
 
-def _check_out(
-    out: Path, record: BundleRecord, device: str, volume: Volume, requested: Sequence[RequestedAction]
-) -> bool:
+class _Stated(NamedTuple):
+    """What a model says of itself."""
+
+    inference: InferenceSettings
+    identity: ModelIdentity
+    calibration: Calibration | None
+
+
+def _stated(bundle: Path, pixel_mm: float | None, device: str) -> _Stated:
+    """Return what a model says of itself. No weights of a bundle are loaded for it."""
+    from mois.serve.shipped_model import served_model
+    from mois.sharing.bundle_record import is_shipped, read_description
+
+    if is_shipped(bundle):
+        model = served_model(bundle, pixel_mm, device)
+        return _Stated(model.segmenter.settings, model.identity, model.calibration)
+    with warnings.catch_warnings(action="ignore"):  # to load the bundle gives the same warnings
+        record = read_description(bundle)
+    return _Stated(record.inference, record.identity, record.calibration)
+
+
+def _check_out(out: Path, stated: _Stated, device: str, volume: Volume, requested: Sequence[RequestedAction]) -> bool:
     """Return whether the folder holds a session that did the first of the requested actions.
 
     Raises:
@@ -116,7 +140,7 @@ def _check_out(
         check_free(out)
         return False
     journal = read_journal(out)
-    now = (record.inference, chosen_device(device), volume, record.identity, record.calibration)
+    now = (stated.inference, chosen_device(device), volume, stated.identity, stated.calibration)
     try:
         check_origin(journal.header, about_session(*now, track_memory=None))
     except ValueError as error:

@@ -24,7 +24,7 @@ def serve(
     bundle: list[str] | Path | None = None,
     port: int | None = None,
     host: str = "127.0.0.1",
-    pixel_mm: float = 1.5,
+    pixel_mm: float | None = None,
     memory_gib: float = 4.0,
     device: str = "auto",
     trust: list[str] | None = None,
@@ -35,12 +35,13 @@ def serve(
         viewer: Program that the server speaks to: monailabel, or nninteractive (3D Slicer's extension nnInteractive).
         studies: monailabel: folder of the scans: NIfTI, NRRD or MHA files. Sessions and saved labels are written there,
             too. nninteractive: folder of sessions; it is made if it is missing.
-        bundle: The model: folder `bundle` of a training. By default the shipped model, which was not trained for your
-            lesions. nninteractive: --bundle TYPE=DIR several times, for several types of lesions, of which the first is
-            that of plain clients.
+        bundle: The model: folder `bundle` of a training. By default, or with the word shipped, the shipped model, which
+            was not trained for your lesions. nninteractive: --bundle TYPE=DIR several times, for several types of
+            lesions, of which the first is that of plain clients.
         port: Port of the server; by default 8000 (monailabel) or 1527 (nninteractive).
         host: Address of the server; by default, only programs on this machine reach it.
-        pixel_mm: Pixel size of the shipped model: the median lesion should be ten pixels across or more.
+        pixel_mm: Pixel size of the shipped model, by default 1.5 mm: the median lesion should be ten pixels across or
+            more. A bundle has its own.
         memory_gib: Features that all scans keep in memory together, in GiB.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
         trust: Modules of others whose classes the bundle may name, such as my_module.

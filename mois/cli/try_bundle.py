@@ -20,7 +20,6 @@ COLUMNS = (
     "pixel_mm", "prompted", "found", "volume_ml", "seconds", "prompted_dice", "unprompted_dice", "lesion_f1",
     "false_lesions",
 )  # fmt: skip
-SHIPPED = "shipped"
 
 
 def try_bundle(
@@ -72,7 +71,7 @@ def try_bundle(
     if target_class is not None and prompts is not None and labels is None:
         raise ValueError(f"target_class={target_class} is a class of labels; give --labels MAP, or leave it out.")
     entries = None if prompts is None else read_prompts(prompts)
-    model = served_model(None if str(bundle) == SHIPPED else bundle, 1.5, device, trust or ())
+    model = served_model(bundle, None, device, trust or ())
     given = [scan] if isinstance(scan, str) else scan
     images = named_images(given, model.segmenter.settings.channels, "--scan")
     volume, chosen = read_labelled(images, labels, needed=prompts is None, target_class=target_class)

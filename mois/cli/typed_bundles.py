@@ -15,7 +15,8 @@ def typed_bundles(given: Sequence[str] | str | Path | None) -> dict[str, Path]:
     """Return the folder of each bundle by its type of lesions.
 
     Args:
-        given: DIR or TYPE=DIR, once or several times. Only the first may have no type; its type is "".
+        given: DIR or TYPE=DIR, once or several times; DIR may be the word shipped. Only the first may have no type; its
+            type is "".
 
     Raises:
         ValueError: If a further bundle has no type, or two have the same.
@@ -36,24 +37,27 @@ def typed_bundles(given: Sequence[str] | str | Path | None) -> dict[str, Path]:
 
 
 def served_models(
-    given: Sequence[str] | str | Path | None, pixel_mm: float, device: str, trust: Sequence[str] = ()
+    given: Sequence[str] | str | Path | None, pixel_mm: float | None, device: str, trust: Sequence[str] = ()
 ) -> ServedModels:
     """Return the models of a server; without a bundle, the shipped model.
 
     Args:
         given: See `typed_bundles`.
-        pixel_mm: Pixel size of the shipped model.
+        pixel_mm: Pixel size of the shipped model; None takes the default.
         device: Device of the models.
         trust: Modules of others whose classes the bundles may name.
+
+    Raises:
+        ValueError: If a bundle cannot be used, or a pixel size is given and no model is the shipped one.
     """
     from mois.serve.served_models import ServedModels
-    from mois.serve.shipped_model import served_model
-    from mois.sharing.bundle import Bundle
+    from mois.serve.shipped_model import check_shipped_options, served_model
 
-    def load(bundle: Path) -> LesionModel:
-        return Bundle.load(bundle, device, trust).model()
+    def load(bundle: Path | None) -> LesionModel:
+        return served_model(bundle, pixel_mm, device, trust)
 
     bundles = typed_bundles(given)
+    check_shipped_options(bundles.values(), pixel_mm)
     name = next(iter(bundles), "")
     models = {kind: load(bundle) for kind, bundle in bundles.items() if kind != name}
-    return ServedModels(served_model(bundles.get(name), pixel_mm, device, trust), name, models, load)
+    return ServedModels(load(bundles.get(name)), name, models, load)

@@ -29,9 +29,6 @@ TRAINING = {
 }
 """Commands of a training, which have a parser of their own (`train.py`): one line on each."""
 
-WITHOUT_OPTION = ("segment", "configs", "curves", "doctor", "phantom", "compare", "journal")
-"""Commands that take words without an option, directly after the command."""
-
 SYNONYMS = {
     "lr": "learning_rate",
     "epochs": "max_epochs",
@@ -65,17 +62,18 @@ _HYPHENS = "-\N{EN DASH}\N{EM DASH}"
 _QUOTES = "YAML takes names like 001 (1) and 010 (8) for numbers; put them in quotes"
 
 
-def explain_usage(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> str:
+def explain_usage(message: str, parser: ArgumentParser, arguments: Sequence[str], without_option: str = "") -> str:
     """Return one line: what was given, what is allowed, what to do.
 
     Args:
         message: Message of the parser.
         parser: The parser that refused; it knows all options.
         arguments: Words of the command line. Files that it names are read to find the place of the mistake.
+        without_option: The command, if words may follow it without an option's name.
     """
     settings = list(read_settings(arguments))
     if match := re.search(r"unrecognized arguments: (.*)|does not accept option '([^']+)'", message):
-        return _unknown(match.group(2) or match.group(1), parser, arguments, settings)
+        return _unknown(match.group(2) or match.group(1), parser, arguments, settings, without_option)
     if match := re.match(r"Option '([^']+)' is not accepted", message):
         return _unknown_init_arg(match.group(1), settings)
     if match := re.match(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.*)\)", message):
@@ -94,7 +92,9 @@ def explain_usage(message: str, parser: ArgumentParser, arguments: Sequence[str]
     return one_line(message)
 
 
-def _unknown(word: str, parser: ArgumentParser, arguments: Sequence[str], settings: Sequence[Setting]) -> str:
+def _unknown(
+    word: str, parser: ArgumentParser, arguments: Sequence[str], settings: Sequence[Setting], without_option: str
+) -> str:
     """Explain an argument that no option takes."""
     given = word.split()[0]
     known = _known_keys(parser, arguments)
@@ -104,7 +104,7 @@ def _unknown(word: str, parser: ArgumentParser, arguments: Sequence[str], settin
     if given in arguments and not given.startswith("--"):
         if key in known:
             return f"{given} is taken for no option; write two hyphens: --{given.lstrip(_HYPHENS)}"
-        first = f"{command} {given} ..." if (command := arguments[0]) in WITHOUT_OPTION else ""
+        first = f"{without_option} {given} ..." if without_option else ""
         way = f"write it right behind the command, {first}" if first else f"write --OPTION={given}"
         return f"{given} belongs to no option; {way}"
     if key in known and " " in word:

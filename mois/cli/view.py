@@ -18,7 +18,7 @@ def view(
     no_browser: bool = False,
     subject: str | None = None,
     patient: str | None = None,
-    pixel_mm: float = 1.5,
+    pixel_mm: float | None = None,
     memory_gib: float = 4.0,
     device: str = "auto",
     trust: list[str] | None = None,
@@ -31,8 +31,8 @@ def view(
     Args:
         image: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series. For a model of several channels
             NAME=FILE for each, in any order; the page shows the first channel.
-        bundle: The model: folder `bundle` of a training. By default the shipped model, which was not trained for your
-            lesions. Several types of lesions: --bundle TYPE=DIR, once for each.
+        bundle: The model: folder `bundle` of a training. By default, or with the word shipped, the shipped model, which
+            was not trained for your lesions. Several types of lesions: --bundle TYPE=DIR, once for each.
         studies: Folder of the sessions.
         earlier: Folder of a saved session on an earlier scan of the patient. The page then shows this scan beside, and
             says which lesions are the same, new or gone.
@@ -40,7 +40,8 @@ def view(
         no_browser: Print the address, and open no browser.
         subject: Name of the scan; by default the name of the file.
         patient: Name of the patient; by default the patient of the earlier scan, or the subject.
-        pixel_mm: Pixel size of the shipped model: the median lesion should be ten pixels across or more.
+        pixel_mm: Pixel size of the shipped model, by default 1.5 mm: the median lesion should be ten pixels across or
+            more. A bundle has its own.
         memory_gib: Features that are kept in memory, in GiB.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
         trust: Modules of others whose classes the bundle may name, such as my_module.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +31,9 @@ from mois.scans.image_files import write_volume
 from mois.scans.labels import check_declared, whole_numbers
 from mois.scans.volumes import read_on_grid
 from mois.sharing.bundle import Bundle
+from mois.sharing.bundle_record import SHIPPED
 from mois.sharing.calibration import Calibration
+from mois.sharing.lesion_model import LesionModel
 from mois.sharing.provenance import code_version, package_versions
 
 MapKind = Literal["semantic", "instance"]
@@ -175,34 +177,45 @@ class EvaluationOptions(NamedTuple):
 
 
 def evaluation_of_bundle(base: EvaluationOptions, bundle: Bundle, trained_on: list[str]) -> Evaluation:
-    """Return the evaluation of a model.
+    """Return the evaluation of a bundle's model.
 
     Args:
         base: Options.
         bundle: The model.
         trained_on: Names of the scored scans that the model was trained on.
     """
-    segmenter = bundle.segmenter()
-    identity = bundle.identity.as_dict()
-    precision = resolve_precision(segmenter.device, bundle.inference.precision)  # `auto` differs by device
-    inference = {**asdict(bundle.inference), "precision": precision}
+    return _evaluation_of_model(base, bundle.model(), str(bundle.path), bundle.provenance, trained_on)
+
+
+def evaluation_of_shipped(base: EvaluationOptions, model: LesionModel) -> Evaluation:
+    """Return the evaluation of the model that ships with the package; no scan of a user trained it."""
+    return _evaluation_of_model(base, model, SHIPPED, {}, [])
+
+
+def _evaluation_of_model(
+    base: EvaluationOptions, model: LesionModel, name: str, training: Mapping[str, Any], trained_on: list[str]
+) -> Evaluation:
+    segmenter, settings = model.segmenter, model.segmenter.settings
+    identity = model.identity.as_dict()
+    precision = resolve_precision(segmenter.device, settings.precision)  # `auto` differs by device
+    inference = {**asdict(settings), "precision": precision}
     provenance = {
         "code": code_version(),
-        "bundle": str(bundle.path),
+        "bundle": name,
         "backbone": identity["backbone"],
-        "trainable_fraction": bundle.provenance.get("trainable_fraction"),
+        "trainable_fraction": training.get("trainable_fraction"),
         "seed": base.seed,
         "device": str(segmenter.device),
         "trained_on": trained_on,
         "packages": package_versions(),
         "model": identity,
         "inference": inference,
-        "training": bundle.provenance,
+        "training": training,
     }
     decides = {"code": code_version(), "model": identity, "inference": inference}
     return Evaluation(
-        score_by_model(segmenter, bundle.calibration), identity=decides, provenance=provenance,
-        calibration=bundle.calibration, channels=bundle.inference.channels, **base._asdict(),
+        score_by_model(segmenter, model.calibration), identity=decides, provenance=provenance,
+        calibration=model.calibration, channels=settings.channels, **base._asdict(),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from mois.serve.served_models import ServedModels
 from mois.serve.studies import Study, study_key
 from mois.session import InteractiveSession
 from mois.session.state import Preview
+from mois.sharing.bundle_record import is_shipped
 from mois.sharing.lesion_model import LesionModel
 
 Result = TypeVar("Result")
@@ -246,7 +247,9 @@ class Seat:
             ValueError: If the folder is no bundle, the name cannot be one, or the type has another model.
         """
         self._write()
-        folder = Path(os.path.abspath(os.path.expanduser(bundle)))  # noqa: PTH100, PTH111 - these never fail
+        folder = bundle
+        if not is_shipped(bundle):
+            folder = Path(os.path.abspath(os.path.expanduser(bundle)))  # noqa: PTH100, PTH111 - these never fail
         model = self._host.load_model(folder)
         self._host.queue.submit(partial(self._study.add_type, name, folder, model), Urgency.CLICK).result()
 

@@ -21,6 +21,8 @@ from mois.sharing.identity import ModelIdentity
 
 FORMAT_VERSION = 2
 DESCRIPTION = "bundle.json"
+SHIPPED = "shipped"
+"""Word in the place of a bundle's folder: the model that ships with the package."""
 SECONDARY = ("weights", "seed", "rules")
 """Arguments that only say where tensors and rules come from. The identity states which tensors and rules they are."""
 _CURE = "copy the bundle again from where it was made"
@@ -103,6 +105,22 @@ class BundleRecord:
         return sealed(plain)
 
 
+def is_shipped(bundle: str | Path | None) -> bool:
+    """Return whether the word `shipped` stands in the place of a bundle's folder.
+
+    Raises:
+        ValueError: If a bundle lies in a folder of this name, so that both could be meant.
+    """
+    if bundle is None or str(bundle) != SHIPPED:
+        return False
+    if (Path(bundle) / DESCRIPTION).is_file():
+        raise ValueError(
+            f"bundle={SHIPPED} stands for the model that ships with the package, but a bundle lies in a folder "
+            f"{SHIPPED} here; give its whole path ({Path(bundle).resolve()}), or rename it."
+        )
+    return True
+
+
 def read_description(folder: Path) -> BundleRecord:
     """Read the bundle.json of a folder.
 
@@ -111,6 +129,11 @@ def read_description(folder: Path) -> BundleRecord:
     """
     file = folder / DESCRIPTION
     if not file.exists():
+        if is_shipped(folder):
+            raise ValueError(
+                f"bundle={SHIPPED} stands for the model that ships with the package, which has no folder; give the "
+                "folder `bundle` of a training."
+            )
         inner = folder / "bundle"
         cure = f"give {inner}" if (inner / DESCRIPTION).is_file() else "give the folder `bundle` of a training"
         raise ValueError(f"bundle={folder}: there is no {DESCRIPTION} in it; {cure}.")

@@ -45,7 +45,7 @@ def test_what_cannot_be_tried_ends_in_one_line(more: list[str], line: str, capsy
 def test_a_bundle_of_others_is_loaded_once_it_is_trusted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     trusted: list[list[str]] = []
 
-    def load(bundle: Path, device: str, trust: Sequence[str] = ()) -> None:
+    def load(bundle: Path, device: str, trust: Sequence[str] = (), weights: Path | None = None) -> None:
         trusted.append(list(trust))
         raise ValueError("it would be loaded")
 

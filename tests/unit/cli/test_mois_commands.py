@@ -37,6 +37,14 @@ pytestmark = pytest.mark.usefixtures("work_elsewhere")
             ["segment", "--bundle=b", "scan.nii.gz"],
             "scan.nii.gz belongs to no option; write it right behind the command, segment scan.nii.gz ...",
         ),
+        (
+            ["view", "--bundle=b", "scan.nii.gz"],
+            "scan.nii.gz belongs to no option; write it right behind the command, view scan.nii.gz ...",
+        ),
+        (
+            ["try", "--count=2", "scan.nii.gz"],
+            "scan.nii.gz belongs to no option; write it right behind the command, try scan.nii.gz ...",
+        ),
         (["phantom", "--out=p", "--seed=-1"], "seed=-1 is no seed; choose 0 to 4294967295."),
         (["phantom"], "not set: out; set it with --out=VALUE, or in a file given with --config FILE"),
         (["phantom", "--out=p", "--subjcts=2"], "subjcts is no setting; did you mean subjects?"),
@@ -105,6 +113,23 @@ def test_all_commands_are_listed_a_line_each(given: list[str], capsys: pytest.Ca
         *words,
     ]
     assert all(len(line) <= 100 and line.endswith(".") for line in lines[2:])
+
+
+@pytest.mark.parametrize(
+    ("words", "short"),
+    [
+        (["view"], "Short: mois view IMAGE..."),
+        (["try"], "Short: mois try BUNDLE SCAN..."),
+        (["bank", "show"], "Short: mois bank show FILE"),
+        (["bundle", "push"], "Short: mois bundle push BUNDLE REPO"),
+        (["adapt"], ""),
+    ],
+)
+def test_help_says_which_words_need_no_option(words: list[str], short: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        mois_main([*words, "--help"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Short: ")]
+    assert lines == ([short] if short else [])
 
 
 def test_help_waits_for_no_heavy_package() -> None:
