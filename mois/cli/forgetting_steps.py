@@ -12,6 +12,7 @@ from datamodules.phantoms.lesion_types import draw_lesion_types
 from datamodules.phantoms.phantom import write_dataset
 from mois.cli.choose_scans import ScanChoice
 from mois.cli.evaluated_model import channels_of, evaluation_on, load_evaluated
+from mois.cli.messages import say_working
 from mois.cli.terminal import PlainConsole
 from mois.errors import DataError
 from mois.evaluation.evaluate_scans import evaluate_scans, stored_reports
@@ -82,6 +83,7 @@ def measure(asked: Asked) -> Measured:
                     raise
                 measured.notes.append(f"{bundle} was not measured on {name}: {error}")
                 continue
+            say_working(f"{bundle} on {name}")
             folder = asked.out / "results" / _as_folder(bundle) / _as_folder(name)
             evaluate_scans(evaluation, scans, folder, PlainConsole(stderr=True))
             measured.reports[bundle, name] = stored_reports(evaluation, scans, folder)

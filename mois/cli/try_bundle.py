@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mois.cli.messages import say
+from mois.cli.messages import say, say_working
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,13 +41,13 @@ def try_bundle(
         scan: NIfTI, NRRD or MHA file, or a folder that holds one DICOM series. For a model of several channels
             NAME=FILE for each, in any order: mois try BUNDLE FLAIR=a.nii.gz T2=b.nii.gz.
         prompts: Prompt file, as for mois segment.
-        labels: Label map of the scan. By default the one beside its first channel: labelsTr of its dataset,
-            NAME_seg, NAME_label, NAME_mask or NAME_dseg in its folder, or the mask of lesions among the derivatives
-            of its BIDS dataset. Some of its lesions are clicked, and the others are to be found.
+        labels: Label map of the scan. By default the one beside its first channel: instancesTr and labelsTr of its
+            dataset, NAME_seg, NAME_label, NAME_mask or NAME_dseg in its folder, or the mask of lesions among the
+            derivatives of its BIDS dataset. Some of its lesions are clicked, and the others are to be found.
         target_class: Class of the labels whose lesions are clicked; by default the class with most lesions.
         pixel_mm: Pixel sizes to try, in mm. By default that of the bundle, its half and its double; with labels also
             the size at which the median lesion is 12 pixels across.
-        count: Number of lesions that are clicked, with labels.
+        count: Number of lesions that are clicked, with labels; at most half of them.
         out: Folder for try.png and try.csv.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
         trust: Modules of others whose classes the bundle may name, such as my_module.
@@ -83,6 +83,7 @@ def try_bundle(
     out.mkdir(parents=True, exist_ok=True)
     trials = []
     for size in sizes:
+        say_working(f"{size:g} mm per pixel: clicking, and looking for others")
         trials.append(try_pixel_size(model, volume, size, asked, annotated))
         say(_line(trials[-1]))
     write_text(out / "try.csv", csv_text(COLUMNS, [_row(trial) for trial in trials]))
@@ -104,7 +105,7 @@ def _sizes(model: LesionModel, volume: Volume, chosen: int) -> list[float]:
 
 
 def _judgement(trials: Sequence[PixelTrial], annotated: Annotated) -> str:
-    """Return in words at which pixel size most of the lesions are found that were not clicked."""
+    """Return in words at which pixel size the lesions that were not clicked are found best."""
 
     def score(trial: PixelTrial) -> float:
         value = math.nan if trial.figures is None else trial.figures.unprompted_dice
@@ -115,7 +116,7 @@ def _judgement(trials: Sequence[PixelTrial], annotated: Annotated) -> str:
     best = max(trials, key=score)
     if not score(best):
         return "none of the others is found at any of these pixel sizes, before any training"
-    return f"most of the others are found with {best.pixel_mm:g} mm per pixel, before any training"
+    return f"{best.pixel_mm:g} mm per pixel finds the others best (Dice {score(best):.2f}), before any training"
 
 
 def _row(trial: PixelTrial) -> list[object]:

@@ -11,17 +11,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mois.evaluation.actions.pixel_trials import Annotated, PixelTrial
+from mois.evaluation.actions.pixel_trials import Annotated, PixelTrial, match_others
 from mois.evaluation.overlays import STYLES, grey_levels, outline, telling_slices
 from mois.evaluation.slice_labels import scale_bar
 from mois.files.atomic import whole_file
 from mois.geometry import SliceGrid
 from mois.lesions import InstanceMap, Mask
-from mois.metrics.overlap import match_lesions
 from mois.records import Volume
 
 SLICES = 4
 PANEL_INCHES = 3.6
+LEAST_INCHES = 6.5
+"""Width that the words above and below the panels need."""
 MARGIN = 0.08
 """Room around the body, as a share of the picture."""
 
@@ -42,7 +43,7 @@ def draw_trials(path: Path, volume: Volume, trials: Sequence[PixelTrial], annota
     shape = (rows.stop - rows.start, columns.stop - columns.start)
     aspect = grid.row_mm / grid.column_mm
     width = PANEL_INCHES * min(2.0, shape[1] / (shape[0] * aspect))
-    size = (len(slices) * width, len(trials) * (PANEL_INCHES + 0.3) + 0.5)
+    size = (max(LEAST_INCHES, len(slices) * width), len(trials) * (PANEL_INCHES + 0.3) + 0.5)
     figure = Figure(figsize=size, facecolor="black")
     FigureCanvasAgg(figure)
     black, white = grey_levels(image, volume.channel)
@@ -51,6 +52,7 @@ def draw_trials(path: Path, volume: Volume, trials: Sequence[PixelTrial], annota
         masks = _masks(trial, annotated)
         for axes, index in zip(line, slices, strict=True):
             axes.set_axis_off()
+            axes.set_anchor("W")  # at the left, where the words begin
             axes.imshow(image[index][rows, columns], cmap="gray", vmin=black, vmax=white, aspect=aspect)
             for kind, mask in masks.items():
                 outline(axes, mask[index][rows, columns], *STYLES[kind], 1.1)
@@ -99,12 +101,12 @@ def _masks(trial: PixelTrial, annotated: Annotated | None) -> Mapping[str, Mask]
     prompted: Mask = np.isin(trial.lesions, trial.prompted)
     if annotated is None:
         return {"found": trial.found > 0, "prompted": prompted}
-    others: InstanceMap = np.where(np.isin(annotated.lesions, annotated.clicked), 0, annotated.lesions)
-    matches = match_lesions(trial.found, others)
+    matches = match_others(trial.lesions, trial.prompted, annotated)
+    false = np.isin(trial.found, matches.false)
     return {
-        "missed": np.isin(others, matches.missed),
-        "false": np.isin(trial.found, matches.false),
-        "found": np.isin(trial.found, [*matches.pairs.values()]),
+        "missed": np.isin(annotated.others, matches.missed),
+        "false": false,
+        "found": (trial.found > 0) & ~false,  # also what lies in a clicked lesion, which counts for nothing
         "prompted": prompted,
     }
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mois.cli import main as mois_main
-from mois.cli.trial_files import labels_beside
+from mois.cli.trial_files import labels_beside, read_labelled
 from mois.scans.datasets import read_dataset
-from tests.support.datasets import write_bids
+from tests.support.datasets import SHAPE, save_nifti, write_bids
 from tests.support.example_bundles import EASY, random_bundle
 
 Make = Callable[..., Path]
@@ -79,6 +80,30 @@ def test_labels_beside_a_scan_are_clicked(
     with (out / "try.csv").open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert (row["prompted"], row["unprompted_dice"]) == ("1", "")
+
+
+def test_lesion_ids_of_a_dataset_keep_touching_lesions_apart(make_dataset: Make) -> None:
+    root = make_dataset(subjects=1, instances=True)
+    scan, ids = root / "imagesTr" / "p0_0000.nii.gz", root / "instancesTr" / "p0.nii.gz"
+    touching = np.zeros(SHAPE, np.int32)
+    touching[10:13, 2:4, 10:13], touching[13:16, 2:4, 10:13] = 4, 9  # side by side: one lesion by their class alone
+    save_nifti(root / "labelsTr" / "p0.nii.gz", (touching > 0).astype(np.uint8))
+    save_nifti(ids, touching)
+    volume, chosen = read_labelled({"": scan}, None, needed=True, target_class=None)
+    assert (volume.classes, chosen) == ({4: 1, 9: 1}, 1)
+    shutil.rmtree(root / "labelsTr")  # all lesions are of class 1 then
+    assert read_labelled({"": scan}, None, needed=True, target_class=None)[0].classes == {4: 1, 9: 1}
+
+
+def test_places_that_a_reader_rejected_are_no_lesions_to_click(make_dataset: Make) -> None:
+    root = make_dataset(subjects=1, lesions=11)  # 6 bright lesions, 5 dark ones
+    scan, about = root / "imagesTr" / "p0_0000.nii.gz", root / "dataset.json"
+    labels = json.loads(about.read_text(encoding="utf-8"))
+    _, most = read_labelled({"": scan}, None, needed=True, target_class=None)
+    name = {1: "bright", 2: "dark"}[most]
+    del labels["labels"][name]
+    about.write_text(json.dumps({**labels, "labels": {**labels["labels"], "rejected": most}}), encoding="utf-8")
+    assert read_labelled({"": scan}, None, needed=True, target_class=None)[1] == 3 - most
 
 
 def test_a_scan_without_labels_needs_prompts(

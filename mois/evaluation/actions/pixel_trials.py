@@ -15,7 +15,7 @@ from mois.evaluation.reader import Reader
 from mois.geometry import SliceGrid
 from mois.inference.segmenter import VolumeSegmenter
 from mois.lesions import InstanceMap
-from mois.metrics.overlap import dice, match_lesions
+from mois.metrics.overlap import Matches, dice, match_lesions
 from mois.records import Volume
 from mois.session import InteractiveSession
 from mois.session.playing import play, requested_actions
@@ -81,6 +81,11 @@ class Annotated:
     lesions: InstanceMap
     clicked: tuple[int, ...]
     entries: tuple[PromptEntry, ...]
+
+    @property
+    def others(self) -> InstanceMap:
+        """(S, H, W) int32, the lesions that are not clicked."""
+        return np.where(np.isin(self.lesions, self.clicked), 0, self.lesions)
 
 
 def click_annotated(volume: Volume, target_class: int, count: int) -> Annotated:
@@ -164,12 +169,24 @@ def _score(lesions: InstanceMap, prompted: Sequence[int], annotated: Annotated) 
     clicked_true = np.isin(annotated.lesions, annotated.clicked)
     clicked_mask = np.isin(lesions, prompted)
     found = np.where(clicked_mask, 0, lesions)
-    others: InstanceMap = np.where(clicked_true, 0, annotated.lesions)
-    taken_out = clicked_true | clicked_mask
-    matches = match_lesions(found, others, taken_out)
+    matches = match_others(lesions, prompted, annotated)
     return TrialFigures(
         dice(clicked_mask, clicked_true),
-        dice(found > 0, others > 0, taken_out),
+        dice(found > 0, annotated.others > 0, clicked_true | clicked_mask),
         matches.f1,
         len(matches.false),
     )
+
+
+def match_others(lesions: InstanceMap, prompted: Sequence[int], annotated: Annotated) -> Matches:
+    """Pair the lesions that nobody clicked with those that were found; the clicked ones are taken out.
+
+    Args:
+        lesions: (S, H, W) int32, all lesions of an answer.
+        prompted: Ids of those that were prompted.
+        annotated: The annotated lesions.
+    """
+    clicked_mask = np.isin(lesions, prompted)
+    taken_out = np.isin(annotated.lesions, annotated.clicked) | clicked_mask
+    found: InstanceMap = np.where(clicked_mask, 0, lesions)
+    return match_lesions(found, annotated.others, taken_out)

@@ -20,7 +20,7 @@ from mois.evaluation.actions.pixel_trials import (
 )
 from mois.geometry import SliceGrid
 from mois.records import Volume
-from mois.report.trial_picture import draw_trials
+from mois.report.trial_picture import _masks, draw_trials
 from mois.session.masks import BoxMask
 from mois.session.prompts.prompt_file import PromptEntry
 from mois.session.prompts.prompting import PromptSegmenter, SegmentedLesion
@@ -73,6 +73,31 @@ def test_a_row_for_each_size(tmp_path: Path, known: bool) -> None:
         assert picture.height / picture.width < one_row
 
 
+def test_the_words_fit_beside_a_single_narrow_panel(tmp_path: Path) -> None:
+    alone = scan()._replace(lesions=scan().lesions * (scan().lesions == 4), classes={4: 1})
+    annotated = click_annotated(alone, 1, count=1)
+    trial = PixelTrial(0.25, annotated.lesions, (), 1.0, 2.0, TrialFigures(0.5, 0.5, 0.5, 0))
+    with Image.open(draw_trials(tmp_path / "try.png", alone, [trial], annotated)) as picture:
+        grey = np.asarray(picture.convert("L"))
+    headline = grey[:32].max(0)  # of each column
+    assert headline.max() > 128
+    assert headline[-4:].max() < 16
+    assert grey[-32:, -4:].max() < 16  # the legend ends before the edge, too
+    assert grey[-32:, :4].max() < 16
+
+
+def test_the_picture_shows_as_false_what_the_figures_count_as_false() -> None:
+    """A third of a clicked lesion was found on its own: it is taken out, in the figures and in the picture."""
+    truth = np.array([[[1, 1, 1, 0, 2, 2, 2, 2, 0, 0]]], np.int32)
+    answer = np.array([[[1, 1, 5, 0, 6, 6, 6, 0, 0, 8]]], np.int32)
+    annotated = Annotated(truth, (1,), ())
+    figures = _score(answer, (1,), annotated)
+    masks = _masks(PixelTrial(1.0, answer, (1,), 1.0, 1.0, figures), annotated)
+    assert figures.false_lesions == 1
+    assert masks["false"].nonzero()[2].tolist() == [9]
+    assert masks["found"].nonzero()[2].tolist() == [2, 4, 5, 6]
+
+
 def test_a_lesion_that_an_earlier_click_shows_is_not_clicked() -> None:
     """The fake model segments all pixels of the clicked intensity, so one click shows both lesions at once."""
     volume = make_scan([(TYPE_A, box((1, 4), (16, 24), (16, 24))), (TYPE_A, box((1, 4), (16, 24), (25, 33)))])
@@ -96,7 +121,7 @@ def test_a_click_under_which_the_model_sees_nothing_ends_no_trial(monkeypatch: p
 @pytest.mark.parametrize(
     ("dice", "said"),
     [
-        ((0.2, 0.4), "most of the others are found with 2 mm per pixel, before any training"),
+        ((0.2, 0.4), "2 mm per pixel finds the others best (Dice 0.40), before any training"),
         ((float("nan"), 0.0), "none of the others is found at any of these pixel sizes, before any training"),
     ],
 )
