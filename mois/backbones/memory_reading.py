@@ -12,6 +12,17 @@ CACHED_NUMBERS = 1 << 21
 """Numbers of an intermediate result on a CPU: 8 MiB in float32. Larger ones leave its cache."""
 
 
+def objects_at_once(objects: int, numbers: int, device: torch.device) -> int:
+    """Return how many objects to compute at once, so that their intermediate results stay in the cache of a CPU.
+
+    Args:
+        objects: How many objects there are.
+        numbers: Numbers of the largest intermediate result of one object.
+        device: Where they are computed; elsewhere than on a CPU, all are computed at once.
+    """
+    return max(1, CACHED_NUMBERS // numbers if device.type == "cpu" else objects)
+
+
 def read_memory(
     attention: Any,
     query: Tensor,
@@ -40,10 +51,8 @@ def read_memory(
     """
     first = attention.layers[0]._forward_sa(query + 0.1 * query_position, query_position)  # (N, T, D)
     key = memory + memory_position
-    at_once = len(memory)
-    if query.device.type == "cpu":
-        widest = query.shape[1] * attention.layers[0].linear1.out_features
-        at_once = max(1, CACHED_NUMBERS // widest)
+    widest = query.shape[1] * attention.layers[0].linear1.out_features
+    at_once = objects_at_once(len(memory), widest, query.device)
     parts = []
     for start in range(0, len(memory), at_once):
         some = slice(start, start + at_once)

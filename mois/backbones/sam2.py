@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from mois.backbones.attention_stack import AttentionStack
 from mois.backbones.frozen_prefix import frozen_blocks, is_trained, run_first, run_rest
 from mois.backbones.kept_codes import KeptCodes
-from mois.backbones.memory_reading import read_memory
+from mois.backbones.memory_reading import objects_at_once, read_memory
 from mois.backbones.rules import FIRST, SAM2Rules
 from mois.backbones.sam2_network import Network, codes_of_images, distance_code, tokens_in_a_row
 from mois.backbones.sizes import SIZES
@@ -318,15 +318,27 @@ class SAM2(Backbone):
     def _remember(self, features: Features, mask: Tensor, present: Tensor, pointer: Tensor) -> Memory:
         """Return the memory of masks (N, 1, P, P), 0 to 1. `present` (N,) bool says whether the object is present."""
         mask = mask * self.sam.sigmoid_scale_for_mem_enc + self.sam.sigmoid_bias_for_mem_enc
-        out = self.sam.memory_encoder(features.levels[-1], mask.to(features.levels[-1].dtype), skip_mask_sigmoid=True)
-        seen = out["vision_features"]
+        seen = self._memory_maps(features.levels[-1], mask.to(features.levels[-1].dtype))
         maps = torch.where(present.view(-1, 1, 1, 1), seen, seen + self.sam.no_obj_embed_spatial.view(1, -1, 1, 1))
-        position = out["vision_pos_enc"][0]
+        codes = self.sam.memory_encoder.position_encoding
+        position = codes(maps)
         if features.windows is not None:
             edge = features.windows.tile_px // 16
-            code = self.sam.memory_encoder.position_encoding(maps[:1, :, :1, :1].expand(1, -1, edge, edge))[0]
+            code = codes(maps[:1, :, :1, :1].expand(1, -1, edge, edge))[0]
             position = features.windows.cut(code, maps.shape[-1])
         return Memory(maps.unsqueeze(1), position.unsqueeze(1), pointer.unsqueeze(1))
+
+    def _memory_maps(self, coarse: Tensor, mask: Tensor) -> Tensor:
+        """Return the maps (N, M, h, w) of masks (N, 1, P, P). On a CPU without gradient, few are computed at once."""
+        encoder, at_once = self.sam.memory_encoder, max(1, len(coarse))
+        if not torch.is_grad_enabled():
+            widest = 4 * coarse.shape[1:].numel()  # of the blocks that fuse picture and mask
+            at_once = objects_at_once(len(coarse), widest, coarse.device)
+        parts = [
+            encoder(*part, skip_mask_sigmoid=True)["vision_features"]
+            for part in zip(coarse.split(at_once), mask.split(at_once), strict=True)
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _farthest(self, memory: Memory) -> int:
         """Return the distance of a pointer that is coded as 1."""

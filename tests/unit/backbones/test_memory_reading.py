@@ -41,6 +41,21 @@ def test_objects_on_shared_images_attend_as_on_images_of_their_own(
     assert shared.conditioned
 
 
+@pytest.mark.parametrize("objects", [0, 3])
+@torch.no_grad()
+def test_few_objects_at_once_are_remembered_as_all_at_once(monkeypatch: pytest.MonkeyPatch, objects: int) -> None:
+    backbone = SAM2("nano", "random", patch_px=64)
+    features = backbone.encode(torch.rand(1, 64, 64)).select(torch.zeros(objects, dtype=torch.int64))
+    asked: list[int] = []
+    backbone.sam.memory_encoder.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    told = features, torch.randn(objects, 16, 16), torch.randn(objects, backbone.width)
+    at_once = backbone.remember(*told)
+    monkeypatch.setattr(memory_reading, "CACHED_NUMBERS", 1)
+    one_by_one = backbone.remember(*told)
+    assert asked == ([0, 0] if objects == 0 else [3, 1, 1, 1])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(at_once[:3], one_by_one[:3], strict=True))
+
+
 def test_with_gradient_objects_attend_one_by_one() -> None:
     assert SAM2.attend_on is not Backbone.attend_on
     backbone = SAM2("nano", "random")
