@@ -336,7 +336,7 @@ class SAM2(Backbone):
             at_once = objects_at_once(len(coarse), widest, coarse.device)
         parts = [
             encoder(*part, skip_mask_sigmoid=True)["vision_features"]
-            for part in zip(coarse.split(at_once), mask.split(at_once), strict=True)
+            for part in zip(torch.split(coarse, at_once), torch.split(mask, at_once), strict=True)
         ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
