@@ -9,6 +9,7 @@ Messages on command lines and configs are in `usage.py` and `settings.py`.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import signal
@@ -31,9 +32,13 @@ NO_GPU = "--trainer.accelerator cpu --trainer.devices 2 (with torchrun: as many 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Environment variables with the number of this process among the processes that share the work."""
 
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Environment variable of torchrun: a file in a folder of this process. The folders of all processes lie together."""
+
 OTHERS_S = 2.0
 """Seconds that another process than the first waits before it writes its error. Most errors also occur in the first
-process. The first process then writes the error, and its end is the end of all processes."""
+process. The first process then writes the error, and its end is the end of all processes. Under load this takes longer
+than the wait: what torchrun starts notes which line was written (`_another_wrote`)."""
 
 _MISSING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FAULTS = (errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD)
@@ -84,10 +89,29 @@ def one_line_errors() -> Iterator[None]:
             raise
         if any(os.environ.get(name, "0") != "0" for name in RANKS):
             time.sleep(OTHERS_S)
-        sys.stderr.write(f"error: {without_control_codes(line)}\n")
+        if not _another_wrote(line):
+            sys.stderr.write(f"error: {without_control_codes(line)}\n")
         raise SystemExit(2) from None
     finally:
         warnings.formatwarning = plainly
+
+
+def _another_wrote(line: str) -> bool:
+    """Return whether another process of the same torchrun on this machine wrote this line, or is about to.
+
+    torchrun gives its processes a folder with a folder for each of them. The first to write the line leaves an empty
+    file there. So the line is written once, however late a process comes to its error.
+    """
+    if not (of_process := os.environ.get(ERROR_FILE)):
+        return False
+    said = Path(of_process).parent.parent / f"said_{hashlib.sha256(line.encode()).hexdigest()[:16]}"
+    try:
+        said.touch(exist_ok=False)
+    except FileExistsError:
+        return True
+    except OSError:  # no such folder, or no room: twice is better than not at all
+        return False
+    return False
 
 
 def explain(error: Exception) -> str | None:

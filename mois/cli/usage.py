@@ -16,7 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from mois.cli.settings import COMMAND_LINE, CONFIGS, Setting, Unknown, class_of, read_settings, type_of
-from mois.cli.shipped_configs import config_names
+from mois.cli.shipped_configs import OPTIONS, config_names
 from mois.errors import one_line
 from mois.files.text import as_yaml
 
@@ -141,7 +141,9 @@ def _explain_value(key: str, reason: str, settings: Sequence[Setting]) -> str:
     if match := re.search(r"Unable to load config [\"']([^\"']+)[\"']", reason):
         value = match.group(1)
         if not value.endswith((".yaml", ".yml", ".json")):
-            return f"{key}={value} is not allowed: {key} is a group of settings; set one of them, --{key}.NAME=VALUE"
+            meant = difflib.get_close_matches(f"{key}/{value}", config_names(), n=1) if key in OPTIONS else []
+            cure = f"did you mean {meant[0]}, a shipped config?" if meant else f"set one of them, --{key}.NAME=VALUE"
+            return f"{key}={value} is not allowed: {key} is a group of settings; {cure}"
         return f"{key}={value}: there is no such file; paths in a config are relative to that config"
     expected = re.findall(r"Expected an? (.*?)(?:\. Got value|\n|$)", reason)
     value = re.search(r"(?:Got value|Given value): (.*)", reason)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mois.machine.interrupts import HOW_TO_GO_ON
 
 SCAN_SHOWN = ("right", "no_exemplars", "prompted_dice", "unprompted_dice")
 """Figures in the line of a scan, if they were measured."""
@@ -28,7 +32,7 @@ class EpochLines(Callback):
 
     def __init__(self) -> None:
         self._began_s = self._said_s = 0.0
-        self._first_step = self._steps = 0
+        self._first_step = self._steps = self._said_step = 0
         self._total: Any = 0.0  # sum of the losses of this epoch, on their device
         self._batches = 0
         self._validated = ""
@@ -38,7 +42,9 @@ class EpochLines(Callback):
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write why the first step does not begin yet."""
         self._step_0_s = time.monotonic()
-        say(trainer, "validating before the first step, to compare with later (--validate_first false leaves it out)")
+        # a command that trains for its user, such as `mois adapt`, has no such option
+        without = "" if HOW_TO_GO_ON in os.environ else " (--validate_first false leaves it out)"
+        say(trainer, f"validating before the first step, to compare with later{without}")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the figures of the model before the training, and what a validation costs."""
@@ -80,7 +86,9 @@ class EpochLines(Callback):
             self._validated = ""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the line of the epoch."""
+        """Write the line of the epoch, unless the last step ended the training and has its line."""
+        if trainer.should_stop and self._said_step == trainer.global_step:
+            return
         of = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         self._write(trainer, f"epoch {trainer.current_epoch + 1}{of}, step {trainer.global_step}")
         self._forget()
@@ -138,14 +146,23 @@ class EpochLines(Callback):
         if not trainer.is_global_zero:
             return
         loss = [f"loss {float(self._total) / self._batches:.3f}"] if self._batches else []
-        say(trainer, f"{where}: {'; '.join([*loss, *filter(None, [self._validated]), self._time_left(trainer)])}")
+        self._said_step = trainer.global_step
+        say(trainer, f"{where}: {'; '.join(filter(None, [*loss, self._validated, self._time_left(trainer)]))}")
 
     def _time_left(self, trainer: Trainer) -> str:
+        if trainer.should_stop:
+            return ""
         made, wanted = trainer.global_step - self._first_step, trainer.estimated_stepping_batches
         if made <= 0 or not math.isfinite(wanted):
             return "time left unknown"
         passed_s = time.monotonic() - self._began_s
-        return f"{duration_in_words(passed_s / made * max(0.0, wanted - trainer.global_step))} left"
+        by_steps_s = passed_s / made * max(0.0, wanted - trainer.global_step)
+        by_limit_s = min((getattr(one, "left_s", math.inf) for one in _callbacks(trainer)), default=math.inf)
+        return f"{duration_in_words(max(0.0, min(by_steps_s, by_limit_s)))} left"
+
+
+def _callbacks(trainer: Trainer) -> Sequence[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
 
 
 def _counts_scans(trainer: Trainer) -> bool:

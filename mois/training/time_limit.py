@@ -44,6 +44,11 @@ class TimeLimit(Callback):
         self._measure_at, self._said = float(MEASURED_STEPS), 0  # steps
         self._validated = 0  # since the first step
 
+    @property
+    def left_s(self) -> float:
+        """Seconds until the limit."""
+        return self.limit_s - (time.monotonic() - self._began_s)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._began_s = time.monotonic()
@@ -77,7 +82,7 @@ class TimeLimit(Callback):
             self._first_step_s = now
         elif made > 1:
             self._step_s = (now - self._first_step_s) / (made - 1)
-        left_s = self.limit_s - (now - self._began_s) - self._validation_s
+        left_s = self.left_s - self._validation_s
         if made >= self._measure_at:
             self._measure_at = FURTHER * made
             self._expect(trainer, pl_module, left_s)

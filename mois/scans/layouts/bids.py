@@ -252,11 +252,14 @@ def _on_grid(mask: BidsFile, images: Sequence[BidsFile]) -> list[BidsFile]:
 
 
 def _sites(places: Sequence[Path]) -> dict[str, str]:
-    """Return the site of each patient, from the first participants.tsv with such a column."""
+    """Return the site of each patient, such as "sub-01", from the first participants.tsv with such a column.
+
+    Ids without the prefix `sub-`, which BIDS asks for, are taken with it.
+    """
     for place in places:
         file = place / "participants.tsv"
         if file.is_file() and {"participant_id", "site"} <= set((table := read_table(file)).columns):
-            return {row["participant_id"]: row["site"] for row in table.rows}
+            return {f"sub-{row['participant_id'].removeprefix('sub-')}": row["site"] for row in table.rows}
     return {}
 
 

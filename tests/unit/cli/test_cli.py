@@ -119,6 +119,10 @@ pytestmark = pytest.mark.usefixtures("work_elsewhere")
             "trainer.callbacks=foo is no class; write its import path, MODULE.CLASS",
         ),
         (
+            ["fit", *SMALL, "--trainer=ddp"],
+            "trainer=ddp is not allowed: trainer is a group of settings; did you mean trainer/ddp, a shipped config?",
+        ),
+        (
             ["fit", *SMALL, "--tracking=offline"],
             "tracking=offline is not allowed: tracking is a group of settings; set one of them, --tracking.NAME=VALUE",
         ),

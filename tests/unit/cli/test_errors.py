@@ -308,6 +308,24 @@ def test_of_several_processes_the_first_one_speaks_first(
     assert capsys.readouterr().err == "error: wrong\n"
 
 
+def test_processes_of_torchrun_write_a_line_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # as if the first process took longer than the wait
+    for rank, line in (("1", "wrong"), ("0", "wrong"), ("0", "also wrong")):
+        monkeypatch.setenv("RANK", rank)
+        (tmp_path / rank).mkdir(exist_ok=True)
+        monkeypatch.setenv(errors.ERROR_FILE, str(tmp_path / rank / "error.json"))
+        with pytest.raises(SystemExit, match="2"), one_line_errors():
+            raise ValueError(line)
+    assert capsys.readouterr().err == "error: wrong\nerror: also wrong\n"
+    monkeypatch.setenv(errors.ERROR_FILE, str(tmp_path / "gone" / "0" / "error.json"))
+    for _ in range(2):  # nowhere to note it: twice is better than not at all
+        with pytest.raises(SystemExit), one_line_errors():
+            raise ValueError("wrong")
+    assert capsys.readouterr().err == "error: wrong\nerror: wrong\n"
+
+
 def test_a_reader_that_left_is_no_error() -> None:
     code = (
         "import sys\nfrom mois.cli.messages import one_line_errors\n"

@@ -37,6 +37,12 @@ def test_patients_and_sessions_come_from_entities(tmp_path: Path, inner: str) ->
     assert [channel.name for channel in volume.further] == ["T1w"]
 
 
+def test_ids_of_participants_may_lack_the_prefix(tmp_path: Path) -> None:
+    root = write_bids(tmp_path)
+    (root / "participants.tsv").write_text("participant_id\tsite\n01\tA\nsub-02\tB\n", encoding="utf-8")
+    assert [scan.site for scan in read_dataset(root)] == ["A", "A", "B", "B"]
+
+
 def test_it_is_planned_and_split_by_patient(tmp_path: Path) -> None:
     root = write_bids(tmp_path / "bids")
     found = survey(root, contrasts=True)
