@@ -37,4 +37,5 @@ def from_sessions(sessions: list[str], out: Path) -> None:
         say(f"{', '.join(alike)} have patient {patient}; correct subjects.csv if they are of several patients")
     counts = Counter(kind for scan in scans for kind in scan.types.values())
     text = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts, key=lambda kind: (kind == REJECTED, kind)))
-    say(f"{len(scans)} scans in {out}: {text}; adapt with: mois adapt --data {out} --out BUNDLE")
+    count = "1 scan" if len(scans) == 1 else f"{len(scans)} scans"
+    say(f"{count} in {out}: {text}; adapt with: mois adapt --data {out} --out BUNDLE")

@@ -49,4 +49,5 @@ def phantom(
             sessions=sessions,
             channels=channels,
         )
-    say(f"{subjects + test_subjects} scans in {out}")
+    scans = subjects + test_subjects
+    say(f"{scans} {'scan' if scans == 1 else 'scans'} in {out}")

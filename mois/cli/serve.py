@@ -113,5 +113,7 @@ def _go_on_in_the_environment_of_viewers() -> None:
     """
     python = VIEWERS_ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists() or Path(sys.prefix) == VIEWERS_ENVIRONMENT:
-        raise ValueError("the server of MONAI Label is not installed; make its environment: make viewers")
+        raise ValueError(
+            "the server of MONAI Label is not installed; make its environment, in a checkout of MOIS: make viewers"
+        )
     os.execv(python, [str(python), "-m", "mois.cli", *sys.argv[1:]])

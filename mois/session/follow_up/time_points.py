@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import cc3d
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,6 +37,10 @@ class TimePoint(NamedTuple):
     def lesion_count(self) -> int:
         """Number of lesions."""
         return int(np.count_nonzero(np.unique(self.labels.numpy())))
+
+
+PIECES = 3
+"""A map whose values lie in as many pieces each, in the mean, looks like one of classes."""
 
 
 class HasLesions(Protocol):
@@ -72,6 +79,8 @@ def read_time_point(lesions: Path, image: Path | None = None, patient: str | Non
             raise DataError(f"{lesions}: the session has no lesions.nii.gz; save it first.")
     else:
         header, labels, name = {}, lesions, name_of(lesions)
+        if not lesions.exists():
+            raise DataError(f"{lesions}: no such file or folder; correct the path.")
         if image is None:
             raise DataError(f"{lesions}: a label map does not say its scan ({NAME} does); give the image of the scan.")
     subject, who = str(header.get("subject", name)), patient or name
@@ -80,4 +89,19 @@ def read_time_point(lesions: Path, image: Path | None = None, patient: str | Non
     else:
         volume = read_images({"": image}, subject=subject, patient=who)
     values = whole_numbers(read_on_grid(labels, volume.grid, "its scan", "the label map"), labels)
+    if not header:
+        _warn_of_classes(values, labels)
     return TimePoint(volume, torch.from_numpy(np.ascontiguousarray(values, np.int32)))
+
+
+def _warn_of_classes(values: npt.NDArray[np.int32], file: Path) -> None:
+    """Warn of a map whose values look like classes: all lesions of a class would be one lesion."""
+    count = int(np.count_nonzero(np.unique(values)))
+    pieces = int(cc3d.connected_components(values.astype(np.uint32), return_N=True)[1])
+    if count and pieces >= PIECES * count:
+        what = f"its {count} values lie" if count > 1 else "its single value lies"
+        warnings.warn(
+            f"{file}: {what} in {pieces} pieces, so it looks like a map of classes; a follow-up needs lesion ids, such "
+            "as those of instancesTr",
+            stacklevel=3,
+        )

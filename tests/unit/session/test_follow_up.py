@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,20 @@ def test_time_points_are_read_from_folders_and_label_maps(tmp_path: Path, capsys
         ["follow_up", labels, str(tmp_path / "none.nii.gz"), f"--images={image},{image}", f"--out={tmp_path / 't.csv'}"]
     )
     assert "gone          1 -> -" in capsys.readouterr().out
+
+
+def test_a_map_of_classes_is_warned_of_and_a_map_of_lesion_ids_is_not(tmp_path: Path):
+    """Three lesions as one class: one value in three pieces. As ids: three values in three pieces."""
+    scan = three_lesions()
+    write_volume(scan.image, scan.affine, tmp_path / "scan.nii.gz")
+    write_volume(scan.lesions, scan.affine, tmp_path / "ids.nii.gz")
+    write_volume((scan.lesions > 0).int(), scan.affine, tmp_path / "classes.nii.gz")
+    with pytest.warns(UserWarning, match="its single value lies in 3 pieces, so it looks like a map of classes"):
+        read_time_point(tmp_path / "classes.nii.gz", tmp_path / "scan.nii.gz")
+    with warnings.catch_warnings(action="error"):
+        assert read_time_point(tmp_path / "ids.nii.gz", tmp_path / "scan.nii.gz").lesion_count == 3
+    with pytest.raises(ValueError, match=r"gone\.nii\.gz: no such file or folder"):
+        read_time_point(tmp_path / "gone.nii.gz")
 
 
 def test_the_command_says_what_is_outside_and_what_is_cut_off(tmp_path: Path, capsys, monkeypatch):
