@@ -27,7 +27,7 @@ def adapt(
         start_from: Bundle to begin with, instead of the bundled nano: adapts it further. A bundle of named channels
             needs them in the dataset, by name. The word shipped is the bundled nano, too.
         seed: Seed of data and training.
-        device: Device such as cpu or gpu; auto takes an accelerator if there is one.
+        device: Device such as cpu or cuda; auto takes an accelerator if there is one.
         trust: Modules of others whose classes the bundle of `start_from` may name, such as my_module.
 
     Raises:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from mois.cli.arguments import as_options, command_line
 from mois.cli.doctor_checks import disk
 from mois.cli.messages import say
@@ -15,6 +17,7 @@ from mois.cli.train import MoisCLI, quieten
 from mois.errors import DataError
 from mois.files.atomic import write_text
 from mois.files.text import read_text
+from mois.inference.execution import chosen_device
 from mois.machine.interrupts import GIVE_COMMAND_AGAIN, HOW_TO_GO_ON
 from mois.planning.config_text import config_text
 from mois.planning.plan import Plan
@@ -27,6 +30,8 @@ DISK_NEEDED_GB = 0.5
 """Space for the checkpoints of the nano, its predictions and pictures."""
 
 PLAN = "plan.yaml"
+DEVICES = ("auto", "cpu", "cuda", "gpu", "mps")
+"""Kinds of devices that a training takes; `gpu` is any accelerator of Lightning."""
 
 
 class Request(NamedTuple):
@@ -54,6 +59,7 @@ def run_adaptation(request: Request) -> None:
             channel of the bundle to begin with, or a class of this bundle is not trusted.
     """
     _check_out(request)
+    _check_device(request.device)
     if request.minutes is not None and not request.minutes > 0:
         raise ValueError(f"minutes={request.minutes:g}: a training needs time; choose more than 0.")
     start = _start(request)
@@ -120,6 +126,18 @@ def _check_out(request: Request) -> None:
     space = disk(request.out.parent, DISK_NEEDED_GB)
     if not space.good:
         raise ValueError(f"out={request.out}: {space.text}.".replace("set trainer.default_root_dir to", "choose"))
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that this machine lacks, before anything is written.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device={device} is unknown; choose {', '.join(DEVICES[:-1])} or {DEVICES[-1]}.")
+    if device == "cuda" or (device == "gpu" and not torch.backends.mps.is_available()):
+        chosen_device("cuda")
 
 
 def _what_follows(plan: Plan) -> list[str]:

@@ -47,12 +47,12 @@ class OneLineParser(ArgumentParser):
 
 
 @contextmanager
-def command_line(arguments: Sequence[str], without_option: str = "") -> Iterator[None]:
+def command_line(arguments: Sequence[str], short: str = "") -> Iterator[None]:
     """Turn mistakes in these arguments, and errors of their command, into one line (`mois.cli.messages`).
 
     Args:
         arguments: Words of the command line.
-        without_option: The command, if words may follow it without an option's name.
+        short: How the command is typed without the names of options, such as `mois try BUNDLE SCAN...`, or "".
     """
     with one_line_errors():
         refuse_foreign_packages()
@@ -60,7 +60,7 @@ def command_line(arguments: Sequence[str], without_option: str = "") -> Iterator
         try:
             yield
         except UsageError as error:
-            raise ValueError(explain_usage(str(error), error.parser, arguments, without_option)) from error
+            raise ValueError(explain_usage(str(error), error.parser, arguments, short)) from error
 
 
 def as_options(text: str, **options: str) -> str:

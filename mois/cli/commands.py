@@ -161,7 +161,8 @@ def run(given: Sequence[str]) -> None:
 
         main(given)
         return
-    with command_line(given, without_option(given)), memory_cure(partial(_what_frees_memory, given[0])):
+    short = short_form(" ".join(given[: 2 if given[0] in GROUPS else 1]))
+    with command_line(given, short), memory_cure(partial(_what_frees_memory, given[0])):
         words, parser_class = with_options(given), CommandParser
         if given[0] == "evaluate":
             words, parser_class = list(with_new_options(words, evaluate_option)), EvaluateParser
@@ -177,12 +178,6 @@ def components(name: str = "") -> dict[str, Any]:
     groups = {first: {"_help": GROUP_HELP[first], **group} for first, group in GROUPS.items()}
     every = {**{command.__name__: command for command in COMMANDS}, **groups}
     return {name: every[name]} if name in every else every
-
-
-def without_option(given: Sequence[str]) -> str:
-    """Return the command of a command line as it is typed, if it takes words without an option's name; else ""."""
-    name = " ".join(given[: 2 if given[0] in GROUPS else 1])
-    return name if name in LEADING or name in FIRST else ""
 
 
 def short_form(name: str) -> str:

@@ -62,18 +62,18 @@ _HYPHENS = "-\N{EN DASH}\N{EM DASH}"
 _QUOTES = "YAML takes names like 001 (1) and 010 (8) for numbers; put them in quotes"
 
 
-def explain_usage(message: str, parser: ArgumentParser, arguments: Sequence[str], without_option: str = "") -> str:
+def explain_usage(message: str, parser: ArgumentParser, arguments: Sequence[str], short: str = "") -> str:
     """Return one line: what was given, what is allowed, what to do.
 
     Args:
         message: Message of the parser.
         parser: The parser that refused; it knows all options.
         arguments: Words of the command line. Files that it names are read to find the place of the mistake.
-        without_option: The command, if words may follow it without an option's name.
+        short: How the command is typed without the names of options, such as `mois try BUNDLE SCAN...`, or "".
     """
     settings = list(read_settings(arguments))
     if match := re.search(r"unrecognized arguments: (.*)|does not accept option '([^']+)'", message):
-        return _unknown(match.group(2) or match.group(1), parser, arguments, settings, without_option)
+        return _unknown(match.group(2) or match.group(1), parser, arguments, settings, short)
     if match := re.match(r"Option '([^']+)' is not accepted", message):
         return _unknown_init_arg(match.group(1), settings)
     if match := re.match(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.*)\)", message):
@@ -84,7 +84,9 @@ def explain_usage(message: str, parser: ArgumentParser, arguments: Sequence[str]
         return f"no command was given; choose one of {match.group(1).replace(',', ', ')}"
     if match := re.match(r"the following arguments are required: (.*)", message):
         keys = [_without_command(key, parser) for key in match.group(1).split(", ")]
-        return f"not set: {', '.join(keys)}; set it with --{keys[0]}=VALUE, or in a file given with --config FILE"
+        typed = f"write {short}, or " if keys[0].upper() in short.replace("...", "").split() else ""
+        way = f"{typed}set it with --{keys[0]}=VALUE, or in a file given with --config FILE"
+        return f"not set: {', '.join(keys)}; {way}"
     if match := re.match(r"argument (?:-\w+/)?--(\S+): expected (?:one|at least one) argument", message):
         return f"{match.group(1)} has no value; write --{match.group(1)}=VALUE"
     if match := re.match(r'Parser key "([^"]+)":\s*(.*)', message, flags=re.DOTALL):
@@ -93,7 +95,7 @@ def explain_usage(message: str, parser: ArgumentParser, arguments: Sequence[str]
 
 
 def _unknown(
-    word: str, parser: ArgumentParser, arguments: Sequence[str], settings: Sequence[Setting], without_option: str
+    word: str, parser: ArgumentParser, arguments: Sequence[str], settings: Sequence[Setting], short: str
 ) -> str:
     """Explain an argument that no option takes."""
     given = word.split()[0]
@@ -104,7 +106,8 @@ def _unknown(
     if given in arguments and not given.startswith("--"):
         if key in known:
             return f"{given} is taken for no option; write two hyphens: --{given.lstrip(_HYPHENS)}"
-        first = f"{without_option} {given} ..." if without_option else ""
+        command = " ".join(one for one in short.split()[1:] if not one.rstrip(".").isupper())
+        first = f"{command} {given} ..." if short else ""
         way = f"write it right behind the command, {first}" if first else f"write --OPTION={given}"
         return f"{given} belongs to no option; {way}"
     if key in known and " " in word:

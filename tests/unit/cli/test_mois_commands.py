@@ -46,7 +46,19 @@ pytestmark = pytest.mark.usefixtures("work_elsewhere")
             "scan.nii.gz belongs to no option; write it right behind the command, try scan.nii.gz ...",
         ),
         (["phantom", "--out=p", "--seed=-1"], "seed=-1 is no seed; choose 0 to 4294967295."),
-        (["phantom"], "not set: out; set it with --out=VALUE, or in a file given with --config FILE"),
+        (
+            ["phantom"],
+            "not set: out; write mois phantom OUT, or set it with --out=VALUE, or in a file given with --config FILE",
+        ),
+        (
+            ["try", "scan.nii.gz"],
+            "not set: scan; write mois try BUNDLE SCAN..., or set it with --scan=VALUE, or in a file given with "
+            "--config FILE",
+        ),
+        (
+            ["segment", "scan.nii.gz"],
+            "not set: bundle, prompts, out; set it with --bundle=VALUE, or in a file given with --config FILE",
+        ),
         (["phantom", "--out=p", "--subjcts=2"], "subjcts is no setting; did you mean subjects?"),
         (
             ["evaluate", "--data=none", "--out=o", "--protocol.counts", "1"],
@@ -253,3 +265,23 @@ def test_the_name_of_a_shipped_config_stands_for_its_file_unless_the_user_has_su
     assert with_shipped_configs(given) == ["--config", demo, f"--config={demo}", "--trainer", ddp, "--trainer=null"]
     Path("demo").touch()
     assert with_shipped_configs(["--config", "demo", "-c"]) == ["--config", "demo", "-c"]
+
+
+@pytest.mark.parametrize(
+    ("device", "line"),
+    [
+        ("cuda:1", "device=cuda:1 is unknown; choose auto, cpu, cuda, gpu or mps."),
+        ("cuda", "device=cuda: torch finds 0 CUDA devices here"),
+        ("gpu", "device=cuda: torch finds 0 CUDA devices here"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    device: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        mois_main(["adapt", f"--data={tmp_path}", f"--out={tmp_path / 'made'}", f"--device={device}"])
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+    assert not list(tmp_path.iterdir())
