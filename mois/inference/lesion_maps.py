@@ -122,6 +122,15 @@ class LesionMaps(NamedTuple):
         cores = None if self.cores is None else shifted(self.cores, level)
         return self._replace(probability=shifted(self.probability, level), cores=cores)
 
+    def without_vetoed(self, lesions: InstanceMap) -> InstanceMap:
+        """Return the lesions of an instance map (S, H, W) that are not more like what was rejected, ids 1..K anew."""
+        if self.margin is None:
+            return lesions
+        inside = lesions > 0  # few of all voxels
+        there = np.bincount(lesions[inside], minlength=1) > 0
+        kept = there & (np.bincount(lesions[inside], self.margin.numpy()[inside], minlength=1) >= 0)
+        return np.asarray((np.cumsum(kept) * kept)[lesions], dtype=np.int32)
+
     def at_peak_level(self, peaks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return peaks of candidates, (K,), with their log-odds shifted, so that `peak_level` becomes 0.5."""
         return peaks if self.peak_level == EVEN else shifted(torch.from_numpy(peaks), self.peak_level).numpy()

@@ -69,8 +69,12 @@ class InferenceSettings:
             object and most are hardly sure. Among other kinds, with two exemplars or more, it must be as sure as half
             of them are where the others look for them. Of known objects, only those that are clearly unlike the
             exemplars are of another kind.
-            Where lesions were rejected, sessions ask with the last four what is found if the exemplars change sides.
             Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
+        rejections: What a rejected lesion changes elsewhere in a session. `exemplars`: it is a negative exemplar of the
+            question, and has a say in outlines and levels. With the last four values of `level`, candidates that are
+            found better if the exemplars change sides are not found. `vetoes`: positive exemplars alone decide about
+            outlines and levels. Candidates that are found better if the exemplars change sides are not found; at most
+            two rejected lesions count for each positive exemplar.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).
         channels: Names of the 1 to 3 sequences that the model sees (`mois.scans.channels`); none for one image of any
@@ -100,6 +104,7 @@ class InferenceSettings:
     split_prominence_mm: float | None = 0.0
     most_exemplars: int = 16
     level: Literal["fixed", "exemplars", "mixed", "pooled", "known", "cautious", "selective"] = "fixed"
+    rejections: Literal["exemplars", "vetoes"] = "exemplars"
     normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
     channels: tuple[str, ...] = ()
 
@@ -159,6 +164,11 @@ class InferenceSettings:
     def asks_alone(self) -> bool:
         """Whether the answer without exemplars may have a say."""
         return self.level in ("pooled", "known", "cautious", "selective")
+
+    @property
+    def changes_sides(self) -> bool:
+        """Whether sessions ask what is found if the exemplars change sides, where lesions were rejected."""
+        return self.rejections == "vetoes" or self.asks_alone
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse more channels than a backbone has inputs for.

@@ -72,7 +72,7 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "  inference:", ""
     yield "    {overlap: 0.25, threshold: 0.5, peak_threshold: 0.6, clicks: followed, level: selective,", ""
     size = "" if plan.sizes.patch_px == 128 else f", tile_px: {plan.sizes.patch_px}"
-    least = f"    split_prominence_mm: null, min_lesion_voxels: {plan.min_lesion_voxels}{size}}}"
+    least = f"    rejections: vetoes, split_prominence_mm: null, min_lesion_voxels: {plan.min_lesion_voxels}{size}}}"
     yield least, f"voxels: {plan.reasons['min_lesion_voxels']}"
     yield "  protocol:", ""
     yield f"    prompted: {plan.prompted}", plan.reasons["prompted"]

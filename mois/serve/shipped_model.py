@@ -75,6 +75,7 @@ def served_model(
         peak_threshold=0.6,
         clicks="followed",
         level="selective",
+        rejections="vetoes",
         split_prominence_mm=None,
     )
     return LesionModel.of(VolumeSegmenter(backbone, propagation, settings))

@@ -184,10 +184,10 @@ def _exactly(present: Mapping[str, Any], wanted: Sequence[str], name: str) -> No
         raise ValueError(f"{name} holds {unknown[0]}, which format 1 does not have; {_CURE}.")
 
 
-_NOT_RECORDED: dict[str, Any] = {"channels": (), "clicks": "model", "window": "off"}
+_NOT_RECORDED: dict[str, Any] = {"channels": (), "clicks": "model", "window": "off", "rejections": "exemplars"}
 """Values of settings that a bundle does not record, as earlier versions had none of these settings."""
 
-_LATER = ("inference.level", "inference.channels", "inference.clicks", "inference.window")
+_LATER = ("inference.level", "inference.channels", "inference.clicks", "inference.window", "inference.rejections")
 """Keys that the first bundles of format 2 lack; their absence means the default."""
 
 _IDENTITY_1 = ("backbone", "adapter_sha256", "propagation", "propagation_sha256")

@@ -2,7 +2,7 @@
 
 False lesions are those found on lesions of the scan's second type, after clicks on the first type.
 
-`python -m tests.bench.drawings [--lesions 50] [--scans 8]` prints a table. The model is the bundled nano with
+`python -m tests.bench.drawings [--lesions 50] [--scans 8] [--rejections vetoes]` prints a table. The model is the bundled nano with
 LearnedMatching, as in configs/zero_shot.yaml: its lesion types were held back from pretraining.
 """
 
@@ -38,12 +38,18 @@ REACH = 0.3  # a scribble spans so much of a lesion, to each side of its middle
 Place = tuple[int, int, int]  # slice, row, column
 
 
-def model(clicks: str) -> LesionModel:
-    """Return the bundled model; `clicks` is `inference.clicks`."""
+def model(clicks: str, rejections: str = "vetoes") -> LesionModel:
+    """Return the bundled model; `clicks` and `rejections` are those of `inference`."""
     backbone, propagation = SAM2(weights="bundled-2").eval(), LearnedMatching(weights="bundled-2")
     propagation.build(backbone)
     settings = InferenceSettings(
-        overlap=0.25, threshold=0.5, peak_threshold=0.6, clicks=clicks, level="known", split_prominence_mm=None
+        overlap=0.25,
+        threshold=0.5,
+        peak_threshold=0.6,
+        clicks=clicks,
+        level="known",
+        rejections=rejections,
+        split_prominence_mm=None,
     )
     return LesionModel.of(VolumeSegmenter(backbone, propagation.eval(), settings))
 
@@ -168,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lesions", type=int, default=50)
     parser.add_argument("--scans", type=int, default=8)
+    parser.add_argument("--rejections", choices=("exemplars", "vetoes"), default="vetoes")
     given = parser.parse_args()
     for clicks in ("model", "matched"):
         if given.lesions:
@@ -175,7 +182,7 @@ def main() -> None:
                 print(f"clicks: {clicks}, {name}: Dice {np.mean(values):.3f} (median {np.median(values):.3f}), "
                       f"{len(values)} lesions", flush=True)  # fmt: skip
     if given.scans:
-        rows = taken_away(model("matched"), given.scans)
+        rows = taken_away(model("matched", given.rejections), given.scans)
         before, left, new, true, true_after = rows.sum(0)
         print(
             f"{SCRIBBLED} scribbles: {1 - left / before:.2f} of {before} false lesions gone, {new} false afterwards; "

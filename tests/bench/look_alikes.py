@@ -44,6 +44,7 @@ PROPAGATIONS: dict[str, tuple[str, Callable[[], Propagation], dict[str, float | 
             "threshold": 0.5,
             "peak_threshold": 0.6,
             "level": "selective",
+            "rejections": "vetoes",
             "split_prominence_mm": None,
             "clicks": "followed",
         },

@@ -158,8 +158,9 @@ class ReadersAtWork:
     def _answer(self, state: State) -> InstanceMap:
         """Return all lesions that a propagation finds with the exemplars of a state, (S, H, W)."""
         bench, lesions = self._bench, self._plan.lesions
-        candidates = bench.segmenter.candidates(bench.on_scan.answer(state), lesions.voxel_ml, lesions.edges_mm)
-        return candidates.sure(bench.segmenter.settings.peak_threshold).lesions
+        answer = bench.on_scan.answer(state)
+        candidates = bench.segmenter.candidates(answer, lesions.voxel_ml, lesions.edges_mm)
+        return answer.without_vetoed(candidates.sure(bench.segmenter.settings.peak_threshold).lesions)
 
     def _shown(self, state: State) -> InstanceMap:
         """Return the found lesions that a session shows after a propagation, (S, H, W)."""

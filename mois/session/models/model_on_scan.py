@@ -29,6 +29,9 @@ _ENCODING = (
 )  # fmt: skip
 """Settings that decide which tiles a scan has, and their features."""
 
+MOST_VETOES = 2
+"""Rejected lesions that veto for each positive exemplar. With one exemplar, the fourth took all true lesions along."""
+
 
 class ModelOnScan:
     """A model on the scan of a session. It knows no state, but keeps its latest answer.
@@ -51,6 +54,7 @@ class ModelOnScan:
         self.grid = self.encoded.grid
         self.prompted = PromptSegmenter(segmenter, self.encoded)
         self._latest: tuple[list[object], LesionMaps] | None = None  # what the latest answer depends on, and it
+        self._of_positive: tuple[list[object], LesionMaps] | None = None  # the same of positive exemplars alone
 
     def _encodes_as(self, other: ModelOnScan) -> bool:
         """Return whether another model encodes the same tiles to the same features."""
@@ -143,27 +147,62 @@ class ModelOnScan:
             tile_by_tile: A step encodes one tile at most. The answer does not depend on it.
         """
         keys, exemplars = self.exemplars_in_use(state)
+        used = self._used(state, keys)
+        if self._latest is not None and _same(used, self._latest[0]):
+            return self._latest[1]
+        settings, positive = self.segmenter.settings, int(exemplars.positive.sum())
+        both = positive > 0 and bool(exemplars.present_negative.any())
+        if both and settings.rejections == "vetoes":
+            answer = yield from self._vetoed_steps(state, keys, exemplars, tile_by_tile)
+        else:
+            opposite = both and settings.changes_sides
+            answer = yield from self._asked_steps(state, keys, exemplars, tile_by_tile, opposite=opposite)
+        self._latest = used, answer
+        if not both:
+            self._of_positive = self._latest
+        return answer
+
+    def _used(self, state: State, keys: Sequence[str]) -> list[object]:
+        """Return what the answer to the exemplars of these keys depends on."""
         masks = [each.mask for number, each in state.lesions.items() if self.key(number) in keys]
-        used: list[object] = [*(state.exemplars[key] for key in keys), *masks]
-        if self._latest is not None:
-            before, answer = self._latest
-            if len(used) == len(before) and all(map(operator.is_, used, before)):
-                return answer
-        questions = [exemplars]
-        pooled = self.segmenter.settings.asks_alone
-        if pooled and bool(exemplars.present_negative.any() & exemplars.positive.any()):
-            questions.append(exemplars.sides_changed())
+        return [*(state.exemplars[key] for key in keys), *masks]
+
+    def _asked_steps(
+        self, state: State, keys: list[str], exemplars: Exemplars, tile_by_tile: bool, *, opposite: bool
+    ) -> Steps[LesionMaps]:
+        """Return the answer to exemplars; with `opposite`, also its margin over that if they change sides."""
+        questions = [exemplars, exemplars.sides_changed()] if opposite else [exemplars]
         lesions = self._outlined(state, keys)
         pooled = yield from pooled_steps(self.segmenter, self.encoded, exemplars, lesions)
         plain = [reads_plain(self.segmenter, exemplars, len(lesions.own), alone=pooled), False][: len(questions)]
         search = Search(self.segmenter, self.encoded, questions, pooled=pooled, plain=plain)
         answer, *changed = yield from search.steps(tile_by_tile=tile_by_tile)
-        for opposite in changed:
-            answer = yield from answer.against_steps(opposite)
+        for other in changed:
+            answer = yield from answer.against_steps(other)
         rule = yield from rule_steps(self.segmenter, self.encoded, exemplars, lesions, answer)
-        answer = yield from answer.by_rule_steps(rule)
-        self._latest = used, answer
-        return answer
+        return (yield from answer.by_rule_steps(rule))
+
+    def _vetoed_steps(
+        self, state: State, keys: Sequence[str], exemplars: Exemplars, tile_by_tile: bool
+    ) -> Steps[LesionMaps]:
+        """Return the answer to the positive exemplars alone, with the margin of them and of rejected lesions.
+
+        Rejecting a lesion changes no positive exemplar, so their answer may be known already. The lesions that were
+        rejected first are compared, at most `MOST_VETOES` for each positive exemplar.
+        """
+        places, rejected = (torch.nonzero(sign[0]).flatten() for sign in (exemplars.positive, exemplars.present_negative))
+        mine = [keys[place] for place in places.tolist()]
+        used = self._used(state, mine)
+        if self._of_positive is None or not _same(used, self._of_positive[0]):
+            positive = exemplars.pick(places)
+            answer = yield from self._asked_steps(state, mine, positive, tile_by_tile, opposite=False)
+            self._of_positive = used, answer
+        compared = exemplars.pick(torch.cat([places, rejected[: MOST_VETOES * len(mine)]]))
+        questions = [compared, compared.sides_changed()]
+        search = Search(self.segmenter, self.encoded, questions, pooled=False, plain=[False, False])
+        here, changed = yield from search.steps(tile_by_tile=tile_by_tile)
+        margin = (yield from here.against_steps(changed)).margin
+        return self._of_positive[1]._replace(margin=margin)
 
     def _outlined(self, state: State, keys: Sequence[str]) -> Outlined:
         """Return the lesions of this scan that are exemplars, as far as they decide anything."""
@@ -201,6 +240,11 @@ class ModelOnScan:
             return None
         key = f"{exemplar.key}~{exemplar.sha256[:8]}"
         return None if key in present else key
+
+
+def _same(one: Sequence[object], other: Sequence[object]) -> bool:
+    """Return whether two lists hold the same objects."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _same_encoder(one: Backbone, other: Backbone) -> bool:

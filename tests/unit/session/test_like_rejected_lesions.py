@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,9 +14,11 @@ import torch
 from mois.inference.encoded_volume import EncodedVolume
 from mois.inference.lesion_maps import LesionMaps, ScanRule
 from mois.machine.steps import Steps, finish
+from mois.records import Volume
 from mois.session import InteractiveSession
 from mois.session.advice import suggestions
 from mois.session.found_lesions import FoundLesions, find_lesions
+from mois.session.models import model_on_scan
 from mois.session.state import State, UnsureLesion
 from tests.support.session_fakes import lps, make_model, make_segmenter, three_lesions
 
@@ -85,6 +87,70 @@ def test_the_sides_change_only_if_something_was_rejected_and_something_is_looked
     assert margin() is None
 
 
+def rejecting(**changes: object) -> tuple[InteractiveSession, Volume]:
+    """Return a session with one exemplar and what it found, and its scan."""
+    scan = three_lesions()
+    session = InteractiveSession(make_model(**changes), scan)
+    session.click(lps(scan, 2, 20, 20))
+    session.propagate()
+    return session, scan
+
+
+def test_vetoes_leave_outlines_and_levels_to_the_positive_exemplars() -> None:
+    session, _ = rejecting(level="selective", rejections="vetoes")
+    on_scan = session._bench.on_scan
+    before = on_scan.answer(session.state)
+    session.reject(2)
+    after = on_scan.answer(session.state)
+    assert after.probability is before.probability
+    assert after[2:-1] == before[2:-1]
+    assert before.margin is None
+    assert after.margin is not None
+    with_a_say, _ = rejecting(level="selective")
+    with_a_say.reject(2)
+    asked = with_a_say._bench.on_scan.answer(with_a_say.state)
+    assert not torch.equal(asked.probability, before.probability)
+
+
+def test_the_answer_to_positive_exemplars_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    questions: list[int] = []
+
+    class Counted(model_on_scan.Search):
+        def __init__(self, *told: Any, **further: Any) -> None:
+            super().__init__(*told, **further)
+            questions.append(len(self.questions))
+
+    monkeypatch.setattr(model_on_scan, "Search", Counted)
+    session, scan = rejecting(rejections="vetoes")
+    session.reject(2)
+    session.propagate()
+    session.propagate()
+    assert questions == [1, 2]
+    session.click(lps(scan, 4, 44, 32))
+    session.propagate()
+    assert questions == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize(("rejected", "compared"), [(1, 1), (2, 2), (3, 2)])
+def test_two_rejected_lesions_count_for_each_exemplar(
+    monkeypatch: pytest.MonkeyPatch, rejected: int, compared: int
+) -> None:
+    negatives: list[int] = []
+
+    class Seen(model_on_scan.Search):
+        def __init__(self, segmenter: Any, encoded: Any, questions: Any, **further: Any) -> None:
+            super().__init__(segmenter, encoded, questions, **further)
+            negatives.append(int(questions[0].present_negative.sum()))
+
+    monkeypatch.setattr(model_on_scan, "Search", Seen)
+    session, scan = rejecting(rejections="vetoes")
+    places = [(2, 40, 12), (3, 44, 32), (0, 4, 4)]
+    for index, row, column in places[:rejected]:
+        session.scribble([lps(scan, index, row, column), lps(scan, index, row, column + 2)], positive=False)
+    session.propagate()
+    assert negatives[-1] == compared
+
+
 def test_what_was_left_out_is_suggested_with_its_reason() -> None:
     session = InteractiveSession(make_model(), three_lesions())
     state = replace(session.state, unsure=(UnsureLesion((2, 20, 20), 0.9, 30, like_rejected=True),))
@@ -104,3 +170,12 @@ def test_what_was_left_out_is_stored_with_its_reason(tmp_path: Path, monkeypatch
     session.propagate()
     session.close()
     assert InteractiveSession.load(tmp_path, make_model(), three_lesions()).state.unsure == unsure
+
+
+def test_vetoed_lesions_leave_an_instance_map_and_the_others_are_numbered_anew() -> None:
+    lesions = np.array([[[1, 1, 0, 2, 2, 0, 4]]], dtype=np.int32)
+    margin = torch.tensor([[[1.0, -3.0, -9.0, 2.0, -1.0, -9.0, 0.0]]]).half()
+    maps = LesionMaps(torch.ones(1, 1, 7), margin=margin)
+    assert maps.without_vetoed(lesions).tolist() == [[[0, 0, 0, 1, 1, 0, 2]]]
+    assert maps._replace(margin=None).without_vetoed(lesions) is lesions
+    assert not maps.without_vetoed(np.zeros_like(lesions)).any()

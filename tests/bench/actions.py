@@ -1,0 +1,93 @@
+"""What do suggestions and corrections save a reader? Figures over the number of actions, as the default ships.
+
+`python -m tests.bench.actions --out DIR [--phantoms N] [--seeds N]`
+
+A row is one phantom of two held-back types and one seed of the readers, and a file. Rows that are there are not
+measured again, so the table can grow in several sittings. The phantoms, weights and settings are those of
+`look_alikes`. The class with more lesions is scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mois.backbones import SAM2
+from mois.evaluation.protocol import evaluate_volume
+from mois.evaluation.reader import Reader
+from mois.evaluation.settings import ProtocolSettings
+from mois.files.atomic import write_text
+from mois.inference.segmenter import VolumeSegmenter
+from mois.inference.settings import InferenceSettings
+from mois.records import Volume
+from tests.bench.look_alikes import PROPAGATIONS, SETS
+
+ACTIONS = (1, 2, 3, 4, 5, 6, 8, 10)
+FIGURES = ("right", "lesion_f1", "shown_f1", "lesions", "rejected")
+
+
+def measure(out: Path, number: int, seed: int) -> Path:
+    """Measure a row, unless its file is there: the points of each strategy."""
+    path = out / f"actions_{number}_{seed}.json"
+    if path.is_file():
+        return path
+    weights, make, settings = PROPAGATIONS["LearnedMatching"]
+    backbone, propagation = SAM2(weights=weights).eval(), make()
+    propagation.build(backbone)
+    read, pixel_mm = SETS[f"phantom {number}"]
+    volume = read()
+    inference = InferenceSettings(pixel_mm=pixel_mm, overlap=0.25, **settings)  # type: ignore[arg-type]
+    protocol = ProtocolSettings(actions=ACTIONS, reader=Reader(seed=seed), target_class=most_frequent_class(volume))
+    report = evaluate_volume(VolumeSegmenter(backbone, propagation.eval(), inference), volume, protocol)
+    write_text(path, json.dumps([asdict(point) for point in report.classes[0].actions]) + "\n")
+    return path
+
+
+def most_frequent_class(volume: Volume) -> int:
+    """Return the class with the most lesions; the first of equal ones."""
+    classes = sorted(set(volume.classes.values()))
+    return max(classes, key=lambda each: list(volume.classes.values()).count(each))
+
+
+def table(rows: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Return the means over rows as a table in Markdown: a line for each strategy and figure."""
+    lines = [f"| {len(rows)} curves | | {' | '.join(map(str, ACTIONS))} |", "|---" * (2 + len(ACTIONS)) + "|"]
+    for strategy in dict.fromkeys(point["strategy"] for row in rows for point in row):
+        for figure in FIGURES:
+            cells = [f"{np.mean(_at(rows, strategy, actions, figure)):.2f}" for actions in ACTIONS]
+            lines.append(f"| {strategy} | {figure} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def actions_saved(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, int | None]:
+    """Return after how many actions the mean Dice of each strategy reaches that of ten random clicks; None if never."""
+    wanted = np.mean(_at(rows, "random", ACTIONS[-1], "right"))
+    reached: dict[str, int | None] = {}
+    for strategy in dict.fromkeys(point["strategy"] for row in rows for point in row):
+        enough = [n for n in ACTIONS if np.mean(_at(rows, strategy, n, "right")) >= wanted]
+        reached[strategy] = min(enough, default=None)
+    return reached
+
+
+def _at(rows: Sequence[Sequence[dict[str, Any]]], strategy: str, actions: int, figure: str) -> list[float]:
+    """Return a figure of each row after a number of actions."""
+    return [p[figure] for row in rows for p in row if p["strategy"] == strategy and p["actions"] == actions]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--phantoms", type=int, nargs="+", default=list(range(6)))
+    parser.add_argument("--seeds", type=int, default=1)
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    paths = [measure(asked.out, number, seed) for seed in range(asked.seeds) for number in asked.phantoms]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    print(table(found))
+    print(f"actions until the Dice of {ACTIONS[-1]} random clicks: {actions_saved(found)}")
