@@ -2,8 +2,8 @@
 
 False lesions are those found on lesions of the scan's second type, after clicks on the first type.
 
-`python -m tests.bench.drawings [--lesions 50] [--scans 8] [--rejections vetoes]` prints a table. The model is the bundled nano with
-LearnedMatching, as in configs/zero_shot.yaml: its lesion types were held back from pretraining.
+`python -m tests.bench.drawings [--lesions 50] [--scans 8] [--rejections vetoes]` prints a table. The model is the
+bundled nano with LearnedMatching, as in configs/zero_shot.yaml: its lesion types were held back from pretraining.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def model(clicks: str, rejections: str = "vetoes") -> LesionModel:
         threshold=0.5,
         peak_threshold=0.6,
         clicks=clicks,
-        level="known",
+        level="selective",
         rejections=rejections,
         split_prominence_mm=None,
     )
@@ -182,7 +182,7 @@ def main() -> None:
                 print(f"clicks: {clicks}, {name}: Dice {np.mean(values):.3f} (median {np.median(values):.3f}), "
                       f"{len(values)} lesions", flush=True)  # fmt: skip
     if given.scans:
-        rows = taken_away(model("matched", given.rejections), given.scans)
+        rows = taken_away(model("followed", given.rejections), given.scans)
         before, left, new, true, true_after = rows.sum(0)
         print(
             f"{SCRIBBLED} scribbles: {1 - left / before:.2f} of {before} false lesions gone, {new} false afterwards; "
