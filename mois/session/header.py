@@ -29,7 +29,9 @@ from mois.sharing.calibration import Calibration
 from mois.sharing.identity import ModelIdentity
 from mois.sharing.lesion_model import LesionModel
 
-_NOT_RECORDED: dict[str, Any] = {"channels": [], "level": "fixed", "clicks": "model", "window": "off", "rejections": "exemplars"}
+_NOT_RECORDED: dict[str, Any] = {
+    "channels": [], "level": "fixed", "clicks": "model", "window": "off", "rejections": "exemplars",
+}  # fmt: skip
 """Values of settings that a session does not record, as earlier versions had none of these settings."""
 
 _EARLIER_DEFAULTS: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()} | _NOT_RECORDED

@@ -190,7 +190,8 @@ class ModelOnScan:
         Rejecting a lesion changes no positive exemplar, so their answer may be known already. The lesions that were
         rejected first are compared, at most `MOST_VETOES` for each positive exemplar.
         """
-        places, rejected = (torch.nonzero(sign[0]).flatten() for sign in (exemplars.positive, exemplars.present_negative))
+        signs = exemplars.positive, exemplars.present_negative
+        places, rejected = (torch.nonzero(sign[0]).flatten() for sign in signs)
         mine = [keys[place] for place in places.tolist()]
         used = self._used(state, mine)
         if self._of_positive is None or not _same(used, self._of_positive[0]):
