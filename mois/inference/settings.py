@@ -74,7 +74,7 @@ class InferenceSettings:
             question, and has a say in outlines and levels. With the last four values of `level`, candidates that are
             found better if the exemplars change sides are not found. `vetoes`: positive exemplars alone decide about
             outlines and levels. Candidates that are found better if the exemplars change sides are not found; at most
-            two rejected lesions count for each positive exemplar.
+            two rejected lesions count for each positive exemplar, those of the scan before those of a bank.
         most_exemplars: Largest number of exemplars. A propagation that can merge reduces more exemplars to this number
             (`Propagation.condense`).
         channels: Names of the 1 to 3 sequences that the model sees (`mois.scans.channels`); none for one image of any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -77,12 +78,18 @@ class ModelOnScan:
             bank.add(exemplar)
         return bank
 
-    def exemplars_in_use(self, state: State) -> tuple[list[str], Exemplars]:
+    def exemplars_in_use(self, state: State, among: Sequence[str] | None = None) -> tuple[list[str], Exemplars]:
         """Return the exemplars that a propagation takes: their keys, and the exemplars (B = 1).
 
         A propagation that merges exemplars takes all of them. Any other propagation takes at most
         `inference.most_exemplars`: those that differ most.
+
+        Args:
+            state: State of the session.
+            among: Keys of the exemplars from which they are taken, in this order. None: all.
         """
+        if among is not None:
+            state = replace(state, exemplars={key: state.exemplars[key] for key in among})
         bank, most = self.bank(state), self.segmenter.settings.most_exemplars
         keys = bank.select(max(most, len(bank)) if self.segmenter.propagation.merges else most)
         if not keys:
@@ -146,21 +153,19 @@ class ModelOnScan:
             state: State of the session.
             tile_by_tile: A step encodes one tile at most. The answer does not depend on it.
         """
+        positive, rejected = _sides(state)
+        if self.segmenter.settings.rejections == "vetoes" and positive and rejected:
+            used = self._used(state, [*positive, *rejected])
+            if self._latest is None or not _same(used, self._latest[0]):
+                self._latest = used, (yield from self._vetoed_steps(state, positive, rejected, tile_by_tile))
+            return self._latest[1]
         keys, exemplars = self.exemplars_in_use(state)
         used = self._used(state, keys)
-        if self._latest is not None and _same(used, self._latest[0]):
-            return self._latest[1]
-        settings, positive = self.segmenter.settings, int(exemplars.positive.sum())
-        both = positive > 0 and bool(exemplars.present_negative.any())
-        if both and settings.rejections == "vetoes":
-            answer = yield from self._vetoed_steps(state, keys, exemplars, tile_by_tile)
-        else:
-            opposite = both and settings.changes_sides
+        if self._latest is None or not _same(used, self._latest[0]):
+            opposite = bool(positive and rejected) and self.segmenter.settings.changes_sides
             answer = yield from self._asked_steps(state, keys, exemplars, tile_by_tile, opposite=opposite)
-        self._latest = used, answer
-        if not both:
-            self._of_positive = self._latest
-        return answer
+            self._latest = self._of_positive = used, answer
+        return self._latest[1]
 
     def _used(self, state: State, keys: Sequence[str]) -> list[object]:
         """Return what the answer to the exemplars of these keys depends on."""
@@ -183,27 +188,27 @@ class ModelOnScan:
         return (yield from answer.by_rule_steps(rule))
 
     def _vetoed_steps(
-        self, state: State, keys: Sequence[str], exemplars: Exemplars, tile_by_tile: bool
+        self, state: State, positive: Sequence[str], rejected: Sequence[str], tile_by_tile: bool
     ) -> Steps[LesionMaps]:
         """Return the answer to the positive exemplars alone, with the margin of them and of rejected lesions.
 
-        Rejecting a lesion changes no positive exemplar, so their answer may be known already. The lesions that were
-        rejected first are compared, at most `MOST_VETOES` for each positive exemplar.
+        Rejecting a lesion changes no positive exemplar, so their answer may be known already. They are chosen by
+        themselves: a rejected lesion takes none of their room. The first rejected lesions are compared, at most
+        `MOST_VETOES` for each positive exemplar.
         """
-        signs = exemplars.positive, exemplars.present_negative
-        places, rejected = (torch.nonzero(sign[0]).flatten() for sign in signs)
-        mine = [keys[place] for place in places.tolist()]
+        mine, exemplars = self.exemplars_in_use(state, positive)
         used = self._used(state, mine)
-        if self._of_positive is None or not _same(used, self._of_positive[0]):
-            positive = exemplars.pick(places)
-            answer = yield from self._asked_steps(state, mine, positive, tile_by_tile, opposite=False)
-            self._of_positive = used, answer
-        compared = exemplars.pick(torch.cat([places, rejected[: MOST_VETOES * len(mine)]]))
+        if self._of_positive is not None and _same(used, self._of_positive[0]):
+            answer = self._of_positive[1]
+        else:
+            answer = yield from self._asked_steps(state, mine, exemplars, tile_by_tile, opposite=False)
+            self._latest = self._of_positive = used, answer  # the answer before this one needs no memory any more
+        _, compared = self.exemplars_in_use(state, [*mine, *rejected[: MOST_VETOES * len(mine)]])
         questions = [compared, compared.sides_changed()]
         search = Search(self.segmenter, self.encoded, questions, pooled=False, plain=[False, False])
         here, changed = yield from search.steps(tile_by_tile=tile_by_tile)
         margin = (yield from here.against_steps(changed)).margin
-        return self._of_positive[1]._replace(margin=margin)
+        return answer._replace(margin=margin)
 
     def _outlined(self, state: State, keys: Sequence[str]) -> Outlined:
         """Return the lesions of this scan that are exemplars, as far as they decide anything."""
@@ -241,6 +246,20 @@ class ModelOnScan:
             return None
         key = f"{exemplar.key}~{exemplar.sha256[:8]}"
         return None if key in present else key
+
+
+def _sides(state: State) -> tuple[list[str], list[str]]:
+    """Return the keys of the positive exemplars, and those of rejected lesions; exemplars of weight 0 are left out.
+
+    Rejected lesions of this scan come before those of banks, in the order in which they were rejected.
+    """
+    present = {key: each.negative for key, each in state.exemplars.items() if each.weight > 0}
+    negative = [key for key in present if present[key]]
+    here = [key for key in state.rejected if key in negative]
+    return [key for key in present if not present[key]], [
+        *here,
+        *(key for key in negative if key not in state.rejected),
+    ]
 
 
 def _same(one: Sequence[object], other: Sequence[object]) -> bool:
