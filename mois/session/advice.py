@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mois.geometry import SliceGrid
 from mois.inference.encoded_volume import EncodedVolume
+from mois.inference.lesion_maps import log_odds
 from mois.inference.segmenter import VolumeSegmenter
 from mois.records import Exemplars
 from mois.session.found_lesions import outline
@@ -19,6 +20,8 @@ from mois.session.masks import BoxMask
 from mois.session.state import Lesion, State
 from mois.sharing.bank import Exemplar
 
+MOST_VETOES = 2
+"""Rejected lesions that veto for each positive exemplar. With one exemplar, the fourth took all true lesions along."""
 MIN_LESIONS = 5
 """A share of fewer found lesions than this is not reported."""
 SIZE_FACTOR = 3.0
@@ -264,6 +267,9 @@ def influences(
 ) -> list[Influence]:
     """Leave out one exemplar after the other, and measure how well the judged lesions are found.
 
+    With `inference.rejections: vetoes`, the positive exemplars alone look for a lesion. It is not found at all if it is
+    more like the rejected ones.
+
     Args:
         segmenter: The model.
         encoded: The scan.
@@ -275,13 +281,21 @@ def influences(
         The influence of each exemplar, the most helpful first.
     """
     scores: dict[str, dict[str, float]] = {}
-    prepared = segmenter.prepare(list(exemplars.values()), merge=False)  # merged, they could not be told apart
-    most = segmenter.settings.batch_size  # at once: hundreds would not fit into memory
-    parts = [prepared.each(itemgetter(slice(start, start + most))) for start in range(0, len(exemplars), most)]
+    sets = list(exemplars.values())
+    vetoes = segmenter.settings.rejections == "vetoes"
+    vetoed = [n for n, each in enumerate(sets) if vetoes and bool(each.positive.any() & each.present_negative.any())]
+    compared = [sets[n].pick(_first_vetoes(sets[n])) for n in vetoed]
+    changed = [each.sides_changed() for each in compared]
+    asked = [each.pick(each.positive[0].nonzero()[:, 0]) if n in vetoed else each for n, each in enumerate(sets)]
+    parts, counts = _in_parts(segmenter, [*asked, *compared, *changed]), [len(asked), len(compared), len(changed)]
     for lesion in judged:
         answers = [segmenter.ask(encoded, np.array([lesion.row]), part)[0] for part in parts]  # each (<= most, P, P)
+        found, here, there = torch.split(torch.cat(answers), counts)
+        if vetoed:
+            margins = ((log_odds(here) - log_odds(there)) * lesion.mask).sum((1, 2))
+            found[vetoed] *= (margins >= 0).float()[:, None, None]
         scores[lesion.key] = {
-            key: _agreement(probability, lesion) for key, probability in zip(exemplars, torch.cat(answers), strict=True)
+            key: _agreement(probability, lesion) for key, probability in zip(exemplars, found, strict=True)
         }
     measured = []
     for key in exemplars:
@@ -291,6 +305,21 @@ def influences(
         mean = float(np.mean(effects)) if effects else None
         measured.append(Influence(key, bank[key].negative, mean))
     return sorted(measured, key=lambda each: -(each.effect if each.effect is not None else 0.0))
+
+
+def _first_vetoes(exemplars: Exemplars) -> Tensor:
+    """Return the places of the exemplars (B = 1) that are compared for a veto, the positive ones first.
+
+    The first rejected lesions are compared, at most `MOST_VETOES` for each positive exemplar.
+    """
+    positive, rejected = (sign[0].nonzero()[:, 0] for sign in (exemplars.positive, exemplars.present_negative))
+    return torch.cat([positive, rejected[: MOST_VETOES * len(positive)]])
+
+
+def _in_parts(segmenter: VolumeSegmenter, questions: Sequence[Exemplars]) -> list[Exemplars]:
+    """Return prepared questions, so many at once as fit into memory. Merged, they could not be told apart."""
+    prepared, most = segmenter.prepare(questions, merge=False), segmenter.settings.batch_size
+    return [prepared.each(itemgetter(slice(start, start + most))) for start in range(0, len(questions), most)]
 
 
 def _agreement(probability: Tensor, lesion: JudgedLesion) -> float:

@@ -21,7 +21,7 @@ from mois.session.found_lesions import (
     nearest_exemplars,
 )
 from mois.session.masks import BoxMask
-from mois.session.models.model_on_scan import ModelOnScan
+from mois.session.models.model_on_scan import ModelOnScan, sides
 from mois.session.prompts.given_prompts import (
     box_prompt,
     click_prompt,
@@ -319,7 +319,7 @@ class Workbench:
 
     def influences(self, state: State) -> list[Influence]:
         """Return how much each exemplar helps or harms; see `mois.session.advice`."""
-        keys, exemplars = self.on_scan.exemplars_in_use(state)
+        keys, exemplars = self.on_scan.exemplars_in_use(state, [key for side in sides(state) for key in side])
         judged = lesions_on_tiles(self.encoded, self.verdicts(state))
         return influences(self.segmenter, self.encoded, judged, each_left_out(keys, exemplars), state.exemplars)
 

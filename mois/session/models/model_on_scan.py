@@ -18,6 +18,7 @@ from mois.inference.search import Search
 from mois.interfaces import Backbone
 from mois.machine.steps import Steps, finish
 from mois.records import Exemplars, Volume
+from mois.session.advice import MOST_VETOES
 from mois.session.found_lesions import outline
 from mois.session.masks import BoxMask
 from mois.session.prompts.prompting import PromptSegmenter
@@ -29,9 +30,6 @@ _ENCODING = (
     "pixel_mm", "tile_px", "overlap", "slice_axis", "normalisation", "channels", "air_level", "precision",
 )  # fmt: skip
 """Settings that decide which tiles a scan has, and their features."""
-
-MOST_VETOES = 2
-"""Rejected lesions that veto for each positive exemplar. With one exemplar, the fourth took all true lesions along."""
 
 
 class ModelOnScan:
@@ -153,7 +151,7 @@ class ModelOnScan:
             state: State of the session.
             tile_by_tile: A step encodes one tile at most. The answer does not depend on it.
         """
-        positive, rejected = _sides(state)
+        positive, rejected = sides(state)
         if self.segmenter.settings.rejections == "vetoes" and positive and rejected:
             used = self._used(state, [*positive, *rejected])
             if self._latest is None or not _same(used, self._latest[0]):
@@ -248,7 +246,7 @@ class ModelOnScan:
         return None if key in present else key
 
 
-def _sides(state: State) -> tuple[list[str], list[str]]:
+def sides(state: State) -> tuple[list[str], list[str]]:
     """Return the keys of the positive exemplars, and those of rejected lesions; exemplars of weight 0 are left out.
 
     Rejected lesions of this scan come before those of banks, in the order in which they were rejected.

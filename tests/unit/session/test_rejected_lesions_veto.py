@@ -172,3 +172,23 @@ def test_negative_exemplars_alone_veto_nothing() -> None:
     rejected(other, OF_B[0])
     state: State = other.state
     assert torch.equal(answer.probability, other._bench.on_scan.answer(state).probability)
+
+
+def test_an_exemplar_is_said_to_help_by_what_it_does_under_vetoes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Exemplars] = []
+    session = clicked(2)
+    rejected(session, OF_B[0])
+    segmenter = session._bench.segmenter
+    prepare = type(segmenter).prepare
+
+    def seen(self: Any, questions: Any, **further: Any) -> Exemplars:
+        asked.extend(questions)
+        return prepare(self, questions, **further)
+
+    monkeypatch.setattr(type(segmenter), "prepare", seen)
+    effects = session.attribute()
+    signs = [(int(each.positive.sum()), int(each.present_negative.sum())) for each in asked]
+    assert signs[:4] == [(2, 0), (1, 0), (1, 0), (2, 0)]  # all, and each left out: the rejected lesion draws nothing
+    assert signs[4:] == [(2, 1), (1, 1), (1, 1), (1, 2), (1, 1), (1, 1)]  # the veto, and the same with changed sides
+    assert len(effects) == 3
+    assert [each.effect for each in effects if each.negative] == [pytest.approx(0)]
