@@ -33,7 +33,7 @@ FIGURES = ("right", "lesion_f1", "shown_f1", "lesions", "rejected")
 
 
 def measure(out: Path, number: int, seed: int) -> Path:
-    """Measure a row, unless its file is there: the points of each strategy."""
+    """Measure a row, unless its file is there: the points of each strategy, and what a negative exemplar changes."""
     path = out / f"actions_{number}_{seed}.json"
     if path.is_file():
         return path
@@ -45,7 +45,12 @@ def measure(out: Path, number: int, seed: int) -> Path:
     inference = InferenceSettings(pixel_mm=pixel_mm, overlap=0.25, **settings)  # type: ignore[arg-type]
     protocol = ProtocolSettings(actions=ACTIONS, reader=Reader(seed=seed), target_class=most_frequent_class(volume))
     report = evaluate_volume(VolumeSegmenter(backbone, propagation.eval(), inference), volume, protocol)
-    write_text(path, json.dumps([asdict(point) for point in report.classes[0].actions]) + "\n")
+    scored = report.classes[0]
+    row = {
+        "points": [asdict(each) for each in scored.actions],
+        "negatives": [asdict(each) for each in scored.negatives],
+    }
+    write_text(path, json.dumps(row) + "\n")
     return path
 
 
@@ -62,6 +67,17 @@ def table(rows: Sequence[Sequence[dict[str, Any]]]) -> str:
         for figure in FIGURES:
             cells = [f"{np.mean(_at(rows, strategy, actions, figure)):.2f}" for actions in ACTIONS]
             lines.append(f"| {strategy} | {figure} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def table_of_negatives(rows: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Return what one rejected false lesion changes elsewhere, as a table: a line for each number of exemplars."""
+    figures = ("right", "right_after", "false_lesions", "false_after")
+    lines = [f"| exemplars | curves | {' | '.join(figures)} |", "|---" * (2 + len(figures)) + "|"]
+    for count in sorted({each["exemplars"] for row in rows for each in row}):
+        here = [each for row in rows for each in row if each["exemplars"] == count]
+        cells = [f"{np.mean([each[figure] for each in here]):.2f}" for figure in figures]
+        lines.append(f"| {count} | {len(here)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -89,5 +105,7 @@ if __name__ == "__main__":
     asked.out.mkdir(parents=True, exist_ok=True)
     paths = [measure(asked.out, number, seed) for seed in range(asked.seeds) for number in asked.phantoms]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    print(table(found))
-    print(f"actions until the Dice of {ACTIONS[-1]} random clicks: {actions_saved(found)}")
+    points = [row["points"] for row in found]
+    print(table(points))
+    print(f"actions until the Dice of {ACTIONS[-1]} random clicks: {actions_saved(points)}")
+    print(table_of_negatives([row["negatives"] for row in found]))

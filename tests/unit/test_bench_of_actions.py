@@ -43,6 +43,15 @@ def test_the_table_has_a_line_for_each_strategy_and_figure() -> None:
     assert lines[2] == "| random | right | 0.30 | 0.40 | 0.50 | 0.60 | 0.70 | 0.80 | 0.80 | 0.80 |"
 
 
+def test_the_table_of_negatives_has_a_line_for_each_number_of_exemplars() -> None:
+    one = {"exemplars": 2, "right": 0.5, "right_after": 0.7, "false_lesions": 4, "false_after": 1}
+    rows = [[one], [one | {"right": 0.7}, one | {"exemplars": 3}]]
+    assert actions.table_of_negatives(rows).splitlines()[2:] == [
+        "| 2 | 2 | 0.60 | 0.70 | 4.00 | 1.00 |",
+        "| 3 | 1 | 0.50 | 0.70 | 4.00 | 1.00 |",
+    ]
+
+
 def test_the_class_with_more_lesions_is_scored() -> None:
     empty = torch.zeros(1, 1, 1)
     scan = Volume("a", "a", empty, torch.eye(4, dtype=torch.float64), empty.int(), {1: 2, 2: 1, 3: 2, 4: 1, 5: 2})
