@@ -109,6 +109,7 @@ class _Stated(NamedTuple):
     inference: InferenceSettings
     identity: ModelIdentity
     calibration: Calibration | None
+    follows_sessions: bool = False
 
 
 def _stated(bundle: Path, pixel_mm: float | None, device: str) -> _Stated:
@@ -118,7 +119,7 @@ def _stated(bundle: Path, pixel_mm: float | None, device: str) -> _Stated:
 
     if is_shipped(bundle):
         model = served_model(bundle, pixel_mm, device)
-        return _Stated(model.segmenter.settings, model.identity, model.calibration)
+        return _Stated(model.segmenter.settings, model.identity, model.calibration, model.follows_sessions)
     with warnings.catch_warnings(action="ignore"):  # to load the bundle gives the same warnings
         record = read_description(bundle)
     return _Stated(record.inference, record.identity, record.calibration)
@@ -131,7 +132,7 @@ def _check_out(out: Path, stated: _Stated, device: str, volume: Volume, requeste
         ValueError: If it holds another session, or other files.
     """
     from mois.inference.execution import chosen_device
-    from mois.session.header import about_session, check_origin
+    from mois.session.header import about_session, check_about, check_origin, settings_of_session
     from mois.session.journal import NAME, has_begun, read_journal
     from mois.session.output_files import check_free, check_unchanged
     from mois.session.playing import match
@@ -140,8 +141,11 @@ def _check_out(out: Path, stated: _Stated, device: str, volume: Volume, requeste
         check_free(out)
         return False
     journal = read_journal(out)
-    now = (stated.inference, chosen_device(device), volume, stated.identity, stated.calibration)
     try:
+        check_about(journal.header)
+        follows = stated.follows_sessions
+        settings = settings_of_session(stated.inference, journal.header) if follows else stated.inference
+        now = (settings, chosen_device(device), volume, stated.identity, stated.calibration)
         check_origin(journal.header, about_session(*now, track_memory=None))
     except ValueError as error:
         raise ValueError(f"out={out}: {str(error).rstrip('.')}, or choose another --out for a new session.") from error

@@ -78,6 +78,12 @@ class VolumeSegmenter:
         self.budget: FeatureBudget | None = None  # shared by several scans; None: `memory_gib` for each scan
         self._encode = Compiled(backbone.encode) if self.settings.compile else backbone.encode
 
+    def with_settings(self, settings: InferenceSettings) -> VolumeSegmenter:
+        """Return the same model with other settings. Both share the room for features."""
+        other = VolumeSegmenter(self.backbone, self.propagation, settings)
+        other.budget = self.budget
+        return other
+
     @property
     def device(self) -> torch.device:
         """Device of the model."""

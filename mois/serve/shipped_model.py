@@ -78,4 +78,4 @@ def served_model(
         rejections="vetoes",
         split_prominence_mm=None,
     )
-    return LesionModel.of(VolumeSegmenter(backbone, propagation, settings))
+    return LesionModel.of(VolumeSegmenter(backbone, propagation, settings), follows_sessions=True)

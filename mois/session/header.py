@@ -6,9 +6,9 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ _NOT_RECORDED: dict[str, Any] = {
 
 _EARLIER_DEFAULTS: dict[str, Any] = {"precision": "32", "normalisation": FIRST.as_dict()} | _NOT_RECORDED
 """Values of settings that earlier versions did not have. Any other missing setting has today's default."""
+
+_FOLLOWED = ("overlap", "threshold", "peak_threshold", "clicks", "level", "rejections", "split_prominence_mm")
+"""Settings of the shipped model. Each version may have other values, and goes on with a session by those of then."""
 
 
 def about_session(
@@ -144,8 +147,18 @@ def new_header(model: LesionModel, volume: Volume, type: str = "") -> dict[str, 
     return about_model(model, volume) | first | {"session": uuid.uuid4().hex, "started": time_stamp()}
 
 
-def checked_scan(journal: Journal, model: LesionModel, volume: Volume | None) -> Volume:
-    """Return the scan of a session, once model and scan are checked against its journal.
+def settings_of_session(settings: InferenceSettings, header: dict[str, Any]) -> InferenceSettings:
+    """Return settings with those of `_FOLLOWED` that a session was made with, as far as this version knows them."""
+    hints = get_type_hints(InferenceSettings)
+    made = {name: _recorded(header, name) for name in _FOLLOWED}
+    unknown = {name for name in made if get_origin(hints[name]) is Literal and made[name] not in get_args(hints[name])}
+    return replace(settings, **{name: value for name, value in made.items() if name not in unknown})
+
+
+def checked_scan(journal: Journal, model: LesionModel, volume: Volume | None) -> tuple[LesionModel, Volume]:
+    """Return model and scan of a session, once both are checked against its journal.
+
+    A model that follows sessions (`LesionModel.follows_sessions`) gets the settings that the session was made with.
 
     Args:
         journal: Journal of the session.
@@ -157,8 +170,17 @@ def checked_scan(journal: Journal, model: LesionModel, volume: Volume | None) ->
     """
     check_about(journal.header)
     volume = volume if volume is not None else read_scan(journal.header)
+    if model.follows_sessions:
+        settings = settings_of_session(model.segmenter.settings, journal.header)
+        model = replace(model, segmenter=model.segmenter.with_settings(settings))
     check_origin(journal.header, about_model(model, volume))
-    return volume
+    return model, volume
+
+
+def _recorded(header: dict[str, Any], name: str) -> Any:
+    """Return a setting of a session. One that is newer than the session has its default, or that of before."""
+    default = _EARLIER_DEFAULTS[name] if name in _EARLIER_DEFAULTS else getattr(InferenceSettings, name)
+    return header["inference"].get(name, default)
 
 
 def _is_one_slice(volume: Volume, slice_axis: SliceAxis) -> bool:
@@ -241,10 +263,7 @@ def check_origin(header: dict[str, Any], now: dict[str, Any]) -> None:
             f"{where} was made with inference.{unknown[0]}, which this version lacks; update this program."
         )
     for name, value in (_NOT_RECORDED | now["inference"]).items():
-        # a setting that is newer than the session had its default, or the value in _EARLIER_DEFAULTS
-        default = _EARLIER_DEFAULTS[name] if name in _EARLIER_DEFAULTS else getattr(InferenceSettings, name)
-        before = header["inference"].get(name, default)
-        if before != value:
+        if (before := _recorded(header, name)) != value:
             raise ValueError(
                 f"{where} was made with inference.{name}={before}, now it is {value}; use the same setting."
             )

@@ -340,7 +340,7 @@ class InteractiveSession(SessionView):
         """
         folder, model = Path(folder), one_model(model, calibration, identity)
         journal = read_journal(folder)
-        volume = checked_scan(journal, model, volume)
+        model, volume = checked_scan(journal, model, volume)
         history = SessionHistory.load(folder, journal, [model, *(models or {}).values()], volume)
         try:
             return cls(model, volume, history=history, models=models)
@@ -376,7 +376,7 @@ class InteractiveSession(SessionView):
         """
         model = one_model(model, calibration, identity)
         recorded = read_journal(Path(journal))
-        volume = checked_scan(recorded, model, volume)
+        model, volume = checked_scan(recorded, model, volume)
         known = partial(read_bank, [model, *(models or {}).values()], volume)
         history = SessionHistory(
             recorded.about, recorded.version, read_banks(find_journal(Path(journal)).parent, known)

@@ -21,16 +21,22 @@ class LesionModel:
         segmenter: Applies the model to a volume. Backbone and propagation are in eval mode.
         calibration: Gives the confidence of found lesions. None: the confidence is the highest probability of a lesion.
         identity: Identity of the model. Sessions and exemplar banks belong to one identity.
+        follows_sessions: Whether it goes on with a session by the settings that the session was made with. The shipped
+            model does: its settings change from version to version.
     """
 
     segmenter: VolumeSegmenter
     calibration: Calibration | None
     identity: ModelIdentity
+    follows_sessions: bool = False
 
     @classmethod
-    def of(cls, segmenter: VolumeSegmenter, calibration: Calibration | None = None) -> LesionModel:
+    def of(
+        cls, segmenter: VolumeSegmenter, calibration: Calibration | None = None, *, follows_sessions: bool = False
+    ) -> LesionModel:
         """Return the model of a segmenter. Its identity is computed from its tensors as they are now."""
-        return cls(segmenter, calibration, ModelIdentity.of(segmenter.backbone, segmenter.propagation))
+        identity = ModelIdentity.of(segmenter.backbone, segmenter.propagation)
+        return cls(segmenter, calibration, identity, follows_sessions)
 
     def read_bank(self, path: Path, volume: Volume) -> ExemplarBank:
         """Read a bank of exemplars that this model can use on a scan.

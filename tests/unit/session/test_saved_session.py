@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from mois.inference.settings import InferenceSettings
 from mois.session import InteractiveSession
-from mois.session.header import bank_name
+from mois.session.header import bank_name, settings_of_session
 from mois.sharing.bank import ExemplarBank
 from mois.sharing.lesion_model import LesionModel
 from tests.support.fake_model import TYPE_A, TYPE_B, make_scan
@@ -90,6 +91,41 @@ def test_a_session_is_refused_on_another_scan_model_or_setting(scan, tmp_path):
     changed.backbone.anchor.data += 1
     with pytest.raises(ValueError, match="another model"):
         InteractiveSession.load(tmp_path, LesionModel.of(changed), scan)
+
+
+def test_a_model_that_follows_sessions_goes_on_by_the_settings_of_then(scan, tmp_path):
+    then = {"level": "known", "clicks": "bounded", "peak_threshold": 0.7}
+    session = InteractiveSession(make_model(**then), scan, tmp_path)
+    session.click(lps(scan, 2, 20, 20))
+    session.close()
+    now = make_segmenter(level="selective", clicks="followed", rejections="vetoes", split_prominence_mm=None)
+    with pytest.raises(ValueError, match=r"made with inference\.level=known, now it is selective"):
+        InteractiveSession.load(tmp_path, LesionModel.of(now), scan)
+    follows = LesionModel.of(now, follows_sessions=True)
+    for back in (
+        InteractiveSession.load(tmp_path, follows, scan),
+        InteractiveSession.replay(tmp_path, follows, scan),
+    ):
+        settings = back._bench.segmenter.settings
+        assert settings == make_segmenter(**then).settings
+        assert back._bench.segmenter.budget is now.budget
+        assert torch.equal(back.label_map(), session.label_map())
+        back.propagate()
+        back.close()
+    assert InteractiveSession(follows, scan)._bench.segmenter is now  # a new session has the settings of now
+
+
+def test_what_a_model_cannot_follow_is_refused(scan, tmp_path):
+    InteractiveSession(make_model(pixel_mm=1.25), scan, tmp_path).close()
+    follows = LesionModel.of(make_segmenter(), follows_sessions=True)
+    with pytest.raises(ValueError, match=r"made with inference\.pixel_mm=1\.25, now it is 1\.5"):
+        InteractiveSession.load(tmp_path, follows, scan)
+
+
+def test_a_value_that_this_version_does_not_know_is_not_followed():
+    header = {"inference": {"level": "unheard_of", "clicks": "matched", "threshold": 0.4}}
+    followed = settings_of_session(InferenceSettings(level="known", rejections="vetoes", overlap=0.25), header)
+    assert followed == InferenceSettings(level="known", clicks="matched", threshold=0.4)
 
 
 def test_results_are_files_on_the_scanners_grid(scan, tmp_path):
