@@ -14,6 +14,7 @@ import pytest
 from adapters import Frozen
 from mois.backbones import SAM2
 from mois.cli import main
+from mois.cli.segment import _check_out, _Stated
 from mois.cli.typed_bundles import typed_bundles
 from mois.files.json_records import DIGEST, sealed
 from mois.inference.settings import InferenceSettings
@@ -297,3 +298,14 @@ def test_a_further_bundle_needs_a_type(tmp_path):
         typed_bundles(["a", "b"])
     with pytest.raises(ValueError, match="round has a bundle already"):
         typed_bundles(["round=a", "round=b"])
+
+
+def test_a_session_of_the_shipped_model_goes_on_after_its_settings_changed(tmp_path: Path) -> None:
+    then, scan = make_model(level="known"), three_lesions()
+    session = InteractiveSession(then, scan, tmp_path)
+    session.save()
+    session.close()
+    now = _Stated(make_model(level="selective", rejections="vetoes").segmenter.settings, then.identity, None)
+    with pytest.raises(ValueError, match=r"made with inference\.level=known, now it is selective"):
+        _check_out(tmp_path, now, "cpu", scan, ())
+    assert _check_out(tmp_path, now._replace(follows_sessions=True), "cpu", scan, ())
