@@ -321,7 +321,7 @@ class SAM2(Backbone):
         seen = self._memory_maps(features.levels[-1], mask.to(features.levels[-1].dtype))
         maps = torch.where(present.view(-1, 1, 1, 1), seen, seen + self.sam.no_obj_embed_spatial.view(1, -1, 1, 1))
         codes = self.sam.memory_encoder.position_encoding
-        position = codes(maps)
+        position = codes(seen)  # of the type of the computed maps, which bfloat16 halves
         if features.windows is not None:
             edge = features.windows.tile_px // 16
             code = codes(maps[:1, :, :1, :1].expand(1, -1, edge, edge))[0]
