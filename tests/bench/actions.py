@@ -18,15 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from mois.backbones import SAM2
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
 from mois.evaluation.settings import ProtocolSettings
 from mois.files.atomic import write_text
-from mois.inference.segmenter import VolumeSegmenter
-from mois.inference.settings import InferenceSettings
 from mois.records import Volume
-from tests.bench.look_alikes import PROPAGATIONS, SETS
+from tests.bench.look_alikes import SETS, segmenter_for
 
 ACTIONS = (1, 2, 3, 4, 5, 6, 8, 10)
 FIGURES = ("right", "lesion_f1", "shown_f1", "lesions", "rejected")
@@ -37,14 +34,10 @@ def measure(out: Path, number: int, seed: int) -> Path:
     path = out / f"actions_{number}_{seed}.json"
     if path.is_file():
         return path
-    weights, make, settings = PROPAGATIONS["LearnedMatching"]
-    backbone, propagation = SAM2(weights=weights).eval(), make()
-    propagation.build(backbone)
-    read, pixel_mm = SETS[f"phantom {number}"]
-    volume = read()
-    inference = InferenceSettings(pixel_mm=pixel_mm, overlap=0.25, **settings)  # type: ignore[arg-type]
+    name = f"phantom {number}"
+    volume = SETS[name][0]()
     protocol = ProtocolSettings(actions=ACTIONS, reader=Reader(seed=seed), target_class=most_frequent_class(volume))
-    report = evaluate_volume(VolumeSegmenter(backbone, propagation.eval(), inference), volume, protocol)
+    report = evaluate_volume(segmenter_for(name), volume, protocol)
     scored = report.classes[0]
     row = {
         "points": [asdict(each) for each in scored.actions],

@@ -23,15 +23,12 @@ import numpy as np
 from scipy.stats import spearmanr
 from scipy.stats import t as student
 
-from mois.backbones import SAM2
 from mois.evaluation.protocol import evaluate_volume
 from mois.evaluation.reader import Reader
 from mois.evaluation.settings import ProtocolSettings
 from mois.evaluation.statistics import slope_per_doubling
 from mois.files.atomic import write_text
-from mois.inference.segmenter import VolumeSegmenter
-from mois.inference.settings import InferenceSettings
-from tests.bench.look_alikes import PROPAGATIONS, SETS
+from tests.bench.look_alikes import SETS, segmenter_for
 
 COUNTS = {"cells3d": (0, 1, 2, 3, 5, 10)}
 """Numbers of exemplars of sets with fewer lesions than `ALL_COUNTS` wants."""
@@ -69,13 +66,8 @@ def measure(out: Path, name: str, seed: int) -> Path:
     path = out / f"curve_{name.replace(' ', '_')}_{seed}.json"
     if path.is_file():
         return path
-    weights, make, settings = PROPAGATIONS["LearnedMatching"]
-    backbone, propagation = SAM2(weights=weights).eval(), make()
-    propagation.build(backbone)
-    read, pixel_mm = SETS[name]
-    inference = InferenceSettings(pixel_mm=pixel_mm, overlap=0.25, **settings)  # type: ignore[arg-type]
     protocol = ProtocolSettings(prompted=0, counts=COUNTS.get(name, ALL_COUNTS), reader=Reader(seed=seed))
-    report = evaluate_volume(VolumeSegmenter(backbone, propagation.eval(), inference), read(), protocol)
+    report = evaluate_volume(segmenter_for(name), SETS[name][0](), protocol)
     rows = {str(each.target_class): [asdict(point) for point in each.curve] for each in report.classes}
     write_text(path, json.dumps(rows) + "\n")
     return path

@@ -92,19 +92,22 @@ SETS: dict[str, tuple[Callable[[], Volume], float]] = {
 """By name: how to read or make the scan, and the edge of a pixel in mm."""
 
 
+def segmenter_for(name: str, propagation: str = "LearnedMatching") -> VolumeSegmenter:
+    """Return a propagation with its weights and settings, at the pixel size of a set."""
+    weights, make, settings = PROPAGATIONS[propagation]
+    backbone, module = SAM2(weights=weights).eval(), make()
+    module.build(backbone)
+    inference = InferenceSettings(pixel_mm=SETS[name][1], overlap=0.25, **settings)  # type: ignore[arg-type]
+    return VolumeSegmenter(backbone, module.eval(), inference)
+
+
 def measure(out: Path, name: str, propagation: str, seed: int) -> Path:
     """Measure a row, unless its file is there: the figures of each class."""
     path = out / f"{name.replace(' ', '_')}_{propagation}_{seed}.json"
     if path.is_file():
         return path
-    weights, make, settings = PROPAGATIONS[propagation]
-    backbone, module = SAM2(weights=weights).eval(), make()
-    module.build(backbone)
-    read, pixel_mm = SETS[name]
-    inference = InferenceSettings(pixel_mm=pixel_mm, overlap=0.25, **settings)  # type: ignore[arg-type]
-    report = evaluate_volume(
-        VolumeSegmenter(backbone, module.eval(), inference), read(), ProtocolSettings(reader=Reader(seed=seed))
-    )
+    protocol = ProtocolSettings(reader=Reader(seed=seed))
+    report = evaluate_volume(segmenter_for(name, propagation), SETS[name][0](), protocol)
     write_text(path, json.dumps({str(c.target_class): asdict(c.figures) for c in report.classes}) + "\n")
     return path
 
