@@ -165,11 +165,6 @@ class InferenceSettings:
         """Whether the answer without exemplars may have a say."""
         return self.level in ("pooled", "known", "cautious", "selective")
 
-    @property
-    def changes_sides(self) -> bool:
-        """Whether sessions ask what is found if the exemplars change sides, where lesions were rejected."""
-        return self.rejections == "vetoes" or self.asks_alone
-
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse more channels than a backbone has inputs for.
 

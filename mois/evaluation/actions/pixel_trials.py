@@ -13,7 +13,6 @@ import numpy as np
 from mois.clicks import central_pixel
 from mois.evaluation.reader import Reader
 from mois.geometry import SliceGrid
-from mois.inference.segmenter import VolumeSegmenter
 from mois.lesions import InstanceMap
 from mois.metrics.overlap import Matches, dice, match_lesions
 from mois.records import Volume
@@ -134,8 +133,7 @@ def try_pixel_size(
     """
     start = time.monotonic()
     settings = replace(model.segmenter.settings, pixel_mm=pixel_mm)
-    segmenter = VolumeSegmenter(model.segmenter.backbone, model.segmenter.propagation, settings)
-    session = InteractiveSession(LesionModel(segmenter, model.calibration, model.identity), volume)
+    session = InteractiveSession(replace(model, segmenter=model.segmenter.with_settings(settings)), volume)
     if annotated is None:
         play(session, requested_actions(entries, volume), Path())
     else:

@@ -160,7 +160,7 @@ class ModelOnScan:
         keys, exemplars = self.exemplars_in_use(state)
         used = self._used(state, keys)
         if self._latest is None or not _same(used, self._latest[0]):
-            opposite = bool(positive and rejected) and self.segmenter.settings.changes_sides
+            opposite = bool(positive and rejected) and self.segmenter.settings.asks_alone
             answer = yield from self._asked_steps(state, keys, exemplars, tile_by_tile, opposite=opposite)
             self._latest = self._of_positive = used, answer
         return self._latest[1]
