@@ -20,7 +20,7 @@ from mois.scans.volumes import read_images
 from mois.serve.device_queue import DeviceQueue, Urgency
 from mois.serve.refusals import Cancelled, Watching
 from mois.serve.served_models import ServedModels
-from mois.serve.studies import Study, study_key
+from mois.serve.studies import Study, study_folder
 from mois.session import InteractiveSession
 from mois.session.state import Preview
 from mois.sharing.bundle_record import is_shipped
@@ -75,9 +75,9 @@ class Host:
             ValueError: If the file is no scan, or the session on the disk is damaged.
         """
         volume = scan if isinstance(scan, Volume) else self.read(scan, subject, patient)
-        key = study_key(self.model, volume)
+        folder = study_folder(self.studies, self.model, volume)
         with self._lock:
-            study = self._known.setdefault(key, Study(self.studies / key, self.models))
+            study = self._known.setdefault(folder.name, Study(folder, self.models))
         self._make_room(study)
         study.opened(volume)
         seat = Seat(self, study, client)

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mois.files.atomic import refuse_links
 from mois.records import Volume
 from mois.scans.image_files import write_volume
 from mois.serve.served_models import ServedModels, write_added_type
 from mois.session import InteractiveSession
-from mois.session.header import about_model, model_digest
+from mois.session.header import about_model, checked_origin, model_digest
 from mois.session.journal import NAME, has_begun, read_journal
 from mois.sharing.lesion_model import LesionModel
 
 if TYPE_CHECKING:
     from mois.serve.host import Seat
+
+SESSION = "session"
+"""Folder of the session in that of its study."""
 
 WRITER_IDLE_S = 600.0
 """After so many seconds without an action, another client may write."""
@@ -35,6 +39,45 @@ def study_key(model: LesionModel, volume: Volume) -> str:
     """Return the name of a scan's folder: a digest of its voxels and grid, and one of model and settings."""
     about = about_model(model, volume)
     return f"{about['scan_sha256'][:16]}-{model_digest(about)[:8]}"
+
+
+def study_folder(studies: Path, model: LesionModel, volume: Volume) -> Path:
+    """Return the folder of a scan's study.
+
+    After an update of the program, a model that follows sessions has other settings, so the folder has another name.
+    Where none of today's name has a session, the latest session that the model can go on with is taken.
+
+    Args:
+        studies: Folder of all studies.
+        model: The model of the server.
+        volume: The scan.
+    """
+    key = study_key(model, volume)
+    if not model.follows_sessions or has_begun(studies / key / SESSION / NAME):
+        return studies / key
+    scan = key.partition("-")[0]
+    earlier = [folder for folder in studies.glob(f"{scan}-*") if _goes_on(folder, model, volume)]
+    return max(earlier, key=lambda folder: (folder / SESSION / NAME).stat().st_mtime_ns, default=studies / key)
+
+
+def _goes_on(folder: Path, model: LesionModel, volume: Volume) -> bool:
+    """Return whether a folder holds a session of a scan that a model can go on with."""
+    session = folder / SESSION
+    if folder.is_symlink() or session.is_symlink() or not has_begun(session / NAME):
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"):  # it is loaded afterwards, with the same warnings
+            journal = read_journal(session)
+            checked_origin(journal, model, None, _as_recorded(volume, journal.header))
+    except (ValueError, OSError):  # a damaged one stays where it is
+        return False
+    return True
+
+
+def _as_recorded(volume: Volume, header: dict[str, Any]) -> Volume:
+    """Return a scan with the names and, if it is still there, the file of its session: it is the same scan."""
+    path = header["path"] if Path(header["path"]).exists() else volume.path
+    return volume._replace(subject=header["subject"], patient=header["patient"], path=path)
 
 
 class Study:
@@ -62,7 +105,7 @@ class Study:
     @property
     def session_folder(self) -> Path:
         """Folder of the session."""
-        return self.folder / "session"
+        return self.folder / SESSION
 
     @property
     def session(self) -> InteractiveSession | None:
@@ -98,9 +141,7 @@ class Study:
 
     def _load(self, volume: Volume | None) -> InteractiveSession:
         header = read_journal(self.session_folder).header
-        if volume is not None:  # the same scan under another name is the same scan
-            there = header["path"] if Path(header["path"]).exists() else volume.path  # the file may have moved
-            volume = volume._replace(subject=header["subject"], patient=header["patient"], path=there)
+        volume = None if volume is None else _as_recorded(volume, header)
         models = self._models.beside(str(header.get("type", "")), self.folder)
         return InteractiveSession.load(self.session_folder, self._models.first, volume, models=models)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -155,14 +156,26 @@ def settings_of_session(settings: InferenceSettings, header: dict[str, Any]) -> 
     return replace(settings, **{name: value for name, value in made.items() if name not in unknown})
 
 
-def checked_scan(journal: Journal, model: LesionModel, volume: Volume | None) -> tuple[LesionModel, Volume]:
-    """Return model and scan of a session, once both are checked against its journal.
+def of_session(model: LesionModel, header: dict[str, Any]) -> LesionModel:
+    """Return a model as it goes on with a session: with its settings, if it follows (`follows_sessions`)."""
+    if not model.follows_sessions:
+        return model
+    settings = settings_of_session(model.segmenter.settings, header)
+    return replace(model, segmenter=model.segmenter.with_settings(settings))
 
-    A model that follows sessions (`LesionModel.follows_sessions`) gets the settings that the session was made with.
+
+def checked_origin(
+    journal: Journal, model: LesionModel, further: Mapping[str, LesionModel] | None, volume: Volume | None
+) -> tuple[LesionModel, dict[str, LesionModel], Volume]:
+    """Return models and scan of a session, once the first model and the scan are checked against its journal.
+
+    A model that follows sessions (`LesionModel.follows_sessions`) gets the settings that the session was made with, a
+    further one if the journal used it with them.
 
     Args:
         journal: Journal of the session.
         model: The model to go on with.
+        further: Models of further types, by type.
         volume: The scan. None reads it from the path that the journal states.
 
     Raises:
@@ -170,11 +183,30 @@ def checked_scan(journal: Journal, model: LesionModel, volume: Volume | None) ->
     """
     check_about(journal.header)
     volume = volume if volume is not None else read_scan(journal.header)
-    if model.follows_sessions:
-        settings = settings_of_session(model.segmenter.settings, journal.header)
-        model = replace(model, segmenter=model.segmenter.with_settings(settings))
-    check_origin(journal.header, about_model(model, volume))
-    return model, volume
+    followed = of_session(model, journal.header)
+    check_origin(journal.header, about_model(followed, volume))
+    if followed.segmenter.settings != model.segmenter.settings:
+        _warn_of_settings(followed.segmenter.settings, model.segmenter.settings, volume.subject)
+    used = {(action.arguments["type"], action.arguments["model"]) for action in journal.actions if action.name == "use"}
+    models = {}
+    for name, now in (further or {}).items():
+        then = of_session(now, journal.header)
+        models[name] = then if (name, model_digest(about_model(then, volume))) in used else now
+    return followed, models, volume
+
+
+def _warn_of_settings(then: InferenceSettings, now: InferenceSettings, subject: str) -> None:
+    """Warn that a session goes on by settings that are not those of now."""
+    changed = [
+        f"{name}={getattr(then, name)} (now {getattr(now, name)})"
+        for name in _FOLLOWED
+        if getattr(then, name) != getattr(now, name)
+    ]
+    warnings.warn(
+        f"the session of {subject} goes on by the settings it was made with: inference.{', '.join(changed)}; begin a "
+        "new session for those of now",
+        stacklevel=3,
+    )
 
 
 def _recorded(header: dict[str, Any], name: str) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mois.inference.segmenter import VolumeSegmenter
 from mois.records import Volume
-from mois.session.header import bank_name, checked_scan, new_header
+from mois.session.header import bank_name, checked_origin, new_header
 from mois.session.history import SessionHistory, read_bank
 from mois.session.journal import find_journal, read_journal
 from mois.session.masks import checked_mask, pack_mask
@@ -340,8 +340,8 @@ class InteractiveSession(SessionView):
         """
         folder, model = Path(folder), one_model(model, calibration, identity)
         journal = read_journal(folder)
-        model, volume = checked_scan(journal, model, volume)
-        history = SessionHistory.load(folder, journal, [model, *(models or {}).values()], volume)
+        model, models, volume = checked_origin(journal, model, models, volume)
+        history = SessionHistory.load(folder, journal, [model, *models.values()], volume)
         try:
             return cls(model, volume, history=history, models=models)
         except BaseException:
@@ -376,8 +376,8 @@ class InteractiveSession(SessionView):
         """
         model = one_model(model, calibration, identity)
         recorded = read_journal(Path(journal))
-        model, volume = checked_scan(recorded, model, volume)
-        known = partial(read_bank, [model, *(models or {}).values()], volume)
+        model, models, volume = checked_origin(recorded, model, models, volume)
+        known = partial(read_bank, [model, *models.values()], volume)
         history = SessionHistory(
             recorded.about, recorded.version, read_banks(find_journal(Path(journal)).parent, known)
         )

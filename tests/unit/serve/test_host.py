@@ -1,5 +1,8 @@
 """Sessions of several clients on several scans: writers and watchers, restarts, room, propagation in parts."""
 
+import os
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -60,6 +63,70 @@ def test_session_is_found_again_after_a_restart(tmp_path):
     seat = again.open("b", renamed)
     assert len(seat.look(lambda s: s.actions)) == 1
     assert seat.do(lambda s: s.undo())
+    again.close()
+
+
+def shipped(**changes):
+    """A model as the shipped one, whose settings change from version to version."""
+    return replace(make_model(**changes), follows_sessions=True)
+
+
+def test_session_of_an_earlier_version_is_found_after_an_update(tmp_path):
+    scan, studies = plain(three_lesions()), tmp_path / "studies"
+    for level, place in (("known", (2, 20, 20)), ("cautious", (2, 40, 12))):  # two versions
+        host = Host(studies, shipped(level=level))
+        host.open("a", scan).do(lambda s, place=place: s.click(lps(scan, *place)))
+        host.close()
+    (folder,) = studies.iterdir()
+    now = Host(studies, shipped(level="selective", rejections="vetoes"))
+    with pytest.warns(UserWarning, match=r"goes on by the settings it was made with: inference\.level=known \(now sel"):
+        seat = now.open("b", scan._replace(subject="other name"))
+    assert seat.key == folder.name
+    assert [action.name for action in seat.look(lambda s: s.actions)] == ["click", "click"]
+    assert seat.look(lambda s: s._bench.segmenter.settings.level) == "known"
+    now.close()
+    assert [each.name for each in studies.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("hindrance", ["other model", "damaged", "linked", "does not follow"])
+def test_session_that_cannot_be_gone_on_with_stays_where_it_is(hindrance, tmp_path):
+    scan, studies = plain(three_lesions()), tmp_path / "studies"
+    host = Host(studies, shipped(level="known", **({"pixel_mm": 1.25} if hindrance == "other model" else {})))
+    earlier = host.open("a", scan).key
+    host.close()
+    journal = studies / earlier / "session" / "journal.jsonl"
+    if hindrance == "damaged":
+        journal.write_bytes(journal.read_bytes().replace(b"scan_sha256", b"scan_sha257"))
+    if hindrance == "linked":
+        (studies / earlier).rename(tmp_path / "elsewhere")
+        (studies / earlier).symlink_to(tmp_path / "elsewhere")
+    before = journal.read_bytes()
+    now = Host(studies, (make_model if hindrance == "does not follow" else shipped)(level="selective"))
+    seat = now.open("b", scan)
+    assert seat.key != earlier
+    assert seat.look(lambda s: len(s.actions)) == 0
+    assert journal.read_bytes() == before
+    now.close()
+
+
+def test_of_several_earlier_sessions_the_latest_is_taken_and_today_s_comes_before_all(tmp_path):
+    scan, studies = plain(three_lesions()), tmp_path / "studies"
+    keys = []
+    for level in ("known", "cautious"):
+        host = Host(studies, make_model(level=level))  # versions whose model did not follow sessions
+        keys.append(host.open("a", scan).key)
+        host.close()
+    os.utime(studies / keys[0] / "session" / "journal.jsonl", ns=(2**61, 2**61))
+    now = Host(studies, shipped(level="selective"))
+    with pytest.warns(UserWarning, match="known"):
+        seat = now.open("b", scan)
+    assert seat.key == keys[0]
+    now.close()
+    host = Host(studies, make_model(level="selective"))
+    today = host.open("a", scan).key
+    host.close()
+    again = Host(studies, shipped(level="selective"))
+    assert again.open("b", scan).key == today
     again.close()
 
 

@@ -1,5 +1,7 @@
 """Several models in one session, each for lesions of its own type."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -215,3 +217,27 @@ def test_the_first_type_may_have_a_name(scan, tmp_path):
     assert loaded.state.type == "long"
     with pytest.raises(ValueError, match="type='a b'"):
         InteractiveSession(make_model(), scan, type="a b")
+
+
+def test_further_types_go_on_by_the_settings_that_they_were_used_with(scan, tmp_path):
+    def following(make, level):
+        return replace(make(level=level), follows_sessions=True)
+
+    session = InteractiveSession(following(make_model, "known"), scan, tmp_path)
+    session.use("round", following(other_model, "known"))
+    session.click(lps(scan, 2, 40, 12))
+    session.close()
+    for version in range(2):  # the second goes on with what the first has written
+        models = {name: following(other_model, "selective") for name in ("round", "later")[: version + 1]}
+        with pytest.warns(UserWarning, match="settings it was made with"):
+            back = InteractiveSession.load(tmp_path, following(make_model, "selective"), scan, models=models)
+        assert back._types.of("round").segmenter.settings.level == "known"
+        if version:
+            assert back._types.of("later").segmenter.settings.level == "selective"
+        back.use("later", models.get("later") or following(other_model, "selective"))
+        back.use("round")
+        back.close()
+    with pytest.raises(ValueError, match="type=round was made with another model, settings or calibration"):
+        InteractiveSession.load(
+            tmp_path, following(make_model, "selective"), scan, models={"round": other_model(level="selective")}
+        )
