@@ -4,6 +4,7 @@
 
 Each row (set, propagation, seed of the reader) is a file. Rows that are there are not measured again, so the table can
 grow in several sittings. The settings are those of configs/zero_shot.yaml; only `pixel_mm` differs between sets.
+DIR/gallery.html shows a picture of each class of a set: the shipped model with the first reader.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ from mois.interfaces import Propagation
 from mois.propagation import Attention, LearnedMatching, Matching, Prototype, Sam2Only, Similarity
 from mois.records import Volume
 from mois.scans.datasets import read_dataset
+from tests.bench.gallery import pictures_of, write_gallery
 
 FIGURES = ("right", "wrong", "no_exemplars", "unprompted_dice", "lesion_f1", "prompted_dice", "false_lesions")
 SEED = 7
 """Of the phantoms. Pretraining and its validation have other seeds."""
+
+SHOWN = ("LearnedMatching", 0)
+"""Propagation and reader of the pictures."""
 
 PROPAGATIONS: dict[str, tuple[str, Callable[[], Propagation], dict[str, float | str | None]]] = {
     "LearnedMatching": (
@@ -86,6 +91,7 @@ SETS: dict[str, tuple[Callable[[], Volume], float]] = {
     "ovule1135": (_real("Dataset605_NucleiPlant", "ovule1135"), 0.25),
     "embryo8": (_real("Dataset606_NucleiMouseEmbryo", "embryo8"), 0.8),
     **{f"MS {n}": (_real("Dataset501_MSLesions", f"patient{n}"), 0.25) for n in ("07", "19", "26")},
+    **{f"MS change {n}": (_real("Dataset602_MSChange", f"patient{n}"), 0.25) for n in ("01", "03", "19")},
     **{f"phantom {n}": (_phantom(n, 2), 1.5) for n in range(6)},
     **{f"four types {n}": (_phantom(n, 4), 1.5) for n in range(3)},
 }
@@ -101,13 +107,19 @@ def segmenter_for(name: str, propagation: str = "LearnedMatching") -> VolumeSegm
     return VolumeSegmenter(backbone, module.eval(), inference)
 
 
+def row_of(out: Path, name: str, propagation: str, seed: int) -> Path:
+    """Return the file of a row."""
+    return out / f"{name.replace(' ', '_')}_{propagation}_{seed}.json"
+
+
 def measure(out: Path, name: str, propagation: str, seed: int) -> Path:
     """Measure a row, unless its file is there: the figures of each class."""
-    path = out / f"{name.replace(' ', '_')}_{propagation}_{seed}.json"
+    path = row_of(out, name, propagation, seed)
     if path.is_file():
         return path
     protocol = ProtocolSettings(reader=Reader(seed=seed))
-    report = evaluate_volume(segmenter_for(name, propagation), SETS[name][0](), protocol)
+    pictures = pictures_of(path) if (propagation, seed) == SHOWN else None
+    report = evaluate_volume(segmenter_for(name, propagation), SETS[name][0](), protocol, pictures)
     write_text(path, json.dumps({str(c.target_class): asdict(c.figures) for c in report.classes}) + "\n")
     return path
 
@@ -117,7 +129,7 @@ def table(out: Path, sets: list[str], propagations: list[str], seeds: int) -> st
     lines = [f"| set | propagation | readers | {' | '.join(FIGURES)} |", "|---" * (3 + len(FIGURES)) + "|"]
     for name in sets:
         for propagation in propagations:
-            paths = [out / f"{name.replace(' ', '_')}_{propagation}_{seed}.json" for seed in range(seeds)]
+            paths = [row_of(out, name, propagation, seed) for seed in range(seeds)]
             there = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
             if there:
                 classes = [figures for row in there for figures in row.values()]
@@ -144,3 +156,4 @@ if __name__ == "__main__":
             for seed in range(asked.seeds):
                 print(measure(asked.out, name, propagation, seed), flush=True)
     print(table(asked.out, asked.sets, asked.propagations, asked.seeds))
+    print(write_gallery(asked.out, {name: row_of(asked.out, name, *SHOWN) for name in asked.sets}))
