@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 def without_control_codes(text: str) -> str:
@@ -47,6 +48,53 @@ def told_where(where: str) -> Iterator[None]:
         raise DataError(f"{where}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Args:
+        name: Name of the setting, such as inference.level.
+        value: Its value.
+        choices: What it may be.
+
+    Raises:
+        ValueError: If it is another one.
+
+    Examples:
+        >>> check_choice("inference.window", "on", ("off", "auto"))
+        Traceback (most recent call last):
+        ValueError: inference.window='on' is unknown; choose off or auto.
+    """
+    if value not in choices:
+        *first, last = map(str, choices)
+        raise ValueError(f"{name}={value!r} is unknown; choose {' or '.join(filter(None, (', '.join(first), last)))}.")
+
+
+def check_choices(settings: object, prefix: str) -> None:
+    """Refuse fields of a dataclass whose type is a `Literal`, if their values are none of it.
+
+    The command line checks types itself; from Python a misspelt word would be taken for another one.
+
+    Args:
+        settings: The dataclass.
+        prefix: Where its fields are in a config, such as inference.
+
+    Raises:
+        ValueError: If a value is none of the choices; the message names all of them.
+    """
+    for name, choices in _choices_of(type(settings)):
+        check_choice(f"{prefix}.{name}", getattr(settings, name), choices)
+
+
+def _choices_of(kind: type) -> tuple[tuple[str, tuple[object, ...]], ...]:
+    """Return each field of a class that is a `Literal`, or a `Literal` or None, with what it may be."""
+    found = []
+    for name, hint in get_type_hints(kind).items():
+        parts = [hint] if get_origin(hint) is Literal else get_args(hint)
+        if any(get_origin(part) is Literal for part in parts):
+            found.append((name, tuple(choice for part in parts for choice in (get_args(part) or (None,)))))
+    return tuple(found)
 
 
 def one_line(text: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mois.errors import check_choices
 from mois.records import Prompts
 
 Strategy = Literal["random", "largest", "spread", "suggested", "corrects"]
@@ -41,17 +42,11 @@ class Reader:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        if self.strategy not in get_args(Strategy):
-            choice = ", ".join(get_args(Strategy)[:-1])
-            raise ValueError(
-                f"reader.strategy={self.strategy!r} is unknown; choose {choice} or {get_args(Strategy)[-1]}."
-            )
+        check_choices(self, "reader")
         if not self.noise_mm >= 0:
             raise ValueError(f"reader.noise_mm={self.noise_mm} must be 0 or more.")
         if not 0 <= self.miss < 1:
             raise ValueError(f"reader.miss={self.miss} must be at least 0 and below 1.")
-        if self.slices not in get_args(Slices):
-            raise ValueError(f"reader.slices={self.slices!r} is unknown; choose {' or '.join(get_args(Slices))}.")
 
     def choose_slice(self, lesion: int, area: npt.NDArray[np.int64]) -> int:
         """Return the slice on which a lesion is clicked.

@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import inf, isfinite
 from typing import Literal
 
+from mois.errors import check_choices
 from mois.evaluation.reader import Reader
 from mois.metrics.surface import SURFACE_MM
 
@@ -82,10 +83,7 @@ class ProtocolSettings:
         if not (isfinite(self.surface_mm) and self.surface_mm > 0):
             raise ValueError(f"protocol.surface_mm={self.surface_mm} must be a number of millimetres above 0.")
         size_bins(self.bins_ml)
-        if self.masks not in ("predicted", "true"):
-            raise ValueError(f"protocol.masks={self.masks!r} is unknown; choose predicted or true.")
-        if self.rules not in ("ours", "paper"):
-            raise ValueError(f"protocol.rules={self.rules!r} is unknown; choose ours or paper.")
+        check_choices(self, "protocol")
 
     def scored(self, classes: Iterable[int], declared: Collection[int]) -> list[int]:
         """Return which classes of a scan are scored.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mois.errors import check_choices
 from mois.inference.execution import Precision
 from mois.inference.matched_masks import MASK_RULES, MaskRules
 from mois.intensities import Normalisation
@@ -110,6 +111,7 @@ class InferenceSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
+        check_choices(self, "inference")
         if self.pixel_mm <= 0:
             raise ValueError(f"inference.pixel_mm={self.pixel_mm} must be above 0.")
         if self.tile_px is not None and (self.tile_px < 32 or self.tile_px % 32):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mois.errors import check_choice
 from mois.interfaces import Backbone, Propagation
 from mois.propagation.pooling import is_present
 from mois.propagation.shared_keys import SharedKeys
@@ -57,6 +58,9 @@ class Attention(Propagation):
         keys: Literal["memory", "shared"] = "memory",
     ) -> None:
         super().__init__()
+        check_choice("propagation.tokens", tokens, ("dense", "foreground"))
+        check_choice("propagation.initial", initial, ("memory_attention", "random"))
+        check_choice("propagation.keys", keys, ("memory", "shared"))
         if keys == "shared":
             _refuse_options_of_memory_keys(rotary_keys, tokens, initial, weights)
         self.keys = keys

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mois.errors import check_choices
+
 
 @dataclass
 class TrackingSettings:
@@ -34,6 +36,7 @@ class TrackingSettings:
     scans: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse a number of scans below 0."""
+        """Refuse a number of scans below 0, and words that are none of the choices."""
+        check_choices(self, "tracking")
         if self.scans < 0:
             raise ValueError(f"tracking.scans={self.scans} must be 0 or more.")

@@ -3,9 +3,9 @@
 `MOIS_REAL_DATA=DIR python -m tests.bench.adaptation --out DIR [--sets NAME ...] [--seeds N ...] [--minutes 10]`
 
 A row is one adaptation. Its scans are a number of phantoms with two held-back lesion types (tested on 4 others), two of
-the three MS patients (tested on the third), or one half of the slices of a scan of nuclei (tested on the other half, a
-nucleus between). The model before has the plan's settings, so it is what `mois adapt` calls step 0. Rows that are there
-are not measured again, so the table grows in several sittings.
+three MS patients (tested on the third; the lesions, or what changed between two visits), or one half of the slices of a
+scan of nuclei (tested on the other half, a nucleus between). The model before has the plan's settings, so it is what
+`mois adapt` calls step 0. Rows that are there are not measured again, so the table grows in several sittings.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ SCANS = (1, 2, 5, 10, 20)
 """Numbers of phantoms to adapt on."""
 
 TESTS = 4
+CHANGED = ("01", "03", "19")
+"""Patients of whom two visits are compared."""
+
 NUCLEI = {"ovule1135": "Dataset605_NucleiPlant", "embryo8": "Dataset606_NucleiMouseEmbryo"}
 FOLDERS = ("images", "labels", "instances", "distractors")
 BEFORE = {"threshold": 0.5, "peak_threshold": 0.6}
@@ -73,13 +76,13 @@ def phantoms(count: int) -> Callable[[Path, int], Path]:
     return write
 
 
-def patients_but(held_out: str) -> Callable[[Path, int], Path]:
-    """Return what writes a dataset of the two other MS patients, with this one as the test."""
+def patients_but(held_out: str, dataset: str, patients: Sequence[str]) -> Callable[[Path, int], Path]:
+    """Return what writes the other patients of a dataset of MS lesions, with this one as the test."""
 
     def write(out: Path, seed: int) -> Path:
-        whole = Path(os.environ["MOIS_REAL_DATA"]) / "Dataset501_MSLesions"
-        train = [f"patient{name}" for name in PATIENTS if name != held_out]
-        return _chosen(whole, out / f"MS_{held_out}", train, [f"patient{held_out}"])
+        whole = Path(os.environ["MOIS_REAL_DATA"]) / dataset
+        train = [f"patient{name}" for name in patients if name != held_out]
+        return _chosen(whole, out / f"{dataset}_{held_out}", train, [f"patient{held_out}"])
 
     return write
 
@@ -111,7 +114,8 @@ def halves(subject: str) -> Callable[[Path, int], Path]:
 
 SETS = {
     **{f"phantoms {count}": phantoms(count) for count in SCANS},
-    **{f"MS {patient}": patients_but(patient) for patient in PATIENTS},
+    **{f"MS {patient}": patients_but(patient, "Dataset501_MSLesions", PATIENTS) for patient in PATIENTS},
+    **{f"MS change {patient}": patients_but(patient, "Dataset602_MSChange", CHANGED) for patient in CHANGED},
     **{subject: halves(subject) for subject in NUCLEI},
 }
 """By name: what writes the dataset, from the folder of all datasets and the seed."""
