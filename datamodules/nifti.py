@@ -132,6 +132,11 @@ class NiftiDataModule(LightningDataModule):
             self._splits = divide(read_dataset(self.root), self.split, self.root, self.seed)
         return self._splits
 
+    @property
+    def validates_on_trained_scans(self) -> bool:
+        """Whether slices of the scans that train validate: a training knows these patients."""
+        return bool(self.split.val_slab)
+
     def setup(self, stage: str) -> None:
         """Read and check the files that this rank needs in this stage; prepare the training scans.
 

@@ -40,6 +40,7 @@ from mois.training.whole_scans import (
     mean_figures,
     predict_scan,
     score_scan,
+    validates_on_trained_scans,
     validation_warnings,
     with_score,
     write_test_results,
@@ -217,7 +218,7 @@ class ExemplarSegmenter(LightningModule):
             Tracker.of(self.trainer).scalars({f"val/{name}": value for name, value in figures.items()}, 0)
             return
         for prefix in self.propagations:
-            for sentence in validation_warnings(figures, self.step_0, prefix):
+            for sentence in validation_warnings(figures, self.step_0, prefix, validates_on_trained_scans(self.trainer)):
                 rank_zero_warn(sentence)
 
     def on_test_epoch_end(self) -> None:

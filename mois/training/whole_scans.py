@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
 
 from mois.evaluation.figures import SubjectReport
 from mois.evaluation.protocol import evaluate_volume
@@ -24,6 +25,12 @@ from mois.sharing.calibration import Calibration
 from mois.sharing.remarks import clicks_spoilt, exemplars_harm, made_worse
 
 _NEVER_BEST = ", so that this checkpoint does not become best.ckpt"
+
+HARM_ON_TRAINED_SCANS = (
+    "the exemplars do harm on these slices. Other slices of the same scans trained, so the model knows these scans "
+    "without exemplars; test on another scan"
+)
+"""What is said of exemplars where slices of the scans that train validate."""
 
 
 def score_scan(
@@ -101,13 +108,21 @@ def figures_of(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {name: value for name, value in own.items() if "/" not in name}
 
 
-def validation_warnings(figures: Mapping[str, float], step_0: Mapping[str, float], prefix: str) -> list[str]:
+def validates_on_trained_scans(trainer: Trainer) -> bool:
+    """Return whether slices of the scans that train validate, as the datamodule says; others may not say it."""
+    return bool(getattr(getattr(trainer, "datamodule", None), "validates_on_trained_scans", False))
+
+
+def validation_warnings(
+    figures: Mapping[str, float], step_0: Mapping[str, float], prefix: str, on_trained_scans: bool = False
+) -> list[str]:
     """Return warnings on a propagation: it ignores its exemplars, they do harm, or figures became worse.
 
     Args:
         figures: Mean figures of the validation.
         step_0: Mean figures of the validation before the first step; empty if there was none.
         prefix: Prefix of the propagation's figures.
+        on_trained_scans: Whether the validation is on slices of the scans that train.
     """
     warnings = []
     right, wrong = figures.get(f"{prefix}right"), figures.get(f"{prefix}wrong")
@@ -116,7 +131,7 @@ def validation_warnings(figures: Mapping[str, float], step_0: Mapping[str, float
             f"val/{prefix}right={right:.2f} and val/{prefix}wrong={wrong:.2f} are close: the propagation "
             "ignores its exemplars. Give the episodes more of another class (data.init_args.mix), or train on."
         )
-    if harm := harm_warning("val", figures, prefix):
+    if harm := harm_warning("val", figures, prefix, on_trained_scans):
         warnings.append(harm)
     before, after = figures_of(step_0, prefix), figures_of(figures, prefix)
     worse = [f"val/{prefix}{sentence}" for sentence in made_worse(before, after)]
@@ -125,15 +140,20 @@ def validation_warnings(figures: Mapping[str, float], step_0: Mapping[str, float
     return [*warnings, *worse]
 
 
-def harm_warning(split: Literal["val", "test"], figures: Mapping[str, float], prefix: str) -> str | None:
+def harm_warning(
+    split: Literal["val", "test"], figures: Mapping[str, float], prefix: str, on_trained_scans: bool = False
+) -> str | None:
     """Return a warning if a propagation finds less with exemplars than without; else None."""
     right, without = figures.get(f"{prefix}right"), figures.get(f"{prefix}no_exemplars")
     if not exemplars_harm(right, without):
         return None
+    below = f"{split}/{prefix}right={right:.3f} is below {split}/{prefix}no_exemplars={without:.3f}"
+    if on_trained_scans:
+        return f"{below}: {HARM_ON_TRAINED_SCANS}."
     never_best = _NEVER_BEST if split == "val" and not prefix else ""
     return (
-        f"{split}/{prefix}right={right:.3f} is below {split}/{prefix}no_exemplars={without:.3f}: the exemplars "
-        f"do harm{never_best}. Train on, or compare with the model before the training (test without --ckpt_path)."
+        f"{below}: the exemplars do harm{never_best}. Train on, or compare with the model before the training (test "
+        "without --ckpt_path)."
     )
 
 

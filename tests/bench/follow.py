@@ -2,11 +2,12 @@
 
 Both follow the same lesions from the same clicks. Encoding is included.
 
-python -m tests.bench.follow        # ten minutes
+python -m tests.bench.follow [--lesions 20]        # ten minutes with 10 lesions
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,10 +168,10 @@ def masks_of(encoded: EncodedVolume, tracked: Tracked) -> dict[tuple[int, int], 
     return {key: logits > 0 for key, logits in zip(keys, tracked.logits, strict=True)}
 
 
-def follow(repeats: int) -> Outcome:
+def follow(repeats: int, lesions: int = LESIONS) -> Outcome:
     """10 lesions over 14 slices from one click each, encoding included, against Meta's predictor (tiny, 512 px)."""
     with tempfile.TemporaryDirectory() as folder:
-        pair = _Follow.of(Path(folder))
+        pair = _Follow.of(Path(folder), lesions)
     segmenter = pair.segmenter()
     images = segmenter.encode(pair.volume, lazy=True).images(np.arange(SLICES)).clamp(0, 1)  # as ours are normalised
     bright = float(images[CLICKED][_discs(pair.clicks, EDGE, RADIUS).any(0)].quantile(0.35))  # noise is less bright
@@ -199,6 +200,8 @@ def follow(repeats: int) -> Outcome:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lesions", type=int, default=LESIONS)
     torch.set_num_threads(1)
-    outcome = follow(1)
+    outcome = follow(1, parser.parse_args().lesions)
     show(Console(), outcome, {})

@@ -23,7 +23,7 @@ from mois.evaluation.figures import FIGURES
 from mois.sharing.remarks import clicks_spoilt, exemplars_harm
 from mois.training.checkpoints.checkpoint_content import RECORD, score_of
 from mois.training.checkpoints.checkpoint_io import give_second_name
-from mois.training.whole_scans import with_score
+from mois.training.whole_scans import HARM_ON_TRAINED_SCANS, validates_on_trained_scans, with_score
 
 SCORE = "val/score"
 """The figure that decides: mean unprompted Dice with exemplars, over the validation scans and their classes."""
@@ -75,21 +75,25 @@ def is_better(score: float, best: float | None, start: float | None, mode: str =
     return math.isfinite(score) and all(round(gain - least, 6) > 0 for gain, least in gains)
 
 
-def does_harm(figures: Mapping[str, float], step_0: Mapping[str, float]) -> bool:
+def does_harm(figures: Mapping[str, float], step_0: Mapping[str, float], on_trained_scans: bool = False) -> bool:
     """Return whether a checkpoint may never be the best one: its exemplars do harm, or its clicks are spoilt.
+
+    On slices of scans whose other slices trained, exemplars are not judged: the model knows these patients without any.
 
     Args:
         figures: Figures of its validation.
         step_0: Figures of the validation before the first step; empty if there was none.
+        on_trained_scans: Whether the validation is on slices of the scans that train.
     """
-    return exemplars_harm(figures.get("right"), figures.get("no_exemplars")) or clicks_spoilt(step_0, figures)
+    harm = not on_trained_scans and exemplars_harm(figures.get("right"), figures.get("no_exemplars"))
+    return harm or clicks_spoilt(step_0, figures)
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt`, the best model so far, and `start.ckpt`, the model before the first step.
 
     - A validation with a better score than before, and better than the start by more than `TIE` -> best.ckpt.
-    - Its exemplars do harm, or its clicks are spoilt (`does_harm`) -> never best.ckpt.
+    - Its exemplars do harm on scans that did not train, or its clicks are spoilt (`does_harm`) -> never best.ckpt.
     - No validation so far may be the best -> best.ckpt is start.ckpt, if the start was validated.
     - The score was not measured -> nothing is compared, and a warning says so.
 
@@ -172,7 +176,8 @@ class BestCheckpoint(ModelCheckpoint):
         start = with_score(step_0).get(str(self.monitor).removeprefix("val/"))
         current = monitor_candidates[self.monitor]
         best = None if self.best_model_score is None else float(self.best_model_score)
-        better = is_better(float(current), best, start, self.mode) and not does_harm(figures, step_0)
+        better = is_better(float(current), best, start, self.mode)
+        better = better and not does_harm(figures, step_0, validates_on_trained_scans(trainer))
         if trainer.strategy.reduce_boolean_decision(better):
             self._update_best_and_save(current, trainer, monitor_candidates)
         elif start is not None and trainer.strategy.broadcast(not self.best_model_path):
@@ -235,10 +240,12 @@ def what_is_delivered(best: Mapping[str, Any] | None, validated: bool, kept: boo
     step_0 = with_score(record.get("step_0", {}))
     before = step_0.get("score")
     if best["global_step"] > 0:
-        now = record.get("validation", {}).get("", {}).get("figures", {}).get("score")
+        figures = record.get("validation", {}).get("", {}).get("figures", {})
+        now = figures.get("score")
         scores = "" if now is None else f": {SCORE} {now:.2f}"
         than = "" if now is None or before is None else f" ({before:.2f} at step 0)"
-        return f"best.ckpt and the bundle are the model after step {best['global_step']}{scores}{than}"
+        harm = f"; {HARM_ON_TRAINED_SCANS}" if exemplars_harm(figures.get("right"), figures.get("no_exemplars")) else ""
+        return f"best.ckpt and the bundle are the model after step {best['global_step']}{scores}{than}{harm}"
     scored = "" if before is None else f" ({SCORE} {before:.2f} at step 0)"
     harms = exemplars_harm(step_0.get("right"), step_0.get("no_exemplars"))
     harm = "; the exemplars do harm before the training as well" if harms else ""

@@ -96,6 +96,8 @@ def test_lesion_ids_are_used_where_there_are_any(make_dataset):
 
 def test_a_slab_is_validated_on_and_never_trained_on(make_dataset):
     data = module_of(make_dataset(subjects=2), val_slab=0.25)
+    assert data.validates_on_trained_scans
+    assert not module_of(make_dataset(subjects=2), val_subjects=["p0"]).validates_on_trained_scans
     data.setup("fit")
     for prepared, volume in zip(data._prepared, data.val_dataloader(), strict=True):
         whole = data._read(data.splits.train[int(prepared.name[1])])

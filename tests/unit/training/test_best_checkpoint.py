@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,6 +23,7 @@ from mois.training.checkpoints.best_checkpoint import (
 from mois.training.checkpoints.checkpoint_io import SafeCheckpointIO, read_checkpoint
 from mois.training.checkpoints.last_checkpoint import LastCheckpoint
 from mois.training.checkpoints.resume_point import ResumePoint
+from mois.training.whole_scans import HARM_ON_TRAINED_SCANS, validation_warnings
 
 Figures = dict[str, float]
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
@@ -47,6 +48,19 @@ class Scored(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
+class Scans(LightningDataModule):
+    """One batch. Slices of the scans that train may validate."""
+
+    def __init__(self, slabs: bool) -> None:
+        super().__init__()
+        self.validates_on_trained_scans = slabs
+
+    def train_dataloader(self) -> DataLoader[int]:
+        return DataLoader([0])  # type: ignore[arg-type]
+
+    val_dataloader = train_dataloader
+
+
 def fit(
     run: Path,
     step_0: Figures,
@@ -54,6 +68,7 @@ def fit(
     monitor: str = "val/score",
     ckpt: str | None = None,
     callbacks: Sequence[Callback] = (),
+    slabs: bool = False,
 ) -> BestCheckpoint:
     """Train with an epoch of one step for each validation."""
     best = BestCheckpoint(run, monitor)
@@ -69,7 +84,7 @@ def fit(
         num_sanity_val_steps=0,
     )
     path = None if ckpt is None else str(run / f"{ckpt}.ckpt")
-    trainer.fit(Scored(step_0, figures), DataLoader([0]), DataLoader([0]), ckpt_path=path)  # type: ignore[arg-type]
+    trainer.fit(Scored(step_0, figures), datamodule=Scans(slabs), ckpt_path=path)
     return best
 
 
@@ -191,6 +206,31 @@ def test_harm_is_told_by_three_digits() -> None:
     assert not does_harm({"prompted_dice": 0.1}, {})
 
 
+def test_on_slices_of_trained_scans_exemplars_are_not_judged(tmp_path: Path) -> None:
+    """A training knows these scans without exemplars, so less with them says nothing of another scan."""
+    harm = {"right": 0.6, "no_exemplars": 0.7}
+    figures = [{"score": 0.6, **harm}, {"score": 0.9, "prompted_dice": 0.5, **harm}]  # the second spoils clicks
+    fit(tmp_path / "scans", START, figures)
+    assert best_step(tmp_path / "scans") == 0
+    fit(tmp_path / "slabs", START, figures, slabs=True)
+    assert best_step(tmp_path / "slabs") == 1
+    fit(tmp_path / "tie", START, [{"score": 0.51, **harm}], slabs=True)
+    assert best_step(tmp_path / "tie") == 0
+
+
+def test_a_warning_says_what_exemplars_that_do_harm_mean() -> None:
+    figures = {"right": 0.3, "no_exemplars": 0.4}
+    (elsewhere,) = validation_warnings(figures, {}, "")
+    assert elsewhere.startswith(
+        "val/right=0.300 is below val/no_exemplars=0.400: the exemplars do harm, so that this ch"
+    )
+    (on_slices,) = validation_warnings(figures, {}, "", on_trained_scans=True)
+    assert on_slices.startswith(
+        "val/right=0.300 is below val/no_exemplars=0.400: the exemplars do harm on these slices."
+    )
+    assert "become best.ckpt" not in on_slices
+
+
 def test_a_training_may_be_decided_by_another_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         fit(tmp_path, START, [{"right": 0.6, "score": 0.6}, {"right": 0.55, "score": 0.9}], monitor="val/right")
@@ -214,6 +254,10 @@ def test_the_end_of_a_training_says_what_is_delivered() -> None:
     assert what_is_delivered({"global_step": 0, "mois": record}, True) == (
         "best.ckpt and the bundle are the model before the training (val/score 0.50 at step 0): no later one was "
         "better by more than 0.01 without harm; the last weights are in last.ckpt"
+    )
+    on_slices = {"validation": {"": {"figures": {"score": 0.6, "right": 0.6, "no_exemplars": 0.7}}}}
+    assert what_is_delivered({"global_step": 7, "mois": on_slices}, True) == (
+        f"best.ckpt and the bundle are the model after step 7: val/score 0.60; {HARM_ON_TRAINED_SCANS}"
     )
     harmed = {"step_0": {"score": 0.5, "right": 0.5, "no_exemplars": 0.6}}
     assert what_is_delivered({"global_step": 0, "mois": harmed}, True).endswith(
