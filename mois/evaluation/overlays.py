@@ -80,12 +80,14 @@ def telling_slices(true_map: InstanceMap, result_map: InstanceMap, count: int = 
 def grey_levels(image: npt.NDArray[np.float32], channel: str = "") -> tuple[float, float]:
     """Return the intensities that are drawn black (the background) and white (1 after normalisation).
 
+    A background in the midst of the intensities, such as 0 around the difference of two scans, is drawn grey.
+
     Args:
         image: Raw intensities.
         channel: Name of the image in dataset.json; CT is drawn in its window.
     """
     outside, low, high, _ = levels(torch.from_numpy(image), channel=channel)
-    black = low if outside is None or is_ct(channel) else float(image[outside.numpy()].max())
+    black = low if outside is None or is_ct(channel) else min(low, float(image[outside.numpy()].max()))
     return black, high if high > black else black + 1.0
 
 

@@ -126,10 +126,20 @@ def ras_suspected(point_lps_mm: Sequence[float], volume: Volume) -> bool:
     """Return whether a point in LPS mm lies in air, and would lie in the body if it was meant as RAS.
 
     The mean intensity around the point decides, as a share of the scan's range (1st to 99th percentile): below 3 % is
-    air, above 15 % is body.
+    air, above 15 % is body. If the edges of the scan are brighter than air, nothing is air: around a difference of two
+    scans lies a grey 0, and what is dark may be a lesion.
     """
     given, as_ras = (_brightness(point, volume) for point in (point_lps_mm, mirrored(point_lps_mm)))
-    return given < AIR_LEVEL and as_ras > BODY_LEVEL
+    return given < AIR_LEVEL and as_ras > BODY_LEVEL and _share_of_range(_edges(volume.image), volume) < AIR_LEVEL
+
+
+def _edges(image: Tensor) -> float:
+    """Return the median intensity along the twelve edges of a scan."""
+    lines = []
+    for axis in range(3):
+        along = image.movedim(axis, 0)
+        lines.append(along[:, :: max(1, along.shape[1] - 1), :: max(1, along.shape[2] - 1)].flatten())
+    return float(torch.cat(lines).float().median())
 
 
 def _brightness(point_lps_mm: Sequence[float], volume: Volume) -> float:
@@ -139,6 +149,11 @@ def _brightness(point_lps_mm: Sequence[float], volume: Volume) -> float:
     if not all(0 <= index < size for index, size in zip(voxel, volume.shape, strict=True)):
         return 0.0
     box = tuple(slice(max(0, index - AROUND_VOXELS), index + AROUND_VOXELS + 1) for index in voxel)
+    return _share_of_range(float(volume.image[box].float().mean()), volume)
+
+
+def _share_of_range(intensity: float, volume: Volume) -> float:
+    """Return an intensity as a share of the scan's range, 0 at its 1st percentile and 1 at its 99th."""
     sample = volume.image.reshape(-1)[:: max(1, volume.image.numel() // 100_000)].float()
     low, high = (float(torch.quantile(sample, share)) for share in (0.01, 0.99))
-    return (float(volume.image[box].float().mean()) - low) / max(high - low, 1e-12)
+    return (intensity - low) / max(high - low, 1e-12)

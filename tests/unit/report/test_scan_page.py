@@ -115,6 +115,15 @@ def test_ct_is_drawn_from_its_own_black_to_its_own_white() -> None:
     assert low < high
 
 
+def test_a_difference_of_two_scans_is_drawn_with_what_became_darker() -> None:
+    image = np.zeros((8, 20, 20), np.float32)
+    image[:, 4:16, 4:16] = np.random.default_rng(0).normal(0, 10, (8, 12, 12))
+    image[3:5, 6:9, 6:9], image[3:5, 11:14, 11:14] = -90, 90
+    black, white = grey_levels(image)
+    assert black == pytest.approx(-90, abs=1)
+    assert white == pytest.approx(90, abs=1)
+
+
 def test_numbers_of_close_lesions_stand_apart_inside_the_slice() -> None:
     lesions = np.zeros((1, 60, 60), np.int32)
     for number in range(16):  # a block of 4 x 4 lesions in a corner, two pixels from each other

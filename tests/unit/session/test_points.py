@@ -108,6 +108,17 @@ def test_a_point_outside_the_scan_whose_mirror_image_is_inside_may_be_ras() -> N
         session.click((40.0, 60.0, 400.0))
 
 
+def test_a_dark_lesion_of_a_difference_image_is_not_air() -> None:
+    image = torch.zeros(41, 41, 9)  # grey around a brain that became brighter here and darker there
+    image[4:37, 4:37] = torch.linspace(-30, 30, 33)[:, None, None]
+    image[28:33, 28:33] = -90.0  # RAS: x and y from 8 to 12
+    image[8:13, 8:13] = 90.0
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:2, 3] = -20.0
+    assert not ras_suspected([-10.0, -10.0, 4.0], scan(affine, image))
+    assert not ras_suspected([10.0, 10.0, 4.0], scan(affine, image))
+
+
 def test_a_click_into_the_air_whose_mirror_image_is_in_the_body_may_be_ras(tmp_path: Path) -> None:
     image = torch.zeros(41, 41, 9)
     image[24:38, 24:38] = 100.0  # RAS: x and y from 4 to 17
