@@ -87,14 +87,12 @@ def check_choices(settings: object, prefix: str) -> None:
         check_choice(f"{prefix}.{name}", getattr(settings, name), choices)
 
 
-def _choices_of(kind: type) -> tuple[tuple[str, tuple[object, ...]], ...]:
-    """Return each field of a class that is a `Literal`, or a `Literal` or None, with what it may be."""
-    found = []
+def _choices_of(kind: type) -> Iterator[tuple[str, tuple[object, ...]]]:
+    """Yield each field of a class that is a `Literal`, or a `Literal` or None, with what it may be."""
     for name, hint in get_type_hints(kind).items():
         parts = [hint] if get_origin(hint) is Literal else get_args(hint)
         if any(get_origin(part) is Literal for part in parts):
-            found.append((name, tuple(choice for part in parts for choice in (get_args(part) or (None,)))))
-    return tuple(found)
+            yield name, tuple(choice for part in parts for choice in (get_args(part) or (None,)))
 
 
 def one_line(text: str) -> str:
