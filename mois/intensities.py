@@ -228,7 +228,7 @@ def find_background(voxels: _Image) -> _Mask | None:
     Returns:
         Bool, (I, J, K); None if there is no background.
     """
-    edges = _edges(voxels)
+    edges = along_edges(voxels)
     common = _framed_by(voxels, edges)
     outside: _Mask = np.zeros(voxels.shape, bool) if common is None else voxels == common
     if common is not None and common > voxels.min():
@@ -247,7 +247,7 @@ def find_background(voxels: _Image) -> _Mask | None:
 
 def find_frame(voxels: _Image) -> _Mask | None:
     """Return the voxels of the value that frames a scan (I, J, K) and that touch its border; None without a frame."""
-    common = _framed_by(voxels, _edges(voxels))
+    common = _framed_by(voxels, along_edges(voxels))
     outside = np.zeros(voxels.shape, bool) if common is None else _from_border(voxels == common)
     _add_slabs(outside, voxels)
     return outside if outside.any() else None
@@ -278,8 +278,8 @@ def _add_slabs(outside: _Mask, voxels: _Image) -> None:
                     if held.size < max(LOWEST_SHARE * plane.size, 2) or (held != padding).any():
                         break
                 added[...] = True
-    edges = _edges(voxels)
-    rest = edges[_edges(outside.astype(np.float32)) == 0]
+    edges = along_edges(voxels)
+    rest = edges[along_edges(outside.astype(np.float32)) == 0]
     # a frame beside another one, as around a circle
     if outside.any() and rest.size >= SMALLEST_NOISE_SHARE * len(edges):
         second = _framed_by(voxels[~outside], rest)
@@ -315,7 +315,7 @@ def is_ct(channel: str) -> bool:
     return channel.strip().casefold() == "ct"
 
 
-def _edges(voxels: _Image) -> _Image:
+def along_edges(voxels: _Image) -> _Image:
     """Return the voxels along the twelve edges of a scan. Voxels at corners occur three times."""
     lines = []
     for axis in range(3):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mois.geometry import SliceGrid
+from mois.intensities import along_edges
 from mois.records import Volume
 
 MAX_COORDINATE = 1e6
@@ -130,16 +131,8 @@ def ras_suspected(point_lps_mm: Sequence[float], volume: Volume) -> bool:
     scans lies a grey 0, and what is dark may be a lesion.
     """
     given, as_ras = (_brightness(point, volume) for point in (point_lps_mm, mirrored(point_lps_mm)))
-    return given < AIR_LEVEL and as_ras > BODY_LEVEL and _share_of_range(_edges(volume.image), volume) < AIR_LEVEL
-
-
-def _edges(image: Tensor) -> float:
-    """Return the median intensity along the twelve edges of a scan."""
-    lines = []
-    for axis in range(3):
-        along = image.movedim(axis, 0)
-        lines.append(along[:, :: max(1, along.shape[1] - 1), :: max(1, along.shape[2] - 1)].flatten())
-    return float(torch.cat(lines).float().median())
+    around = float(torch.from_numpy(along_edges(volume.image.numpy())).float().median())
+    return given < AIR_LEVEL and as_ras > BODY_LEVEL and _share_of_range(around, volume) < AIR_LEVEL
 
 
 def _brightness(point_lps_mm: Sequence[float], volume: Volume) -> float:
