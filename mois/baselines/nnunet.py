@@ -153,7 +153,7 @@ def _read_raw(raw: Path) -> tuple[dict[str, Any], list[dict[str, list[str]]]]:
     path = raw / "dataset.json"
     about = read_record(path, dict[str, Any], _EXPORT) if path.exists() else {}
     if "mois" not in about:
-        raise DataError(f"raw={raw}: no dataset that `mois export_nnunet` wrote; export one, and name its folder.")
+        raise DataError(f"raw={raw}: no dataset that `mois export nnunet` wrote; export one, and name its folder.")
     splits = raw / "splits_final.json"
     return about, read_record(splits, list[dict[str, list[str]]], _EXPORT) if splits.exists() else []
 

@@ -31,7 +31,7 @@ def nnunet(
     training that was cut off starts anew, so that the budget means the same in every run.
 
     Args:
-        raw: Folder of the dataset, as `mois export_nnunet` wrote it.
+        raw: Folder of the dataset, as `mois export nnunet` wrote it.
         out: Folder of the run.
         minutes: Minutes of training: CPU minutes of all threads on a CPU, wall minutes on an accelerator.
         patch: Edges of a patch, coarsest axis first; 16 x 64 x 64 for thick slices, else 48 x 64 x 64, if None.
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     with command_line(given):
-        auto_cli(nnunet, args=given, as_positional=False, parser_class=OneLineParser, prog="mois.baselines.nnunet")
+        auto_cli(nnunet, args=given, as_positional=False, parser_class=OneLineParser, prog="python -m mois.cli.nnunet")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_without_nnunet_it_says_what_to_install(make_dataset, tmp_path, monkeypa
 @pytest.mark.ci
 def test_a_dataset_that_we_did_not_export_is_refused(make_dataset, tmp_path):
     pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
-    with pytest.raises(DataError, match="no dataset that `mois export_nnunet` wrote"):
+    with pytest.raises(DataError, match="no dataset that `mois export nnunet` wrote"):
         run_nnunet(make_dataset(1), tmp_path / "run", ReducedSettings(1.0), lambda line: None)
 
 

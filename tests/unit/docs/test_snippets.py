@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,22 @@ def test_the_plug_in_of_the_page_passes_the_contract():
     known: dict[str, object] = {}
     exec(compile(code, "docs/plug_ins.md", "exec"), known)
     assert "DecoderNorms" in known
+
+
+MODULE = re.compile(r"python -m ((?:mois|tests)(?:\.\w+)*)")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CODE = [file for folder in ("mois", "tests/bench", "tests/support") for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_modules_that_are_run_by_name_have_a_command():
+    """Python runs a module without a command, too: nothing happens, and nothing is said."""
+    named = {name for file in (*PAGES, *CODE) for name in MODULE.findall(file.read_text("utf-8"))}
+    assert {"mois", "mois.cli.nnunet", "tests.bench.run"} <= named
+    files = {name: ROOT / Path(*name.split(".")) for name in named}
+    missing = [
+        name
+        for name, file in files.items()
+        if not (file / "__main__.py").is_file()
+        and '__name__ == "__main__"' not in file.with_suffix(".py").read_text("utf-8")
+    ]
+    assert not missing
