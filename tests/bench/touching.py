@@ -129,13 +129,14 @@ def with_model(model: LesionModel, volume: Volume, truth: TrueLesions, grid: Sli
         if kind not in answers:
             while session.undo():  # the clicks on the class before
                 pass
-            rng = np.random.default_rng([SEED, kind])
+            rng, clicked = np.random.default_rng([SEED, kind]), 0  # session.actions also counts what was undone
             for lesion in rng.permutation(sorted(truth.volumes_of_class(kind))).tolist():
                 middle = middle_of(truth, lesion)
                 taken = bool(grid.to_stack(session.label_map())[middle])  # by the mask of a lesion beside it
-                if not taken and len(session.actions) < PROMPTED:
+                if not taken and clicked < PROMPTED:
                     place = torch.tensor([middle], dtype=torch.float64)
                     session.click(tuple(grid.to_lps_mm(place)[0].tolist()))
+                    clicked += 1
             answers[kind] = session._bench.on_scan.answer(session.state)
         return answers[kind]
 

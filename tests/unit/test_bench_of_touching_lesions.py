@@ -13,6 +13,7 @@ from mois.evaluation.true_lesions import TrueLesions
 from mois.geometry import SliceGrid
 from mois.inference.lesion_maps import ScanRule
 from mois.machine.steps import Steps
+from mois.records import Exemplars
 from mois.session.models import model_on_scan
 from tests.support.paths import ROOT
 from tests.support.session_fakes import make_model, three_lesions
@@ -57,3 +58,23 @@ def test_each_way_has_the_level_of_peaks_of_the_scan(
     truth = TrueLesions.of(volume, grid)
     arms = touching.with_model(make_model(), volume, truth, grid)
     assert {name: int(arm(truth.classes[1]).max()) for name, arm in arms.items()} == dict.fromkeys(arms, found)
+
+
+def test_each_class_is_clicked_as_often_as_the_bench_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lesions of a class and one of the other: undone clicks on the first class take none of the second."""
+    asked: list[int] = []
+
+    def rule(segmenter: object, encoded: object, exemplars: Exemplars, *_: object) -> Steps[ScanRule]:
+        yield None
+        asked.append(int(exemplars.positive.sum()))
+        return ScanRule()
+
+    monkeypatch.setattr(model_on_scan, "rule_steps", rule)
+    monkeypatch.setattr(touching, "PROMPTED", 2)
+    volume = three_lesions()
+    grid = SliceGrid.of(volume.shape, volume.affine)
+    truth = TrueLesions.of(volume, grid)
+    whole = touching.with_model(make_model(), volume, truth, grid)["whole"]
+    for kind in (1, 2):
+        whole(kind)
+    assert asked == [2, 1]
