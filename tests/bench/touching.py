@@ -1,6 +1,6 @@
 """How touching lesions come apart: F1 on crowded phantoms, and plexiform lesions that are split falsely.
 
-python -m tests.bench.touching [--bundle DIR] [--crowded 4] [--plexiform 8] [--out touching.json]
+python -m tests.bench.touching [--bundle DIR | shipped] [--crowded 4] [--plexiform 8] [--out touching.json]
 
 Without a bundle, true masks are parted by true cores: what the parting alone can reach. With a bundle, five lesions of
 each class are clicked once in their middle, which decides the levels of the scan as in a session. The lesions found are
@@ -35,8 +35,8 @@ from mois.inference.parting import part_by_cores
 from mois.lesions import Candidates, InstanceMap, components, find_candidates, split_touching
 from mois.metrics.overlap import Overlap
 from mois.records import Volume
+from mois.serve.shipped_model import served_model
 from mois.session import InteractiveSession
-from mois.sharing.bundle import Bundle
 from mois.sharing.lesion_model import LesionModel
 
 CROWDED = (120, 160)  # lesions in a body, of two types
@@ -173,12 +173,12 @@ def measure(volumes: Iterator[Volume], model: LesionModel | None) -> dict[str, l
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="the model; without it, true masks and true cores")
+    parser.add_argument("--bundle", help="the model, or the word shipped; without it, true masks and true cores")
     parser.add_argument("--crowded", type=int, default=4, help="number of crowded phantoms")
     parser.add_argument("--plexiform", type=int, default=8, help="number of phantoms with plexiform lesions")
     parser.add_argument("--out", type=Path, help="a file for the figures")
     given = parser.parse_args(arguments)
-    model = Bundle.load(given.bundle).model() if given.bundle else None
+    model = served_model(given.bundle, None, "cpu") if given.bundle else None
     figures: dict[str, dict[str, float]] = {}
     table = Table("phantoms", "parted by", "F1", f"lesions above {LARGE_ML:g} ml", "of these split", "merged")
     for name, volumes in (("crowded", crowded(given.crowded)), ("plexiform", plexiform(given.plexiform))):
