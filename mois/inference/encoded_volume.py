@@ -135,7 +135,8 @@ class Tracked:
     """M masks of tracked lesions, one mask per lesion and tile.
 
     Attributes:
-        lesion: (M,) int64, position of the lesion in the list of clicked lesions.
+        lesion: (M,) int64, position of the lesion in the list of clicked lesions. The first mask of each lesion lies on
+            a clicked slice.
         rows: (M,) int64, rows of an `EncodedVolume`.
         logits: (M, P / 4, P / 4) float32, on the CPU.
     """
@@ -174,21 +175,38 @@ def enlarge(logits: Tensor, tile_px: int) -> Tensor:
     return functional.interpolate(logits.float().unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
 
 
-def paste(encoded: EncodedVolume, tracked: Tracked) -> tuple[Tensor, Tensor]:
+def paste(encoded: EncodedVolume, tracked: Tracked, nearer_owns: bool = False) -> tuple[Tensor, Tensor]:
     """Return the highest logit at every pixel, and the lesion that it belongs to.
+
+    Args:
+        encoded: The scan.
+        tracked: Masks of tracked lesions.
+        nearer_owns: Whether a pixel that several lesions claim belongs to the lesion whose clicked slice is nearest. Of
+            equally near ones, and otherwise, it belongs to the lesion with the highest logit.
 
     Returns:
         Logits (S, h, w) float32, and position of the lesion + 1 (S, h, w) int32, 0 for no lesion.
     """
     score = torch.full_like(encoded.pictures, UNCOVERED_LOGIT)
     owner = torch.zeros(encoded.pictures.shape, dtype=torch.int32)
-    for lesion, row, logits in zip(tracked.lesion, tracked.rows, tracked.logits, strict=True):
+    slices = encoded.places[tracked.rows][:, 0]
+    lesions, first = np.unique(tracked.lesion, return_index=True)
+    clicked = np.zeros(int(lesions.max(initial=-1)) + 2, dtype=np.int64)  # by number of the lesion in `owner`
+    clicked[lesions + 1] = slices[first]
+    away = np.abs(slices - clicked[tracked.lesion + 1])
+    order = np.argsort(away, kind="stable") if nearer_owns else np.arange(len(away))
+    for index in order.tolist():
+        lesion, row, logits = tracked.lesion[index], tracked.rows[index], tracked.logits[index]
         tile_logits = enlarge(logits.unsqueeze(0), encoded.tile_px)[0].clamp(UNCOVERED_LOGIT, -UNCOVERED_LOGIT)
         slice_index, tile = encoded.places[row].tolist()
         top, left = encoded.corner(tile)
         highest = score[slice_index, top : top + encoded.tile_px, left : left + encoded.tile_px]
         owners = owner[slice_index, top : top + encoded.tile_px, left : left + encoded.tile_px]
         tile_part = tile_logits[: highest.shape[0], : highest.shape[1]]
-        owners[tile_part > highest] = int(lesion) + 1
-        torch.maximum(highest, tile_part, out=highest)
+        wins = tile_part > highest
+        if nearer_owns:
+            owner_away = torch.from_numpy(np.abs(slice_index - clicked))[owners.long()]
+            wins &= (highest <= 0) | (owner_away >= int(away[index]))
+        owners[wins] = int(lesion) + 1
+        highest[wins] = tile_part[wins]
     return score, owner

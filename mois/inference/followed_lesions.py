@@ -3,12 +3,13 @@
     clicked slice -> look of the lesion -> next slice: look + candidates of the model -> ... until the lesion ends
 
 With `MaskRules.follows_form`, a lesion may fade, as in blurred slices above and below it, and it ends at a waist, where
-another lesion touches it from above or below. A cell is 2 x 2 pixels. Axes: h, w cells of a tile; C channels.
+another lesion touches it from above or below. With `MaskRules.stays_near`, such a lesion ends a few radii from its
+clicked slice. A cell is 2 x 2 pixels. Axes: h, w cells of a tile; C channels.
 """
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, pi
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,9 @@ CLEAR = 0.8
 MOST_GAIN = 3.0
 """Largest factor by which a faded slice is brightened."""
 
+MOST_RADII = 3.0
+"""A lesion that may fade ends so many radii from its clicked slice; the radius of a disc with its largest area."""
+
 AROUND_CELLS = (1, 4)
 """Where intensities around a lesion are measured: further away than the first, up to the second, in cells."""
 
@@ -74,7 +78,7 @@ class FollowedLesion:
         picture: The tile on the clicked slice.
         logits: (h, w), the lesion there.
         gap_cells: Distance of two slices in cells. The lesion's border may move as far, rounded up.
-        rules: How fast it may grow, and whether it may fade and ends at a waist.
+        rules: How fast it may grow, whether it may fade and ends at a waist, and whether it stays near.
     """
 
     def __init__(self, picture: Picture, logits: Tensor, gap_cells: float, rules: MaskRules = MATCHED) -> None:
@@ -88,6 +92,8 @@ class FollowedLesion:
         self._may_fade = rules.follows_form and gap_cells <= FADING_GAP * radius_cells
         self._has_waist = rules.follows_form and waist_of(self._latest[None], 1.0, (gap_cells, 1.0, 1.0)) > 0
         self._largest = self._smallest_since = int(self._latest.sum())
+        self._stays_near = rules.stays_near and self._may_fade
+        self._gap_cells, self._away_cells, self._widest = gap_cells, 0.0, self._largest
 
     def follow(self, picture: Picture, candidates: Tensor) -> Tensor | None:
         """Return the lesion on the next slice, (h, w) logits; None if it has ended.
@@ -99,7 +105,10 @@ class FollowedLesion:
         close = ndimage.binary_dilation(self._latest, EIGHT_NEIGHBOURS, iterations=self._reach_cells) & picture.shown
         priors = priors_of(candidates, picture)
         best = self._faded(picture, priors, close) or self._matched(picture, picture, priors, close)
-        if self._has_ended(best) or (self._has_waist and self._is_behind_waist(int(best.inside.sum()))):
+        area = int(best.inside.sum())
+        self._away_cells += self._gap_cells
+        self._widest = max(self._widest, area)
+        if self._has_ended(best) or (self._has_waist and self._is_behind_waist(area)) or self._is_far():
             return None
         self._latest, self._latest_picture = best.inside, picture
         return torch.where(torch.from_numpy(close), best.logits, torch.tensor(-LIMIT))
@@ -138,6 +147,10 @@ class FollowedLesion:
         if self._contrast_share(mask.contrast) < LEAST_CONTRAST:
             return True
         return int((mask.inside & self._latest).sum()) < LEAST_OVERLAP * min(area, before)
+
+    def _is_far(self) -> bool:
+        """Return whether the slice lies further from the clicked slice than such a lesion reaches."""
+        return self._stays_near and self._away_cells > MOST_RADII * (self._widest / pi) ** 0.5
 
     def _is_behind_waist(self, area: int) -> bool:
         """Return whether the area grows again after it had become small: another lesion begins there."""

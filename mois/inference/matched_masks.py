@@ -68,6 +68,8 @@ class MaskRules(NamedTuple):
             the contrast decides alone.
         most_growth: A lesion has ended if its area grows by a larger factor from slice to slice.
         follows_form: Whether a followed lesion may fade, and ends at a waist (`mois.inference.followed_lesions`).
+        stays_near: Whether a followed lesion that may fade ends a few radii from its clicked slice, and whether a voxel
+            that two followed lesions claim belongs to the one that was clicked nearer.
     """
 
     rounds: int
@@ -75,12 +77,14 @@ class MaskRules(NamedTuple):
     asks_all: bool
     most_growth: float
     follows_form: bool = False
+    stays_near: bool = False
 
 
 MATCHED = MaskRules(rounds=3, reach_cells=inf, asks_all=False, most_growth=1.5)
 BOUNDED = MaskRules(rounds=2, reach_cells=2, asks_all=True, most_growth=2.0)
 FOLLOWED = BOUNDED._replace(follows_form=True)
-MASK_RULES = {"matched": MATCHED, "bounded": BOUNDED, "followed": FOLLOWED}
+NEAR = FOLLOWED._replace(stays_near=True)
+MASK_RULES = {"matched": MATCHED, "bounded": BOUNDED, "followed": FOLLOWED, "near": NEAR}
 """The rules of each `inference.clicks` that matches masks to the picture."""
 
 _CLIPPED_AT = 5.0  # standard deviations

@@ -192,9 +192,9 @@ class VolumeSegmenter:
 
         Returns:
             Instance map (S, H, W) int32; the lesion at position n has id n + 1. If two lesions claim a voxel, the
-            lesion with the higher logit gets it.
+            lesion with the higher logit gets it; with `clicks: near` the one whose clicked slice is nearer.
         """
-        score, owner = paste(encoded, tracked)
+        score, owner = paste(encoded, tracked, self.settings.nearer_owns)
         inside = restore_stack(score, encoded.grid) > 0
         owner_there = restore_stack(owner, encoded.grid, nearest=True)
         return np.asarray((owner_there * inside).numpy(), dtype=np.int32)

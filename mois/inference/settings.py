@@ -34,7 +34,9 @@ class InferenceSettings:
             most 4 pixels outside of a candidate of the model, and all candidates say which one is taken. So a lesion
             does not run into others that touch it and look like it. `followed`: so too, and where slices are thin for a
             lesion, tracking follows it where it fades from slice to slice, and ends where another lesion touches it
-            from above or below (`mois.inference.followed_lesions`).
+            from above or below (`mois.inference.followed_lesions`). `near`: so too, and there a lesion ends three radii
+            from its clicked slice. In evaluations, a voxel that two tracked lesions claim belongs to the lesion whose
+            clicked slice is nearer, not to the surer one.
         window: Where a tracked lesion is looked for. `off`: on the whole tile. `auto`: in a square window of the tile
             around the lesion, which moves and grows with it (`mois.inference.lesion_windows`). It costs less, and the
             answers differ a little.
@@ -90,7 +92,7 @@ class InferenceSettings:
     peak_threshold: float = 0.75
     min_lesion_voxels: int = 4
     min_lesion_ml: float = 0.0
-    clicks: Literal["model", "matched", "bounded", "followed"] = "model"
+    clicks: Literal["model", "matched", "bounded", "followed", "near"] = "model"
     window: Literal["off", "auto"] = "off"
     track_mm: float = 60.0
     track_growth: float = 4.0
@@ -151,6 +153,11 @@ class InferenceSettings:
     def mask_rules(self) -> MaskRules | None:
         """How far matched masks may leave what the model says; None if clicked masks are those of the model."""
         return MASK_RULES.get(self.clicks)
+
+    @property
+    def nearer_owns(self) -> bool:
+        """Whether a voxel belongs to the tracked lesion that was clicked nearer; else to the surer one."""
+        return self.mask_rules is not None and self.mask_rules.stays_near
 
     @property
     def shows_own_masks(self) -> bool:

@@ -73,7 +73,7 @@ def served_model(
         overlap=0.25,
         threshold=0.5,
         peak_threshold=0.6,
-        clicks="followed",
+        clicks="near",
         level="selective",
         rejections="vetoes",
         split_prominence_mm=None,

@@ -14,7 +14,7 @@ from mois.tracking.settings import TrackingSettings
     ("kind", "key", "choices"),
     [
         (InferenceSettings, "inference.rejections", "exemplars or vetoes"),
-        (InferenceSettings, "inference.clicks", "model, matched, bounded or followed"),
+        (InferenceSettings, "inference.clicks", "model, matched, bounded, followed or near"),
         (InferenceSettings, "inference.precision", "auto, 32 or bf16"),
         (InferenceSettings, "inference.slice_axis", "auto, left-right, anterior-posterior or superior-inferior"),
         (ProtocolSettings, "protocol.masks", "predicted or true"),

@@ -1,10 +1,10 @@
-"""Lesions that are followed from slice to slice: where they fade, where they end, and what `followed` changes."""
+"""Lesions that are followed from slice to slice: where they fade or end, and what `followed` and `near` change."""
 
 import pytest
 import torch
 
-from mois.inference.followed_lesions import LEAST_STEP, RISE, WAIST, FollowedLesion
-from mois.inference.matched_masks import BOUNDED, FOLLOWED, LIMIT, MATCHED, MaskRules
+from mois.inference.followed_lesions import LEAST_STEP, MOST_RADII, RISE, WAIST, FollowedLesion
+from mois.inference.matched_masks import BOUNDED, FOLLOWED, LIMIT, MATCHED, NEAR, MaskRules
 from tests.support.cell_pictures import dice, disc, logits, picture
 
 
@@ -84,6 +84,22 @@ def test_followed_a_lesion_that_brightens_or_grows_is_seen_as_it_is() -> None:
 
 def test_followed_a_lesion_that_was_clicked_near_its_end_has_no_waist_there() -> None:
     assert followed_slices([4, 5, 6, 7, 8, 7, 6, 4], 0.5, FOLLOWED) == 8
+
+
+@pytest.mark.parametrize(("gap_cells", "ends"), [(2.0, True), (2.5, False)])
+def test_near_a_lesion_ends_three_radii_from_its_click_where_slices_are_thin_for_it(
+    gap_cells: float, ends: bool
+) -> None:
+    """A disc of radius 4 has 49 cells, as one of radius 3.9: the sixth slice away is at 12 cells, beyond 11.8."""
+    assert MOST_RADII == 3
+    radii = [4.0] * 12
+    assert followed_slices(radii, gap_cells, FOLLOWED) == 12
+    assert followed_slices(radii, gap_cells, NEAR) == (6 if ends else 12)
+
+
+def test_near_the_largest_slice_says_how_far_a_lesion_reaches() -> None:
+    """Clicked at its end, of radius 4; its widest slice of radius 7 has 149 cells, so it reaches 20.7 cells."""
+    assert followed_slices([4, 5, 6, 7, *[7] * 8, *[6] * 10], 1.5, NEAR) == 14
 
 
 def followed_slices(radii: list[float], gap_cells: float, rules: MaskRules) -> int:

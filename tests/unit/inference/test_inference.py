@@ -235,6 +235,30 @@ def test_presence_can_weigh_the_answer(scan: Volume) -> None:
     assert segmenter.propagate(segmenter.encode(scan)).max() == pytest.approx(float(certain**2))
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_the_lesion_that_was_clicked_nearer_has_the_voxel(scan: Volume, order: list[int]) -> None:
+    segmenter = make_segmenter()
+    encoded = segmenter.encode(scan)
+    rows = [segmenter.row(encoded, slice_index, 0) for slice_index in range(4)]
+    far, near, top = (torch.full((8, 8), -5.0) for _ in range(3))
+    far[:4], near[2:6], top[:2] = 5.0, 1.0, 2.0
+    # lesion 1 was clicked on slice 0 and is sure; lesion 2 was clicked on slice 3; both are on slice 2
+    tracks = [(np.array([rows[0], rows[2]]), torch.stack([far, far])), (np.array([rows[3], rows[2]]), [top, near])]
+    parts = [(np.full(2, n), tracks[n][0], torch.stack(list(tracks[n][1]))) for n in order]
+    tracked = Tracked(
+        np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), torch.cat([p[2] for p in parts])
+    )
+    for nearer_owns, expected in [(False, [1, 1, 2]), (True, [1, 2, 2])]:
+        score, owner = paste(encoded, tracked, nearer_owns)
+        assert [int(owner[2, y, 8]) for y in (4, 12, 20)] == expected
+        assert float(score[2, 12, 8]) == (1.0 if nearer_owns else 5.0)
+
+
+def test_evaluations_give_voxels_to_the_nearer_click_only_where_clicks_are_near() -> None:
+    owns = {clicks: InferenceSettings(clicks=clicks).nearer_owns for clicks in ("model", "followed", "near")}
+    assert owns == {"model": False, "followed": False, "near": True}
+
+
 def test_the_more_certain_of_two_lesions_has_the_voxel(scan: Volume) -> None:
     segmenter = make_segmenter()
     encoded = segmenter.encode(scan)

@@ -17,7 +17,7 @@ from mois.session.state import Prompt
 from tests.support.session_fakes import bundled_nano, make_segmenter, three_lesions
 
 
-@pytest.mark.parametrize("clicks", ["model", "matched", "bounded", "followed"])
+@pytest.mark.parametrize("clicks", ["model", "matched", "bounded", "followed", "near"])
 @torch.inference_mode()
 def test_bounded_masks_describe_exemplars_and_matched_ones_do_not(clicks: str) -> None:
     given = bundled_nano().segmenter
@@ -43,12 +43,18 @@ def test_bounded_masks_describe_exemplars_and_matched_ones_do_not(clicks: str) -
         name: float((enlarge(logits, encoded.tile_px)[0, :height, :width].sigmoid() - on_tile).abs().max())
         for name, logits in (("shown", shown), ("model", of_model))
     }
-    expected = {"model": {"shown", "model"}, "matched": {"model"}, "bounded": {"shown"}, "followed": {"shown"}}[clicks]
+    expected = {
+        "model": {"shown", "model"},
+        "matched": {"model"},
+        "bounded": {"shown"},
+        "followed": {"shown"},
+        "near": {"shown"},
+    }[clicks]
     assert {name for name, most in differs.items() if most < 1e-5} == expected
 
 
 @pytest.mark.parametrize(
-    ("clicks", "kept"), [("model", False), ("matched", True), ("bounded", False), ("followed", False)]
+    ("clicks", "kept"), [("model", False), ("matched", True), ("bounded", False), ("followed", False), ("near", False)]
 )
 @torch.inference_mode()
 def test_a_session_keeps_masks_of_the_model_only_where_they_describe_exemplars(clicks: str, kept: bool) -> None:

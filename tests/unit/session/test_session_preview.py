@@ -64,7 +64,7 @@ def test_a_click_shows_what_its_preview_showed(model, nano):
     assert all(voxels[:-1])
 
 
-@pytest.mark.parametrize("clicks", ["matched", "bounded", "followed"])
+@pytest.mark.parametrize("clicks", ["matched", "bounded", "followed", "near"])
 @pytest.mark.parametrize("model", ["fake", "nano"])
 def test_matched_clicks_are_previewed_too_and_what_was_clicked_holds(model, clicks, nano):
     scan = three_lesions()
