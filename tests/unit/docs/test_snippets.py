@@ -36,20 +36,33 @@ def test_the_plug_in_of_the_page_passes_the_contract():
     assert "DecoderNorms" in known
 
 
-MODULE = re.compile(r"python -m ((?:mois|tests)(?:\.\w+)*)")
+COMMAND = re.compile(r"python3? -m (\w+(?:\.\w+)*)")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-CODE = [file for folder in ("mois", "tests/bench", "tests/support") for file in sorted((ROOT / folder).rglob("*.py"))]
+FOLDERS = ("mois", "adapters", "datamodules", "tests/bench", "tests/support", "docs/site")
+CODE = [ROOT / "Makefile", ROOT / "train.py", *(file for at in FOLDERS for file in sorted((ROOT / at).rglob("*.py")))]
+
+
+def own_modules(text: str) -> set[str]:
+    """Return the modules of this repository that a text runs by name, and not those of others, such as pip."""
+    tops = {file.stem for file in ROOT.iterdir() if file.suffix == ".py" or (file.is_dir() and any(file.glob("*.py")))}
+    return {name for name in COMMAND.findall(text) if name.split(".")[0] in {*tops, "tests"}}
+
+
+def has_command(name: str) -> bool:
+    file = ROOT / Path(*name.split("."))
+    code = file.with_suffix(".py")
+    return (file / "__main__.py").is_file() or (code.is_file() and '__name__ == "__main__"' in code.read_text("utf-8"))
 
 
 def test_modules_that_are_run_by_name_have_a_command():
     """Python runs a module without a command, too: nothing happens, and nothing is said."""
-    named = {name for file in (*PAGES, *CODE) for name in MODULE.findall(file.read_text("utf-8"))}
+    named = set().union(*(own_modules(file.read_text("utf-8")) for file in (*PAGES, *CODE)))
     assert {"mois", "mois.cli.nnunet", "tests.bench.run"} <= named
-    files = {name: ROOT / Path(*name.split(".")) for name in named}
-    missing = [
-        name
-        for name, file in files.items()
-        if not (file / "__main__.py").is_file()
-        and '__name__ == "__main__"' not in file.with_suffix(".py").read_text("utf-8")
-    ]
-    assert not missing
+    assert {name for name in named if not has_command(name)} == set()
+
+
+def test_modules_without_a_command_are_found_in_every_package():
+    names = {"mois.cli", "adapters.lora", "datamodules.nifti", "tests.bench.units", "mois.not_there"}
+    text = "; ".join(f"python -m {name}" for name in (*sorted(names), "pip", "venv"))
+    assert own_modules(text) == names
+    assert {name for name in names if has_command(name)} == {"mois.cli"}
