@@ -176,7 +176,7 @@ def enlarge(logits: Tensor, tile_px: int) -> Tensor:
 
 
 def paste(encoded: EncodedVolume, tracked: Tracked, nearer_owns: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the highest logit at every pixel, and the lesion that it belongs to.
+    """Return the lesion that every pixel belongs to, and its logit there.
 
     Args:
         encoded: The scan.

@@ -40,6 +40,11 @@ class Limits:
     mask_rules: MaskRules = MATCHED
     windows: bool = False
 
+    @property
+    def towards_a_click(self) -> Limits:
+        """The same between two clicked slices of a lesion, where it may be further from both than it reaches alone."""
+        return replace(self, mask_rules=self.mask_rules._replace(stays_near=False))
+
 
 @dataclass(frozen=True)
 class Seeds:
@@ -232,8 +237,9 @@ def track_lesions(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limi
 def track_one_lesion(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, limits: Limits) -> Tracked:
     """Track one lesion that was clicked on N slices of one tile. Each clicked slice is remembered on all slices.
 
-    The masks on clicked slices stay. Between two clicked slices, each track ends in the middle. Tracking does not start
-    on a slice where the clicks left an empty mask, and it does not cross that slice.
+    The masks on clicked slices stay. Between two clicked slices, each track ends in the middle, and no rule ends it for
+    being far from its clicked slice, since the reader has shown that the lesion goes on. Tracking does not start on a
+    slice where the clicks left an empty mask, and it does not cross that slice.
 
     Args:
         backbone: The model.
@@ -261,8 +267,14 @@ def track_one_lesion(backbone: Backbone, encoded: EncodedVolume, seeds: Seeds, l
             else:
                 memories = _WholeTiles(backbone, encoded, limits.rules, [(by, whole[m]) for m, by in behind])
             start = seeds[n : n + 1]
-            masks += _track(encoded, start, memories, np.array([direction]), np.array([steps]), limits)
+            here = limits.towards_a_click if _is_shown(shown, n + direction) else limits
+            masks += _track(encoded, start, memories, np.array([direction]), np.array([steps]), here)
     return _join(masks)
+
+
+def _is_shown(shown: Sequence[bool], n: int) -> bool:
+    """Return whether there is a clicked slice `n`, and the lesion is on it."""
+    return 0 <= n < len(shown) and shown[n]
 
 
 def _slices_until_next_click(places: Sequence[int], shown: Sequence[bool], n: int, direction: int) -> int:

@@ -35,8 +35,8 @@ class InferenceSettings:
             does not run into others that touch it and look like it. `followed`: so too, and where slices are thin for a
             lesion, tracking follows it where it fades from slice to slice, and ends where another lesion touches it
             from above or below (`mois.inference.followed_lesions`). `near`: so too, and there a lesion ends three radii
-            from its clicked slice. In evaluations, a voxel that two tracked lesions claim belongs to the lesion whose
-            clicked slice is nearer, not to the surer one.
+            from its clicked slice; between two clicked slices it does not. In evaluations, a voxel that two tracked
+            lesions claim belongs to the lesion whose clicked slice is nearer, not to the surer one.
         window: Where a tracked lesion is looked for. `off`: on the whole tile. `auto`: in a square window of the tile
             around the lesion, which moves and grows with it (`mois.inference.lesion_windows`). It costs less, and the
             answers differ a little.
@@ -156,7 +156,7 @@ class InferenceSettings:
 
     @property
     def nearer_owns(self) -> bool:
-        """Whether a voxel belongs to the tracked lesion that was clicked nearer; else to the surer one."""
+        """Whether evaluations give a voxel to the lesion that was clicked nearer; else to the surer one."""
         return self.mask_rules is not None and self.mask_rules.stays_near
 
     @property
