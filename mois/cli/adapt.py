@@ -13,6 +13,7 @@ def adapt(
     seed: int = 0,
     device: str = "auto",
     trust: list[str] | None = None,
+    channels: list[str] | None = None,
 ) -> None:
     """Adapt the bundled nano to the lesions of a dataset, and write a bundle.
 
@@ -29,13 +30,15 @@ def adapt(
         seed: Seed of data and training.
         device: Device such as cpu or cuda; auto takes an accelerator if there is one.
         trust: Modules of others whose classes the bundle of `start_from` may name, such as my_module.
+        channels: Up to three channels that are used together, by their names in dataset.json, such as [T2,FLAIR].
+            None takes the one in which lesions stand out most, or those of the bundle to begin with.
 
     Raises:
-        ValueError: If the folder `out` exists or cannot be written to, the dataset has a fault or lacks a channel of
-            the bundle to begin with, or this bundle names a class that is not trusted.
+        ValueError: If the folder `out` exists or cannot be written to, the dataset has a fault or lacks a channel, the
+            bundle to begin with sees other channels, or this bundle names a class that is not trusted.
     """
     from mois.cli.adaptation import Request, run_adaptation
     from mois.sharing.bundle_record import is_shipped
 
     begins_with = None if is_shipped(start_from) else start_from
-    run_adaptation(Request(data, out, minutes, begins_with, seed, device, trust or ()))
+    run_adaptation(Request(data, out, minutes, begins_with, seed, device, trust or (), channels or ()))

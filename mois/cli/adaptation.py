@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from mois.cli.arguments import as_options, command_line
+from mois.cli.arguments import command_line
 from mois.cli.doctor_checks import disk
 from mois.cli.messages import say
-from mois.cli.planned import plan_dataset
+from mois.cli.planned import AS_ASKED, asked_channels, check_channels, plan_dataset
 from mois.cli.train import MoisCLI, quieten
-from mois.errors import DataError
 from mois.files.atomic import write_text
 from mois.files.text import read_text
 from mois.inference.execution import chosen_device
@@ -22,7 +21,7 @@ from mois.machine.interrupts import GIVE_COMMAND_AGAIN, HOW_TO_GO_ON
 from mois.planning.config_text import config_text
 from mois.planning.plan import Plan
 from mois.report.adaptation_page import Adaptation, write_adaptation_page
-from mois.scans.datasets import list_scans
+from mois.scans.channels import same_channels, wanted_channels
 from mois.sharing.bundle import check_trust, copy_bundle
 from mois.sharing.bundle_record import BundleRecord, read_description
 
@@ -44,6 +43,7 @@ class Request(NamedTuple):
     seed: int
     device: str
     trust: Sequence[str]
+    channels: Sequence[str] = ()
 
     @property
     def training(self) -> Path:
@@ -56,16 +56,15 @@ def run_adaptation(request: Request) -> None:
 
     Raises:
         ValueError: If the folder of the bundle exists or cannot be written to, the dataset has a fault or lacks a
-            channel of the bundle to begin with, or a class of this bundle is not trusted.
+            channel, the bundle to begin with sees other channels, or a class of this bundle is not trusted.
     """
     _check_out(request)
     _check_device(request.device)
     if request.minutes is not None and not request.minutes > 0:
         raise ValueError(f"minutes={request.minutes:g}: a training needs time; choose more than 0.")
     start = _start(request)
-    channels = () if start is None else start.inference.channels
-    _check_channels(request, channels)
-    plan = plan_dataset(request.data, "--data").seeing(channels, "those of the bundle that the training begins with")
+    channels, reason = _channels(request, start)
+    plan = plan_dataset(request.data, "--data").seeing(channels, reason)
     for line in [*plan.summary(), *_what_follows(plan)]:
         say(line)
     file = _write_plan(request, plan, start)
@@ -106,17 +105,25 @@ def _start(request: Request) -> BundleRecord | None:
     return start
 
 
-def _check_channels(request: Request, channels: Sequence[str]) -> None:
-    """Refuse a dataset whose scans lack a channel of the bundle that the adaptation begins with; no image is read."""
-    try:
-        for scan in list_scans(request.data) if channels else ():
-            if not scan.held_out:
-                scan.numbers(0, channels)
-    except DataError as error:
-        reason = as_options(str(error), root="--data")
-        raise DataError(
-            f"--start_from={request.start_from} sees the channels {', '.join(channels)}: {reason}"
-        ) from error
+def _channels(request: Request, start: BundleRecord | None) -> tuple[Sequence[str], str]:
+    """Return the names of the channels, none for the one that the plan chooses, and where they come from.
+
+    Raises:
+        ValueError: If names are no channels, or the bundle to begin with sees others.
+        DataError: If a scan lacks one; no image is read.
+    """
+    asked = asked_channels(request.channels)
+    if start is None:
+        check_channels(request.data, "--data", request.channels, asked)
+        return request.channels, AS_ASKED
+    channels = start.inference.channels
+    wanted_channels(request.channels, "--channels")
+    if request.channels and not same_channels(request.channels, channels):
+        seen = f"sees the channels {', '.join(channels)}" if channels else "sees one image"
+        raise ValueError(f"{asked}: the bundle of --start_from={request.start_from} {seen}; leave --channels out.")
+    given = f"--start_from={request.start_from} sees the channels {', '.join(channels)}"
+    check_channels(request.data, "--data", channels, given)
+    return channels, "those of the bundle that the training begins with"
 
 
 def _check_out(request: Request) -> None:

@@ -58,6 +58,12 @@ def wanted_channels(names: Sequence[str], key: str = "channels") -> tuple[Wanted
     return tuple(wanted)
 
 
+def same_channels(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether two models see the same channels in the same order; upper and lower case are one."""
+    first, second = ([(_one_form(one.name), one.step) for one in wanted_channels(each)] for each in (names, others))
+    return first == second
+
+
 def sequence_names(names: Sequence[str]) -> tuple[str, ...]:
     """Return the sequences that channels need, each once, in the order of the channels."""
     return tuple({_one_form(one.name): one.name for one in wanted_channels(names)}.values())

@@ -1,6 +1,7 @@
 """Adapts by `mois adapt`, without settings, and scores the bundle beside the model before: a table, and a curve.
 
-`MOIS_REAL_DATA=DIR python -m tests.bench.adaptation --out DIR [--sets NAME ...] [--seeds N ...] [--minutes 10]`
+`MOIS_REAL_DATA=DIR python -m tests.bench.adaptation --out DIR [--sets NAME ...] [--seeds N ...] [--minutes 10]
+[--channels T2 FLAIR]`
 
 A row is one adaptation. Its scans are a number of phantoms with two held-back lesion types (tested on 4 others), two of
 three MS patients (tested on the third; the lesions, or what changed between two visits), or one half of the slices of a
@@ -121,7 +122,12 @@ SETS = {
 """By name: what writes the dataset, from the folder of all datasets and the seed."""
 
 
-def measure(out: Path, name: str, seed: int, minutes: float) -> Path:
+def row_of(name: str, seed: int, channels: Sequence[str]) -> str:
+    """Return the name of a row."""
+    return "_".join([name.replace(" ", "_"), *channels, str(seed)])
+
+
+def measure(out: Path, name: str, seed: int, minutes: float, channels: Sequence[str] = ()) -> Path:
     """Measure a row, unless its file is there: the figures of the test before and after the adaptation.
 
     Args:
@@ -129,8 +135,9 @@ def measure(out: Path, name: str, seed: int, minutes: float) -> Path:
         name: Name of a set.
         seed: Seed of phantoms, training and reader.
         minutes: Minutes of the adaptation.
+        channels: Channels that are used together; none for the one that is planned.
     """
-    row = f"{name.replace(' ', '_')}_{seed}"
+    row = row_of(name, seed, channels)
     path = out / f"{row}.json"
     if path.is_file():
         return path
@@ -138,6 +145,7 @@ def measure(out: Path, name: str, seed: int, minutes: float) -> Path:
     started = time.monotonic()
     if not bundle.is_dir():
         words = ["adapt", "--data", str(root), "--out", str(bundle), "--minutes", str(minutes), "--seed", str(seed)]
+        words += [f"--channels=[{','.join(channels)}]"] if channels else []
         subprocess.run([sys.executable, "-m", "mois", *words], check=True)
     took = (time.monotonic() - started) / 60
     model = Bundle.load(bundle)
@@ -146,7 +154,7 @@ def measure(out: Path, name: str, seed: int, minutes: float) -> Path:
     start = VolumeSegmenter(backbone, propagation.eval(), replace(model.inference, **BEFORE))
     after = VolumeSegmenter(model.backbone, model.propagation, model.inference)
     plan = yaml.safe_load((out / f"{row}_training" / "plan.yaml").read_text(encoding="utf-8"))
-    channel = int(plan["data"]["init_args"]["channel"])
+    channel = int(plan["data"]["init_args"].get("channel", 0))
     figures = {
         "minutes": round(took, 1),
         "before": score(start, root, channel, seed),
@@ -163,7 +171,7 @@ def score(segmenter: VolumeSegmenter, root: Path, channel: int, seed: int) -> di
     reports = []
     for scan in read_dataset(root):
         if scan.held_out:
-            volume = scan.read(channel)
+            volume = scan.read(channel, channels=segmenter.settings.channels)
             fewest = min(Counter(volume.classes.values()).values())
             protocol = ProtocolSettings(prompted=max(1, min(5, fewest // 2)), reader=Reader(seed=seed))
             reports.append(evaluate_volume(segmenter, volume, protocol))
@@ -172,12 +180,12 @@ def score(segmenter: VolumeSegmenter, root: Path, channel: int, seed: int) -> di
     return {name: round(float(np.mean(each)), 4) if each else None for name, each in zip(FIGURES, known, strict=True)}
 
 
-def table(out: Path, names: Sequence[str], seeds: Sequence[int]) -> str:
+def table(out: Path, names: Sequence[str], seeds: Sequence[int], channels: Sequence[str] = ()) -> str:
     """Return the rows that are there as a table in Markdown."""
     lines = [f"| set | seed | | {' | '.join(FIGURES)} | delivered |", "|---" * (4 + len(FIGURES)) + "|"]
     for name in names:
         for seed in seeds:
-            path = out / f"{name.replace(' ', '_')}_{seed}.json"
+            path = out / f"{row_of(name, seed, channels)}.json"
             if path.is_file():
                 row = json.loads(path.read_text(encoding="utf-8"))
                 lines += before_and_after(
@@ -235,9 +243,10 @@ if __name__ == "__main__":
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--channels", nargs="+", default=[], help="channels that are used together, by name")
     asked = parser.parse_args()
     for number in asked.seeds:
         for one in asked.sets:
-            print(measure(asked.out.resolve(), one, number, asked.minutes), flush=True)
-    print(table(asked.out, asked.sets, asked.seeds))
+            print(measure(asked.out.resolve(), one, number, asked.minutes, asked.channels), flush=True)
+    print(table(asked.out, asked.sets, asked.seeds, asked.channels))
     curve(asked.out, asked.seeds, asked.out / "curve.png")

@@ -44,8 +44,10 @@ def figures(bundle: Path, root: Path, out: Path) -> dict[str, float]:
     return {part: summary[part]["dice"]["mean"] for part in ("prompted", "unprompted")}
 
 
-def planned_from(bundle: Path, root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Return what `mois adapt` plans for a dataset from a bundle on; the training itself is left out."""
+def planned_from(
+    bundle: Path | None, root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *channels: str
+) -> dict[str, Any]:
+    """Return what `mois adapt` plans for a dataset, from a bundle on if there is one; the training is left out."""
 
     class PlannedError(Exception):
         pass
@@ -55,7 +57,7 @@ def planned_from(bundle: Path, root: Path, out: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("mois.cli.adaptation.MoisCLI", training)
     with pytest.raises(PlannedError):
-        run_adaptation(Request(root, out, None, bundle, 0, "cpu", ()))
+        run_adaptation(Request(root, out, None, bundle, 0, "cpu", (), channels))
     return dict(yaml.safe_load((out.with_name(f"{out.name}_training") / "plan.yaml").read_text(encoding="utf-8")))
 
 
@@ -85,6 +87,43 @@ def test_an_adaptation_of_a_bundle_whose_channels_are_missing_is_refused_before_
     assert capsys.readouterr().err == (
         f"error: --start_from={bundle} sees the channels T2, FLAIR: scan p0: channel FLAIR is needed, but dataset.json "
         "names T2, T1; take another dataset, or correct channel_names.\n"
+    )
+
+
+def test_an_adaptation_takes_the_channels_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = two_sequences(tmp_path / "data", subjects=2)
+    data = planned_from(None, root, tmp_path / "out", monkeypatch, "T1", "T2")["data"]["init_args"]
+    assert data["channels"] == ["T1", "T2"]
+    assert "channel" not in data
+    assert "channels T1, T2: as asked for\n" in capsys.readouterr().out
+    main(["init", f"--root={root}", f"--out={tmp_path / 'config.yaml'}", "--channels=[T1,T2]"])
+    planned = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))["data"]["init_args"]
+    assert planned["channels"] == ["T1", "T2"]
+
+    bundle = random_bundle(tmp_path / "bundle", inference=replace(EASY, channels=("T2", "T1"), tile_px=32))
+    one = random_bundle(tmp_path / "one", inference=EASY)
+    same = planned_from(bundle, root, tmp_path / "further", monkeypatch, "t2", "T1")["data"]["init_args"]
+    assert same["channels"] == ["T2", "T1"]
+    capsys.readouterr()
+    monkeypatch.setattr("mois.cli.planned.survey", lambda *_, **__: pytest.fail("the scans are read"))
+    words = ["adapt", f"--data={root}", f"--out={tmp_path / 'no'}", "--device=cpu"]
+    for refused, line in (
+        (["--channels=[T1,FLAIR]"], "--channels=[T1,FLAIR]: scan p0: channel FLAIR is needed, but dataset.json names"),
+        (["--channels=[T1,T1]"], "--channels=['T1', 'T1'] names a channel twice; name each once."),
+        (
+            ["--channels=[T1,T2]", f"--start_from={bundle}"],
+            f"--channels=[T1,T2]: the bundle of --start_from={bundle} sees ",
+        ),
+        (
+            ["--channels=[T1]", f"--start_from={one}"],
+            f"--channels=[T1]: the bundle of --start_from={one} sees one image; ",
+        ),
+    ):
+        assert says(capsys, *words, *refused).startswith(line)
+    assert says(capsys, "init", f"--root={root}", "--channels=[T1,CT]").startswith(
+        "--channels=[T1,CT]: scan p0: channel CT "
     )
 
 
