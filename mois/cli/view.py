@@ -60,7 +60,6 @@ def view(
     from mois.serve.host import Host
     from mois.serve.page import page_app
     from mois.serve.running import bound_socket, scan_socket, serve, token_of
-    from mois.serve.studies import study_key
     from mois.session.follow_up import read_time_point
 
     say_working("loading the model and the scan")
@@ -73,7 +72,7 @@ def view(
     if before is not None:
         say(f"compares with {before.volume.subject}, an earlier scan of {who} with {before.lesion_count} lesions")
     host = Host(studies, models, memory_gib)
-    listening = bound_socket("127.0.0.1", port) if port else scan_socket(study_key(models.first, volume))
+    listening = bound_socket("127.0.0.1", port) if port else scan_socket(host.folder_of(volume).name)
     token = token_of(studies)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/{token}/"
     say(f"{address}\nCtrl-C ends it; sessions are in {studies}. No medical device: for research.")

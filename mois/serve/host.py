@@ -75,7 +75,7 @@ class Host:
             ValueError: If the file is no scan, or the session on the disk is damaged.
         """
         volume = scan if isinstance(scan, Volume) else self.read(scan, subject, patient)
-        folder = study_folder(self.studies, self.model, volume)
+        folder = self.folder_of(volume)
         with self._lock:
             study = self._known.setdefault(folder.name, Study(folder, self.models))
         self._make_room(study)
@@ -84,6 +84,10 @@ class Host:
         study.claim(seat)
         self.queue.submit_steps(partial(_encode, study), Urgency.IDLE)
         return seat
+
+    def folder_of(self, volume: Volume) -> Path:
+        """Return the folder of a scan's session, whether it has begun or not."""
+        return study_folder(self.studies, self.model, volume)
 
     def read(self, scan: Path, subject: str = "", patient: str = "") -> Volume:
         """Read a scan from a file or a DICOM folder."""

@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mois.cli.view import view
 from mois.inference.feature_store import FeatureBudget, FeatureStore
 from mois.scans.image_files import write_volume
 from mois.serve.device_queue import Urgency
 from mois.serve.host import Host
 from mois.serve.refusals import Watching
+from mois.serve.running import bound_socket
+from mois.serve.served_models import ServedModels
 from mois.session import InteractiveSession
 from tests.support.fake_model import TYPE_A, make_scan
 from tests.support.session_fakes import A1, B1, lps, make_model, three_lesions
@@ -86,6 +89,32 @@ def test_session_of_an_earlier_version_is_found_after_an_update(tmp_path):
     assert seat.look(lambda s: s._bench.segmenter.settings.level) == "known"
     now.close()
     assert [each.name for each in studies.iterdir()] == [folder.name]
+
+
+def test_page_keeps_its_port_after_an_update(tmp_path, monkeypatch):
+    """An open page finds the server again by its port, which comes from the name of the session's folder."""
+    file, studies, keys = tmp_path / "scan.nii.gz", tmp_path / "studies", []
+    scan = three_lesions()
+    write_volume(scan.image, scan.affine, file)
+    host = Host(studies, shipped(level="known"))
+    earlier = host.open("a", file).key
+    host.close()
+
+    def socket_of(key):
+        keys.append(key)
+        return bound_socket("127.0.0.1", 0)
+
+    def served(app, listening, token, ended):
+        listening.close()
+        ended()
+
+    monkeypatch.setattr("mois.serve.running.scan_socket", socket_of)
+    monkeypatch.setattr("mois.serve.running.serve", served)
+    for model in (shipped(level="selective"), make_model(level="selective")):  # the second follows no sessions
+        monkeypatch.setattr("mois.cli.view.served_models", lambda *_, model=model: ServedModels(model))
+        view([str(file)], studies=studies, no_browser=True)
+    assert keys[0] == earlier
+    assert keys[1] != earlier
 
 
 @pytest.mark.parametrize("hindrance", ["other model", "damaged", "linked", "does not follow"])
