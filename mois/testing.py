@@ -305,6 +305,9 @@ def _check_merged(adapter: Adapter, backbone: Backbone, names: Collection[str]) 
 
 def check_datamodule(datamodule: LightningDataModule) -> None:
     """Check that a datamodule yields episodes to train on and whole volumes to validate on."""
+    said = getattr(datamodule, "validates_on_trained_scans", False)
+    kind = "a method" if callable(said) else type(said).__name__
+    _require(isinstance(said, bool), f"validates_on_trained_scans is {kind}, not a bool")
     datamodule.prepare_data()
     datamodule.setup("fit")
     episodes: Iterable[object] = datamodule.train_dataloader()

@@ -19,7 +19,7 @@ from mois.inference.settings import InferenceSettings
 from mois.intensities import Normalisation
 from mois.records import Volume
 from mois.scans.datasets import SubjectFiles
-from mois.testing import check_datamodule
+from mois.testing import ContractError, check_datamodule
 from mois.training.module import ExemplarSegmenter
 from tests.support.datasets import save_nifti, scan_with_lesions
 from tests.support.fake_model import FakeBackbone, FakePropagation
@@ -32,6 +32,15 @@ def names(subjects):
 
 def test_it_keeps_the_contract(make_dataset):
     check_datamodule(module_of(make_dataset(3), val_subjects=["p1"]))
+    check_datamodule(module_of(make_dataset(3), val_slab=0.25))
+
+
+def test_the_contract_wants_an_attribute_that_says_whether_trained_scans_validate(make_dataset, monkeypatch):
+    """A method in its place would always count as true."""
+    data = module_of(make_dataset(3), val_subjects=["p1"])
+    monkeypatch.setattr(type(data), "validates_on_trained_scans", lambda self: False)
+    with pytest.raises(ContractError, match="validates_on_trained_scans is a method, not a bool"):
+        check_datamodule(data)
 
 
 def test_who_trains_validates_and_tests(make_dataset):
