@@ -93,7 +93,7 @@ class FollowedLesion:
         self._has_waist = rules.follows_form and waist_of(self._latest[None], 1.0, (gap_cells, 1.0, 1.0)) > 0
         self._largest = self._smallest_since = int(self._latest.sum())
         self._stays_near = rules.stays_near and self._may_fade
-        self._gap_cells, self._away_cells, self._widest = gap_cells, 0.0, self._largest
+        self._gap_cells, self._away_cells = gap_cells, 0.0
 
     def follow(self, picture: Picture, candidates: Tensor) -> Tensor | None:
         """Return the lesion on the next slice, (h, w) logits; None if it has ended.
@@ -107,7 +107,8 @@ class FollowedLesion:
         best = self._faded(picture, priors, close) or self._matched(picture, picture, priors, close)
         area = int(best.inside.sum())
         self._away_cells += self._gap_cells
-        self._widest = max(self._widest, area)
+        if area > self._largest:
+            self._largest = self._smallest_since = area
         if self._has_ended(best) or (self._has_waist and self._is_behind_waist(area)) or self._is_far():
             return None
         self._latest, self._latest_picture = best.inside, picture
@@ -150,12 +151,10 @@ class FollowedLesion:
 
     def _is_far(self) -> bool:
         """Return whether the slice lies further from the clicked slice than such a lesion reaches."""
-        return self._stays_near and self._away_cells > MOST_RADII * (self._widest / pi) ** 0.5
+        return self._stays_near and self._away_cells > MOST_RADII * (self._largest / pi) ** 0.5
 
     def _is_behind_waist(self, area: int) -> bool:
         """Return whether the area grows again after it had become small: another lesion begins there."""
-        if area > self._largest:
-            self._largest = self._smallest_since = area
         self._smallest_since = min(self._smallest_since, area)
         grows = area > RISE * self._smallest_since + FREE_CELLS
         return grows and self._smallest_since <= WAIST * self._largest
