@@ -16,6 +16,7 @@ from datamodules import NiftiDataModule
 from datamodules.splits import SplitSettings
 from mois.cli import main
 from mois.cli.adaptation import Request, run_adaptation
+from mois.machine.interrupts import HOW_TO_GO_ON
 from mois.session import InteractiveSession
 from mois.sharing.bundle import Bundle
 from tests.support.datasets import save_nifti, write_dataset
@@ -56,6 +57,7 @@ def planned_from(
         raise PlannedError
 
     monkeypatch.setattr("mois.cli.adaptation.MoisCLI", training)
+    monkeypatch.setenv(HOW_TO_GO_ON, "")  # an adaptation leaves it to its process; other tests share this one
     with pytest.raises(PlannedError):
         run_adaptation(Request(root, out, None, bundle, 0, "cpu", (), channels))
     return dict(yaml.safe_load((out.with_name(f"{out.name}_training") / "plan.yaml").read_text(encoding="utf-8")))
