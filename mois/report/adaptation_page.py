@@ -49,11 +49,9 @@ class Adaptation:
         ]
 
     def lines(self) -> list[str]:
-        """Return the comparison for a terminal."""
-        return [f"{words}: {before} before, {after} after" for words, before, after in self.rows()] + [
-            self.delivered,
-            self.of_confidence(),
-        ]
+        """Return the comparison for a terminal. Which model was delivered is the last line of the training."""
+        compared = [f"{words}: {before} before, {after} after" for words, before, after in self.rows()]
+        return [*compared, self.of_confidence()]
 
     def of_confidence(self) -> str:
         """Return from what the confidence of found lesions comes."""
