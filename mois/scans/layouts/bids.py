@@ -11,8 +11,9 @@ The root may also be a folder of `derivatives`: its masks, with images beside th
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,13 +100,13 @@ def read_bids(root: Path) -> tuple[list[BidsScan], DatasetDescription]:
     for mask in masks.values():
         check_link(mask.path)
     images = [file for file in files if file.suffix not in _NO_IMAGES]
-    sites = _sites(places)
+    sites = _sites(places, {f"sub-{mask.entities['sub']}" for mask in masks.values()})
     scans = [
         BidsScan(
             name,
             f"sub-{mask.entities['sub']}",
             f"ses-{mask.entities['ses']}" if "ses" in mask.entities else "",
-            sites.get(f"sub-{mask.entities['sub']}", ""),
+            sites[f"sub-{mask.entities['sub']}"],
             _images_of(mask, images),
             mask.path,
         )
@@ -251,16 +252,21 @@ def _on_grid(mask: BidsFile, images: Sequence[BidsFile]) -> list[BidsFile]:
     return kept
 
 
-def _sites(places: Sequence[Path]) -> dict[str, str]:
-    """Return the site of each patient, such as "sub-01", from the first participants.tsv with such a column.
+def _sites(places: Sequence[Path], patients: Set[str]) -> dict[str, str]:
+    """Return the site of each patient, such as "sub-01", from the first participants.tsv with such a column, or "".
 
-    Ids without the prefix `sub-`, which BIDS asks for, are taken with it.
+    Ids without the prefix `sub-`, which BIDS asks for, are taken with it. Patients without a line are named in a
+    warning.
     """
     for place in places:
         file = place / "participants.tsv"
         if file.is_file() and {"participant_id", "site"} <= set((table := read_table(file)).columns):
-            return {f"sub-{row['participant_id'].removeprefix('sub-')}": row["site"] for row in table.rows}
-    return {}
+            sites = {f"sub-{row['participant_id'].removeprefix('sub-')}": row["site"] for row in table.rows}
+            if missing := sorted(patients - sites.keys()):
+                shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+                warnings.warn(f"{file}: no line for {shown}; their scans have no site, add the lines", stacklevel=1)
+            return {patient: sites.get(patient, "") for patient in patients}
+    return dict.fromkeys(patients, "")
 
 
 def _classes(masks: Sequence[BidsFile], places: Sequence[Path]) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,21 @@ def test_ids_of_participants_may_lack_the_prefix(tmp_path: Path) -> None:
     root = write_bids(tmp_path)
     (root / "participants.tsv").write_text("participant_id\tsite\n01\tA\nsub-02\tB\n", encoding="utf-8")
     assert [scan.site for scan in read_dataset(root)] == ["A", "A", "B", "B"]
+
+
+def test_patients_without_a_line_of_participants_are_named(tmp_path: Path) -> None:
+    root = write_bids(tmp_path)
+    (root / "participants.tsv").write_text("participant_id\tsite\nsub-01\tA\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"participants\.tsv: no line for sub-02; their scans have no site"):
+        scans = read_dataset(root)
+    assert [scan.site for scan in scans] == ["A", "A", "", ""]
+
+
+def test_participants_without_sites_are_no_fault(tmp_path: Path) -> None:
+    root = write_bids(tmp_path)
+    (root / "participants.tsv").write_text("participant_id\tage\nsub-01\t40\n", encoding="utf-8")
+    with warnings.catch_warnings(action="error"):
+        assert {scan.site for scan in read_dataset(root)} == {""}
 
 
 def test_it_is_planned_and_split_by_patient(tmp_path: Path) -> None:
