@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,10 +93,9 @@ def segment(
         say(warning)
     again = _check_out(out, stated, device, volume, requested)  # first, because making the model takes long
     say_working("loading the model")
-    models = {
-        name: served_model(folder, pixel_mm, device, trust or (), backbone_weights) for name, folder in bundles.items()
-    }
-    session = _open_session(models, volume, out, again)
+    load = partial(served_model, pixel_mm=pixel_mm, device=device, trust=trust or (), backbone_weights=backbone_weights)
+    first = {types[0]: stated.model or load(bundles[types[0]])}
+    session = _open_session(first | {kind: load(bundles[kind]) for kind in types[1:]}, volume, out, again)
     for kept in play(session, requested, out, exemplars, say_working).kept:
         say(f"{kept} stays: it was done before entries were added to the prompts")
     session.save()
@@ -104,12 +104,19 @@ def segment(
 
 
 class _Stated(NamedTuple):
-    """What a model says of itself."""
+    """What a model says of itself.
+
+    Attributes:
+        inference: Its settings.
+        identity: Its identity.
+        calibration: Its calibration, or None.
+        model: The shipped model: it has no description, so it is made to know the others. None for a bundle.
+    """
 
     inference: InferenceSettings
     identity: ModelIdentity
     calibration: Calibration | None
-    follows_sessions: bool = False
+    model: LesionModel | None = None
 
 
 def _stated(bundle: Path, pixel_mm: float | None, device: str) -> _Stated:
@@ -119,7 +126,7 @@ def _stated(bundle: Path, pixel_mm: float | None, device: str) -> _Stated:
 
     if is_shipped(bundle):
         model = served_model(bundle, pixel_mm, device)
-        return _Stated(model.segmenter.settings, model.identity, model.calibration, model.follows_sessions)
+        return _Stated(model.segmenter.settings, model.identity, model.calibration, model)
     with warnings.catch_warnings(action="ignore"):  # to load the bundle gives the same warnings
         record = read_description(bundle)
     return _Stated(record.inference, record.identity, record.calibration)
@@ -132,7 +139,7 @@ def _check_out(out: Path, stated: _Stated, device: str, volume: Volume, requeste
         ValueError: If it holds another session, or other files.
     """
     from mois.inference.execution import chosen_device
-    from mois.session.header import about_session, check_about, check_origin, settings_of_session
+    from mois.session.header import about_session, check_about, check_origin, of_session
     from mois.session.journal import NAME, has_begun, read_journal
     from mois.session.output_files import check_free, check_unchanged
     from mois.session.playing import match
@@ -143,8 +150,8 @@ def _check_out(out: Path, stated: _Stated, device: str, volume: Volume, requeste
     journal = read_journal(out)
     try:
         check_about(journal.header)
-        follows = stated.follows_sessions
-        settings = settings_of_session(stated.inference, journal.header) if follows else stated.inference
+        model = stated.model
+        settings = stated.inference if model is None else of_session(model, journal.header).segmenter.settings
         now = (settings, chosen_device(device), volume, stated.identity, stated.calibration)
         check_origin(journal.header, about_session(*now, track_memory=None))
     except ValueError as error:

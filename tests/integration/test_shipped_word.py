@@ -11,9 +11,10 @@ import pytest
 from mois.cli import main
 from mois.cli.typed_bundles import served_models
 from mois.files.text import read_json
+from mois.serve import shipped_model
 from mois.serve.host import Host
 from mois.serve.served_models import ADDED
-from mois.serve.shipped_model import PIXEL_MM
+from mois.serve.shipped_model import PIXEL_MM, served_model
 from mois.sharing.bundle_record import DESCRIPTION, is_shipped
 from tests.support.example_bundles import random_bundle
 from tests.support.session_fakes import three_lesions
@@ -77,13 +78,18 @@ def test_a_command_that_needs_a_folder_says_so(capsys: pytest.CaptureFixture[str
 
 
 def test_the_shipped_model_segments_a_scan(
-    make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_dataset: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(
+        shipped_model, "served_model", lambda *given, **more: made.append(given) or served_model(*given, **more)
+    )
     scan = make_dataset(subjects=1) / "imagesTr" / "p0_0000.nii.gz"
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps({"prompts": [{"click": {"voxel": [20, 4, 20]}}]}), encoding="utf-8")
     words = ["segment", str(scan), "--bundle=shipped", "--pixel_mm=2", f"--prompts={prompts}", "--device=cpu"]
     main([*words, f"--out={tmp_path / 'out'}"])
+    assert len(made) == 1  # the model is made once
     header = json.loads((tmp_path / "out" / "journal.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert header["inference"]["pixel_mm"] == 2
     capsys.readouterr()

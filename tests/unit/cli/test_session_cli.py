@@ -305,7 +305,8 @@ def test_a_session_of_the_shipped_model_goes_on_after_its_settings_changed(tmp_p
     session = InteractiveSession(then, scan, tmp_path)
     session.save()
     session.close()
-    now = _Stated(make_model(level="selective", rejections="vetoes").segmenter.settings, then.identity, None)
+    model = make_model(level="selective", rejections="vetoes")
+    now = _Stated(model.segmenter.settings, then.identity, None, model)
     with pytest.raises(ValueError, match=r"made with inference\.level=known, now it is selective"):
         _check_out(tmp_path, now, "cpu", scan, ())
-    assert _check_out(tmp_path, now._replace(follows_sessions=True), "cpu", scan, ())
+    assert _check_out(tmp_path, now._replace(model=replace(model, follows_sessions=True)), "cpu", scan, ())
