@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ FAR_NOVELTY = 2.0
 """A lesion with a greater `Lesion.novelty` looks unlike every exemplar."""
 UNSURE_ODDS = 0.05
 """Odds that a candidate is a lesion if it was not found: 4 % of 606 on phantoms were, and 48 % of the found ones."""
+
+Rejected = TypeVar("Rejected", Sequence[str], Tensor)
 
 
 @dataclass(frozen=True)
@@ -284,7 +287,7 @@ def influences(
     sets = list(exemplars.values())
     vetoes = segmenter.settings.rejections == "vetoes"
     vetoed = [n for n, each in enumerate(sets) if vetoes and bool(each.positive.any() & each.present_negative.any())]
-    compared = [sets[n].pick(_first_vetoes(sets[n])) for n in vetoed]
+    compared = [sets[n].pick(_compared(sets[n])) for n in vetoed]
     changed = [each.sides_changed() for each in compared]
     asked = [each.pick(each.positive[0].nonzero()[:, 0]) if n in vetoed else each for n, each in enumerate(sets)]
     parts, counts = _in_parts(segmenter, [*asked, *compared, *changed]), [len(asked), len(compared), len(changed)]
@@ -307,13 +310,20 @@ def influences(
     return sorted(measured, key=lambda each: -(each.effect if each.effect is not None else 0.0))
 
 
-def _first_vetoes(exemplars: Exemplars) -> Tensor:
-    """Return the places of the exemplars (B = 1) that are compared for a veto, the positive ones first.
+def first_vetoes(rejected: Rejected, positive: int) -> Rejected:
+    """Return the rejected lesions that veto: the first ones, at most `MOST_VETOES` for each positive exemplar.
 
-    The first rejected lesions are compared, at most `MOST_VETOES` for each positive exemplar.
+    Args:
+        rejected: Their keys or their places, in the order in which they were rejected.
+        positive: Number of positive exemplars.
     """
+    return rejected[: MOST_VETOES * positive]
+
+
+def _compared(exemplars: Exemplars) -> Tensor:
+    """Return the places of the exemplars (B = 1) that are compared for a veto, the positive ones first."""
     positive, rejected = (sign[0].nonzero()[:, 0] for sign in (exemplars.positive, exemplars.present_negative))
-    return torch.cat([positive, rejected[: MOST_VETOES * len(positive)]])
+    return torch.cat([positive, first_vetoes(rejected, len(positive))])
 
 
 def _in_parts(segmenter: VolumeSegmenter, questions: Sequence[Exemplars]) -> list[Exemplars]:

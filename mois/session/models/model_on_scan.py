@@ -18,7 +18,7 @@ from mois.inference.search import Search
 from mois.interfaces import Backbone
 from mois.machine.steps import Steps, finish
 from mois.records import Exemplars, Volume
-from mois.session.advice import MOST_VETOES
+from mois.session.advice import first_vetoes
 from mois.session.found_lesions import outline
 from mois.session.masks import BoxMask
 from mois.session.prompts.prompting import PromptSegmenter
@@ -191,8 +191,7 @@ class ModelOnScan:
         """Return the answer to the positive exemplars alone, with the margin of them and of rejected lesions.
 
         Rejecting a lesion changes no positive exemplar, so their answer may be known already. They are chosen by
-        themselves: a rejected lesion takes none of their room. The first rejected lesions are compared, at most
-        `MOST_VETOES` for each positive exemplar.
+        themselves: a rejected lesion takes none of their room. `first_vetoes` are compared.
         """
         mine, exemplars = self.exemplars_in_use(state, positive)
         used = self._used(state, mine)
@@ -201,7 +200,7 @@ class ModelOnScan:
         else:
             answer = yield from self._asked_steps(state, mine, exemplars, tile_by_tile, opposite=False)
             self._latest = self._of_positive = used, answer  # the answer before this one needs no memory any more
-        _, compared = self.exemplars_in_use(state, [*mine, *rejected[: MOST_VETOES * len(mine)]])
+        _, compared = self.exemplars_in_use(state, [*mine, *first_vetoes(rejected, len(mine))])
         questions = [compared, compared.sides_changed()]
         search = Search(self.segmenter, self.encoded, questions, pooled=False, plain=[False, False])
         here, changed = yield from search.steps(tile_by_tile=tile_by_tile)
