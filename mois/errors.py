@@ -1,4 +1,4 @@
-"""Errors about bad input, each in one line. Names of files and people are shown as they are."""
+"""Errors about bad input, each in one line, and words of messages. Names of files and people are shown as they are."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ def without_control_codes(text: str) -> str:
 def as_text(name: str) -> str:
     """Return the name of a file as valid Unicode, as JSON needs. Bytes that are no UTF-8 become a replacement sign."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    Examples:
+        >>> counted(1, "scan"), counted(2, "scan")
+        ('1 scan', '2 scans')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _escaped(sign: str) -> str:

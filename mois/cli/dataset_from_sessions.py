@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mois.cli.messages import say
+from mois.errors import counted
 
 
 def from_sessions(sessions: list[str], out: Path) -> None:
@@ -37,5 +38,4 @@ def from_sessions(sessions: list[str], out: Path) -> None:
         say(f"{', '.join(alike)} have patient {patient}; correct subjects.csv if they are of several patients")
     counts = Counter(kind for scan in scans for kind in scan.types.values())
     text = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts, key=lambda kind: (kind == REJECTED, kind)))
-    count = "1 scan" if len(scans) == 1 else f"{len(scans)} scans"
-    say(f"{count} in {out}: {text}; adapt with: mois adapt --data {out} --out BUNDLE")
+    say(f"{counted(len(scans), 'scan')} in {out}: {text}; adapt with: mois adapt --data {out} --out BUNDLE")

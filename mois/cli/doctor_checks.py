@@ -12,6 +12,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from mois.cli.arguments import as_options
+from mois.errors import counted
 from mois.tracking.wandb_server import SERVER_TIMEOUT_S, choose, logged_in_key, wandb_server, why_unreachable
 
 DISK_NEEDED_GB = 5.0
@@ -143,17 +144,13 @@ def dataset(root: Path) -> Iterator[Finding]:
     faults = len(found.faults)
     train = sum(not scan.held_out for scan in found.scans)
     text = (
-        f"{_count(train, 'scan')} to train on, {len(found.scans) - train} held out, {_count(lesions, 'lesion')}, "
-        f"{_count(faults, 'fault')} to mend"
+        f"{counted(train, 'scan')} to train on, {len(found.scans) - train} held out, {counted(lesions, 'lesion')}, "
+        f"{counted(faults, 'fault')} to mend"
     )
     yield Finding("data", faults == 0 and lesions > 0, text + ("" if lesions else "; annotate some lesions"))
     if is_bids(root) and (omitted := scans_without_mask(root)):
         shown = ", ".join(omitted[:5]) + (", ..." if len(omitted) > 5 else "")
-        text = f"{_count(len(omitted), 'scan')} without a mask of lesions: {shown}; add one, all 0 if it has no lesion"
+        text = f"{counted(len(omitted), 'scan')} without a mask of lesions: {shown}; add one, all 0 if it has no lesion"
         yield Finding("left out", True, text)
     lines = describe(found.facts, found.description) if found.facts else ()
     yield from (Finding(topic, True, text) for topic, text in lines)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

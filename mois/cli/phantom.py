@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mois.cli.messages import say
+from mois.errors import counted
 
 
 def phantom(
@@ -49,5 +50,4 @@ def phantom(
             sessions=sessions,
             channels=channels,
         )
-    scans = subjects + test_subjects
-    say(f"{scans} {'scan' if scans == 1 else 'scans'} in {out}")
+    say(f"{counted(subjects + test_subjects, 'scan')} in {out}")

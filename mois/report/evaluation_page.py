@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mois.errors import counted
 from mois.evaluation.evaluate_scans import Evaluation
 from mois.report.action_sections import TEXT_ON_ACTIONS, actions
 from mois.report.html_page import KeyFigure, Page, Section, interval_of, text_of, write_page
@@ -134,22 +135,18 @@ def _lead(results: Results) -> str:
     protocol = results.metrics["protocol"]
     prompted, clicks = protocol.get("prompted"), protocol.get("clicks")
     other = other_system(results.metrics)
-    words = [f"{_count(results.scan_count, 'scan')} of {_count(results.patient_count, 'patient')}."]
+    words = [f"{counted(results.scan_count, 'scan')} of {counted(results.patient_count, 'patient')}."]
     if other:
         words.append(f"Predictions of another system ({other}), scored by the same code as ours.")
     elif prompted is not None and clicks is not None:
         strategy = (protocol.get("reader") or {}).get("strategy", "")
         words.append(
-            f"A simulated reader ({strategy}) prompts up to {_count(prompted, 'lesion')} of each class with "
-            f"{_count(clicks, 'click')} each; then all that is like them is found in the whole scan."
+            f"A simulated reader ({strategy}) prompts up to {counted(prompted, 'lesion')} of each class with "
+            f"{counted(clicks, 'click')} each; then all that is like them is found in the whole scan."
         )
     if protocol.get("rules") == "paper":
         words.append("The paper's rules are applied beside ours, never instead.")
     return " ".join(words)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _key_figures(results: Results) -> list[KeyFigure]:
@@ -159,7 +156,7 @@ def _key_figures(results: Results) -> list[KeyFigure]:
         if estimate is not None and estimate.mean is not None:
             digits = 1 if path[-1] == "fp_per_scan" else 2
             interval = "no interval" if estimate.low is None else interval_of(estimate, digits)
-            key_figures.append(KeyFigure(name, text_of(estimate.mean, digits), interval, _count(estimate.n, "scan")))
+            key_figures.append(KeyFigure(name, text_of(estimate.mean, digits), interval, counted(estimate.n, "scan")))
     return key_figures
 
 

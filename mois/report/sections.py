@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mois.errors import counted
 from mois.evaluation.result_files import Row
 from mois.report import charts
 from mois.report.charts import in_words
@@ -152,7 +153,7 @@ def _chosen(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[t
 
 def _series(name: str, clicks: int, points: Sequence[Mapping[str, Any]]) -> str:
     several = len({point["clicks"] for point in points}) > 1
-    return f"{name}, {clicks} {'click' if clicks == 1 else 'clicks'}" if several else name
+    return f"{name}, {counted(clicks, 'click')}" if several else name
 
 
 def _points(points: Sequence[Mapping[str, Any]], name: str, clicks: int) -> list[tuple[float, Estimate]]:

@@ -11,6 +11,7 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
+from mois.errors import counted
 from mois.geometry import SliceGrid
 from mois.records import Volume
 from mois.scans.dataset_description import DatasetDescription
@@ -210,7 +211,7 @@ def _proposal(proposal: Proposal, diameters: npt.NDArray[np.float64], scans: Seq
     small = f", the smallest tenth {low:.0f} or fewer" if low < middle / 2 else ""
     return (
         f"pixel_mm {proposal.pixel_mm:g}, patch_px {proposal.patch_px}, tile_px {proposal.patch_px}: the median lesion "
-        f"is {middle:.0f} pixels across{small}; {tiles} {'tile' if tiles == 1 else 'tiles'} a slice"
+        f"is {middle:.0f} pixels across{small}; {counted(tiles, 'tile')} a slice"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mois.errors import counted
 from mois.machine.interrupts import HOW_TO_GO_ON
 
 SCAN_SHOWN = ("right", "no_exemplars", "prompted_dice", "unprompted_dice")
@@ -52,7 +53,7 @@ class EpochLines(Callback):
             scans = len(getattr(pl_module, "reports", {}).get("", ()))  # those of all ranks
             cost = duration_in_words(time.monotonic() - self._step_0_s)
             figures = _figures_text(getattr(pl_module, "step_0", {}))
-            say(trainer, f"step 0: {figures}; each validation of {_scans_in_words(scans)} takes {cost}")
+            say(trainer, f"step 0: {figures}; each validation of {counted(scans, 'scan')} takes {cost}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and the counters; say if nothing will be compared with the start."""
@@ -101,7 +102,7 @@ class EpochLines(Callback):
         if batch_idx == 0 and _counts_scans(trainer):
             stage = str(getattr(trainer.state.fn, "value", ""))
             self._scans = sum(getattr(trainer, f"num_{'val' if stage == 'validate' else stage}_batches"))
-            say(trainer, f"{stage}: {_scans_in_words(self._scans)}")
+            say(trainer, f"{stage}: {counted(self._scans, 'scan')}")
 
     def on_test_batch_end(
         self,
@@ -176,10 +177,6 @@ def duration_in_words(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-
-
-def _scans_in_words(count: int) -> str:
-    return "1 scan" if count == 1 else f"{count} scans"
 
 
 def _figures_text(figures: Any) -> str:
