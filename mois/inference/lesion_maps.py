@@ -136,6 +136,24 @@ class LesionMaps(NamedTuple):
         return peaks if self.peak_level == EVEN else shifted(torch.from_numpy(peaks), self.peak_level).numpy()
 
 
+class Inside(NamedTuple):
+    """Answers inside a lesion, of exemplars without its own.
+
+    Attributes:
+        probability: (n,), answer of the propagation at its pixels.
+        plain: (n,), the plain answer; or None.
+        alone: (n,), the answer without exemplars; or None.
+    """
+
+    probability: Tensor
+    plain: Tensor | None = None
+    alone: Tensor | None = None
+
+    def mixed(self, shares: Shares) -> Tensor:
+        """Return the answers mixed, (n,)."""
+        return mixed(self.probability, self.plain, self.alone, shares)
+
+
 class TileAnswers(NamedTuple):
     """Answers to R questions on T tiles.
 

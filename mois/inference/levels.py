@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mois.inference.lesion_maps import EVEN, NO_SHARES, LesionMaps, ScanRule, Shares, mixed, shifted
+from mois.inference.lesion_maps import EVEN, NO_SHARES, Inside, LesionMaps, ScanRule, Shares, shifted
 from mois.inference.parting import waist_of
 from mois.machine.steps import Steps, finish, some_slices
 from mois.records import Exemplars
@@ -33,7 +33,10 @@ FOUND = 0.5
 KNOWN = 0.4
 """The same for `inference.level=known`, if a scan shows one kind of object (`ONE_KIND`)."""
 
-CAUTIOUS = ("cautious", "selective")
+SELECTIVE = ("selective", "moderate")
+"""Values of `inference.level` with a level of their own for peaks."""
+
+CAUTIOUS = ("cautious", *SELECTIVE)
 """Values of `inference.level` that take the highest of the levels that are as good (`AS_GOOD`)."""
 
 OF_KNOWN_LESIONS = ("known", *CAUTIOUS)
@@ -42,8 +45,15 @@ OF_KNOWN_LESIONS = ("known", *CAUTIOUS)
 AS_GOOD = 0.85
 """Levels with at least this share of the largest figure are as good: a few small lesions cannot tell them apart."""
 
+MODERATE = (0.25, 0.4)
+"""Lowest and highest level of lesions that the model hardly knows, with `inference.level=moderate`: a few small lesions
+say too little for a level beyond."""
+
 SURE_PEAKS = (0.69, 0.92)
 """However sure the exemplars are, a candidate must be as sure as the first, and never surer than the second."""
+
+MODERATE_PEAKS = (0.75, 0.84)
+"""The same for lesions that the model hardly knows, with `inference.level=moderate`."""
 
 PEAK_THRESHOLD = 0.6
 """What the peak becomes that a candidate must have. It is `peak_threshold` of the shipped configs."""
@@ -135,7 +145,8 @@ def rule_steps(
     With `inference.level=known` such lesions have another rule (`_agreed`), also with a single exemplar.
     With `inference.level=cautious` they do too. For other lesions, the highest of the levels that are nearly as good as
     the best one is taken (`AS_GOOD`). With `selective` they do too, and peaks have a level of their own (`_peak_level`,
-    `_sure_of_known`). Of known lesions, only what is clearly unlike the exemplars is another kind (`UNLIKE`).
+    `_sure_of_known`). Of known lesions, only what is clearly unlike the exemplars is another kind (`UNLIKE`). With
+    `moderate` they do too, and for other lesions both levels have narrower bounds (`MODERATE`, `MODERATE_PEAKS`).
 
     Args:
         segmenter: The model. With `inference.level=fixed` the level is 0.5.
@@ -165,7 +176,8 @@ def rule_steps(
             rule = yield from _agreed(answer, alone, len(lesions.own), setting)
     if rule is None and positive < 2:
         rule = ScanRule(level=LONE_LEVEL)
-    selective = setting == "selective" and positive > 1
+    selective = setting in SELECTIVE and positive > 1
+    peaks = SURE_PEAKS
     left_out: Sequence[Inside] = ()
     if rule is None or (selective and not rule.shares.alone):
         left_out = yield from _without_own(segmenter, encoded, exemplars, lesions)
@@ -173,9 +185,10 @@ def rule_steps(
             # Without exemplars, the model knows nothing of what must not be found.
             left_out = [inside._replace(alone=None) for inside in left_out]
         if rule is None:
+            peaks = MODERATE_PEAKS if setting == "moderate" else SURE_PEAKS
             rule = yield from _best(left_out, answer, setting)
     if selective and left_out:
-        rule = rule._replace(peak_level=_peak_level(left_out, rule))
+        rule = rule._replace(peak_level=_peak_level(left_out, rule, peaks))
     return rule._replace(waist_mm=waist_mm)
 
 
@@ -214,7 +227,7 @@ def _agreed(answer: LesionMaps, alone: Sequence[Tensor], shown: int, setting: st
     if sizes[meant].sum() < ONE_KIND * sizes.sum():
         if not finds(alone, "pooled"):
             return None
-        if setting != "selective":
+        if setting not in SELECTIVE:
             return ScanRule()
         others = (yield from _unlike(answer, objects, sizes)) & ~meant
         if sizes[others].sum() > (1 - ONE_KIND) * sizes.sum():
@@ -223,7 +236,7 @@ def _agreed(answer: LesionMaps, alone: Sequence[Tensor], shown: int, setting: st
     counts = yield from _counts_of_objects(answer, of_one_kind, LEVELS_OF_KNOWN, objects, len(sizes))
     agreement = 2 * counts[:, meant].sum(1) / (counts.sum(1) + sizes[meant].sum())
     rule = ScanRule(of_one_kind, LEVELS_OF_KNOWN[int(agreement.argmax())])
-    if setting != "selective":
+    if setting not in SELECTIVE:
         return rule
     raw = shifted(torch.tensor(PEAKS_OF_KNOWN), 1 - rule.level).tolist()  # before the level shifts them
     reached = (yield from _counts_of_objects(answer, of_one_kind, raw, objects, len(sizes)))[:, 1:] > 0
@@ -280,9 +293,10 @@ def _counts_of_objects(
 
 def _best(left_out: Sequence[Inside], answer: LesionMaps, setting: str) -> Steps[ScanRule]:
     """Return the shares of the answers and the level with the largest recall x recall / share of the scan."""
-    levels = torch.tensor(LEVELS)
+    tried = [level for level in LEVELS if setting != "moderate" or MODERATE[0] <= level <= MODERATE[1]]
+    levels = torch.tensor(tried)
     least = AS_GOOD if setting in CAUTIOUS else 1.0
-    best, rule = 0.0, ScanRule()
+    best, rule = 0.0, ScanRule(level=tried[-1])
     for shares in _shares_to_try(left_out):
         shown, reached = yield from _counts(answer, shares, levels)
         if not shown:
@@ -292,19 +306,20 @@ def _best(left_out: Sequence[Inside], answer: LesionMaps, setting: str) -> Steps
         if float(worth.max()) > best:
             best = float(worth.max())
             as_good = torch.nonzero(worth >= least * worth.max()).flatten()
-            rule = ScanRule(shares, LEVELS[int(as_good[-1] if setting in CAUTIOUS else as_good[0])])
+            rule = ScanRule(shares, tried[int(as_good[-1] if setting in CAUTIOUS else as_good[0])])
     return rule
 
 
-def _peak_level(left_out: Sequence[Inside], rule: ScanRule) -> float:
+def _peak_level(left_out: Sequence[Inside], rule: ScanRule, bounds: tuple[float, float]) -> float:
     """Return the level of peaks: a candidate must be about as sure as half of the left-out lesions are.
 
     Args:
         left_out: What the other exemplars find of each lesion, N > 0.
         rule: The shares and the level of the scan.
+        bounds: How sure a candidate must be at least, and at most.
     """
     peaks = torch.stack([shifted(inside.mixed(rule.shares).max(), rule.level) for inside in left_out])
-    return _level_of(float(peaks.quantile(0.5).clamp(*SURE_PEAKS)))
+    return _level_of(float(peaks.quantile(0.5).clamp(*bounds)))
 
 
 def _level_of(sure: float) -> float:
@@ -344,24 +359,6 @@ def _counts(answer: LesionMaps, shares: Shares, levels: Tensor) -> Steps[tuple[i
         reached += torch.stack([torch.count_nonzero(probability >= level) for level in levels])
         yield None
     return shown, reached.float()
-
-
-class Inside(NamedTuple):
-    """Answers inside a lesion, of exemplars without its own.
-
-    Attributes:
-        probability: (n,), answer of the propagation at its pixels.
-        plain: (n,), the plain answer; or None.
-        alone: (n,), the answer without exemplars; or None.
-    """
-
-    probability: Tensor
-    plain: Tensor | None = None
-    alone: Tensor | None = None
-
-    def mixed(self, shares: Shares) -> Tensor:
-        """Return the answers mixed, (n,)."""
-        return mixed(self.probability, self.plain, self.alone, shares)
 
 
 @torch.inference_mode()

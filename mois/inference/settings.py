@@ -71,10 +71,11 @@ class InferenceSettings:
             `selective`: as `cautious`; a candidate must also reach 0.69, or up to 0.8 where a scan shows one kind of
             object and most are hardly sure. Among other kinds, with two exemplars or more, it must be as sure as half
             of them are where the others look for them. Of known objects, only those that are clearly unlike the
-            exemplars are of another kind.
+            exemplars are of another kind. `moderate`: as `selective`; for lesions that the model hardly knows the level
+            is 0.25 to 0.4, and a candidate must reach 0.75 to 0.84.
             Sessions and evaluations do so; `VolumeSegmenter.find` answers without it.
         rejections: What a rejected lesion changes elsewhere in a session. `exemplars`: it is a negative exemplar of the
-            question, and has a say in outlines and levels. With the last four values of `level`, candidates that are
+            question, and has a say in outlines and levels. With the last five values of `level`, candidates that are
             found better if the exemplars change sides are not found. `vetoes`: positive exemplars alone decide about
             outlines and levels. Candidates that are found better if the exemplars change sides are not found; at most
             two rejected lesions count for each positive exemplar, those of the scan before those of a bank.
@@ -106,7 +107,7 @@ class InferenceSettings:
     memory_gib: float = 4.0
     split_prominence_mm: float | None = 0.0
     most_exemplars: int = 16
-    level: Literal["fixed", "exemplars", "mixed", "pooled", "known", "cautious", "selective"] = "fixed"
+    level: Literal["fixed", "exemplars", "mixed", "pooled", "known", "cautious", "selective", "moderate"] = "fixed"
     rejections: Literal["exemplars", "vetoes"] = "exemplars"
     normalisation: Normalisation = Normalisation()  # noqa: RUF009 (frozen)
     channels: tuple[str, ...] = ()
@@ -167,12 +168,12 @@ class InferenceSettings:
     @property
     def asks_plain(self) -> bool:
         """Whether the plain answer may have a say."""
-        return self.level in ("mixed", "pooled", "known", "cautious", "selective")
+        return self.level == "mixed" or self.asks_alone
 
     @property
     def asks_alone(self) -> bool:
         """Whether the answer without exemplars may have a say."""
-        return self.level in ("pooled", "known", "cautious", "selective")
+        return self.level in ("pooled", "known", "cautious", "selective", "moderate")
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse more channels than a backbone has inputs for.

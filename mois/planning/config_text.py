@@ -70,7 +70,7 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     else:
         yield "  learning: {corrections: 2}", ""
     yield "  inference:", ""
-    yield "    {overlap: 0.25, threshold: 0.5, peak_threshold: 0.6, clicks: near, level: selective,", ""
+    yield "    {overlap: 0.25, threshold: 0.5, peak_threshold: 0.6, clicks: near, level: moderate,", ""
     size = "" if plan.sizes.patch_px == 128 else f", tile_px: {plan.sizes.patch_px}"
     least = f"    rejections: vetoes, split_prominence_mm: null, min_lesion_voxels: {plan.min_lesion_voxels}{size}}}"
     yield least, f"voxels: {plan.reasons['min_lesion_voxels']}"

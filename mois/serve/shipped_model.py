@@ -74,7 +74,7 @@ def served_model(
         threshold=0.5,
         peak_threshold=0.6,
         clicks="near",
-        level="selective",
+        level="moderate",
         rejections="vetoes",
         split_prominence_mm=None,
     )

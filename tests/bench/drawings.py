@@ -47,7 +47,7 @@ def model(clicks: str, rejections: str = "vetoes") -> LesionModel:
         threshold=0.5,
         peak_threshold=0.6,
         clicks=clicks,
-        level="selective",
+        level="moderate",
         rejections=rejections,
         split_prominence_mm=None,
     )

@@ -48,7 +48,7 @@ PROPAGATIONS: dict[str, tuple[str, Callable[[], Propagation], dict[str, float | 
         {
             "threshold": 0.5,
             "peak_threshold": 0.6,
-            "level": "selective",
+            "level": "moderate",
             "rejections": "vetoes",
             "split_prominence_mm": None,
             "clicks": "near",

@@ -295,7 +295,7 @@ def test_touching_lesions_are_parted_as_the_settings_say() -> None:
 
 def test_the_plain_answer_counts_in_an_evaluation_as_in_a_session() -> None:
     found = []
-    for level in ("exemplars", "mixed", "pooled", "known", "cautious", "selective"):
+    for level in ("exemplars", "mixed", "pooled", "known", "cautious", "selective", "moderate"):
         settings = InferenceSettings(tile_px=32, level=level)  # type: ignore[arg-type]
         model = VolumeSegmenter(FakeBackbone(), Undecided(), settings)
         found.append(evaluate_volume(model, eight_lesions(), ProtocolSettings(prompted=2)).figures.right)

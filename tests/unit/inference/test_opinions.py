@@ -52,7 +52,7 @@ def test_a_question_without_exemplars_is_answered_as_ever() -> None:
     module.build(backbone)
     scan = make_scan([])
     answers = []
-    for level in ("fixed", "pooled", "known", "cautious", "selective"):
+    for level in ("fixed", "pooled", "known", "cautious", "selective", "moderate"):
         segmenter = VolumeSegmenter(backbone.eval(), module.eval(), InferenceSettings(tile_px=64, level=level))  # type: ignore[arg-type]
         answers.append(segmenter.find(segmenter.encode(scan)).probability)
     assert all(torch.equal(answers[0], answer) for answer in answers[1:])

@@ -66,7 +66,7 @@ def test_the_margin_is_a_difference_of_log_odds_and_outlives_the_rule() -> None:
         assert each.margin.flatten().tolist() == pytest.approx(wanted, abs=2e-3)
 
 
-@pytest.mark.parametrize("level", ["pooled", "known", "cautious", "selective", "exemplars"])
+@pytest.mark.parametrize("level", ["pooled", "known", "cautious", "selective", "moderate", "exemplars"])
 def test_the_sides_change_only_if_something_was_rejected_and_something_is_looked_for(level: str) -> None:
     scan = three_lesions()
     session = InteractiveSession(make_model(level=level), scan)

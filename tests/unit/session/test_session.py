@@ -349,7 +349,7 @@ def test_what_merges_exemplars_is_handed_all_of_them_and_others_the_most_differe
     assert getattr(propagation, "handed", taken) == taken
 
 
-@pytest.mark.parametrize("level", ["exemplars", "mixed", "pooled", "known", "cautious", "selective"])
+@pytest.mark.parametrize("level", ["exemplars", "mixed", "pooled", "known", "cautious", "selective", "moderate"])
 def test_the_plain_answer_has_a_say_where_the_exemplars_find_each_other_by_it(level):
     segmenter, scan = make_segmenter(level=level), three_lesions()
     segmenter.propagation = Undecided()
