@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mois.errors import counted
 from mois.scans.dataset_facts import ScanFacts
 
 EPISODES_A_LESION = 40
@@ -38,11 +39,12 @@ LORA_PATIENTS = 8
 LORA_LESIONS = 100
 """With fewer patients or lesions, an adapter of the backbone can spoil the clicks (docs/results.md)."""
 
-REPLAY = 0.2
+REPLAY = 0.5
 FIRST_MASKS = 0.3
 BACKGROUND = 0.4
 """Shares of a training on one lesion class: replayed episodes, exemplars described from the first click, and queries
-anywhere on tissue. Nothing else shows there that the exemplars decide (docs/decisions/0051-one-class.md)."""
+anywhere on tissue. Nothing else shows there that the exemplars decide (docs/decisions/0051-one-class.md, and
+0059-half-is-replayed.md)."""
 
 AFFINE = 0.8
 ZOOM = 0.5
@@ -104,7 +106,7 @@ def choose_split(scans: Sequence[ScanFacts], has_splits: bool) -> Split:
         names = tuple(scan.subject for scan in scans if scan.patient in chosen)
         return Split(None, names, 0.0, f"{count} of {len(with_lesions)} patients, with few to many lesions")
     if min(scan.slices for scan in scans) >= SLAB_SLICES:
-        few = f"{len(with_lesions)} patient{'s' if len(with_lesions) != 1 else ''} with lesions cannot spare one"
+        few = f"{counted(len(with_lesions), 'patient')} with lesions cannot spare one"
         return Split(None, (), SLAB, f"{few}: a quarter of the slices of each scan validates")
     if len(with_lesions) > 1:
         middle = with_lesions[len(with_lesions) // 2]
@@ -121,7 +123,7 @@ def choose_adaptation(patients: int, lesions: int, clip: int) -> Adaptation:
         lesions: Number of their lesions.
         clip: Number of slices that a lesion is tracked over.
     """
-    there = f"{patients} patient{'s' if patients != 1 else ''} with {lesions} lesions"
+    there = f"{counted(patients, 'patient')} with {lesions} lesions"
     if patients < LORA_PATIENTS or lesions < LORA_LESIONS:
         return Adaptation((), f"{there}: below {LORA_PATIENTS} patients or {LORA_LESIONS} lesions it can spoil clicks")
     parts = ("trunk", "memory_attention", "decoder") if clip > 1 else ("trunk", "decoder")

@@ -154,7 +154,7 @@ def test_scans_of_one_class_are_mixed_with_episodes_that_show_what_exemplars_are
     two = other._replace(classes=2 * other.classes)
     of_one = yaml.safe_load(config_text(make_plan(facts(one, other)), Path("c.yaml")))
     of_two = yaml.safe_load(config_text(make_plan(facts(one, two)), Path("c.yaml")))
-    assert (of_one["data"]["init_args"]["replay"], of_one["data"]["init_args"]["mix"]) == (0.2, {"background": 0.4})
+    assert (of_one["data"]["init_args"]["replay"], of_one["data"]["init_args"]["mix"]) == (0.5, {"background": 0.4})
     assert of_one["data"]["init_args"]["augmentation"] == {"affine": 0.8, "zoom": 0.5}
     assert of_one["model"]["learning"] == {"corrections": 2, "first_masks": 0.3}
     assert {"replay", "mix", "augmentation"}.isdisjoint(of_two["data"]["init_args"])
