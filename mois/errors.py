@@ -33,6 +33,16 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def listed(names: Sequence[object]) -> str:
+    """Return the first five names, and three dots if there are more.
+
+    Examples:
+        >>> listed(["sub-01", "sub-02"]), listed(range(6))
+        ('sub-01, sub-02', '0, 1, 2, 3, 4, ...')
+    """
+    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
+
+
 def _escaped(sign: str) -> str:
     return sign.encode("unicode_escape", "surrogatepass").decode("ascii")
 

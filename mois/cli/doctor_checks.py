@@ -12,7 +12,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from mois.cli.arguments import as_options
-from mois.errors import counted
+from mois.errors import counted, listed
 from mois.tracking.wandb_server import SERVER_TIMEOUT_S, choose, logged_in_key, wandb_server, why_unreachable
 
 DISK_NEEDED_GB = 5.0
@@ -149,8 +149,8 @@ def dataset(root: Path) -> Iterator[Finding]:
     )
     yield Finding("data", faults == 0 and lesions > 0, text + ("" if lesions else "; annotate some lesions"))
     if is_bids(root) and (omitted := scans_without_mask(root)):
-        shown = ", ".join(omitted[:5]) + (", ..." if len(omitted) > 5 else "")
-        text = f"{counted(len(omitted), 'scan')} without a mask of lesions: {shown}; add one, all 0 if it has no lesion"
+        without = f"{counted(len(omitted), 'scan')} without a mask of lesions"
+        text = f"{without}: {listed(omitted)}; add one, all 0 if it has no lesion"
         yield Finding("left out", True, text)
     lines = describe(found.facts, found.description) if found.facts else ()
     yield from (Finding(topic, True, text) for topic, text in lines)

@@ -185,7 +185,8 @@ def rule_steps(
             # Without exemplars, the model knows nothing of what must not be found.
             left_out = [inside._replace(alone=None) for inside in left_out]
         if rule is None:
-            peaks = MODERATE_PEAKS if setting == "moderate" else SURE_PEAKS
+            if setting == "moderate":
+                peaks = MODERATE_PEAKS
             rule = yield from _best(left_out, answer, setting)
     if selective and left_out:
         rule = rule._replace(peak_level=_peak_level(left_out, rule, peaks))
@@ -201,7 +202,7 @@ def _agreed(answer: LesionMaps, alone: Sequence[Tensor], shown: int, setting: st
     agrees best (Dice) with these objects: it does not hang on how well few lesions were outlined. If there are other
     kinds, the exemplars know the level better, unless the answer without them finds `FOUND` of the lesions. Then the
     answer with exemplars counts as it is. But few exemplars that look like each other are unsure of the rest of their
-    kind: with `inference.level=selective` only what is clearly unlike them is of another kind (`UNLIKE`).
+    kind: with `SELECTIVE` levels only what is clearly unlike them is of another kind (`UNLIKE`).
 
     Args:
         answer: The answer to all exemplars.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mois.errors import DataError
+from mois.errors import DataError, listed
 
 ROUNDING = 1e-3
 """Largest distance of a float from its whole number. Arithmetic and scaled headers leave such differences."""
@@ -114,10 +114,9 @@ def one_mask(values: npt.NDArray[Any], name: object) -> npt.NDArray[np.bool_]:
     labels = whole_numbers(values, name)
     lesion_labels = [int(label) for label in np.unique(labels) if label]
     if len(lesion_labels) > 1:
-        shown_labels = ", ".join(map(str, lesion_labels[:5])) + (", ..." if len(lesion_labels) > 5 else "")
         raise DataError(
-            f"{name}: holds {len(lesion_labels)} labels ({shown_labels}), a mask is of one lesion; give a mask "
-            "for each."
+            f"{name}: holds {len(lesion_labels)} labels ({listed(lesion_labels)}), a mask is of one lesion; give a "
+            "mask for each."
         )
     return np.asarray(labels != 0)
 

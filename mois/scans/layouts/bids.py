@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mois.errors import DataError
+from mois.errors import DataError, listed
 from mois.files.text import read_table
 from mois.grid import match_grids
 from mois.scans.dataset_description import DatasetDescription
@@ -263,8 +263,9 @@ def _sites(places: Sequence[Path], patients: Set[str]) -> dict[str, str]:
         if file.is_file() and {"participant_id", "site"} <= set((table := read_table(file)).columns):
             sites = {f"sub-{row['participant_id'].removeprefix('sub-')}": row["site"] for row in table.rows}
             if missing := sorted(patients - sites.keys()):
-                shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-                warnings.warn(f"{file}: no line for {shown}; their scans have no site, add the lines", stacklevel=1)
+                warnings.warn(
+                    f"{file}: no line for {listed(missing)}; their scans have no site, add the lines", stacklevel=1
+                )
             return {patient: sites.get(patient, "") for patient in patients}
     return dict.fromkeys(patients, "")
 
